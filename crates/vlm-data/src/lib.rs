@@ -1,0 +1,1 @@
+//! Rows to samples to batches, on the host, without libtorch.

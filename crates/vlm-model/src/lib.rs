@@ -1,0 +1,1 @@
+//! Language model, vision encoder, projector, the joined model, weights in and out, generation.

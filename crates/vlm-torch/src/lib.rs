@@ -1,0 +1,1 @@
+//! What libtorch has and tch lacks: safe wrappers over a C++ shim.

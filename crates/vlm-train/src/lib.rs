@@ -1,0 +1,1 @@
+//! Configuration, trainer, optimizer, schedule, checkpoints, metrics.

@@ -1,0 +1,1 @@
+//! Whole runs through the real `vlm` binary live in `tests/tests`.
