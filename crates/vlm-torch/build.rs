@@ -1,5 +1,42 @@
+//! Compiles the C++ shim against the libtorch that torch-sys found, and hands its folder on to the
+//! build scripts of the crates above (see `rpath.rs`).
+
+use std::path::PathBuf;
+
+/// One file a purpose; each exports C functions that `src/ffi.rs` declares.
+const SOURCES: [&str; 6] = [
+    "cpp/autocast.cpp",
+    "cpp/checkpoint.cpp",
+    "cpp/guard.cpp",
+    "cpp/optim.cpp",
+    "cpp/pth.cpp",
+    "cpp/runtime.cpp",
+];
+
 fn main() {
-    let lib = std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap();
-    println!("cargo:libtorch_lib={lib}");
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
+    let lib = PathBuf::from(std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_else(|_| {
+        panic!("torch-sys did not say where libtorch is: run `cargo xtask setup`, or set LIBTORCH")
+    }));
+    let include = lib.with_file_name("include");
+    if !include.join("ATen/ATen.h").is_file() {
+        panic!(
+            "{} has no ATen/ATen.h, so this libtorch has no headers: run `cargo xtask setup`, \
+             or point LIBTORCH at a complete libtorch 2.11.0",
+            include.display()
+        );
+    }
+    println!("cargo:rerun-if-changed=build.rs");
+    println!("cargo:rerun-if-changed=cpp");
+    println!("cargo:rerun-if-env-changed=LIBTORCH");
+    cc::Build::new()
+        .cpp(true)
+        .std("c++17")
+        .warnings(false)
+        .include(&include)
+        .include(include.join("torch/csrc/api/include"))
+        .define("_GLIBCXX_USE_CXX11_ABI", "1")
+        .files(SOURCES)
+        .compile("vlm_torch_shim");
+    println!("cargo:libtorch_lib={}", lib.display());
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
 }

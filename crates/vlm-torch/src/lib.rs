@@ -1,1 +1,27 @@
 //! What libtorch has and tch lacks: safe wrappers over a C++ shim.
+//!
+//! All `unsafe` of the project lives here. The crate knows tensors and devices; it knows nothing of
+//! models, data, configuration or checkpoints' layout.
+
+mod autocast;
+mod bytes;
+mod checkpoint;
+mod cuda;
+mod error;
+mod ffi;
+mod files;
+mod gradients;
+mod memory;
+mod optimizer;
+mod pth;
+
+pub use autocast::{AutocastGuard, autocast};
+pub use bytes::{tensor_from_bytes, tensor_to_bytes};
+pub use checkpoint::checkpoint;
+pub use cuda::load_cuda;
+pub use error::{Error, Result};
+pub use files::write_atomically;
+pub use gradients::{clip_grad_norm, set_grad_none, unscale_gradients};
+pub use memory::{peak_memory_bytes, reset_peak};
+pub use optimizer::{AdamWStep, LossScale, deterministic_algorithms, fused_adamw_step};
+pub use pth::save_pth;

@@ -1,0 +1,191 @@
+// Activation checkpointing: an autograd node that keeps a function's inputs instead of its
+// intermediate results, and runs the function again when its gradients are asked for.
+#include "guard.h"
+
+#include <ATen/autocast_mode.h>
+#include <ATen/core/grad_mode.h>
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
+#include <torch/csrc/autograd/variable.h>
+
+#include <array>
+#include <memory>
+#include <mutex>
+
+extern "C" {
+// Takes ownership of every tensor of `inputs`; returns an owned tensor, or null after vlm_set_error.
+typedef at::Tensor* (*vlm_function)(void* context, at::Tensor** inputs, size_t count);
+typedef void (*vlm_drop)(void* context);
+const char* vlm_last_error() noexcept;
+}
+
+namespace {
+
+using torch::autograd::SavedVariable;
+using torch::autograd::variable_list;
+
+class Closure {
+ public:
+  Closure(vlm_function function, vlm_drop drop, void* context)
+      : function_(function), drop_(drop), context_(context) {}
+  Closure(const Closure&) = delete;
+  Closure& operator=(const Closure&) = delete;
+  ~Closure() { drop_(context_); }
+
+  at::Tensor operator()(const std::vector<at::Tensor>& inputs) const {
+    std::vector<std::unique_ptr<at::Tensor>> owned;
+    for (const auto& input : inputs) {
+      owned.push_back(std::make_unique<at::Tensor>(input));
+    }
+    std::vector<at::Tensor*> given;
+    for (auto& input : owned) {
+      given.push_back(input.release());
+    }
+    std::unique_ptr<at::Tensor> output(function_(context_, given.data(), given.size()));
+    TORCH_CHECK(output != nullptr, vlm_last_error());
+    return *output;
+  }
+
+ private:
+  vlm_function function_;
+  vlm_drop drop_;
+  void* context_;
+};
+
+constexpr std::array<c10::DeviceType, 2> kDevices = {c10::DeviceType::CPU, c10::DeviceType::CUDA};
+
+// The second run must see the precision that the first saw, on whichever thread it happens.
+class AutocastState {
+ public:
+  AutocastState() {
+    for (size_t i = 0; i < kDevices.size(); ++i) {
+      enabled_[i] = at::autocast::is_autocast_enabled(kDevices[i]);
+      dtype_[i] = at::autocast::get_autocast_dtype(kDevices[i]);
+    }
+    cache_ = at::autocast::is_autocast_cache_enabled();
+  }
+
+  void apply() const {
+    for (size_t i = 0; i < kDevices.size(); ++i) {
+      at::autocast::set_autocast_enabled(kDevices[i], enabled_[i]);
+      at::autocast::set_autocast_dtype(kDevices[i], dtype_[i]);
+    }
+    at::autocast::set_autocast_cache_enabled(cache_);
+  }
+
+ private:
+  std::array<bool, kDevices.size()> enabled_{};
+  std::array<at::ScalarType, kDevices.size()> dtype_{};
+  bool cache_ = true;
+};
+
+// Sets the autocast state for a run of the function and restores it, also when the run throws. The
+// cache of cast weights is off meanwhile: a cast made without gradients in the first run would
+// otherwise be found by later layers that need its gradient.
+class AutocastScope {
+ public:
+  explicit AutocastScope(const AutocastState& wanted) {
+    wanted.apply();
+    at::autocast::set_autocast_cache_enabled(false);
+  }
+  AutocastScope(const AutocastScope&) = delete;
+  AutocastScope& operator=(const AutocastScope&) = delete;
+  ~AutocastScope() { before_.apply(); }
+
+ private:
+  AutocastState before_;
+};
+
+struct CheckpointNode : torch::autograd::Node {
+  std::shared_ptr<Closure> closure;
+  AutocastState autocast;
+  std::vector<SavedVariable> saved;  // the inputs, then the parameters
+  size_t num_inputs = 0;
+
+  variable_list apply(variable_list&& grad_outputs) override {
+    auto sources = unpack();
+    if (!grad_outputs[0].defined()) {
+      return variable_list(sources.size());
+    }
+    at::AutoGradMode enable_grad(true);
+    AutocastScope scope(autocast);
+    std::vector<at::Tensor> inputs, wanted;
+    std::vector<size_t> position;
+    for (size_t i = 0; i < sources.size(); ++i) {
+      at::Tensor leaf = sources[i];
+      if (i < num_inputs) {
+        leaf = sources[i].detach();
+        leaf.requires_grad_(sources[i].requires_grad());
+        inputs.push_back(leaf);
+      }
+      if (leaf.requires_grad()) {
+        wanted.push_back(leaf);
+        position.push_back(i);
+      }
+    }
+    at::Tensor output = (*closure)(inputs);
+    auto grads = torch::autograd::grad(
+        {output}, wanted, {grad_outputs[0]}, /*retain_graph=*/false, /*create_graph=*/false,
+        /*allow_unused=*/true);
+    variable_list result(sources.size());
+    for (size_t k = 0; k < position.size(); ++k) {
+      result[position[k]] = grads[k];
+    }
+    return result;
+  }
+
+  std::vector<at::Tensor> unpack() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<at::Tensor> sources;
+    for (auto& variable : saved) {
+      sources.push_back(variable.unpack());
+    }
+    return sources;
+  }
+
+  // Keeps the slots, so that a second backward pass is refused with autograd's own words.
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& variable : saved) {
+      variable.reset_data();
+    }
+  }
+};
+
+}  // namespace
+
+extern "C" {
+
+// `tensors`: `num_inputs` inputs, then the parameters. Owns `context` from the call on.
+int vlm_checkpoint(
+    at::Tensor* const* tensors, size_t count, size_t num_inputs, vlm_function function, vlm_drop drop,
+    void* context, at::Tensor** out) noexcept {
+  return vlm::guard([&] {
+    auto closure = std::make_shared<Closure>(function, drop, context);
+    auto sources = vlm::borrow(tensors, count);
+    AutocastState autocast;
+    at::Tensor output;
+    {
+      at::NoGradGuard no_grad;
+      AutocastScope scope(autocast);
+      std::vector<at::Tensor> inputs(sources.begin(), sources.begin() + static_cast<std::ptrdiff_t>(num_inputs));
+      // An input returned as it came would lose its own history to the node below.
+      output = closure->operator()(inputs).detach();
+    }
+    if (at::GradMode::is_enabled() && torch::autograd::any_variable_requires_grad(sources)) {
+      auto node = std::shared_ptr<CheckpointNode>(new CheckpointNode(), torch::autograd::deleteNode);
+      node->set_next_edges(torch::autograd::collect_next_edges(sources));
+      node->closure = std::move(closure);
+      node->autocast = autocast;
+      node->num_inputs = num_inputs;
+      for (const auto& source : sources) {
+        node->saved.emplace_back(source, /*is_output=*/false);
+      }
+      torch::autograd::set_history(output, node);
+    }
+    *out = new at::Tensor(output);
+  });
+}
+}

@@ -1,0 +1,93 @@
+//! CUDA for a program that was linked without it.
+
+use std::ffi::{CStr, CString};
+use std::fs;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+const LIBRARY: &str = "libtorch_cuda.so";
+const VERSION: &str = "2.11.0";
+
+/// Loads `libtorch_cuda.so` into the process; `false` when there is none. To be called first in
+/// `main`: libtorch remembers a "no CUDA" that was asked for earlier for good.
+///
+/// Looked for in `VLM_LIBTORCH_CUDA` (a libtorch's folder, or its `lib`), then beside the loaded
+/// `libtorch_cpu.so`, then in `LIBTORCH`. Linking it instead does not work: nothing refers to its
+/// symbols, so the linker's `--as-needed` drops it.
+/// # Errors
+/// A library that is there but not from libtorch 2.11.0, or does not load; `VLM_LIBTORCH_CUDA`
+/// without one.
+pub fn load_cuda() -> Result<bool> {
+    let Some(library) = find_library()? else {
+        return Ok(false);
+    };
+    check_version(&library)?;
+    let path = CString::new(library.as_os_str().as_bytes()).map_err(|_| Error::Library {
+        path: library.clone(),
+        message: "the path contains a NUL byte".to_owned(),
+    })?;
+    // SAFETY: a NUL-terminated path. The library's initialisers register kernels with the libtorch
+    // that is already loaded, of the same version. It is never unloaded.
+    let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
+    if handle.is_null() {
+        // SAFETY: after a failed dlopen dlerror returns this thread's message or null.
+        let message = unsafe { libc::dlerror() };
+        let message = if message.is_null() {
+            "the loader gives no reason".to_owned()
+        } else {
+            // SAFETY: not null, NUL-terminated, valid until the next dl call; copied here.
+            unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned()
+        };
+        return Err(Error::Library { path: library, message });
+    }
+    Ok(true)
+}
+
+fn find_library() -> Result<Option<PathBuf>> {
+    if let Some(folder) = std::env::var_os("VLM_LIBTORCH_CUDA").filter(|value| !value.is_empty()) {
+        let folder = PathBuf::from(folder);
+        return library_in(&folder).map(Some).ok_or_else(|| Error::Library {
+            path: folder.join(LIBRARY),
+            message: "there is no such file, though VLM_LIBTORCH_CUDA names the folder".to_owned(),
+        });
+    }
+    let beside_cpu = loaded_cpu_library()?.and_then(|cpu| cpu.parent().and_then(library_in));
+    let in_libtorch =
+        || std::env::var_os("LIBTORCH").and_then(|folder| library_in(Path::new(&folder)));
+    Ok(beside_cpu.or_else(in_libtorch))
+}
+
+fn library_in(folder: &Path) -> Option<PathBuf> {
+    [folder.join(LIBRARY), folder.join("lib").join(LIBRARY)].into_iter().find(|path| path.is_file())
+}
+
+/// Where the process has its `libtorch_cpu.so` from.
+fn loaded_cpu_library() -> Result<Option<PathBuf>> {
+    let path = Path::new("/proc/self/maps");
+    let maps = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    Ok(maps
+        .lines()
+        .filter_map(|line| line.find('/').map(|start| PathBuf::from(&line[start..])))
+        .find(|path| path.file_name().is_some_and(|name| name == "libtorch_cpu.so")))
+}
+
+/// Two versions of libtorch in one process do not end in an error but in a crash.
+fn check_version(library: &Path) -> Result<()> {
+    let Some(text) = library
+        .parent()
+        .and_then(Path::parent)
+        .and_then(|torch| fs::read_to_string(torch.join("version.py")).ok())
+    else {
+        return Ok(());
+    };
+    let found = text.lines().find_map(|line| line.trim().strip_prefix("__version__ = "));
+    match found.map(|version| version.trim_matches(['\'', '"'])) {
+        Some(version) if !version.starts_with(VERSION) => Err(Error::Library {
+            path: library.to_owned(),
+            message: format!("it is from torch {version}; this program needs {VERSION}"),
+        }),
+        _ => Ok(()),
+    }
+}

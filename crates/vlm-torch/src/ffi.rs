@@ -1,0 +1,152 @@
+//! The C functions of `cpp/`, and the little that every call to them shares.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+
+use tch::{Device, Kind, Tensor};
+use torch_sys::C_tensor;
+
+use crate::{Error, Result};
+
+/// A borrowed handle of a tensor. The shim copies the handle and never frees it.
+pub(crate) type Handle = *const C_tensor;
+
+/// Runs a function of Rust on tensors it then owns; see `vlm_function` in `checkpoint.cpp`.
+pub(crate) type Function = unsafe extern "C" fn(
+    context: *mut c_void,
+    inputs: *mut *mut C_tensor,
+    count: usize,
+) -> *mut C_tensor;
+
+/// Frees what a `context` pointer owns.
+pub(crate) type Release = unsafe extern "C" fn(context: *mut c_void);
+
+/// Takes bytes; see `vlm_write` in `pth.cpp`.
+pub(crate) type Write =
+    unsafe extern "C" fn(context: *mut c_void, bytes: *const c_char, count: usize) -> c_int;
+
+unsafe extern "C" {
+    fn vlm_last_error() -> *const c_char;
+    fn vlm_set_error(message: *const c_char);
+
+    pub(crate) fn vlm_clip_grad_norm(
+        params: *const Handle,
+        count: usize,
+        max_norm: f64,
+        norm: *mut f64,
+    ) -> c_int;
+    pub(crate) fn vlm_unscale_gradients(
+        params: *const Handle,
+        count: usize,
+        inv_scale: Handle,
+        found_inf: *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn vlm_set_grad_none(params: *const Handle, count: usize) -> c_int;
+    pub(crate) fn vlm_fused_adamw_step(
+        params: *const Handle,
+        grads: *const Handle,
+        exp_avgs: *const Handle,
+        exp_avg_sqs: *const Handle,
+        steps: *const Handle,
+        count: usize,
+        lr: f64,
+        beta1: f64,
+        beta2: f64,
+        weight_decay: f64,
+        eps: f64,
+        grad_scale: Handle,
+        found_inf: Handle,
+    ) -> c_int;
+
+    pub(crate) fn vlm_autocast_enter(
+        device_type: c_int,
+        enabled: c_int,
+        dtype: c_int,
+        previous_enabled: *mut c_int,
+        previous_dtype: *mut c_int,
+    ) -> c_int;
+    pub(crate) fn vlm_autocast_leave(
+        device_type: c_int,
+        previous_enabled: c_int,
+        previous_dtype: c_int,
+    ) -> c_int;
+
+    pub(crate) fn vlm_checkpoint(
+        tensors: *const Handle,
+        count: usize,
+        num_inputs: usize,
+        function: Function,
+        release: Release,
+        context: *mut c_void,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+
+    pub(crate) fn vlm_write_pth(
+        names: *const *const u8,
+        name_sizes: *const usize,
+        tensors: *const Handle,
+        count: usize,
+        write: Write,
+        context: *mut c_void,
+    ) -> c_int;
+
+    pub(crate) fn vlm_set_deterministic(on: c_int) -> c_int;
+    pub(crate) fn vlm_cuda_peak_bytes(device: c_int, bytes: *mut i64) -> c_int;
+    pub(crate) fn vlm_cuda_reset_peak(device: c_int) -> c_int;
+}
+
+/// Turns a status of the shim into a result that carries libtorch's message.
+pub(crate) fn check(operation: &'static str, status: c_int) -> Result<()> {
+    if status == 0 {
+        return Ok(());
+    }
+    // SAFETY: the shim returns a NUL-terminated string of this thread, valid until the next call;
+    // it is copied here.
+    let message = unsafe { CStr::from_ptr(vlm_last_error()) };
+    Err(Error::torch(operation, &message.to_string_lossy()))
+}
+
+/// Leaves a message for the C++ side that called back into Rust.
+pub(crate) fn set_error(message: &str) {
+    let text = CString::new(message.replace('\0', " ")).unwrap_or_default();
+    // SAFETY: the pointer is a NUL-terminated string that outlives the call, which copies it.
+    unsafe { vlm_set_error(text.as_ptr()) }
+}
+
+/// The text of a caught panic.
+pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| payload.downcast_ref::<&str>().copied())
+        .unwrap_or("a panic without a message")
+        .to_owned()
+}
+
+/// Handles of tensors, in order; valid while the tensors live.
+pub(crate) fn handles<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<Handle> {
+    tensors.into_iter().map(Tensor::as_ptr).collect()
+}
+
+/// `c10::DeviceType`.
+/// # Errors
+/// Devices that the project does not use.
+pub(crate) fn device_type(operation: &'static str, device: Device) -> Result<c_int> {
+    match device {
+        Device::Cpu => Ok(0),
+        Device::Cuda(_) => Ok(1),
+        other => {
+            Err(Error::argument(operation, format!("device {other:?}; expected the CPU or CUDA")))
+        }
+    }
+}
+
+/// `c10::ScalarType` of the two kinds that autocast computes in.
+/// # Errors
+/// Any other kind.
+pub(crate) fn low_precision(operation: &'static str, kind: Kind) -> Result<c_int> {
+    match kind {
+        Kind::Half => Ok(5),
+        Kind::BFloat16 => Ok(15),
+        other => {
+            Err(Error::argument(operation, format!("kind {other:?}; expected BFloat16 or Half")))
+        }
+    }
+}

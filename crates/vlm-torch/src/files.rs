@@ -1,0 +1,66 @@
+//! Files that appear whole or not at all.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use crate::{Error, Result};
+
+/// Lets `fill` write a file beside `path` under a temporary name, then flushes it to the disk and
+/// gives it its name. What was at `path` before stays until then; a failure leaves nothing behind.
+/// # Errors
+/// The system's, with the path; whatever `fill` returns.
+pub fn write_atomically<E: From<Error>>(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let temporary = temporary_name(path)?;
+    let written = write_and_sync(&temporary, fill)
+        .and_then(|()| {
+            fs::rename(&temporary, path).map_err(|e| Error::io("rename to", path, e).into())
+        })
+        .and_then(|()| sync_folder(path).map_err(E::from));
+    if written.is_err() {
+        // The first error is the one to report; the file may not even exist.
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+fn write_and_sync<E: From<Error>>(
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<File>) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let file = File::create(path).map_err(|e| Error::io("create", path, e))?;
+    let mut writer = BufWriter::with_capacity(1 << 20, file);
+    fill(&mut writer)?;
+    writer.flush().map_err(|e| Error::io("write", path, e))?;
+    writer.get_ref().sync_all().map_err(|e| Error::io("flush to disk", path, e))?;
+    Ok(())
+}
+
+/// A name in the same folder, since a rename works within one file system only.
+fn temporary_name(path: &Path) -> Result<PathBuf> {
+    let Some(name) = path.file_name() else {
+        return Err(Error::argument(
+            "write a file",
+            format!("{} is not a file name", path.display()),
+        ));
+    };
+    let mut temporary = OsString::from(".");
+    temporary.push(name);
+    temporary.push(format!(".tmp-{}", std::process::id()));
+    Ok(path.with_file_name(temporary))
+}
+
+/// The rename itself survives a power cut only once the folder is on the disk.
+fn sync_folder(path: &Path) -> Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(folder)
+        .and_then(|f| f.sync_all())
+        .map_err(|e| Error::io("flush the folder", folder, e))
+}

@@ -1,0 +1,111 @@
+//! Writing `.pth` files for Python.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::{c_char, c_int, c_void};
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use tch::{Device, Kind, Tensor};
+
+use crate::{Error, Result, ffi, write_atomically};
+
+const OPERATION: &str = "save_pth";
+
+/// Writes named tensors so that Python's `torch.load(path, weights_only=True)` reads a plain dict,
+/// in this order. Tensors that share storage still do when read; a view brings its whole storage.
+/// Histories are left out, and everything is stored as CPU tensors. The file appears whole or not
+/// at all (temporary name, fsync, rename).
+/// # Errors
+/// A name that occurs twice; the file system's, with the path; libtorch's.
+pub fn save_pth(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let mut seen = HashSet::new();
+    if let Some((name, _)) = tensors.iter().find(|(name, _)| !seen.insert(name)) {
+        return Err(Error::argument(OPERATION, format!("the name {name:?} occurs twice")));
+    }
+    let on_cpu = detached_on_cpu(tensors)?;
+    write_atomically(path, |file| write(file, tensors, &on_cpu))
+}
+
+/// What makes two tensors on a device the same values in the same memory.
+type View = (usize, Vec<i64>, Vec<i64>, Kind);
+
+/// Detached tensors on the CPU. Equal views of one device storage become one CPU tensor, so that
+/// tied weights stay tied.
+fn detached_on_cpu(tensors: &[(String, Tensor)]) -> Result<Vec<Tensor>> {
+    let mut moved: HashMap<View, Tensor> = HashMap::new();
+    let mut result = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let describe = |error| Error::argument(OPERATION, format!("tensor {name:?}: {error}"));
+        let detached = tensor.f_detach().map_err(describe)?;
+        if detached.device() == Device::Cpu {
+            result.push(detached);
+            continue;
+        }
+        let kind = detached.f_kind().map_err(describe)?;
+        let view = (detached.data_ptr() as usize, detached.size(), detached.stride(), kind);
+        let copy = match moved.get(&view) {
+            Some(copy) => copy.shallow_clone(),
+            None => detached.f_to_device(Device::Cpu).map_err(describe)?,
+        };
+        moved.insert(view, copy.shallow_clone());
+        result.push(copy);
+    }
+    Ok(result)
+}
+
+fn write(file: &mut BufWriter<File>, named: &[(String, Tensor)], tensors: &[Tensor]) -> Result<()> {
+    let names: Vec<_> = named.iter().map(|(name, _)| name.as_ptr()).collect();
+    let name_sizes: Vec<_> = named.iter().map(|(name, _)| name.len()).collect();
+    let handles = ffi::handles(tensors);
+    // SAFETY: three arrays of equal length that, like the names and tensors behind them, outlive the
+    // call; `write_bytes` gets back the `file` that is borrowed mutably for the call.
+    let status = unsafe {
+        ffi::vlm_write_pth(
+            names.as_ptr(),
+            name_sizes.as_ptr(),
+            handles.as_ptr(),
+            handles.len(),
+            write_bytes,
+            std::ptr::from_mut(file).cast(),
+        )
+    };
+    ffi::check(OPERATION, status)
+}
+
+/// Hands bytes of the archive to the file.
+///
+/// # Safety
+/// `context` is the `BufWriter<File>` of [`write`], used by nobody else; `bytes` are `count` readable
+/// bytes.
+unsafe extern "C" fn write_bytes(
+    context: *mut c_void,
+    bytes: *const c_char,
+    count: usize,
+) -> c_int {
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        if count == 0 {
+            return Ok(());
+        }
+        // SAFETY: by the contract above.
+        let (file, bytes) = unsafe {
+            (
+                &mut *context.cast::<BufWriter<File>>(),
+                std::slice::from_raw_parts(bytes.cast::<u8>(), count),
+            )
+        };
+        file.write_all(bytes)
+    }));
+    match result {
+        Ok(Ok(())) => 0,
+        Ok(Err(error)) => {
+            ffi::set_error(&format!("write: {error}"));
+            -1
+        }
+        Err(payload) => {
+            ffi::set_error(&ffi::panic_message(&*payload));
+            -1
+        }
+    }
+}
