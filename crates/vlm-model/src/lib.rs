@@ -1,1 +1,44 @@
-//! Language model, vision encoder, projector, the joined model, weights in and out, generation.
+//! The models: language model, vision encoder, projector, and the three joined.
+//!
+//! Builds models from configurations, fills them from weight files, computes losses and answers.
+//! It does not know where batches come from (`vlm-data`) or what is done with gradients
+//! (`vlm-train`).
+//!
+//! ```
+//! use tch::{Device, Kind, Tensor};
+//! use vlm_model::{ClipVisionConfig, ImageInput, LmConfig, ModelBatch, Vlm};
+//!
+//! let lm = LmConfig { dim: 64, n_layers: 2, vocab_size: 100, ..LmConfig::default() };
+//! let vision = ClipVisionConfig {
+//!     hidden_size: 48,
+//!     num_attention_heads: 4,
+//!     num_hidden_layers: 1,
+//!     patch_size: 56,
+//!     ..ClipVisionConfig::default()
+//! };
+//! let model = Vlm::new(&lm, &vision, Device::Cpu)?;
+//! // A row of 20 tokens with an image of 4 × 4 patches from position 2 on.
+//! let batch = ModelBatch {
+//!     input_ids: Tensor::ones([1, 20], (Kind::Int64, Device::Cpu)),
+//!     images: ImageInput::Pixels(Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu))),
+//!     image_starts: vec![(0, 2)],
+//! };
+//! assert_eq!(model.forward(&batch, None, false)?.size(), [1, 20, 64]);
+//! # Ok::<(), vlm_model::ModelError>(())
+//! ```
+
+pub mod config;
+mod error;
+pub mod generate;
+pub mod layers;
+pub mod lm;
+pub mod params;
+mod projector;
+mod rope;
+pub mod vision;
+mod vlm;
+
+pub use config::{ClipVisionConfig, LmConfig};
+pub use error::ModelError;
+pub use projector::LinearProjector;
+pub use vlm::{FreezePolicy, ImageInput, LossSum, ModelBatch, Vlm};

@@ -1,0 +1,74 @@
+//! The small layers that several models share.
+
+use tch::Tensor;
+
+use crate::params::{Init, Scope};
+
+/// `y = x Wᵀ + b`, PyTorch's `nn.Linear` with its parameter names.
+#[derive(Debug)]
+pub struct Linear {
+    weight: Tensor,
+    bias: Option<Tensor>,
+}
+
+impl Linear {
+    /// A layer without bias: `weight` `[out, in]`.
+    pub fn without_bias(scope: &Scope, in_dim: i64, out_dim: i64, init: Init) -> Self {
+        Self { weight: scope.param("weight", &[out_dim, in_dim], init), bias: None }
+    }
+
+    /// A layer with bias: `weight` `[out, in]`, `bias` `[out]` (starts at 0).
+    pub fn new(scope: &Scope, in_dim: i64, out_dim: i64, init: Init) -> Self {
+        let weight = scope.param("weight", &[out_dim, in_dim], init);
+        Self { weight, bias: Some(scope.param("bias", &[out_dim], Init::Const(0.0))) }
+    }
+
+    /// `[…, in]` → `[…, out]`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.linear(&self.weight, self.bias.as_ref())
+    }
+}
+
+/// Layer normalisation over the last dimension, with weight and bias (Ba et al. 2016).
+#[derive(Debug)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// `weight` and `bias` `[dim]`.
+    pub fn new(scope: &Scope, dim: i64, eps: f64) -> Self {
+        Self {
+            weight: scope.param("weight", &[dim], Init::Const(1.0)),
+            bias: scope.param("bias", &[dim], Init::Const(0.0)),
+            eps,
+        }
+    }
+
+    /// `[…, dim]` → `[…, dim]`.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
+    }
+}
+
+/// Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019).
+#[derive(Debug)]
+pub struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    /// `weight` `[dim]`.
+    pub fn new(scope: &Scope, dim: i64, eps: f64) -> Self {
+        Self { weight: scope.param("weight", &[dim], Init::Const(1.0)), eps }
+    }
+
+    /// `[…, dim]` → `[…, dim]`, computed in float32 and returned in the input's type.
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let x_f32 = x.to_kind(tch::Kind::Float);
+        x_f32.rms_norm(self.weight.size(), Some(&self.weight), self.eps).to_kind(x.kind())
+    }
+}

@@ -1,0 +1,139 @@
+//! Named parameters: the tensors of a model under the names that its weight files use.
+//!
+//! A model is built by asking a [`Scope`] for its parameters; the store remembers each under its
+//! full dotted name, in the order of construction. Knows nothing of files or optimizers.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+
+use tch::{Device, Kind, Tensor};
+
+/// How a parameter starts when no file fills it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// Every element the same.
+    Const(f64),
+    /// Normal with mean 0 and this standard deviation.
+    Normal(f64),
+    /// Uniform in `[-bound, bound]`.
+    Uniform(f64),
+}
+
+/// One named tensor. The tensor shares its storage with the model's own handle.
+#[derive(Debug)]
+pub struct Param {
+    /// Full dotted name, as in the weight files: `layers.0.attention.wq.weight`.
+    pub name: String,
+    /// The values, and whether they are trained (`requires_grad`).
+    pub tensor: Tensor,
+}
+
+/// All parameters of one model part, in the order of construction.
+#[derive(Debug)]
+pub struct ParamStore {
+    device: Device,
+    params: Rc<RefCell<Vec<Param>>>,
+}
+
+impl ParamStore {
+    /// An empty store whose parameters will be made on `device`, in float32.
+    pub fn new(device: Device) -> Self {
+        Self { device, params: Rc::default() }
+    }
+
+    /// The device the parameters live on.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// The scope without a prefix.
+    pub fn root(&self) -> Scope {
+        Scope { device: self.device, params: Rc::clone(&self.params), prefix: String::new() }
+    }
+
+    /// `(name, tensor)` of every parameter; the tensors share storage with the model.
+    pub fn named(&self) -> Vec<(String, Tensor)> {
+        self.params.borrow().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
+    }
+
+    /// The parameters that are trained, in the order of construction.
+    pub fn trainable(&self) -> Vec<(String, Tensor)> {
+        self.named().into_iter().filter(|(_, tensor)| tensor.requires_grad()).collect()
+    }
+
+    /// Number of elements of all parameters.
+    pub fn num_elements(&self) -> i64 {
+        self.params.borrow().iter().map(|p| p.tensor.numel() as i64).sum()
+    }
+
+    /// Sets `requires_grad` of every parameter by its name.
+    pub fn set_trainable(&self, is_trained: impl Fn(&str) -> bool) {
+        for param in self.params.borrow_mut().iter_mut() {
+            let on = is_trained(&param.name);
+            param.tensor = param.tensor.set_requires_grad(on);
+        }
+    }
+}
+
+/// A place in the tree of names, at which parameters are made.
+#[derive(Debug, Clone)]
+pub struct Scope {
+    device: Device,
+    params: Rc<RefCell<Vec<Param>>>,
+    prefix: String,
+}
+
+impl Scope {
+    /// The scope one level down.
+    pub fn sub(&self, name: impl std::fmt::Display) -> Scope {
+        Scope { prefix: self.full_name(&name.to_string()), ..self.clone() }
+    }
+
+    /// The device on which this scope makes its parameters.
+    pub fn device(&self) -> Device {
+        self.device
+    }
+
+    /// Makes a float32 parameter of `shape`, frozen until [`ParamStore::set_trainable`] says
+    /// otherwise.
+    pub fn param(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
+        let options = (Kind::Float, self.device);
+        let tensor = match init {
+            Init::Const(value) => Tensor::full(shape, value, options),
+            Init::Normal(std) => Tensor::randn(shape, options) * std,
+            Init::Uniform(bound) => Tensor::rand(shape, options) * (2.0 * bound) - bound,
+        };
+        let param = Param { name: self.full_name(name), tensor: tensor.shallow_clone() };
+        self.params.borrow_mut().push(param);
+        tensor
+    }
+
+    fn full_name(&self, name: &str) -> String {
+        if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_carry_their_path_and_share_storage_with_the_model() {
+        let store = ParamStore::new(Device::Cpu);
+        let weight = store.root().sub("layers").sub(3).param("weight", &[2], Init::Const(1.0));
+        let (name, mut tensor) = store.named().remove(0);
+        assert_eq!(name, "layers.3.weight");
+        let _ = tensor.fill_(7.0);
+        assert_eq!(Vec::<f32>::try_from(&weight).unwrap(), [7.0, 7.0]);
+    }
+
+    #[test]
+    fn only_the_chosen_parameters_are_trained() {
+        let store = ParamStore::new(Device::Cpu);
+        let first = store.root().param("a", &[1], Init::Const(0.0));
+        let _ = store.root().param("b", &[1], Init::Const(0.0));
+        store.set_trainable(|name| name == "a");
+        assert!(first.requires_grad());
+        assert_eq!(store.trainable().len(), 1);
+    }
+}

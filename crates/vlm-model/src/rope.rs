@@ -1,0 +1,79 @@
+//! Rotary position embedding (Su et al. 2021) on adjacent pairs, as the LLaMA and MiniMind
+//! reference code does with complex numbers.
+
+use tch::{Device, Kind, Tensor};
+
+/// The angles of every position, as unit complex numbers.
+#[derive(Debug)]
+pub struct RotaryAngles {
+    /// `[max_positions, head_dim / 2]`, complex64.
+    rotations: Tensor,
+}
+
+impl RotaryAngles {
+    /// Angles `position · theta^(-2i / head_dim)` for `max_positions` positions, in float32.
+    pub fn new(head_dim: i64, max_positions: i64, theta: f64, device: Device) -> Self {
+        let even = Tensor::arange_start_step(0, head_dim, 2, (Kind::Float, device));
+        let exponents = even / head_dim as f64;
+        let frequencies =
+            Tensor::full([1], theta, (Kind::Float, device)).pow(&exponents).reciprocal();
+        let positions = Tensor::arange(max_positions, (Kind::Float, device));
+        let angles = positions.outer(&frequencies);
+        Self { rotations: Tensor::polar(&angles.ones_like(), &angles) }
+    }
+
+    /// Number of positions there are angles for.
+    pub fn max_positions(&self) -> i64 {
+        self.rotations.size()[0]
+    }
+
+    /// The rotations of `len` positions from `start`, shaped to broadcast over
+    /// `[B, T, heads, head_dim / 2]`.
+    pub fn at(&self, start: i64, len: i64) -> Tensor {
+        self.rotations.narrow(0, start, len).unsqueeze(0).unsqueeze(2)
+    }
+}
+
+/// Turns each adjacent pair of `x` `[B, T, heads, head_dim]` by the angle of its position.
+/// Computed in float32, returned in the type of `x`.
+pub fn rotate(x: &Tensor, rotations: &Tensor) -> Tensor {
+    let (batch, len, heads, head_dim) = x.size4().expect("[B, T, heads, head_dim] by construction");
+    let pairs = x.to_kind(Kind::Float).contiguous().view([batch, len, heads, head_dim / 2, 2]);
+    let turned = pairs.view_as_complex() * rotations;
+    turned.view_as_real().flatten(3, 4).to_kind(x.kind())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_are_turned_by_position_times_frequency() {
+        let angles = RotaryAngles::new(4, 8, 100.0, Device::Cpu);
+        let x = Tensor::from_slice(&[1f32, 0.0, 1.0, 0.0]).view([1, 1, 1, 4]);
+        let turned = rotate(&x, &angles.at(3, 1));
+        // Frequencies of head width 4 and theta 100 are 1 and 0.1; position 3.
+        let expected = [3f64.cos(), 3f64.sin(), 0.3f64.cos(), 0.3f64.sin()];
+        let got = Vec::<f32>::try_from(turned.flatten(0, -1)).unwrap();
+        for (g, e) in got.iter().zip(expected) {
+            assert!((f64::from(*g) - e).abs() < 1e-6, "{got:?} against {expected:?}");
+        }
+    }
+
+    #[test]
+    fn products_depend_on_distance_alone() {
+        let angles = RotaryAngles::new(8, 64, 1e6, Device::Cpu);
+        let (q, k) = (
+            Tensor::randn([1, 1, 1, 8], (Kind::Float, Device::Cpu)),
+            Tensor::ones([1, 1, 1, 8], (Kind::Float, Device::Cpu)),
+        );
+        let dot = |at_q, at_k| {
+            f64::try_from(
+                (rotate(&q, &angles.at(at_q, 1)) * rotate(&k, &angles.at(at_k, 1)))
+                    .sum(Kind::Double),
+            )
+            .unwrap()
+        };
+        assert!((dot(5, 2) - dot(40, 37)).abs() < 1e-4);
+    }
+}

@@ -1,0 +1,5 @@
+//! Vision encoders, by their published formats.
+
+mod clip;
+
+pub use clip::ClipVision;

@@ -1,0 +1,305 @@
+//! The joined model: vision encoder → projector → language model.
+//!
+//! The features of each image take the place of its run of placeholder tokens in the prompt. Where
+//! those runs are is the data's to know; this file is told, and checks.
+//!
+//! Dimensions: B batch · T tokens · N images · P patches · V vision width · H hidden size
+
+use tch::{Device, Kind, Reduction, Tensor};
+
+use crate::ModelError;
+use crate::config::{ClipVisionConfig, LmConfig};
+use crate::lm::{CausalLm, KvCache};
+use crate::params::ParamStore;
+use crate::projector::LinearProjector;
+use crate::vision::ClipVision;
+
+/// What to show the model of its images.
+#[derive(Debug)]
+pub enum ImageInput {
+    /// Text alone.
+    None,
+    /// Normalised pixels `[N, 3, S, S]`, for the model's own encoder.
+    Pixels(Tensor),
+    /// Patch features `[N, P, V]` made before.
+    Features(Tensor),
+}
+
+/// A batch on the model's device.
+#[derive(Debug)]
+pub struct ModelBatch {
+    /// `[B, T]`, i64; padded on the right.
+    pub input_ids: Tensor,
+    /// The images, in the order of `image_starts`.
+    pub images: ImageInput,
+    /// Where each image's placeholder run starts: `(row, position)`.
+    pub image_starts: Vec<(i64, i64)>,
+}
+
+/// The summed loss of the supervised positions.
+#[derive(Debug)]
+pub struct LossSum {
+    /// Cross-entropy summed over the supervised positions, in nats; scalar float32.
+    pub sum: Tensor,
+    /// How many positions that was.
+    pub num_supervised: i64,
+}
+
+/// Which parameters are trained beside the projector.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct FreezePolicy {
+    /// The vision encoder.
+    pub train_vision: bool,
+    /// All of the language model.
+    pub train_lm: bool,
+    /// This many of the language model's first blocks.
+    pub unfreeze_first_layers: i64,
+    /// This many of the language model's last blocks.
+    pub unfreeze_last_layers: i64,
+}
+
+impl Default for FreezePolicy {
+    /// The pretraining stage: the projector and the last block.
+    fn default() -> Self {
+        Self {
+            train_vision: false,
+            train_lm: false,
+            unfreeze_first_layers: 0,
+            unfreeze_last_layers: 1,
+        }
+    }
+}
+
+/// A vision-language model.
+#[derive(Debug)]
+pub struct Vlm {
+    lm_store: ParamStore,
+    vision_store: ParamStore,
+    lm: CausalLm,
+    projector: LinearProjector,
+    vision: Option<ClipVision>,
+    vision_dim: i64,
+    num_patches: i64,
+}
+
+impl Vlm {
+    /// Builds the model with random weights on `device` (seed it with `tch::manual_seed` before).
+    ///
+    /// # Errors
+    /// A configuration that makes no model.
+    pub fn new(
+        lm_config: &LmConfig,
+        vision_config: &ClipVisionConfig,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        lm_config.validate()?;
+        let (lm_store, vision_store) = (ParamStore::new(device), ParamStore::new(device));
+        let lm = CausalLm::new(&lm_store.root(), lm_config);
+        let vision_dim = vision_config.hidden_size;
+        let model = Self {
+            projector: LinearProjector::new(&lm_store.root(), vision_dim, lm_config.dim),
+            lm,
+            vision: Some(ClipVision::new(&vision_store.root(), vision_config)),
+            lm_store,
+            vision_store,
+            vision_dim,
+            num_patches: vision_config.num_patches(),
+        };
+        model.freeze(&FreezePolicy::default());
+        Ok(model)
+    }
+
+    /// The language model.
+    pub fn lm(&self) -> &CausalLm {
+        &self.lm
+    }
+
+    /// The device that the parameters live on.
+    pub fn device(&self) -> Device {
+        self.lm_store.device()
+    }
+
+    /// Number of placeholder tokens that one image takes.
+    pub fn tokens_per_image(&self) -> i64 {
+        self.num_patches
+    }
+
+    /// Parameters of the language model and the projector: what a checkpoint holds.
+    pub fn params(&self) -> &ParamStore {
+        &self.lm_store
+    }
+
+    /// Parameters of the vision encoder.
+    pub fn vision_params(&self) -> &ParamStore {
+        &self.vision_store
+    }
+
+    /// Everything that is trained, in a fixed order.
+    pub fn trainable(&self) -> Vec<(String, Tensor)> {
+        let mut all = self.lm_store.trainable();
+        all.extend(self.vision_store.trainable());
+        all
+    }
+
+    /// Chooses what is trained; the projector always is.
+    pub fn freeze(&self, policy: &FreezePolicy) {
+        let n_layers = self.lm.config().n_layers;
+        let block_of = |name: &str| -> Option<i64> {
+            name.strip_prefix("layers.")?.split('.').next()?.parse().ok()
+        };
+        self.lm_store.set_trainable(|name| {
+            name.starts_with("vision_proj.")
+                || policy.train_lm
+                || block_of(name).is_some_and(|index| {
+                    index < policy.unfreeze_first_layers
+                        || index >= n_layers - policy.unfreeze_last_layers
+                })
+        });
+        self.vision_store.set_trainable(|_| policy.train_vision);
+    }
+
+    /// The encoder's patch features of `pixel_values` `[N, 3, S, S]`: `[N, P, V]`. No gradient is
+    /// kept when the encoder is frozen.
+    ///
+    /// # Errors
+    /// Another shape; a model without an encoder.
+    pub fn encode_images(&self, pixel_values: &Tensor) -> Result<Tensor, ModelError> {
+        let vision = self.vision.as_ref().ok_or_else(|| {
+            ModelError::Shape("this model was built without a vision encoder; give features".into())
+        })?;
+        let config = vision.config();
+        let expected = [config.num_channels, config.image_size, config.image_size];
+        let found = pixel_values.size();
+        if found.len() != 4 || found[1..] != expected {
+            return Err(ModelError::Shape(format!(
+                "pixel_values have shape {found:?}; the vision encoder expects [N, {}, {}, {}]",
+                expected[0], expected[1], expected[2]
+            )));
+        }
+        let is_trained = self.vision_store.trainable().first().is_some();
+        Ok(if is_trained {
+            vision.patch_features(pixel_values)
+        } else {
+            tch::no_grad(|| vision.patch_features(pixel_values))
+        })
+    }
+
+    /// Embeddings `[B, T, H]` of a batch, each image's projected features in the place of its
+    /// placeholders.
+    ///
+    /// # Errors
+    /// Shapes that do not agree, an image run that does not fit its row, token ids outside of the
+    /// vocabulary (only checked on the CPU, where it costs nothing).
+    pub fn embed(&self, batch: &ModelBatch) -> Result<Tensor, ModelError> {
+        let (rows, len) = batch.input_ids.size2().map_err(|_| {
+            ModelError::Shape(format!(
+                "input_ids have shape {:?}; expected [B, T]",
+                batch.input_ids.size()
+            ))
+        })?;
+        let embedded_bth = self.lm.embed(&batch.input_ids);
+        let features_npv = match &batch.images {
+            ImageInput::None => None,
+            ImageInput::Pixels(pixels) => Some(self.encode_images(pixels)?),
+            ImageInput::Features(features) => Some(features.shallow_clone()),
+        };
+        let num_images = features_npv.as_ref().map_or(0, |f| f.size()[0]);
+        if num_images != batch.image_starts.len() as i64 {
+            return Err(ModelError::Shape(format!(
+                "{num_images} images for {} placeholder runs",
+                batch.image_starts.len()
+            )));
+        }
+        let Some(features_npv) = features_npv.filter(|_| num_images > 0) else {
+            return Ok(embedded_bth);
+        };
+        let expected = [num_images, self.num_patches, self.vision_dim];
+        if features_npv.size() != expected {
+            return Err(ModelError::Shape(format!(
+                "image features have shape {:?}; expected {expected:?}",
+                features_npv.size()
+            )));
+        }
+        for &(row, start) in &batch.image_starts {
+            if row < 0 || row >= rows || start < 0 || start + self.num_patches > len {
+                return Err(ModelError::Shape(format!(
+                    "an image run of {} tokens at row {row}, position {start} does not fit a batch \
+                     of shape [{rows}, {len}]",
+                    self.num_patches
+                )));
+            }
+        }
+        Ok(self.put_features(&embedded_bth, &features_npv, &batch.image_starts))
+    }
+
+    fn put_features(
+        &self,
+        embedded_bth: &Tensor,
+        features_npv: &Tensor,
+        starts: &[(i64, i64)],
+    ) -> Tensor {
+        let size = embedded_bth.size();
+        let (len, hidden) = (size[1], size[2]);
+        let places: Vec<i64> = starts
+            .iter()
+            .flat_map(|&(row, start)| (0..self.num_patches).map(move |p| row * len + start + p))
+            .collect();
+        let places = Tensor::from_slice(&places).to_device(embedded_bth.device());
+        let projected = self.projector.forward(features_npv).view([-1, hidden]);
+        embedded_bth
+            .view([-1, hidden])
+            .index_copy(0, &places, &projected.to_kind(embedded_bth.kind()))
+            .view(size.as_slice())
+    }
+
+    /// Hidden states `[B, T, H]` of a batch, before the last norm.
+    ///
+    /// # Errors
+    /// As [`Self::embed`].
+    pub fn forward(
+        &self,
+        batch: &ModelBatch,
+        cache: Option<&mut KvCache>,
+        train: bool,
+    ) -> Result<Tensor, ModelError> {
+        let embedded_bth = self.embed(batch)?;
+        let total = embedded_bth.size()[1] + cache.as_deref().map_or(0, KvCache::len);
+        if total > self.lm.max_positions() {
+            return Err(ModelError::Shape(format!(
+                "{total} tokens, but there are rotary angles for {}; shorten the prompt or raise \
+                 max_seq_len",
+                self.lm.max_positions()
+            )));
+        }
+        Ok(self.lm.forward(&embedded_bth, cache, train))
+    }
+
+    /// Cross-entropy of a batch, summed over its supervised positions.
+    ///
+    /// `supervised` `[S]` (i64) are flat positions in `[B · T]`, `targets` `[S]` the token each
+    /// should predict. Logits are made for these positions alone, so memory does not follow
+    /// vocabulary × padding.
+    ///
+    /// # Errors
+    /// As [`Self::embed`]; `supervised` and `targets` of different lengths.
+    pub fn loss(
+        &self,
+        batch: &ModelBatch,
+        supervised: &Tensor,
+        targets: &Tensor,
+        train: bool,
+    ) -> Result<LossSum, ModelError> {
+        if supervised.size() != targets.size() {
+            return Err(ModelError::Shape(format!(
+                "{:?} supervised positions for {:?} targets",
+                supervised.size(),
+                targets.size()
+            )));
+        }
+        let hidden_bth = self.forward(batch, None, train)?;
+        let hidden_sh = hidden_bth.view([-1, self.lm.config().dim]).index_select(0, supervised);
+        let logits_sv = self.lm.logits(&hidden_sh).to_kind(Kind::Float);
+        let sum = logits_sv.cross_entropy_loss(targets, None::<Tensor>, Reduction::Sum, -100, 0.0);
+        Ok(LossSum { sum, num_supervised: targets.size()[0] })
+    }
+}

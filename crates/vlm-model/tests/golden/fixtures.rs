@@ -1,0 +1,112 @@
+//! Reading the golden files.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use tch::{Device, IndexOp, Kind, Tensor};
+use vlm_model::{ClipVisionConfig, ImageInput, LmConfig, ModelBatch, Vlm};
+
+/// Tokens of one image in the golden rows, and the id that stands for them.
+pub const IMAGE_TOKENS: i64 = 196;
+const IMAGE_TOKEN_ID: i64 = 34;
+
+/// A file under `tests/golden`.
+pub fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
+/// All tensors of a golden `.safetensors` file.
+pub fn tensors(name: &str) -> HashMap<String, Tensor> {
+    let path = golden(name);
+    let read = Tensor::read_safetensors(&path);
+    read.unwrap_or_else(|e| panic!("{}: {e}", path.display())).into_iter().collect()
+}
+
+/// A golden `.json` file.
+pub fn json(name: &str) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(golden(name)).unwrap()).unwrap()
+}
+
+/// The small model of a folder (`dense` or `moe`), with the small vision tower.
+pub fn model(folder: &str) -> Vlm {
+    let lm = LmConfig::from_file(&golden(&format!("{folder}/config.json"))).unwrap();
+    let vision = ClipVisionConfig::from_file(&golden("vision_tower/config.json")).unwrap();
+    let model = Vlm::new(&lm, &vision, Device::Cpu).unwrap();
+    let files = [
+        (model.params(), format!("{folder}/lm_vlm.safetensors")),
+        (model.vision_params(), "vision_tower/model.safetensors".to_owned()),
+    ];
+    for (params, file) in files {
+        let source = tensors(&file);
+        for (name, mut tensor) in params.named() {
+            let from = source.get(&name).unwrap_or_else(|| panic!("{file} has no {name}"));
+            tch::no_grad(|| tensor.copy_(from));
+        }
+    }
+    model
+}
+
+/// Pixels of the pool's pictures `[N, 3, 224, 224]`, in float32.
+pub fn pixels(indices: &Tensor) -> Tensor {
+    let pool = tensors("pixels.safetensors").remove("pixel_values").unwrap();
+    pool.to_kind(Kind::Float).index_select(0, &indices.flatten(0, -1))
+}
+
+/// A golden batch in the model's terms.
+pub struct Rows {
+    pub batch: ModelBatch,
+    /// Flat positions and targets where the loss mask is 1.
+    pub supervised: Tensor,
+    pub targets: Tensor,
+}
+
+/// Builds the batch from `X`, `Y`, `loss_mask` `[B, T]` and `image_index` `[B, num]`. An image run
+/// starts where 196 placeholders begin; a row's k-th run takes its k-th image, and a run without
+/// an image (or an image without a run) is left out, as the reference does.
+pub fn rows(x: &Tensor, y: &Tensor, mask: &Tensor, image_index: &Tensor) -> Rows {
+    let supervised = mask.flatten(0, -1).nonzero().flatten(0, -1);
+    let targets = y.flatten(0, -1).index_select(0, &supervised);
+    let (mut image_starts, mut shown) = (Vec::new(), Vec::new());
+    for row in 0..x.size()[0] {
+        let ids = Vec::<i64>::try_from(x.i(row)).unwrap();
+        let images = Vec::<i64>::try_from(image_index.i(row)).unwrap();
+        for (start, image) in image_runs(&ids).into_iter().zip(images) {
+            image_starts.push((row, start));
+            shown.push(image);
+        }
+    }
+    let batch = ModelBatch {
+        input_ids: x.shallow_clone(),
+        images: ImageInput::Pixels(pixels(&Tensor::from_slice(&shown))),
+        image_starts,
+    };
+    Rows { batch, supervised, targets }
+}
+
+/// Where the placeholder runs of one row start; a run of 392 is two images.
+pub fn image_runs(ids: &[i64]) -> Vec<i64> {
+    let (mut starts, mut at) = (Vec::new(), 0);
+    let width = IMAGE_TOKENS as usize;
+    while at + width <= ids.len() {
+        if ids[at..at + width].iter().all(|&id| id == IMAGE_TOKEN_ID) {
+            starts.push(at as i64);
+            at += width;
+        } else {
+            at += 1;
+        }
+    }
+    starts
+}
+
+/// Largest absolute difference.
+pub fn max_difference(a: &Tensor, b: &Tensor) -> f64 {
+    assert_eq!(a.size(), b.size());
+    f64::try_from((a - b).abs().max()).unwrap()
+}
+
+/// Fails when `a` and `b` differ by more than `tolerance`, and says by how much they do.
+pub fn assert_close(what: &str, a: &Tensor, b: &Tensor, tolerance: f64) {
+    let difference = max_difference(a, b);
+    println!("{what}: max |d| {difference:.2e} (tolerance {tolerance:.0e})");
+    assert!(difference <= tolerance, "{what}: {difference:e} is over {tolerance:e}");
+}

@@ -1,0 +1,9 @@
+//! Golden parity: the numbers of the Python reference (MiniMind-V, commit 26de815, torch 2.11.0,
+//! CPU, float32), reproduced. The files and the tolerances are described in
+//! `tests/golden/README.md` at the top of the workspace.
+
+mod dense;
+mod fixtures;
+mod generate;
+mod multi_image;
+mod vision;
