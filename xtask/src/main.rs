@@ -1,2 +1,123 @@
-//! The project's own commands.
-fn main() {}
+//! `cargo xtask`: set-up of libtorch, preparation of data, launch, checks. Builds and runs without
+//! libtorch; whatever needs it is done by the program `vlm`, which is built and started here.
+
+mod cache;
+mod check;
+mod demo;
+mod doctor;
+mod launch;
+mod launch_flags;
+mod libtorch;
+mod link_farm;
+mod pip;
+mod proof;
+mod python;
+mod run_tests;
+mod setup;
+mod sys;
+mod workspace;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, Parser, Subcommand};
+
+use libtorch::Flavour;
+use workspace::{UsageError, Workspace};
+
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", about = "Set-up, data, training, tests and checks")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Find or install libtorch, and link it into the checkout
+    Setup(SetupArgs),
+    /// Print what this machine has, and whether training can run on it
+    Doctor,
+    /// Train: the main job, on the embedded demo unless --data-path is given
+    #[command(disable_help_flag = true)]
+    Pretrain(Passed),
+    /// Write a prepared data set; without --input the demo's
+    PrepareData(PrepareDataArgs),
+    /// Make the demo's starting weights
+    #[command(disable_help_flag = true)]
+    DemoWeights(Passed),
+    /// Run any command of vlm: `cargo xtask vlm generate --help`
+    #[command(disable_help_flag = true)]
+    Vlm(Passed),
+    /// Build everything and run the tests; arguments go to `cargo test`
+    Test(Passed),
+    /// Check format, house rules and lints
+    Check,
+}
+
+#[derive(Args)]
+struct SetupArgs {
+    /// Serve NVIDIA GPUs (the default where their driver is loaded)
+    #[arg(long, conflicts_with = "cpu")]
+    cuda: bool,
+    /// Serve the processor only
+    #[arg(long)]
+    cpu: bool,
+    /// Use the libtorch 2.11.0, or the torch of a Python, in this folder
+    #[arg(long, value_name = "DIR")]
+    from: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct PrepareDataArgs {
+    /// Rows to prepare
+    #[arg(long, value_name = "FILE", requires = "images_path")]
+    input: Option<PathBuf>,
+    /// Root folder of the image names in the rows
+    #[arg(long, alias = "images_path", value_name = "DIR", requires = "input")]
+    images_path: Option<PathBuf>,
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+}
+
+#[derive(Args)]
+struct Passed {
+    /// Passed on word for word
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    args: Vec<OsString>,
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
+        }
+    }
+}
+
+fn dispatch(command: Command) -> Result<ExitCode> {
+    let workspace = &Workspace::locate();
+    match command {
+        Command::Setup(args) => {
+            let flavour = match (args.cuda, args.cpu) {
+                (true, _) => Some(Flavour::Cuda),
+                (_, true) => Some(Flavour::Cpu),
+                _ => None,
+            };
+            setup::run(workspace, &setup::Request { from: args.from, flavour })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Doctor => doctor::run(workspace),
+        Command::Pretrain(passed) => launch::pretrain(workspace, passed.args),
+        Command::PrepareData(args) => demo::prepare_data(args.input, &args.output),
+        Command::DemoWeights(passed) => launch::vlm(workspace, Some("demo-weights"), passed.args),
+        Command::Vlm(passed) => launch::vlm(workspace, None, passed.args),
+        Command::Test(passed) => run_tests::run(workspace, passed.args),
+        Command::Check => check::run(workspace),
+    }
+}

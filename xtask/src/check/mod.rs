@@ -1,0 +1,80 @@
+//! `cargo xtask check`: format, house rules, lints. All are run, so that one call shows everything
+//! that is wrong.
+
+mod dependencies;
+mod sources;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+
+use crate::setup;
+use crate::workspace::Workspace;
+
+/// A broken house rule.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Relative to the root of the checkout.
+    file: PathBuf,
+    /// From 1.
+    line: usize,
+    /// What was found, and the rule.
+    message: String,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}: {}", self.file.display(), self.line, self.message)
+    }
+}
+
+/// Exit code 1 when anything is wrong, after saying what.
+pub fn run(workspace: &Workspace) -> Result<ExitCode> {
+    let mut failures = Vec::new();
+
+    eprintln!("check: format");
+    if !passes(workspace, "fmt", "rustfmt", &["--all", "--check"])? {
+        failures.push("format (run `cargo fmt --all`)".to_owned());
+    }
+
+    eprintln!("check: house rules");
+    let mut findings = dependencies::check(workspace)?;
+    findings.extend(sources::check(workspace)?);
+    for finding in &findings {
+        eprintln!("{finding}");
+    }
+    if !findings.is_empty() {
+        failures.push(format!("house rules ({} findings)", findings.len()));
+    }
+
+    eprintln!("check: clippy");
+    setup::ensure(workspace)?;
+    let clippy = ["--workspace", "--all-targets", "--release", "--", "-D", "warnings"];
+    if !passes(workspace, "clippy", "clippy", &clippy)? {
+        failures.push("clippy".to_owned());
+    }
+
+    if failures.is_empty() {
+        eprintln!("check: all passed");
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("check: failed: {}", failures.join(", "));
+    Ok(ExitCode::FAILURE)
+}
+
+/// Runs a cargo command that comes as a component of the toolchain.
+fn passes(workspace: &Workspace, command: &str, component: &str, args: &[&str]) -> Result<bool> {
+    let installed = quiet(workspace.cargo().args([command, "--version"]))?;
+    if !installed {
+        eprintln!("`cargo {command}` is not installed: run `rustup component add {component}`");
+        return Ok(false);
+    }
+    let status = workspace.cargo().arg(command).args(args).status();
+    Ok(status.with_context(|| format!("starting cargo {command}"))?.success())
+}
+
+fn quiet(command: &mut Command) -> Result<bool> {
+    Ok(command.output().context("starting cargo")?.status.success())
+}

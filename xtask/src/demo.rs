@@ -1,0 +1,46 @@
+//! The embedded demo's data set: made on first use, and by `cargo xtask prepare-data`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use vlm_data::demo::{demo_files, write_demo_dataset};
+
+use crate::workspace::{Workspace, usage_error};
+
+/// Makes the demo data in the checkout unless it is there.
+pub fn ensure(workspace: &Workspace) -> Result<()> {
+    let output = workspace.demo_data();
+    if demo_files(&output).is_none() {
+        write(&output)?;
+    }
+    Ok(())
+}
+
+/// `cargo xtask prepare-data`.
+pub fn prepare_data(input: Option<PathBuf>, output: &Path) -> Result<ExitCode> {
+    if let Some(input) = input {
+        return Err(usage_error(format!(
+            "preparing {} is not there yet (issue 4): without --input the demo set is written; \
+             `vlm pretrain --data-path` reads .jsonl, .json and .parquet as they are",
+            input.display()
+        )));
+    }
+    write(output)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn write(output: &Path) -> Result<()> {
+    eprintln!("drawing the demo data set into {}", output.display());
+    let bar = ProgressBar::new(0)
+        .with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} pictures, {eta} left")?);
+    let written = write_demo_dataset(output, &mut |done, total| {
+        bar.set_length(total as u64);
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    written?;
+    eprintln!("wrote the demo data set in {:.0} s", bar.elapsed().as_secs_f64());
+    Ok(())
+}

@@ -1,0 +1,228 @@
+//! `cargo xtask doctor`: what this machine has, and whether the main job can run on it. Looks only;
+//! changes nothing.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+use anyhow::Result;
+
+use crate::cache::{cache_dir, gigabytes, libtorch_entry};
+use crate::libtorch::{Flavour, Libtorch, VERSION};
+use crate::proof;
+use crate::python::Python;
+use crate::setup;
+use crate::sys;
+use crate::workspace::Workspace;
+
+/// The demo's peak with the build's, rounded up.
+const ENOUGH_MEMORY_BYTES: u64 = 3_000_000_000;
+
+/// Room for the build; set-up checks its own need when it installs.
+const ENOUGH_DISK_BYTES: u64 = 3_000_000_000;
+
+/// What was found, and what stands in the way of the main job.
+#[derive(Default)]
+struct Report {
+    lines: Vec<(&'static str, String)>,
+    obstacles: Vec<String>,
+}
+
+/// Prints the report; exit code 1 when the main job cannot run.
+pub fn run(workspace: &Workspace) -> Result<ExitCode> {
+    let mut report = Report::default();
+    report.toolchain(workspace);
+    report.libtorch(workspace);
+    report.gpus();
+    report.machine(workspace);
+    for (what, found) in &report.lines {
+        println!("{what:<14} {found}");
+    }
+    println!();
+    if report.obstacles.is_empty() {
+        println!("cargo xtask pretrain can run here.");
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("cargo xtask pretrain cannot run here yet:");
+    for obstacle in &report.obstacles {
+        println!("- {obstacle}");
+    }
+    Ok(ExitCode::FAILURE)
+}
+
+impl Report {
+    fn line(&mut self, what: &'static str, found: impl Into<String>) {
+        self.lines.push((what, found.into()));
+    }
+
+    fn toolchain(&mut self, workspace: &Workspace) {
+        let cargo = answer(workspace.cargo().arg("--version"));
+        let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+        let rustc = answer(Command::new(rustc).current_dir(workspace.root()).arg("--version"));
+        self.line("rustc", rustc.unwrap_or_else(|| "not found".to_owned()));
+        self.line("cargo", cargo.unwrap_or_else(|| "not found".to_owned()));
+        match proof::cxx_version() {
+            Some(version) => self.line("C++ compiler", version),
+            None => {
+                let name = proof::cxx_compiler();
+                self.line("C++ compiler", format!("{name} does not start"));
+                self.obstacles.push(format!(
+                    "the C++ compiler {name} does not start: install one (`build-essential` on \
+                     Debian and Ubuntu, `gcc-c++` on Fedora) or set CXX"
+                ));
+            }
+        }
+    }
+
+    fn libtorch(&mut self, workspace: &Workspace) {
+        let pythons = Python::find_all();
+        self.line("Python", describe_pythons(&pythons));
+        let exported = setup::exported_libtorch(workspace);
+        let named = exported.as_deref().map(Libtorch::open);
+        if let Some(folder) = &exported {
+            self.line("LIBTORCH", folder.display().to_string());
+        }
+        match (named, setup::linked(workspace)) {
+            (Some(Err(error)), _) => {
+                self.line("libtorch", format!("{error:#}"));
+                self.obstacles.push(format!(
+                    "LIBTORCH is exported and of no use: {error:#}. Unset it or correct it"
+                ));
+            }
+            (Some(Ok(libtorch)), _) | (None, Ok(libtorch)) => {
+                let folder = fs::canonicalize(&libtorch.torch_dir);
+                let folder = folder.unwrap_or_else(|_| libtorch.torch_dir.clone());
+                let flavour = libtorch.flavour().name();
+                let text = format!("{} ({flavour}) in {}", libtorch.version, folder.display());
+                self.line("libtorch", text);
+            }
+            (None, Err(_)) => self.libtorch_to_come(&pythons),
+        }
+    }
+
+    /// Says what set-up would use, or why it would fail.
+    fn libtorch_to_come(&mut self, pythons: &[Python]) {
+        let flavour = Flavour::of_this_machine();
+        let cached = libtorch_entry(flavour).and_then(|entry| Libtorch::open(&entry));
+        let in_python = pythons
+            .iter()
+            .filter_map(|python| python.torch_dir.as_deref())
+            .find_map(|folder| Libtorch::open(folder).ok())
+            .filter(|torch| flavour == Flavour::Cpu || torch.flavour() == flavour);
+        let source = match (cached, in_python, Python::with_pip(pythons)) {
+            (Ok(cached), _, _) => format!("from the cache, {}", cached.torch_dir.display()),
+            (_, Some(torch), _) => format!("from the Python, {}", torch.torch_dir.display()),
+            (_, _, Some(python)) => format!("with {} -m pip", python.program),
+            _ => {
+                self.obstacles.push(format!(
+                    "libtorch {VERSION} is not here and there is no Python 3 with pip to install \
+                     it with: install python3-pip, or set LIBTORCH to a libtorch {VERSION}"
+                ));
+                "from nowhere".to_owned()
+            }
+        };
+        let text = format!("not set up; `cargo xtask setup` gets {VERSION} {source}");
+        self.line("libtorch", text);
+    }
+
+    fn gpus(&mut self) {
+        let driver = fs::read_to_string("/proc/driver/nvidia/version");
+        let Ok(driver) = driver else {
+            return self.line("NVIDIA driver", "none: runs use the CPU");
+        };
+        self.line("NVIDIA driver", driver.lines().next().unwrap_or("loaded").to_owned());
+        let query = ["--query-gpu=name,memory.total", "--format=csv,noheader"];
+        match Command::new("nvidia-smi").args(query).output() {
+            Ok(output) if output.status.success() => {
+                for gpu in String::from_utf8_lossy(&output.stdout).lines() {
+                    self.line("GPU", gpu.to_owned());
+                }
+            }
+            _ => self.line("GPU", "nvidia-smi does not answer"),
+        }
+    }
+
+    fn machine(&mut self, workspace: &Workspace) {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        self.line("cores", cores.to_string());
+        match fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available_memory) {
+            Some(bytes) => {
+                self.line("memory", format!("{} available", gigabytes(bytes)));
+                if bytes < ENOUGH_MEMORY_BYTES {
+                    self.obstacles.push(format!(
+                        "{} of memory available, expected {}: close other programs",
+                        gigabytes(bytes),
+                        gigabytes(ENOUGH_MEMORY_BYTES)
+                    ));
+                }
+            }
+            None => self.line("memory", "/proc/meminfo does not say"),
+        }
+        self.disk("disk, checkout", workspace.root());
+        if let Some(cache) = cache_dir().ok().as_deref().and_then(first_existing) {
+            self.disk("disk, cache", cache);
+        }
+    }
+
+    fn disk(&mut self, what: &'static str, path: &Path) {
+        match sys::free_bytes(path) {
+            Ok(bytes) => {
+                self.line(what, format!("{} free at {}", gigabytes(bytes), path.display()));
+                if bytes < ENOUGH_DISK_BYTES {
+                    self.obstacles.push(format!(
+                        "{} free at {}, expected {}",
+                        gigabytes(bytes),
+                        path.display(),
+                        gigabytes(ENOUGH_DISK_BYTES)
+                    ));
+                }
+            }
+            Err(error) => self.line(what, format!("{}: {error}", path.display())),
+        }
+    }
+}
+
+/// The first line that a program prints, if it starts and succeeds.
+fn answer(command: &mut Command) -> Option<String> {
+    let output = command.output().ok()?;
+    let first = String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned();
+    output.status.success().then_some(first)
+}
+
+fn describe_pythons(pythons: &[Python]) -> String {
+    let Some(python) = Python::with_pip(pythons).or(pythons.first()) else {
+        return "not found".to_owned();
+    };
+    let pip = if python.has_pip { "with pip" } else { "without pip" };
+    let torch = match &python.torch_dir {
+        None => "no torch".to_owned(),
+        Some(dir) => match Libtorch::open(dir) {
+            Ok(torch) => format!("torch {} in {}", torch.version, dir.display()),
+            Err(error) => format!("{error:#}"),
+        },
+    };
+    format!("{} {} {pip}, {torch}", python.program, python.version_text())
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes.
+fn available_memory(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+fn first_existing(path: &Path) -> Option<&Path> {
+    path.ancestors().find(|ancestor| ancestor.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn available_memory_is_read_in_bytes() {
+        let meminfo = "MemTotal:       24601868 kB\nMemAvailable:   1024 kB\n";
+        assert_eq!(available_memory(meminfo), Some(1_048_576));
+        assert_eq!(available_memory("MemTotal: 5 kB\n"), None);
+    }
+}

@@ -1,0 +1,45 @@
+//! `cargo xtask test`: everything cargo tests in the workspace, with the program and the demo data
+//! that the whole-run tests start from.
+
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result};
+
+use crate::workspace::Workspace;
+use crate::{demo, launch, setup};
+
+/// Names the built program to the tests.
+const BINARY_VARIABLE: &str = "VLM_BIN";
+
+/// Becomes `cargo test`; `args` may filter by name, or name packages instead of all.
+pub fn run(workspace: &Workspace, args: Vec<OsString>) -> Result<ExitCode> {
+    setup::ensure(workspace)?;
+    // Release, as the program: the bindings are compiled once for both.
+    let binary = launch::build_vlm(workspace)?;
+    demo::ensure(workspace)?;
+    let mut command = workspace.cargo();
+    command.args(["test", "--release"]).env(BINARY_VARIABLE, binary);
+    if !args.iter().any(|arg| names_a_package(&arg.to_string_lossy())) {
+        command.arg("--workspace");
+    }
+    let error = command.args(args).exec();
+    Err(error).context("starting cargo test")
+}
+
+fn names_a_package(arg: &str) -> bool {
+    arg.starts_with("-p") || arg == "--package" || arg.starts_with("--package=")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_told_from_filters() {
+        assert!(names_a_package("-p") && names_a_package("-pvlm-data"));
+        assert!(names_a_package("--package=vlm-data"));
+        assert!(!names_a_package("resumed_run") && !names_a_package("--nocapture"));
+    }
+}
