@@ -1,0 +1,25 @@
+//! What this crate promises, held against tch's own operations and PyTorch's numbers.
+
+mod autocast;
+mod bytes;
+mod checkpoint;
+mod gradients;
+mod optimizer;
+mod process;
+mod pth;
+
+use tch::{Device, Kind, Tensor};
+
+/// An f32 leaf that asks for gradients.
+fn leaf(values: &[f32]) -> Tensor {
+    Tensor::from_slice(values).set_requires_grad(true)
+}
+
+/// Seeded normal values on the CPU.
+fn random(shape: &[i64]) -> Tensor {
+    Tensor::randn(shape, (Kind::Float, Device::Cpu))
+}
+
+fn values(tensor: &Tensor) -> Vec<f64> {
+    Vec::try_from(tensor.to_kind(Kind::Double).flatten(0, -1)).expect("a dense tensor")
+}
