@@ -34,6 +34,37 @@ pub struct LmConfig {
     pub dropout: f64,
     /// Mixture of experts instead of one feed-forward layer.
     pub use_moe: bool,
+    /// The experts, where there are any.
+    #[serde(flatten)]
+    pub moe: MoeConfig,
+}
+
+/// Shape of a mixture of experts, with the reference's names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MoeConfig {
+    /// Experts that tokens are routed to.
+    pub n_routed_experts: i64,
+    /// Experts a token is sent to.
+    pub num_experts_per_tok: i64,
+    /// Whether there is an expert for all tokens; the reference has one, whatever the number.
+    pub n_shared_experts: Option<i64>,
+    /// Weight of the auxiliary loss.
+    pub aux_loss_alpha: f64,
+    /// Whether a token's weights are made to sum to 1.
+    pub norm_topk_prob: bool,
+}
+
+impl Default for MoeConfig {
+    fn default() -> Self {
+        Self {
+            n_routed_experts: 4,
+            num_experts_per_tok: 2,
+            n_shared_experts: Some(1),
+            aux_loss_alpha: 0.1,
+            norm_topk_prob: true,
+        }
+    }
 }
 
 impl Default for LmConfig {
@@ -52,6 +83,7 @@ impl Default for LmConfig {
             max_seq_len: 640,
             dropout: 0.0,
             use_moe: false,
+            moe: MoeConfig::default(),
         }
     }
 }
@@ -108,6 +140,13 @@ impl LmConfig {
             return wrong(format!(
                 "n_heads {} is not a multiple of n_kv_heads {}",
                 self.n_heads, self.n_kv_heads
+            ));
+        }
+        let MoeConfig { n_routed_experts, num_experts_per_tok, .. } = self.moe;
+        if self.use_moe && !(1..=n_routed_experts).contains(&num_experts_per_tok) {
+            return wrong(format!(
+                "num_experts_per_tok {num_experts_per_tok} is not between 1 and n_routed_experts \
+                 {n_routed_experts}"
             ));
         }
         if !(0.0..1.0).contains(&self.dropout) {

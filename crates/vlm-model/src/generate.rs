@@ -32,7 +32,7 @@ pub fn generate_greedy(
         let mut answers = vec![Vec::new(); rows];
         let mut alive: Vec<usize> = (0..rows).collect();
         let mut cache = KvCache::default();
-        let mut hidden_bth = model.forward(prompts, Some(&mut cache), false)?;
+        let mut hidden_bth = model.forward(prompts, Some(&mut cache), false)?.hidden;
         for step in 0..options.max_new_tokens {
             let next = model.lm().logits(&hidden_bth.i((.., -1, ..))).argmax(-1, false);
             let ids = Vec::<i64>::try_from(&next)?;
@@ -57,7 +57,7 @@ pub fn generate_greedy(
                 images: ImageInput::None,
                 image_starts: Vec::new(),
             };
-            hidden_bth = model.forward(&batch, Some(&mut cache), false)?;
+            hidden_bth = model.forward(&batch, Some(&mut cache), false)?.hidden;
         }
         Ok(answers)
     })

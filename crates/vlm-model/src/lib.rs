@@ -23,12 +23,13 @@
 //!     images: ImageInput::Pixels(Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu))),
 //!     image_starts: vec![(0, 2)],
 //! };
-//! assert_eq!(model.forward(&batch, None, false)?.size(), [1, 20, 64]);
+//! assert_eq!(model.forward(&batch, None, false)?.hidden.size(), [1, 20, 64]);
 //! # Ok::<(), vlm_model::ModelError>(())
 //! ```
 
 pub mod config;
 mod error;
+mod feed_forward;
 pub mod generate;
 pub mod layers;
 pub mod lm;
@@ -38,7 +39,7 @@ mod rope;
 pub mod vision;
 mod vlm;
 
-pub use config::{ClipVisionConfig, LmConfig};
+pub use config::{ClipVisionConfig, LmConfig, MoeConfig};
 pub use error::ModelError;
 pub use projector::LinearProjector;
 pub use vlm::{FreezePolicy, ImageInput, LossSum, ModelBatch, Vlm};

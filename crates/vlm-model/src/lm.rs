@@ -10,6 +10,7 @@
 use tch::{Kind, Tensor};
 
 use crate::config::LmConfig;
+use crate::feed_forward::FeedForward;
 use crate::layers::{Linear, RmsNorm};
 use crate::params::{Init, Scope};
 use crate::rope::{RotaryAngles, rotate};
@@ -59,6 +60,8 @@ struct Pass<'a> {
     /// `None`: plainly causal. Else `[T, seen + T]`, true where a token may look.
     mask: Option<Tensor>,
     cache: Option<&'a mut KvCache>,
+    /// The experts' auxiliary losses of the blocks so far.
+    aux_losses: Vec<Tensor>,
     train: bool,
 }
 
@@ -121,33 +124,6 @@ impl Attention {
     }
 }
 
-/// SwiGLU feed-forward layer (Shazeer 2020): `w2(silu(w1 x) · w3 x)`.
-#[derive(Debug)]
-struct FeedForward {
-    w1: Linear,
-    w2: Linear,
-    w3: Linear,
-    dropout: f64,
-}
-
-impl FeedForward {
-    fn new(scope: &Scope, config: &LmConfig) -> Self {
-        let (dim, width) = (config.dim, config.intermediate_size());
-        let (init, residual) = inits(config);
-        Self {
-            w1: Linear::without_bias(&scope.sub("w1"), dim, width, init),
-            w2: Linear::without_bias(&scope.sub("w2"), width, dim, residual),
-            w3: Linear::without_bias(&scope.sub("w3"), dim, width, init),
-            dropout: config.dropout,
-        }
-    }
-
-    fn forward(&self, x_bth: &Tensor, train: bool) -> Tensor {
-        let gated = self.w1.forward(x_bth).silu() * self.w3.forward(x_bth);
-        self.w2.forward(&gated).dropout(self.dropout, train)
-    }
-}
-
 /// One transformer block.
 #[derive(Debug)]
 struct Block {
@@ -170,9 +146,19 @@ impl Block {
     fn forward(&self, x_bth: &Tensor, index: usize, pass: &mut Pass) -> Tensor {
         let attended = self.attention.forward(&self.attention_norm.forward(x_bth), index, pass);
         let x_bth = x_bth + attended;
-        let fed = self.feed_forward.forward(&self.ffn_norm.forward(&x_bth), pass.train);
+        let (fed, aux_loss) = self.feed_forward.forward(&self.ffn_norm.forward(&x_bth), pass.train);
+        pass.aux_losses.extend(aux_loss);
         x_bth + fed
     }
+}
+
+/// What a forward pass gives.
+#[derive(Debug)]
+pub struct LmOutput {
+    /// `[B, T, H]`, before the last norm.
+    pub hidden: Tensor,
+    /// The experts' auxiliary loss summed over the blocks, scalar; in training with experts only.
+    pub aux_loss: Option<Tensor>,
 }
 
 /// The language model.
@@ -230,7 +216,12 @@ impl CausalLm {
     ///
     /// Rows shorter than T are padded on the right: a causal model never looks there. With a cache
     /// the tokens follow those the cache has seen, and are added to it.
-    pub fn forward(&self, inputs_bth: &Tensor, cache: Option<&mut KvCache>, train: bool) -> Tensor {
+    pub fn forward(
+        &self,
+        inputs_bth: &Tensor,
+        cache: Option<&mut KvCache>,
+        train: bool,
+    ) -> LmOutput {
         let len = inputs_bth.size()[1];
         let seen = cache.as_deref().map_or(0, KvCache::len);
         let mut pass = Pass {
@@ -239,13 +230,15 @@ impl CausalLm {
                 Tensor::ones([len, seen + len], (Kind::Bool, inputs_bth.device())).tril(seen)
             }),
             cache,
+            aux_losses: Vec::new(),
             train,
         };
         let mut x_bth = inputs_bth.dropout(self.config.dropout, train);
         for (index, block) in self.blocks.iter().enumerate() {
             x_bth = block.forward(&x_bth, index, &mut pass);
         }
-        x_bth
+        let aux_loss = pass.aux_losses.into_iter().reduce(|sum, loss| sum + loss);
+        LmOutput { hidden: x_bth, aux_loss }
     }
 
     /// Logits `[…, vocab_size]` of hidden states `[…, H]` as [`Self::forward`] returns them.
@@ -254,9 +247,18 @@ impl CausalLm {
     }
 }
 
+/// A model's named parameters with the output embedding's own name added, as the reference's files
+/// have it: the tied tensor is there under both names.
+pub fn with_tied_output(mut named: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
+    let tied = named.iter().find(|(name, _)| name == "tok_embeddings.weight");
+    let output = tied.map(|(_, tensor)| ("output.weight".to_owned(), tensor.shallow_clone()));
+    named.extend(output);
+    named
+}
+
 /// Starting values: a small normal, and a smaller one where a block writes into the residual
 /// stream (Radford et al. 2019, section 2.3).
-fn inits(config: &LmConfig) -> (Init, Init) {
+pub(crate) fn inits(config: &LmConfig) -> (Init, Init) {
     const STD: f64 = 0.02;
     (Init::Normal(STD), Init::Normal(STD / (2.0 * config.n_layers as f64).sqrt()))
 }
@@ -286,11 +288,12 @@ mod tests {
     fn cached_steps_equal_one_pass() {
         let (_store, lm) = small();
         let ids = Tensor::randint(50, [2, 9], (Kind::Int64, Device::Cpu));
-        let whole = lm.forward(&lm.embed(&ids), None, false);
+        let whole = lm.forward(&lm.embed(&ids), None, false).hidden;
         let mut cache = KvCache::default();
         // A prompt, a longer piece, then one token at a time: the three shapes of use.
         for (start, len) in [(0, 3), (3, 4), (7, 1), (8, 1)] {
-            let piece = lm.forward(&lm.embed(&ids.narrow(1, start, len)), Some(&mut cache), false);
+            let piece =
+                lm.forward(&lm.embed(&ids.narrow(1, start, len)), Some(&mut cache), false).hidden;
             let difference = (piece - whole.narrow(1, start, len)).abs().max();
             assert!(f64::try_from(difference).unwrap() < 1e-5);
         }
@@ -302,8 +305,8 @@ mod tests {
         let (_store, lm) = small();
         let ids = Tensor::randint(50, [1, 5], (Kind::Int64, Device::Cpu));
         let padded = Tensor::cat(&[&ids, &Tensor::zeros([1, 4], (Kind::Int64, Device::Cpu))], 1);
-        let short = lm.forward(&lm.embed(&ids), None, false);
-        let long = lm.forward(&lm.embed(&padded), None, false).narrow(1, 0, 5);
+        let short = lm.forward(&lm.embed(&ids), None, false).hidden;
+        let long = lm.forward(&lm.embed(&padded), None, false).hidden.narrow(1, 0, 5);
         assert!(f64::try_from((short - long).abs().max()).unwrap() < 1e-5);
     }
 }

@@ -9,7 +9,7 @@ use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::ModelError;
 use crate::config::{ClipVisionConfig, LmConfig};
-use crate::lm::{CausalLm, KvCache};
+use crate::lm::{CausalLm, KvCache, LmOutput};
 use crate::params::ParamStore;
 use crate::projector::LinearProjector;
 use crate::vision::ClipVision;
@@ -43,6 +43,8 @@ pub struct LossSum {
     pub sum: Tensor,
     /// How many positions that was.
     pub num_supervised: i64,
+    /// The experts' auxiliary loss, scalar; in training with experts only.
+    pub aux_loss: Option<Tensor>,
 }
 
 /// Which parameters are trained beside the projector.
@@ -252,7 +254,7 @@ impl Vlm {
             .view(size.as_slice())
     }
 
-    /// Hidden states `[B, T, H]` of a batch, before the last norm.
+    /// Hidden states `[B, T, H]` of a batch, before the last norm, and the auxiliary loss.
     ///
     /// # Errors
     /// As [`Self::embed`].
@@ -261,7 +263,7 @@ impl Vlm {
         batch: &ModelBatch,
         cache: Option<&mut KvCache>,
         train: bool,
-    ) -> Result<Tensor, ModelError> {
+    ) -> Result<LmOutput, ModelError> {
         let embedded_bth = self.embed(batch)?;
         let total = embedded_bth.size()[1] + cache.as_deref().map_or(0, KvCache::len);
         if total > self.lm.max_positions() {
@@ -296,10 +298,10 @@ impl Vlm {
                 targets.size()
             )));
         }
-        let hidden_bth = self.forward(batch, None, train)?;
+        let LmOutput { hidden: hidden_bth, aux_loss } = self.forward(batch, None, train)?;
         let hidden_sh = hidden_bth.view([-1, self.lm.config().dim]).index_select(0, supervised);
         let logits_sv = self.lm.logits(&hidden_sh).to_kind(Kind::Float);
         let sum = logits_sv.cross_entropy_loss(targets, None::<Tensor>, Reduction::Sum, -100, 0.0);
-        Ok(LossSum { sum, num_supervised: targets.size()[0] })
+        Ok(LossSum { sum, num_supervised: targets.size()[0], aux_loss })
     }
 }

@@ -19,7 +19,7 @@ fn logits_equal_the_reference() {
     assert!(golden("dense/config.json").exists());
     let (model, rows) = (model("dense"), first_batch());
     let expected = tensors("dense/forward.safetensors");
-    let hidden = model.forward(&rows.batch, None, true).unwrap();
+    let hidden = model.forward(&rows.batch, None, true).unwrap().hidden;
     let logits = model.lm().logits(&hidden);
     assert_close("logits", &logits, &expected["logits"], 1e-4);
 }

@@ -27,7 +27,7 @@ fn greedy_tokens_equal_the_reference() {
 
         // The whole text in one pass gives the logits that the cached steps were taken from.
         let whole = Tensor::cat(&[prompt, &expected.narrow(0, 0, 39)], 0);
-        let hidden = model.forward(&batch(&whole), None, false).unwrap();
+        let hidden = model.forward(&batch(&whole), None, false).unwrap().hidden;
         let logits = model.lm().logits(&hidden.i(0).narrow(0, prompt.size()[0] - 1, 40));
         assert_close(
             &format!("logits of answer {k}"),

@@ -5,5 +5,6 @@
 mod dense;
 mod fixtures;
 mod generate;
+mod moe;
 mod multi_image;
 mod vision;

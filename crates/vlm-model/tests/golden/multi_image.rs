@@ -11,7 +11,7 @@ fn check(case: &str) {
     let model = model("dense");
     let data = tensors(&format!("multi_image/{case}.safetensors"));
     let rows = rows(&data["X"], &data["Y"], &data["loss_mask"], &data["image_index"]);
-    let hidden = model.forward(&rows.batch, None, true).unwrap();
+    let hidden = model.forward(&rows.batch, None, true).unwrap().hidden;
     let at = hidden.index_select(1, &data["logit_positions"]);
     assert_close(&format!("{case}: logits"), &model.lm().logits(&at), &data["logits_at"], 1e-4);
 

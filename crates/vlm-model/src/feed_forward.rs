@@ -1,0 +1,162 @@
+//! The feed-forward layer of a block: one SwiGLU, or a mixture of them.
+//!
+//! Dimensions: B batch · T tokens · H hidden size · E routed experts · K experts a token
+
+use tch::{Kind, Tensor};
+
+use crate::config::LmConfig;
+use crate::layers::Linear;
+use crate::lm::inits;
+use crate::params::{Init, Scope};
+
+/// SwiGLU (Shazeer 2020): `w2(silu(w1 x) · w3 x)`.
+#[derive(Debug)]
+pub(crate) struct SwiGlu {
+    w1: Linear,
+    w2: Linear,
+    w3: Linear,
+    dropout: f64,
+}
+
+impl SwiGlu {
+    fn new(scope: &Scope, config: &LmConfig) -> Self {
+        let (dim, width) = (config.dim, config.intermediate_size());
+        let (init, residual) = inits(config);
+        Self {
+            w1: Linear::without_bias(&scope.sub("w1"), dim, width, init),
+            w2: Linear::without_bias(&scope.sub("w2"), width, dim, residual),
+            w3: Linear::without_bias(&scope.sub("w3"), dim, width, init),
+            dropout: config.dropout,
+        }
+    }
+
+    /// `[…, H]` → `[…, H]`.
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let gated = self.w1.forward(x).silu() * self.w3.forward(x);
+        self.w2.forward(&gated).dropout(self.dropout, train)
+    }
+}
+
+/// Routed experts and a shared one (DeepSeekMoE, Dai et al. 2024), as MiniMind's `MOEFeedForward`.
+///
+/// Differs from the reference on purpose: expert outputs stay in the working precision (there,
+/// they and their gradients pass through float16).
+#[derive(Debug)]
+pub(crate) struct MixtureOfExperts {
+    gate: Tensor,
+    experts: Vec<SwiGlu>,
+    shared_experts: Option<SwiGlu>,
+    experts_per_token: i64,
+    normalise: bool,
+    aux_loss_alpha: f64,
+}
+
+impl MixtureOfExperts {
+    fn new(scope: &Scope, config: &LmConfig) -> Self {
+        let moe = &config.moe;
+        let bound = (1.0 / config.dim as f64).sqrt();
+        let experts = scope.sub("experts");
+        Self {
+            experts: (0..moe.n_routed_experts)
+                .map(|index| SwiGlu::new(&experts.sub(index), config))
+                .collect(),
+            gate: scope.sub("gate").param(
+                "weight",
+                &[moe.n_routed_experts, config.dim],
+                Init::Uniform(bound),
+            ),
+            shared_experts: moe
+                .n_shared_experts
+                .filter(|&n| n > 0)
+                .map(|_| SwiGlu::new(&scope.sub("shared_experts"), config)),
+            experts_per_token: moe.num_experts_per_tok,
+            normalise: moe.norm_topk_prob,
+            aux_loss_alpha: moe.aux_loss_alpha,
+        }
+    }
+
+    /// `[B, T, H]` → `[B, T, H]`, and in training the auxiliary loss (scalar, times its alpha).
+    fn forward(&self, x_bth: &Tensor, train: bool) -> (Tensor, Option<Tensor>) {
+        let (batch, len, hidden) = x_bth.size3().expect("[B, T, H] by construction");
+        let x_nh = x_bth.reshape([-1, hidden]);
+        // Routing in float32: a tie broken by rounding would send a token elsewhere.
+        let logits_ne =
+            x_nh.to_kind(Kind::Float).linear(&self.gate.to_kind(Kind::Float), None::<Tensor>);
+        let scores_ne = logits_ne.softmax(-1, Kind::Float);
+        let (mut weights_nk, chosen_nk) = scores_ne.topk(self.experts_per_token, -1, true, false);
+        if self.experts_per_token > 1 && self.normalise {
+            weights_nk = &weights_nk / (weights_nk.sum_dim_intlist(-1, true, Kind::Float) + 1e-20);
+        }
+        let mut y_nh = self.route(&x_nh, &weights_nk, &chosen_nk, train);
+        if let Some(shared) = &self.shared_experts {
+            y_nh += shared.forward(&x_nh, train);
+        }
+        let aux_loss = (train && self.aux_loss_alpha > 0.0).then(|| {
+            let experts = self.experts.len() as i64;
+            let scores_bte = scores_ne.view([batch, len, experts]);
+            self.auxiliary_loss(&scores_bte, &chosen_nk.view([batch, -1]))
+        });
+        (y_nh.view([batch, len, hidden]), aux_loss)
+    }
+
+    /// Sends each token to its experts: tokens are grouped by expert, so that the cost follows what
+    /// was routed. An expert without tokens computes on no rows, and its gradient is zero, not
+    /// missing: ranks stay alike.
+    fn route(&self, x_nh: &Tensor, weights_nk: &Tensor, chosen_nk: &Tensor, train: bool) -> Tensor {
+        let chosen = chosen_nk.reshape([-1]);
+        let order = chosen.argsort(0, false);
+        let counts = chosen.bincount(None::<Tensor>, self.experts.len() as i64);
+        let counts = Vec::<i64>::try_from(counts).expect("a vector of counts by construction");
+        let tokens = order.divide_scalar_mode(self.experts_per_token, "floor");
+        let sorted = x_nh.index_select(0, &tokens);
+        let pieces: Vec<Tensor> = sorted
+            .split_with_sizes(counts, 0)
+            .iter()
+            .zip(&self.experts)
+            .map(|(rows, expert)| expert.forward(rows, train))
+            .collect();
+        let outputs = Tensor::cat(&pieces, 0);
+        let weights = weights_nk.reshape([-1]).index_select(0, &order).unsqueeze(1);
+        let weighted = outputs * weights.to_kind(x_nh.kind());
+        x_nh.zeros_like().index_add(0, &tokens, &weighted)
+    }
+
+    /// The sequence-level balance loss of DeepSeek-V2 (section 2.2.2): for each row, the share of
+    /// choices an expert got times its mean score.
+    fn auxiliary_loss(&self, scores_bte: &Tensor, chosen_bm: &Tensor) -> Tensor {
+        let (batch, _, experts) = scores_bte.size3().expect("[B, T, E] by construction");
+        let choices = chosen_bm.size()[1];
+        let ones = Tensor::ones([batch, choices], (Kind::Float, scores_bte.device()));
+        let load_be = Tensor::zeros([batch, experts], (Kind::Float, scores_bte.device()))
+            .scatter_add(1, chosen_bm, &ones)
+            / (choices as f64 / experts as f64);
+        let mean_scores_be = scores_bte.mean_dim(1, false, Kind::Float);
+        let per_row = (load_be * mean_scores_be).sum_dim_intlist(1, false, Kind::Float);
+        per_row.mean(Kind::Float) * self.aux_loss_alpha
+    }
+}
+
+/// Either kind.
+#[derive(Debug)]
+pub(crate) enum FeedForward {
+    Dense(SwiGlu),
+    Experts(MixtureOfExperts),
+}
+
+impl FeedForward {
+    pub(crate) fn new(scope: &Scope, config: &LmConfig) -> Self {
+        if config.use_moe {
+            Self::Experts(MixtureOfExperts::new(scope, config))
+        } else {
+            Self::Dense(SwiGlu::new(scope, config))
+        }
+    }
+
+    /// `[B, T, H]` → `[B, T, H]`, and the auxiliary loss where there is one.
+    pub(crate) fn forward(&self, x_bth: &Tensor, train: bool) -> (Tensor, Option<Tensor>) {
+        match self {
+            Self::Dense(layer) => (layer.forward(x_bth, train), None),
+            Self::Experts(layer) => layer.forward(x_bth, train),
+        }
+    }
+}
