@@ -6,6 +6,7 @@
 use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 
 use anyhow::{Context, Result, bail};
 
@@ -18,7 +19,7 @@ const PARTIAL: &str = ".partial";
 #[derive(Debug)]
 pub struct Cache {
     dir: PathBuf,
-    _lock: File,
+    lock: File,
 }
 
 /// `$XDG_CACHE_HOME/vlm`, else `~/.cache/vlm`.
@@ -46,6 +47,7 @@ impl Cache {
         let file = File::options()
             .create(true)
             .truncate(false)
+            .read(true)
             .write(true)
             .open(&path)
             .with_context(|| format!("opening {}", path.display()))?;
@@ -54,9 +56,15 @@ impl Cache {
             eprintln!("setup: another set-up is running; waiting for it");
             sys::lock_exclusive(&file, true).with_context(locking)?;
         }
-        let cache = Self { dir, _lock: file };
+        let cache = Self { dir, lock: file };
         cache.clear_partial_entries()?;
         Ok(cache)
+    }
+
+    /// The lock as the (empty) input of a program that writes into the cache: it stays locked until
+    /// that program ends, also when we are killed before it.
+    pub fn lock_for_child(&self) -> Result<Stdio> {
+        Ok(Stdio::from(self.lock.try_clone().context("sharing the cache's lock")?))
     }
 
     fn clear_partial_entries(&self) -> Result<()> {
@@ -144,7 +152,7 @@ mod tests {
     use super::*;
 
     fn cache_in(dir: &Path) -> Cache {
-        Cache { dir: dir.to_path_buf(), _lock: File::create(dir.join("setup.lock")).unwrap() }
+        Cache { dir: dir.to_path_buf(), lock: File::create(dir.join("setup.lock")).unwrap() }
     }
 
     #[test]

@@ -62,14 +62,10 @@ impl Report {
         self.line("rustc", rustc.unwrap_or_else(|| "not found".to_owned()));
         self.line("cargo", cargo.unwrap_or_else(|| "not found".to_owned()));
         match proof::cxx_version() {
-            Some(version) => self.line("C++ compiler", version),
-            None => {
-                let name = proof::cxx_compiler();
-                self.line("C++ compiler", format!("{name} does not start"));
-                self.obstacles.push(format!(
-                    "the C++ compiler {name} does not start: install one (`build-essential` on \
-                     Debian and Ubuntu, `gcc-c++` on Fedora) or set CXX"
-                ));
+            Ok(version) => self.line("C++ compiler", version),
+            Err(error) => {
+                self.line("C++ compiler", "none");
+                self.obstacles.push(error.to_string());
             }
         }
     }

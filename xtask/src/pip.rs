@@ -4,7 +4,7 @@
 use std::fs;
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -28,24 +28,18 @@ const CPU_FILES: [&str; 7] = [
     "nvidia/cu13/lib/libcupti.so.13",
 ];
 
-/// The wheels are chosen for this Python whatever the host's is: only their libraries are used.
-/// With a platform given, older pips match the tags as they are listed, so each one that torch
-/// and its dependencies carry is named.
-const WHEEL_TAGS: [&str; 13] = [
-    "--only-binary=:all:",
-    "--implementation=cp",
-    "--python-version=3.11",
-    "--platform=manylinux_2_28_x86_64",
-    "--platform=manylinux_2_27_x86_64",
-    "--platform=manylinux_2_26_x86_64",
-    "--platform=manylinux_2_25_x86_64",
-    "--platform=manylinux_2_24_x86_64",
-    "--platform=manylinux_2_17_x86_64",
-    "--platform=manylinux_2_12_x86_64",
-    "--platform=manylinux_2_5_x86_64",
-    "--platform=manylinux2014_x86_64",
-    "--platform=manylinux1_x86_64",
-];
+/// The wheels are chosen for one Python whatever the host's is: only their libraries are used.
+/// With a platform given, pip takes only the tags it is told, and NVIDIA's wheels carry all sorts
+/// (2_17, 2_18, 2_25, 2_27 for one torch): every glibc up to torch's own is named.
+fn wheel_choice() -> Vec<String> {
+    let mut options: Vec<String> =
+        ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11"]
+            .map(str::to_owned)
+            .into();
+    options.extend((5..=28).rev().map(|minor| format!("--platform=manylinux_2_{minor}_x86_64")));
+    options.push("--platform=manylinux2014_x86_64".to_owned());
+    options
+}
 
 /// Downloads libtorch into the cache.
 /// # Errors
@@ -73,8 +67,8 @@ pub fn install(cache: &Cache, python: &Python, flavour: Flavour) -> Result<()> {
     );
     let start = Instant::now();
     cache.put(&entry, |folder| match flavour {
-        Flavour::Cpu => fill_cpu(python, folder),
-        Flavour::Cuda => fill_cuda(python, folder),
+        Flavour::Cpu => fill_cpu(cache, python, folder),
+        Flavour::Cuda => fill_cuda(cache, python, folder),
     })?;
     eprintln!(
         "setup: {} in {} after {:.0} s",
@@ -85,12 +79,12 @@ pub fn install(cache: &Cache, python: &Python, flavour: Flavour) -> Result<()> {
     Ok(())
 }
 
-fn fill_cpu(python: &Python, folder: &Path) -> Result<()> {
+fn fill_cpu(cache: &Cache, python: &Python, folder: &Path) -> Result<()> {
     let wheels = folder.join("wheels");
     let torch = format!("torch=={VERSION}");
     let mut packages = vec!["--no-deps", torch.as_str()];
     packages.extend(CPU_COMPANIONS);
-    run_pip(python, folder, &wheels, &packages)?;
+    run_pip(cache, python, folder, &wheels, &packages)?;
     for file in CPU_FILES {
         let (from, to) = (wheels.join(file), folder.join(file));
         let parent = to.parent().unwrap_or(folder);
@@ -105,31 +99,38 @@ fn fill_cpu(python: &Python, folder: &Path) -> Result<()> {
 }
 
 /// The wheels stay whole; what is built against is a farm of links beside them.
-fn fill_cuda(python: &Python, folder: &Path) -> Result<()> {
+fn fill_cuda(cache: &Cache, python: &Python, folder: &Path) -> Result<()> {
     let wheels = folder.join("wheels");
     let torch = format!("torch=={VERSION}");
-    run_pip(python, folder, &wheels, &[torch.as_str()])?;
+    run_pip(cache, python, folder, &wheels, &[torch.as_str()])?;
     link_farm::build(&Libtorch::open(&wheels)?, folder)
 }
 
 /// Runs pip with its own progress on the terminal. Everything it writes stays within `folder`, so
 /// that an interrupted run leaves nothing elsewhere.
-fn run_pip(python: &Python, folder: &Path, target: &Path, packages: &[&str]) -> Result<()> {
+fn run_pip(
+    cache: &Cache,
+    python: &Python,
+    folder: &Path,
+    target: &Path,
+    packages: &[&str],
+) -> Result<()> {
     let scratch = folder.join("scratch");
     fs::create_dir_all(&scratch).with_context(|| format!("making {}", scratch.display()))?;
     let terminal = std::io::stderr().as_fd().try_clone_to_owned().context("copying stderr")?;
     let status = Command::new(&python.program)
         .args(["-m", "pip", "install", "--no-compile", "--no-input", "--target"])
         .arg(target)
-        .args(WHEEL_TAGS)
+        .args(wheel_choice())
         .args(packages)
+        .stdin(cache.lock_for_child()?)
+        .stdout(terminal)
         .env("TMPDIR", &scratch)
         .env("PIP_DISABLE_PIP_VERSION_CHECK", "1")
         // Settings made for installing into an environment: they refuse or clash with --target.
         .env("PIP_REQUIRE_VIRTUALENV", "0")
         .env("PIP_USER", "0")
-        .stdin(Stdio::null())
-        .stdout(terminal)
+        .env("PIP_ROOT_USER_ACTION", "ignore")
         .status()
         .with_context(|| format!("starting {}", python.program))?;
     if !status.success() {

@@ -66,12 +66,7 @@ fn compile_and_run(libtorch: &Libtorch) -> Result<()> {
         .args(["-ltorch_cpu", "-ltorch", "-lc10", "-lgomp"])
         .arg(format!("-Wl,-rpath,{}", lib.display()))
         .output();
-    let compiled = compiled.with_context(|| {
-        format!(
-            "cannot start the C++ compiler {compiler}: install one (g++ with libgomp: \
-             `build-essential` on Debian and Ubuntu, `gcc-c++` on Fedora), or set CXX"
-        )
-    })?;
+    let compiled = compiled.with_context(|| format!("starting the C++ compiler {compiler}"))?;
     require_success(&compiled, &format!("compiling against {}", libtorch.torch_dir.display()))?;
 
     let ran = Command::new(&binary).output().context("starting the compiled program")?;
@@ -117,11 +112,21 @@ fn stamp_of(libtorch: &Libtorch) -> Result<String> {
     ))
 }
 
-/// Whether the C++ compiler starts, and what it calls itself.
-pub fn cxx_version() -> Option<String> {
+/// What the C++ compiler calls itself.
+/// # Errors
+/// It does not start; the message says what to install.
+pub fn cxx_version() -> Result<String> {
     let compiler = cxx_compiler();
     let mut words = compiler.split_whitespace();
-    let output = Command::new(words.next()?).args(words).arg("--version").output().ok()?;
-    let first = String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned();
-    output.status.success().then_some(first)
+    let output = Command::new(words.next().unwrap_or("c++")).args(words).arg("--version").output();
+    match output {
+        Ok(output) if output.status.success() => {
+            let text = String::from_utf8_lossy(&output.stdout);
+            Ok(text.lines().next().unwrap_or(&compiler).to_owned())
+        }
+        _ => bail!(
+            "the C++ compiler {compiler} does not start: install one (`build-essential` on Debian \
+             and Ubuntu, `gcc-c++` on Fedora), or set CXX"
+        ),
+    }
 }

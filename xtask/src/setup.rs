@@ -55,6 +55,8 @@ pub fn linked(workspace: &Workspace) -> Result<Libtorch> {
 /// # Errors
 /// Nothing usable was found or could be installed; the message says what to install or to set.
 pub fn run(workspace: &Workspace, request: &Request) -> Result<()> {
+    // Asked before a download that would be of no use without it.
+    proof::cxx_version()?;
     let cache = Cache::lock()?;
     let named = request.from.clone().or_else(|| exported_libtorch(workspace));
     match named {
