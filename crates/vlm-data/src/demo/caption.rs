@@ -1,0 +1,198 @@
+//! A scene in words: one caption in each language, and the prompts that ask for it.
+
+use rand::Rng;
+
+use super::scene::{Arrangement, Colour, Object, Place, Relation, Scene, Shape, Size};
+
+/// The language of a prompt and of the caption that answers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum Language {
+    English,
+    Chinese,
+}
+
+impl Language {
+    /// Every language.
+    pub const ALL: [Language; 2] = [Language::English, Language::Chinese];
+
+    /// The ways to ask for a caption; the answer is in the prompt's language.
+    pub fn prompts(self) -> &'static [&'static str] {
+        match self {
+            Language::English => &["Describe the image.", "What is in the picture?"],
+            Language::Chinese => &["描述这张图片。", "图里有什么？"],
+        }
+    }
+
+    /// One of the two, equally likely.
+    pub fn sample(rng: &mut impl Rng) -> Language {
+        Language::ALL[rng.random_range(0..Language::ALL.len())]
+    }
+
+    /// One of this language's prompts.
+    pub fn sample_prompt(self, rng: &mut impl Rng) -> &'static str {
+        let prompts = self.prompts();
+        prompts[rng.random_range(0..prompts.len())]
+    }
+
+    /// The two-letter code (ISO 639-1).
+    pub fn code(self) -> &'static str {
+        match self {
+            Language::English => "en",
+            Language::Chinese => "zh",
+        }
+    }
+}
+
+impl Scene {
+    /// The one caption of this scene in `language`.
+    pub fn caption(&self, language: Language) -> String {
+        match (language, self.arrangement) {
+            (Language::English, Arrangement::One(object, place)) => {
+                format!("A {} {}.", english(object), english_place(place))
+            }
+            (Language::English, Arrangement::Two(first, relation, second)) => {
+                format!(
+                    "A {} {} a {}.",
+                    english(first),
+                    english_relation(relation),
+                    english(second)
+                )
+            }
+            (Language::Chinese, Arrangement::One(object, place)) => {
+                format!("{}有一个{}。", chinese_place(place), chinese(object))
+            }
+            (Language::Chinese, Arrangement::Two(first, relation, second)) => {
+                format!(
+                    "一个{}在一个{}的{}。",
+                    chinese(first),
+                    chinese(second),
+                    chinese_relation(relation)
+                )
+            }
+        }
+    }
+}
+
+/// "large red circle"
+pub(super) fn english(object: Object) -> String {
+    let size = match object.size {
+        Size::Small => "small",
+        Size::Large => "large",
+    };
+    let colour = match object.colour {
+        Colour::Red => "red",
+        Colour::Orange => "orange",
+        Colour::Yellow => "yellow",
+        Colour::Green => "green",
+        Colour::Cyan => "cyan",
+        Colour::Blue => "blue",
+        Colour::Purple => "purple",
+        Colour::Pink => "pink",
+    };
+    let shape = match object.shape {
+        Shape::Circle => "circle",
+        Shape::Square => "square",
+        Shape::Triangle => "triangle",
+        Shape::Star => "star",
+        Shape::Cross => "cross",
+        Shape::Ring => "ring",
+    };
+    format!("{size} {colour} {shape}")
+}
+
+fn chinese(object: Object) -> String {
+    let size = match object.size {
+        Size::Small => "小的",
+        Size::Large => "大的",
+    };
+    let colour = match object.colour {
+        Colour::Red => "红色",
+        Colour::Orange => "橙色",
+        Colour::Yellow => "黄色",
+        Colour::Green => "绿色",
+        Colour::Cyan => "青色",
+        Colour::Blue => "蓝色",
+        Colour::Purple => "紫色",
+        Colour::Pink => "粉色",
+    };
+    let shape = match object.shape {
+        Shape::Circle => "圆形",
+        Shape::Square => "方形",
+        Shape::Triangle => "三角形",
+        Shape::Star => "星形",
+        Shape::Cross => "十字形",
+        Shape::Ring => "圆环",
+    };
+    format!("{size}{colour}{shape}")
+}
+
+fn english_place(place: Place) -> &'static str {
+    match place {
+        Place::TopLeft => "at the top left",
+        Place::Top => "at the top",
+        Place::TopRight => "at the top right",
+        Place::Left => "on the left",
+        Place::Center => "in the center",
+        Place::Right => "on the right",
+        Place::BottomLeft => "at the bottom left",
+        Place::Bottom => "at the bottom",
+        Place::BottomRight => "at the bottom right",
+    }
+}
+
+fn chinese_place(place: Place) -> &'static str {
+    match place {
+        Place::TopLeft => "左上角",
+        Place::Top => "上方",
+        Place::TopRight => "右上角",
+        Place::Left => "左侧",
+        Place::Center => "中央",
+        Place::Right => "右侧",
+        Place::BottomLeft => "左下角",
+        Place::Bottom => "下方",
+        Place::BottomRight => "右下角",
+    }
+}
+
+fn english_relation(relation: Relation) -> &'static str {
+    match relation {
+        Relation::LeftOf => "left of",
+        Relation::Above => "above",
+    }
+}
+
+fn chinese_relation(relation: Relation) -> &'static str {
+    match relation {
+        Relation::LeftOf => "左边",
+        Relation::Above => "上面",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn there_are_over_ten_thousand_captions_in_each_language() {
+        for language in Language::ALL {
+            let captions: HashSet<String> =
+                Scene::all().map(|scene| scene.caption(language)).collect();
+            assert_eq!(captions.len(), Scene::all().count(), "two scenes share a caption");
+            assert!(captions.len() > 10_000);
+        }
+    }
+
+    #[test]
+    fn captions_read_as_written() {
+        let red = Object { size: Size::Large, colour: Colour::Red, shape: Shape::Circle };
+        let blue = Object { size: Size::Small, colour: Colour::Blue, shape: Shape::Star };
+        let one = Scene { arrangement: Arrangement::One(red, Place::TopLeft) };
+        let two = Scene { arrangement: Arrangement::Two(red, Relation::LeftOf, blue) };
+        assert_eq!(one.caption(Language::English), "A large red circle at the top left.");
+        assert_eq!(one.caption(Language::Chinese), "左上角有一个大的红色圆形。");
+        assert_eq!(two.caption(Language::English), "A large red circle left of a small blue star.");
+        assert_eq!(two.caption(Language::Chinese), "一个大的红色圆形在一个小的蓝色星形的左边。");
+    }
+}
