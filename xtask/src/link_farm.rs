@@ -10,7 +10,8 @@
 //! FARM/nvidia                                       libtorch_cpu looks in ../../nvidia for cudart
 //! FARM/cuda                                         the source's lib folder, with libtorch_cuda.so
 //! ```
-//! Not run on a GPU yet: what was seen is that programs link and run on the CPU through it.
+//! Seen on a machine without a GPU: programs link and run through it, and `libtorch_cuda.so` loads
+//! into them from `cuda` and from the folder behind it. Not run on a GPU yet.
 
 use std::fs;
 use std::os::unix::fs::symlink;

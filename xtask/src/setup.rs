@@ -154,7 +154,12 @@ fn adopt(workspace: &Workspace, cache: &Cache, libtorch: &Libtorch) -> Result<()
         Some(parent) if libtorch.can_be_linked() => parent.to_path_buf(),
         _ => {
             let farm = farm_of(&libtorch.torch_dir)?;
-            cache.put(&farm, |partial| link_farm::build(libtorch, partial))?;
+            // Another checkout may be building through it: a farm that serves is left alone.
+            let serves = Libtorch::open(&farm)
+                .is_ok_and(|old| old.can_be_linked() && is_same_library(&libtorch.torch_dir, &old));
+            if !serves {
+                cache.put(&farm, |partial| link_farm::build(libtorch, partial))?;
+            }
             farm
         }
     };
