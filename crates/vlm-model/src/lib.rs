@@ -38,6 +38,7 @@ mod projector;
 mod rope;
 pub mod vision;
 mod vlm;
+pub mod weights;
 
 pub use config::{ClipVisionConfig, LmConfig, MoeConfig};
 pub use error::ModelError;

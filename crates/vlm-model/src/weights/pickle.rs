@@ -1,5 +1,5 @@
 //! A pickle machine for weight files from strangers: it builds numbers, strings, tuples, lists and
-//! dicts, and hands every global, call and persistent id to [`super::rebuild`], which knows seven
+//! dicts, and hands every global, call and persistent id to [`super::rebuild`], which knows four
 //! functions and ten storages. Nothing is imported or executed.
 //!
 //! Opcodes as in Python's `pickletools`. All containers live in one arena and refer to each other by
@@ -11,13 +11,16 @@ use std::rc::Rc;
 use super::error::{Refusal, refuse};
 use super::rebuild::{Global, StorageRef, TensorRef};
 
+/// No function that weights need takes more than seven.
+const MAX_ARGUMENTS: usize = 16;
+
 /// A value on the machine's stack. Containers and tensors are numbers into the [`Heap`].
 #[derive(Debug, Clone)]
 pub(super) enum Value {
     None,
-    Bool(bool),
+    Bool,
     Int(i64),
-    /// Numbers that no weight needs, such as floats; kept as a place only.
+    /// A number that no weight needs, such as a float; kept as a place only, as is a bool.
     Opaque,
     Str(Rc<str>),
     Global(Global),
@@ -33,7 +36,7 @@ impl Value {
     pub fn describe(&self) -> &'static str {
         match self {
             Self::None => "None",
-            Self::Bool(_) => "a bool",
+            Self::Bool => "a bool",
             Self::Int(_) => "an integer",
             Self::Opaque => "a number",
             Self::Str(_) => "a string",
@@ -100,7 +103,7 @@ struct Machine<'a> {
     heap: Heap,
 }
 
-impl Machine<'_> {
+impl<'a> Machine<'a> {
     fn execute(&mut self, opcode: u8) -> Result<(), Refusal> {
         match opcode {
             // PROTO, FRAME: nothing depends on them.
@@ -137,7 +140,7 @@ impl Machine<'_> {
     fn number(&mut self, opcode: u8) -> Result<(), Refusal> {
         let value = match opcode {
             b'N' => Value::None,
-            0x88 | 0x89 => Value::Bool(opcode == 0x88),
+            0x88 | 0x89 => Value::Bool,
             b'K' => Value::Int(i64::from(self.byte()?)),
             b'M' => Value::Int(i64::from(u16::from_le_bytes(self.array()?))),
             b'J' => Value::Int(i64::from(i32::from_le_bytes(self.array()?))),
@@ -178,7 +181,9 @@ impl Machine<'_> {
             b't' => self.pop_to_mark()?,
             _ => {
                 let count = usize::from(opcode - 0x84);
-                let Some(start) = self.stack.len().checked_sub(count).filter(|&s| s >= self.floor()) else {
+                let Some(start) =
+                    self.stack.len().checked_sub(count).filter(|&s| s >= self.floor())
+                else {
                     return self.empty_stack();
                 };
                 self.stack.split_off(start)
@@ -251,16 +256,33 @@ impl Machine<'_> {
             0x93 => {
                 let (name, module) = (self.pop()?, self.pop()?);
                 let (Value::Str(module), Value::Str(name)) = (&module, &name) else {
-                    return refuse!("the pickle names a global by {} and {}", module.describe(), name.describe());
+                    return refuse!(
+                        "the pickle names a global by {} and {}",
+                        module.describe(),
+                        name.describe()
+                    );
                 };
                 Value::Global(Global::named(module, name)?)
             }
             b'R' => {
                 let (arguments, function) = (self.pop()?, self.pop()?);
-                let (Value::Global(function), Value::Tuple(arguments)) = (&function, &arguments) else {
-                    return refuse!("the pickle calls {} with {}", function.describe(), arguments.describe());
+                let (Value::Global(function), Value::Tuple(arguments)) = (&function, &arguments)
+                else {
+                    return refuse!(
+                        "the pickle calls {} with {}",
+                        function.describe(),
+                        arguments.describe()
+                    );
                 };
-                let arguments = self.heap.sequences[*arguments].clone();
+                let arguments = &self.heap.sequences[*arguments];
+                if arguments.len() > MAX_ARGUMENTS {
+                    return refuse!(
+                        "the pickle calls {} with {} arguments",
+                        function.name(),
+                        arguments.len()
+                    );
+                }
+                let arguments = arguments.clone();
                 function.call(&arguments, &mut self.heap)?
             }
             // Attributes of an OrderedDict: torch puts versions of modules there (`_metadata`).
@@ -290,10 +312,13 @@ impl Machine<'_> {
         Ok(array)
     }
 
-    fn take(&mut self, count: usize) -> Result<&[u8], Refusal> {
+    fn take(&mut self, count: usize) -> Result<&'a [u8], Refusal> {
         let end = self.at.checked_add(count).filter(|&end| end <= self.bytes.len());
         let Some(end) = end else {
-            return refuse!("the pickle ends at byte {}, in the middle of a value", self.bytes.len());
+            return refuse!(
+                "the pickle ends at byte {}, in the middle of a value",
+                self.bytes.len()
+            );
         };
         let taken = &self.bytes[self.at..end];
         self.at = end;
@@ -333,12 +358,17 @@ impl Machine<'_> {
     fn pop_to_mark(&mut self) -> Result<Vec<Value>, Refusal> {
         match self.marks.pop() {
             Some(height) => Ok(self.stack.split_off(height)),
-            None => refuse!("the pickle closes a group at byte {} that it never opened", self.at - 1),
+            None => {
+                refuse!("the pickle closes a group at byte {} that it never opened", self.at - 1)
+            }
         }
     }
 
     fn empty_stack<T>(&self) -> Result<T, Refusal> {
-        refuse!("the pickle takes a value at byte {} where there is none", self.at.saturating_sub(1))
+        refuse!(
+            "the pickle takes a value at byte {} where there is none",
+            self.at.saturating_sub(1)
+        )
     }
 }
 
@@ -377,14 +407,20 @@ mod tests {
     fn broken_pickles_are_refused_in_words() {
         let message = |bytes: &[u8]| unpickle(bytes).unwrap_err().0;
         assert_eq!(message(b""), "the pickle ends at byte 0, in the middle of a value");
-        assert_eq!(message(b"X\xff\xff\xff\x7fab"), "the pickle ends at byte 7, in the middle of a value");
+        assert_eq!(
+            message(b"X\xff\xff\xff\x7fab"),
+            "the pickle ends at byte 7, in the middle of a value"
+        );
         assert_eq!(message(b"."), "the pickle takes a value at byte 0 where there is none");
         assert_eq!(message(b"N(0"), "the pickle takes a value at byte 2 where there is none");
         assert_eq!(message(b"t"), "the pickle closes a group at byte 0 that it never opened");
         assert_eq!(message(b"h\x05"), "the pickle asks for memo 5, which it never made");
         assert_eq!(message(b"NNs"), "the pickle takes a value at byte 2 where there is none");
         assert_eq!(message(b"NNNs"), "the pickle sets an item of None");
-        assert_eq!(message(b"i"), "the pickle uses opcode 0x69 at byte 0, which weights do not need");
+        assert_eq!(
+            message(b"i"),
+            "the pickle uses opcode 0x69 at byte 0, which weights do not need"
+        );
         assert_eq!(message(b"N)R"), "the pickle calls None with a tuple");
         assert_eq!(message(b"Nb"), "the pickle takes a value at byte 1 where there is none");
     }

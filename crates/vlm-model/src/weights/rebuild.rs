@@ -8,6 +8,9 @@ use tch::Kind;
 use super::error::{Refusal, refuse};
 use super::pickle::{Heap, Value};
 
+/// As libtorch's own limit.
+const MAX_DIMENSIONS: usize = 64;
+
 /// What a pickle may name.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Global {
@@ -64,18 +67,34 @@ impl Global {
         })
     }
 
+    /// For messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::OrderedDict => "OrderedDict",
+            Self::RebuildTensor => "_rebuild_tensor_v2",
+            Self::RebuildParameter => "_rebuild_parameter",
+            Self::Size => "torch.Size",
+            Self::Storage(_) => "a storage class",
+        }
+    }
+
     /// What calling it makes.
     /// # Errors
     /// Arguments of other types, or that describe no tensor.
     pub fn call(self, arguments: &[Value], heap: &mut Heap) -> Result<Value, Refusal> {
         match (self, arguments) {
             (Self::OrderedDict, []) => Ok(heap.dict()),
-            (Self::OrderedDict, [Value::List(list)]) => ordered_dict(*list, heap),
             (Self::Size, [Value::Tuple(_) | Value::List(_)]) => Ok(arguments[0].clone()),
             (Self::RebuildParameter, [Value::Tensor(tensor), ..]) => Ok(Value::Tensor(*tensor)),
             (
                 Self::RebuildTensor,
-                [Value::Storage(storage), Value::Int(offset), Value::Tuple(shape), Value::Tuple(stride), ..],
+                [
+                    Value::Storage(storage),
+                    Value::Int(offset),
+                    Value::Tuple(shape),
+                    Value::Tuple(stride),
+                    ..,
+                ],
             ) => {
                 let tensor = TensorRef {
                     storage: *storage,
@@ -89,7 +108,7 @@ impl Global {
             }
             _ => {
                 let found: Vec<_> = arguments.iter().map(Value::describe).collect();
-                refuse!("the pickle calls {self:?} with ({})", found.join(", "))
+                refuse!("the pickle calls {} with ({})", self.name(), found.join(", "))
             }
         }
     }
@@ -104,8 +123,13 @@ impl StorageRef {
             Value::Tuple(items) => heap.sequences[*items].as_slice(),
             _ => &[],
         };
-        let [Value::Str(tag), Value::Global(Global::Storage(kind)), Value::Str(key), Value::Str(_), Value::Int(numel)] =
-            items
+        let [
+            Value::Str(tag),
+            Value::Global(Global::Storage(kind)),
+            Value::Str(key),
+            Value::Str(_),
+            Value::Int(numel),
+        ] = items
         else {
             let found: Vec<_> = items.iter().map(Value::describe).collect();
             return refuse!(
@@ -130,24 +154,14 @@ impl StorageRef {
     }
 }
 
-/// Python 2 wrote an OrderedDict as a list of pairs.
-fn ordered_dict(list: usize, heap: &mut Heap) -> Result<Value, Refusal> {
-    let mut items = Vec::new();
-    for pair in &heap.sequences[list] {
-        let pair = match pair {
-            Value::Tuple(pair) | Value::List(pair) => heap.sequences[*pair].as_slice(),
-            _ => &[],
-        };
-        let [key, value] = pair else {
-            return refuse!("the pickle makes an OrderedDict from something else than pairs");
-        };
-        items.push((key.clone(), value.clone()));
-    }
-    heap.dicts.push(items);
-    Ok(Value::Dict(heap.dicts.len() - 1))
-}
-
 fn integers(what: &str, values: &[Value]) -> Result<Vec<i64>, Refusal> {
+    // Each use of a shared tuple copies it, so a long one could be made to fill the memory.
+    if values.len() > MAX_DIMENSIONS {
+        return refuse!(
+            "a tensor's {what} has {} numbers; at most {MAX_DIMENSIONS} are read",
+            values.len()
+        );
+    }
     values
         .iter()
         .map(|value| match value {
@@ -164,7 +178,9 @@ fn check_inside(tensor: &TensorRef, storage: &StorageRef) -> Result<(), Refusal>
     let TensorRef { offset, shape, stride, .. } = tensor;
     let StorageRef { key, numel: available, .. } = storage;
     if shape.len() != stride.len() || *offset < 0 {
-        return refuse!("a tensor on storage {key} has shape {shape:?}, stride {stride:?}, offset {offset}");
+        return refuse!(
+            "a tensor on storage {key} has shape {shape:?}, stride {stride:?}, offset {offset}"
+        );
     }
     let count = shape.iter().try_fold(1i64, |count, &length| count.checked_mul(length));
     let end = match count {
@@ -172,7 +188,9 @@ fn check_inside(tensor: &TensorRef, storage: &StorageRef) -> Result<(), Refusal>
         _ => shape
             .iter()
             .zip(stride)
-            .try_fold(1i64, |end, (&length, &step)| end.checked_add((length - 1).checked_mul(step)?))
+            .try_fold(1i64, |end, (&length, &step)| {
+                end.checked_add((length - 1).checked_mul(step)?)
+            })
             .and_then(|end| end.checked_add(*offset)),
     };
     match (count, end) {

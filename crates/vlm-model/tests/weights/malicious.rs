@@ -1,0 +1,210 @@
+use std::fs;
+use std::io::Write;
+
+use vlm_model::weights::Weights;
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
+use crate::forge::{Pickle, archive, patch, pth};
+use crate::refusal;
+
+/// What a `.pth` with this pickle is refused for.
+fn refused(pickle: &Pickle) -> String {
+    let folder = tempfile::tempdir().unwrap();
+    refusal(&pth(&folder.path().join("w.pth"), pickle))
+}
+
+fn assert_says(message: &str, expected: &str) {
+    assert!(message.contains(expected), "{message:?} does not say {expected:?}");
+}
+
+#[test]
+fn the_forge_makes_readable_files() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = pth(&folder.path().join("w.pth"), &Pickle::one_tensor("a"));
+    assert_eq!(Weights::open(&path).unwrap().get("a").unwrap().size(), [4]);
+}
+
+#[test]
+fn functions_of_the_system_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let victim = folder.path().join("touched");
+    let command = format!("touch {}", victim.display());
+    let pickle = Pickle::new().global("os", "system").raw(b"(").text(&command).raw(b"tR.");
+    assert_says(&refused(&pickle), "the pickle wants os.system, which weights do not need");
+    assert!(!victim.exists());
+    // The newer spelling, through the stack.
+    let pickle = Pickle::new().text("builtins").text("eval").raw(b"\x93.");
+    assert_says(&refused(&pickle), "builtins.eval");
+    // Even beside good tensors, even when never called.
+    let pickle = Pickle::new().raw(b"}(").text("a").global("torch.nn", "Linear").raw(b"u.");
+    assert_says(&refused(&pickle), "torch.nn.Linear");
+}
+
+#[test]
+fn tensors_that_leave_their_storage_are_refused() {
+    let cases: [(i64, &[i64], &[i64]); 6] = [
+        (0, &[5], &[1]),
+        (1, &[4], &[1]),
+        (0, &[2, 2], &[i64::MAX, 1]),
+        (i64::MAX, &[2], &[1]),
+        (0, &[1 << 40], &[0]),
+        (0, &[i64::MAX, i64::MAX], &[0, 0]),
+    ];
+    for (offset, shape, stride) in cases {
+        let pickle =
+            Pickle::new().raw(b"}(").text("a").tensor("0", 4, offset, shape, stride).raw(b"u.");
+        assert_says(&refused(&pickle), "does not fit into storage 0 of 4 elements");
+    }
+    let negative = Pickle::new().raw(b"}(").text("a").tensor("0", 4, 3, &[2], &[-1]).raw(b"u.");
+    assert_says(&refused(&negative), "a tensor's stride has the number -1");
+    let uneven = Pickle::new().raw(b"}(").text("a").tensor("0", 4, 0, &[4], &[]).raw(b"u.");
+    assert_says(&refused(&uneven), "has shape [4], stride []");
+}
+
+#[test]
+fn storages_longer_than_their_record_are_refused() {
+    let pickle = Pickle::new().raw(b"}(").text("a").tensor("0", 5, 0, &[5], &[1]).raw(b"u.");
+    assert_says(&refused(&pickle), "tensor \"a\": storage 0 has 16 bytes, its 5 elements take 20");
+    let huge = i64::MAX / 4;
+    let pickle = Pickle::new().raw(b"}(").text("a").tensor("0", huge, 0, &[huge], &[1]).raw(b"u.");
+    assert_says(&refused(&pickle), "storage 0 has 16 bytes");
+    let pickle = Pickle::new().raw(b"}(").text("a").tensor("7", 4, 0, &[4], &[1]).raw(b"u.");
+    assert_says(&refused(&pickle), "there is no record w/data/7");
+}
+
+#[test]
+fn persistent_ids_of_other_kinds_are_refused() {
+    let text = Pickle::new().text("module").raw(b"Q.");
+    assert_says(&refused(&text), "the persistent id is a string");
+    let tag = Pickle::new().raw(b"(").text("module").global("torch", "FloatStorage");
+    let tag = tag.text("0").text("cpu").int(4).raw(b"tQ.");
+    assert_says(&refused(&tag), "the persistent id is a \"module\"; expected a \"storage\"");
+    let climbing = Pickle::new().storage("FloatStorage", "../../etc/passwd", 4).raw(b".");
+    assert_says(&refused(&climbing), "the storage key \"../../etc/passwd\" is not a plain name");
+    let negative = Pickle::new().storage("FloatStorage", "0", -1).raw(b".");
+    assert_says(&refused(&negative), "storage 0 has -1 elements");
+}
+
+#[test]
+fn pickles_without_tensors_are_refused() {
+    assert_says(&refused(&Pickle::new().int(3).raw(b".")), "it holds an integer; expected a dict");
+    assert_says(&refused(&Pickle::new().raw(b"}.")), "there are no named tensors in it");
+    let two_down = Pickle::new().raw(b"}(").text("a").raw(b"}(").text("b").raw(b"}(").text("c");
+    let two_down = two_down.tensor("0", 4, 0, &[4], &[1]).raw(b"uuu.");
+    assert_says(&refused(&two_down), "neither at the top nor one level down");
+    let one = |pickle: Pickle, key: &str| {
+        pickle.text(key).raw(b"}(").text("w").tensor("0", 4, 0, &[4], &[1]).raw(b"u")
+    };
+    let two = one(one(Pickle::new().raw(b"}("), "generator"), "critic").raw(b"u.");
+    assert_says(&refused(&two), "several dicts in it hold tensors (generator, critic)");
+}
+
+#[test]
+fn truncated_files_are_refused_at_every_length() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = pth(&folder.path().join("w.pth"), &Pickle::one_tensor("a"));
+    let whole = fs::read(&path).unwrap();
+    for length in (0..whole.len()).step_by(7) {
+        fs::write(&path, &whole[..length]).unwrap();
+        let message = refusal(&path);
+        assert!(message.contains("w.pth: "), "{message}");
+    }
+    // A cut pickle in a whole zip.
+    let pickle = Pickle(Pickle::one_tensor("a").0[..60].to_vec());
+    assert_says(&refused(&pickle), "in the middle of a value");
+}
+
+#[test]
+fn changed_values_are_noticed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.pth");
+    let values = [7u8; 16];
+    archive(&path, &[("w/data.pkl", &Pickle::one_tensor("a").0), ("w/data/0", &values)]);
+    patch(&path, &values, &[8; 16]);
+    let error = Weights::open(&path).unwrap().get("a").unwrap_err().to_string();
+    assert_says(&error, "record w/data/0: Invalid checksum");
+}
+
+#[test]
+fn bombs_are_refused_unopened() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.pth");
+    let mut zip = ZipWriter::new(fs::File::create(&path).unwrap());
+    let deflated = SimpleFileOptions::default().compression_method(CompressionMethod::Deflated);
+    zip.start_file("w/data.pkl", deflated).unwrap();
+    zip.write_all(&vec![b'N'; 32 << 20]).unwrap();
+    zip.finish().unwrap();
+    assert_says(&refusal(&path), "record w/data.pkl claims to unpack");
+
+    // A stored record that claims 4 GB less one byte in the central directory and its own header.
+    let path = pth(&path, &Pickle::one_tensor("a"));
+    let size = (Pickle::one_tensor("a").0.len() as u32).to_le_bytes();
+    patch(&path, &[size, size].concat(), &[0xfe, 0xff, 0xff, 0xff, 0xfe, 0xff, 0xff, 0xff]);
+    assert_says(&refusal(&path), "record w/data.pkl claims 4294967294 bytes");
+}
+
+#[test]
+fn record_names_that_climb_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.pth");
+    for name in ["../../evil", "/etc/evil", "w/../../evil", "w\\..\\evil"] {
+        archive(&path, &[("w/data.pkl", &Pickle::one_tensor("a").0), (name, b"x")]);
+        assert_says(&refusal(&path), "leaves the archive");
+    }
+}
+
+#[test]
+fn other_archives_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.pth");
+    let pickle = Pickle::one_tensor("a").0;
+    archive(&path, &[("a.txt", b"x")]);
+    assert_says(&refusal(&path), "has no data.pkl");
+    archive(&path, &[("w/data.pkl", &pickle), ("w/constants.pkl", b"x")]);
+    assert_says(&refusal(&path), "TorchScript");
+    archive(&path, &[("w/data.pkl", &pickle), ("v/data.pkl", &pickle)]);
+    assert_says(&refusal(&path), "2 records called data.pkl");
+    archive(&path, &[("w/data.pkl", &pickle), ("w/byteorder", b"big")]);
+    assert_says(&refusal(&path), "big-endian");
+}
+
+#[test]
+fn other_files_are_told_apart() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let cases: [(&[u8], &str); 7] = [
+        (b"", "the file is empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (b"\x80\x02\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", "before PyTorch 1.6"),
+        (b"\x89PNG\r\n\x1a\n", "neither a .pth"),
+        (b"\x02\0\0\0\0\0\0\0{}\0\0", "describes 0 bytes of tensors, the file has 2"),
+        (b"\x03\0\0\0\0\0\0\0{,}", "header is not valid"),
+        (b"{\"weight_map\": {\"a\": \"../x\"}}", "expected a file name"),
+    ];
+    for (bytes, expected) in cases {
+        fs::write(&path, bytes).unwrap();
+        assert_says(&refusal(&path), expected);
+    }
+    assert_says(&refusal(folder.path().join("none").as_path()), "No such file");
+}
+
+#[test]
+fn safetensors_headers_that_lie_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let write = |header: &str, data: usize| {
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.resize(bytes.len() + data, 0);
+        fs::write(&path, bytes).unwrap();
+    };
+    write(r#"{"a":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#, 8);
+    assert_says(&refusal(&path), "header is not valid");
+    write(r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,8]}}"#, 8);
+    assert_says(&refusal(&path), "header is not valid");
+    write(r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}"#, 4);
+    assert_says(&refusal(&path), "describes 8 bytes of tensors, the file has 4");
+    write(r#"{"a":{"dtype":"U64","shape":[1],"data_offsets":[0,8]}}"#, 8);
+    assert_says(&refusal(&path), "tensor \"a\" is of dtype U64");
+}
