@@ -38,7 +38,7 @@ pub enum WeightsError {
         /// The file.
         path: PathBuf,
         /// What is missing or has another shape.
-        report: LoadReport,
+        report: Box<LoadReport>,
     },
     /// libtorch failed on a tensor.
     #[error("tensor {name:?}: {source}")]

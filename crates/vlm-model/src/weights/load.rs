@@ -62,7 +62,10 @@ impl Weights {
     ) -> Result<LoadReport, WeightsError> {
         let report = self.compare(variables);
         if !report.misshapen.is_empty() || report.missing.iter().any(|name| !may_be_missing(name)) {
-            return Err(WeightsError::Misfit { path: self.path().to_owned(), report });
+            return Err(WeightsError::Misfit {
+                path: self.path().to_owned(),
+                report: Box::new(report),
+            });
         }
         for (name, variable) in variables {
             if self.find(name).is_none() {

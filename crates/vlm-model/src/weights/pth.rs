@@ -130,10 +130,10 @@ fn find_tensors(top: &Value, heap: &Heap) -> Result<(NamedTensors, Option<String
         .filter(|(_, tensors)| !tensors.is_empty())
         .collect();
     let usual = nested.iter().filter(|(key, _)| USUAL_KEYS.contains(key)).count();
-    let chosen = nested
+    let mut chosen = nested
         .iter()
         .filter(|(key, _)| nested.len() == 1 || usual == 1 && USUAL_KEYS.contains(key));
-    match chosen.last() {
+    match chosen.next() {
         Some((key, tensors)) => Ok((tensors.clone(), Some((*key).to_owned()))),
         None if nested.is_empty() => {
             refuse!("there are no named tensors in it, neither at the top nor one level down")
