@@ -51,7 +51,8 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
 
     eprintln!("check: clippy");
     setup::ensure(workspace)?;
-    let clippy = ["--workspace", "--all-targets", "--release", "--", "-D", "warnings"];
+    let clippy =
+        ["--keep-going", "--workspace", "--all-targets", "--release", "--", "-D", "warnings"];
     if !passes(workspace, "clippy", "clippy", &clippy)? {
         failures.push("clippy".to_owned());
     }

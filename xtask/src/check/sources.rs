@@ -107,7 +107,7 @@ fn has_word(code: &str, word: &str) -> bool {
     code.split(|c: char| !c.is_alphanumeric() && c != '_').any(|part| part == word)
 }
 
-/// Whether `folder` starts a path in `line`: `target/work/x` does not name `/work/`.
+/// Whether `folder` starts a path in `line`, and is not the middle of a relative path or a link.
 fn names_path(line: &str, folder: &str) -> bool {
     line.match_indices(folder).any(|(start, _)| {
         let before = line[..start].chars().next_back();
