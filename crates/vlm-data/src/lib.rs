@@ -1,1 +1,45 @@
 //! Rows to samples to batches, on the host, without libtorch.
+//!
+//! A [`RowSource`] yields conversations and the bytes of their images; [`ChatTokenizer`] makes
+//! token ids of a conversation and says which of them are learned from; [`ImageProcessor`] makes
+//! the vision encoder's input of an image; the [`Loader`] does both ahead of time in threads and
+//! puts rows side by side as a [`Batch`]. A row that cannot be trained on is set aside by name
+//! ([`Rejected`]) and the run goes on, unless there are too many ([`DataError::TooManyRejected`]).
+//!
+//! This crate knows no tensors, no model and no command line.
+
+mod batch;
+mod chat;
+mod civil_time;
+mod decode;
+pub mod demo;
+mod error;
+mod image_root;
+mod jsonl;
+mod loader;
+mod marked;
+mod order;
+mod placeholder;
+mod preprocess;
+mod preprocess_config;
+mod reject;
+mod reject_log;
+mod rows;
+mod source;
+mod tally;
+mod template;
+mod tokenizer_files;
+mod worker;
+
+pub use batch::{Batch, IGNORE_INDEX, ImagePlace, Padding};
+pub use chat::{ChatTokenizer, EncodedRow};
+pub use decode::ImageLimits;
+pub use error::DataError;
+pub use jsonl::JsonlSource;
+pub use loader::{Epoch, Loader, LoaderConfig};
+pub use placeholder::ImagePlaceholder;
+pub use preprocess::ImageProcessor;
+pub use reject::{Reject, RejectReason, Rejected};
+pub use reject_log::RejectLog;
+pub use rows::{IMAGE_TAG, Role, Row, Turn};
+pub use source::RowSource;

@@ -1,0 +1,162 @@
+//! Rows side by side, as the model takes them.
+
+use serde::{Deserialize, Serialize};
+
+use crate::chat::EncodedRow;
+use crate::reject::Rejected;
+
+/// The label of positions that are not learned from: padding, questions, images.
+pub const IGNORE_INDEX: i64 = -100;
+
+/// How far the rows of a batch are filled up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Padding {
+    /// To the longest row of the batch.
+    #[default]
+    Longest,
+    /// To the length limit, as the reference does.
+    Max,
+}
+
+/// Where an image's features go in a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ImagePlace {
+    /// Row of the batch.
+    pub row: usize,
+    /// First of its tokens in `input_ids` of that row.
+    pub start: usize,
+}
+
+/// B rows of T tokens with N images of side S.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Batch {
+    /// Number of the batch in its epoch, from 0.
+    pub index: usize,
+    /// Which rows of the source these are.
+    pub rows: Vec<usize>,
+    /// B; 0 when every row was rejected.
+    pub batch_size: usize,
+    /// T: of the longest row, or the length limit less one.
+    pub seq_len: usize,
+    /// `[B, T]`, row by row: the ids without the last one, then padding.
+    pub input_ids: Vec<i64>,
+    /// `[B, T]`: what each position should predict, [`IGNORE_INDEX`] where nothing.
+    pub labels: Vec<i64>,
+    /// `[B]`: tokens of `input_ids` that are not padding.
+    pub lengths: Vec<usize>,
+    /// `[N, 3, S, S]`; empty when the loader has no image processor.
+    pub pixel_values: Vec<f32>,
+    /// `[N]`, in the order of `pixel_values`.
+    pub images: Vec<ImagePlace>,
+    /// Labels that are not [`IGNORE_INDEX`].
+    pub num_supervised: usize,
+    /// The rows that were drawn for this batch and set aside.
+    pub rejected: Vec<Rejected>,
+}
+
+/// A row that can be trained on.
+#[derive(Debug, Clone)]
+pub(crate) struct Sample {
+    /// Index in the source.
+    pub(crate) row: usize,
+    pub(crate) encoded: EncodedRow,
+    /// `[3, S, S]` for each image.
+    pub(crate) pixel_values: Vec<Vec<f32>>,
+}
+
+impl Batch {
+    /// Puts `samples` side by side. `max_len` is the T to fill up to, or `None` for the longest.
+    pub(crate) fn collate(
+        index: usize,
+        samples: Vec<Sample>,
+        rejected: Vec<Rejected>,
+        max_len: Option<usize>,
+        pad_token_id: i64,
+    ) -> Self {
+        let shifted_len = |sample: &Sample| sample.encoded.input_ids.len().saturating_sub(1);
+        let longest = samples.iter().map(shifted_len).max().unwrap_or(0);
+        let seq_len = if samples.is_empty() { 0 } else { max_len.unwrap_or(longest).max(longest) };
+        let num_tokens = samples.len() * seq_len;
+        let num_pixels = samples.iter().flat_map(|s| &s.pixel_values).map(Vec::len).sum();
+        let mut batch = Self {
+            index,
+            rows: samples.iter().map(|sample| sample.row).collect(),
+            batch_size: samples.len(),
+            seq_len,
+            input_ids: vec![pad_token_id; num_tokens],
+            labels: vec![IGNORE_INDEX; num_tokens],
+            lengths: samples.iter().map(shifted_len).collect(),
+            pixel_values: Vec::with_capacity(num_pixels),
+            images: Vec::new(),
+            num_supervised: 0,
+            rejected,
+        };
+        for (row, sample) in samples.into_iter().enumerate() {
+            let ids = &sample.encoded.input_ids;
+            let length = batch.lengths[row];
+            let at = row * seq_len;
+            batch.input_ids[at..at + length].copy_from_slice(&ids[..length]);
+            for span in &sample.encoded.supervised {
+                // Position t predicts token t + 1; the first token of all is predicted by none.
+                let span = span.start.max(1)..span.end.min(ids.len());
+                if span.is_empty() {
+                    continue;
+                }
+                batch.labels[at + span.start - 1..at + span.end - 1]
+                    .copy_from_slice(&ids[span.clone()]);
+                batch.num_supervised += span.len();
+            }
+            let place = |&start: &usize| ImagePlace { row, start };
+            batch.images.extend(sample.encoded.image_starts.iter().map(place));
+            for pixels in &sample.pixel_values {
+                batch.pixel_values.extend_from_slice(pixels);
+            }
+        }
+        batch
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(row: usize, ids: &[i64], supervised: std::ops::Range<usize>) -> Sample {
+        Sample {
+            row,
+            encoded: EncodedRow {
+                input_ids: ids.to_vec(),
+                supervised: vec![supervised],
+                image_starts: vec![1],
+            },
+            pixel_values: vec![vec![row as f32; 2]],
+        }
+    }
+
+    #[test]
+    fn labels_are_the_ids_one_position_later() {
+        let samples = vec![sample(4, &[1, 2, 3, 4], 2..4), sample(9, &[5, 6, 7], 0..2)];
+        let batch = Batch::collate(3, samples.clone(), Vec::new(), None, 0);
+        let none = IGNORE_INDEX;
+        assert_eq!((batch.index, batch.batch_size, batch.seq_len), (3, 2, 3));
+        assert_eq!(batch.rows, [4, 9]);
+        assert_eq!(batch.input_ids, [1, 2, 3, 5, 6, 0]);
+        assert_eq!(batch.labels, [none, 3, 4, 6, none, none]);
+        assert_eq!(batch.lengths, [3, 2]);
+        assert_eq!(batch.num_supervised, 3);
+        assert_eq!(batch.pixel_values, [4., 4., 9., 9.]);
+        let places = [ImagePlace { row: 0, start: 1 }, ImagePlace { row: 1, start: 1 }];
+        assert_eq!(batch.images, places);
+
+        let padded = Batch::collate(3, samples, Vec::new(), Some(5), 9);
+        assert_eq!(padded.seq_len, 5);
+        assert_eq!(padded.input_ids, [1, 2, 3, 9, 9, 5, 6, 9, 9, 9]);
+        assert_eq!(padded.num_supervised, 3);
+    }
+
+    #[test]
+    fn a_batch_of_rejected_rows_is_empty() {
+        let batch = Batch::collate(0, Vec::new(), Vec::new(), Some(5), 0);
+        assert_eq!((batch.batch_size, batch.seq_len, batch.input_ids.len()), (0, 0, 0));
+    }
+}

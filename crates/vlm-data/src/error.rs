@@ -1,0 +1,60 @@
+//! What ends a run because of its data. A row that is merely unusable is a
+//! [`Reject`](crate::Reject) instead: it is set aside and the run goes on.
+
+use std::path::{Path, PathBuf};
+
+/// An error of this crate.
+#[derive(Debug, thiserror::Error)]
+pub enum DataError {
+    /// A file could not be opened, read or written.
+    #[error("{}: cannot {action}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was tried, as a verb phrase: "read the file".
+        action: &'static str,
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A file was read, and what it holds cannot be used.
+    #[error("{}: {problem}", path.display())]
+    Content {
+        /// The file or folder.
+        path: PathBuf,
+        /// What was expected, what was found and what to do about it.
+        problem: String,
+    },
+    /// Settings that contradict each other.
+    #[error("{0}")]
+    Settings(String),
+    /// Loading a row ended in a panic: a defect of the program, not of the data.
+    #[error(
+        "the loader failed at {location}: {message}; this is a defect of the program: please \
+         report it with this row"
+    )]
+    WorkerPanic {
+        /// The row, as [`RowSource::locate`](crate::RowSource::locate) names it.
+        location: String,
+        /// What the panic said.
+        message: String,
+    },
+    /// So many rows were set aside that the data or the settings must be wrong.
+    #[error("{0}")]
+    TooManyRejected(String),
+}
+
+impl DataError {
+    /// For `map_err`: a system error at `path` while doing `action`.
+    pub(crate) fn io(
+        path: &Path,
+        action: &'static str,
+    ) -> impl FnOnce(std::io::Error) -> DataError + use<> {
+        let path = path.to_owned();
+        move |source| Self::Io { path, action, source }
+    }
+
+    /// Unusable content of the file at `path`.
+    pub(crate) fn content(path: &Path, problem: impl Into<String>) -> Self {
+        Self::Content { path: path.to_owned(), problem: problem.into() }
+    }
+}

@@ -1,0 +1,126 @@
+//! The folder that image names in rows are relative to, and may not leave.
+
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::{Component, Path, PathBuf};
+
+use crate::error::DataError;
+use crate::reject::{Reject, RejectReason};
+
+/// An encoded picture larger than this, in bytes, is not read at all.
+const MAX_FILE_BYTES: u64 = 256 << 20;
+
+/// A folder of images. Names come from data that nobody has looked through, so a name that leads
+/// out of the folder, by itself or through a symbolic link, is refused.
+#[derive(Debug, Clone)]
+pub struct ImageRoot {
+    path: PathBuf,
+}
+
+impl ImageRoot {
+    /// # Errors
+    /// A folder that is not there.
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let canonical =
+            path.canonicalize().map_err(DataError::io(path, "find the folder of the images"))?;
+        if !canonical.is_dir() {
+            return Err(DataError::content(
+                path,
+                "expected the folder of the images, found a file",
+            ));
+        }
+        Ok(Self { path: canonical })
+    }
+
+    /// Reads the file called `name` under the folder.
+    ///
+    /// # Errors
+    /// A name that leads outside, a missing file, or one that cannot be read.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, Reject> {
+        let path = self.resolve(name)?;
+        let unreadable = |problem: String| {
+            Reject::new(RejectReason::UnreadableImage, format!("{name:?}: {problem}"))
+        };
+        // Looked at before it is opened: opening a named pipe would wait for ever.
+        let metadata = path.metadata().map_err(|e| unreadable(e.to_string()))?;
+        if !metadata.is_file() {
+            return Err(unreadable("not a regular file".into()));
+        }
+        if metadata.len() > MAX_FILE_BYTES {
+            return Err(Reject::new(
+                RejectReason::ImageTooLarge,
+                format!("{name:?}: {} bytes; at most {MAX_FILE_BYTES} are read", metadata.len()),
+            ));
+        }
+        let mut bytes = Vec::with_capacity(metadata.len() as usize);
+        File::open(&path)
+            .and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut bytes))
+            .map_err(|e| unreadable(e.to_string()))?;
+        Ok(bytes)
+    }
+
+    fn resolve(&self, name: &str) -> Result<PathBuf, Reject> {
+        let outside = |problem: &str| {
+            Reject::new(
+                RejectReason::ImageOutsideRoot,
+                format!("{name:?} {problem}; names must stay within the images folder"),
+            )
+        };
+        let relative = Path::new(name);
+        for component in relative.components() {
+            match component {
+                Component::Normal(_) | Component::CurDir => {}
+                Component::ParentDir => return Err(outside("has a \"..\"")),
+                Component::RootDir | Component::Prefix(_) => {
+                    return Err(outside("is an absolute path"));
+                }
+            }
+        }
+        let path = match self.path.join(relative).canonicalize() {
+            Ok(path) => path,
+            Err(e) if e.kind() == ErrorKind::NotFound => {
+                return Err(Reject::new(
+                    RejectReason::MissingImage,
+                    format!("no file {name:?} in {}", self.path.display()),
+                ));
+            }
+            Err(e) => {
+                return Err(Reject::new(RejectReason::UnreadableImage, format!("{name:?}: {e}")));
+            }
+        };
+        if !path.starts_with(&self.path) {
+            return Err(outside("leads elsewhere through a symbolic link"));
+        }
+        Ok(path)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_within_the_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let root_path = folder.path().join("images");
+        std::fs::create_dir_all(root_path.join("sub")).unwrap();
+        std::fs::write(folder.path().join("secret"), b"s").unwrap();
+        std::fs::write(root_path.join("sub/a.jpg"), b"a").unwrap();
+        let root = ImageRoot::open(&root_path).unwrap();
+        assert_eq!(root.read("./sub/a.jpg").unwrap(), b"a");
+        let reason = |name: &str| root.read(name).unwrap_err().reason;
+        assert_eq!(reason("../secret"), RejectReason::ImageOutsideRoot);
+        assert_eq!(reason("sub/../../secret"), RejectReason::ImageOutsideRoot);
+        assert_eq!(reason("/etc/passwd"), RejectReason::ImageOutsideRoot);
+        assert_eq!(reason("none.jpg"), RejectReason::MissingImage);
+        assert_eq!(reason("a\0b"), RejectReason::UnreadableImage);
+        assert_eq!(reason("sub"), RejectReason::UnreadableImage);
+        #[cfg(unix)]
+        {
+            let secret = folder.path().join("secret");
+            std::os::unix::fs::symlink(secret, root_path.join("link.jpg")).unwrap();
+            assert_eq!(reason("link.jpg"), RejectReason::ImageOutsideRoot);
+        }
+        assert!(ImageRoot::open(&folder.path().join("nowhere")).is_err());
+    }
+}

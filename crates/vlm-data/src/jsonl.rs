@@ -1,0 +1,179 @@
+//! Rows from a file of JSON lines. Only where each line lies is kept in memory: twenty bytes a row.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::DataError;
+use crate::image_root::ImageRoot;
+use crate::reject::{Reject, RejectReason};
+use crate::rows::Row;
+use crate::source::RowSource;
+
+/// A line longer than this, in bytes, is rejected unread.
+const MAX_LINE_BYTES: u64 = 64 << 20;
+
+const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+
+/// The rows of a `.jsonl` file, read as they are asked for.
+#[derive(Debug)]
+pub struct JsonlSource {
+    path: PathBuf,
+    file: File,
+    lines: Vec<Line>,
+    images: ImageRoot,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Line {
+    offset: u64,
+    bytes: u64,
+    /// From 1, as editors count; blank lines count too.
+    number: u32,
+}
+
+impl JsonlSource {
+    /// Opens `path` and finds its lines; blank ones are no rows. Image names are relative to
+    /// `images_root`, without one to the folder of `path`.
+    ///
+    /// # Errors
+    /// A file or folder that cannot be read, or a file without any row.
+    pub fn open(path: &Path, images_root: Option<&Path>) -> Result<Self, DataError> {
+        let file = File::open(path).map_err(DataError::io(path, "open the rows"))?;
+        let lines = index_lines(&file).map_err(DataError::io(path, "read the rows"))?;
+        if lines.is_empty() {
+            return Err(DataError::content(
+                path,
+                "no rows in this file; expected one JSON object a line: {\"conversations\": \
+                 [{\"role\": \"user\", \"content\": \"<image>\\n…\"}, {\"role\": \"assistant\", \
+                 \"content\": \"…\"}], \"image\": \"a.jpg\"}",
+            ));
+        }
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
+        let images = ImageRoot::open(images_root.or(parent).unwrap_or(Path::new(".")))?;
+        Ok(Self { path: path.to_owned(), file, lines, images })
+    }
+}
+
+impl RowSource for JsonlSource {
+    fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    fn row(&self, index: usize) -> Result<Row, Reject> {
+        let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
+        let Some(line) = self.lines.get(index) else {
+            return Err(invalid(format!("row {index} of {}", self.lines.len())));
+        };
+        if line.bytes > MAX_LINE_BYTES {
+            return Err(invalid(format!(
+                "the line has {} bytes; at most {MAX_LINE_BYTES} are read",
+                line.bytes
+            )));
+        }
+        let mut bytes = vec![0; line.bytes as usize];
+        self.file
+            .read_exact_at(&mut bytes, line.offset)
+            .map_err(|e| invalid(format!("cannot be read (did the file change?): {e}")))?;
+        let text = std::str::from_utf8(&bytes).map_err(|e| invalid(format!("not UTF-8: {e}")))?;
+        Row::from_json(text)
+    }
+
+    fn image_bytes(&self, row: &Row, k: usize) -> Result<Vec<u8>, Reject> {
+        let name = row.images.get(k).ok_or_else(|| {
+            Reject::new(
+                RejectReason::MissingImage,
+                format!("image {k} of a row with {}", row.images.len()),
+            )
+        })?;
+        self.images.read(name)
+    }
+
+    fn locate(&self, index: usize) -> String {
+        let name = self.path.file_name().unwrap_or(self.path.as_os_str()).display();
+        match self.lines.get(index) {
+            Some(line) => format!("{name}:{}", line.number),
+            None => format!("{name}, row {index}"),
+        }
+    }
+
+    fn length_hint(&self, index: usize) -> u64 {
+        // Bytes, not characters: a token covers about as many bytes in Chinese as in English.
+        self.lines.get(index).map_or(0, |line| line.bytes)
+    }
+}
+
+fn index_lines(file: &File) -> std::io::Result<Vec<Line>> {
+    let mut reader = BufReader::with_capacity(1 << 20, file);
+    let mut lines = Vec::new();
+    let mut offset = 0;
+    if reader.fill_buf()?.starts_with(BYTE_ORDER_MARK) {
+        reader.consume(BYTE_ORDER_MARK.len());
+        offset = BYTE_ORDER_MARK.len() as u64;
+    }
+    let mut line = Line { offset, bytes: 0, number: 1 };
+    let mut is_blank = true;
+    loop {
+        let buffer = reader.fill_buf()?;
+        if buffer.is_empty() {
+            break;
+        }
+        let newline = buffer.iter().position(|&byte| byte == b'\n');
+        let part = &buffer[..newline.unwrap_or(buffer.len())];
+        is_blank &= part.iter().all(u8::is_ascii_whitespace);
+        line.bytes += part.len() as u64;
+        let consumed = part.len() + usize::from(newline.is_some());
+        reader.consume(consumed);
+        if newline.is_some() {
+            if !is_blank {
+                lines.push(line);
+            }
+            let offset = line.offset + line.bytes + 1;
+            line = Line { offset, bytes: 0, number: line.number.saturating_add(1) };
+            is_blank = true;
+        }
+    }
+    if !is_blank {
+        lines.push(line);
+    }
+    Ok(lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ROW: &str = r#"{"conversations":[{"content":"好"}],"image":"a.jpg"}"#;
+
+    #[test]
+    fn rows_are_found_by_line_and_blank_lines_are_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        std::fs::write(&path, format!("\u{feff}{ROW}\r\n\n  \n{{broken\n{ROW}")).unwrap();
+        std::fs::write(folder.path().join("a.jpg"), b"picture").unwrap();
+        let source = JsonlSource::open(&path, None).unwrap();
+        assert_eq!(source.len(), 3);
+        let row = source.row(0).unwrap();
+        assert_eq!(row.turns[0].content, "好");
+        assert_eq!(source.image_bytes(&row, 0).unwrap(), b"picture");
+        assert_eq!(source.image_bytes(&row, 1).unwrap_err().reason, RejectReason::MissingImage);
+        assert_eq!(source.row(1).unwrap_err().reason, RejectReason::InvalidRow);
+        assert_eq!(source.row(2).unwrap(), row);
+        assert_eq!(source.row(3).unwrap_err().reason, RejectReason::InvalidRow);
+        assert_eq!(source.locate(1), "rows.jsonl:4");
+        assert_eq!(source.locate(2), "rows.jsonl:5");
+        assert_eq!(source.length_hint(2), ROW.len() as u64);
+    }
+
+    #[test]
+    fn a_missing_or_empty_file_is_an_error_that_names_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("none.jsonl");
+        let error = JsonlSource::open(&path, None).unwrap_err().to_string();
+        assert!(error.contains("none.jsonl"), "{error}");
+        std::fs::write(&path, "\n \n").unwrap();
+        let error = JsonlSource::open(&path, None).unwrap_err().to_string();
+        assert!(error.contains("none.jsonl: no rows"), "{error}");
+    }
+}

@@ -1,0 +1,308 @@
+//! Batches of an epoch, made ahead of their use by worker threads. The batches and their order are
+//! the same whatever the number of threads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender};
+
+use crate::batch::{Batch, Padding};
+use crate::chat::ChatTokenizer;
+use crate::error::DataError;
+use crate::order::OrderConfig;
+use crate::preprocess::ImageProcessor;
+use crate::source::RowSource;
+use crate::tally::Tally;
+use crate::worker::{Made, PendingBatch, RowMaker, Task, work};
+
+/// How a [`Loader`] makes batches.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LoaderConfig {
+    /// Rows a batch.
+    pub batch_size: usize,
+    /// Tokens a row is cut at.
+    pub max_seq_len: usize,
+    /// Tokens an image has in the prompt: the features that the model puts there.
+    pub tokens_per_image: usize,
+    /// How far rows are filled up.
+    pub padding: Padding,
+    /// Whether the order is drawn from (seed, epoch), or is the source's.
+    pub shuffle: bool,
+    /// Of the order.
+    pub seed: u64,
+    /// Leave out the last batch when it is not full.
+    pub drop_last: bool,
+    /// Threads that decode and tokenize ahead; 0 does it in the caller's thread, when asked.
+    pub num_workers: usize,
+    /// Batches that may be ready or in the making.
+    pub prefetch_batches: usize,
+    /// Rows within which similar lengths are put together; 0: none. Only with `shuffle`.
+    pub bucket_window: usize,
+    /// An epoch ends with an error when more than this share of its rows was rejected.
+    pub max_rejected_fraction: f64,
+}
+
+impl Default for LoaderConfig {
+    fn default() -> Self {
+        Self {
+            batch_size: 16,
+            max_seq_len: 640,
+            tokens_per_image: 196,
+            padding: Padding::Longest,
+            shuffle: true,
+            seed: 1337,
+            drop_last: false,
+            num_workers: std::thread::available_parallelism().map_or(1, usize::from),
+            prefetch_batches: 4,
+            bucket_window: 0,
+            max_rejected_fraction: 0.1,
+        }
+    }
+}
+
+impl LoaderConfig {
+    fn order(&self) -> OrderConfig {
+        OrderConfig {
+            batch_size: self.batch_size,
+            shuffle: self.shuffle,
+            seed: self.seed,
+            drop_last: self.drop_last,
+            bucket_window: self.bucket_window,
+        }
+    }
+
+    fn validate(&self, num_rows: usize) -> Result<(), DataError> {
+        let settings = |text: String| Err(DataError::Settings(text));
+        if self.batch_size == 0 || self.tokens_per_image == 0 {
+            return settings("batch-size and the tokens of an image must be at least 1".into());
+        }
+        if self.max_seq_len < 2 {
+            return settings(format!(
+                "max-seq-len is {}; a row needs a token to predict and one before it",
+                self.max_seq_len
+            ));
+        }
+        if !(0.0..=1.0).contains(&self.max_rejected_fraction) {
+            return settings(format!(
+                "max-rejected-fraction is {}; it must be from 0 to 1",
+                self.max_rejected_fraction
+            ));
+        }
+        if self.order().num_batches(num_rows) == 0 {
+            return settings(format!(
+                "{num_rows} rows make no full batch of {}; lower batch-size, or do without \
+                 drop-last",
+                self.batch_size
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// Makes the batches of any epoch of a source.
+pub struct Loader {
+    maker: Arc<RowMaker>,
+    config: LoaderConfig,
+}
+
+impl Loader {
+    /// Without an image processor images are not read: their places are in the batches, their
+    /// pixels are not.
+    ///
+    /// # Errors
+    /// Settings that make no batch.
+    pub fn new(
+        source: Arc<dyn RowSource>,
+        tokenizer: Arc<ChatTokenizer>,
+        processor: Option<Arc<ImageProcessor>>,
+        config: LoaderConfig,
+    ) -> Result<Self, DataError> {
+        config.validate(source.len())?;
+        let max_len = match config.padding {
+            Padding::Longest => None,
+            Padding::Max => Some(config.max_seq_len - 1),
+        };
+        let maker = RowMaker {
+            source,
+            tokenizer,
+            processor,
+            tokens_per_image: config.tokens_per_image,
+            max_seq_len: config.max_seq_len,
+            max_len,
+        };
+        Ok(Self { maker: Arc::new(maker), config })
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &LoaderConfig {
+        &self.config
+    }
+
+    /// Rows of the source, unusable ones included.
+    pub fn num_rows(&self) -> usize {
+        self.maker.source.len()
+    }
+
+    /// Batches an epoch has.
+    pub fn batches_per_epoch(&self) -> usize {
+        self.config.order().num_batches(self.num_rows())
+    }
+
+    /// Where a person finds row `index`: `captions.jsonl:17`.
+    pub fn locate(&self, index: usize) -> String {
+        self.maker.source.locate(index)
+    }
+
+    /// The batches of `epoch` from number `start_batch` on; a batch whose rows were all rejected
+    /// comes too, empty, so that numbers hold. After an error there is nothing more. Dropping the
+    /// iterator ends its threads.
+    pub fn epoch(&self, epoch: u64, start_batch: usize) -> Epoch {
+        let batches = self
+            .config
+            .order()
+            .batches(self.num_rows(), epoch, |row| self.maker.source.length_hint(row));
+        Epoch::new(Arc::clone(&self.maker), &self.config, batches, start_batch)
+    }
+}
+
+/// The batches of an epoch, in order; see [`Loader::epoch`].
+pub struct Epoch {
+    maker: Arc<RowMaker>,
+    batches: Vec<Vec<usize>>,
+    /// Next batch to hand out.
+    next: usize,
+    /// Next batch to give to the workers.
+    next_planned: usize,
+    prefetch: usize,
+    workers: Option<Workers>,
+    /// Batches that came before their turn.
+    early: BTreeMap<usize, Result<Batch, DataError>>,
+    tally: Tally,
+    is_over: bool,
+}
+
+struct Workers {
+    tasks: Sender<Task>,
+    made: Receiver<Made>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Epoch {
+    fn new(
+        maker: Arc<RowMaker>,
+        config: &LoaderConfig,
+        batches: Vec<Vec<usize>>,
+        start_batch: usize,
+    ) -> Self {
+        let is_over = start_batch >= batches.len();
+        let num_workers = if is_over { 0 } else { config.num_workers };
+        Self {
+            next: start_batch,
+            next_planned: start_batch,
+            prefetch: config.prefetch_batches.max(1),
+            workers: Workers::start(&maker, num_workers),
+            early: BTreeMap::new(),
+            tally: Tally::new(config.max_rejected_fraction),
+            is_over,
+            maker,
+            batches,
+        }
+    }
+
+    /// Keeps the workers supplied, but no further ahead than memory shall hold.
+    fn plan(&mut self) {
+        let Some(workers) = &self.workers else { return };
+        let end = (self.next + self.prefetch).min(self.batches.len());
+        for index in self.next_planned..end {
+            let rows = &self.batches[index];
+            let batch = Arc::new(PendingBatch::new(index, rows.len()));
+            for (slot, &row) in rows.iter().enumerate() {
+                // The channel is unbounded and its receivers live as long as `workers`.
+                let _ = workers.tasks.send(Task { batch: Arc::clone(&batch), slot, row });
+            }
+        }
+        self.next_planned = self.next_planned.max(end);
+    }
+
+    /// Batch `self.next`, made here or waited for.
+    fn take_next(&mut self) -> Result<Batch, DataError> {
+        let Some(workers) = &self.workers else {
+            return self.maker.make_batch(self.next, &self.batches[self.next]);
+        };
+        loop {
+            if let Some(batch) = self.early.remove(&self.next) {
+                return batch;
+            }
+            let Ok(made) = workers.made.recv() else {
+                return Err(DataError::Settings(
+                    "all threads of the loader ended before their work did; this is a defect of \
+                     the program: please report it"
+                        .into(),
+                ));
+            };
+            self.early.insert(made.index, made.batch);
+        }
+    }
+}
+
+impl Iterator for Epoch {
+    type Item = Result<Batch, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.is_over {
+            return None;
+        }
+        if self.next == self.batches.len() {
+            self.is_over = true;
+            return self.tally.at_end().err().map(Err);
+        }
+        self.plan();
+        let batch = self.take_next().and_then(|batch| {
+            self.tally.add(&batch)?;
+            Ok(batch)
+        });
+        self.next += 1;
+        self.is_over = batch.is_err();
+        Some(batch)
+    }
+}
+
+impl Workers {
+    fn start(maker: &Arc<RowMaker>, num_workers: usize) -> Option<Self> {
+        if num_workers == 0 {
+            return None;
+        }
+        let (tasks, task_receiver) = crossbeam_channel::unbounded();
+        let (made_sender, made) = crossbeam_channel::unbounded();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut threads = Vec::with_capacity(num_workers);
+        for k in 0..num_workers {
+            let (maker, tasks) = (Arc::clone(maker), task_receiver.clone());
+            let (made, stop) = (made_sender.clone(), Arc::clone(&stop));
+            let thread = std::thread::Builder::new()
+                .name(format!("loader-{k}"))
+                .spawn(move || work(&maker, &tasks, &made, &stop));
+            // Fewer threads than asked for make the same batches, none at all too.
+            match thread {
+                Ok(thread) => threads.push(thread),
+                Err(error) => tracing::warn!("cannot start a thread of the loader: {error}"),
+            }
+        }
+        (!threads.is_empty()).then_some(Self { tasks, made, stop, threads })
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        // Without senders the workers' queue ends, and with it their loops.
+        self.tasks = crossbeam_channel::unbounded().0;
+        for thread in self.threads.drain(..) {
+            // A worker's panic was already reported with its row.
+            let _ = thread.join();
+        }
+    }
+}

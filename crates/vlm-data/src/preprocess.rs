@@ -1,0 +1,187 @@
+//! Pictures to the vision encoder's input, as Hugging Face's `CLIPImageProcessor` makes it.
+
+use std::path::Path;
+
+use fast_image_resize::images::{Image, ImageRef};
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+
+use crate::decode::{ImageLimits, RgbPicture};
+use crate::error::DataError;
+use crate::preprocess_config::{PreprocessConfig, Resize};
+use crate::reject::{Reject, RejectReason};
+
+const CHANNELS: usize = 3;
+
+/// Makes an encoder's input of encoded pictures. S is the side of that input, in pixels.
+#[derive(Debug, Clone)]
+pub struct ImageProcessor {
+    config: PreprocessConfig,
+    limits: ImageLimits,
+    /// What each of the 256 levels becomes, by channel.
+    levels: Box<[[f32; 256]; CHANNELS]>,
+    hash: String,
+}
+
+/// Where one side of the result comes from: `length` pixels of the resized side from `offset` on,
+/// set into the result at `pad`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Span {
+    resized: u64,
+    offset: u64,
+    length: u32,
+    pad: u32,
+}
+
+impl ImageProcessor {
+    /// Reads a `preprocessor_config.json`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or settings under which pictures would not all become squares
+    /// of one size.
+    pub fn from_file(path: &Path) -> Result<Self, DataError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(DataError::io(path, "read the preprocessing settings"))?;
+        let config =
+            PreprocessConfig::parse(&text).map_err(|problem| DataError::content(path, problem))?;
+        let levels = Box::new(std::array::from_fn(|channel| {
+            std::array::from_fn(|level| config.level(channel, level as u8))
+        }));
+        let hash = blake3::hash(format!("{config:?}").as_bytes()).to_hex().to_string();
+        Ok(Self { config, limits: ImageLimits::default(), levels, hash })
+    }
+
+    /// The same, with other limits on the pictures' sizes.
+    #[must_use]
+    pub fn with_limits(mut self, limits: ImageLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// S, in pixels.
+    pub fn image_size(&self) -> usize {
+        self.config.side as usize
+    }
+
+    /// Hash of the settings: the same hash means the same pixels.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+
+    /// `bytes` of an encoded picture → `[3, S, S]`, normalized.
+    ///
+    /// # Errors
+    /// [`RejectReason::UnreadableImage`], [`RejectReason::ImageTooLarge`].
+    pub fn preprocess(&self, bytes: &[u8]) -> Result<Vec<f32>, Reject> {
+        let crop = self.crop_u8(bytes)?;
+        let mut pixels = Vec::with_capacity(crop.len());
+        for (channel, levels) in self.levels.iter().enumerate() {
+            pixels.extend(crop.chunks_exact(CHANNELS).map(|rgb| levels[usize::from(rgb[channel])]));
+        }
+        Ok(pixels)
+    }
+
+    /// The resized and cropped picture before normalization: `[S, S, 3]`.
+    ///
+    /// # Errors
+    /// As [`Self::preprocess`].
+    pub fn crop_u8(&self, bytes: &[u8]) -> Result<Vec<u8>, Reject> {
+        let picture = RgbPicture::decode(bytes, &self.limits)?;
+        let (width, height) = (u64::from(picture.width), u64::from(picture.height));
+        let (resized_width, resized_height) = match self.config.resize {
+            Resize::No => (width, height),
+            Resize::Exact { width, height } => (u64::from(width), u64::from(height)),
+            Resize::ShortestEdge(edge) => shortest_edge(width, height, u64::from(edge)),
+        };
+        let span = |resized| Span::centre(resized, self.config.side);
+        self.resample(&picture, span(resized_width), span(resized_height))
+    }
+
+    /// Computes only what the crop keeps: of a picture of 1 × 16384, resizing the whole would take
+    /// gigabytes.
+    fn resample(&self, picture: &RgbPicture, x: Span, y: Span) -> Result<Vec<u8>, Reject> {
+        let failed =
+            |e: String| Reject::new(RejectReason::UnreadableImage, format!("cannot resize: {e}"));
+        let source = ImageRef::new(picture.width, picture.height, &picture.pixels, PixelType::U8x3)
+            .map_err(|e| failed(e.to_string()))?;
+        let mut target = Image::new(x.length, y.length, PixelType::U8x3);
+        let (left, width) = x.source_box(picture.width);
+        let (top, height) = y.source_box(picture.height);
+        let options = ResizeOptions::new()
+            .resize_alg(self.config.algorithm())
+            .crop(left, top, width, height)
+            .use_alpha(false);
+        Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(e.to_string()))?;
+        let side = self.image_size();
+        if (x.length, y.length) == (self.config.side, self.config.side) {
+            return Ok(target.into_vec());
+        }
+        let mut padded = vec![0; side * side * CHANNELS];
+        for (row, line) in target.buffer().chunks_exact(x.length as usize * CHANNELS).enumerate() {
+            let at = ((y.pad as usize + row) * side + x.pad as usize) * CHANNELS;
+            padded[at..at + line.len()].copy_from_slice(line);
+        }
+        Ok(padded)
+    }
+}
+
+/// Width and height with the shorter side at `edge`, the longer one rounded down, as the
+/// reference's `get_resize_output_image_size`.
+fn shortest_edge(width: u64, height: u64, edge: u64) -> (u64, u64) {
+    let (short, long) = (width.min(height), width.max(height));
+    let long = edge * long / short;
+    if width <= height { (edge, long) } else { (long, edge) }
+}
+
+impl Span {
+    /// The middle `side` pixels; where there are fewer, all of them in the middle of zeros. The
+    /// offset is rounded down, the padding before the picture up.
+    fn centre(resized: u64, side: u32) -> Self {
+        match u32::try_from(resized) {
+            Ok(length) if length < side => {
+                Self { resized, offset: 0, length, pad: (side - length).div_ceil(2) }
+            }
+            _ => Self { resized, offset: (resized - u64::from(side)) / 2, length: side, pad: 0 },
+        }
+    }
+
+    /// Start and length, in pixels of the source, of what this span shows.
+    fn source_box(self, source: u32) -> (f64, f64) {
+        let source = f64::from(source);
+        let scale = source / self.resized as f64;
+        let start = self.offset as f64 * scale;
+        (start, (f64::from(self.length) * scale).min(source - start))
+    }
+}
+
+impl PreprocessConfig {
+    fn algorithm(&self) -> ResizeAlg {
+        // Pillow's numbers. Its bicubic is the one with a = -0.5, elsewhere called Catmull-Rom.
+        match self.resample {
+            0 => ResizeAlg::Nearest,
+            1 => ResizeAlg::Convolution(FilterType::Lanczos3),
+            2 => ResizeAlg::Convolution(FilterType::Bilinear),
+            4 => ResizeAlg::Convolution(FilterType::Box),
+            5 => ResizeAlg::Convolution(FilterType::Hamming),
+            _ => ResizeAlg::Convolution(FilterType::CatmullRom),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_long_side_is_rounded_down_and_the_crop_offset_too() {
+        assert_eq!(shortest_edge(451, 225, 224), (448, 224));
+        assert_eq!(shortest_edge(30, 900, 224), (224, 6720));
+        assert_eq!(shortest_edge(1, 1, 224), (224, 224));
+        let span = |resized| {
+            let Span { offset, length, pad, .. } = Span::centre(resized, 224);
+            (offset, length, pad)
+        };
+        assert_eq!(span(449), (112, 224, 0));
+        assert_eq!(span(224), (0, 224, 0));
+        assert_eq!(span(201), (0, 201, 12));
+    }
+}

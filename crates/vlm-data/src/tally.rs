@@ -1,0 +1,137 @@
+//! Whether too many rows were rejected to go on.
+
+use std::collections::BTreeMap;
+
+use crate::batch::Batch;
+use crate::error::DataError;
+use crate::reject::{RejectReason, Rejected};
+
+/// Fewer rejected rows than this end no epoch that has usable ones: shares of small numbers say
+/// little.
+const MIN_REJECTED: usize = 10;
+const NUM_EXAMPLES: usize = 5;
+
+/// Counts an epoch's rows as they come.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    max_fraction: f64,
+    num_seen: usize,
+    by_reason: BTreeMap<RejectReason, usize>,
+    examples: Vec<Rejected>,
+}
+
+impl Tally {
+    pub(crate) fn new(max_fraction: f64) -> Self {
+        Self { max_fraction, num_seen: 0, by_reason: BTreeMap::new(), examples: Vec::new() }
+    }
+
+    /// # Errors
+    /// [`DataError::TooManyRejected`] as soon as that is so.
+    pub(crate) fn add(&mut self, batch: &Batch) -> Result<(), DataError> {
+        self.num_seen += batch.batch_size + batch.rejected.len();
+        for rejected in &batch.rejected {
+            *self.by_reason.entry(rejected.reason).or_default() += 1;
+            if self.examples.len() < NUM_EXAMPLES {
+                self.examples.push(rejected.clone());
+            }
+        }
+        let num_rejected = self.num_rejected();
+        let is_over = num_rejected as f64 > self.max_fraction * self.num_seen as f64;
+        if num_rejected >= MIN_REJECTED && is_over {
+            return Err(DataError::TooManyRejected(self.message()));
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// [`DataError::TooManyRejected`] when not one row could be used.
+    pub(crate) fn at_end(&self) -> Result<(), DataError> {
+        if self.num_seen > 0 && self.num_rejected() == self.num_seen {
+            return Err(DataError::TooManyRejected(self.message()));
+        }
+        Ok(())
+    }
+
+    fn num_rejected(&self) -> usize {
+        self.by_reason.values().sum()
+    }
+
+    fn message(&self) -> String {
+        let mut reasons: Vec<_> = self.by_reason.iter().collect();
+        reasons.sort_by_key(|&(reason, &count)| (std::cmp::Reverse(count), *reason));
+        let counts: Vec<_> =
+            reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let mut message = format!(
+            "{} of {} rows cannot be used ({}); at most {:.0}% may be. The first of them:",
+            self.num_rejected(),
+            self.num_seen,
+            counts.join(", "),
+            self.max_fraction * 100.0
+        );
+        for Rejected { location, reason, detail, .. } in &self.examples {
+            message += &format!("\n  {location}: {reason}: {detail}");
+        }
+        let advice = reasons.first().map_or("", |(reason, _)| advice(**reason));
+        message + "\n" + advice + " Or allow more with --max-rejected-fraction."
+    }
+}
+
+fn advice(reason: RejectReason) -> &'static str {
+    match reason {
+        RejectReason::MissingImage | RejectReason::ImageOutsideRoot => {
+            "Check --images-path: image names in the rows are relative to it."
+        }
+        RejectReason::UnreadableImage | RejectReason::ImageTooLarge => {
+            "Check the image files, or prepare them anew."
+        }
+        RejectReason::CutThroughImage | RejectReason::NoSupervisedToken => {
+            "Raise --max-seq-len, or check that the rows end with the assistant's turn."
+        }
+        RejectReason::ImageWithoutPlaceholder
+        | RejectReason::PlaceholderWithoutImage
+        | RejectReason::PlaceholderInText => {
+            "Check that the turns hold one <image> for each name in \"image\"."
+        }
+        RejectReason::TemplateRefused | RejectReason::TokenizerFailed => {
+            "Check that --tokenizer is the one that the data and the model were made for."
+        }
+        RejectReason::InvalidRow => "Check that --data-path is a file of conversation rows.",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(num_usable: usize, num_rejected: usize) -> Batch {
+        let rejected = (0..num_rejected)
+            .map(|row| Rejected {
+                row,
+                location: format!("a.jsonl:{row}"),
+                reason: RejectReason::MissingImage,
+                detail: "no file".into(),
+            })
+            .collect();
+        Batch { batch_size: num_usable, rejected, ..Batch::default() }
+    }
+
+    #[test]
+    fn few_rejected_rows_are_borne_and_many_are_not() {
+        let mut tally = Tally::new(0.1);
+        tally.add(&batch(0, 9)).unwrap();
+        tally.add(&batch(91, 1)).unwrap();
+        let error = tally.add(&batch(0, 1)).unwrap_err().to_string();
+        assert!(error.starts_with("11 of 102 rows cannot be used (11 missing-image)"), "{error}");
+        assert!(error.contains("\n  a.jsonl:0: missing-image: no file"), "{error}");
+        assert!(error.contains("--images-path"), "{error}");
+    }
+
+    #[test]
+    fn an_epoch_without_a_usable_row_is_an_error() {
+        let mut tally = Tally::new(1.0);
+        tally.add(&batch(0, 3)).unwrap();
+        assert!(tally.at_end().is_err());
+        tally.add(&batch(1, 0)).unwrap();
+        assert!(tally.at_end().is_ok());
+    }
+}
