@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
 use crate::launch_flags;
-use crate::workspace::Workspace;
+use crate::workspace::{DATA_DIR_VARIABLE, Workspace};
 use crate::{demo, setup};
 
 /// `cargo xtask pretrain`: the demo's data when no other is named, then `vlm pretrain`.
@@ -30,7 +30,7 @@ pub fn pretrain(workspace: &Workspace, args: Vec<OsString>) -> Result<ExitCode> 
     if trains_on_the_demo(&args) {
         demo::ensure(workspace)?;
     }
-    become_vlm(&binary, Some("pretrain"), args)
+    become_vlm(workspace, &binary, Some("pretrain"), args)
 }
 
 /// Any command of `vlm`, built first; `args` are passed on word for word, and begin with the
@@ -38,7 +38,7 @@ pub fn pretrain(workspace: &Workspace, args: Vec<OsString>) -> Result<ExitCode> 
 pub fn vlm(workspace: &Workspace, command: Option<&str>, args: Vec<OsString>) -> Result<ExitCode> {
     setup::ensure(workspace)?;
     let binary = build_vlm(workspace)?;
-    become_vlm(&binary, command, args)
+    become_vlm(workspace, &binary, command, args)
 }
 
 /// Builds `vlm` and returns its absolute path. Cargo's progress stays visible.
@@ -82,8 +82,17 @@ fn executable_of_vlm(line: &str) -> Option<PathBuf> {
 }
 
 /// Replaces this process; returns only when that failed.
-fn become_vlm(binary: &Path, command: Option<&str>, args: Vec<OsString>) -> Result<ExitCode> {
-    let error = Command::new(binary).args(command).args(args).exec();
+fn become_vlm(
+    workspace: &Workspace,
+    binary: &Path,
+    command: Option<&str>,
+    args: Vec<OsString>,
+) -> Result<ExitCode> {
+    let error = Command::new(binary)
+        .args(command)
+        .args(args)
+        .env(DATA_DIR_VARIABLE, workspace.data_dir())
+        .exec();
     Err(error).with_context(|| format!("starting {}", binary.display()))
 }
 

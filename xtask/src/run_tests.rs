@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 
-use crate::workspace::Workspace;
+use crate::workspace::{DATA_DIR_VARIABLE, Workspace};
 use crate::{demo, launch, setup};
 
 /// Names the built program to the tests.
@@ -21,6 +21,7 @@ pub fn run(workspace: &Workspace, args: Vec<OsString>) -> Result<ExitCode> {
     demo::ensure(workspace)?;
     let mut command = workspace.cargo();
     command.args(["test", "--release"]).env(BINARY_VARIABLE, binary);
+    command.env(DATA_DIR_VARIABLE, workspace.data_dir());
     if !args.iter().any(|arg| names_a_package(&arg.to_string_lossy())) {
         command.arg("--workspace");
     }

@@ -5,6 +5,10 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+/// Tells `vlm` and the tests where the demo is: a program in a target folder that several checkouts
+/// share cannot know.
+pub const DATA_DIR_VARIABLE: &str = "VLM_DATA_DIR";
+
 /// The root folder of this checkout.
 #[derive(Debug, Clone)]
 pub struct Workspace {
@@ -31,9 +35,17 @@ impl Workspace {
         self.root.join(".libtorch")
     }
 
+    /// Where the demo's weights and data are, absolute: the checkout's `data`, unless the user
+    /// named another folder in [`DATA_DIR_VARIABLE`].
+    pub fn data_dir(&self) -> PathBuf {
+        let named = env::var_os(DATA_DIR_VARIABLE).filter(|dir| !dir.is_empty());
+        let dir = named.map_or_else(|| self.root.join("data"), PathBuf::from);
+        std::path::absolute(&dir).unwrap_or(dir)
+    }
+
     /// The prepared demo data set.
     pub fn demo_data(&self) -> PathBuf {
-        self.root.join("data/demo")
+        self.data_dir().join("demo")
     }
 
     /// Where cargo writes, for files that `cargo clean` may take away.
