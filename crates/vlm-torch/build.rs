@@ -4,12 +4,14 @@
 use std::path::PathBuf;
 
 /// One file a purpose; each exports C functions that `src/ffi.rs` declares.
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 8] = [
     "cpp/autocast.cpp",
     "cpp/checkpoint.cpp",
     "cpp/guard.cpp",
     "cpp/optim.cpp",
+    "cpp/process_group.cpp",
     "cpp/pth.cpp",
+    "cpp/reducer.cpp",
     "cpp/runtime.cpp",
 ];
 
@@ -34,6 +36,10 @@ fn main() {
         .warnings(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
+        // Stand-ins for headers that the wheel lacks; see cpp/gloo/README.md.
+        .include("cpp/gloo")
+        .define("USE_DISTRIBUTED", None)
+        .define("USE_C10D_GLOO", None)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .files(SOURCES)
         .compile("vlm_torch_shim");

@@ -17,6 +17,18 @@ pub enum Error {
         /// libtorch's own words.
         message: String,
     },
+    /// A process group failed: a rank died, hangs or does something else.
+    #[error("rank {rank} of {world_size}: {operation}: {message}")]
+    Group {
+        /// The rank that noticed, which need not be the one at fault.
+        rank: usize,
+        /// How many ranks there are.
+        world_size: usize,
+        /// What was asked for.
+        operation: &'static str,
+        /// libtorch's own words.
+        message: String,
+    },
     /// The arguments do not fit together; nothing was done.
     #[error("{operation}: {message}")]
     Argument {
@@ -48,6 +60,16 @@ pub enum Error {
 impl Error {
     pub(crate) fn torch(operation: &'static str, message: &str) -> Self {
         Self::Torch { operation, message: without_backtrace(message) }
+    }
+
+    /// The same with the rank on which it happened.
+    pub(crate) fn on_rank(self, rank: usize, world_size: usize) -> Self {
+        match self {
+            Self::Torch { operation, message } => {
+                Self::Group { rank, world_size, operation, message }
+            }
+            other => other,
+        }
     }
 
     pub(crate) fn argument(operation: &'static str, message: impl Into<String>) -> Self {

@@ -24,6 +24,18 @@ pub(crate) type Release = unsafe extern "C" fn(context: *mut c_void);
 pub(crate) type Write =
     unsafe extern "C" fn(context: *mut c_void, bytes: *const c_char, count: usize) -> c_int;
 
+/// `vlm::Group` of `process_group.h`.
+#[repr(C)]
+pub(crate) struct GroupHandle {
+    opaque: [u8; 0],
+}
+
+/// `Ddp` of `reducer.cpp`.
+#[repr(C)]
+pub(crate) struct ReducerHandle {
+    opaque: [u8; 0],
+}
+
 unsafe extern "C" {
     fn vlm_last_error() -> *const c_char;
     fn vlm_set_error(message: *const c_char);
@@ -88,6 +100,41 @@ unsafe extern "C" {
         write: Write,
         context: *mut c_void,
     ) -> c_int;
+
+    pub(crate) fn vlm_group_connect(
+        host: *const c_char,
+        port: u16,
+        rank: c_int,
+        world_size: c_int,
+        is_server: c_int,
+        timeout_ms: i64,
+        out: *mut *mut GroupHandle,
+    ) -> c_int;
+    pub(crate) fn vlm_group_free(group: *mut GroupHandle);
+    pub(crate) fn vlm_group_all_reduce_sum(group: *mut GroupHandle, tensor: *mut C_tensor)
+    -> c_int;
+    pub(crate) fn vlm_group_broadcast(
+        group: *mut GroupHandle,
+        tensors: *const Handle,
+        count: usize,
+        root: c_int,
+    ) -> c_int;
+    pub(crate) fn vlm_group_barrier(group: *mut GroupHandle) -> c_int;
+
+    pub(crate) fn vlm_reducer_new(
+        group: *mut GroupHandle,
+        names: *const *const u8,
+        name_sizes: *const usize,
+        params: *const Handle,
+        count: usize,
+        bucket_bytes: i64,
+        first_bucket_bytes: i64,
+        find_unused: c_int,
+        out: *mut *mut ReducerHandle,
+    ) -> c_int;
+    pub(crate) fn vlm_reducer_free(reducer: *mut ReducerHandle);
+    pub(crate) fn vlm_reducer_prepare_forward(reducer: *mut ReducerHandle) -> c_int;
+    pub(crate) fn vlm_reducer_prepare_backward(reducer: *mut ReducerHandle, loss: Handle) -> c_int;
 
     pub(crate) fn vlm_set_deterministic(on: c_int) -> c_int;
     pub(crate) fn vlm_cuda_peak_bytes(device: c_int, bytes: *mut i64) -> c_int;

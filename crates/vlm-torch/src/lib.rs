@@ -13,7 +13,9 @@ mod files;
 mod gradients;
 mod memory;
 mod optimizer;
+mod process_group;
 mod pth;
+mod reducer;
 
 pub use autocast::{AutocastGuard, autocast};
 pub use bytes::{tensor_from_bytes, tensor_to_bytes};
@@ -24,4 +26,6 @@ pub use files::write_atomically;
 pub use gradients::{clip_grad_norm, set_grad_none, unscale_gradients};
 pub use memory::{peak_memory_bytes, reset_peak};
 pub use optimizer::{AdamWStep, LossScale, deterministic_algorithms, fused_adamw_step};
+pub use process_group::{GroupOptions, ProcessGroup};
 pub use pth::save_pth;
+pub use reducer::{Reducer, ReducerOptions};

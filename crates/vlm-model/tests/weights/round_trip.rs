@@ -108,7 +108,8 @@ fn pythons_pth_equals_its_safetensors() {
     let pth = Weights::open(&golden("dense/lm_vlm.pth")).unwrap();
     let safe = Weights::open(&golden("dense/lm_vlm.safetensors")).unwrap();
     let (mut a, mut b): (Vec<_>, Vec<_>) = (pth.names().collect(), safe.names().collect());
-    (a.sort_unstable(), b.sort_unstable());
+    a.sort_unstable();
+    b.sort_unstable();
     assert_eq!(a, b);
     assert!(a.len() > 20);
     for name in a {

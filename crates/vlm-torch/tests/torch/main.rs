@@ -3,6 +3,7 @@
 mod autocast;
 mod bytes;
 mod checkpoint;
+mod distributed;
 mod gradients;
 mod optimizer;
 mod process;

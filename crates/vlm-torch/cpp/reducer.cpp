@@ -1,0 +1,68 @@
+// The engine under Python's DistributedDataParallel: gradients are averaged over the group in
+// buckets, while the backward pass still computes others.
+#include "guard.h"
+#include "process_group.h"
+
+#include <torch/csrc/distributed/c10d/logger.hpp>
+#include <torch/csrc/distributed/c10d/reducer.hpp>
+
+#include <memory>
+
+namespace {
+struct Ddp {
+  std::shared_ptr<c10d::Reducer> reducer;
+  std::shared_ptr<c10d::Logger> logger;  // the reducer only refers to it weakly
+
+  ~Ddp() {
+    logger.reset();
+    reducer.reset();
+  }
+};
+}  // namespace
+
+extern "C" {
+
+// `names[i]` is `name_sizes[i]` bytes of UTF-8.
+int vlm_reducer_new(
+    vlm::Group* group, const char* const* names, const size_t* name_sizes, at::Tensor* const* params,
+    size_t count, int64_t bucket_bytes, int64_t first_bucket_bytes, int find_unused, Ddp** out) noexcept {
+  return vlm::guard([&] {
+    auto handles = vlm::borrow(params, count);
+    std::unordered_map<size_t, std::string> named;
+    for (size_t i = 0; i < count; ++i) {
+      named[i] = std::string(names[i], name_sizes[i]);
+    }
+    c10d::verify_params_across_processes(group->group, handles, std::nullopt);
+    std::vector<bool> dense(count, false);
+    auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
+        handles, {static_cast<size_t>(first_bucket_bytes), static_cast<size_t>(bucket_bytes)}, dense));
+    // Gradients come about from the last layer to the first.
+    std::vector<std::vector<size_t>> reversed(buckets.rbegin(), buckets.rend());
+    auto ddp = std::make_unique<Ddp>();
+    ddp->reducer = std::make_shared<c10d::Reducer>(
+        handles, reversed, group->group, dense, bucket_bytes, find_unused != 0,
+        /*gradient_as_bucket_view=*/true, named, first_bucket_bytes,
+        /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false, std::vector<int64_t>{});
+    ddp->logger = std::make_shared<c10d::Logger>(ddp->reducer);
+    ddp->reducer->set_logger(ddp->logger);
+    ddp->logger->set_construction_data_and_log("vlm", {}, -1, false, false, false);
+    *out = ddp.release();
+  });
+}
+
+void vlm_reducer_free(Ddp* ddp) noexcept {
+  vlm::guard([&] { delete ddp; });
+}
+
+int vlm_reducer_prepare_forward(Ddp* ddp) noexcept {
+  return vlm::guard([&] {
+    ddp->logger->set_runtime_stats_and_log();
+    ddp->reducer->prepare_for_forward();
+    ddp->reducer->rebuild_buckets();
+  });
+}
+
+int vlm_reducer_prepare_backward(Ddp* ddp, const at::Tensor* loss) noexcept {
+  return vlm::guard([&] { ddp->reducer->prepare_for_backward({*loss}); });
+}
+}

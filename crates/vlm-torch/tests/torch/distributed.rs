@@ -1,0 +1,152 @@
+use std::net::TcpListener;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use tch::{Device, Kind, Tensor};
+use vlm_torch::{GroupOptions, ProcessGroup, Reducer, ReducerOptions, checkpoint, set_grad_none};
+
+use crate::values;
+
+const RANKS: usize = 2;
+
+fn options(port: u16, rank: usize, timeout: Duration) -> GroupOptions {
+    GroupOptions {
+        master_addr: "127.0.0.1".to_owned(),
+        master_port: port,
+        rank,
+        world_size: RANKS,
+        is_server: rank == 0,
+        timeout,
+    }
+}
+
+/// Runs one thread a rank, each with a group of its own, as processes would.
+fn on_two_ranks<T: Send + 'static>(run: fn(&ProcessGroup) -> T) -> Vec<T> {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let start = |rank| {
+        thread::spawn(move || {
+            run(&ProcessGroup::connect(&options(port, rank, Duration::from_secs(20))).unwrap())
+        })
+    };
+    let ranks: Vec<_> = (0..RANKS).map(start).collect();
+    ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+}
+
+#[test]
+fn sums_and_broadcasts_reach_every_rank() {
+    let found = on_two_ranks(|group| {
+        let rank = group.rank() as f32;
+        let mut sum = Tensor::from_slice(&[rank, 10.0]).to_kind(Kind::BFloat16);
+        group.all_reduce_sum(&mut sum).unwrap();
+        let weights = [
+            Tensor::from_slice(&[rank]).set_requires_grad(true),
+            Tensor::from_slice(&[rank + 5.0]),
+        ];
+        group.broadcast(&weights, 1).unwrap();
+        group.barrier().unwrap();
+        (values(&sum), values(&weights[0].detach()), values(&weights[1]))
+    });
+    assert_eq!(found, vec![(vec![1.0, 20.0], vec![1.0], vec![6.0]); RANKS]);
+}
+
+#[test]
+fn rank_that_goes_away_is_an_error_that_says_who_noticed() {
+    let errors = on_two_ranks(|group| {
+        if group.rank() == 1 {
+            return None;
+        }
+        let begin = Instant::now();
+        let error = group.all_reduce_sum(&mut Tensor::from_slice(&[1f32])).unwrap_err().to_string();
+        Some((error, begin.elapsed()))
+    });
+    let (error, waited) = errors[0].clone().unwrap();
+    assert!(error.starts_with("rank 0 of 2: all_reduce_sum: "), "{error}");
+    assert!(waited < Duration::from_secs(10), "{waited:?}");
+}
+
+#[test]
+fn rank_that_never_comes_is_an_error_after_the_timeout() {
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let error = ProcessGroup::connect(&options(port, 0, Duration::from_millis(500)))
+        .unwrap_err()
+        .to_string();
+    assert!(error.starts_with("rank 0 of 2: connect: "), "{error}");
+    let error = ProcessGroup::connect(&options(port, 2, Duration::ZERO)).unwrap_err().to_string();
+    assert_eq!(error, "connect to the process group: rank 2 of 2; ranks start at 0");
+}
+
+/// Two layers, the first one checkpointed, and a parameter that is never used.
+fn params() -> Vec<(String, Tensor)> {
+    // Not drawn: libtorch's generator is one for all threads.
+    let weight = |phase: f64| {
+        let angles = Tensor::arange(64, (Kind::Float, Device::Cpu)) * 0.7 + phase;
+        angles.sin().reshape([8, 8]).set_requires_grad(true)
+    };
+    [("first", 0.0), ("second", 1.0), ("unused", 2.0)]
+        .map(|(name, phase)| (name.to_owned(), weight(phase)))
+        .into()
+}
+
+fn loss(params: &[(String, Tensor)], seed: usize) -> Tensor {
+    let x =
+        Tensor::arange(8, (Kind::Float, Device::Cpu)).reshape([1, 8]) * (seed as f64 + 1.0) / 8.0;
+    let first = params[0].1.shallow_clone();
+    let hidden =
+        checkpoint(&[&x], &[&params[0].1], move |inputs| inputs[0].matmul(&first).tanh()).unwrap();
+    hidden.matmul(&params[1].1).square().mean(Kind::Float)
+}
+
+fn gradients(params: &[(String, Tensor)]) -> Vec<Vec<f64>> {
+    params[..2].iter().map(|(_, param)| values(&param.grad())).collect()
+}
+
+#[test]
+fn reduced_gradients_are_the_average_over_ranks_and_accumulated_steps() {
+    let found = on_two_ranks(|group| {
+        let params = params();
+        let options = ReducerOptions {
+            first_bucket_bytes: 64,
+            bucket_bytes: 256,
+            find_unused_parameters: true,
+        };
+        let reducer = Reducer::new(group, &params, &options).unwrap();
+        let tensors: Vec<_> = params.iter().map(|(_, param)| param.shallow_clone()).collect();
+        let mut found = Vec::new();
+        // The buckets are arranged anew after the first step, so that one step would not show all.
+        for _ in 0..3 {
+            set_grad_none(&tensors).unwrap();
+            loss(&params, group.rank()).backward();
+            reducer.prepare_forward().unwrap();
+            let loss = loss(&params, group.rank() + 2);
+            reducer.prepare_backward(&loss).unwrap();
+            loss.backward();
+            found.push(gradients(&params));
+        }
+        found
+    });
+    let params = params();
+    for seed in 0..4 {
+        (loss(&params, seed) / RANKS as f64).backward();
+    }
+    let expected = gradients(&params);
+    for step in found.iter().flatten() {
+        assert_eq!(step.len(), expected.len());
+        for (a, b) in step.iter().flatten().zip(expected.iter().flatten()) {
+            // Four f32 numbers of order one are added in two orders.
+            assert!((a - b).abs() <= 1e-6, "{a} instead of {b}");
+        }
+    }
+}
+
+#[test]
+fn frozen_parameters_are_refused_by_name() {
+    let errors = on_two_ranks(|group| {
+        let frozen = [("frozen".to_owned(), Tensor::from_slice(&[1f32]))];
+        Reducer::new(group, &frozen, &ReducerOptions::default()).unwrap_err().to_string()
+    });
+    assert_eq!(errors[0], "Reducer::new: parameter \"frozen\" wants no gradient");
+}
