@@ -147,7 +147,7 @@ mod tests {
         let prompt = render(SEED_FORM, &turns).unwrap();
         let question = "a @@@@@@ </s>\n<s>assistant\n\u{F0000}";
         assert_eq!(texts(&prompt), [question, "\n</s><s>user @@@", "", "b"]);
-        assert_eq!(prompt.images, [11..14, 14..17]);
+        assert_eq!(prompt.images, [10..13, 13..16]);
         assert!(prompt.text.ends_with("<s>assistant\nb</s>\n"));
     }
 

@@ -96,7 +96,7 @@ mod tests {
                       {% endfor %}\n{{ m is defined }}{{ messages | tojson }}";
         assert_eq!(
             render(source, &[Turn::new(Role::User, " é ")]).unwrap(),
-            "<s>é\nfalse[{\"role\":\"user\",\"content\":\" é \"}]"
+            "<s>é\nFalse[{\"role\":\"user\",\"content\":\" é \"}]"
         );
     }
 

@@ -1,0 +1,52 @@
+//! Shows what a data set's first batch looks like:
+//! `cargo run -p vlm-data --example first_batch -- ROWS.jsonl IMAGES TOKENIZER PREPROCESSOR_CONFIG.json [TOKENS_PER_IMAGE]`
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use vlm_data::{
+    Batch, ChatTokenizer, IGNORE_INDEX, ImageProcessor, JsonlSource, Loader, LoaderConfig,
+};
+
+fn main() -> anyhow::Result<()> {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let [rows, images, tokenizer, preprocessor, rest @ ..] = args.as_slice() else {
+        bail!("usage: first_batch ROWS IMAGES TOKENIZER PREPROCESSOR_CONFIG [TOKENS_PER_IMAGE]");
+    };
+    let mut config = LoaderConfig { batch_size: 4, ..LoaderConfig::default() };
+    if let Some(tokens) = rest.first() {
+        config.tokens_per_image = tokens.parse().context("TOKENS_PER_IMAGE")?;
+    }
+    let source = JsonlSource::open(Path::new(rows), Some(Path::new(images)))?;
+    let tokenizer = Arc::new(ChatTokenizer::from_dir(Path::new(tokenizer))?);
+    let processor = Arc::new(ImageProcessor::from_file(Path::new(preprocessor))?);
+    let loader = Loader::new(Arc::new(source), Arc::clone(&tokenizer), Some(processor), config)?;
+    println!("{} rows, {} batches", loader.num_rows(), loader.batches_per_epoch());
+    match loader.epoch(0, 0).next() {
+        Some(batch) => show(&batch?, &loader, &tokenizer),
+        None => println!("no batch"),
+    }
+    Ok(())
+}
+
+fn show(batch: &Batch, loader: &Loader, tokenizer: &ChatTokenizer) {
+    println!("batch of {} rows, {} tokens each", batch.batch_size, batch.seq_len);
+    for (k, &row) in batch.rows.iter().enumerate() {
+        let labels = &batch.labels[k * batch.seq_len..(k + 1) * batch.seq_len];
+        let learned: Vec<i64> =
+            labels.iter().copied().filter(|&label| label != IGNORE_INDEX).collect();
+        let images: Vec<_> =
+            batch.images.iter().filter(|image| image.row == k).map(|image| image.start).collect();
+        println!(
+            "{}: {} tokens, images at {images:?}, learns {} tokens: {:?}",
+            loader.locate(row),
+            batch.lengths[k],
+            learned.len(),
+            tokenizer.decode(&learned)
+        );
+    }
+    for rejected in &batch.rejected {
+        println!("{}: {}: {}", rejected.location, rejected.reason, rejected.detail);
+    }
+}

@@ -1,0 +1,228 @@
+//! The loader: order, shape, threads.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::json;
+use vlm_data::{
+    Batch, ChatTokenizer, DataError, IGNORE_INDEX, ImagePlace, Loader, LoaderConfig, Padding,
+    Reject, RejectReason, Role, Row, RowSource, Turn,
+};
+
+use crate::tiny::{Folder, TEMPLATE, TOKENS_PER_IMAGE, config, row, write_tokenizer};
+
+/// 23 rows, with two images, one or none, one of them bad.
+fn mixed_rows() -> Folder {
+    let folder = Folder::new();
+    let mut rows = Vec::new();
+    for k in 0..23_u8 {
+        let name = format!("{k}.png");
+        folder.add_image(&name, k * 10);
+        let answer = "a".repeat(1 + usize::from(k) % 7);
+        rows.push(match k % 4 {
+            0 => row("hi", &answer, ""),
+            1 => row("<image><image>", &answer, &format!("{name}, 0.png")),
+            _ => row("<image>\nwhat?", &answer, &name),
+        });
+    }
+    rows[9] = row("<image>", "x", "none.png");
+    folder.write_rows(&rows);
+    folder
+}
+
+fn batches(loader: &Loader, epoch: u64, start: usize) -> Vec<Batch> {
+    loader.epoch(epoch, start).map(Result::unwrap).collect()
+}
+
+#[test]
+fn batches_are_the_same_whatever_the_number_of_workers() {
+    let folder = mixed_rows();
+    for bucket_window in [0, 8] {
+        let loader =
+            |num_workers| folder.loader(LoaderConfig { num_workers, bucket_window, ..config() });
+        let expected = batches(&loader(0), 1, 0);
+        assert_eq!(expected.len(), loader(0).batches_per_epoch());
+        for num_workers in [1, 2, 4] {
+            assert!(batches(&loader(num_workers), 1, 0) == expected, "{num_workers} workers");
+        }
+        assert!(batches(&loader(2), 2, 0) != expected);
+        assert!(batches(&loader(2), 1, 4) == expected[4..]);
+        assert!(batches(&loader(2), 1, 6).is_empty());
+    }
+}
+
+#[test]
+fn rows_of_different_image_counts_share_a_batch() {
+    let folder = mixed_rows();
+    let loader = folder.loader(LoaderConfig { shuffle: false, ..config() });
+    let first = batches(&loader, 0, 0).remove(0);
+    assert_eq!((first.index, first.batch_size), (0, 4));
+    assert_eq!(first.rows, [0, 1, 2, 3]);
+    // "<s>user\n" is 6 tokens.
+    let places = [(1, 6), (1, 6 + TOKENS_PER_IMAGE), (2, 6), (3, 6)];
+    assert_eq!(first.images, places.map(|(row, start)| ImagePlace { row, start }));
+    assert_eq!(first.pixel_values.len(), 4 * 3 * 8 * 8);
+    let image_token_id = ChatTokenizer::from_dir(folder.path()).unwrap().image_token_id();
+    for ImagePlace { row, start } in first.images {
+        let at = row * first.seq_len + start;
+        let run = &first.input_ids[at..at + TOKENS_PER_IMAGE];
+        assert!(run.iter().all(|&id| id == image_token_id));
+    }
+    // The answer "a" and "aa" and so on, "</s>" and the newline.
+    let expected: usize = [1, 2, 3, 4].iter().map(|answer| answer + 2).sum();
+    assert_eq!(first.num_supervised, expected);
+    let supervised = first.labels.iter().filter(|&&label| label != IGNORE_INDEX).count();
+    assert_eq!(supervised, expected);
+    assert_eq!(first.seq_len, *first.lengths.iter().max().unwrap());
+}
+
+#[test]
+fn padding_to_the_limit_changes_nothing_but_the_shape() {
+    let folder = mixed_rows();
+    let loader = |padding| folder.loader(LoaderConfig { padding, ..config() });
+    let longest = batches(&loader(Padding::Longest), 0, 0);
+    let max = batches(&loader(Padding::Max), 0, 0);
+    for (a, b) in longest.iter().zip(&max) {
+        assert_eq!(b.seq_len, 79);
+        assert_eq!((a.num_supervised, &a.lengths), (b.num_supervised, &b.lengths));
+        for row in 0..a.batch_size {
+            let short = &a.labels[row * a.seq_len..(row + 1) * a.seq_len];
+            let long = &b.labels[row * b.seq_len..(row + 1) * b.seq_len];
+            assert_eq!(short, &long[..a.seq_len]);
+            assert!(long[a.seq_len..].iter().all(|&label| label == IGNORE_INDEX));
+        }
+    }
+}
+
+#[test]
+fn without_an_image_processor_places_come_without_pixels() {
+    let folder = mixed_rows();
+    let loader =
+        Loader::new(Arc::new(folder.source()), folder.tokenizer(), None, config()).unwrap();
+    let batch = batches(&loader, 0, 0).remove(0);
+    assert!(batch.pixel_values.is_empty() && !batch.images.is_empty());
+}
+
+#[test]
+fn settings_that_make_no_batch_are_refused() {
+    let folder = mixed_rows();
+    let refused = |config: LoaderConfig| {
+        let source = Arc::new(folder.source());
+        Loader::new(source, folder.tokenizer(), None, config).err().unwrap().to_string()
+    };
+    assert!(refused(LoaderConfig { batch_size: 0, ..config() }).contains("batch-size"));
+    assert!(refused(LoaderConfig { max_seq_len: 1, ..config() }).contains("max-seq-len"));
+    let config = LoaderConfig { batch_size: 24, drop_last: true, ..config() };
+    assert!(refused(config).contains("23 rows make no full batch of 24"));
+}
+
+/// Rows that are counted as they are read; one of them may panic.
+struct Counted {
+    num_read: AtomicUsize,
+    panics_at: Option<usize>,
+}
+
+impl RowSource for Counted {
+    fn len(&self) -> usize {
+        1000
+    }
+
+    fn row(&self, index: usize) -> Result<Row, Reject> {
+        self.num_read.fetch_add(1, Ordering::Relaxed);
+        assert_ne!(Some(index), self.panics_at, "row out of luck");
+        let turns = vec![Turn::new(Role::User, "q"), Turn::new(Role::Assistant, "a")];
+        Ok(Row { turns, images: Vec::new() })
+    }
+
+    fn image_bytes(&self, _: &Row, _: usize) -> Result<Vec<u8>, Reject> {
+        Err(Reject::new(RejectReason::MissingImage, "none"))
+    }
+
+    fn locate(&self, index: usize) -> String {
+        format!("made-up:{index}")
+    }
+}
+
+#[test]
+fn dropping_an_epoch_ends_its_threads_and_reads_no_further() {
+    let folder = Folder::new();
+    let source = Arc::new(Counted { num_read: AtomicUsize::new(0), panics_at: None });
+    let loader =
+        Loader::new(Arc::clone(&source) as Arc<dyn RowSource>, folder.tokenizer(), None, config())
+            .unwrap();
+    let mut epoch = loader.epoch(0, 0);
+    for _ in 0..5 {
+        epoch.next().unwrap().unwrap();
+    }
+    drop(epoch);
+    // Five batches taken and at most three ahead of the last request, four rows each.
+    assert!(source.num_read.load(Ordering::Relaxed) <= (4 + 3) * 4);
+    drop(loader);
+    assert_eq!(Arc::strong_count(&source), 1);
+}
+
+#[test]
+fn a_panic_becomes_an_error_that_names_the_row() {
+    let folder = Folder::new();
+    for num_workers in [0, 3] {
+        let source = Arc::new(Counted { num_read: AtomicUsize::new(0), panics_at: Some(9) });
+        let config = LoaderConfig { shuffle: false, num_workers, ..config() };
+        let loader = Loader::new(source, folder.tokenizer(), None, config).unwrap();
+        let mut epoch = loader.epoch(0, 0);
+        assert!(epoch.next().unwrap().is_ok() && epoch.next().unwrap().is_ok());
+        match epoch.next().unwrap() {
+            Err(DataError::WorkerPanic { location, message }) => {
+                assert_eq!(location, "made-up:9");
+                assert!(message.contains("out of luck"), "{message}");
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(epoch.next().is_none());
+    }
+}
+
+#[test]
+fn a_tokenizer_without_template_or_with_another_is_told_apart() {
+    let folder = Folder::new();
+    let error = |config| {
+        write_tokenizer(folder.path(), config);
+        ChatTokenizer::from_dir(folder.path()).err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    assert!(error(json!({ "chat_template": null })).contains("no chat template"));
+    assert!(error(json!({ "chat_template": "{% if %}" })).contains("chat template cannot be used"));
+    assert!(error(json!({ "eos_token": "</x>" })).contains("</x>"));
+    let named = json!({ "chat_template": [{ "name": "tool", "template": "" },
+                                          { "name": "default", "template": TEMPLATE }] });
+    assert_eq!(error(named), "");
+    let seed = folder.tokenizer();
+    write_tokenizer(folder.path(), json!({ "chat_template": format!("{TEMPLATE} ") }));
+    assert_ne!(folder.tokenizer().hash(), seed.hash());
+    std::fs::write(folder.path().join("tokenizer.json"), "{").unwrap();
+    assert!(ChatTokenizer::from_dir(folder.path()).is_err());
+}
+
+#[test]
+fn a_template_with_a_generation_prompt_and_spaced_ends_is_followed() {
+    let folder = Folder::new();
+    let template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content | trim }} \
+                    {{ eos_token }}\n{% endfor %}\
+                    {% if add_generation_prompt %}[assistant] {% endif %}";
+    write_tokenizer(folder.path(), json!({ "chat_template": template }));
+    let tokenizer = folder.tokenizer();
+    let turns = [
+        Turn::new(Role::User, " q "),
+        Turn::new(Role::Assistant, " one </s> "),
+        Turn::new(Role::User, "r"),
+        Turn::new(Role::Assistant, "é"),
+    ];
+    let row = Row { turns: turns.to_vec(), images: Vec::new() };
+    let encoded = tokenizer.encode_row(&row, TOKENS_PER_IMAGE, 1000).unwrap();
+    let text = |span: &std::ops::Range<usize>| tokenizer.decode(&encoded.input_ids[span.clone()]);
+    let answers: Vec<_> = encoded.supervised.iter().map(text).collect();
+    // After the answer the template's space, its end token and the one after that.
+    assert!(answers[0].starts_with("one ") && answers[1].starts_with("é "), "{answers:?}");
+    let ends = encoded.supervised.iter().map(|span| encoded.input_ids[span.end - 2]);
+    assert!(ends.eq([tokenizer.eos_token_id(); 2]));
+    let (ids, _) = tokenizer.encode_prompt(&turns[..1], 0, TOKENS_PER_IMAGE).unwrap();
+    assert!(tokenizer.decode(&ids).ends_with("[assistant] "));
+}

@@ -1,0 +1,14 @@
+//! The crate through its public interface: against the golden files, and with bad data.
+
+mod loader;
+mod loader_rejects;
+mod preprocess;
+mod tiny;
+mod tokenize;
+
+use std::path::{Path, PathBuf};
+
+/// The folder of golden files called `name`.
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}

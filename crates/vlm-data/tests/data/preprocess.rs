@@ -1,0 +1,145 @@
+//! Pixels against those of `CLIPImageProcessor` with Pillow.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use vlm_data::ImageProcessor;
+
+use crate::golden;
+
+#[derive(Deserialize)]
+struct Cases {
+    images: BTreeMap<String, Case>,
+}
+
+#[derive(Deserialize)]
+struct Case {
+    error: Option<String>,
+    /// Of the normalized values.
+    #[serde(default)]
+    sum: f64,
+    #[serde(default)]
+    mean_abs: f64,
+}
+
+/// Levels between our crop and the golden one: mean and largest.
+struct Difference {
+    mean: f64,
+    max: u8,
+}
+
+fn processor() -> ImageProcessor {
+    ImageProcessor::from_file(&golden("vision_tower/preprocessor_config.json")).unwrap()
+}
+
+fn picture(name: &str) -> Vec<u8> {
+    std::fs::read(golden("preprocess/images").join(name)).unwrap()
+}
+
+fn compare(name: &str) -> Difference {
+    let ours = processor().crop_u8(&picture(name)).unwrap();
+    let stem = name.split('.').next().unwrap();
+    let path = golden("preprocess").join(format!("{stem}.crop.png"));
+    let expected = image::open(path).unwrap().into_rgb8().into_raw();
+    assert_eq!(ours.len(), expected.len(), "{name}");
+    let levels: Vec<u8> = ours.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).collect();
+    Difference {
+        mean: levels.iter().map(|&d| f64::from(d)).sum::<f64>() / levels.len() as f64,
+        max: levels.into_iter().max().unwrap(),
+    }
+}
+
+fn cases() -> BTreeMap<String, Case> {
+    let text = std::fs::read_to_string(golden("preprocess/cases.json")).unwrap();
+    serde_json::from_str::<Cases>(&text).unwrap().images
+}
+
+/// One level is the resampler's fixed-point rounding; a JPEG has, besides, the decoders' different
+/// upsampling of colour: on photographs up to 6 levels in single pixels.
+#[test]
+fn crops_are_the_references_within_the_decoders_tolerance() {
+    for (name, case) in cases() {
+        // In height3.png the reference takes the height for the channels.
+        if case.error.is_some() || name == "height3.png" {
+            continue;
+        }
+        let Difference { mean, max } = compare(&name);
+        println!("{name}: mean {mean:.4}, max {max}");
+        let (max_mean, max_max) = if name.ends_with(".jpg") { (0.5, 8) } else { (0.5, 1) };
+        assert!(mean <= max_mean && max <= max_max, "{name}: mean {mean}, max {max}");
+    }
+}
+
+#[test]
+fn normalized_values_are_the_references() {
+    let processor = processor();
+    for (name, case) in cases() {
+        if case.error.is_some() || name == "height3.png" || name.ends_with(".jpg") {
+            continue;
+        }
+        let pixels = processor.preprocess(&picture(&name)).unwrap();
+        assert_eq!(pixels.len(), 3 * 224 * 224);
+        let count = pixels.len() as f64;
+        let mean: f64 = pixels.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
+        let mean_abs = pixels.iter().map(|&v| f64::from(v.abs())).sum::<f64>() / count;
+        // A level is 0.0146; single pixels may differ by one.
+        assert!((mean - case.sum / count).abs() < 2e-4, "{name}: mean {mean}");
+        assert!((mean_abs - case.mean_abs).abs() < 2e-4, "{name}: mean of |x| {mean_abs}");
+    }
+}
+
+#[test]
+fn normalized_values_follow_the_crop_channel_by_channel() {
+    let processor = processor();
+    let bytes = picture("rgba.png");
+    let (crop, pixels) =
+        (processor.crop_u8(&bytes).unwrap(), processor.preprocess(&bytes).unwrap());
+    let (mean, std) =
+        ([0.48145466_f32, 0.4578275, 0.40821073], [0.26862954_f32, 0.26130258, 0.27577711]);
+    for at in (0..224 * 224).step_by(97) {
+        for channel in 0..3 {
+            let level = f32::from(crop[at * 3 + channel]) * (1.0 / 255.0);
+            let expected = (level - mean[channel]) / std[channel];
+            let found = pixels[channel * 224 * 224 + at];
+            // Scaled in double precision and rounded, or in single: the last bit may differ.
+            assert!((found - expected).abs() <= 1e-6, "{channel} at {at}: {found}, {expected}");
+        }
+    }
+}
+
+#[test]
+fn pictures_that_the_reference_cannot_take_give_sane_crops() {
+    let processor = processor();
+    let pixel = image::open(golden("preprocess/images/one_by_one.png")).unwrap().into_rgb8();
+    let crop = processor.crop_u8(&picture("one_by_one.png")).unwrap();
+    assert!(crop.chunks_exact(3).all(|rgb| rgb == pixel.as_raw().as_slice()));
+
+    // One row stretched: every row of the crop is the same.
+    let crop = processor.crop_u8(&picture("height1.png")).unwrap();
+    assert!(crop.chunks_exact(224 * 3).all(|row| row == &crop[..224 * 3]));
+    assert_eq!(processor.crop_u8(&picture("height3.png")).unwrap().len(), 224 * 224 * 3);
+}
+
+#[test]
+fn a_very_long_picture_costs_no_more_than_its_crop() {
+    let line = image::RgbImage::from_fn(16_384, 1, |x, _| image::Rgb([(x % 251) as u8; 3]));
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    line.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    // Resized whole it would be 224 × 3.7 million pixels.
+    assert_eq!(processor().crop_u8(bytes.get_ref()).unwrap().len(), 224 * 224 * 3);
+}
+
+#[test]
+fn a_resized_picture_smaller_than_the_crop_stands_in_the_middle_of_zeros() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("preprocessor_config.json");
+    std::fs::write(&path, r#"{"size": 2, "crop_size": 5}"#).unwrap();
+    let processor = ImageProcessor::from_file(&path).unwrap();
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let white = image::RgbImage::from_pixel(2, 2, image::Rgb([255; 3]));
+    white.write_to(&mut bytes, image::ImageFormat::Png).unwrap();
+    let crop = processor.crop_u8(bytes.get_ref()).unwrap();
+    let lit: Vec<_> = (0..25).filter(|at| crop[at * 3] == 255).collect();
+    // numpy: transformers.image_transforms.center_crop(np.full((2, 2, 3), 255), (5, 5))
+    assert_eq!(lit, [12, 13, 17, 18]);
+}

@@ -1,0 +1,123 @@
+//! A tokenizer of bytes alone, with a chat template of the seed's form, and a folder of rows.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use vlm_data::{ChatTokenizer, ImageProcessor, JsonlSource, Loader, LoaderConfig};
+
+pub const TEMPLATE: &str = "{% for m in messages %}{% if m['role'] == 'user' %}\
+    {{ '<s>user\\n' + m['content'] + '</s>\\n<s>assistant\\n' }}\
+    {% elif m['role'] == 'assistant' %}{{ m['content'] + '</s>\\n' }}\
+    {% else %}{{ '<s>system\\n' + m['content'] + '</s>\\n' }}{% endif %}{% endfor %}";
+
+pub const TOKENS_PER_IMAGE: usize = 4;
+
+/// Writes the tokenizer's files into `dir`; `config` is merged into `tokenizer_config.json`.
+pub fn write_tokenizer(dir: &Path, config: Value) {
+    let special = ["<unk>", "<s>", "</s>"];
+    let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
+    alphabet.sort_unstable();
+    let words = special.iter().map(|s| (*s).to_owned()).chain(alphabet.iter().map(char::to_string));
+    let vocab: Map<String, Value> = words.enumerate().map(|(id, word)| (word, json!(id))).collect();
+    let added: Vec<_> = special
+        .iter()
+        .enumerate()
+        .map(|(id, content)| {
+            json!({ "id": id, "content": content, "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false, "special": true })
+        })
+        .collect();
+    let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
+    let tokenizer = json!({
+        "version": "1.0", "truncation": { "max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right" },
+        "padding": null, "added_tokens": added, "normalizer": null,
+        "pre_tokenizer": byte_level, "post_processor": byte_level, "decoder": byte_level,
+        "model": { "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                   "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false,
+                   "ignore_merges": false, "vocab": vocab, "merges": [] },
+    });
+    std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let mut full = json!({ "bos_token": "<s>", "eos_token": { "content": "</s>" },
+                           "pad_token": "<unk>", "chat_template": TEMPLATE });
+    for (key, value) in config.as_object().unwrap() {
+        full[key] = value.clone();
+    }
+    std::fs::write(dir.join("tokenizer_config.json"), full.to_string()).unwrap();
+}
+
+/// A folder with a tokenizer, preprocessing settings of side 8, and what a test puts there.
+pub struct Folder {
+    dir: TempDir,
+}
+
+impl Folder {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        write_tokenizer(dir.path(), json!({}));
+        let settings = r#"{"size": 8, "crop_size": 8}"#;
+        std::fs::write(dir.path().join("preprocessor_config.json"), settings).unwrap();
+        std::fs::create_dir(dir.path().join("images")).unwrap();
+        Self { dir }
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn image_path(&self, name: &str) -> PathBuf {
+        self.path().join("images").join(name)
+    }
+
+    /// Writes a picture of one shade.
+    pub fn add_image(&self, name: &str, shade: u8) {
+        image::RgbImage::from_pixel(12, 9, image::Rgb([shade; 3]))
+            .save(self.image_path(name))
+            .unwrap();
+    }
+
+    pub fn write_rows(&self, rows: &[String]) {
+        std::fs::write(self.path().join("rows.jsonl"), rows.join("\n")).unwrap();
+    }
+
+    pub fn tokenizer(&self) -> Arc<ChatTokenizer> {
+        Arc::new(ChatTokenizer::from_dir(self.path()).unwrap())
+    }
+
+    pub fn processor(&self) -> Arc<ImageProcessor> {
+        let path = self.path().join("preprocessor_config.json");
+        Arc::new(ImageProcessor::from_file(&path).unwrap())
+    }
+
+    pub fn source(&self) -> JsonlSource {
+        let images = self.path().join("images");
+        JsonlSource::open(&self.path().join("rows.jsonl"), Some(&images)).unwrap()
+    }
+
+    pub fn loader(&self, config: LoaderConfig) -> Loader {
+        let source = Arc::new(self.source());
+        Loader::new(source, self.tokenizer(), Some(self.processor()), config).unwrap()
+    }
+}
+
+/// A row of one question and one answer.
+pub fn row(question: &str, answer: &str, image: &str) -> String {
+    json!({ "conversations": [{ "role": "user", "content": question },
+                              { "role": "assistant", "content": answer }],
+            "image": image })
+    .to_string()
+}
+
+pub fn config() -> LoaderConfig {
+    LoaderConfig {
+        batch_size: 4,
+        max_seq_len: 80,
+        tokens_per_image: TOKENS_PER_IMAGE,
+        num_workers: 2,
+        prefetch_batches: 3,
+        max_rejected_fraction: 1.0,
+        ..LoaderConfig::default()
+    }
+}
