@@ -93,35 +93,50 @@ impl ImageProcessor {
             Resize::ShortestEdge(edge) => shortest_edge(width, height, u64::from(edge)),
         };
         let span = |resized| Span::centre(resized, self.config.side);
-        self.resample(&picture, span(resized_width), span(resized_height))
+        self.resample(picture, span(resized_width), span(resized_height))
     }
 
     /// Computes only what the crop keeps: of a picture of 1 × 16384, resizing the whole would take
-    /// gigabytes.
-    fn resample(&self, picture: &RgbPicture, x: Span, y: Span) -> Result<Vec<u8>, Reject> {
-        let failed =
-            |e: String| Reject::new(RejectReason::UnreadableImage, format!("cannot resize: {e}"));
-        let source = ImageRef::new(picture.width, picture.height, &picture.pixels, PixelType::U8x3)
-            .map_err(|e| failed(e.to_string()))?;
-        let mut target = Image::new(x.length, y.length, PixelType::U8x3);
-        let (left, width) = x.source_box(picture.width);
-        let (top, height) = y.source_box(picture.height);
-        let options = ResizeOptions::new()
-            .resize_alg(self.config.algorithm())
-            .crop(left, top, width, height)
-            .use_alpha(false);
-        Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(e.to_string()))?;
+    /// gigabytes. Width first, then height, as Pillow does it: what overshoots is clipped to 8 bits
+    /// in between, so the other order gives other pixels at sharp edges.
+    fn resample(&self, picture: RgbPicture, x: Span, y: Span) -> Result<Vec<u8>, Reject> {
+        let RgbPicture { width, height, pixels } = picture;
+        let (left, box_width) = x.source_box(width);
+        let (top, box_height) = y.source_box(height);
+        let across = self.options().crop(left, 0.0, box_width, f64::from(height));
+        let down = self.options().crop(0.0, top, f64::from(x.length), box_height);
+        let narrow = resize((width, height, pixels), (x.length, height), &across)?;
+        let crop = resize((x.length, height, narrow), (x.length, y.length), &down)?;
         let side = self.image_size();
         if (x.length, y.length) == (self.config.side, self.config.side) {
-            return Ok(target.into_vec());
+            return Ok(crop);
         }
         let mut padded = vec![0; side * side * CHANNELS];
-        for (row, line) in target.buffer().chunks_exact(x.length as usize * CHANNELS).enumerate() {
+        for (row, line) in crop.chunks_exact(x.length as usize * CHANNELS).enumerate() {
             let at = ((y.pad as usize + row) * side + x.pad as usize) * CHANNELS;
             padded[at..at + line.len()].copy_from_slice(line);
         }
         Ok(padded)
     }
+
+    fn options(&self) -> ResizeOptions {
+        ResizeOptions::new().resize_alg(self.config.algorithm()).use_alpha(false)
+    }
+}
+
+/// RGB of (width, height, pixels) at the size `to`.
+fn resize(
+    (width, height, pixels): (u32, u32, Vec<u8>),
+    to: (u32, u32),
+    options: &ResizeOptions,
+) -> Result<Vec<u8>, Reject> {
+    let failed =
+        |e: String| Reject::new(RejectReason::UnreadableImage, format!("cannot resize: {e}"));
+    let source = ImageRef::new(width, height, &pixels, PixelType::U8x3)
+        .map_err(|e| failed(e.to_string()))?;
+    let mut target = Image::new(to.0, to.1, PixelType::U8x3);
+    Resizer::new().resize(&source, &mut target, options).map_err(|e| failed(e.to_string()))?;
+    Ok(target.into_vec())
 }
 
 /// Width and height with the shorter side at `edge`, the longer one rounded down, as the
