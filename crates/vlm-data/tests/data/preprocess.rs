@@ -95,13 +95,13 @@ fn normalized_values_follow_the_crop_channel_by_channel() {
     let (crop, pixels) =
         (processor.crop_u8(&bytes).unwrap(), processor.preprocess(&bytes).unwrap());
     let (mean, std) =
-        ([0.48145466_f32, 0.4578275, 0.40821073], [0.26862954_f32, 0.26130258, 0.27577711]);
+        ([0.48145466_f64, 0.4578275, 0.40821073], [0.26862954_f64, 0.26130258, 0.27577711]);
     for at in (0..224 * 224).step_by(97) {
         for channel in 0..3 {
-            let level = f32::from(crop[at * 3 + channel]) * (1.0 / 255.0);
+            let level = f64::from(crop[at * 3 + channel]) / 255.0;
             let expected = (level - mean[channel]) / std[channel];
-            let found = pixels[channel * 224 * 224 + at];
-            // Scaled in double precision and rounded, or in single: the last bit may differ.
+            let found = f64::from(pixels[channel * 224 * 224 + at]);
+            // Ours is rounded to single precision three times.
             assert!((found - expected).abs() <= 1e-6, "{channel} at {at}: {found}, {expected}");
         }
     }
