@@ -1,1 +1,25 @@
-//! Configuration, trainer, optimizer, schedule, checkpoints, metrics.
+//! Training: configuration, optimizer, schedule, the loop, checkpoints, metrics.
+//!
+//! Joins `vlm-data` and `vlm-model`, which do not know each other. Knows no command line and
+//! prints nothing but through `tracing` and the progress bar.
+
+pub mod answer;
+mod assemble;
+pub mod checkpoint;
+pub mod config;
+pub mod device_batch;
+mod error;
+pub mod metrics;
+pub mod optimizer;
+mod out_dir;
+pub mod precision;
+pub mod run;
+pub mod scaler;
+pub mod schedule;
+pub mod trainer;
+
+pub use assemble::{Shapes, build_model, settle_shapes};
+pub use config::TrainConfig;
+pub use error::TrainError;
+pub use out_dir::OutDir;
+pub use run::{Run, Summary};

@@ -1,0 +1,217 @@
+//! The configuration of a training run: each part owns its fields and defaults, one tree assembles
+//! them. The resolved tree is written beside what the run makes.
+//!
+//! Says nothing about flags or files: the command line fills it.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use vlm_data::Padding;
+use vlm_model::FreezePolicy;
+
+use crate::TrainError;
+
+/// Everything a run needs to know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainConfig {
+    /// Where rows come from and in what order.
+    pub data: DataConfig,
+    /// Which model, and what of it is trained.
+    pub model: ModelConfig,
+    /// The optimization.
+    pub optim: OptimConfig,
+    /// Where and how the run takes place.
+    pub run: RunConfig,
+}
+
+/// Where rows come from and in what order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// The rows.
+    pub data_path: PathBuf,
+    /// Root of the image names in the rows.
+    pub images_path: Option<PathBuf>,
+    /// Tokens a row is cut at.
+    pub max_seq_len: usize,
+    /// To the longest row of the batch, or always to `max_seq_len`.
+    pub padding: Padding,
+    /// Whether the order is drawn anew each epoch, from (seed, epoch).
+    pub shuffle: bool,
+    /// Rows within which similar lengths are put together; 0: none.
+    pub bucket_window: usize,
+    /// Leave out an epoch's last batch when it is not full.
+    pub drop_last: bool,
+    /// Loader threads.
+    pub num_workers: usize,
+    /// The run stops when more than this share of the rows seen was rejected.
+    pub max_rejected_fraction: f64,
+}
+
+/// Which model, and what of it is trained.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// Language-model weights; `None`: random.
+    pub lm: Option<PathBuf>,
+    /// Vision encoder, a folder in Hugging Face form.
+    pub vision: PathBuf,
+    /// Folder with `tokenizer.json` and `tokenizer_config.json`.
+    pub tokenizer: PathBuf,
+    /// Shape asked for; what is `None` comes from `config.json` beside the weights, or the default.
+    pub shape: ShapeRequest,
+    /// What is trained beside the projector.
+    #[serde(default)]
+    pub freeze: FreezePolicy,
+}
+
+/// The parts of the language model's shape that a user may ask for.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ShapeRequest {
+    /// Hidden size.
+    pub dim: Option<i64>,
+    /// Blocks.
+    pub n_layers: Option<i64>,
+    /// Query heads.
+    pub n_heads: Option<i64>,
+    /// Key and value heads.
+    pub n_kv_heads: Option<i64>,
+    /// Dropout probability.
+    pub dropout: Option<f64>,
+    /// Mixture of experts.
+    pub use_moe: Option<bool>,
+}
+
+/// How the loss of a micro-batch is averaged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LossAverage {
+    /// Mean over the supervised tokens of each micro-batch, then over the micro-batches of an
+    /// update, as the reference does.
+    Batch,
+    /// Mean over all supervised tokens of an update.
+    Token,
+}
+
+/// The optimization.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimConfig {
+    /// Passes over the data.
+    pub epochs: u64,
+    /// Rows a micro-batch.
+    pub batch_size: usize,
+    /// The schedule's reference rate (see [`crate::schedule`]).
+    pub learning_rate: f64,
+    /// Micro-batches an update.
+    pub accumulation_steps: u64,
+    /// Largest gradient norm; 0: no clipping.
+    pub grad_clip: f64,
+    /// Micro-batches over which the rate rises linearly at the start.
+    pub warmup_iters: u64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// How losses are averaged.
+    pub loss_average: LossAverage,
+    /// The run stops after this many updates in a row were skipped as not finite.
+    pub max_skipped_in_a_row: u64,
+}
+
+impl Default for OptimConfig {
+    fn default() -> Self {
+        Self {
+            epochs: 4,
+            batch_size: 16,
+            learning_rate: 4e-4,
+            accumulation_steps: 1,
+            grad_clip: 1.0,
+            warmup_iters: 0,
+            weight_decay: 0.01,
+            loss_average: LossAverage::Batch,
+            max_skipped_in_a_row: 10,
+        }
+    }
+}
+
+/// Where and how the run takes place.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// Folder for all the run writes.
+    pub out_dir: PathBuf,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Arithmetic of the forward pass; `None`: bfloat16 on CUDA, float32 on the CPU.
+    pub dtype: Option<crate::precision::Dtype>,
+    /// Seed of the weights and of the order of the rows.
+    pub seed: u64,
+    /// Micro-batches between two log lines.
+    pub log_interval: u64,
+    /// Micro-batches between two checkpoints.
+    pub save_interval: u64,
+    /// How many checkpoints are kept.
+    pub keep_checkpoints: usize,
+    /// Stop after this many micro-batches, whatever the epochs say.
+    pub max_steps: Option<u64>,
+    /// CPU arithmetic threads; `None`: one a core.
+    pub num_threads: Option<i32>,
+    /// Whether to show a progress bar on a terminal.
+    pub progress: bool,
+    /// Continue an earlier run.
+    pub resume: Option<Resume>,
+}
+
+/// Which checkpoint to continue from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Resume {
+    /// The newest good one in `out_dir`.
+    Auto,
+    /// This folder.
+    Path(PathBuf),
+}
+
+impl TrainConfig {
+    /// Checks the numbers against each other, before any file or device is touched.
+    ///
+    /// # Errors
+    /// Names the setting, what it is and what it must be.
+    pub fn validate(&self) -> Result<(), TrainError> {
+        let OptimConfig { epochs, batch_size, accumulation_steps, .. } = self.optim;
+        let counts = [
+            ("epochs", epochs),
+            ("batch-size", batch_size as u64),
+            ("accumulation-steps", accumulation_steps),
+            ("log-interval", self.run.log_interval),
+            ("save-interval", self.run.save_interval),
+            ("num-workers", self.data.num_workers as u64),
+            ("max-seq-len", self.data.max_seq_len as u64),
+            ("max-steps", self.run.max_steps.unwrap_or(1)),
+            ("keep-checkpoints", self.run.keep_checkpoints as u64),
+        ];
+        if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
+            return Err(TrainError::Usage(format!("--{name} is 0; it must be at least 1")));
+        }
+        if !(self.optim.learning_rate > 0.0 && self.optim.learning_rate.is_finite()) {
+            return Err(TrainError::Usage(format!(
+                "--learning-rate is {}; it must be a positive number",
+                self.optim.learning_rate
+            )));
+        }
+        if self.optim.grad_clip < 0.0 || self.optim.grad_clip.is_nan() {
+            return Err(TrainError::Usage(format!(
+                "--grad-clip is {}; it must be positive, or 0 for no clipping",
+                self.optim.grad_clip
+            )));
+        }
+        let fraction = self.data.max_rejected_fraction;
+        if !(0.0..=1.0).contains(&fraction) {
+            return Err(TrainError::Usage(format!(
+                "--max-rejected-fraction is {fraction}; it must be between 0 and 1"
+            )));
+        }
+        Ok(())
+    }
+}

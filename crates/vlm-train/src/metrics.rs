@@ -1,0 +1,198 @@
+//! What a run measures of itself: `metrics.jsonl`, and the line on the terminal.
+
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::TrainError;
+
+/// What a run has done so far, over all epochs.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
+pub struct Counters {
+    /// Micro-batches done.
+    pub step: u64,
+    /// Updates of the weights.
+    pub update: u64,
+    /// Rows trained on.
+    pub samples: u64,
+    /// Their tokens, without padding.
+    pub tokens: u64,
+    /// Their supervised tokens.
+    pub supervised_tokens: u64,
+    /// Updates left out because loss or gradient was not finite.
+    pub skipped_updates: u64,
+    /// Micro-batches without anything to learn.
+    pub empty_steps: u64,
+    /// Distinct rows set aside.
+    pub rejected_rows: u64,
+}
+
+/// One line of `metrics.jsonl`.
+#[derive(Debug, Clone, Serialize)]
+pub struct LogLine {
+    /// Micro-batches done, from 1.
+    pub step: u64,
+    /// Updates done.
+    pub update: u64,
+    /// Epoch, from 0.
+    pub epoch: u64,
+    /// Loss of this micro-batch in nats a supervised token; absent when it had none.
+    pub loss: Option<f64>,
+    /// The experts' auxiliary loss; absent without experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux_loss: Option<f64>,
+    /// Learning rate of this micro-batch.
+    pub lr: f64,
+    /// Gradient norm before clipping, where an update ended.
+    pub grad_norm: Option<f64>,
+    /// Rows trained on so far.
+    pub samples: u64,
+    /// Their tokens.
+    pub tokens: u64,
+    /// Their supervised tokens.
+    pub supervised_tokens: u64,
+    /// Rows a second since the line before.
+    pub samples_per_sec: f64,
+    /// Tokens a second since the line before.
+    pub tokens_per_sec: f64,
+    /// Time a micro-batch waited for data, mean since the line before.
+    pub data_wait_ms: f64,
+    /// Time a micro-batch took, waiting included, mean since the line before.
+    pub step_ms: f64,
+    /// Most memory used at once.
+    pub peak_memory_bytes: u64,
+    /// Updates left out so far.
+    pub skipped_updates: u64,
+    /// Rows set aside so far.
+    pub rejected_rows: u64,
+}
+
+/// Appends [`LogLine`]s to a file.
+#[derive(Debug)]
+pub struct MetricsFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsFile {
+    /// Opens the file for appending.
+    ///
+    /// # Errors
+    /// The system's, with the path.
+    pub fn open(path: &Path) -> Result<Self, TrainError> {
+        let file = File::options().create(true).append(true).open(path);
+        Ok(Self {
+            path: path.to_owned(),
+            file: file.map_err(|e| TrainError::at(path, format!("cannot write metrics: {e}")))?,
+        })
+    }
+
+    /// Writes one line, whole.
+    ///
+    /// # Errors
+    /// The system's, with the path (a full disk, say).
+    pub fn append(&mut self, line: &LogLine) -> Result<(), TrainError> {
+        let mut text = serde_json::to_string(line).map_err(|e| TrainError::at(&self.path, e))?;
+        text.push('\n');
+        self.file
+            .write_all(text.as_bytes())
+            .map_err(|e| TrainError::at(&self.path, format!("cannot write metrics: {e}")))
+    }
+}
+
+/// Measures speed between two log lines.
+#[derive(Debug)]
+pub struct Meter {
+    since: Instant,
+    at: Counters,
+    data_wait: Duration,
+}
+
+/// What a [`Meter`] found.
+#[derive(Debug, Clone, Copy)]
+pub struct Speed {
+    /// Rows a second.
+    pub samples_per_sec: f64,
+    /// Tokens a second.
+    pub tokens_per_sec: f64,
+    /// Mean wait for data, milliseconds a micro-batch.
+    pub data_wait_ms: f64,
+    /// Mean time, milliseconds a micro-batch.
+    pub step_ms: f64,
+}
+
+impl Meter {
+    /// Starts measuring from these counts on.
+    pub fn start(counters: Counters) -> Self {
+        Self { since: Instant::now(), at: counters, data_wait: Duration::ZERO }
+    }
+
+    /// Adds time spent waiting for a batch.
+    pub fn waited(&mut self, time: Duration) {
+        self.data_wait += time;
+    }
+
+    /// Speed since the last call, and starts anew.
+    pub fn lap(&mut self, now: Counters) -> Speed {
+        let secs = self.since.elapsed().as_secs_f64().max(1e-9);
+        let steps = (now.step - self.at.step).max(1) as f64;
+        let speed = Speed {
+            samples_per_sec: (now.samples - self.at.samples) as f64 / secs,
+            tokens_per_sec: (now.tokens - self.at.tokens) as f64 / secs,
+            data_wait_ms: self.data_wait.as_secs_f64() * 1e3 / steps,
+            step_ms: secs * 1e3 / steps,
+        };
+        *self = Self::start(now);
+        speed
+    }
+}
+
+/// The line on the terminal, or nothing where there is none.
+#[derive(Debug)]
+pub struct Display {
+    bar: ProgressBar,
+    smoothed_loss: Option<f64>,
+}
+
+impl Display {
+    /// A bar over `total_steps` of which `done` are behind.
+    pub fn new(total_steps: u64, done: u64, visible: bool) -> Self {
+        let bar = if visible { ProgressBar::new(total_steps) } else { ProgressBar::hidden() };
+        let style = "{bar:24} {pos}/{len}  {msg}  left {eta}";
+        bar.set_style(
+            ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+        );
+        bar.set_position(done);
+        bar.reset_eta();
+        Self { bar, smoothed_loss: None }
+    }
+
+    /// Moves the bar to a step just done.
+    pub fn step(&mut self, step: u64, loss: Option<f64>, lr: f64, samples_per_sec: f64) {
+        if let Some(loss) = loss {
+            self.smoothed_loss =
+                Some(self.smoothed_loss.map_or(loss, |old| 0.9 * old + 0.1 * loss));
+        }
+        let loss = self.smoothed_loss.map_or("–".into(), |loss| format!("{loss:.4}"));
+        self.bar.set_message(format!("loss {loss}  lr {lr:.2e}  {samples_per_sec:.1} samples/s"));
+        self.bar.set_position(step);
+    }
+
+    /// Prints a line above the bar, or through the log where there is no bar.
+    pub fn say(&self, text: &str) {
+        if self.bar.is_hidden() {
+            tracing::info!("{text}");
+        } else {
+            self.bar.println(text);
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(&self) {
+        self.bar.finish_and_clear();
+    }
+}

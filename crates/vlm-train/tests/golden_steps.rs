@@ -1,0 +1,217 @@
+//! Twenty updates of the real trainer against the reference's: losses, learning rates, gradient
+//! norms and parameters (`tests/golden/README.md` gives the tolerances and how they were made).
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use tch::{Device, IndexOp, Kind, Tensor};
+use vlm_data::{Batch, DataError, IGNORE_INDEX, ImagePlace, Padding, RejectLog};
+use vlm_model::weights::Weights;
+use vlm_model::{ClipVisionConfig, FreezePolicy, LmConfig, Vlm};
+use vlm_train::TrainConfig;
+use vlm_train::config::{DataConfig, ModelConfig, OptimConfig, RunConfig, ShapeRequest};
+use vlm_train::metrics::MetricsFile;
+use vlm_train::optimizer::AdamW;
+use vlm_train::precision::Dtype;
+use vlm_train::trainer::{BatchSource, Batches, Ending, Position, Trainer};
+
+const IMAGE_TOKENS: usize = 196;
+const IMAGE_TOKEN_ID: i64 = 34;
+const IMAGE_SIZE: i64 = 224;
+
+fn golden(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
+}
+
+/// The eight golden micro-batches, the same every epoch.
+struct GoldenBatches(Vec<Batch>);
+
+impl GoldenBatches {
+    fn read(folder: &str) -> Self {
+        let inputs = Weights::open(&golden(&format!("{folder}/inputs.safetensors"))).unwrap();
+        let pool = Weights::open(&golden("pixels.safetensors")).unwrap();
+        let pool = pool.get("pixel_values").unwrap().to_kind(Kind::Float);
+        let get = |name: &str| inputs.get(name).unwrap();
+        let (x, y, mask, image) = (get("X"), get("Y"), get("loss_mask"), get("image_index"));
+        let batch = |k: i64| {
+            batch(&x.i(k), &y.i(k), &mask.i(k), &pool.index_select(0, &image.i(k).flatten(0, -1)))
+        };
+        Self((0..x.size()[0]).map(batch).collect())
+    }
+}
+
+fn batch(x: &Tensor, y: &Tensor, mask: &Tensor, pixels: &Tensor) -> Batch {
+    let ints = |t: &Tensor| Vec::<i64>::try_from(t.flatten(0, -1)).unwrap();
+    let (rows, len) = (x.size()[0] as usize, x.size()[1] as usize);
+    let labels: Vec<i64> = ints(y)
+        .into_iter()
+        .zip(ints(mask))
+        .map(|(id, on)| if on == 1 { id } else { IGNORE_INDEX })
+        .collect();
+    let input_ids = ints(x);
+    let images = (0..rows)
+        .map(|row| {
+            let ids = &input_ids[row * len..(row + 1) * len];
+            let start = ids.iter().position(|&id| id == IMAGE_TOKEN_ID).unwrap();
+            assert!(ids[start..start + IMAGE_TOKENS].iter().all(|&id| id == IMAGE_TOKEN_ID));
+            ImagePlace { row, start }
+        })
+        .collect();
+    Batch {
+        index: 0,
+        rows: (0..rows).collect(),
+        batch_size: rows,
+        seq_len: len,
+        num_supervised: labels.iter().filter(|&&id| id != IGNORE_INDEX).count(),
+        input_ids,
+        labels,
+        lengths: vec![len; rows],
+        pixel_values: Vec::<f32>::try_from(pixels.flatten(0, -1)).unwrap(),
+        images,
+        rejected: Vec::new(),
+    }
+}
+
+impl BatchSource for GoldenBatches {
+    fn batches_per_epoch(&self) -> usize {
+        self.0.len()
+    }
+
+    fn epoch(&self, _epoch: u64, first: usize) -> Batches<'_> {
+        Box::new(self.0[first..].iter().map(|batch| Ok::<_, DataError>(batch.clone())))
+    }
+
+    fn locate(&self, row: usize) -> String {
+        format!("golden row {row}")
+    }
+}
+
+fn config(out_dir: PathBuf) -> TrainConfig {
+    TrainConfig {
+        data: DataConfig {
+            data_path: PathBuf::new(),
+            images_path: None,
+            max_seq_len: 256,
+            padding: Padding::Max,
+            shuffle: false,
+            bucket_window: 0,
+            drop_last: false,
+            num_workers: 1,
+            max_rejected_fraction: 0.05,
+        },
+        model: ModelConfig {
+            lm: None,
+            vision: PathBuf::new(),
+            tokenizer: PathBuf::new(),
+            shape: ShapeRequest::default(),
+            freeze: FreezePolicy::default(),
+        },
+        // 8 micro-batches, 5 times: 40 steps, two an update.
+        optim: OptimConfig {
+            epochs: 5,
+            learning_rate: 1e-3,
+            accumulation_steps: 2,
+            ..OptimConfig::default()
+        },
+        run: RunConfig {
+            out_dir,
+            device: "cpu".into(),
+            dtype: Some(Dtype::Float32),
+            seed: 1,
+            log_interval: 1,
+            save_interval: 1_000,
+            keep_checkpoints: 1,
+            max_steps: None,
+            num_threads: None,
+            progress: false,
+            resume: None,
+        },
+    }
+}
+
+fn model(folder: &str) -> Vlm {
+    let lm = LmConfig::from_file(&golden(&format!("{folder}/config.json"))).unwrap();
+    let vision = ClipVisionConfig::from_file(&golden("vision_tower/config.json")).unwrap();
+    let model = Vlm::new(&lm, &vision, Device::Cpu).unwrap();
+    // From the .pth, to have the reference's own file format on the way.
+    let lm_file = Weights::open(&golden(&format!("{folder}/lm_vlm.pth"))).unwrap();
+    lm_file.load_into(&model.params().named(), |_| false).unwrap();
+    let tower = Weights::open(&golden("vision_tower/model.safetensors")).unwrap();
+    tower.load_into(&model.vision_params().named(), |_| false).unwrap();
+    model
+}
+
+/// Trains and returns the lines of `metrics.jsonl`.
+fn train(model: &Vlm, source: &GoldenBatches) -> Vec<serde_json::Value> {
+    let folder = tempfile::tempdir().unwrap();
+    let config = config(folder.path().to_owned());
+    let metrics = folder.path().join("metrics.jsonl");
+    let mut trainer = Trainer {
+        config: &config,
+        model,
+        image_size: IMAGE_SIZE,
+        source,
+        optimizer: AdamW::new(model.trainable(), 0.01),
+        dtype: Dtype::Float32,
+        position: Position::default(),
+        rejects: RejectLog::open(&folder.path().join("rejected.jsonl")).unwrap(),
+        metrics: MetricsFile::open(&metrics).unwrap(),
+    };
+    let ending = trainer.run(&AtomicBool::new(false), &mut |_| Ok(())).unwrap();
+    assert_eq!(ending, Ending::Finished);
+    assert_eq!(trainer.position.counters.update, 20);
+    let text = std::fs::read_to_string(metrics).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn check(folder: &str, steps: &str, parameters: &str) {
+    let (model, source) = (model(folder), GoldenBatches::read(folder));
+    let lines = train(&model, &source);
+    let text = std::fs::read_to_string(golden(&format!("{folder}/{steps}"))).unwrap();
+    let expected: serde_json::Value = serde_json::from_str(&text).unwrap();
+    let number = |value: &serde_json::Value| value.as_f64().unwrap();
+    let (mut worst_loss, mut worst_norm) = (0f64, 0f64);
+    for (k, line) in lines.iter().enumerate() {
+        assert!((number(&line["lr"]) - number(&expected["lr"][k])).abs() < 1e-12, "lr of step {k}");
+        // The reference logs its loss divided by the accumulation steps.
+        let loss = number(&line["loss"]) / 2.0;
+        worst_loss = worst_loss.max((loss - number(&expected["loss"][k])).abs());
+        if k % 2 == 1 {
+            let golden = number(&expected["gnorm"][k / 2]);
+            worst_norm = worst_norm.max((number(&line["grad_norm"]) - golden).abs() / golden);
+        } else {
+            assert!(line["grad_norm"].is_null(), "no update ends at step {k}");
+        }
+    }
+    let (mean, largest) = parameter_difference(&model, &format!("{folder}/{parameters}"));
+    println!(
+        "{folder}: loss {worst_loss:.1e}, gradient norm {worst_norm:.1e} relative, parameters mean \
+         {mean:.1e}, largest {largest:.1e}"
+    );
+    assert!(worst_loss <= 2e-5, "loss differs by {worst_loss:e}");
+    assert!(worst_norm <= 5e-4, "gradient norm differs by {worst_norm:e}, relative");
+    assert!(mean <= 2e-6, "parameters differ by {mean:e} in the mean");
+    assert!(largest <= 5e-4, "a parameter differs by {largest:e}");
+}
+
+fn parameter_difference(model: &Vlm, file: &str) -> (f64, f64) {
+    let expected = Weights::open(&golden(file)).unwrap();
+    let (mut sum, mut count, mut largest) = (0f64, 0f64, 0f64);
+    for (name, tensor) in model.trainable() {
+        let difference = (tensor.detach() - expected.get(&name).unwrap()).abs();
+        sum += f64::try_from(difference.sum(Kind::Double)).unwrap();
+        count += difference.numel() as f64;
+        largest = largest.max(f64::try_from(difference.max()).unwrap());
+    }
+    (sum / count, largest)
+}
+
+#[test]
+fn dense_training_equals_the_reference() {
+    check("dense", "steps.json", "params_after_step_20.safetensors");
+}
+
+#[test]
+fn training_of_experts_equals_the_reference() {
+    check("moe", "steps_f32.json", "params_after_step_20_f32.safetensors");
+}
