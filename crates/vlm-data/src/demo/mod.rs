@@ -22,6 +22,7 @@ mod layout;
 mod scene;
 mod split;
 mod text_map;
+mod text_rows;
 mod tokenizer;
 
 pub use caption::Language;
@@ -33,6 +34,7 @@ pub use layout::{Background, CELL, GRID, Layout, NUM_CELLS, PICTURE, PlacedObjec
 pub use scene::{Arrangement, Colour, Object, Place, Relation, Scene, Shape, Size};
 pub use split::{Split, is_held_out, is_unseen_pair};
 pub use text_map::{MapNoise, MapWord, NUM_MAP_WORDS, text_map};
+pub use text_rows::{TextRow, TextRows};
 pub use tokenizer::{IMAGE_PLACEHOLDER, write_demo_tokenizer};
 
 /// The generator of everything random here: the same seed gives the same scenes on every machine.

@@ -50,6 +50,16 @@ const CHAT_TEMPLATE: &str = "{% if messages[0]['role'] == 'system' %}{% set syst
 {{ '<s>user\\n' + content + '</s>\\n<s>assistant\\n' }}{% elif message['role'] == 'assistant' %}\
 {{ content + '</s>' + '\\n' }}{% endif %}{% endfor %}";
 
+/// A chat's first turn up to where the answer starts, as the template renders it.
+pub(super) fn prompt_text(question: &str) -> String {
+    format!("<s>system\nYou describe pictures.</s>\n<s>user\n{question}</s>\n<s>assistant\n")
+}
+
+/// An answer and its end, as the template renders them.
+pub(super) fn answer_text(answer: &str) -> String {
+    format!("{answer}</s>\n")
+}
+
 /// Writes `tokenizer.json` and `tokenizer_config.json` into the existing folder `output`; the
 /// same bytes every time.
 /// # Errors
@@ -135,6 +145,16 @@ mod tests {
             assert_eq!(tokenizer.encode(word.text(), false).unwrap().len(), 1, "{}", word.text());
         }
         assert!(tokenizer.get_vocab_size(true) <= 1000);
+    }
+
+    #[test]
+    fn the_template_renders_what_the_language_model_reads() {
+        let messages = minijinja::context! { messages => [
+            minijinja::context! { role => "user", content => "a question" },
+            minijinja::context! { role => "assistant", content => "an answer" },
+        ]};
+        let rendered = minijinja::Environment::new().render_str(CHAT_TEMPLATE, messages).unwrap();
+        assert_eq!(rendered, prompt_text("a question") + &answer_text("an answer"));
     }
 
     #[test]

@@ -1,0 +1,146 @@
+//! What the starting language model reads: chats about text maps, as token ids with labels.
+
+use std::path::Path;
+
+use rand::Rng;
+use tokenizers::Tokenizer;
+
+use super::caption::Language;
+use super::layout::Layout;
+use super::scene::Scene;
+use super::split::Split;
+use super::text_map::{MapNoise, MapWord, NUM_MAP_WORDS, text_map};
+use super::tokenizer::{answer_text, prompt_text};
+
+/// One chat: `labels[i]` is the id that should follow position `i`, `None` where nothing is
+/// learned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TextRow {
+    /// Token ids.
+    pub input_ids: Vec<i64>,
+    /// As long as `input_ids`.
+    pub labels: Vec<Option<i64>>,
+}
+
+/// Makes such chats with the demo's tokenizer.
+#[derive(Debug)]
+pub struct TextRows {
+    tokenizer: Tokenizer,
+    noise: MapNoise,
+    map_ids: Vec<i64>,
+}
+
+impl TextRows {
+    /// `folder` holds the tokenizer that [`super::write_demo_tokenizer`] wrote.
+    /// # Errors
+    /// No tokenizer there, or another one.
+    pub fn new(folder: &Path, noise: MapNoise) -> tokenizers::Result<TextRows> {
+        let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?;
+        let id = |word: MapWord| {
+            let text = word.text();
+            tokenizer
+                .token_to_id(&text)
+                .map(i64::from)
+                .ok_or_else(|| format!("the tokenizer has no token {text}"))
+        };
+        let map_ids = MapWord::all().map(id).collect::<Result<Vec<_>, _>>()?;
+        debug_assert_eq!(map_ids.len(), NUM_MAP_WORDS);
+        Ok(TextRows { tokenizer, noise, map_ids })
+    }
+
+    /// Rows of the embedding table.
+    pub fn vocab_size(&self) -> usize {
+        self.tokenizer.get_vocab_size(true)
+    }
+
+    /// The ids of the map words, in the order of [`MapWord::all`].
+    pub fn map_ids(&self) -> &[i64] {
+        &self.map_ids
+    }
+
+    /// A chat about a scene that the starting weights may see: its map, a question, the caption;
+    /// in a share `both_languages` of them the question and the caption again in the other
+    /// language.
+    /// # Errors
+    /// The tokenizer's.
+    pub fn sample(&self, both_languages: f64, rng: &mut impl Rng) -> tokenizers::Result<TextRow> {
+        let num_objects = rng.random_range(1..=2);
+        let scene = Scene::sample(Split::Starting, num_objects, rng);
+        let map = text_map(&Layout::of(&scene, rng), &self.noise, rng);
+        let map: String = map.iter().map(|word| word.text()).collect();
+        let language = Language::sample(rng);
+        let mut row = TextRow::default();
+        let question = format!("{map}\n{}", language.sample_prompt(rng));
+        self.push_turn(&mut row, &prompt_text(&question), &scene.caption(language))?;
+        if rng.random_bool(both_languages) {
+            let other = match language {
+                Language::English => Language::Chinese,
+                Language::Chinese => Language::English,
+            };
+            let question = follow_up(other.sample_prompt(rng));
+            self.push_turn(&mut row, &question, &scene.caption(other))?;
+        }
+        Ok(row)
+    }
+
+    fn push_turn(&self, row: &mut TextRow, prompt: &str, answer: &str) -> tokenizers::Result<()> {
+        let ids = |text: &str| -> tokenizers::Result<Vec<i64>> {
+            Ok(self
+                .tokenizer
+                .encode_fast(text, false)?
+                .get_ids()
+                .iter()
+                .map(|&id| i64::from(id))
+                .collect())
+        };
+        let answer = ids(&answer_text(answer))?;
+        row.input_ids.extend(ids(prompt)?);
+        // The last position of the prompt predicts the answer's first token.
+        row.labels.resize(row.input_ids.len().saturating_sub(1), None);
+        row.labels.extend(answer.iter().copied().map(Some));
+        row.input_ids.extend(answer);
+        row.labels.resize(row.input_ids.len(), None);
+        Ok(())
+    }
+}
+
+/// A user's turn after the first, without the system line.
+fn follow_up(question: &str) -> String {
+    format!("<s>user\n{question}</s>\n<s>assistant\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::{NUM_CELLS, seeded_rng, write_demo_tokenizer};
+    use super::*;
+
+    #[test]
+    fn labels_are_the_answer_its_end_and_the_token_after() {
+        let folder = tempfile::tempdir().unwrap();
+        write_demo_tokenizer(folder.path()).unwrap();
+        let rows = TextRows::new(folder.path(), MapNoise::NONE).unwrap();
+        let row = rows.sample(0.0, &mut seeded_rng(1)).unwrap();
+        let learned: Vec<u32> = row.labels.iter().flatten().map(|&id| id as u32).collect();
+        let text = rows.tokenizer.decode(&learned, false).unwrap();
+        assert!(text.ends_with(".</s>\n") || text.ends_with("。</s>\n"), "{text:?}");
+        for (position, label) in row.labels.iter().enumerate() {
+            assert!(label.is_none_or(|label| row.input_ids[position + 1] == label));
+        }
+        let cells = row.input_ids.iter().filter(|id| rows.map_ids.contains(id)).count();
+        assert_eq!(cells, NUM_CELLS);
+    }
+
+    #[test]
+    fn the_parts_encode_as_the_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        write_demo_tokenizer(folder.path()).unwrap();
+        let rows = TextRows::new(folder.path(), MapNoise::NONE).unwrap();
+        let mut rng = seeded_rng(2);
+        for _ in 0..50 {
+            let row = rows.sample(1.0, &mut rng).unwrap();
+            let ids: Vec<u32> = row.input_ids.iter().map(|&id| id as u32).collect();
+            let text = rows.tokenizer.decode(&ids, false).unwrap();
+            assert_eq!(rows.tokenizer.encode(text, false).unwrap().get_ids(), ids);
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Work made ready on threads of its own while the arithmetic runs, in a fixed order.
+
+use std::ops::ControlFlow;
+use std::sync::mpsc::sync_channel;
+use std::thread;
+
+/// Calls `make(0)`, `make(1)`, … `make(count - 1)` on `num_threads` threads, a few ahead of
+/// `consume`, which gets the results in order on the calling thread and may break off.
+/// # Errors
+/// The first error of either; nothing is consumed after it.
+pub(super) fn draw_ahead<T: Send, E: Send>(
+    count: usize,
+    num_threads: usize,
+    make: impl Fn(usize) -> Result<T, E> + Sync,
+    mut consume: impl FnMut(usize, T) -> Result<ControlFlow<()>, E>,
+) -> Result<(), E> {
+    const READY: usize = 4;
+    let num_threads = num_threads.max(1);
+    thread::scope(|scope| {
+        let make = &make;
+        let queues: Vec<_> = (0..num_threads)
+            .map(|worker| {
+                let (sender, receiver) = sync_channel(READY);
+                scope.spawn(move || {
+                    for index in (worker..count).step_by(num_threads) {
+                        // The consumer stopped early: nobody wants the rest.
+                        if sender.send(make(index)).is_err() {
+                            return;
+                        }
+                    }
+                });
+                receiver
+            })
+            .collect();
+        for index in 0..count {
+            // A queue closes before its last item only when its thread panicked, and the scope
+            // passes that panic on.
+            let Ok(made) = queues[index % num_threads].recv() else { return Ok(()) };
+            if consume(index, made?)?.is_break() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_order_whatever_the_number_of_threads() {
+        for num_threads in [1, 2, 3] {
+            let mut seen = Vec::new();
+            let make = |index: usize| Ok::<_, ()>(index * index);
+            let collect = |index, square| {
+                seen.push((index, square));
+                Ok(ControlFlow::Continue(()))
+            };
+            draw_ahead(20, num_threads, make, collect).unwrap();
+            assert_eq!(seen, (0..20).map(|index| (index, index * index)).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn the_first_error_ends_it() {
+        let make = |index: usize| if index == 5 { Err("five") } else { Ok(index) };
+        let mut last = None;
+        let ended = draw_ahead(1000, 2, make, |index, _| {
+            last = Some(index);
+            Ok(ControlFlow::Continue(()))
+        });
+        assert_eq!((ended, last), (Err("five"), Some(4)));
+    }
+}

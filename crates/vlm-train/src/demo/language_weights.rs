@@ -1,0 +1,234 @@
+//! The demo's language model: learns from text alone to describe a scene whose cells are written
+//! out as words, in the place where a picture's patches will stand.
+//!
+//! The embedding of a map word is kept the sum of its size's, its colour's and its shape's: after
+//! each update the words' rows are projected onto that subspace. A linear projector that finds the
+//! parts then has found every whole, of seen pairs and unseen ones alike.
+//!
+//! Dimensions: B batch · T tokens · H hidden size
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use anyhow::{Result, anyhow};
+use tch::{Device, Kind, Reduction, Tensor};
+use vlm_data::demo::{Colour, MapNoise, MapWord, Shape, Size, TextRow, TextRows, seeded_rng};
+use vlm_model::LmConfig;
+use vlm_model::lm::CausalLm;
+use vlm_model::params::ParamStore;
+
+use super::draw_ahead::draw_ahead;
+use super::learner::{Learner, LearnerPlan, Pace};
+
+/// What the maps are spoilt with.
+const NOISE: MapNoise = MapNoise { threshold: (0.05, 0.5), lost: 0.1, wrong: 0.1, ghost: 0.01 };
+/// Share of the chats that ask again in the other language.
+const BOTH_LANGUAGES: f64 = 0.7;
+const IGNORE_INDEX: i64 = -100;
+const WARMUP_STEPS: u64 = 100;
+const NUM_SCORED: usize = 400;
+
+/// How the language model is trained.
+#[derive(Debug, Clone)]
+pub(super) struct LanguagePlan {
+    /// `vocab_size` is taken from the tokenizer.
+    pub config: LmConfig,
+    pub num_chats: usize,
+    pub batch_size: usize,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    pub seed: u64,
+    pub num_threads: usize,
+    pub max_secs: Option<f64>,
+}
+
+/// Share of the answers about maps that were not trained on which are right to the last token.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub(super) struct LanguageScores {
+    /// Maps that tell the truth.
+    pub exact_clean: f64,
+    /// Maps spoilt as in training.
+    pub exact_noisy: f64,
+}
+
+/// A trained language model.
+#[derive(Debug)]
+pub(super) struct LanguageWeights {
+    pub params: ParamStore,
+    pub config: LmConfig,
+    pub scores: LanguageScores,
+}
+
+/// Trains with the demo's tokenizer in the folder `tokenizer`.
+pub(super) fn train_language(plan: &LanguagePlan, tokenizer: &Path) -> Result<LanguageWeights> {
+    tch::manual_seed(plan.seed as i64);
+    let open = |noise| {
+        TextRows::new(tokenizer, noise).map_err(|error| anyhow!("{}: {error}", tokenizer.display()))
+    };
+    let (rows, clean_rows) = (open(NOISE)?, open(MapNoise::NONE)?);
+    let config = LmConfig { vocab_size: rows.vocab_size() as i64, ..plan.config.clone() };
+    config.validate()?;
+    let params = ParamStore::new(Device::Cpu);
+    let lm = CausalLm::new(&params.root(), &config);
+    let mut additive = AdditiveRows::new(&params, rows.map_ids())?;
+
+    let num_steps = plan.num_chats / plan.batch_size;
+    let mut learner = Learner::new(
+        &[&params],
+        LearnerPlan {
+            name: "language",
+            learning_rate: plan.learning_rate,
+            weight_decay: plan.weight_decay,
+            pace: Pace {
+                num_steps: num_steps as u64,
+                warmup_steps: WARMUP_STEPS,
+                max_secs: plan.max_secs,
+            },
+        },
+    );
+    let draw = |step: usize| {
+        let seed = plan.seed.wrapping_mul(1_000_033).wrapping_add(step as u64);
+        sample(&rows, plan.batch_size, BOTH_LANGUAGES, seed)
+    };
+    draw_ahead(num_steps, plan.num_threads, draw, |_, chats: Vec<TextRow>| {
+        if learner.is_over() {
+            return Ok(ControlFlow::Break(()));
+        }
+        let (input_ids, labels) = to_tensors(&chats);
+        let (logits, targets, _) = supervised_logits(&lm, &input_ids, &labels);
+        let loss =
+            logits.cross_entropy_loss(&targets, None::<Tensor>, Reduction::Mean, IGNORE_INDEX, 0.0);
+        let loss = learner.backward(&loss)?;
+        learner.update(loss, plan.batch_size)?;
+        additive.project();
+        anyhow::Ok(ControlFlow::Continue(()))
+    })?;
+    let scores = LanguageScores {
+        exact_clean: exact_share(&lm, &clean_rows, plan)?,
+        exact_noisy: exact_share(&lm, &rows, plan)?,
+    };
+    Ok(LanguageWeights { params, config, scores })
+}
+
+fn sample(rows: &TextRows, count: usize, both_languages: f64, seed: u64) -> Result<Vec<TextRow>> {
+    let mut rng = seeded_rng(seed);
+    let chat = |_| rows.sample(both_languages, &mut rng).map_err(|error| anyhow!("{error}"));
+    (0..count).map(chat).collect()
+}
+
+/// `(input_ids, labels)`, both `[B, T]` i64, padded on the right.
+fn to_tensors(chats: &[TextRow]) -> (Tensor, Tensor) {
+    let len = chats.iter().map(|chat| chat.input_ids.len()).max().unwrap_or(0);
+    let mut input_ids = vec![0i64; chats.len() * len];
+    let mut labels = vec![IGNORE_INDEX; chats.len() * len];
+    for (row, chat) in chats.iter().enumerate() {
+        input_ids[row * len..][..chat.input_ids.len()].copy_from_slice(&chat.input_ids);
+        for (label, known) in labels[row * len..].iter_mut().zip(&chat.labels) {
+            *label = known.unwrap_or(IGNORE_INDEX);
+        }
+    }
+    let shape = [chats.len() as i64, len as i64];
+    (Tensor::from_slice(&input_ids).view(shape), Tensor::from_slice(&labels).view(shape))
+}
+
+/// Logits and targets of the supervised positions, and the row that each is of.
+fn supervised_logits(
+    lm: &CausalLm,
+    input_ids: &Tensor,
+    labels: &Tensor,
+) -> (Tensor, Tensor, Tensor) {
+    let hidden_bth = lm.forward(&lm.embed(input_ids), None, true).hidden;
+    let len = labels.size()[1];
+    let labels = labels.view([-1]);
+    let positions = labels.ne(IGNORE_INDEX).nonzero().squeeze_dim(-1);
+    let hidden = hidden_bth.view([-1, lm.config().dim]).index_select(0, &positions);
+    let rows = positions.divide_scalar_mode(len, "floor");
+    (lm.logits(&hidden), labels.index_select(0, &positions), rows)
+}
+
+/// Share of the chats whose every supervised token is the likeliest one; by the chain of tokens,
+/// those are the chats that greedy generation answers exactly.
+fn exact_share(lm: &CausalLm, rows: &TextRows, plan: &LanguagePlan) -> Result<f64> {
+    let chats = sample(rows, NUM_SCORED, 0.0, !plan.seed)?;
+    tch::no_grad(|| {
+        let (input_ids, labels) = to_tensors(&chats);
+        let (logits, targets, row_of) = supervised_logits(lm, &input_ids, &labels);
+        let wrong = logits.argmax(-1, false).ne_tensor(&targets).to_kind(Kind::Float);
+        let num_wrong = Tensor::zeros([chats.len() as i64], (Kind::Float, Device::Cpu))
+            .index_add(0, &row_of, &wrong);
+        Ok(f64::try_from(num_wrong.eq(0).to_kind(Kind::Float).mean(Kind::Float))?)
+    })
+}
+
+/// The rows of the map words in the embedding table, kept additive.
+#[derive(Debug)]
+struct AdditiveRows {
+    embeddings: Tensor,
+    ids: Tensor,
+    /// `[words, words]`, the orthogonal projector onto sums of parts.
+    projector: Tensor,
+}
+
+impl AdditiveRows {
+    fn new(params: &ParamStore, map_ids: &[i64]) -> Result<Self> {
+        let named = params.named().into_iter().find(|(name, _)| name == "tok_embeddings.weight");
+        let (_, embeddings) =
+            named.ok_or_else(|| anyhow!("the language model has no tok_embeddings.weight"))?;
+        let parts = word_parts();
+        let projector = parts.matmul(&parts.pinverse(1e-6));
+        let mut rows = Self { embeddings, ids: Tensor::from_slice(map_ids), projector };
+        rows.project();
+        Ok(rows)
+    }
+
+    fn project(&mut self) {
+        tch::no_grad(|| {
+            let rows = self.projector.matmul(&self.embeddings.index_select(0, &self.ids));
+            let _ = self.embeddings.index_copy_(0, &self.ids, &rows);
+        });
+    }
+}
+
+/// Which parts each map word has: `[words, 1 + sizes + colours + shapes]`, 0 or 1; the empty word
+/// is a part of its own.
+fn word_parts() -> Tensor {
+    let (sizes, colours, shapes) = (Size::ALL.len(), Colour::ALL.len(), Shape::ALL.len());
+    let num_parts = 1 + sizes + colours + shapes;
+    let mut parts = Vec::new();
+    for word in MapWord::all() {
+        let mut row = vec![0f32; num_parts];
+        match word.0 {
+            None => row[0] = 1.0,
+            Some(object) => {
+                row[1 + object.size as usize] = 1.0;
+                row[1 + sizes + object.colour as usize] = 1.0;
+                row[1 + sizes + colours + object.shape as usize] = 1.0;
+            }
+        }
+        parts.extend(row);
+    }
+    Tensor::from_slice(&parts).view([-1, num_parts as i64])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use vlm_data::demo::Object;
+
+    #[test]
+    fn projected_rows_are_sums_of_their_parts() {
+        let parts = word_parts();
+        let projector = parts.matmul(&parts.pinverse(1e-6));
+        let rows = projector.matmul(&Tensor::randn([97, 4], (Kind::Float, Device::Cpu)));
+        let row = |size, colour, shape| {
+            let object = Object { size, colour, shape };
+            rows.get(MapWord(Some(object)).index() as i64)
+        };
+        // The step from red to blue is the same for small circles and for large stars.
+        let of_circles = row(Size::Small, Colour::Red, Shape::Circle)
+            - row(Size::Small, Colour::Blue, Shape::Circle);
+        let of_stars = row(Size::Large, Colour::Red, Shape::Star)
+            - row(Size::Large, Colour::Blue, Shape::Star);
+        assert!(f64::try_from((of_circles - of_stars).abs().max()).unwrap() < 1e-4);
+    }
+}

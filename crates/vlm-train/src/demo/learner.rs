@@ -1,0 +1,151 @@
+//! The update that both starting models share: AdamW, a cosine that ends at nothing, clipping.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use tch::Tensor;
+use vlm_model::params::ParamStore;
+use vlm_torch::{clip_grad_norm, set_grad_none};
+
+use crate::optimizer::AdamW;
+
+const CLIP: f64 = 1.0;
+const LOG_INTERVAL: u64 = 100;
+
+/// How long to train.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Pace {
+    pub num_steps: u64,
+    pub warmup_steps: u64,
+    /// Ends earlier, with the schedule drawn in, on a machine that is too slow.
+    pub max_secs: Option<f64>,
+}
+
+impl Pace {
+    /// How much of the training is over, 0 to 1.
+    fn progress(&self, step: u64, secs: f64) -> f64 {
+        let by_steps = step as f64 / self.num_steps.max(1) as f64;
+        by_steps.max(self.max_secs.map_or(0.0, |max_secs| secs / max_secs)).min(1.0)
+    }
+
+    /// The factor of the learning rate: a linear rise, then half a cosine down to 0.02.
+    fn factor(&self, step: u64, secs: f64) -> f64 {
+        let rise = ((step + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0);
+        let cosine = 0.5 * (1.0 + (std::f64::consts::PI * self.progress(step, secs)).cos());
+        rise * (0.02 + 0.98 * cosine)
+    }
+}
+
+/// What [`Learner::new`] needs beside the parameters.
+#[derive(Debug, Clone)]
+pub(super) struct LearnerPlan {
+    pub name: &'static str,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    pub pace: Pace,
+}
+
+/// Trains every parameter of its stores.
+#[derive(Debug)]
+pub(super) struct Learner {
+    plan: LearnerPlan,
+    /// Matrices decay, vectors (biases and norms) do not.
+    matrices: AdamW,
+    vectors: AdamW,
+    params: Vec<Tensor>,
+    started: Instant,
+    step: u64,
+    samples: usize,
+    loss_since_log: f64,
+}
+
+impl Learner {
+    pub fn new(stores: &[&ParamStore], plan: LearnerPlan) -> Self {
+        stores.iter().for_each(|store| store.set_trainable(|_| true));
+        let named = stores.iter().flat_map(|store| store.trainable());
+        let (matrices, vectors): (Vec<_>, Vec<_>) =
+            named.partition(|(_, tensor)| tensor.dim() >= 2);
+        let all = matrices.iter().chain(&vectors);
+        Self {
+            params: all.map(|(_, tensor)| tensor.shallow_clone()).collect(),
+            matrices: AdamW::new(matrices, plan.weight_decay),
+            vectors: AdamW::new(vectors, 0.0),
+            started: Instant::now(),
+            step: 0,
+            samples: 0,
+            loss_since_log: 0.0,
+            plan,
+        }
+    }
+
+    /// Whether the time is up.
+    pub fn is_over(&self) -> bool {
+        self.plan.pace.progress(self.step, self.secs()) >= 1.0
+    }
+
+    /// What is trained.
+    pub fn params(&self) -> &[Tensor] {
+        &self.params
+    }
+
+    /// The gradient of `loss` in place of any earlier one. Returns the loss.
+    /// # Errors
+    /// libtorch's.
+    pub fn backward(&self, loss: &Tensor) -> Result<f64> {
+        set_grad_none(&self.params)?;
+        loss.backward();
+        Ok(loss.double_value(&[]))
+    }
+
+    /// One update down the gradient at hand; `loss` is for the log.
+    /// # Errors
+    /// A loss that is not finite.
+    pub fn update(&mut self, loss: f64, num_samples: usize) -> Result<()> {
+        ensure!(loss.is_finite(), "{}: the loss is {loss} at step {}", self.plan.name, self.step);
+        clip_grad_norm(&self.params, CLIP)?;
+        let rate = self.plan.learning_rate * self.plan.pace.factor(self.step, self.secs());
+        self.matrices.step(rate)?;
+        self.vectors.step(rate)?;
+
+        self.loss_since_log += loss;
+        self.step += 1;
+        self.samples += num_samples;
+        if self.step.is_multiple_of(LOG_INTERVAL) {
+            let secs = self.secs();
+            tracing::info!(
+                "{} {}/{} loss {:.4} lr {rate:.1e} {:.0} samples/s {secs:.0} s",
+                self.plan.name,
+                self.step,
+                self.plan.pace.num_steps,
+                self.loss_since_log / LOG_INTERVAL as f64,
+                self.samples as f64 / secs,
+            );
+            self.loss_since_log = 0.0;
+        }
+        Ok(())
+    }
+
+    fn secs(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_rises_then_falls_to_its_floor() {
+        let pace = Pace { num_steps: 100, warmup_steps: 10, max_secs: None };
+        assert!(pace.factor(0, 0.0) < pace.factor(5, 0.0));
+        assert!(pace.factor(12, 0.0) > pace.factor(60, 0.0));
+        assert!((pace.factor(100, 0.0) - 0.02).abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_time_limit_draws_the_schedule_in() {
+        let pace = Pace { num_steps: 100, warmup_steps: 1, max_secs: Some(10.0) };
+        assert_eq!(pace.progress(1, 10.0), 1.0);
+        assert_eq!(pace.progress(50, 1.0), 0.5);
+    }
+}

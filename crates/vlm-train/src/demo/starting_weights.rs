@@ -1,0 +1,182 @@
+//! Writing the folder of starting weights.
+
+use std::fs;
+use std::path::Path;
+use std::time::Instant;
+
+use anyhow::{Context, Result, anyhow};
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+use vlm_data::demo::write_demo_tokenizer;
+use vlm_model::params::ParamStore;
+use vlm_model::weights::{Format, save};
+use vlm_model::{ClipVisionConfig, LmConfig};
+
+use super::language_weights::{LanguagePlan, train_language};
+use super::vision_weights::{MEAN, STD, VisionPlan, train_vision};
+
+/// Which of the starting weights to make.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The vision encoder.
+    Vision,
+    /// The tokenizer and the language model.
+    Language,
+}
+
+/// How the starting weights are made. The defaults made the committed ones.
+#[derive(Debug, Clone)]
+pub struct StartingWeightsOptions {
+    /// One of them, or both.
+    pub parts: Vec<Part>,
+    /// Pictures that the encoder is trained on, each drawn anew.
+    pub num_pictures: usize,
+    /// Chats that the language model is trained on, each written anew.
+    pub num_chats: usize,
+    /// Of weights, scenes and order.
+    pub seed: u64,
+    /// Threads for the arithmetic, and as many for drawing.
+    pub num_threads: usize,
+    /// Limit for each part; the schedule is drawn in to end by then.
+    pub max_secs: Option<f64>,
+}
+
+impl Default for StartingWeightsOptions {
+    fn default() -> Self {
+        Self {
+            parts: vec![Part::Language, Part::Vision],
+            num_pictures: 400_000,
+            num_chats: 120_000,
+            seed: 1337,
+            num_threads: 2,
+            max_secs: None,
+        }
+    }
+}
+
+/// Trains the demo's language model (on text alone) and vision encoder (apart from it) and writes
+/// them to the folder `output`: `tokenizer.json`, `tokenizer_config.json`, `lm.safetensors` with
+/// its `config.json`, and `vision/` in Hugging Face form; beside each weight file a
+/// `training.json` with what it took and how well it does. Held-out scenes are never shown.
+/// # Errors
+/// A file that cannot be written; a loss that is not finite.
+pub fn make_starting_weights(output: &Path, options: &StartingWeightsOptions) -> Result<()> {
+    let create = |folder: &Path| {
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))
+    };
+    create(output)?;
+    tch::set_num_threads(options.num_threads as i32);
+    for part in &options.parts {
+        match part {
+            Part::Language => make_language(output, options)?,
+            Part::Vision => {
+                create(&output.join("vision"))?;
+                make_vision(&output.join("vision"), options)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn make_language(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
+    let started = Instant::now();
+    write_demo_tokenizer(folder)
+        .map_err(|error| anyhow!("write the tokenizer to {}: {error}", folder.display()))?;
+    let plan = LanguagePlan {
+        config: LmConfig {
+            dim: 128,
+            n_layers: 4,
+            n_heads: 4,
+            n_kv_heads: 2,
+            max_seq_len: 256,
+            ..LmConfig::default()
+        },
+        num_chats: options.num_chats,
+        batch_size: 32,
+        learning_rate: 2e-3,
+        weight_decay: 0.05,
+        seed: options.seed,
+        num_threads: options.num_threads,
+        max_secs: options.max_secs,
+    };
+    let made = train_language(&plan, folder)?;
+    save_halved(&folder.join("lm.safetensors"), &made.params, Vec::new())?;
+    write_json(&folder.join("config.json"), &json!(made.config))?;
+    let record = json!({
+        "chats": plan.num_chats, "batch_size": plan.batch_size, "learning_rate": plan.learning_rate,
+        "seed": plan.seed, "wall_secs": started.elapsed().as_secs(), "scores": made.scores,
+    });
+    tracing::info!("language: {record}");
+    write_json(&folder.join("training.json"), &record)
+}
+
+fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
+    let started = Instant::now();
+    let plan = VisionPlan {
+        config: ClipVisionConfig {
+            hidden_size: 192,
+            intermediate_size: 384,
+            num_hidden_layers: 4,
+            num_attention_heads: 6,
+            patch_size: 32,
+            ..ClipVisionConfig::default()
+        },
+        num_pictures: options.num_pictures,
+        batch_size: 32,
+        learning_rate: 1.2e-3,
+        weight_decay: 0.05,
+        seed: options.seed,
+        num_threads: options.num_threads,
+        max_secs: options.max_secs,
+    };
+    let (params, scores) = train_vision(&plan)?;
+    // Hugging Face's class has a norm for its pooled output; here nothing passes through it.
+    let width = [plan.config.hidden_size];
+    let post_layernorm = |name: &str, value: f64| {
+        let tensor = Tensor::full(width, value, (Kind::Half, tch::Device::Cpu));
+        (format!("vision_model.post_layernorm.{name}"), tensor)
+    };
+    let unused = vec![post_layernorm("weight", 1.0), post_layernorm("bias", 0.0)];
+    save_halved(&folder.join("model.safetensors"), &params, unused)?;
+    let mut config = json!(plan.config);
+    config["model_type"] = json!("clip_vision_model");
+    config["architectures"] = json!(["CLIPVisionModel"]);
+    config["torch_dtype"] = json!("float16");
+    write_json(&folder.join("config.json"), &config)?;
+    write_json(
+        &folder.join("preprocessor_config.json"),
+        &preprocessor_config(plan.config.image_size),
+    )?;
+    let record = json!({
+        "pictures": plan.num_pictures, "batch_size": plan.batch_size, "learning_rate": plan.learning_rate,
+        "seed": plan.seed, "wall_secs": started.elapsed().as_secs(), "patches_right": scores,
+    });
+    tracing::info!("vision: {record}");
+    write_json(&folder.join("training.json"), &record)
+}
+
+fn preprocessor_config(side: i64) -> Value {
+    json!({
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": true, "size": { "shortest_edge": side }, "resample": 3,
+        "do_center_crop": true, "crop_size": { "height": side, "width": side },
+        "do_rescale": true, "rescale_factor": 1.0 / 255.0,
+        "do_normalize": true, "image_mean": MEAN, "image_std": STD,
+        "do_convert_rgb": true,
+    })
+}
+
+/// In float16: the weights are small numbers, and half the size is what a repository carries.
+fn save_halved(path: &Path, params: &ParamStore, more: Vec<(String, Tensor)>) -> Result<()> {
+    let mut tensors: Vec<_> = params
+        .named()
+        .into_iter()
+        .map(|(name, tensor)| (name, tensor.detach().to_kind(Kind::Half)))
+        .collect();
+    tensors.extend(more);
+    save(path, &tensors, Format::Safetensors).with_context(|| format!("write {}", path.display()))
+}
+
+fn write_json(path: &Path, value: &Value) -> Result<()> {
+    fs::write(path, format!("{value:#}\n")).with_context(|| format!("write {}", path.display()))
+}

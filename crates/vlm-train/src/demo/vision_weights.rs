@@ -1,0 +1,251 @@
+//! The demo's vision encoder: a small CLIP tower that learns to name what each patch shows.
+//!
+//! The answers are read from the last hidden state by one linear layer, which is then thrown away:
+//! what it could read, the alignment's linear projector can read too. Squared error to one-hot
+//! answers makes the features add up (colour + shape + size), so that a pair of colour and shape
+//! which the alignment never shows lies where the seen ones say; cross-entropy on the same numbers
+//! keeps neighbours apart.
+//!
+//! Dimensions: N pictures · P patches · V vision width · R readouts
+
+use std::ops::ControlFlow;
+use std::thread;
+
+use anyhow::Result;
+use tch::{Device, Kind, Tensor};
+use vlm_data::demo::{Colour, Layout, Scene, Shape, Size, Split, seeded_rng};
+use vlm_model::ClipVisionConfig;
+use vlm_model::layers::Linear;
+use vlm_model::params::{Init, ParamStore};
+use vlm_model::vision::ClipVision;
+
+use super::draw_ahead::draw_ahead;
+use super::learner::{Learner, LearnerPlan, Pace};
+use super::replica::Replica;
+use super::vision_targets::{DrawnBatch, VisionBatch};
+
+/// Mean and deviation of CLIP's preprocessing (OpenAI's numbers, in its preprocessor_config.json).
+pub(super) const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+/// See [`MEAN`].
+pub(super) const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+
+/// The readouts of a patch: whether there is an object, then its size, colour and shape as one-hot
+/// groups.
+const SIZES: (i64, i64) = (1, Size::ALL.len() as i64);
+const COLOURS: (i64, i64) = (SIZES.0 + SIZES.1, Colour::ALL.len() as i64);
+const SHAPES: (i64, i64) = (COLOURS.0 + COLOURS.1, Shape::ALL.len() as i64);
+const NAMED: i64 = SHAPES.0 + SHAPES.1;
+
+/// Empty patches are many and easy.
+const WEIGHT_OF_EMPTY: f64 = 0.15;
+/// A one-hot readout of 0 to 1 becomes a logit of 0 to 8.
+const LOGIT_SCALE: f64 = 8.0;
+/// Share of the pictures with three or four objects.
+const CROWDED: f64 = 0.7;
+const WARMUP_STEPS: u64 = 200;
+const NUM_SCORED: usize = 400;
+
+/// How the encoder is trained.
+#[derive(Debug, Clone)]
+pub(super) struct VisionPlan {
+    pub config: ClipVisionConfig,
+    pub num_pictures: usize,
+    pub batch_size: usize,
+    pub learning_rate: f64,
+    pub weight_decay: f64,
+    pub seed: u64,
+    pub num_threads: usize,
+    pub max_secs: Option<f64>,
+}
+
+/// Shares of the patches with an object, in pictures that were not trained on, whose answer was
+/// right.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub(super) struct VisionScores {
+    pub size: f64,
+    pub colour: f64,
+    pub shape: f64,
+}
+
+/// The encoder with the layer that reads its answers.
+#[derive(Debug)]
+struct Reader {
+    encoder: ClipVision,
+    encoder_store: ParamStore,
+    readout: Linear,
+    readout_store: ParamStore,
+}
+
+impl Reader {
+    fn new(config: &ClipVisionConfig) -> Self {
+        let (encoder_store, readout_store) =
+            (ParamStore::new(Device::Cpu), ParamStore::new(Device::Cpu));
+        let width = config.hidden_size;
+        let init = Init::Normal(1.0 / (width as f64).sqrt());
+        Self {
+            encoder: ClipVision::new(&encoder_store.root(), config),
+            readout: Linear::new(&readout_store.root(), width, NAMED, init),
+            encoder_store,
+            readout_store,
+        }
+    }
+
+    /// `[N · P, R]`
+    fn read(&self, batch: &VisionBatch) -> Tensor {
+        self.readout.forward(&self.encoder.patch_features(&batch.pixel_values)).view([-1, NAMED])
+    }
+
+    fn loss(&self, drawn: &DrawnBatch) -> Result<Tensor> {
+        let batch = drawn.to_tensors(MEAN, STD)?;
+        Ok(loss(&self.read(&batch), &batch))
+    }
+}
+
+/// The trained encoder's parameters, and how well they do.
+pub(super) fn train_vision(plan: &VisionPlan) -> Result<(ParamStore, VisionScores)> {
+    tch::manual_seed(plan.seed as i64);
+    let reader = Reader::new(&plan.config);
+    shape_initial_weights(&reader.encoder_store, &plan.config);
+    let num_steps = plan.num_pictures / plan.batch_size;
+    let learner_plan = LearnerPlan {
+        name: "vision",
+        learning_rate: plan.learning_rate,
+        weight_decay: plan.weight_decay,
+        pace: Pace {
+            num_steps: num_steps as u64,
+            warmup_steps: WARMUP_STEPS,
+            max_secs: plan.max_secs,
+        },
+    };
+    let mut learner = Learner::new(&[&reader.encoder_store, &reader.readout_store], learner_plan);
+    thread::scope(|scope| {
+        let mut replica = Replica::spawn(scope, || {
+            let copy = Reader::new(&plan.config);
+            let stores = [&copy.encoder_store, &copy.readout_store];
+            stores.iter().for_each(|store| store.set_trainable(|_| true));
+            (params_in_order(&stores), move |drawn: &DrawnBatch| copy.loss(drawn))
+        })?;
+        let params = params_in_order(&[&reader.encoder_store, &reader.readout_store]);
+        let draw = |step: usize| Ok(draw_halves(plan, step as u64));
+        draw_ahead(num_steps, plan.num_threads, draw, |step, [first, second]: [DrawnBatch; 2]| {
+            if learner.is_over() {
+                return Ok(ControlFlow::Break(()));
+            }
+            replica.start(&params, second)?;
+            let loss = learner.backward(&reader.loss(&first)?)?;
+            let loss = 0.5 * (loss + replica.finish(&params)?);
+            learner.update(loss, plan.batch_size)?;
+            if step % 1000 == 999 {
+                tracing::info!("vision: {:?}", score(&reader, plan.seed)?);
+            }
+            anyhow::Ok(ControlFlow::Continue(()))
+        })
+    })?;
+    let scores = score(&reader, plan.seed)?;
+    Ok((reader.encoder_store, scores))
+}
+
+fn params_in_order(stores: &[&ParamStore]) -> Vec<Tensor> {
+    stores.iter().flat_map(|store| store.named()).map(|(_, tensor)| tensor).collect()
+}
+
+/// Starts the patch embedding with filters that are constant over 4×4 pixels: pictures are smooth,
+/// and filters of white noise would have to lose their fine grain first. Layers that write into
+/// the residual stream start smaller (Radford et al. 2019, section 2.3).
+fn shape_initial_weights(store: &ParamStore, config: &ClipVisionConfig) {
+    let coarse = config.patch_size / 4;
+    let residual = (2.0 * config.num_hidden_layers as f64).powf(-0.5);
+    tch::no_grad(|| {
+        for (name, mut tensor) in store.named() {
+            if name.ends_with("patch_embedding.weight") {
+                let options = (Kind::Float, tensor.device());
+                let filters = Tensor::randn(
+                    [config.hidden_size, config.num_channels, coarse, coarse],
+                    options,
+                ) * 0.02;
+                tensor.copy_(
+                    &filters
+                        .repeat_interleave_self_int(4, 2, None)
+                        .repeat_interleave_self_int(4, 3, None),
+                );
+            } else if name.ends_with("out_proj.weight") || name.ends_with("fc2.weight") {
+                let _ = tensor.g_mul_scalar_(residual);
+            }
+        }
+    });
+}
+
+/// A batch in two halves.
+fn draw_halves(plan: &VisionPlan, step: u64) -> [DrawnBatch; 2] {
+    use rand::Rng;
+    let mut rng = seeded_rng(plan.seed.wrapping_mul(1_000_003).wrapping_add(step));
+    let mut halves = [DrawnBatch::default(), DrawnBatch::default()];
+    for index in 0..plan.batch_size {
+        let layout = if rng.random_bool(CROWDED) {
+            Layout::crowded(&mut rng)
+        } else {
+            let num_objects = rng.random_range(1..=2);
+            Layout::of(&Scene::sample(Split::Starting, num_objects, &mut rng), &mut rng)
+        };
+        halves[index % 2].push(&layout);
+    }
+    halves
+}
+
+/// Mean over the patches with an object.
+fn loss(named: &Tensor, batch: &VisionBatch) -> Tensor {
+    let is_object = batch.is_object.to_kind(Kind::Float).unsqueeze(-1);
+    let is_empty = batch.is_empty.to_kind(Kind::Float).unsqueeze(-1);
+    let num_objects = is_object.sum(Kind::Float).clamp_min(1.0);
+
+    let one_hot =
+        |classes: &Tensor, (_, count): (i64, i64)| classes.one_hot(count).to_kind(Kind::Float);
+    let answers = Tensor::cat(
+        &[
+            Tensor::ones_like(&is_object),
+            one_hot(&batch.sizes, SIZES),
+            one_hot(&batch.colours, COLOURS),
+            one_hot(&batch.shapes, SHAPES),
+        ],
+        -1,
+    ) * &is_object;
+    let weights = &is_object + is_empty * WEIGHT_OF_EMPTY;
+    let squared = ((named - answers).square() * weights).sum(Kind::Float) / num_objects;
+
+    let objects = batch.is_object.nonzero().squeeze_dim(-1);
+    let seen = named.index_select(0, &objects) * LOGIT_SCALE;
+    let cross_entropy = |(start, count): (i64, i64), classes: &Tensor| {
+        seen.narrow(-1, start, count).cross_entropy_for_logits(&classes.index_select(0, &objects))
+    };
+    let names = cross_entropy(SIZES, &batch.sizes)
+        + cross_entropy(COLOURS, &batch.colours)
+        + cross_entropy(SHAPES, &batch.shapes);
+
+    squared + names * 0.5
+}
+
+fn score(reader: &Reader, seed: u64) -> Result<VisionScores> {
+    let mut rng = seeded_rng(!seed);
+    let mut drawn = DrawnBatch::default();
+    for index in 0..NUM_SCORED {
+        let scene = Scene::sample(Split::Starting, 1 + index % 2, &mut rng);
+        drawn.push(&Layout::of(&scene, &mut rng));
+    }
+    tch::no_grad(|| {
+        let batch = drawn.to_tensors(MEAN, STD)?;
+        let objects = batch.is_object.nonzero().squeeze_dim(-1);
+        let seen = reader.read(&batch).index_select(0, &objects);
+        let share = |(start, count): (i64, i64), classes: &Tensor| -> Result<f64> {
+            let right = seen
+                .narrow(-1, start, count)
+                .argmax(-1, false)
+                .eq_tensor(&classes.index_select(0, &objects));
+            Ok(f64::try_from(right.to_kind(Kind::Float).mean(Kind::Float))?)
+        };
+        Ok(VisionScores {
+            size: share(SIZES, &batch.sizes)?,
+            colour: share(COLOURS, &batch.colours)?,
+            shape: share(SHAPES, &batch.shapes)?,
+        })
+    })
+}
