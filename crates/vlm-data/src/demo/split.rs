@@ -33,7 +33,7 @@ pub fn is_held_out(scene: &Scene) -> bool {
         Arrangement::One(..) => 5,
         Arrangement::Two(..) => 16,
     };
-    mix(scene.index()) % one_in == 0
+    mix(scene.index()).is_multiple_of(one_in)
 }
 
 /// One shape of each colour is never in an alignment picture.
