@@ -83,11 +83,6 @@ impl Learner {
         self.plan.pace.progress(self.step, self.secs()) >= 1.0
     }
 
-    /// What is trained.
-    pub fn params(&self) -> &[Tensor] {
-        &self.params
-    }
-
     /// The gradient of `loss` in place of any earlier one. Returns the loss.
     /// # Errors
     /// libtorch's.
