@@ -56,6 +56,8 @@ pub(super) struct LanguageScores {
 pub(super) struct LanguageWeights {
     pub params: ParamStore,
     pub config: LmConfig,
+    /// Chats it learned from: as planned, or fewer when the time ran out.
+    pub num_chats: usize,
     pub scores: LanguageScores,
 }
 
@@ -107,7 +109,7 @@ pub(super) fn train_language(plan: &LanguagePlan, tokenizer: &Path) -> Result<La
         exact_clean: exact_share(&lm, &clean_rows, plan)?,
         exact_noisy: exact_share(&lm, &rows, plan)?,
     };
-    Ok(LanguageWeights { params, config, scores })
+    Ok(LanguageWeights { params, config, num_chats: learner.samples(), scores })
 }
 
 fn sample(rows: &TextRows, count: usize, both_languages: f64, seed: u64) -> Result<Vec<TextRow>> {

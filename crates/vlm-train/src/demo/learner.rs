@@ -83,6 +83,11 @@ impl Learner {
         self.plan.pace.progress(self.step, self.secs()) >= 1.0
     }
 
+    /// Samples learned from so far.
+    pub fn samples(&self) -> usize {
+        self.samples
+    }
+
     /// The gradient of `loss` in place of any earlier one. Returns the loss.
     /// # Errors
     /// libtorch's.

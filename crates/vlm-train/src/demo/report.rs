@@ -1,6 +1,7 @@
 //! How the demo's captions compare with what the pictures show, told as a table.
 
 use serde::Serialize;
+use serde_json::{Map, Value};
 use vlm_data::demo::HeldOutGroup;
 
 /// Sums over captions.
@@ -107,6 +108,22 @@ pub struct DemoReport {
 }
 
 impl DemoReport {
+    /// The shares that `summary.json` holds, 0 to 1. `heldout_exact_*` are of one object.
+    pub fn summary(&self) -> Map<String, Value> {
+        let exact = |accuracy: &GroupAccuracy, num_objects| accuracy.of(num_objects, None).exact();
+        let values = [
+            ("heldout_exact_before", exact(&self.before, 1)),
+            ("heldout_exact_after", exact(&self.after, 1)),
+            ("heldout_exact_lm_only", exact(&self.blank, 1)),
+            ("heldout_exact_two_before", exact(&self.before, 2)),
+            ("heldout_exact_two_after", exact(&self.after, 2)),
+            ("heldout_exact_two_lm_only", exact(&self.blank, 2)),
+            ("heldout_words_after", self.after.of(1, None).by_word()),
+            ("heldout_words_two_after", self.after.of(2, None).by_word()),
+        ];
+        values.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
+    }
+
     /// The table, with a line break after every line.
     pub fn table(&self) -> String {
         let columns = [("before", &self.before), ("after", &self.after), ("blank", &self.blank)];

@@ -103,7 +103,7 @@ fn make_language(folder: &Path, options: &StartingWeightsOptions) -> Result<()> 
     save_halved(&folder.join("lm.safetensors"), &made.params, Vec::new())?;
     write_json(&folder.join("config.json"), &json!(made.config))?;
     let record = json!({
-        "chats": plan.num_chats, "batch_size": plan.batch_size, "learning_rate": plan.learning_rate,
+        "chats": made.num_chats, "batch_size": plan.batch_size, "learning_rate": plan.learning_rate,
         "seed": plan.seed, "wall_secs": started.elapsed().as_secs(), "scores": made.scores,
     });
     tracing::info!("language: {record}");
@@ -129,7 +129,7 @@ fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
         num_threads: options.num_threads,
         max_secs: options.max_secs,
     };
-    let (params, scores) = train_vision(&plan)?;
+    let made = train_vision(&plan)?;
     // Hugging Face's class has a norm for its pooled output; here nothing passes through it.
     let width = [plan.config.hidden_size];
     let post_layernorm = |name: &str, value: f64| {
@@ -137,7 +137,7 @@ fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
         (format!("vision_model.post_layernorm.{name}"), tensor)
     };
     let unused = vec![post_layernorm("weight", 1.0), post_layernorm("bias", 0.0)];
-    save_halved(&folder.join("model.safetensors"), &params, unused)?;
+    save_halved(&folder.join("model.safetensors"), &made.params, unused)?;
     let mut config = json!(plan.config);
     config["model_type"] = json!("clip_vision_model");
     config["architectures"] = json!(["CLIPVisionModel"]);
@@ -148,8 +148,8 @@ fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
         &preprocessor_config(plan.config.image_size),
     )?;
     let record = json!({
-        "pictures": plan.num_pictures, "batch_size": plan.batch_size, "learning_rate": plan.learning_rate,
-        "seed": plan.seed, "wall_secs": started.elapsed().as_secs(), "patches_right": scores,
+        "pictures": made.num_pictures, "batch_size": plan.batch_size, "learning_rate": plan.learning_rate,
+        "seed": plan.seed, "wall_secs": started.elapsed().as_secs(), "patches_right": made.scores,
     });
     tracing::info!("vision: {record}");
     write_json(&folder.join("training.json"), &record)

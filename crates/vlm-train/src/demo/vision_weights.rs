@@ -67,6 +67,15 @@ pub(super) struct VisionScores {
     pub shape: f64,
 }
 
+/// A trained encoder.
+#[derive(Debug)]
+pub(super) struct VisionWeights {
+    pub params: ParamStore,
+    /// Pictures it learned from: as planned, or fewer when the time ran out.
+    pub num_pictures: usize,
+    pub scores: VisionScores,
+}
+
 /// The encoder with the layer that reads its answers.
 #[derive(Debug)]
 struct Reader {
@@ -101,8 +110,8 @@ impl Reader {
     }
 }
 
-/// The trained encoder's parameters, and how well they do.
-pub(super) fn train_vision(plan: &VisionPlan) -> Result<(ParamStore, VisionScores)> {
+/// Trains a fresh encoder.
+pub(super) fn train_vision(plan: &VisionPlan) -> Result<VisionWeights> {
     tch::manual_seed(plan.seed as i64);
     let reader = Reader::new(&plan.config);
     shape_initial_weights(&reader.encoder_store, &plan.config);
@@ -142,7 +151,7 @@ pub(super) fn train_vision(plan: &VisionPlan) -> Result<(ParamStore, VisionScore
         })
     })?;
     let scores = score(&reader, plan.seed)?;
-    Ok((reader.encoder_store, scores))
+    Ok(VisionWeights { params: reader.encoder_store, num_pictures: learner.samples(), scores })
 }
 
 fn params_in_order(stores: &[&ParamStore]) -> Vec<Tensor> {
