@@ -1,1 +1,8 @@
-//! Whole runs through the real `vlm` binary.
+//! Whole runs through the real `vlm` binary, as a user starts it.
+
+mod bad_input;
+mod overfit;
+mod reference_runs;
+mod saved_files;
+mod stopping;
+mod support;

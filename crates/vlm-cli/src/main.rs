@@ -1,2 +1,32 @@
-//! The command `vlm`.
-fn main() {}
+//! The command `vlm`: arguments → configuration → one call. All work is done in the libraries.
+
+mod args;
+mod demo;
+mod exit;
+mod init;
+mod inspect;
+mod interrupt;
+mod pretrain;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command, with_dashes};
+
+fn main() -> ExitCode {
+    exit::report_panics_as_errors();
+    // Before anything asks for CUDA: libtorch remembers the first answer.
+    let cuda = vlm_torch::load_cuda();
+    let cli = Cli::parse_from(with_dashes(std::env::args_os()));
+    exit::start_log(cli.verbose);
+    if let Err(error) = cuda {
+        tracing::warn!("CUDA is not used: {error}");
+    }
+    exit::code(match cli.command {
+        Command::Pretrain(args) => pretrain::run(*args),
+        Command::DemoWeights(args) => demo::make_weights(&args),
+        Command::Init(args) => init::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+    })
+}

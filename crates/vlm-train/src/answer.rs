@@ -1,7 +1,7 @@
 //! Answers of a model to the rows of a data set: what the demo and the evaluation look at.
 
 use tch::Tensor;
-use vlm_data::{ChatTokenizer, ImageProcessor, RejectReason, Reject, Role, RowSource};
+use vlm_data::{ChatTokenizer, ImageProcessor, Reject, RejectReason, Role, RowSource};
 use vlm_model::generate::{GenerateOptions, generate_greedy};
 use vlm_model::{ImageInput, ModelBatch, Vlm};
 
@@ -48,8 +48,9 @@ impl Answerer<'_> {
     pub fn answer_all(&self, source: &dyn RowSource) -> Result<Vec<Answer>, TrainError> {
         let prompts: Result<Vec<Prompt>, TrainError> = (0..source.len())
             .map(|row| {
-                self.prompt(source, row)
-                    .map_err(|e| TrainError::Failed(format!("{}: {}", source.locate(row), e.detail)))
+                self.prompt(source, row).map_err(|e| {
+                    TrainError::Failed(format!("{}: {}", source.locate(row), e.detail))
+                })
             })
             .collect();
         let mut prompts = prompts?;
@@ -73,8 +74,11 @@ impl Answerer<'_> {
             return Err(Reject::new(RejectReason::NoSupervisedToken, "the row has no answer"));
         };
         let tokens_per_image = self.model.tokens_per_image() as usize;
-        let (ids, image_starts) =
-            self.tokenizer.encode_prompt(&whole.turns[..at], whole.images.len(), tokens_per_image)?;
+        let (ids, image_starts) = self.tokenizer.encode_prompt(
+            &whole.turns[..at],
+            whole.images.len(),
+            tokens_per_image,
+        )?;
         let mut pixels = Vec::new();
         for index in 0..whole.images.len() {
             pixels.extend(self.processor.preprocess(&source.image_bytes(&whole, index)?)?);
@@ -97,7 +101,11 @@ impl Answerer<'_> {
         });
         let batch = ModelBatch {
             input_ids: Tensor::from_slice(&ids).view([prompts.len() as i64, -1]).to_device(device),
-            images: if pixels.size()[0] == 0 { ImageInput::None } else { ImageInput::Pixels(pixels) },
+            images: if pixels.size()[0] == 0 {
+                ImageInput::None
+            } else {
+                ImageInput::Pixels(pixels)
+            },
             image_starts: places.collect(),
         };
         let options = GenerateOptions {

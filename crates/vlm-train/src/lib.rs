@@ -7,6 +7,7 @@ pub mod answer;
 mod assemble;
 pub mod checkpoint;
 pub mod config;
+pub mod demo;
 pub mod device_batch;
 mod error;
 pub mod metrics;

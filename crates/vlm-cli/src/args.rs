@@ -1,0 +1,280 @@
+//! The command line and the configuration file: the same names, and the same structure.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use serde::{Deserialize, Serialize};
+use vlm_data::Padding;
+use vlm_train::config::LossAverage;
+use vlm_train::precision::Dtype;
+
+/// Pretrain small vision-language models.
+#[derive(Debug, Parser)]
+#[command(name = "vlm", version)]
+pub struct Cli {
+    /// Say more in the log.
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train the projector (and the last layers of the language model) on images with captions.
+    Pretrain(Box<PretrainArgs>),
+    /// Make the embedded demo's starting weights anew (takes an hour or more).
+    DemoWeights(DemoWeightsArgs),
+    /// Write random weights of a given shape, for trials.
+    Init(InitArgs),
+    /// Show names, shapes, types and sums of a weight file.
+    Inspect(InspectArgs),
+}
+
+/// Flags of `vlm pretrain`. A configuration file holds the same names; flags win.
+#[derive(Debug, Default, Args, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PretrainArgs {
+    /// Rows: a .jsonl file. Without it, the embedded demo.
+    #[arg(long, value_name = "FILE")]
+    pub data_path: Option<PathBuf>,
+    /// Root folder of the image names in the rows.
+    #[arg(long, value_name = "DIR")]
+    pub images_path: Option<PathBuf>,
+    /// Language-model weights, .pth or .safetensors; "none": random [default:
+    /// {out-dir}/lm_{dim}.pth].
+    #[arg(long, value_name = "FILE|none")]
+    pub lm: Option<PathBuf>,
+    /// Vision encoder, a folder in Hugging Face form.
+    #[arg(long, value_name = "DIR")]
+    pub vision: Option<PathBuf>,
+    /// Folder with tokenizer.json and tokenizer_config.json.
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+    /// Folder for all that the run writes [default: out].
+    #[arg(long, value_name = "DIR")]
+    pub out_dir: Option<PathBuf>,
+    /// Passes over the data [default: 4].
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<u64>,
+    /// Rows a micro-batch (a process) [default: 16].
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Reference rate of the schedule, which starts at 1.1 and ends near 0.1 times it [default:
+    /// 4e-4].
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    pub learning_rate: Option<f64>,
+    /// Micro-batches an update [default: 1].
+    #[arg(long, value_name = "N")]
+    pub accumulation_steps: Option<u64>,
+    /// Largest gradient norm; 0: no clipping [default: 1.0].
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    pub grad_clip: Option<f64>,
+    /// Micro-batches over which the rate rises at the start [default: 0].
+    #[arg(long, value_name = "N")]
+    pub warmup_iters: Option<u64>,
+    /// Hidden size [default: 512, or config.json's beside the weights; the next five likewise].
+    #[arg(long, value_name = "N")]
+    pub dim: Option<i64>,
+    /// Transformer blocks [default: 8].
+    #[arg(long, value_name = "N")]
+    pub n_layers: Option<i64>,
+    /// Query heads [default: 8].
+    #[arg(long, value_name = "N")]
+    pub n_heads: Option<i64>,
+    /// Key and value heads [default: 2].
+    #[arg(long, value_name = "N")]
+    pub n_kv_heads: Option<i64>,
+    /// Tokens a row is cut at [default: 640].
+    #[arg(long, value_name = "N")]
+    pub max_seq_len: Option<usize>,
+    /// Mixture of experts.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
+    pub use_moe: Option<bool>,
+    /// Dropout probability [default: 0].
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub dropout: Option<f64>,
+    /// Last blocks trained beside the projector; 0: the projector only [default: 1].
+    #[arg(long, value_name = "N")]
+    pub unfreeze_last_layers: Option<i64>,
+    /// First blocks trained beside the projector [default: 0].
+    #[arg(long, value_name = "N")]
+    pub unfreeze_first_layers: Option<i64>,
+    /// Train all of the language model.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
+    pub train_lm: Option<bool>,
+    /// Train the vision encoder too.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
+    pub train_vision: Option<bool>,
+    /// auto, cpu, cuda or cuda:N [default: auto].
+    #[arg(long, value_name = "DEVICE")]
+    pub device: Option<String>,
+    /// float32, bfloat16 or float16 [default: bfloat16 on CUDA, float32 on the CPU].
+    #[arg(long, value_name = "TYPE", value_parser = parse_named::<Dtype>)]
+    pub dtype: Option<Dtype>,
+    /// Loader threads [default: cores].
+    #[arg(long, value_name = "N")]
+    pub num_workers: Option<usize>,
+    /// Draw the order of the rows anew each epoch, from (seed, epoch) [default].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, overrides_with = "no_shuffle")]
+    pub shuffle: Option<bool>,
+    /// Take the rows in the order of the file.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, overrides_with = "shuffle")]
+    pub no_shuffle: Option<bool>,
+    /// Rows within which similar lengths are put together; 0: none [default: 0].
+    #[arg(long, value_name = "ROWS")]
+    pub bucket_window: Option<usize>,
+    /// Leave out an epoch's last batch when it is not full.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, overrides_with = "no_drop_last")]
+    pub drop_last: Option<bool>,
+    /// Train on an epoch's last batch though it is not full [default].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, overrides_with = "drop_last")]
+    pub no_drop_last: Option<bool>,
+    /// longest (row of the batch) or max (--max-seq-len) [default: longest].
+    #[arg(long, value_name = "TO", value_parser = parse_named::<Padding>)]
+    pub padding: Option<Padding>,
+    /// batch: mean of each micro-batch; token: per supervised token of the whole update
+    /// [default: batch].
+    #[arg(long, value_name = "OVER", value_parser = parse_named::<LossAverage>)]
+    pub loss_average: Option<LossAverage>,
+    /// Stop when more than this share of the rows seen cannot be used [default: 0.05].
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub max_rejected_fraction: Option<f64>,
+    /// Stop after this many updates in a row were not finite [default: 10].
+    #[arg(long, value_name = "N")]
+    pub max_skipped_updates: Option<u64>,
+    /// Steps between two log lines [default: 100].
+    #[arg(long, value_name = "N")]
+    pub log_interval: Option<u64>,
+    /// Steps between two checkpoints [default: 100].
+    #[arg(long, value_name = "N")]
+    pub save_interval: Option<u64>,
+    /// Checkpoints kept [default: 2].
+    #[arg(long, value_name = "N")]
+    pub keep_checkpoints: Option<usize>,
+    /// Stop after this many steps; the schedule is that of all epochs.
+    #[arg(long, value_name = "N")]
+    pub max_steps: Option<u64>,
+    /// Seed of random weights and of the order of the rows [default: 1337].
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Continue: "auto" (the newest good checkpoint in --out-dir) or a checkpoint's folder.
+    #[arg(long, value_name = "auto|DIR")]
+    pub resume: Option<PathBuf>,
+    /// CPU arithmetic threads [default: cores].
+    #[arg(long, value_name = "N")]
+    pub num_threads: Option<i32>,
+    /// A TOML file with these names; flags win over it.
+    #[arg(long, value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+    /// Accepted for the reference's sake; the launch environment decides.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
+    pub ddp: Option<bool>,
+}
+
+/// Flags of `vlm demo-weights`.
+#[derive(Debug, Args)]
+pub struct DemoWeightsArgs {
+    /// Folder for the weights [default: the project's data/demo-start].
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+}
+
+/// Flags of `vlm init`.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Folder for the weights.
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    pub out_dir: PathBuf,
+    /// Hidden size.
+    #[arg(long, default_value_t = 512)]
+    pub dim: i64,
+    /// Transformer blocks.
+    #[arg(long, default_value_t = 8)]
+    pub n_layers: i64,
+    /// Query heads.
+    #[arg(long, default_value_t = 8)]
+    pub n_heads: i64,
+    /// Key and value heads.
+    #[arg(long, default_value_t = 2)]
+    pub n_kv_heads: i64,
+    /// Rows of the embedding table.
+    #[arg(long, default_value_t = 6400)]
+    pub vocab_size: i64,
+    /// Vision encoder: clip-vit-base-patch16, clip-vit-base-patch32 or none.
+    #[arg(long, default_value = "clip-vit-base-patch16")]
+    pub vision: String,
+    /// Seed of the weights.
+    #[arg(long, default_value_t = 1337)]
+    pub seed: u64,
+}
+
+/// Flags of `vlm inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A .pth or .safetensors file, or a folder of them.
+    pub file: PathBuf,
+    /// Print JSON, one object a tensor.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// The reference spells its flags with underscores: `--data_path` is `--data-path` here.
+pub fn with_dashes(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
+    let respell = |arg: OsString| {
+        let Some(flag) = arg.to_str().filter(|text| text.starts_with("--")) else { return arg };
+        match flag.split_once('=') {
+            Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
+            None => flag.replace('_', "-").into(),
+        }
+    };
+    args.map(respell).collect()
+}
+
+fn parse_bool(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "true" | "1" | "yes" => Ok(true),
+        "false" | "0" | "no" => Ok(false),
+        _ => Err("expected true or false".into()),
+    }
+}
+
+/// Reads a value by the name that the configuration file gives it.
+fn parse_named<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+    serde_json::from_value(text.into()).map_err(|e| e.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> PretrainArgs {
+        let all = ["vlm", "pretrain"].iter().chain(args).map(OsString::from);
+        match Cli::try_parse_from(with_dashes(all)).unwrap().command {
+            Command::Pretrain(args) => *args,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_references_spelling_is_understood() {
+        let args = parse(&["--data_path", "a_b.jsonl", "--batch_size=4", "--use_moe", "False"]);
+        assert_eq!(args.data_path.unwrap(), PathBuf::from("a_b.jsonl"));
+        assert_eq!((args.batch_size, args.use_moe), (Some(4), Some(false)));
+    }
+
+    #[test]
+    fn the_later_of_two_opposite_flags_wins() {
+        let args = parse(&["--shuffle", "--no-shuffle"]);
+        assert_eq!((args.shuffle, args.no_shuffle), (None, Some(true)));
+    }
+
+    #[test]
+    fn the_commands_flags_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,182 @@
+//! `vlm pretrain`: from flags and configuration file to one training run.
+
+use std::path::{Path, PathBuf};
+use std::thread::available_parallelism;
+
+use anyhow::{Context, Result};
+use vlm_train::config::{DataConfig, ModelConfig, OptimConfig, Resume, RunConfig, ShapeRequest};
+use vlm_train::{Run, TrainConfig, TrainError};
+
+use crate::args::PretrainArgs;
+use crate::{demo, interrupt};
+
+/// Runs the command.
+pub fn run(flags: PretrainArgs) -> Result<()> {
+    let args = with_config_file(flags)?;
+    let stop = interrupt::flag()?;
+    if args.data_path.is_none() {
+        return demo::pretrain(args, &stop);
+    }
+    let mut run = Run::prepare(configuration(args)?)?;
+    let summary = run.train(&stop)?;
+    run.write_summary(&summary)?;
+    report(&run, &summary);
+    Ok(())
+}
+
+/// Says how a run ended and where its results are.
+pub fn report(run: &Run, summary: &vlm_train::Summary) {
+    let loss = summary.final_loss.map_or("none".into(), |loss| format!("{loss:.4}"));
+    println!(
+        "{}: {} steps, {} rows in {:.1} s ({:.1} rows/s), last loss {loss}, {} rows set aside",
+        summary.status,
+        summary.steps,
+        summary.samples,
+        summary.wall_secs,
+        summary.samples_per_sec,
+        summary.rejected_rows,
+    );
+    let out = run.out_dir();
+    println!("weights: {}", out.join(format!("{}.pth", run.weights_name())).display());
+    if summary.status == "interrupted" {
+        println!("continue with the same command and --resume auto");
+    }
+}
+
+/// The flags over the configuration file they name.
+fn with_config_file(flags: PretrainArgs) -> Result<PretrainArgs> {
+    let Some(path) = &flags.config else { return Ok(flags) };
+    let usage = |e: String| TrainError::Usage(format!("--config {}: {e}", path.display()));
+    let text = std::fs::read_to_string(path).map_err(|e| usage(e.to_string()))?;
+    let file: PretrainArgs = toml::from_str(&text).map_err(|e| usage(e.to_string()))?;
+    let mut merged = serde_json::to_value(file)?;
+    if let (Some(merged), serde_json::Value::Object(flags)) =
+        (merged.as_object_mut(), serde_json::to_value(&flags)?)
+    {
+        merged.extend(flags.into_iter().filter(|(_, value)| !value.is_null()));
+    }
+    serde_json::from_value(merged).context("flags and configuration file")
+}
+
+/// The run's configuration: what was given, else the defaults.
+pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
+    let cores = available_parallelism().map_or(1, usize::from);
+    let required = |value: Option<PathBuf>, flag: &str, what: &str| {
+        value.ok_or_else(|| TrainError::Usage(format!("--{flag} is missing: {what}")))
+    };
+    let out_dir = args.out_dir.unwrap_or_else(|| "out".into());
+    let shape = ShapeRequest {
+        dim: args.dim,
+        n_layers: args.n_layers,
+        n_heads: args.n_heads,
+        n_kv_heads: args.n_kv_heads,
+        dropout: args.dropout,
+        use_moe: args.use_moe,
+    };
+    let defaults = OptimConfig::default();
+    Ok(TrainConfig {
+        data: DataConfig {
+            data_path: required(args.data_path, "data-path", "the rows to train on")?,
+            images_path: args.images_path,
+            max_seq_len: args.max_seq_len.unwrap_or(640),
+            padding: args.padding.unwrap_or(vlm_data::Padding::Longest),
+            shuffle: args.shuffle.unwrap_or(!args.no_shuffle.unwrap_or(false)),
+            bucket_window: args.bucket_window.unwrap_or(0),
+            drop_last: args.drop_last.unwrap_or(args.no_drop_last == Some(false)),
+            num_workers: args.num_workers.unwrap_or(cores).max(1),
+            max_rejected_fraction: args.max_rejected_fraction.unwrap_or(0.05),
+        },
+        model: ModelConfig {
+            lm: language_model(args.lm, &out_dir, &shape)?,
+            vision: required(
+                args.vision,
+                "vision",
+                "a vision encoder's folder in Hugging Face form; `vlm init` makes a random one",
+            )?,
+            tokenizer: required(
+                args.tokenizer,
+                "tokenizer",
+                "a folder with tokenizer.json and tokenizer_config.json",
+            )?,
+            shape,
+            freeze: vlm_model::FreezePolicy {
+                train_vision: args.train_vision.unwrap_or(false),
+                train_lm: args.train_lm.unwrap_or(false),
+                unfreeze_first_layers: args.unfreeze_first_layers.unwrap_or(0),
+                unfreeze_last_layers: args.unfreeze_last_layers.unwrap_or(1),
+            },
+        },
+        optim: OptimConfig {
+            epochs: args.epochs.unwrap_or(defaults.epochs),
+            batch_size: args.batch_size.unwrap_or(defaults.batch_size),
+            learning_rate: args.learning_rate.unwrap_or(defaults.learning_rate),
+            accumulation_steps: args.accumulation_steps.unwrap_or(defaults.accumulation_steps),
+            grad_clip: args.grad_clip.unwrap_or(defaults.grad_clip),
+            warmup_iters: args.warmup_iters.unwrap_or(defaults.warmup_iters),
+            loss_average: args.loss_average.unwrap_or(defaults.loss_average),
+            max_skipped_in_a_row: args.max_skipped_updates.unwrap_or(defaults.max_skipped_in_a_row),
+            ..defaults
+        },
+        run: RunConfig {
+            out_dir,
+            device: args.device.unwrap_or_else(|| "auto".into()),
+            dtype: args.dtype,
+            seed: args.seed.unwrap_or(1337),
+            log_interval: args.log_interval.unwrap_or(100),
+            save_interval: args.save_interval.unwrap_or(100),
+            keep_checkpoints: args.keep_checkpoints.unwrap_or(2),
+            max_steps: args.max_steps,
+            num_threads: args.num_threads,
+            progress: std::io::IsTerminal::is_terminal(&std::io::stderr()),
+            resume: args.resume.map(|path| match path.to_str() {
+                Some("auto") => Resume::Auto,
+                _ => Resume::Path(path),
+            }),
+        },
+    })
+}
+
+/// `none` is random weights; nothing is the reference's `{out-dir}/lm_{dim}[_moe].pth`, which must
+/// then be there.
+fn language_model(
+    asked: Option<PathBuf>,
+    out_dir: &Path,
+    shape: &ShapeRequest,
+) -> Result<Option<PathBuf>, TrainError> {
+    if let Some(path) = asked {
+        return Ok((path.as_os_str() != "none").then_some(path));
+    }
+    let moe = if shape.use_moe == Some(true) { "_moe" } else { "" };
+    let path = out_dir.join(format!("lm_{}{moe}.pth", shape.dim.unwrap_or(512)));
+    if path.exists() {
+        Ok(Some(path))
+    } else {
+        Err(TrainError::Usage(format!(
+            "no --lm, and {} is not there: give the language model's weights, or --lm none for \
+             random ones",
+            path.display()
+        )))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_the_defaults() {
+        let folder = std::env::temp_dir().join(format!("vlm-config-{}", std::process::id()));
+        std::fs::write(&folder, "batch-size = 8\nepochs = 2\n").unwrap();
+        let flags =
+            PretrainArgs { config: Some(folder.clone()), epochs: Some(3), ..Default::default() };
+        let merged = with_config_file(flags).unwrap();
+        std::fs::remove_file(&folder).unwrap();
+        assert_eq!((merged.batch_size, merged.epochs, merged.dim), (Some(8), Some(3), None));
+    }
+
+    #[test]
+    fn unknown_keys_of_the_file_are_errors() {
+        let error = toml::from_str::<PretrainArgs>("batch_sizes = 8").unwrap_err();
+        assert!(error.to_string().contains("batch_sizes"), "{error}");
+    }
+}

@@ -1,0 +1,57 @@
+//! Stopping a run and going on with it.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::support::Trial;
+
+const LONG: [&str; 4] = ["--epochs", "40", "--save-interval", "5"];
+
+#[test]
+fn ctrl_c_saves_and_the_continued_run_equals_an_undisturbed_one() {
+    let undisturbed = Trial::new();
+    undisturbed.pretrain(&LONG).assert_success();
+
+    let stopped = Trial::new();
+    let mut child =
+        stopped.command(&LONG).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    wait_for_lines(&stopped, 10);
+    let signalled = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(signalled.success());
+    assert_eq!(child.wait().unwrap().code(), Some(0), "Ctrl-C is a clean end");
+    assert_eq!(stopped.summary()["status"], "interrupted");
+    let done = stopped.metrics().len();
+    assert!((10..80).contains(&done), "stopped after {done} of 80 steps");
+
+    let mut again = LONG.to_vec();
+    again.extend(["--resume", "auto"]);
+    stopped.pretrain(&again).assert_success();
+    assert_eq!(stopped.summary()["status"], "finished");
+    let weights = |trial: &Trial| fs::read(trial.path("out/pretrain_vlm_32.safetensors")).unwrap();
+    assert!(weights(&undisturbed) == weights(&stopped), "the weights differ");
+    let losses = |trial: &Trial| -> Vec<String> {
+        trial.metrics().iter().map(|line| line["loss"].to_string()).collect()
+    };
+    assert_eq!(losses(&undisturbed), losses(&stopped));
+}
+
+#[test]
+fn a_run_with_other_settings_is_not_continued() {
+    let trial = Trial::new();
+    trial.pretrain(&["--epochs", "2"]).assert_success();
+    let before = fs::read(trial.path("out/pretrain_vlm_32.pth")).unwrap();
+    let ended = trial.pretrain(&["--epochs", "3", "--resume", "auto"]);
+    ended.assert_error(2, &["other settings", "epochs"]);
+    assert!(fs::read(trial.path("out/pretrain_vlm_32.pth")).unwrap() == before);
+}
+
+/// Waits until the run has logged `count` steps.
+fn wait_for_lines(trial: &Trial, count: usize) {
+    let path = trial.path("out/metrics.jsonl");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < count {
+        assert!(Instant::now() < deadline, "no {count} steps in two minutes");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
