@@ -22,8 +22,8 @@ pub fn ensure(workspace: &Workspace) -> Result<()> {
 pub fn prepare_data(input: Option<PathBuf>, output: &Path) -> Result<ExitCode> {
     if let Some(input) = input {
         return Err(usage_error(format!(
-            "preparing {} is not there yet (issue 4): without --input the demo set is written; \
-             `vlm pretrain --data-path` reads .jsonl, .json and .parquet as they are",
+            "--input {}: only the demo set is written so far (leave --input out); train from \
+             .jsonl rows directly: cargo xtask pretrain --data-path FILE --images-path DIR",
             input.display()
         )));
     }
