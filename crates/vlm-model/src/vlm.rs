@@ -178,7 +178,7 @@ impl Vlm {
                 expected[0], expected[1], expected[2]
             )));
         }
-        let is_trained = self.vision_store.trainable().first().is_some();
+        let is_trained = !self.vision_store.trainable().is_empty();
         Ok(if is_trained {
             vision.patch_features(pixel_values)
         } else {

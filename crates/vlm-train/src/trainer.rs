@@ -189,7 +189,7 @@ impl Trainer<'_> {
             self.position.next_batch = index + 1;
             let is_last = self.position.counters.step == last_step;
             self.log(lr, loss.as_ref(), grad_norm, epoch, is_last, screen)?;
-            save_is_due |= self.position.counters.step % self.config.run.save_interval == 0;
+            save_is_due |= self.position.counters.step.is_multiple_of(self.config.run.save_interval);
             if index + 1 < window_end {
                 continue;
             }
@@ -326,7 +326,7 @@ impl Trainer<'_> {
         screen: &mut Screen,
     ) -> Result<(), TrainError> {
         let step = self.position.counters.step;
-        let is_due = is_last || step == 1 || step % self.config.run.log_interval == 0;
+        let is_due = is_last || step == 1 || step.is_multiple_of(self.config.run.log_interval);
         // Reading a loss makes the host wait for a GPU: there, only when it is shown.
         let value = match loss {
             Some(loss) if is_due || self.model.device() == Device::Cpu => {

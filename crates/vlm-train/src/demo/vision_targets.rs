@@ -44,10 +44,11 @@ impl DrawnBatch {
         self.num_pictures += 1;
         self.pixels.extend(layout.draw());
         let coverage = layout.coverage();
+        let covered = |object: usize, cell: usize| coverage[object][cell];
         for cell in 0..NUM_CELLS {
             let most = (0..layout.objects.len())
-                .max_by(|&a, &b| coverage[a][cell].total_cmp(&coverage[b][cell]));
-            let share = most.map_or(0.0, |object| coverage[object][cell]);
+                .max_by(|&a, &b| covered(a, cell).total_cmp(&covered(b, cell)));
+            let share = most.map_or(0.0, |object| covered(object, cell));
             self.states.push(if share >= COVERED { 1 } else { 2 * u8::from(share > EMPTY) });
             let object = most.map(|index| layout.objects[index].object);
             self.sizes.push(object.map_or(0, |object| object.size as u8));

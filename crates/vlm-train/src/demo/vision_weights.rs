@@ -27,7 +27,7 @@ use super::vision_targets::{DrawnBatch, VisionBatch};
 /// Mean and deviation of CLIP's preprocessing (OpenAI's numbers, in its preprocessor_config.json).
 pub(super) const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 /// See [`MEAN`].
-pub(super) const STD: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+pub(super) const STD: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
 
 /// The readouts of a patch: whether there is an object, then its size, colour and shape as one-hot
 /// groups.

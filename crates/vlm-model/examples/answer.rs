@@ -1,0 +1,30 @@
+//! A small vision-language model with random weights says something about a grey picture.
+//!
+//! `cargo run --release -p vlm-model --example answer`
+
+use tch::{Device, Kind, Tensor};
+use vlm_model::generate::{GenerateOptions, generate_greedy};
+use vlm_model::{ClipVisionConfig, ImageInput, LmConfig, ModelBatch, ModelError, Vlm};
+
+fn main() -> Result<(), ModelError> {
+    tch::manual_seed(1);
+    let lm = LmConfig { dim: 64, n_layers: 2, vocab_size: 100, ..LmConfig::default() };
+    let vision = ClipVisionConfig {
+        hidden_size: 48,
+        num_attention_heads: 4,
+        num_hidden_layers: 2,
+        intermediate_size: 96,
+        patch_size: 32,
+        ..ClipVisionConfig::default()
+    };
+    let model = Vlm::new(&lm, &vision, Device::Cpu)?;
+    println!("one picture takes the place of {} tokens", model.tokens_per_image());
+    let prompt = ModelBatch {
+        input_ids: Tensor::ones([1, 60], (Kind::Int64, Device::Cpu)),
+        images: ImageInput::Pixels(Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu))),
+        image_starts: vec![(0, 5)],
+    };
+    let options = GenerateOptions { max_new_tokens: 8, eos_token_id: None };
+    println!("token ids of its answer: {:?}", generate_greedy(&model, &prompt, &options)?[0]);
+    Ok(())
+}
