@@ -189,7 +189,8 @@ impl Trainer<'_> {
             self.position.next_batch = index + 1;
             let is_last = self.position.counters.step == last_step;
             self.log(lr, loss.as_ref(), grad_norm, epoch, is_last, screen)?;
-            save_is_due |= self.position.counters.step.is_multiple_of(self.config.run.save_interval);
+            save_is_due |=
+                self.position.counters.step.is_multiple_of(self.config.run.save_interval);
             if index + 1 < window_end {
                 continue;
             }
