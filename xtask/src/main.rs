@@ -6,7 +6,6 @@ mod check;
 mod demo;
 mod doctor;
 mod launch;
-mod launch_flags;
 mod libtorch;
 mod link_farm;
 mod pip;
@@ -48,6 +47,9 @@ enum Command {
     /// Make the demo's starting weights
     #[command(disable_help_flag = true)]
     DemoWeights(Passed),
+    /// Start any program once a rank, with torchrun's environment: `launch --nproc-per-node 2 PROGRAM`
+    #[command(disable_help_flag = true)]
+    Launch(Passed),
     /// Run any command of vlm: `cargo xtask vlm generate --help`
     #[command(disable_help_flag = true)]
     Vlm(Passed),
@@ -113,7 +115,8 @@ fn dispatch(command: Command) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Doctor => doctor::run(workspace),
-        Command::Pretrain(passed) => launch::pretrain(workspace, passed.args),
+        Command::Pretrain(passed) => launch::train(workspace, "pretrain", true, passed.args),
+        Command::Launch(passed) => launch::program(passed.args),
         Command::PrepareData(args) => demo::prepare_data(args.input, &args.output),
         Command::DemoWeights(passed) => launch::vlm(workspace, Some("demo-weights"), passed.args),
         Command::Vlm(passed) => launch::vlm(workspace, None, passed.args),

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything cargo tests in the workspace, with the program and the demo data
 //! that the whole-run tests start from.
 
+use std::env;
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
@@ -12,6 +13,8 @@ use crate::{demo, launch, setup};
 
 /// Names the built program to the tests.
 const BINARY_VARIABLE: &str = "VLM_BIN";
+/// Names this program, which launches processes that train together.
+const LAUNCHER_VARIABLE: &str = "XTASK_BIN";
 
 /// Becomes `cargo test`; `args` may filter by name, or name packages instead of all.
 pub fn run(workspace: &Workspace, args: Vec<OsString>) -> Result<ExitCode> {
@@ -22,6 +25,7 @@ pub fn run(workspace: &Workspace, args: Vec<OsString>) -> Result<ExitCode> {
     let mut command = workspace.cargo();
     command.args(["test", "--release"]).env(BINARY_VARIABLE, binary);
     command.env(DATA_DIR_VARIABLE, workspace.data_dir());
+    command.env(LAUNCHER_VARIABLE, env::current_exe().context("asking for our own path")?);
     if !args.iter().any(|arg| names_a_package(&arg.to_string_lossy())) {
         command.arg("--workspace");
     }

@@ -1,5 +1,6 @@
 //! Ctrl-C and SIGTERM: the first asks for a clean end, the second ends at once.
 
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,7 +12,9 @@ pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
         if seen.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
-        eprintln!("stopping: the present update is finished and saved; once more ends at once");
+        // A launcher that was killed no longer listens, and that must not stop the saving.
+        let notice = "stopping: the present update is finished and saved; once more ends at once\n";
+        let _ = std::io::stderr().write_all(notice.as_bytes());
     })?;
     Ok(stop)
 }

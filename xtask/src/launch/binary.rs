@@ -1,0 +1,67 @@
+//! Building the program `vlm`.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::Stdio;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::workspace::Workspace;
+
+/// Builds `vlm` and returns its absolute path. Cargo's progress stays visible.
+pub fn build_vlm(workspace: &Workspace) -> Result<PathBuf> {
+    let mut cargo = workspace
+        .cargo()
+        .args(["build", "--release", "--package", "vlm-cli", "--bin", "vlm"])
+        .arg("--message-format=json-render-diagnostics")
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("starting cargo")?;
+    let mut executable = None;
+    if let Some(stdout) = cargo.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            let line = line.context("reading cargo's messages")?;
+            executable = executable_of_vlm(&line).or(executable);
+        }
+    }
+    let status = cargo.wait().context("waiting for cargo")?;
+    if !status.success() {
+        bail!("building vlm failed ({status}); the compiler's reason is above");
+    }
+    executable.context("cargo built vlm but named no executable: expected one in its messages")
+}
+
+#[derive(Deserialize)]
+struct CargoMessage {
+    target: Option<CargoTarget>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct CargoTarget {
+    name: String,
+}
+
+/// The path in cargo's message about the finished program; other messages have none.
+fn executable_of_vlm(line: &str) -> Option<PathBuf> {
+    let message: CargoMessage = serde_json::from_str(line).ok()?;
+    message.executable.filter(|_| message.target.is_some_and(|target| target.name == "vlm"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_programs_own_message_names_the_executable() {
+        let artifact = r#"{"reason":"compiler-artifact","target":{"name":"vlm"},"executable":"t/release/vlm"}"#;
+        assert_eq!(executable_of_vlm(artifact), Some(PathBuf::from("t/release/vlm")));
+        let library =
+            r#"{"reason":"compiler-artifact","target":{"name":"vlm_data"},"executable":null}"#;
+        assert_eq!(executable_of_vlm(library), None);
+        let build_script = r#"{"reason":"compiler-artifact","target":{"name":"build-script-build"},"executable":"b"}"#;
+        assert_eq!(executable_of_vlm(build_script), None);
+        assert_eq!(executable_of_vlm(r#"{"reason":"build-finished","success":true}"#), None);
+    }
+}

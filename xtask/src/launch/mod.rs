@@ -1,0 +1,145 @@
+//! Builds the program `vlm` and starts it: as one process, which this one becomes, or as one
+//! process a rank, which this one looks after. Knows no training: what the ranks say to each other
+//! is theirs.
+
+mod binary;
+mod cores;
+mod flags;
+mod layout;
+mod output;
+mod ranks;
+mod restart;
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result};
+
+use crate::workspace::{DATA_DIR_VARIABLE, Workspace, usage_error};
+use crate::{demo, setup};
+
+pub use binary::build_vlm;
+use ranks::{Job, Signals};
+
+/// `cargo xtask pretrain` and its like: a training command of `vlm`, on as many processes as the
+/// launch flags say. `has_demo`: without data it trains on the demo's.
+pub fn train(
+    workspace: &Workspace,
+    command: &str,
+    has_demo: bool,
+    args: Vec<OsString>,
+) -> Result<ExitCode> {
+    let (flags, args) = flags::split(args)?;
+    let layout = flags.layout()?;
+    if layout.world_size() > 1 {
+        return Err(usage_error(format!(
+            "launching {} processes: vlm trains on one process as yet",
+            layout.world_size()
+        )));
+    }
+    setup::ensure(workspace)?;
+    let binary = build_vlm(workspace)?;
+    if args.iter().any(|arg| arg == "--help" || arg == "-h") {
+        let status = Command::new(&binary).arg(command).args(args).status();
+        let status = status.with_context(|| format!("starting {}", binary.display()))?;
+        println!("{}", flags::HELP);
+        return Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE });
+    }
+    if has_demo && trains_on_the_demo(&args) {
+        demo::ensure(workspace)?;
+    }
+    if layout.is_one_process() {
+        return become_vlm(workspace, &binary, Some(command), args);
+    }
+    let job = Job {
+        program: binary,
+        args: std::iter::once(command.into()).chain(args).collect(),
+        env: vec![(DATA_DIR_VARIABLE.into(), workspace.data_dir().into())],
+    };
+    restart::run(&job, &layout, restart::Again::FromNewestCheckpoint, &Signals::listen()?)
+}
+
+/// Any command of `vlm`, built first; `args` are passed on word for word, and begin with the
+/// command where none is given.
+pub fn vlm(workspace: &Workspace, command: Option<&str>, args: Vec<OsString>) -> Result<ExitCode> {
+    setup::ensure(workspace)?;
+    let binary = build_vlm(workspace)?;
+    become_vlm(workspace, &binary, command, args)
+}
+
+/// `cargo xtask launch`: any program that reads torchrun's environment, one process a rank. A
+/// restart is the same command again.
+pub fn program(args: Vec<OsString>) -> Result<ExitCode> {
+    if args.first().is_some_and(|arg| arg == "--help" || arg == "-h") {
+        println!("Usage: cargo xtask launch [FLAGS] PROGRAM [ARGUMENTS]\n{}", flags::HELP);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let (flags, program, args) = flags::split_before_program(args)?;
+    let layout = flags.layout()?;
+    let job = Job { program, args, env: Vec::new() };
+    restart::run(&job, &layout, restart::Again::AsBefore, &Signals::listen()?)
+}
+
+/// Replaces this process; returns only when that failed.
+fn become_vlm(
+    workspace: &Workspace,
+    binary: &Path,
+    command: Option<&str>,
+    args: Vec<OsString>,
+) -> Result<ExitCode> {
+    let error = Command::new(binary)
+        .args(command)
+        .args(args)
+        .env(DATA_DIR_VARIABLE, workspace.data_dir())
+        .exec();
+    Err(error).with_context(|| format!("starting {}", binary.display()))
+}
+
+/// Whether no data is named, on the command line or in the file behind `--config`.
+fn trains_on_the_demo(args: &[OsString]) -> bool {
+    setting(args, "data-path").is_none()
+}
+
+/// A setting's value, from the command line or else from the file behind `--config`.
+fn setting(args: &[OsString], name: &str) -> Option<PathBuf> {
+    flags::value(args, name).map(PathBuf::from).or_else(|| {
+        let config = PathBuf::from(flags::value(args, "config")?);
+        // A file that cannot be read is for `vlm` to complain about.
+        in_toml(&fs::read_to_string(config).ok()?, name).map(PathBuf::from)
+    })
+}
+
+/// The value on the TOML line that sets `name`, in either spelling, without its quotation marks.
+fn in_toml(toml: &str, name: &str) -> Option<String> {
+    toml.lines()
+        .filter_map(|line| line.split_once('='))
+        .find(|(key, _)| key.trim().trim_matches('"').replace('_', "-") == name)
+        .map(|(_, value)| value.trim().trim_matches(['"', '\'']).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn words(text: &str) -> Vec<OsString> {
+        text.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn demo_is_for_runs_that_name_no_data() {
+        assert!(trains_on_the_demo(&words("--epochs 1")));
+        assert!(!trains_on_the_demo(&words("--data_path=x.jsonl")));
+        assert!(!trains_on_the_demo(&words("--data-path x.jsonl")));
+    }
+
+    #[test]
+    fn configuration_may_name_the_data() {
+        let named = |toml| in_toml(toml, "data-path");
+        assert_eq!(named("epochs = 1\n  data-path = \"x\"\n").as_deref(), Some("x"));
+        assert_eq!(named("data_path='x'").as_deref(), Some("x"));
+        assert_eq!(named("# data-path = \"x\"\nepochs = 1\n"), None);
+    }
+}
