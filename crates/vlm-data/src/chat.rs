@@ -38,6 +38,47 @@ pub struct EncodedRow {
     pub image_starts: Vec<usize>,
 }
 
+impl EncodedRow {
+    /// The first `max_seq_len` tokens.
+    ///
+    /// # Errors
+    /// [`RejectReason::CutThroughImage`], [`RejectReason::NoSupervisedToken`].
+    pub fn cut(mut self, max_seq_len: usize, tokens_per_image: usize) -> Result<Self, Reject> {
+        let num_tokens = self.input_ids.len();
+        let length = num_tokens.min(max_seq_len);
+        for (k, &start) in self.image_starts.iter().enumerate() {
+            // The model's input is one token shorter than the ids.
+            if start + tokens_per_image >= length {
+                return Err(Reject::new(
+                    RejectReason::CutThroughImage,
+                    format!(
+                        "image {k} is tokens {start} to {} of {num_tokens}, cut at max-seq-len \
+                         {max_seq_len}; raise it or shorten the text",
+                        start + tokens_per_image,
+                    ),
+                ));
+            }
+        }
+        let has_answer = !self.supervised.is_empty();
+        self.supervised.iter_mut().for_each(|span| span.end = span.end.min(length));
+        self.supervised.retain(|span| !span.is_empty());
+        // Position 0 has no token before it that could predict it.
+        if self.supervised.iter().all(|span| span.end <= 1) {
+            let detail = if has_answer {
+                format!(
+                    "no answer begins within max-seq-len {max_seq_len} (the row has {num_tokens} \
+                     tokens)"
+                )
+            } else {
+                "no turn is the assistant's, or it has no text".to_owned()
+            };
+            return Err(Reject::new(RejectReason::NoSupervisedToken, detail));
+        }
+        self.input_ids.truncate(length);
+        Ok(self)
+    }
+}
+
 /// A prompt's tokens with their places in its text.
 struct Tokens {
     ids: Vec<i64>,
@@ -146,29 +187,9 @@ impl ChatTokenizer {
         check_image_tags(row.num_image_tags(), row.images.len())?;
         let prompt = self.mark(&row.turns, tokens_per_image, false)?;
         let tokens = self.tokenize(&prompt, tokens_per_image)?;
-        let length = tokens.ids.len().min(max_seq_len);
-        for (k, &start) in tokens.image_starts.iter().enumerate() {
-            // The model's input is one token shorter than the ids.
-            if start + tokens_per_image >= length {
-                return Err(Reject::new(
-                    RejectReason::CutThroughImage,
-                    format!(
-                        "image {k} is tokens {start} to {} of {}, cut at max-seq-len {max_seq_len}; \
-                         raise it or shorten the text",
-                        start + tokens_per_image,
-                        tokens.ids.len()
-                    ),
-                ));
-            }
-        }
-        let supervised = self.supervised(row, &prompt, &tokens, tokens_per_image, length);
-        // Position 0 has no token before it that could predict it.
-        if supervised.iter().all(|span| span.end <= 1) {
-            return Err(no_supervised_token(row, tokens.ids.len(), max_seq_len));
-        }
-        let mut input_ids = tokens.ids;
-        input_ids.truncate(length);
-        Ok(EncodedRow { input_ids, supervised, image_starts: tokens.image_starts })
+        let supervised = self.supervised(row, &prompt, &tokens, tokens_per_image);
+        let Tokens { ids: input_ids, image_starts, .. } = tokens;
+        EncodedRow { input_ids, supervised, image_starts }.cut(max_seq_len, tokens_per_image)
     }
 
     /// Token ids of a conversation whose next answer is to be generated, and the first token of
@@ -278,8 +299,8 @@ impl ChatTokenizer {
         prompt: &MarkedPrompt,
         tokens: &Tokens,
         tokens_per_image: usize,
-        length: usize,
     ) -> Vec<Range<usize>> {
+        let length = tokens.ids.len();
         let token_at = |byte: usize| tokens.starts.partition_point(|&start| start < byte);
         let mut spans: Vec<Range<usize>> = Vec::new();
         for (k, turn) in row.turns.iter().enumerate() {
@@ -334,16 +355,4 @@ fn check_image_tags(num_tags: usize, num_images: usize) -> Result<(), Reject> {
         reason,
         format!("{num_images} images and {num_tags} {} in the turns", crate::IMAGE_TAG),
     ))
-}
-
-fn no_supervised_token(row: &Row, num_tokens: usize, max_seq_len: usize) -> Reject {
-    let has_answer = row.turns.iter().any(|turn| turn.role == Role::Assistant);
-    let detail = if has_answer {
-        format!(
-            "no answer begins within max-seq-len {max_seq_len} (the row has {num_tokens} tokens)"
-        )
-    } else {
-        "no turn is the assistant's".to_owned()
-    };
-    Reject::new(RejectReason::NoSupervisedToken, detail)
 }

@@ -5,10 +5,12 @@ use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
+
 use crate::error::DataError;
 use crate::image_root::ImageRoot;
 use crate::reject::{Reject, RejectReason};
-use crate::rows::Row;
+use crate::rows::{Row, RowImage};
 use crate::source::RowSource;
 
 /// A line longer than this, in bytes, is rejected unread.
@@ -80,14 +82,8 @@ impl RowSource for JsonlSource {
         Row::from_json(text)
     }
 
-    fn image_bytes(&self, row: &Row, k: usize) -> Result<Vec<u8>, Reject> {
-        let name = row.images.get(k).ok_or_else(|| {
-            Reject::new(
-                RejectReason::MissingImage,
-                format!("image {k} of a row with {}", row.images.len()),
-            )
-        })?;
-        self.images.read(name)
+    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Reject> {
+        self.images.read(&image.name).map(Bytes::from)
     }
 
     fn locate(&self, index: usize) -> String {
@@ -156,8 +152,9 @@ mod tests {
         assert_eq!(source.len(), 3);
         let row = source.row(0).unwrap();
         assert_eq!(row.turns[0].content, "好");
-        assert_eq!(source.image_bytes(&row, 0).unwrap(), b"picture");
-        assert_eq!(source.image_bytes(&row, 1).unwrap_err().reason, RejectReason::MissingImage);
+        assert_eq!(source.image_bytes(0, 0, &row.images[0]).unwrap(), &b"picture"[..]);
+        let missing = source.image_bytes(0, 1, &RowImage::named("b.jpg")).unwrap_err();
+        assert_eq!(missing.reason, RejectReason::MissingImage);
         assert_eq!(source.row(1).unwrap_err().reason, RejectReason::InvalidRow);
         assert_eq!(source.row(2).unwrap(), row);
         assert_eq!(source.row(3).unwrap_err().reason, RejectReason::InvalidRow);

@@ -41,5 +41,5 @@ pub use placeholder::ImagePlaceholder;
 pub use preprocess::ImageProcessor;
 pub use reject::{Reject, RejectReason, Rejected};
 pub use reject_log::RejectLog;
-pub use rows::{IMAGE_TAG, Role, Row, Turn};
-pub use source::RowSource;
+pub use rows::{IMAGE_TAG, Role, Row, RowImage, Turn};
+pub use source::{Encoding, PreparedRow, RowSource};

@@ -13,7 +13,7 @@ use crate::chat::ChatTokenizer;
 use crate::error::DataError;
 use crate::order::OrderConfig;
 use crate::preprocess::ImageProcessor;
-use crate::source::RowSource;
+use crate::source::{Encoding, RowSource};
 use crate::tally::Tally;
 use crate::worker::{Made, PendingBatch, RowMaker, Task, work};
 
@@ -112,7 +112,8 @@ impl Loader {
     /// pixels are not.
     ///
     /// # Errors
-    /// Settings that make no batch.
+    /// Settings that make no batch; a source of token ids that another tokenizer, or other settings,
+    /// made.
     pub fn new(
         source: Arc<dyn RowSource>,
         tokenizer: Arc<ChatTokenizer>,
@@ -120,6 +121,11 @@ impl Loader {
         config: LoaderConfig,
     ) -> Result<Self, DataError> {
         config.validate(source.len())?;
+        source.check_encoding(&Encoding {
+            tokenizer: &tokenizer,
+            tokens_per_image: config.tokens_per_image,
+            max_seq_len: config.max_seq_len,
+        })?;
         let max_len = match config.padding {
             Padding::Longest => None,
             Padding::Max => Some(config.max_seq_len - 1),

@@ -1,5 +1,6 @@
 //! Rows of conversation data and their JSON form. Knows no files and no tokens.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -56,13 +57,31 @@ impl Turn {
     }
 }
 
-/// A conversation with the names of its images, in the order of their [`IMAGE_TAG`]s.
+/// A conversation with its images, in the order of their [`IMAGE_TAG`]s.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Row {
     /// The turns in order.
     pub turns: Vec<Turn>,
-    /// Names of the images; none for a row of text alone.
-    pub images: Vec<String>,
+    /// None for a row of text alone.
+    pub images: Vec<RowImage>,
+}
+
+/// An image of a row, not opened yet.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RowImage {
+    /// The name of its file, or what to call it in a message.
+    pub name: String,
+    /// The encoded picture, where the row itself carries it.
+    pub bytes: Option<Bytes>,
+    /// BLAKE3 of the encoded picture, where the source knows it without reading the picture.
+    pub hash: Option<[u8; 32]>,
+}
+
+impl RowImage {
+    /// An image in a file called `name`.
+    pub fn named(name: impl Into<String>) -> Self {
+        Self { name: name.into(), bytes: None, hash: None }
+    }
 }
 
 impl Row {
@@ -98,7 +117,8 @@ impl Row {
                 )));
             }
         };
-        Ok(Self { turns, images: parse_images(object.get("image"))? })
+        let images = parse_images(object.get("image"))?;
+        Ok(Self { turns, images: images.into_iter().map(RowImage::named).collect() })
     }
 
     /// How many [`IMAGE_TAG`]s the turns hold.
@@ -214,7 +234,8 @@ mod tests {
     fn images_come_from_commas_a_list_or_nothing() {
         let images = |image: &str| {
             let row = format!(r#"{{"conversations":[{{"content":"q"}}]{image}}}"#);
-            Row::from_json(&row).unwrap().images
+            let images = Row::from_json(&row).unwrap().images;
+            images.into_iter().map(|image| image.name).collect::<Vec<_>>()
         };
         assert_eq!(images(r#","image":"a.jpg, b/c.png""#), ["a.jpg", "b/c.png"]);
         assert_eq!(images(r#","image":["a, b.jpg","c.jpg"]"#), ["a, b.jpg", "c.jpg"]);

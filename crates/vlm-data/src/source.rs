@@ -1,11 +1,15 @@
 //! Where rows come from.
 
-use crate::reject::Reject;
-use crate::rows::Row;
+use bytes::Bytes;
 
-/// Rows by index, with the bytes of their images. Many threads read at once.
+use crate::chat::{ChatTokenizer, EncodedRow};
+use crate::error::DataError;
+use crate::reject::Reject;
+use crate::rows::{Row, RowImage};
+
+/// Rows by index, with the bytes of their images. Many threads read at once, in any order.
 pub trait RowSource: Send + Sync {
-    /// Number of rows, unusable ones included.
+    /// Number of rows, unusable ones included. Costs nothing.
     fn len(&self) -> usize;
 
     /// Whether there are none.
@@ -13,24 +17,62 @@ pub trait RowSource: Send + Sync {
         self.len() == 0
     }
 
-    /// Row `index`, from 0.
+    /// The conversation of row `index`, from 0, with its images.
     ///
     /// # Errors
     /// Why the row cannot be used.
     fn row(&self, index: usize) -> Result<Row, Reject>;
 
-    /// The encoded bytes (JPEG, PNG, …) of image `k` of `row`.
+    /// Row `index` as token ids, where the source holds them: then nobody need tokenize it.
+    /// [`Self::check_encoding`] says whether the ids are the ones wanted.
+    ///
+    /// # Errors
+    /// Why the row cannot be used.
+    fn prepared_row(&self, _index: usize) -> Result<Option<PreparedRow>, Reject> {
+        Ok(None)
+    }
+
+    /// The encoded bytes (JPEG, PNG, …) of `image`, which is number `k` of row `index`.
     ///
     /// # Errors
     /// Why the image cannot be had.
-    fn image_bytes(&self, row: &Row, k: usize) -> Result<Vec<u8>, Reject>;
+    fn image_bytes(&self, index: usize, k: usize, image: &RowImage) -> Result<Bytes, Reject>;
 
     /// Where a person finds the row: `captions.jsonl:17`.
     fn locate(&self, index: usize) -> String;
 
-    /// Rough length of the row's text, in any unit, without parsing it. Only compared with that of
-    /// other rows, to put rows of like length into a batch; the same at every call.
+    /// Rough length of the row, in any unit, without reading it: its tokens where the source knows
+    /// them, else the bytes of its text. Only compared with that of other rows, to put rows of like
+    /// length into a batch; the same at every call.
     fn length_hint(&self, _index: usize) -> u64 {
         0
     }
+
+    /// Whether token ids that the source holds are those that `wanted` would make now.
+    ///
+    /// # Errors
+    /// What they were made with, what is wanted and what to do about it.
+    fn check_encoding(&self, _wanted: &Encoding<'_>) -> Result<(), DataError> {
+        Ok(())
+    }
+}
+
+/// A row as token ids, with its images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PreparedRow {
+    /// Cut at the length limit that the source was made with.
+    pub encoded: EncodedRow,
+    /// In the order of `encoded.image_starts`.
+    pub images: Vec<RowImage>,
+}
+
+/// What decides a row's token ids.
+#[derive(Debug, Clone, Copy)]
+pub struct Encoding<'a> {
+    /// Vocabulary, chat template, image placeholder.
+    pub tokenizer: &'a ChatTokenizer,
+    /// Tokens an image has in the prompt.
+    pub tokens_per_image: usize,
+    /// Tokens a row is cut at.
+    pub max_seq_len: usize,
 }

@@ -8,11 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crossbeam_channel::{Receiver, Sender};
 
 use crate::batch::{Batch, Sample};
-use crate::chat::ChatTokenizer;
+use crate::chat::{ChatTokenizer, EncodedRow};
 use crate::error::DataError;
 use crate::preprocess::ImageProcessor;
 use crate::reject::{Reject, RejectReason, Rejected};
-use crate::source::RowSource;
+use crate::rows::RowImage;
+use crate::source::{PreparedRow, RowSource};
 
 /// Makes samples of rows and batches of samples.
 pub(crate) struct RowMaker {
@@ -110,24 +111,33 @@ impl RowMaker {
     }
 
     fn try_make(&self, index: usize) -> Result<Sample, Reject> {
-        let row = self.source.row(index)?;
-        let encoded = self.tokenizer.encode_row(&row, self.tokens_per_image, self.max_seq_len)?;
-        let pixels = |(k, processor): (usize, &ImageProcessor)| {
-            let bytes = self.source.image_bytes(&row, k)?;
-            processor.preprocess(&bytes).map_err(|reject| match row.images.get(k) {
-                Some(name) if reject.reason != RejectReason::MissingImage => {
-                    Reject::new(reject.reason, format!("{name:?}: {}", reject.detail))
-                }
-                _ => reject,
+        let (encoded, images) = self.encode(index)?;
+        let pixels = |(k, image): (usize, &RowImage), processor: &ImageProcessor| {
+            let bytes = self.source.image_bytes(index, k, image)?;
+            processor.preprocess(&bytes).map_err(|reject| match reject.reason {
+                RejectReason::MissingImage => reject,
+                reason => Reject::new(reason, format!("{:?}: {}", image.name, reject.detail)),
             })
         };
         let pixel_values = match self.processor.as_deref() {
             None => Vec::new(),
-            Some(processor) => {
-                (0..row.images.len()).map(|k| pixels((k, processor))).collect::<Result<_, _>>()?
-            }
+            Some(processor) => images
+                .iter()
+                .enumerate()
+                .map(|image| pixels(image, processor))
+                .collect::<Result<_, _>>()?,
         };
         Ok(Sample { row: index, encoded, pixel_values })
+    }
+
+    /// The row's token ids, as the source holds them or made here, and its images, unopened.
+    fn encode(&self, index: usize) -> Result<(EncodedRow, Vec<RowImage>), Reject> {
+        if let Some(PreparedRow { encoded, images }) = self.source.prepared_row(index)? {
+            return Ok((encoded.cut(self.max_seq_len, self.tokens_per_image)?, images));
+        }
+        let row = self.source.row(index)?;
+        let encoded = self.tokenizer.encode_row(&row, self.tokens_per_image, self.max_seq_len)?;
+        Ok((encoded, row.images))
     }
 
     fn collate(&self, index: usize, outcomes: Vec<Outcome>) -> Result<Batch, DataError> {

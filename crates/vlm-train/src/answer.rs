@@ -80,8 +80,8 @@ impl Answerer<'_> {
             tokens_per_image,
         )?;
         let mut pixels = Vec::new();
-        for index in 0..whole.images.len() {
-            pixels.extend(self.processor.preprocess(&source.image_bytes(&whole, index)?)?);
+        for (k, image) in whole.images.iter().enumerate() {
+            pixels.extend(self.processor.preprocess(&source.image_bytes(row, k, image)?)?);
         }
         Ok(Prompt { row, ids, image_starts, pixels, expected: whole.turns[at].content.clone() })
     }

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use bytes::Bytes;
 use serde_json::json;
 use vlm_data::{
     Batch, ChatTokenizer, DataError, IGNORE_INDEX, ImagePlace, Loader, LoaderConfig, Padding,
-    Reject, RejectReason, Role, Row, RowSource, Turn,
+    Reject, RejectReason, Role, Row, RowImage, RowSource, Turn,
 };
 
 use crate::tiny::{Folder, TEMPLATE, TOKENS_PER_IMAGE, config, row, write_tokenizer};
@@ -134,7 +135,7 @@ impl RowSource for Counted {
         Ok(Row { turns, images: Vec::new() })
     }
 
-    fn image_bytes(&self, _: &Row, _: usize) -> Result<Vec<u8>, Reject> {
+    fn image_bytes(&self, _: usize, _: usize, _: &RowImage) -> Result<Bytes, Reject> {
         Err(Reject::new(RejectReason::MissingImage, "none"))
     }
 

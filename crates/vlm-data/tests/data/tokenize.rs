@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
-use vlm_data::{ChatTokenizer, EncodedRow, Reject, RejectReason, Role, Row, Turn};
+use vlm_data::{ChatTokenizer, EncodedRow, Reject, RejectReason, Role, Row, RowImage, Turn};
 
 use crate::golden;
 
@@ -198,7 +198,7 @@ fn at_signs_apart_from_images_are_text_and_joined_to_one_are_not() {
     let Some(tokenizer) = minimind() else { return };
     let row = |question: &str| Row {
         turns: vec![Turn::new(Role::User, question), Turn::new(Role::Assistant, "a@b.com")],
-        images: vec!["a.jpg".into()],
+        images: vec![RowImage::named("a.jpg")],
     };
     assert!(encode(&tokenizer, &row("@@@ <image> mail me@home.org"), 640).is_ok());
     for question in ["@<image>", "<image>@@@", &format!("<image> {}", "@".repeat(196))] {
@@ -213,7 +213,7 @@ fn images_and_placeholders_must_be_as_many() {
     let mut row = case("three_placeholders").row();
     row.images.pop();
     assert_eq!(encode(&tokenizer, &row, 640), Err(RejectReason::PlaceholderWithoutImage));
-    row.images = (0..4).map(|k| k.to_string()).collect();
+    row.images = (0..4).map(|k| RowImage::named(k.to_string())).collect();
     assert_eq!(encode(&tokenizer, &row, 640), Err(RejectReason::ImageWithoutPlaceholder));
     let reject = tokenizer.encode_prompt(&row.turns, 2, TOKENS_PER_IMAGE).unwrap_err();
     assert_eq!(reject.reason, RejectReason::PlaceholderWithoutImage);

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use vlm_data::demo::{DemoFiles, HeldOutGroup};
-use vlm_data::{JsonlSource, RowSource};
+use vlm_data::{JsonlSource, Reject, RejectReason, RowSource};
 
 use super::contact_sheet::{SheetEntry, draw_contact_sheet};
 use super::report::GroupAccuracy;
@@ -110,7 +110,10 @@ impl HeldOut {
 
     fn picture(&self, row: usize) -> Result<image::RgbImage> {
         let place = || self.source.locate(row);
-        let read = self.source.row(row).and_then(|whole| self.source.image_bytes(&whole, 0));
+        let read = self.source.row(row).and_then(|whole| match whole.images.first() {
+            Some(image) => self.source.image_bytes(row, 0, image),
+            None => Err(Reject::new(RejectReason::MissingImage, "the row has no image")),
+        });
         let bytes = read.map_err(|reject| anyhow::anyhow!("{}: {}", place(), reject.detail))?;
         Ok(image::load_from_memory(&bytes).with_context(place)?.to_rgb8())
     }
