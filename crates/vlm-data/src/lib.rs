@@ -19,6 +19,7 @@ mod jsonl;
 mod loader;
 mod marked;
 mod order;
+mod permutation;
 mod placeholder;
 mod preprocess;
 mod preprocess_config;

@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::batch::{Batch, Padding};
 use crate::chat::ChatTokenizer;
 use crate::error::DataError;
-use crate::order::OrderConfig;
+use crate::order::{EpochOrder, OrderConfig, share};
 use crate::preprocess::ImageProcessor;
 use crate::source::{Encoding, RowSource};
 use crate::tally::Tally;
@@ -20,8 +20,13 @@ use crate::worker::{Made, PendingBatch, RowMaker, Task, work};
 /// How a [`Loader`] makes batches.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoaderConfig {
-    /// Rows a batch.
+    /// Rows a batch, of this process.
     pub batch_size: usize,
+    /// Which of the processes that train together this is, from 0.
+    pub rank: usize,
+    /// How many processes train together. At each step they share a global batch of
+    /// `world_size` · `batch_size` rows, which depends on that product alone.
+    pub world_size: usize,
     /// Tokens a row is cut at.
     pub max_seq_len: usize,
     /// Tokens an image has in the prompt: the features that the model puts there.
@@ -48,6 +53,8 @@ impl Default for LoaderConfig {
     fn default() -> Self {
         Self {
             batch_size: 16,
+            rank: 0,
+            world_size: 1,
             max_seq_len: 640,
             tokens_per_image: 196,
             padding: Padding::Longest,
@@ -65,7 +72,7 @@ impl Default for LoaderConfig {
 impl LoaderConfig {
     fn order(&self) -> OrderConfig {
         OrderConfig {
-            batch_size: self.batch_size,
+            global_batch_size: self.batch_size.saturating_mul(self.world_size),
             shuffle: self.shuffle,
             seed: self.seed,
             drop_last: self.drop_last,
@@ -77,6 +84,12 @@ impl LoaderConfig {
         let settings = |text: String| Err(DataError::Settings(text));
         if self.batch_size == 0 || self.tokens_per_image == 0 {
             return settings("batch-size and the tokens of an image must be at least 1".into());
+        }
+        if self.rank >= self.world_size {
+            return settings(format!(
+                "rank {} of {} processes; ranks count from 0",
+                self.rank, self.world_size
+            ));
         }
         if self.max_seq_len < 2 {
             return settings(format!(
@@ -94,7 +107,7 @@ impl LoaderConfig {
             return settings(format!(
                 "{num_rows} rows make no full batch of {}; lower batch-size, or do without \
                  drop-last",
-                self.batch_size
+                self.order().global_batch_size
             ));
         }
         Ok(())
@@ -151,7 +164,7 @@ impl Loader {
         self.maker.source.len()
     }
 
-    /// Batches an epoch has.
+    /// Batches an epoch has, the same on every rank.
     pub fn batches_per_epoch(&self) -> usize {
         self.config.order().num_batches(self.num_rows())
     }
@@ -161,22 +174,28 @@ impl Loader {
         self.maker.source.locate(index)
     }
 
-    /// The batches of `epoch` from number `start_batch` on; a batch whose rows were all rejected
-    /// comes too, empty, so that numbers hold. After an error there is nothing more. Dropping the
-    /// iterator ends its threads.
+    /// The rows that all ranks together take as batch `index` of `epoch`.
+    pub fn global_batch(&self, epoch: u64, index: usize) -> Vec<usize> {
+        EpochOrder::new(self.config.order(), self.num_rows(), epoch)
+            .global_batch(index, |row| self.maker.source.length_hint(row))
+    }
+
+    /// This rank's batches of `epoch` from number `start_batch` on. A batch whose rows were all
+    /// rejected, or of which there were too few for every rank, comes too, empty, so that numbers
+    /// hold. After an error there is nothing more. Dropping the iterator ends its threads.
     pub fn epoch(&self, epoch: u64, start_batch: usize) -> Epoch {
-        let batches = self
-            .config
-            .order()
-            .batches(self.num_rows(), epoch, |row| self.maker.source.length_hint(row));
-        Epoch::new(Arc::clone(&self.maker), &self.config, batches, start_batch)
+        let order = EpochOrder::new(self.config.order(), self.num_rows(), epoch);
+        Epoch::new(Arc::clone(&self.maker), &self.config, order, start_batch)
     }
 }
 
 /// The batches of an epoch, in order; see [`Loader::epoch`].
 pub struct Epoch {
     maker: Arc<RowMaker>,
-    batches: Vec<Vec<usize>>,
+    order: EpochOrder,
+    num_batches: usize,
+    rank: usize,
+    world_size: usize,
     /// Next batch to hand out.
     next: usize,
     /// Next batch to give to the workers.
@@ -200,10 +219,11 @@ impl Epoch {
     fn new(
         maker: Arc<RowMaker>,
         config: &LoaderConfig,
-        batches: Vec<Vec<usize>>,
+        order: EpochOrder,
         start_batch: usize,
     ) -> Self {
-        let is_over = start_batch >= batches.len();
+        let num_batches = order.num_batches();
+        let is_over = start_batch >= num_batches;
         let num_workers = if is_over { 0 } else { config.num_workers };
         Self {
             next: start_batch,
@@ -214,18 +234,32 @@ impl Epoch {
             tally: Tally::new(config.max_rejected_fraction),
             is_over,
             maker,
-            batches,
+            order,
+            num_batches,
+            rank: config.rank,
+            world_size: config.world_size,
         }
+    }
+
+    /// This rank's rows of batch `index`.
+    fn rows(&mut self, index: usize) -> Vec<usize> {
+        let source = &self.maker.source;
+        let rows = self.order.global_batch(index, |row| source.length_hint(row));
+        share(&rows, self.rank, self.world_size).to_vec()
     }
 
     /// Keeps the workers supplied, but no further ahead than memory shall hold.
     fn plan(&mut self) {
-        let Some(workers) = &self.workers else { return };
-        let end = (self.next + self.prefetch).min(self.batches.len());
+        let end = (self.next + self.prefetch).min(self.num_batches);
         for index in self.next_planned..end {
-            let rows = &self.batches[index];
+            let rows = self.rows(index);
+            let Some(workers) = &self.workers else { return };
+            if rows.is_empty() {
+                self.early.insert(index, self.maker.make_batch(index, &rows));
+                continue;
+            }
             let batch = Arc::new(PendingBatch::new(index, rows.len()));
-            for (slot, &row) in rows.iter().enumerate() {
+            for (slot, row) in rows.into_iter().enumerate() {
                 // The channel is unbounded and its receivers live as long as `workers`.
                 let _ = workers.tasks.send(Task { batch: Arc::clone(&batch), slot, row });
             }
@@ -236,7 +270,8 @@ impl Epoch {
     /// Batch `self.next`, made here or waited for.
     fn take_next(&mut self) -> Result<Batch, DataError> {
         let Some(workers) = &self.workers else {
-            return self.maker.make_batch(self.next, &self.batches[self.next]);
+            let rows = self.rows(self.next);
+            return self.maker.make_batch(self.next, &rows);
         };
         loop {
             if let Some(batch) = self.early.remove(&self.next) {
@@ -261,11 +296,13 @@ impl Iterator for Epoch {
         if self.is_over {
             return None;
         }
-        if self.next == self.batches.len() {
+        if self.next == self.num_batches {
             self.is_over = true;
             return self.tally.at_end().err().map(Err);
         }
-        self.plan();
+        if self.workers.is_some() {
+            self.plan();
+        }
         let batch = self.take_next().and_then(|batch| {
             self.tally.add(&batch)?;
             Ok(batch)

@@ -1,13 +1,20 @@
 //! In what order an epoch takes the rows, and which of them form a batch.
+//!
+//! Every batch is computed from its number alone, so that a run can begin anywhere, and nothing is
+//! kept but the window at hand. What all ranks take together at one step is a global batch; it
+//! does not depend on how many ranks share it.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
+use crate::permutation::Permutation;
+
 /// How an epoch's batches are drawn.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OrderConfig {
-    pub(crate) batch_size: usize,
+    /// Rows of a global batch: those of all ranks together.
+    pub(crate) global_batch_size: usize,
     pub(crate) shuffle: bool,
     pub(crate) seed: u64,
     pub(crate) drop_last: bool,
@@ -17,63 +24,137 @@ pub(crate) struct OrderConfig {
 }
 
 impl OrderConfig {
-    /// Number of batches an epoch has, whatever its order.
+    /// Number of global batches an epoch has, whatever its order.
     pub(crate) fn num_batches(&self, num_rows: usize) -> usize {
-        if self.drop_last { num_rows / self.batch_size } else { num_rows.div_ceil(self.batch_size) }
+        if self.drop_last {
+            num_rows / self.global_batch_size
+        } else {
+            num_rows.div_ceil(self.global_batch_size)
+        }
     }
 
-    /// The rows of each batch of `epoch`: a function of the seed, the epoch and the lengths alone.
-    pub(crate) fn batches(
-        &self,
-        num_rows: usize,
-        epoch: u64,
-        length_hint: impl Fn(usize) -> u64,
-    ) -> Vec<Vec<usize>> {
-        let mut rows: Vec<usize> = (0..num_rows).collect();
-        let mut rng = epoch_rng(self.seed, epoch);
-        if self.shuffle {
-            rows.shuffle(&mut rng);
-        }
-        let mut batches: Vec<Vec<usize>> = if self.shuffle && self.bucket_window > self.batch_size {
-            // Whole batches fit into a window, so that only the last of all can be short.
-            let window = self.bucket_window / self.batch_size * self.batch_size;
-            rows.chunks_mut(window)
-                .flat_map(|window| {
-                    window.sort_by_key(|&row| length_hint(row));
-                    let mut batches: Vec<_> =
-                        window.chunks(self.batch_size).map(<[usize]>::to_vec).collect();
-                    // The model shall not see short rows first in every window. A batch that is
-                    // not full stays the last one.
-                    let num_full = window.len() / self.batch_size;
-                    batches[..num_full].shuffle(&mut rng);
-                    batches
-                })
-                .collect()
-        } else {
-            rows.chunks(self.batch_size).map(<[usize]>::to_vec).collect()
-        };
-        batches.truncate(self.num_batches(num_rows));
-        batches
+    /// Rows of a window: whole batches, so that only the last of all can be short.
+    fn window_len(&self) -> Option<usize> {
+        let num_batches = self.bucket_window / self.global_batch_size;
+        (self.shuffle && num_batches > 1).then_some(num_batches * self.global_batch_size)
     }
 }
 
-/// A generator of its own for each (seed, epoch).
-fn epoch_rng(seed: u64, epoch: u64) -> ChaCha8Rng {
+/// The batches of one epoch: a function of the seed, the epoch, the lengths and the size of a
+/// global batch.
+#[derive(Debug)]
+pub(crate) struct EpochOrder {
+    config: OrderConfig,
+    num_rows: usize,
+    epoch: u64,
+    permutation: Option<Permutation>,
+    /// The window asked for last.
+    window: Option<Window>,
+}
+
+/// Rows that were put in order together.
+#[derive(Debug)]
+struct Window {
+    index: usize,
+    /// Batch after batch.
+    rows: Vec<usize>,
+}
+
+impl EpochOrder {
+    pub(crate) fn new(config: OrderConfig, num_rows: usize, epoch: u64) -> Self {
+        let permutation =
+            config.shuffle.then(|| Permutation::new(num_rows, key(config.seed, epoch, 0)));
+        Self { config, num_rows, epoch, permutation, window: None }
+    }
+
+    pub(crate) fn num_batches(&self) -> usize {
+        self.config.num_batches(self.num_rows)
+    }
+
+    /// The rows of global batch `index`.
+    pub(crate) fn global_batch(
+        &mut self,
+        index: usize,
+        length_hint: impl Fn(usize) -> u64,
+    ) -> Vec<usize> {
+        let size = self.config.global_batch_size;
+        let start = index * size;
+        let end = (start + size).min(self.num_rows);
+        let Some(window_len) = self.config.window_len() else {
+            return self.permuted(start..end);
+        };
+        let window_index = start / window_len;
+        if self.window.as_ref().is_none_or(|window| window.index != window_index) {
+            let rows = self.window_rows(window_index, window_len, length_hint);
+            self.window = Some(Window { index: window_index, rows });
+        }
+        let first = window_index * window_len;
+        let rows = self.window.as_ref().map_or(&[][..], |window| &window.rows);
+        rows[start - first..end - first].to_vec()
+    }
+
+    fn permuted(&self, positions: std::ops::Range<usize>) -> Vec<usize> {
+        match &self.permutation {
+            None => positions.collect(),
+            Some(permutation) => positions.map(|position| permutation.at(position)).collect(),
+        }
+    }
+
+    fn window_rows(
+        &self,
+        index: usize,
+        window_len: usize,
+        length_hint: impl Fn(usize) -> u64,
+    ) -> Vec<usize> {
+        let size = self.config.global_batch_size;
+        let start = index * window_len;
+        let mut rows = self.permuted(start..(start + window_len).min(self.num_rows));
+        rows.sort_by_cached_key(|&row| length_hint(row));
+        // The model shall not see short rows first in every window. A batch that is not full
+        // stays the last one.
+        let num_full = rows.len() / size;
+        let mut batches: Vec<&[usize]> = rows.chunks(size).collect();
+        let mut rng = ChaCha8Rng::from_seed(key(self.config.seed, self.epoch, 1 + index as u64));
+        batches[..num_full].shuffle(&mut rng);
+        batches.concat()
+    }
+}
+
+/// The rows of a global batch that `rank` takes: numbers differ by one at most, so ranks finish
+/// together; of fewer rows than ranks some get none.
+pub(crate) fn share(rows: &[usize], rank: usize, world_size: usize) -> &[usize] {
+    let bound = |rank: usize| rows.len() * rank / world_size;
+    &rows[bound(rank)..bound(rank + 1)]
+}
+
+/// A key of its own for each (seed, epoch) and purpose.
+fn key(seed: u64, epoch: u64, purpose: u64) -> [u8; 32] {
     let mut key = [0; 32];
-    key[..8].copy_from_slice(&seed.to_le_bytes());
-    key[8..16].copy_from_slice(&epoch.to_le_bytes());
-    ChaCha8Rng::from_seed(key)
+    for (part, value) in key.chunks_exact_mut(8).zip([seed, epoch, purpose]) {
+        part.copy_from_slice(&value.to_le_bytes());
+    }
+    key
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const CONFIG: OrderConfig =
-        OrderConfig { batch_size: 4, shuffle: true, seed: 7, drop_last: false, bucket_window: 0 };
+    const CONFIG: OrderConfig = OrderConfig {
+        global_batch_size: 4,
+        shuffle: true,
+        seed: 7,
+        drop_last: false,
+        bucket_window: 0,
+    };
+
+    fn length(row: usize) -> u64 {
+        (row as u64 * 37) % 50
+    }
 
     fn batches(config: OrderConfig, epoch: u64) -> Vec<Vec<usize>> {
-        config.batches(50, epoch, |row| (row as u64 * 37) % 50)
+        let mut order = EpochOrder::new(config, 50, epoch);
+        (0..order.num_batches()).map(|index| order.global_batch(index, length)).collect()
     }
 
     fn sorted(batches: Vec<Vec<usize>>) -> Vec<usize> {
@@ -97,6 +178,34 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_is_the_same_wherever_one_begins() {
+        for bucket_window in [0, 16] {
+            let config = OrderConfig { bucket_window, ..CONFIG };
+            let all = batches(config, 2);
+            for (index, batch) in all.iter().enumerate().rev() {
+                let mut order = EpochOrder::new(config, 50, 2);
+                assert_eq!(order.global_batch(index, length), *batch);
+            }
+        }
+    }
+
+    #[test]
+    fn the_share_of_a_rank_is_its_part_of_the_global_batch() {
+        let rows: Vec<usize> = (10..18).collect();
+        for world_size in [1, 2, 4, 8] {
+            let shares: Vec<_> = (0..world_size).map(|r| share(&rows, r, world_size)).collect();
+            assert!(shares.iter().all(|share| share.len() == 8 / world_size));
+            assert_eq!(shares.concat(), rows);
+        }
+        let sizes = |num_rows, world_size| -> Vec<usize> {
+            (0..world_size).map(|rank| share(&rows[..num_rows], rank, world_size).len()).collect()
+        };
+        assert_eq!(sizes(5, 2), [2, 3]);
+        assert_eq!(sizes(3, 4), [0, 1, 1, 1]);
+        assert_eq!(sizes(0, 2), [0, 0]);
+    }
+
+    #[test]
     fn without_shuffling_rows_come_as_they_are() {
         let config = OrderConfig { shuffle: false, bucket_window: 16, ..CONFIG };
         assert_eq!(batches(config, 3).concat(), (0..50).collect::<Vec<_>>());
@@ -112,13 +221,25 @@ mod tests {
 
     #[test]
     fn a_bucket_holds_rows_of_like_length() {
-        let length = |row: &usize| (*row * 37) % 50;
-        let spread = |config| -> usize {
+        let spread = |config| -> u64 {
             let spread = |batch: &Vec<usize>| {
-                batch.iter().map(length).max().unwrap() - batch.iter().map(length).min().unwrap()
+                let lengths = || batch.iter().map(|&row| length(row));
+                lengths().max().unwrap() - lengths().min().unwrap()
             };
             batches(config, 0).iter().map(spread).sum()
         };
         assert!(spread(OrderConfig { bucket_window: 50, ..CONFIG }) * 4 < spread(CONFIG));
+    }
+
+    #[test]
+    fn a_billion_rows_cost_nothing_until_they_are_asked_for() {
+        let config = OrderConfig { bucket_window: 64, ..CONFIG };
+        let mut order = EpochOrder::new(config, 1_000_000_000, 0);
+        let num_asked = std::cell::Cell::new(0);
+        let rows = order.global_batch(123_456_789, |row| {
+            num_asked.set(num_asked.get() + 1);
+            row as u64
+        });
+        assert_eq!((rows.len(), num_asked.get()), (4, 64));
     }
 }

@@ -52,6 +52,58 @@ fn batches_are_the_same_whatever_the_number_of_workers() {
     }
 }
 
+/// The rows that were drawn for a batch, usable or not.
+fn drawn(batch: &Batch) -> Vec<usize> {
+    let rejected = batch.rejected.iter().map(|rejected| rejected.row);
+    let mut rows: Vec<usize> = batch.rows.iter().copied().chain(rejected).collect();
+    rows.sort_unstable();
+    rows
+}
+
+#[test]
+fn a_global_batch_holds_the_same_rows_on_1_2_and_4_ranks() {
+    let folder = mixed_rows();
+    for (bucket_window, shuffle) in [(0, false), (0, true), (16, true)] {
+        let rank_batches = |rank, world_size| {
+            let config = LoaderConfig {
+                batch_size: 8 / world_size,
+                rank,
+                world_size,
+                bucket_window,
+                shuffle,
+                ..config()
+            };
+            batches(&folder.loader(config), 1, 0)
+        };
+        let alone: Vec<Vec<usize>> = rank_batches(0, 1).iter().map(drawn).collect();
+        assert_eq!(alone.iter().map(Vec::len).collect::<Vec<_>>(), [8, 8, 7]);
+        for world_size in [2, 4] {
+            let ranks: Vec<_> = (0..world_size).map(|r| rank_batches(r, world_size)).collect();
+            for (index, expected) in alone.iter().enumerate() {
+                let shares: Vec<_> = ranks.iter().map(|batches| drawn(&batches[index])).collect();
+                let sizes = || shares.iter().map(Vec::len);
+                assert!(sizes().max().unwrap() - sizes().min().unwrap() <= 1);
+                let mut together = shares.concat();
+                together.sort_unstable();
+                assert_eq!(together, *expected, "{world_size} ranks, batch {index}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_rank_without_a_row_gets_an_empty_batch_in_its_turn() {
+    let folder = mixed_rows();
+    for num_workers in [0, 2] {
+        let config =
+            LoaderConfig { batch_size: 3, rank: 0, world_size: 7, num_workers, ..config() };
+        // 21 rows make the first batch, and 2 are left for 7 ranks.
+        let made = batches(&folder.loader(config), 0, 0);
+        assert_eq!(made.iter().map(|batch| drawn(batch).len()).collect::<Vec<_>>(), [3, 0]);
+        assert_eq!((made[1].index, made[1].seq_len), (1, 0));
+    }
+}
+
 #[test]
 fn rows_of_different_image_counts_share_a_batch() {
     let folder = mixed_rows();
@@ -112,6 +164,7 @@ fn settings_that_make_no_batch_are_refused() {
         Loader::new(source, folder.tokenizer(), None, config).err().unwrap().to_string()
     };
     assert!(refused(LoaderConfig { batch_size: 0, ..config() }).contains("batch-size"));
+    assert!(refused(LoaderConfig { rank: 2, world_size: 2, ..config() }).contains("rank 2 of 2"));
     assert!(refused(LoaderConfig { max_seq_len: 1, ..config() }).contains("max-seq-len"));
     let config = LoaderConfig { batch_size: 24, drop_last: true, ..config() };
     assert!(refused(config).contains("23 rows make no full batch of 24"));
