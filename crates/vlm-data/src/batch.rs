@@ -28,7 +28,55 @@ pub struct ImagePlace {
     pub start: usize,
 }
 
-/// B rows of T tokens with N images of side S.
+/// What a batch brings of its N images, in the order of [`Batch::images`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ImageData {
+    /// Nothing: there are no images, or the loader was not to read them.
+    #[default]
+    None,
+    /// `[N, S, S, 3]`: pictures of side S as [`crate::ImageProcessor::crop_u8`] makes them, not
+    /// yet normalized.
+    Pixels(Vec<u8>),
+    /// `[N, P, V]`: the encoder's features, made before.
+    Features(Features),
+}
+
+/// Features of N images, each of P patches by V values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Features {
+    /// Row by row, little-endian.
+    pub bytes: Vec<u8>,
+    /// What the bytes are.
+    pub dtype: FeaturesDtype,
+    /// P.
+    pub num_patches: usize,
+    /// V.
+    pub hidden_size: usize,
+}
+
+/// How features are stored. The serialized names are those of `--features-dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FeaturesDtype {
+    /// As the encoder makes them.
+    Float32,
+    /// Half the size; 8 bits of precision.
+    Bfloat16,
+    /// Half the size; 11 bits of precision, and values up to 65504.
+    Float16,
+}
+
+impl FeaturesDtype {
+    /// Bytes of a value.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Float32 => 4,
+            Self::Bfloat16 | Self::Float16 => 2,
+        }
+    }
+}
+
+/// B rows of T tokens with N images.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
     /// Number of the batch in its epoch, from 0.
@@ -45,9 +93,9 @@ pub struct Batch {
     pub labels: Vec<i64>,
     /// `[B]`: tokens of `input_ids` that are not padding.
     pub lengths: Vec<usize>,
-    /// `[N, 3, S, S]`; empty when the loader has no image processor.
-    pub pixel_values: Vec<f32>,
-    /// `[N]`, in the order of `pixel_values`.
+    /// The images themselves.
+    pub image_data: ImageData,
+    /// `[N]`: where their features go.
     pub images: Vec<ImagePlace>,
     /// Labels that are not [`IGNORE_INDEX`].
     pub num_supervised: usize,
@@ -61,8 +109,8 @@ pub(crate) struct Sample {
     /// Index in the source.
     pub(crate) row: usize,
     pub(crate) encoded: EncodedRow,
-    /// `[3, S, S]` for each image.
-    pub(crate) pixel_values: Vec<Vec<f32>>,
+    /// `[S, S, 3]` for each image.
+    pub(crate) pixels: Vec<Vec<u8>>,
 }
 
 impl Batch {
@@ -78,7 +126,8 @@ impl Batch {
         let longest = samples.iter().map(shifted_len).max().unwrap_or(0);
         let seq_len = if samples.is_empty() { 0 } else { max_len.unwrap_or(longest).max(longest) };
         let num_tokens = samples.len() * seq_len;
-        let num_pixels = samples.iter().flat_map(|s| &s.pixel_values).map(Vec::len).sum();
+        let num_pixels = samples.iter().flat_map(|s| &s.pixels).map(Vec::len).sum();
+        let mut pixels = Vec::with_capacity(num_pixels);
         let mut batch = Self {
             index,
             rows: samples.iter().map(|sample| sample.row).collect(),
@@ -87,7 +136,7 @@ impl Batch {
             input_ids: vec![pad_token_id; num_tokens],
             labels: vec![IGNORE_INDEX; num_tokens],
             lengths: samples.iter().map(shifted_len).collect(),
-            pixel_values: Vec::with_capacity(num_pixels),
+            image_data: ImageData::None,
             images: Vec::new(),
             num_supervised: 0,
             rejected,
@@ -109,9 +158,12 @@ impl Batch {
             }
             let place = |&start: &usize| ImagePlace { row, start };
             batch.images.extend(sample.encoded.image_starts.iter().map(place));
-            for pixels in &sample.pixel_values {
-                batch.pixel_values.extend_from_slice(pixels);
+            for image in &sample.pixels {
+                pixels.extend_from_slice(image);
             }
+        }
+        if !pixels.is_empty() {
+            batch.image_data = ImageData::Pixels(pixels);
         }
         batch
     }
@@ -129,7 +181,7 @@ mod tests {
                 supervised: vec![supervised],
                 image_starts: vec![1],
             },
-            pixel_values: vec![vec![row as f32; 2]],
+            pixels: vec![vec![row as u8; 2]],
         }
     }
 
@@ -144,7 +196,7 @@ mod tests {
         assert_eq!(batch.labels, [none, 3, 4, 6, none, none]);
         assert_eq!(batch.lengths, [3, 2]);
         assert_eq!(batch.num_supervised, 3);
-        assert_eq!(batch.pixel_values, [4., 4., 9., 9.]);
+        assert_eq!(batch.image_data, ImageData::Pixels(vec![4, 4, 9, 9]));
         let places = [ImagePlace { row: 0, start: 1 }, ImagePlace { row: 1, start: 1 }];
         assert_eq!(batch.images, places);
 

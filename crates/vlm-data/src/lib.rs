@@ -32,7 +32,7 @@ mod template;
 mod tokenizer_files;
 mod worker;
 
-pub use batch::{Batch, IGNORE_INDEX, ImagePlace, Padding};
+pub use batch::{Batch, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImagePlace, Padding};
 pub use chat::{ChatTokenizer, EncodedRow};
 pub use decode::ImageLimits;
 pub use error::DataError;

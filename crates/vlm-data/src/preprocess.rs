@@ -72,12 +72,24 @@ impl ImageProcessor {
     /// # Errors
     /// [`RejectReason::UnreadableImage`], [`RejectReason::ImageTooLarge`].
     pub fn preprocess(&self, bytes: &[u8]) -> Result<Vec<f32>, Reject> {
-        let crop = self.crop_u8(bytes)?;
-        let mut pixels = Vec::with_capacity(crop.len());
-        for (channel, levels) in self.levels.iter().enumerate() {
-            pixels.extend(crop.chunks_exact(CHANNELS).map(|rgb| levels[usize::from(rgb[channel])]));
+        Ok(self.normalize(&self.crop_u8(bytes)?))
+    }
+
+    /// `[N, S, S, 3]`, as [`Self::crop_u8`] makes them → `[N, 3, S, S]`, normalized.
+    pub fn normalize(&self, crops: &[u8]) -> Vec<f32> {
+        let mut pixels = Vec::with_capacity(crops.len());
+        for crop in crops.chunks_exact(self.image_size() * self.image_size() * CHANNELS) {
+            for (channel, levels) in self.levels.iter().enumerate() {
+                let values = crop.chunks_exact(CHANNELS).map(|rgb| usize::from(rgb[channel]));
+                pixels.extend(values.map(|level| levels[level]));
+            }
         }
-        Ok(pixels)
+        pixels
+    }
+
+    /// What each of the 256 levels becomes, by channel: for whoever normalizes elsewhere.
+    pub fn levels(&self) -> &[[f32; 256]; CHANNELS] {
+        &self.levels
     }
 
     /// The resized and cropped picture before normalization: `[S, S, 3]`.

@@ -112,22 +112,22 @@ impl RowMaker {
 
     fn try_make(&self, index: usize) -> Result<Sample, Reject> {
         let (encoded, images) = self.encode(index)?;
-        let pixels = |(k, image): (usize, &RowImage), processor: &ImageProcessor| {
+        let crop = |(k, image): (usize, &RowImage), processor: &ImageProcessor| {
             let bytes = self.source.image_bytes(index, k, image)?;
-            processor.preprocess(&bytes).map_err(|reject| match reject.reason {
+            processor.crop_u8(&bytes).map_err(|reject| match reject.reason {
                 RejectReason::MissingImage => reject,
                 reason => Reject::new(reason, format!("{:?}: {}", image.name, reject.detail)),
             })
         };
-        let pixel_values = match self.processor.as_deref() {
+        let pixels = match self.processor.as_deref() {
             None => Vec::new(),
             Some(processor) => images
                 .iter()
                 .enumerate()
-                .map(|image| pixels(image, processor))
+                .map(|image| crop(image, processor))
                 .collect::<Result<_, _>>()?,
         };
-        Ok(Sample { row: index, encoded, pixel_values })
+        Ok(Sample { row: index, encoded, pixels })
     }
 
     /// The row's token ids, as the source holds them or made here, and its images, unopened.

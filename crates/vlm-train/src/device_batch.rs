@@ -1,8 +1,10 @@
 //! From the host's batch to the model's: tensors on the device.
 
-use tch::{Device, Tensor};
-use vlm_data::{Batch, IGNORE_INDEX};
-use vlm_model::{ImageInput, ModelBatch};
+use tch::{Device, Kind, Tensor};
+use vlm_data::{Batch, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImageProcessor};
+use vlm_model::{ImageInput, ModelBatch, ModelError};
+
+use crate::TrainError;
 
 /// A batch as the model takes it, with the positions that are learned from.
 #[derive(Debug)]
@@ -15,30 +17,121 @@ pub struct DeviceBatch {
     pub targets: Tensor,
 }
 
-impl DeviceBatch {
-    /// Copies `batch` to `device`; `image_size` is the side of its pictures in pixels.
-    pub fn new(batch: &Batch, image_size: i64, device: Device) -> Self {
+/// The way of batches to one device.
+#[derive(Debug)]
+pub struct Transfer {
+    device: Device,
+    image_size: i64,
+    /// `[3 · 256]` on the device: what each level of each channel becomes.
+    levels: Tensor,
+    /// `[1, 3, 1, 1]` on the device: where the levels of each channel begin.
+    first_level: Tensor,
+}
+
+impl Transfer {
+    /// To `device`, with the normalization of `processor`.
+    pub fn new(device: Device, processor: &ImageProcessor) -> Self {
+        let levels = processor.levels();
+        Self {
+            device,
+            image_size: processor.image_size() as i64,
+            levels: Tensor::from_slice(levels.as_flattened()).to_device(device),
+            first_level: Tensor::from_slice(&[0i32, 256, 512]).view([1, 3, 1, 1]).to_device(device),
+        }
+    }
+
+    /// Copies `batch` to the device. To a GPU the copies are queued, from page-locked memory, and
+    /// this returns before they are done.
+    ///
+    /// # Errors
+    /// Pixels or features of another shape than they should be; a device without memory.
+    pub fn send(&self, batch: &Batch) -> Result<DeviceBatch, TrainError> {
         let shape = [batch.batch_size as i64, batch.seq_len as i64];
         let supervised: Vec<i64> = (0..batch.labels.len() as i64)
             .filter(|&at| batch.labels[at as usize] != IGNORE_INDEX)
             .collect();
         let targets: Vec<i64> = supervised.iter().map(|&at| batch.labels[at as usize]).collect();
-        let to_device = |values: &[i64]| Tensor::from_slice(values).to_device(device);
-        let images = if batch.images.is_empty() {
-            ImageInput::None
-        } else {
-            let pixels = Tensor::from_slice(&batch.pixel_values);
-            ImageInput::Pixels(pixels.view([-1, 3, image_size, image_size]).to_device(device))
+        let images = match &batch.image_data {
+            ImageData::None => ImageInput::None,
+            ImageData::Pixels(bytes) => ImageInput::Pixels(self.normalized(bytes)?),
+            ImageData::Features(features) => ImageInput::Features(self.features(features)?),
         };
         let place = |image: &vlm_data::ImagePlace| (image.row as i64, image.start as i64);
-        Self {
+        Ok(DeviceBatch {
             model: ModelBatch {
-                input_ids: to_device(&batch.input_ids).view(shape),
+                input_ids: self.copy(Tensor::from_slice(&batch.input_ids))?.view(shape),
                 images,
                 image_starts: batch.images.iter().map(place).collect(),
             },
-            supervised: to_device(&supervised),
-            targets: to_device(&targets),
+            supervised: self.copy(Tensor::from_slice(&supervised))?,
+            targets: self.copy(Tensor::from_slice(&targets))?,
+        })
+    }
+
+    /// `[N, S, S, 3]` (u8) → `[N, 3, S, S]` (f32), normalized on the device, so that a quarter of
+    /// the bytes travel. Looked up, not computed: the same bits on every device.
+    fn normalized(&self, bytes: &[u8]) -> Result<Tensor, TrainError> {
+        let side = self.image_size;
+        let num_images = bytes.len() as i64 / (side * side * 3);
+        let shape = [num_images, side, side, 3];
+        let pixels = self.copy(vlm_torch::tensor_from_bytes(bytes, &shape, Kind::Uint8)?)?;
+        let at = pixels.permute([0, 3, 1, 2]).to_kind(Kind::Int) + &self.first_level;
+        let values = self.levels.f_index_select(0, &at.reshape([-1])).map_err(ModelError::from)?;
+        Ok(values.view([num_images, 3, side, side]))
+    }
+
+    /// `[N, P, V]`, in the type in which they were stored.
+    fn features(&self, features: &Features) -> Result<Tensor, TrainError> {
+        let (patches, width) = (features.num_patches, features.hidden_size);
+        let num_images = features.bytes.len() / (patches * width * features.dtype.size());
+        let shape = [num_images, patches, width].map(|n| n as i64);
+        let kind = match features.dtype {
+            FeaturesDtype::Float32 => Kind::Float,
+            FeaturesDtype::Bfloat16 => Kind::BFloat16,
+            FeaturesDtype::Float16 => Kind::Half,
+        };
+        self.copy(vlm_torch::tensor_from_bytes(&features.bytes, &shape, kind)?)
+    }
+
+    fn copy(&self, host: Tensor) -> Result<Tensor, TrainError> {
+        if self.device == Device::Cpu {
+            return Ok(host);
         }
+        // libtorch keeps the page-locked copy until the device has read it.
+        let pinned = host.f_pin_memory(self.device).map_err(ModelError::from)?;
+        let kind = pinned.kind();
+        let sent = pinned.f_to_dtype_layout((kind, self.device), true, false);
+        Ok(sent.map_err(ModelError::from)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_on_the_device_are_the_processors_own_bit_for_bit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("preprocessor_config.json");
+        std::fs::write(&path, r#"{"size": 16, "crop_size": 16}"#).unwrap();
+        let processor = ImageProcessor::from_file(&path).unwrap();
+        // Two pictures; every level in every channel.
+        let crops: Vec<u8> = (0..2 * 16 * 16 * 3).map(|at| (at / 3 + at % 3) as u8).collect();
+        let batch = Batch {
+            batch_size: 1,
+            seq_len: 2,
+            input_ids: vec![1, 2],
+            labels: vec![IGNORE_INDEX, 7],
+            image_data: ImageData::Pixels(crops.clone()),
+            ..Batch::default()
+        };
+        let sent = Transfer::new(Device::Cpu, &processor).send(&batch).unwrap();
+        let ImageInput::Pixels(pixels) = sent.model.images else { panic!("no pixels") };
+        assert_eq!(pixels.size(), [2, 3, 16, 16]);
+        let bits = |values: Vec<f32>| values.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+        let found = Vec::<f32>::try_from(pixels.flatten(0, -1)).unwrap();
+        assert_eq!(bits(found), bits(processor.normalize(&crops)));
+        assert_eq!(Vec::<i64>::try_from(sent.supervised).unwrap(), [1]);
+        assert_eq!(Vec::<i64>::try_from(sent.targets).unwrap(), [7]);
     }
 }

@@ -15,6 +15,7 @@ use crate::TrainError;
 use crate::assemble::{Shapes, build_model, settle_shapes};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Resume, TrainConfig};
+use crate::device_batch::Transfer;
 use crate::metrics::MetricsFile;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
@@ -147,7 +148,7 @@ impl Run {
         let mut trainer = Trainer {
             config: &self.config,
             model: &self.model,
-            image_size: self.shapes.vision.image_size,
+            transfer: Transfer::new(self.model.device(), &self.processor),
             source: &self.loader,
             optimizer,
             dtype: self.dtype,

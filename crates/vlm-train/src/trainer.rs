@@ -10,7 +10,7 @@ use vlm_torch::{clip_grad_norm, peak_memory_bytes, set_grad_none, unscale_gradie
 
 use crate::TrainError;
 use crate::config::{LossAverage, TrainConfig};
-use crate::device_batch::DeviceBatch;
+use crate::device_batch::Transfer;
 use crate::metrics::{Counters, Display, LogLine, Meter, MetricsFile};
 use crate::optimizer::AdamW;
 use crate::precision::Dtype;
@@ -98,8 +98,8 @@ pub struct Trainer<'a> {
     pub config: &'a TrainConfig,
     /// The model; its trainable parameters are the optimizer's.
     pub model: &'a Vlm,
-    /// Side of the pictures in pixels.
-    pub image_size: i64,
+    /// The way of the batches to the model's device.
+    pub transfer: Transfer,
     /// The batches.
     pub source: &'a dyn BatchSource,
     /// The optimizer.
@@ -240,7 +240,7 @@ impl Trainer<'_> {
             return Ok(None);
         }
         let device = self.model.device();
-        let on_device = DeviceBatch::new(batch, self.image_size, device);
+        let on_device = self.transfer.send(batch)?;
         let loss = vlm_torch::autocast(device, self.dtype.autocast_kind(), || {
             self.model.loss(&on_device.model, &on_device.supervised, &on_device.targets, true)
         })??;

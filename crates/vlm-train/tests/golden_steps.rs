@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
 use tch::{Device, IndexOp, Kind, Tensor};
-use vlm_data::{Batch, DataError, IGNORE_INDEX, ImagePlace, Padding, RejectLog};
+use vlm_data::{
+    Batch, DataError, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImagePlace, ImageProcessor,
+    Padding, RejectLog,
+};
 use vlm_model::weights::Weights;
 use vlm_model::{ClipVisionConfig, FreezePolicy, LmConfig, Vlm};
 use vlm_train::TrainConfig;
 use vlm_train::config::{DataConfig, ModelConfig, OptimConfig, RunConfig, ShapeRequest};
+use vlm_train::device_batch::Transfer;
 use vlm_train::metrics::MetricsFile;
 use vlm_train::optimizer::AdamW;
 use vlm_train::precision::Dtype;
@@ -17,7 +21,6 @@ use vlm_train::trainer::{BatchSource, Batches, Ending, Position, Trainer};
 
 const IMAGE_TOKENS: usize = 196;
 const IMAGE_TOKEN_ID: i64 = 34;
-const IMAGE_SIZE: i64 = 224;
 
 fn golden(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
@@ -27,20 +30,22 @@ fn golden(name: &str) -> PathBuf {
 struct GoldenBatches(Vec<Batch>);
 
 impl GoldenBatches {
-    fn read(folder: &str) -> Self {
+    /// The golden pixels are not those of 8-bit pictures, so their features are made here.
+    fn read(folder: &str, model: &Vlm) -> Self {
         let inputs = Weights::open(&golden(&format!("{folder}/inputs.safetensors"))).unwrap();
         let pool = Weights::open(&golden("pixels.safetensors")).unwrap();
         let pool = pool.get("pixel_values").unwrap().to_kind(Kind::Float);
         let get = |name: &str| inputs.get(name).unwrap();
         let (x, y, mask, image) = (get("X"), get("Y"), get("loss_mask"), get("image_index"));
         let batch = |k: i64| {
-            batch(&x.i(k), &y.i(k), &mask.i(k), &pool.index_select(0, &image.i(k).flatten(0, -1)))
+            let pixels = pool.index_select(0, &image.i(k).flatten(0, -1));
+            batch(&x.i(k), &y.i(k), &mask.i(k), &model.encode_images(&pixels).unwrap())
         };
         Self((0..x.size()[0]).map(batch).collect())
     }
 }
 
-fn batch(x: &Tensor, y: &Tensor, mask: &Tensor, pixels: &Tensor) -> Batch {
+fn batch(x: &Tensor, y: &Tensor, mask: &Tensor, features: &Tensor) -> Batch {
     let ints = |t: &Tensor| Vec::<i64>::try_from(t.flatten(0, -1)).unwrap();
     let (rows, len) = (x.size()[0] as usize, x.size()[1] as usize);
     let labels: Vec<i64> = ints(y)
@@ -66,7 +71,12 @@ fn batch(x: &Tensor, y: &Tensor, mask: &Tensor, pixels: &Tensor) -> Batch {
         input_ids,
         labels,
         lengths: vec![len; rows],
-        pixel_values: Vec::<f32>::try_from(pixels.flatten(0, -1)).unwrap(),
+        image_data: ImageData::Features(Features {
+            bytes: vlm_torch::tensor_to_bytes(features).unwrap(),
+            dtype: FeaturesDtype::Float32,
+            num_patches: features.size()[1] as usize,
+            hidden_size: features.size()[2] as usize,
+        }),
         images,
         rejected: Vec::new(),
     }
@@ -146,10 +156,12 @@ fn train(model: &Vlm, source: &GoldenBatches) -> Vec<serde_json::Value> {
     let folder = tempfile::tempdir().unwrap();
     let config = config(folder.path().to_owned());
     let metrics = folder.path().join("metrics.jsonl");
+    let settings = golden("vision_tower/preprocessor_config.json");
+    let processor = ImageProcessor::from_file(&settings).unwrap();
     let mut trainer = Trainer {
         config: &config,
         model,
-        image_size: IMAGE_SIZE,
+        transfer: Transfer::new(Device::Cpu, &processor),
         source,
         optimizer: AdamW::new(model.trainable(), 0.01),
         dtype: Dtype::Float32,
@@ -165,7 +177,8 @@ fn train(model: &Vlm, source: &GoldenBatches) -> Vec<serde_json::Value> {
 }
 
 fn check(folder: &str, steps: &str, parameters: &str) {
-    let (model, source) = (model(folder), GoldenBatches::read(folder));
+    let model = model(folder);
+    let source = GoldenBatches::read(folder, &model);
     let lines = train(&model, &source);
     let text = std::fs::read_to_string(golden(&format!("{folder}/{steps}"))).unwrap();
     let expected: serde_json::Value = serde_json::from_str(&text).unwrap();

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use serde_json::json;
 use vlm_data::{
-    Batch, ChatTokenizer, DataError, IGNORE_INDEX, ImagePlace, Loader, LoaderConfig, Padding,
-    Reject, RejectReason, Role, Row, RowImage, RowSource, Turn,
+    Batch, ChatTokenizer, DataError, IGNORE_INDEX, ImageData, ImagePlace, Loader, LoaderConfig,
+    Padding, Reject, RejectReason, Role, Row, RowImage, RowSource, Turn,
 };
 
 use crate::tiny::{Folder, TEMPLATE, TOKENS_PER_IMAGE, config, row, write_tokenizer};
@@ -114,7 +114,10 @@ fn rows_of_different_image_counts_share_a_batch() {
     // "<s>user\n" is 6 tokens.
     let places = [(1, 6), (1, 6 + TOKENS_PER_IMAGE), (2, 6), (3, 6)];
     assert_eq!(first.images, places.map(|(row, start)| ImagePlace { row, start }));
-    assert_eq!(first.pixel_values.len(), 4 * 3 * 8 * 8);
+    match &first.image_data {
+        ImageData::Pixels(pixels) => assert_eq!(pixels.len(), 4 * 8 * 8 * 3),
+        other => panic!("{other:?}"),
+    }
     let image_token_id = ChatTokenizer::from_dir(folder.path()).unwrap().image_token_id();
     for ImagePlace { row, start } in first.images {
         let at = row * first.seq_len + start;
@@ -153,7 +156,7 @@ fn without_an_image_processor_places_come_without_pixels() {
     let loader =
         Loader::new(Arc::new(folder.source()), folder.tokenizer(), None, config()).unwrap();
     let batch = batches(&loader, 0, 0).remove(0);
-    assert!(batch.pixel_values.is_empty() && !batch.images.is_empty());
+    assert!(batch.image_data == ImageData::None && !batch.images.is_empty());
 }
 
 #[test]
