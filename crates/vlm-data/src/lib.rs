@@ -29,6 +29,7 @@ mod rows;
 mod source;
 mod tally;
 mod template;
+mod text_stream;
 mod tokenizer_files;
 mod worker;
 
@@ -44,3 +45,4 @@ pub use reject::{Reject, RejectReason, Rejected};
 pub use reject_log::RejectLog;
 pub use rows::{IMAGE_TAG, Role, Row, RowImage, Turn};
 pub use source::{Encoding, PreparedRow, RowSource};
+pub use text_stream::TextStream;

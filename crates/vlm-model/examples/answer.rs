@@ -3,8 +3,9 @@
 //! `cargo run --release -p vlm-model --example answer`
 
 use tch::{Device, Kind, Tensor};
-use vlm_model::generate::{GenerateOptions, generate_greedy};
-use vlm_model::{ClipVisionConfig, ImageInput, LmConfig, ModelBatch, ModelError, Vlm};
+use vlm_model::generate::{GenerateOptions, Prompt, generate};
+use vlm_model::sampling::Sampling;
+use vlm_model::{ClipVisionConfig, ImageInput, LmConfig, ModelError, Vlm};
 
 fn main() -> Result<(), ModelError> {
     tch::manual_seed(1);
@@ -19,12 +20,11 @@ fn main() -> Result<(), ModelError> {
     };
     let model = Vlm::new(&lm, &vision, Device::Cpu)?;
     println!("one picture takes the place of {} tokens", model.tokens_per_image());
-    let prompt = ModelBatch {
-        input_ids: Tensor::ones([1, 60], (Kind::Int64, Device::Cpu)),
-        images: ImageInput::Pixels(Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu))),
-        image_starts: vec![(0, 5)],
-    };
-    let options = GenerateOptions { max_new_tokens: 8, eos_token_id: None };
-    println!("token ids of its answer: {:?}", generate_greedy(&model, &prompt, &options)?[0]);
+    let prompt = Prompt { input_ids: vec![1; 60], image_starts: vec![5] };
+    let image = ImageInput::Pixels(Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu)));
+    let sampling = Sampling { temperature: 0.7, top_p: 0.9, ..Sampling::default() };
+    let options = GenerateOptions { max_new_tokens: 8, eos_token_id: None, sampling };
+    let answers = generate(&model, &[prompt], image, &options, &mut |_, _| ())?;
+    println!("token ids of its answer: {:?}", answers[0]);
     Ok(())
 }

@@ -75,13 +75,15 @@ impl MixtureOfExperts {
         }
     }
 
+    fn has_aux_loss(&self, train: bool) -> bool {
+        train && self.aux_loss_alpha > 0.0
+    }
+
     /// `[B, T, H]` → `[B, T, H]`, and in training the auxiliary loss (scalar, times its alpha).
     fn forward(&self, x_bth: &Tensor, train: bool) -> (Tensor, Option<Tensor>) {
         let (batch, len, hidden) = x_bth.size3().expect("[B, T, H] by construction");
         let x_nh = x_bth.reshape([-1, hidden]);
-        // Routing in float32: a tie broken by rounding would send a token elsewhere.
-        let logits_ne =
-            x_nh.to_kind(Kind::Float).linear(&self.gate.to_kind(Kind::Float), None::<Tensor>);
+        let logits_ne = self.gate_logits(&x_nh);
         let scores_ne = logits_ne.softmax(-1, Kind::Float);
         let (mut weights_nk, chosen_nk) = scores_ne.topk(self.experts_per_token, -1, true, false);
         if self.experts_per_token > 1 && self.normalise {
@@ -91,12 +93,20 @@ impl MixtureOfExperts {
         if let Some(shared) = &self.shared_experts {
             y_nh += shared.forward(&x_nh, train);
         }
-        let aux_loss = (train && self.aux_loss_alpha > 0.0).then(|| {
+        let aux_loss = self.has_aux_loss(train).then(|| {
             let experts = self.experts.len() as i64;
             let scores_bte = scores_ne.view([batch, len, experts]);
             self.auxiliary_loss(&scores_bte, &chosen_nk.view([batch, -1]))
         });
         (y_nh.view([batch, len, hidden]), aux_loss)
+    }
+
+    /// `[N, H]` → `[N, E]`, in float32 whatever autocast says: a tie broken by rounding would send
+    /// a token elsewhere.
+    fn gate_logits(&self, x_nh: &Tensor) -> Tensor {
+        let gate = || x_nh.to_kind(Kind::Float).linear(&self.gate, None::<Tensor>);
+        vlm_torch::autocast(x_nh.device(), None, gate)
+            .expect("autocast knows every device that a model can be on")
     }
 
     /// Sends each token to its experts: tokens are grouped by expert, so that the cost follows what
@@ -149,6 +159,14 @@ impl FeedForward {
             Self::Experts(MixtureOfExperts::new(scope, config))
         } else {
             Self::Dense(SwiGlu::new(scope, config))
+        }
+    }
+
+    /// Whether [`Self::forward`] has an auxiliary loss to return.
+    pub(crate) fn has_aux_loss(&self, train: bool) -> bool {
+        match self {
+            Self::Dense(_) => false,
+            Self::Experts(layer) => layer.has_aux_loss(train),
         }
     }
 

@@ -7,63 +7,39 @@
 //!
 //! Dimensions: B batch · T tokens · H hidden size · N heads · K key/value heads · D head width
 
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use tch::{Kind, Tensor};
 
 use crate::config::LmConfig;
 use crate::feed_forward::FeedForward;
+use crate::kv_cache::KvCache;
 use crate::layers::{Linear, RmsNorm};
 use crate::params::{Init, Scope};
 use crate::rope::{RotaryAngles, rotate};
 
-/// Keys and values of the tokens seen so far, one pair a block.
-#[derive(Debug, Default)]
-pub struct KvCache {
-    /// `(keys, values)` of each block, `[B, K, T, D]`.
-    blocks: Vec<(Tensor, Tensor)>,
-}
-
-impl KvCache {
-    /// Number of tokens held.
-    pub fn len(&self) -> i64 {
-        self.blocks.first().map_or(0, |(keys, _)| keys.size()[2])
-    }
-
-    /// Whether no token has been seen yet.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// Keeps only the given rows of the batch, in the given order.
-    pub fn select_rows(&mut self, rows: &Tensor) {
-        for (keys, values) in &mut self.blocks {
-            *keys = keys.index_select(0, rows);
-            *values = values.index_select(0, rows);
-        }
-    }
-
-    /// Adds the new tokens' keys and values of block `index` and returns all of them.
-    fn extend(&mut self, index: usize, keys: Tensor, values: Tensor) -> (Tensor, Tensor) {
-        if let Some((old_keys, old_values)) = self.blocks.get_mut(index) {
-            *old_keys = Tensor::cat(&[&*old_keys, &keys], 2);
-            *old_values = Tensor::cat(&[&*old_values, &values], 2);
-            (old_keys.shallow_clone(), old_values.shallow_clone())
-        } else {
-            self.blocks.push((keys.shallow_clone(), values.shallow_clone()));
-            (keys, values)
-        }
-    }
-}
-
 /// What every block of one forward pass shares.
-struct Pass<'a> {
+struct Pass {
     rotations: Tensor,
-    /// `None`: plainly causal. Else `[T, seen + T]`, true where a token may look.
+    /// `None`: plainly causal. Else `[T, seen + T]` or `[B, 1, T, seen + T]`, true where a token
+    /// may look.
     mask: Option<Tensor>,
-    cache: Option<&'a mut KvCache>,
-    /// The experts' auxiliary losses of the blocks so far.
-    aux_losses: Vec<Tensor>,
     train: bool,
 }
+
+impl Pass {
+    /// Another handle of the same tensors.
+    fn share(&self) -> Self {
+        Self {
+            rotations: self.rotations.shallow_clone(),
+            mask: self.mask.as_ref().map(Tensor::shallow_clone),
+            train: self.train,
+        }
+    }
+}
+
+/// The cache and a block's number in it.
+type CacheSlot<'a> = Option<(&'a mut KvCache, usize)>;
 
 /// Grouped-query attention (Ainslie et al. 2023) through libtorch's fused kernel.
 #[derive(Debug)]
@@ -95,7 +71,7 @@ impl Attention {
         }
     }
 
-    fn forward(&self, x_bth: &Tensor, block: usize, pass: &mut Pass) -> Tensor {
+    fn forward(&self, x_bth: &Tensor, pass: &Pass, cache: CacheSlot) -> Tensor {
         let (batch, len, dim) = x_bth.size3().expect("[B, T, H] by construction");
         let split = |x: Tensor, heads| x.view([batch, len, heads, self.head_dim]);
         let q = rotate(&split(self.wq.forward(x_bth), self.n_heads), &pass.rotations);
@@ -104,8 +80,8 @@ impl Attention {
 
         let q_bntd = q.transpose(1, 2);
         let (mut k_bktd, mut v_bktd) = (k.transpose(1, 2), v.transpose(1, 2));
-        if let Some(cache) = pass.cache.as_deref_mut() {
-            (k_bktd, v_bktd) = cache.extend(block, k_bktd, v_bktd);
+        if let Some((cache, block)) = cache {
+            (k_bktd, v_bktd) = cache.extend(block, &k_bktd, &v_bktd);
         }
         let is_causal = pass.mask.is_none() && len > 1;
         let dropout = if pass.train { self.dropout } else { 0.0 };
@@ -143,13 +119,55 @@ impl Block {
         }
     }
 
-    fn forward(&self, x_bth: &Tensor, index: usize, pass: &mut Pass) -> Tensor {
-        let attended = self.attention.forward(&self.attention_norm.forward(x_bth), index, pass);
+    /// `[B, T, H]` → `[B, T, H]`, and the experts' auxiliary loss where there is one.
+    fn forward(&self, x_bth: &Tensor, pass: &Pass, cache: CacheSlot) -> (Tensor, Option<Tensor>) {
+        let attended = self.attention.forward(&self.attention_norm.forward(x_bth), pass, cache);
         let x_bth = x_bth + attended;
         let (fed, aux_loss) = self.feed_forward.forward(&self.ffn_norm.forward(&x_bth), pass.train);
-        pass.aux_losses.extend(aux_loss);
-        x_bth + fed
+        (x_bth + fed, aux_loss)
     }
+}
+
+/// A block that a backward pass, on whichever thread, can run again.
+#[derive(Debug)]
+struct SharedBlock {
+    block: Arc<Mutex<Block>>,
+    params: Vec<Tensor>,
+}
+
+impl SharedBlock {
+    fn new(scope: &Scope, config: &LmConfig) -> Self {
+        Self { block: Arc::new(Mutex::new(Block::new(scope, config))), params: scope.tensors() }
+    }
+
+    fn forward(&self, x_bth: &Tensor, pass: &Pass, cache: CacheSlot) -> (Tensor, Option<Tensor>) {
+        lock(&self.block).forward(x_bth, pass, cache)
+    }
+
+    /// As [`Self::forward`]; of what it computes only `x_bth` is kept for the backward pass, which
+    /// computes the rest again.
+    fn forward_checkpointed(&self, x_bth: &Tensor, pass: &Pass) -> (Tensor, Option<Tensor>) {
+        let (block, pass) = (Arc::clone(&self.block), pass.share());
+        let params: Vec<&Tensor> = self.params.iter().collect();
+        let has_aux_loss = lock(&self.block).feed_forward.has_aux_loss(pass.train);
+        let outputs = vlm_torch::checkpoint_many(
+            &[x_bth],
+            &params,
+            1 + usize::from(has_aux_loss),
+            move |inputs| {
+                let (x_bth, aux_loss) = lock(&block).forward(&inputs[0], &pass, None);
+                [Some(x_bth), aux_loss].into_iter().flatten().collect()
+            },
+        );
+        // As every tensor operation of this file: what fails here is the machine, not the input.
+        let mut outputs = outputs.unwrap_or_else(|error| panic!("{error}")).into_iter();
+        (outputs.next().expect("a checkpoint returns what it was asked for"), outputs.next())
+    }
+}
+
+/// A block that panicked was not changed by it.
+fn lock(block: &Mutex<Block>) -> MutexGuard<'_, Block> {
+    block.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What a forward pass gives.
@@ -166,9 +184,10 @@ pub struct LmOutput {
 pub struct CausalLm {
     config: LmConfig,
     tok_embeddings: Tensor,
-    blocks: Vec<Block>,
+    blocks: Vec<SharedBlock>,
     norm: RmsNorm,
     angles: RotaryAngles,
+    activation_checkpointing: bool,
 }
 
 impl CausalLm {
@@ -184,7 +203,7 @@ impl CausalLm {
         Self {
             tok_embeddings: embeddings.param("weight", &[config.vocab_size, config.dim], init),
             blocks: (0..config.n_layers)
-                .map(|index| Block::new(&scope.sub("layers").sub(index), config))
+                .map(|index| SharedBlock::new(&scope.sub("layers").sub(index), config))
                 .collect(),
             norm: RmsNorm::new(&scope.sub("norm"), config.dim, config.norm_eps),
             angles: RotaryAngles::new(
@@ -194,7 +213,14 @@ impl CausalLm {
                 scope.device(),
             ),
             config: config.clone(),
+            activation_checkpointing: false,
         }
+    }
+
+    /// Whether training keeps only each block's input, and computes the rest again in the backward
+    /// pass: less memory for about a third more time.
+    pub fn set_activation_checkpointing(&mut self, on: bool) {
+        self.activation_checkpointing = on;
     }
 
     /// The shape this model was built with.
@@ -215,29 +241,42 @@ impl CausalLm {
     /// Hidden states `[B, T, H]` before the last norm, from embeddings `[B, T, H]`.
     ///
     /// Rows shorter than T are padded on the right: a causal model never looks there. With a cache
-    /// the tokens follow those the cache has seen, and are added to it.
+    /// the tokens follow those the cache has seen, and are added to it; the cache says whether rows
+    /// are padded on the left.
     pub fn forward(
         &self,
         inputs_bth: &Tensor,
-        cache: Option<&mut KvCache>,
+        mut cache: Option<&mut KvCache>,
         train: bool,
     ) -> LmOutput {
         let len = inputs_bth.size()[1];
         let seen = cache.as_deref().map_or(0, KvCache::len);
-        let mut pass = Pass {
-            rotations: self.angles.at(seen, len),
-            mask: (seen > 0 && len > 1).then(|| {
-                Tensor::ones([len, seen + len], (Kind::Bool, inputs_bth.device())).tril(seen)
-            }),
-            cache,
-            aux_losses: Vec::new(),
+        let positions_bt = cache.as_deref().and_then(|cache| cache.positions(len));
+        let follows =
+            || Tensor::ones([len, seen + len], (Kind::Bool, inputs_bth.device())).tril(seen);
+        let pass = Pass {
+            rotations: match &positions_bt {
+                Some(positions_bt) => self.angles.at_each(positions_bt),
+                None => self.angles.at(seen, len),
+            },
+            mask: cache
+                .as_deref()
+                .and_then(|cache| cache.mask(len))
+                .or_else(|| (seen > 0 && len > 1).then(follows)),
             train,
         };
         let mut x_bth = inputs_bth.dropout(self.config.dropout, train);
+        let mut aux_losses = Vec::new();
         for (index, block) in self.blocks.iter().enumerate() {
-            x_bth = block.forward(&x_bth, index, &mut pass);
+            let (output_bth, aux_loss) = if train && self.activation_checkpointing {
+                block.forward_checkpointed(&x_bth, &pass)
+            } else {
+                block.forward(&x_bth, &pass, cache.as_deref_mut().map(|cache| (cache, index)))
+            };
+            x_bth = output_bth;
+            aux_losses.extend(aux_loss);
         }
-        let aux_loss = pass.aux_losses.into_iter().reduce(|sum, loss| sum + loss);
+        let aux_loss = aux_losses.into_iter().reduce(|sum, loss| sum + loss);
         LmOutput { hidden: x_bth, aux_loss }
     }
 

@@ -108,6 +108,14 @@ impl Scope {
         tensor
     }
 
+    /// The parameters made below this scope so far, in the order of construction.
+    pub fn tensors(&self) -> Vec<Tensor> {
+        let below = self.full_name("");
+        let params = self.params.borrow();
+        let own = params.iter().filter(|param| param.name.starts_with(&below));
+        own.map(|param| param.tensor.shallow_clone()).collect()
+    }
+
     fn full_name(&self, name: &str) -> String {
         if self.prefix.is_empty() { name.to_owned() } else { format!("{}.{name}", self.prefix) }
     }

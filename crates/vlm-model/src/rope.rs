@@ -32,6 +32,14 @@ impl RotaryAngles {
     pub fn at(&self, start: i64, len: i64) -> Tensor {
         self.rotations.narrow(0, start, len).unsqueeze(0).unsqueeze(2)
     }
+
+    /// The rotations of positions `[B, T]` (i64), shaped to broadcast over
+    /// `[B, T, heads, head_dim / 2]`.
+    pub fn at_each(&self, positions_bt: &Tensor) -> Tensor {
+        let mut shape = positions_bt.size();
+        shape.extend([1, -1]);
+        self.rotations.index_select(0, &positions_bt.flatten(0, -1)).view(shape.as_slice())
+    }
 }
 
 /// Turns each adjacent pair of `x` `[B, T, heads, head_dim]` by the angle of its position.

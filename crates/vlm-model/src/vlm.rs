@@ -9,7 +9,8 @@ use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::ModelError;
 use crate::config::{ClipVisionConfig, LmConfig};
-use crate::lm::{CausalLm, KvCache, LmOutput};
+use crate::kv_cache::KvCache;
+use crate::lm::{CausalLm, LmOutput};
 use crate::params::ParamStore;
 use crate::projector::LinearProjector;
 use crate::vision::ClipVision;
@@ -114,6 +115,11 @@ impl Vlm {
     /// The language model.
     pub fn lm(&self) -> &CausalLm {
         &self.lm
+    }
+
+    /// Sets the language model's [`CausalLm::set_activation_checkpointing`].
+    pub fn set_activation_checkpointing(&mut self, on: bool) {
+        self.lm.set_activation_checkpointing(on);
     }
 
     /// The device that the parameters live on.

@@ -2,6 +2,8 @@
 // intermediate results, and runs the function again when its gradients are asked for.
 #include "guard.h"
 
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/Context.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/core/grad_mode.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -15,8 +17,10 @@
 #include <mutex>
 
 extern "C" {
-// Takes ownership of every tensor of `inputs`; returns an owned tensor, or null after vlm_set_error.
-typedef at::Tensor* (*vlm_function)(void* context, at::Tensor** inputs, size_t count);
+// Takes ownership of every tensor of `inputs` and writes `num_outputs` owned tensors; nonzero after
+// vlm_set_error, with nothing written.
+typedef int (*vlm_function)(
+    void* context, at::Tensor** inputs, size_t count, at::Tensor** outputs, size_t num_outputs);
 typedef void (*vlm_drop)(void* context);
 const char* vlm_last_error() noexcept;
 }
@@ -28,13 +32,13 @@ using torch::autograd::variable_list;
 
 class Closure {
  public:
-  Closure(vlm_function function, vlm_drop drop, void* context)
-      : function_(function), drop_(drop), context_(context) {}
+  Closure(vlm_function function, vlm_drop drop, void* context, size_t num_outputs)
+      : function_(function), drop_(drop), context_(context), num_outputs_(num_outputs) {}
   Closure(const Closure&) = delete;
   Closure& operator=(const Closure&) = delete;
   ~Closure() { drop_(context_); }
 
-  at::Tensor operator()(const std::vector<at::Tensor>& inputs) const {
+  variable_list operator()(const std::vector<at::Tensor>& inputs) const {
     std::vector<std::unique_ptr<at::Tensor>> owned;
     for (const auto& input : inputs) {
       owned.push_back(std::make_unique<at::Tensor>(input));
@@ -43,15 +47,21 @@ class Closure {
     for (auto& input : owned) {
       given.push_back(input.release());
     }
-    std::unique_ptr<at::Tensor> output(function_(context_, given.data(), given.size()));
-    TORCH_CHECK(output != nullptr, vlm_last_error());
-    return *output;
+    std::vector<at::Tensor*> written(num_outputs_, nullptr);
+    int status = function_(context_, given.data(), given.size(), written.data(), num_outputs_);
+    TORCH_CHECK(status == 0, vlm_last_error());
+    variable_list outputs;
+    for (at::Tensor* output : written) {
+      outputs.push_back(*std::unique_ptr<at::Tensor>(output));
+    }
+    return outputs;
   }
 
  private:
   vlm_function function_;
   vlm_drop drop_;
   void* context_;
+  size_t num_outputs_;
 };
 
 constexpr std::array<c10::DeviceType, 2> kDevices = {c10::DeviceType::CPU, c10::DeviceType::CUDA};
@@ -98,19 +108,60 @@ class AutocastScope {
   AutocastState before_;
 };
 
+// Where the generators of random numbers stood, so that dropout drops the same again.
+class RandomState {
+ public:
+  RandomState() = default;
+
+  // Of the CPU, and of `device` when that is another.
+  explicit RandomState(c10::Device device) {
+    remember(at::detail::getDefaultCPUGenerator());
+    if (device.is_cuda()) {
+      remember(at::globalContext().defaultGenerator(device));
+    }
+  }
+
+  void apply() const {
+    for (const auto& [generator, state] : states_) {
+      at::Generator target = generator;
+      std::lock_guard<std::mutex> lock(target.mutex());
+      target.set_state(state);
+    }
+  }
+
+ private:
+  void remember(at::Generator generator) {
+    std::lock_guard<std::mutex> lock(generator.mutex());
+    states_.emplace_back(generator, generator.get_state());
+  }
+
+  std::vector<std::pair<at::Generator, at::Tensor>> states_;
+};
+
+// Sets the generators back for a run of the function; what comes after draws as if it had not been.
+class RandomScope {
+ public:
+  RandomScope(const RandomState& wanted, c10::Device device) : before_(device) { wanted.apply(); }
+  RandomScope(const RandomScope&) = delete;
+  RandomScope& operator=(const RandomScope&) = delete;
+  ~RandomScope() { before_.apply(); }
+
+ private:
+  RandomState before_;
+};
+
 struct CheckpointNode : torch::autograd::Node {
   std::shared_ptr<Closure> closure;
   AutocastState autocast;
+  RandomState random;
   std::vector<SavedVariable> saved;  // the inputs, then the parameters
   size_t num_inputs = 0;
 
   variable_list apply(variable_list&& grad_outputs) override {
     auto sources = unpack();
-    if (!grad_outputs[0].defined()) {
-      return variable_list(sources.size());
-    }
     at::AutoGradMode enable_grad(true);
     AutocastScope scope(autocast);
+    RandomScope random_scope(random, sources[0].device());
     std::vector<at::Tensor> inputs, wanted;
     std::vector<size_t> position;
     for (size_t i = 0; i < sources.size(); ++i) {
@@ -125,11 +176,20 @@ struct CheckpointNode : torch::autograd::Node {
         position.push_back(i);
       }
     }
-    at::Tensor output = (*closure)(inputs);
-    auto grads = torch::autograd::grad(
-        {output}, wanted, {grad_outputs[0]}, /*retain_graph=*/false, /*create_graph=*/false,
-        /*allow_unused=*/true);
     variable_list result(sources.size());
+    variable_list outputs = (*closure)(inputs), asked, given;
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      if (grad_outputs[i].defined() && outputs[i].requires_grad()) {
+        asked.push_back(outputs[i]);
+        given.push_back(grad_outputs[i]);
+      }
+    }
+    if (asked.empty()) {
+      return result;
+    }
+    auto grads = torch::autograd::grad(
+        asked, wanted, given, /*retain_graph=*/false, /*create_graph=*/false,
+        /*allow_unused=*/true);
     for (size_t k = 0; k < position.size(); ++k) {
       result[position[k]] = grads[k];
     }
@@ -158,34 +218,42 @@ struct CheckpointNode : torch::autograd::Node {
 
 extern "C" {
 
-// `tensors`: `num_inputs` inputs, then the parameters. Owns `context` from the call on.
+// `tensors`: `num_inputs` inputs (at least one), then the parameters. Owns `context` from the call
+// on. Writes `num_outputs` owned tensors to `out`.
 int vlm_checkpoint(
     at::Tensor* const* tensors, size_t count, size_t num_inputs, vlm_function function, vlm_drop drop,
-    void* context, at::Tensor** out) noexcept {
+    void* context, at::Tensor** out, size_t num_outputs) noexcept {
   return vlm::guard([&] {
-    auto closure = std::make_shared<Closure>(function, drop, context);
+    auto closure = std::make_shared<Closure>(function, drop, context, num_outputs);
     auto sources = vlm::borrow(tensors, count);
+    TORCH_CHECK(num_inputs > 0, "a checkpointed function needs an input");
     AutocastState autocast;
-    at::Tensor output;
+    RandomState random(sources[0].device());
+    variable_list outputs;
     {
       at::NoGradGuard no_grad;
       AutocastScope scope(autocast);
       std::vector<at::Tensor> inputs(sources.begin(), sources.begin() + static_cast<std::ptrdiff_t>(num_inputs));
       // An input returned as it came would lose its own history to the node below.
-      output = closure->operator()(inputs).detach();
+      for (const auto& output : (*closure)(inputs)) {
+        outputs.push_back(output.detach());
+      }
     }
     if (at::GradMode::is_enabled() && torch::autograd::any_variable_requires_grad(sources)) {
       auto node = std::shared_ptr<CheckpointNode>(new CheckpointNode(), torch::autograd::deleteNode);
       node->set_next_edges(torch::autograd::collect_next_edges(sources));
       node->closure = std::move(closure);
       node->autocast = autocast;
+      node->random = random;
       node->num_inputs = num_inputs;
       for (const auto& source : sources) {
         node->saved.emplace_back(source, /*is_output=*/false);
       }
-      torch::autograd::set_history(output, node);
+      torch::autograd::set_history(outputs, node);
     }
-    *out = new at::Tensor(output);
+    for (size_t i = 0; i < outputs.size(); ++i) {
+      out[i] = new at::Tensor(outputs[i]);
+    }
   });
 }
 }

@@ -1,7 +1,7 @@
 //! Activation checkpointing: memory for time. A block's intermediate results are dropped after the
 //! forward pass and computed again in the backward pass.
 
-use std::ffi::c_void;
+use std::ffi::{c_int, c_void};
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::ptr;
@@ -12,32 +12,48 @@ use torch_sys::C_tensor;
 
 use crate::{Error, Result, ffi};
 
-type Function = dyn Fn(&[Tensor]) -> Tensor + Send;
+type Function = dyn Fn(&[Tensor]) -> Vec<Tensor> + Send;
 
 /// Runs once at a time: a backward pass on another thread may ask for it while this one still has it.
 type Context = Mutex<Box<Function>>;
 
-/// `f(inputs)`, which keeps only `inputs` for the backward pass and runs `f` again there.
-///
-/// `params` are the tensors with gradients that `f` captured (shallow clones); one that is left out
-/// silently gets no gradient from this block. `f` has to give the same result twice: it must not
-/// draw random numbers, whose generator state is not restored (dropout is 0 in this project). The
-/// second run sees the autocast state of the first, with gradients on. Second derivatives are not
-/// supported. `f` is `Send` because the backward pass of a CUDA graph runs on libtorch's threads.
+/// [`checkpoint_many`] of a function with one result.
 /// # Errors
-/// Anything libtorch or `f` complains of; a panic in `f` is an error with its message, here or from
-/// the backward pass.
+/// As there.
 pub fn checkpoint(
     inputs: &[&Tensor],
     params: &[&Tensor],
     f: impl Fn(&[Tensor]) -> Tensor + Send + 'static,
 ) -> Result<Tensor> {
+    let mut outputs = checkpoint_many(inputs, params, 1, move |inputs| vec![f(inputs)])?;
+    Ok(outputs.remove(0))
+}
+
+/// `f(inputs)`, which keeps only `inputs` (at least one) for the backward pass and runs `f` again
+/// there. `f` returns `num_outputs` tensors, of a floating-point type.
+///
+/// `params` are the tensors with gradients that `f` captured (shallow clones); one that is left out
+/// silently gets no gradient from this block. `f` has to give the same result twice: random numbers
+/// it draws from libtorch are the same again, on the CPU and on the device of the first input. The
+/// second run sees the autocast state of the first, with gradients on. Where neither inputs nor
+/// parameters have gradients, nothing is kept and nothing is run again. Second derivatives are not
+/// supported. `f` is `Send` because the backward pass of a CUDA graph runs on libtorch's threads.
+/// # Errors
+/// Anything libtorch or `f` complains of; a panic in `f` is an error with its message, here or from
+/// the backward pass.
+pub fn checkpoint_many(
+    inputs: &[&Tensor],
+    params: &[&Tensor],
+    num_outputs: usize,
+    f: impl Fn(&[Tensor]) -> Vec<Tensor> + Send + 'static,
+) -> Result<Vec<Tensor>> {
     const OPERATION: &str = "checkpoint";
     let tensors: Vec<_> = inputs.iter().chain(params).map(|tensor| tensor.as_ptr()).collect();
     let context: Box<Context> = Box::new(Mutex::new(Box::new(f)));
-    let mut output = ptr::null_mut();
-    // SAFETY: `tensors` are live handles borrowed for the call. The shim owns `context` from here on
-    // and gives it to `run` (any thread; it is Send and behind a mutex) and once to `release`.
+    let mut outputs = vec![ptr::null_mut(); num_outputs];
+    // SAFETY: `tensors` are live handles borrowed for the call, `outputs` has room for what is
+    // asked for. The shim owns `context` from here on and gives it to `run` (any thread; it is Send
+    // and behind a mutex) and once to `release`.
     let status = unsafe {
         ffi::vlm_checkpoint(
             tensors.as_ptr(),
@@ -46,26 +62,31 @@ pub fn checkpoint(
             run,
             release,
             Box::into_raw(context).cast(),
-            &mut output,
+            outputs.as_mut_ptr(),
+            num_outputs,
         )
     };
     ffi::check(OPERATION, status)?;
-    if output.is_null() {
+    if outputs.iter().any(|output| output.is_null()) {
         return Err(Error::torch(OPERATION, "libtorch returned no tensor"));
     }
-    // SAFETY: on success the shim wrote a tensor allocated for the caller to own.
-    Ok(unsafe { Tensor::from_ptr(output) })
+    // SAFETY: on success the shim wrote tensors allocated for the caller to own, each once.
+    Ok(outputs.into_iter().map(|output| unsafe { Tensor::from_ptr(output) }).collect())
 }
 
-/// Calls the closure on tensors it takes over; null after leaving a message when that panics.
+/// Calls the closure on tensors it takes over and writes its results; nonzero after leaving a
+/// message when that panics or gives another number of them.
 ///
 /// # Safety
-/// `context` is a `Context` that `release` has not had; `inputs` are `count` owned tensors.
+/// `context` is a `Context` that `release` has not had; `inputs` are `count` owned tensors;
+/// `outputs` has room for `num_outputs` pointers.
 unsafe extern "C" fn run(
     context: *mut c_void,
     inputs: *mut *mut C_tensor,
     count: usize,
-) -> *mut C_tensor {
+    outputs: *mut *mut C_tensor,
+    num_outputs: usize,
+) -> c_int {
     let result = catch_unwind(AssertUnwindSafe(|| {
         // SAFETY: by the contract above each pointer is an owned tensor, taken over once.
         let inputs: Vec<_> =
@@ -74,17 +95,25 @@ unsafe extern "C" fn run(
         let context = unsafe { &*context.cast::<Context>() };
         // A closure that panicked before changed nothing: it is `Fn`.
         let function = context.lock().unwrap_or_else(PoisonError::into_inner);
-        function(&inputs)
+        let results = function(&inputs);
+        assert_eq!(results.len(), num_outputs, "number of its results");
+        results
     }));
     match result {
-        // The C++ side takes the tensor over, so Rust must not free it.
-        Ok(output) => ManuallyDrop::new(output).as_mut_ptr(),
+        Ok(results) => {
+            for (i, result) in results.into_iter().enumerate() {
+                // SAFETY: there is room for this many. The C++ side takes the tensor over, so Rust
+                // must not free it.
+                unsafe { *outputs.add(i) = ManuallyDrop::new(result).as_mut_ptr() };
+            }
+            0
+        }
         Err(payload) => {
             ffi::set_error(&format!(
                 "the checkpointed function panicked: {}",
                 ffi::panic_message(&*payload)
             ));
-            ptr::null_mut()
+            1
         }
     }
 }

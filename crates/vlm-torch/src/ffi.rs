@@ -15,7 +15,9 @@ pub(crate) type Function = unsafe extern "C" fn(
     context: *mut c_void,
     inputs: *mut *mut C_tensor,
     count: usize,
-) -> *mut C_tensor;
+    outputs: *mut *mut C_tensor,
+    num_outputs: usize,
+) -> c_int;
 
 /// Frees what a `context` pointer owns.
 pub(crate) type Release = unsafe extern "C" fn(context: *mut c_void);
@@ -90,6 +92,7 @@ unsafe extern "C" {
         release: Release,
         context: *mut c_void,
         out: *mut *mut C_tensor,
+        num_outputs: usize,
     ) -> c_int;
 
     pub(crate) fn vlm_write_pth(

@@ -19,7 +19,7 @@ mod reducer;
 
 pub use autocast::{AutocastGuard, autocast};
 pub use bytes::{tensor_from_bytes, tensor_to_bytes};
-pub use checkpoint::checkpoint;
+pub use checkpoint::{checkpoint, checkpoint_many};
 pub use cuda::load_cuda;
 pub use error::{Error, Result};
 pub use files::write_atomically;

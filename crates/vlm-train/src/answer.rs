@@ -1,11 +1,16 @@
-//! Answers of a model to the rows of a data set: what the demo and the evaluation look at.
+//! Answers of a model: to conversations, and to the rows of a data set. What the demo, the
+//! evaluation and `vlm generate` share.
 
 use tch::Tensor;
-use vlm_data::{ChatTokenizer, ImageProcessor, Reject, RejectReason, Role, RowSource};
-use vlm_model::generate::{GenerateOptions, generate_greedy};
-use vlm_model::{ImageInput, ModelBatch, Vlm};
+use vlm_data::{
+    ChatTokenizer, IMAGE_TAG, ImageProcessor, Reject, RejectReason, Role, RowSource, Turn,
+};
+use vlm_model::generate::{GenerateOptions, Prompt, generate};
+use vlm_model::sampling::Sampling;
+use vlm_model::{ImageInput, Vlm};
 
 use crate::TrainError;
+use crate::precision::Dtype;
 
 /// What is needed to answer.
 pub struct Answerer<'a> {
@@ -15,10 +20,14 @@ pub struct Answerer<'a> {
     pub tokenizer: &'a ChatTokenizer,
     /// Its image preprocessing.
     pub processor: &'a ImageProcessor,
+    /// Forward arithmetic.
+    pub dtype: Dtype,
     /// Rows answered at once.
     pub batch_size: usize,
     /// Most new tokens an answer.
     pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
     /// Show blank pictures instead of the rows' own: what is left is the language model's guess.
     pub blank_pictures: bool,
 }
@@ -28,91 +37,170 @@ pub struct Answerer<'a> {
 pub struct Answer {
     /// The model's words.
     pub text: String,
-    /// The row's first answer.
+    /// The row's first answer; empty where the row has none.
     pub expected: String,
 }
 
-struct Prompt {
-    row: usize,
-    ids: Vec<i64>,
-    image_starts: Vec<usize>,
-    pixels: Vec<f32>,
-    expected: String,
+/// Takes the answers of a batch of rows, each or why there is none, with the number of the first.
+pub type OnAnswers<'a> = dyn FnMut(usize, &[Result<Answer, Reject>]) -> Result<(), TrainError> + 'a;
+
+/// A conversation whose next answer is asked for.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// Its tokens.
+    pub prompt: Prompt,
+    /// Pixels of its images, `[n, 3, S, S]`.
+    pub pixels: Vec<f32>,
 }
 
 impl Answerer<'_> {
-    /// Greedy answers to the first question of each row, in the order of the source.
+    /// Makes a question of turns and the encoded bytes of their images.
+    ///
+    /// # Errors
+    /// An image that cannot be decoded; turns that [`ChatTokenizer::encode_prompt`] refuses.
+    pub fn question(&self, turns: &[Turn], images: &[Vec<u8>]) -> Result<Question, Reject> {
+        let prompt = self.prompt(turns, images.len())?;
+        let mut pixels = Vec::new();
+        for bytes in images {
+            pixels.extend(self.processor.preprocess(bytes)?);
+        }
+        Ok(Question { prompt, pixels })
+    }
+
+    /// The tokens of turns that show `num_images` images.
+    ///
+    /// # Errors
+    /// As [`ChatTokenizer::encode_prompt`].
+    pub fn prompt(&self, turns: &[Turn], num_images: usize) -> Result<Prompt, Reject> {
+        let tokens_per_image = self.model.tokens_per_image() as usize;
+        let (input_ids, starts) =
+            self.tokenizer.encode_prompt(turns, num_images, tokens_per_image)?;
+        let image_starts = starts.into_iter().map(|start| start as i64).collect();
+        Ok(Prompt { input_ids, image_starts })
+    }
+
+    /// Pixels on the model's device, `[n, 3, S, S]`; nothing where there are none.
+    pub fn images(&self, pixels: &[f32]) -> ImageInput {
+        if pixels.is_empty() {
+            return ImageInput::None;
+        }
+        let side = self.processor.image_size() as i64;
+        let pixels = Tensor::from_slice(pixels).view([-1, 3, side, side]);
+        let pixels = pixels.to_device(self.model.device());
+        // Zero is the mean colour of what the encoder was trained on: grey, and nothing there.
+        ImageInput::Pixels(if self.blank_pictures { pixels.zeros_like() } else { pixels })
+    }
+
+    /// The tokens of the answers to prompts with their images, in one batch; `on_token` is told
+    /// each with its row as soon as it is there.
+    ///
+    /// # Errors
+    /// The model's.
+    pub fn generate(
+        &self,
+        prompts: &[Prompt],
+        images: ImageInput,
+        on_token: &mut dyn FnMut(usize, i64),
+    ) -> Result<Vec<Vec<i64>>, TrainError> {
+        let options = GenerateOptions {
+            max_new_tokens: self.max_new_tokens,
+            eos_token_id: Some(self.tokenizer.eos_token_id()),
+            sampling: self.sampling.clone(),
+        };
+        let kind = self.dtype.autocast_kind();
+        let answers = vlm_torch::autocast(self.model.device(), kind, || {
+            generate(self.model, prompts, images, &options, on_token)
+        })??;
+        Ok(answers)
+    }
+
+    /// The texts of the answers to questions, in one batch.
+    ///
+    /// # Errors
+    /// The model's.
+    pub fn answer_batch(&self, questions: &[Question]) -> Result<Vec<String>, TrainError> {
+        let prompts: Vec<Prompt> = questions.iter().map(|q| q.prompt.clone()).collect();
+        let pixels: Vec<f32> = questions.iter().flat_map(|q| q.pixels.iter().copied()).collect();
+        let answers = self.generate(&prompts, self.images(&pixels), &mut |_, _| ())?;
+        Ok(answers.iter().map(|ids| self.tokenizer.decode(ids).trim().to_owned()).collect())
+    }
+
+    /// Answers to the first question of each of `rows`, in their order. A row that cannot be used
+    /// has its reason in its place. `on_answers` is given each batch as soon as it is there, with
+    /// the number in `rows` of its first.
+    ///
+    /// # Errors
+    /// The model's.
+    pub fn answer_rows(
+        &self,
+        source: &dyn RowSource,
+        rows: &[usize],
+        on_answers: &mut OnAnswers,
+    ) -> Result<(), TrainError> {
+        for (k, rows) in rows.chunks(self.batch_size).enumerate() {
+            let (mut answers, mut questions) = (Vec::new(), Vec::new());
+            for &row in rows {
+                answers.push(self.question_of(source, row).map(|(question, expected)| {
+                    questions.push(question);
+                    Answer { text: String::new(), expected }
+                }));
+            }
+            let mut texts = self.answer_batch(&questions)?.into_iter();
+            for answer in answers.iter_mut().flatten() {
+                answer.text = texts.next().unwrap_or_default();
+            }
+            on_answers(k * self.batch_size, &answers)?;
+        }
+        Ok(())
+    }
+
+    /// Answers to the first question of every row, in the order of the source.
     ///
     /// # Errors
     /// A row that cannot be used, by its place; the model's.
     pub fn answer_all(&self, source: &dyn RowSource) -> Result<Vec<Answer>, TrainError> {
-        let prompts: Result<Vec<Prompt>, TrainError> = (0..source.len())
-            .map(|row| {
-                self.prompt(source, row).map_err(|e| {
-                    TrainError::Failed(format!("{}: {}", source.locate(row), e.detail))
-                })
-            })
-            .collect();
-        let mut prompts = prompts?;
-        // Prompts of one length share a batch, so that none needs padding.
-        prompts.sort_by_key(|prompt| (prompt.ids.len(), prompt.row));
-        let mut answers: Vec<Option<Answer>> = vec![None; source.len()];
-        for same_length in prompts.chunk_by(|a, b| a.ids.len() == b.ids.len()) {
-            for batch in same_length.chunks(self.batch_size) {
-                for (prompt, text) in batch.iter().zip(self.answer_batch(batch)?) {
-                    answers[prompt.row] = Some(Answer { text, expected: prompt.expected.clone() });
-                }
+        let rows: Vec<usize> = (0..source.len()).collect();
+        let mut all = Vec::with_capacity(rows.len());
+        self.answer_rows(source, &rows, &mut |first, answers| {
+            for (k, answer) in answers.iter().enumerate() {
+                all.push(answer.clone().map_err(|e| {
+                    TrainError::Failed(format!("{}: {}", source.locate(first + k), e.detail))
+                })?);
             }
-        }
-        Ok(answers.into_iter().flatten().collect())
+            Ok(())
+        })?;
+        Ok(all)
     }
 
-    fn prompt(&self, source: &dyn RowSource, row: usize) -> Result<Prompt, Reject> {
+    /// The first question of a row that has an answer, and that answer; of a row without one, all
+    /// of its turns.
+    fn question_of(
+        &self,
+        source: &dyn RowSource,
+        row: usize,
+    ) -> Result<(Question, String), Reject> {
         let whole = source.row(row)?;
-        let is_answer = |turn: &vlm_data::Turn| turn.role == Role::Assistant;
-        let Some(at) = whole.turns.iter().position(is_answer) else {
-            return Err(Reject::new(RejectReason::NoSupervisedToken, "the row has no answer"));
-        };
-        let tokens_per_image = self.model.tokens_per_image() as usize;
-        let (ids, image_starts) = self.tokenizer.encode_prompt(
-            &whole.turns[..at],
-            whole.images.len(),
-            tokens_per_image,
-        )?;
-        let mut pixels = Vec::new();
-        for (k, image) in whole.images.iter().enumerate() {
-            pixels.extend(self.processor.preprocess(&source.image_bytes(row, k, image)?)?);
+        let is_answer = |turn: &Turn| turn.role == Role::Assistant;
+        let at = whole.turns.iter().position(is_answer).unwrap_or(whole.turns.len());
+        let asked = &whole.turns[..at];
+        if asked.is_empty() {
+            return Err(Reject::new(RejectReason::InvalidRow, "the row asks nothing"));
         }
-        Ok(Prompt { row, ids, image_starts, pixels, expected: whole.turns[at].content.clone() })
-    }
-
-    fn answer_batch(&self, prompts: &[Prompt]) -> Result<Vec<String>, TrainError> {
-        let device = self.model.device();
-        let side = self.processor.image_size() as i64;
-        let ids: Vec<i64> = prompts.iter().flat_map(|prompt| prompt.ids.iter().copied()).collect();
-        let pixels: Vec<f32> = prompts.iter().flat_map(|p| p.pixels.iter().copied()).collect();
-        let mut pixels = Tensor::from_slice(&pixels).view([-1, 3, side, side]).to_device(device);
-        if self.blank_pictures {
-            // Zero is the mean colour of what the encoder was trained on: grey, and nothing there.
-            pixels = pixels.zeros_like();
-        }
-        let places = prompts.iter().enumerate().flat_map(|(row, prompt)| {
-            prompt.image_starts.iter().map(move |&start| (row as i64, start as i64))
-        });
-        let batch = ModelBatch {
-            input_ids: Tensor::from_slice(&ids).view([prompts.len() as i64, -1]).to_device(device),
-            images: if pixels.size()[0] == 0 {
-                ImageInput::None
-            } else {
-                ImageInput::Pixels(pixels)
-            },
-            image_starts: places.collect(),
+        // Images of later turns are not shown yet. Where tags and images do not agree, the prompt
+        // says so.
+        let shown = if whole.num_image_tags() == whole.images.len() {
+            asked.iter().map(|turn| turn.content.matches(IMAGE_TAG).count()).sum()
+        } else {
+            whole.images.len()
         };
-        let options = GenerateOptions {
-            max_new_tokens: self.max_new_tokens,
-            eos_token_id: Some(self.tokenizer.eos_token_id()),
-        };
-        let answers = generate_greedy(self.model, &batch, &options)?;
-        Ok(answers.iter().map(|ids| self.tokenizer.decode(ids).trim().to_owned()).collect())
+        let images: Result<Vec<Vec<u8>>, Reject> = whole
+            .images
+            .iter()
+            .take(shown)
+            .enumerate()
+            .map(|(k, image)| source.image_bytes(row, k, image))
+            .collect();
+        let expected = whole.turns.get(at).map_or(String::new(), |turn| turn.content.clone());
+        Ok((self.question(asked, &images?)?, expected))
     }
 }

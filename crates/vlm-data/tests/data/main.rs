@@ -3,6 +3,7 @@
 mod loader;
 mod loader_rejects;
 mod preprocess;
+mod text_stream;
 mod tiny;
 mod tokenize;
 

@@ -1,39 +1,110 @@
 //! Greedy answers with the key/value cache.
 
 use tch::{IndexOp, Tensor};
-use vlm_model::generate::{GenerateOptions, generate_greedy};
-use vlm_model::{ImageInput, ModelBatch};
+use vlm_model::generate::{GenerateOptions, Prompt, generate};
+use vlm_model::sampling::Sampling;
+use vlm_model::{ImageInput, ModelBatch, Vlm};
 
 use crate::fixtures::{assert_close, image_runs, json, model, pixels, tensors};
+
+/// A golden prompt, its picture and what the reference answered.
+struct Case {
+    prompt: Prompt,
+    image: i64,
+    tokens: Vec<i64>,
+    logits: Tensor,
+}
+
+fn cases() -> Vec<Case> {
+    let data = tensors("generate/generate.safetensors");
+    let cases = json("generate/cases.json");
+    let case = |(k, case): (usize, &serde_json::Value)| {
+        let input_ids = Vec::<i64>::try_from(&data[&format!("prompt_{k}")]).unwrap();
+        Case {
+            prompt: Prompt { image_starts: vec![image_runs(&input_ids)[0]], input_ids },
+            image: case["image_index"].as_i64().unwrap(),
+            tokens: Vec::<i64>::try_from(&data[&format!("tokens_{k}")]).unwrap(),
+            logits: data[&format!("logits_{k}")].shallow_clone(),
+        }
+    };
+    cases.as_array().unwrap().iter().enumerate().map(case).collect()
+}
+
+fn answer(model: &Vlm, prompts: &[Prompt], images: &[i64]) -> Vec<Vec<i64>> {
+    let options =
+        GenerateOptions { max_new_tokens: 40, eos_token_id: None, sampling: Sampling::default() };
+    let images = ImageInput::Pixels(pixels(&Tensor::from_slice(images)));
+    let mut told = vec![Vec::new(); prompts.len()];
+    let answers =
+        generate(model, prompts, images, &options, &mut |row, id| told[row].push(id)).unwrap();
+    assert_eq!(told, answers, "each token is told as it comes");
+    answers
+}
 
 #[test]
 fn greedy_tokens_equal_the_reference() {
     let model = model("dense");
-    let data = tensors("generate/generate.safetensors");
-    let cases = json("generate/cases.json");
-    for (k, case) in cases.as_array().unwrap().iter().enumerate() {
-        let prompt = &data[&format!("prompt_{k}")];
-        let start = image_runs(&Vec::<i64>::try_from(prompt).unwrap())[0];
-        let image = case["image_index"].as_i64().unwrap();
-        let batch = |ids: &Tensor| ModelBatch {
-            input_ids: ids.unsqueeze(0),
-            images: ImageInput::Pixels(pixels(&Tensor::from_slice(&[image]))),
-            image_starts: vec![(0, start)],
-        };
-        let options = GenerateOptions { max_new_tokens: 40, eos_token_id: None };
-        let answer = generate_greedy(&model, &batch(prompt), &options).unwrap().remove(0);
-        let expected = &data[&format!("tokens_{k}")];
-        assert_eq!(answer, Vec::<i64>::try_from(expected).unwrap(), "prompt {k}");
+    for (k, case) in cases().into_iter().enumerate() {
+        let tokens = answer(&model, std::slice::from_ref(&case.prompt), &[case.image]).remove(0);
+        assert_eq!(tokens, case.tokens, "prompt {k}");
 
         // The whole text in one pass gives the logits that the cached steps were taken from.
-        let whole = Tensor::cat(&[prompt, &expected.narrow(0, 0, 39)], 0);
-        let hidden = model.forward(&batch(&whole), None, false).unwrap().hidden;
-        let logits = model.lm().logits(&hidden.i(0).narrow(0, prompt.size()[0] - 1, 40));
-        assert_close(
-            &format!("logits of answer {k}"),
-            &logits,
-            &data[&format!("logits_{k}")],
-            1e-4,
-        );
+        let mut whole = case.prompt.input_ids.clone();
+        whole.extend(&case.tokens[..39]);
+        let batch = ModelBatch {
+            input_ids: Tensor::from_slice(&whole).unsqueeze(0),
+            images: ImageInput::Pixels(pixels(&Tensor::from_slice(&[case.image]))),
+            image_starts: vec![(0, case.prompt.image_starts[0])],
+        };
+        let hidden = model.forward(&batch, None, false).unwrap().hidden;
+        let from = case.prompt.input_ids.len() as i64 - 1;
+        let logits = model.lm().logits(&hidden.i(0).narrow(0, from, 40));
+        assert_close(&format!("logits of answer {k}"), &logits, &case.logits, 1e-4);
     }
+}
+
+#[test]
+fn rows_of_different_lengths_in_one_batch_get_the_answers_they_get_alone() {
+    let model = model("dense");
+    let cases = cases();
+    let images: Vec<i64> = cases.iter().map(|case| case.image).collect();
+    // The golden prompts, each without some of its last tokens.
+    let prompts: Vec<Prompt> = cases
+        .iter()
+        .enumerate()
+        .map(|(k, case)| {
+            let mut prompt = case.prompt.clone();
+            prompt.input_ids.truncate(prompt.input_ids.len() - 2 * k);
+            prompt
+        })
+        .collect();
+    let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.input_ids.len()).collect();
+    assert!(lengths.windows(2).any(|pair| pair[0] != pair[1]), "{lengths:?}");
+    let together = answer(&model, &prompts, &images);
+    for ((prompt, &image), together) in prompts.iter().zip(&images).zip(&together) {
+        assert_eq!(answer(&model, std::slice::from_ref(prompt), &[image])[0], *together);
+    }
+    assert_eq!(together[0], cases[0].tokens, "the row that was left whole");
+}
+
+#[test]
+fn a_row_that_ends_leaves_the_others_as_they_are() {
+    let model = model("dense");
+    let cases = cases();
+    let prompts: Vec<Prompt> = cases.iter().map(|case| case.prompt.clone()).collect();
+    let images: Vec<i64> = cases.iter().map(|case| case.image).collect();
+    // A token that ends the first answer early.
+    let end = cases[0].tokens[5];
+    let options = GenerateOptions {
+        max_new_tokens: 40,
+        eos_token_id: Some(end),
+        sampling: Sampling::default(),
+    };
+    let images = ImageInput::Pixels(pixels(&Tensor::from_slice(&images)));
+    let answers = generate(&model, &prompts, images, &options, &mut |_, _| ()).unwrap();
+    for (answer, case) in answers.iter().zip(&cases) {
+        let len = case.tokens.iter().position(|&id| id == end).unwrap_or(40);
+        assert_eq!(answer[..], case.tokens[..len]);
+    }
+    assert!(answers[0].len() <= 5);
 }

@@ -2,9 +2,11 @@
 //! CPU, float32), reproduced. The files and the tolerances are described in
 //! `tests/golden/README.md` at the top of the workspace.
 
+mod checkpointing;
 mod dense;
 mod fixtures;
 mod generate;
 mod moe;
 mod multi_image;
+mod sampling;
 mod vision;

@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tch::{Device, Kind, Tensor};
-use vlm_torch::{autocast, checkpoint};
+use vlm_torch::{autocast, checkpoint, checkpoint_many};
 
 use crate::random;
 
@@ -142,4 +142,28 @@ fn backward_pass_may_run_on_another_thread() {
     let run = move || Tensor::run_backward(&[loss], &wanted, false, false);
     let again = std::thread::spawn(run).join().unwrap();
     assert!(plain.iter().zip(&again).all(|(a, b)| a.equal(b)));
+}
+
+#[test]
+fn several_results_have_the_plain_gradients_also_when_one_is_not_used() {
+    let layer = Layer::new();
+    let outputs = |x: &Tensor, weight: &Tensor| {
+        let first = Layer::block(x, weight);
+        let second = first.square().mean(Kind::Float);
+        vec![first, second]
+    };
+    let checkpointed = |layer: &Layer| {
+        let weight = layer.weight.shallow_clone();
+        let again = move |inputs: &[Tensor]| outputs(&inputs[0], &weight);
+        checkpoint_many(&[&layer.x], &[&layer.weight], 2, again).unwrap()
+    };
+    let gradients =
+        |loss: Tensor| Tensor::run_backward(&[loss], &[&layer.x, &layer.weight], false, false);
+    let both = |outputs: Vec<Tensor>| outputs[0].sum(Kind::Float) + &outputs[1] * 3.0;
+    let second = |outputs: Vec<Tensor>| outputs[1].shallow_clone();
+    for loss in [both as fn(Vec<Tensor>) -> Tensor, second] {
+        let plain = gradients(loss(outputs(&layer.x, &layer.weight)));
+        let again = gradients(loss(checkpointed(&layer)));
+        assert!(plain.iter().zip(&again).all(|(a, b)| a.equal(b)));
+    }
 }

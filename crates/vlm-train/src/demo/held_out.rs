@@ -7,10 +7,12 @@ use anyhow::{Context, Result};
 use serde::Deserialize;
 use vlm_data::demo::{DemoFiles, HeldOutGroup};
 use vlm_data::{JsonlSource, Reject, RejectReason, RowSource};
+use vlm_model::sampling::Sampling;
 
 use super::contact_sheet::{SheetEntry, draw_contact_sheet};
 use super::report::GroupAccuracy;
 use crate::answer::{Answer, Answerer};
+use crate::precision::Dtype;
 use crate::run::Run;
 
 /// Captions are at most 30 tokens; a longer answer is wrong anyway.
@@ -75,8 +77,10 @@ impl HeldOut {
             model: run.model(),
             tokenizer: run.tokenizer(),
             processor: run.processor(),
+            dtype: Dtype::Float32,
             batch_size: ROWS_AT_ONCE,
             max_new_tokens: MAX_NEW_TOKENS,
+            sampling: Sampling::default(),
             blank_pictures: pictures == Pictures::Blank,
         };
         let answers = answerer.answer_all(&self.source)?;
