@@ -58,11 +58,15 @@ impl Answerer<'_> {
     ///
     /// # Errors
     /// An image that cannot be decoded; turns that [`ChatTokenizer::encode_prompt`] refuses.
-    pub fn question(&self, turns: &[Turn], images: &[Vec<u8>]) -> Result<Question, Reject> {
+    pub fn question(
+        &self,
+        turns: &[Turn],
+        images: &[impl AsRef<[u8]>],
+    ) -> Result<Question, Reject> {
         let prompt = self.prompt(turns, images.len())?;
         let mut pixels = Vec::new();
         for bytes in images {
-            pixels.extend(self.processor.preprocess(bytes)?);
+            pixels.extend(self.processor.preprocess(bytes.as_ref())?);
         }
         Ok(Question { prompt, pixels })
     }
@@ -193,7 +197,7 @@ impl Answerer<'_> {
         } else {
             whole.images.len()
         };
-        let images: Result<Vec<Vec<u8>>, Reject> = whole
+        let images: Result<Vec<_>, Reject> = whole
             .images
             .iter()
             .take(shown)
