@@ -103,7 +103,7 @@ fn a_run_can_start_from_what_another_left() {
     let weights = first.path("out/pretrain_vlm_32.pth");
     let second = Trial::new();
     // The shape comes from config.json beside the weights.
-    let mut command = std::process::Command::new(crate::support::binary());
+    let mut command = crate::support::program();
     command.arg("pretrain").arg("--lm").arg(&weights).arg("--epochs").arg("1");
     command.arg("--data-path").arg(second.path("rows.jsonl"));
     command.arg("--images-path").arg(second.path("images"));

@@ -73,9 +73,17 @@ impl Ended {
     }
 }
 
+/// The program with one arithmetic thread: several run at once, and OpenMP's threads wait for each
+/// other by spinning, which on a crowded machine makes a small step take seconds.
+pub fn program() -> Command {
+    let mut command = Command::new(binary());
+    command.env("OMP_NUM_THREADS", "1");
+    command
+}
+
 /// Runs `vlm` to its end.
 pub fn vlm(args: &[&str]) -> Ended {
-    Ended::of(&Command::new(binary()).args(args).output().unwrap())
+    Ended::of(&program().args(args).output().unwrap())
 }
 
 /// A folder with rows and pictures, and the flags that train a very small model on them.
@@ -133,7 +141,7 @@ impl Trial {
 
     /// The command of [`Self::pretrain`], not yet started.
     pub fn command(&self, more: &[&str]) -> Command {
-        let mut command = Command::new(binary());
+        let mut command = program();
         command.arg("pretrain");
         let mut given = |flag: &str, value: &Path| {
             if !more.contains(&flag) {
