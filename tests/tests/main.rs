@@ -2,6 +2,7 @@
 
 mod bad_input;
 mod overfit;
+mod planning;
 mod reference_runs;
 mod saved_files;
 mod stopping;

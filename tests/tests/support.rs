@@ -43,6 +43,17 @@ pub fn binary() -> PathBuf {
     path
 }
 
+/// The launcher: `XTASK_BIN` (set by `cargo xtask test`), else the one beside this test.
+pub fn xtask() -> PathBuf {
+    if let Some(path) = std::env::var_os("XTASK_BIN") {
+        return path.into();
+    }
+    let test = std::env::current_exe().unwrap();
+    let path = test.parent().and_then(Path::parent).unwrap().join("xtask");
+    assert!(path.exists(), "{} is not built: run `cargo xtask test`", path.display());
+    path
+}
+
 /// How a run of `vlm` ended.
 pub struct Ended {
     pub code: i32,

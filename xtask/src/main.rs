@@ -9,6 +9,7 @@ mod launch;
 mod libtorch;
 mod link_farm;
 mod pip;
+mod plan;
 mod proof;
 mod python;
 mod run_tests;
@@ -50,6 +51,9 @@ enum Command {
     /// Start any program once a rank, with torchrun's environment: `launch --nproc-per-node 2 PROGRAM`
     #[command(disable_help_flag = true)]
     Launch(Passed),
+    /// Say what a run will cost, in time, memory and bytes: `plan --gpus 8 --gpu h200`
+    #[command(disable_help_flag = true)]
+    Plan(Passed),
     /// Run any command of vlm: `cargo xtask vlm generate --help`
     #[command(disable_help_flag = true)]
     Vlm(Passed),
@@ -117,6 +121,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Doctor => doctor::run(workspace),
         Command::Pretrain(passed) => launch::train(workspace, "pretrain", true, passed.args),
         Command::Launch(passed) => launch::program(passed.args),
+        Command::Plan(passed) => plan::run(passed.args),
         Command::PrepareData(args) => demo::prepare_data(args.input, &args.output),
         Command::DemoWeights(passed) => launch::vlm(workspace, Some("demo-weights"), passed.args),
         Command::Vlm(passed) => launch::vlm(workspace, None, passed.args),

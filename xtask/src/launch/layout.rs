@@ -54,6 +54,12 @@ impl Layout {
         }
     }
 
+    /// Ranks meet under the number of their attempt. Machines count theirs apart, and might never
+    /// meet again; each attempt has a store of its own in any case, so one number does for all.
+    fn told_attempt(&self, attempt: usize) -> usize {
+        if self.nnodes == 1 { attempt } else { 0 }
+    }
+
     /// What rank `rank` of this machine is told. `attempt` counts from 0.
     pub fn environment(&self, rank: usize, port: u16, attempt: usize) -> Vec<(OsString, OsString)> {
         [
@@ -67,7 +73,7 @@ impl Layout {
             ("MASTER_PORT", port.to_string()),
             // Rank 0 runs the store: there is no agent here that does, whatever started us says.
             ("TORCHELASTIC_USE_AGENT_STORE", "False".to_owned()),
-            ("TORCHELASTIC_RESTART_COUNT", attempt.to_string()),
+            ("TORCHELASTIC_RESTART_COUNT", self.told_attempt(attempt).to_string()),
             ("TORCHELASTIC_MAX_RESTARTS", self.max_restarts.to_string()),
         ]
         .map(|(name, value)| (name.into(), value.into()))
@@ -97,6 +103,6 @@ mod tests {
         assert_eq!((value("RANK"), value("LOCAL_RANK"), value("WORLD_SIZE")), ("6", "2", "8"));
         assert_eq!((value("LOCAL_WORLD_SIZE"), value("GROUP_RANK")), ("4", "1"));
         assert_eq!((value("MASTER_ADDR"), value("MASTER_PORT")), ("10.0.0.1", "29500"));
-        assert_eq!(value("TORCHELASTIC_RESTART_COUNT"), "2");
+        assert_eq!(value("TORCHELASTIC_RESTART_COUNT"), "0", "machines count apart");
     }
 }

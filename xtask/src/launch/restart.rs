@@ -19,8 +19,9 @@ use super::{flags, output, setting};
 /// What the user asked wrongly is wrong the next time too.
 const USAGE_CODE: u8 = 2;
 /// Between the end of this machine's ranks and their new start, where there are other machines:
-/// theirs have seen the end by then, so that no new rank meets an old one.
-const SETTLE: Duration = Duration::from_secs(3);
+/// theirs are gone by then too (ten seconds after they saw ours go), so that no new rank meets an
+/// old one.
+const SETTLE: Duration = Duration::from_secs(12);
 
 /// How a restarted job differs from its first start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,0 +1,301 @@
+//! What a step costs: operations, bytes of memory, kernels, bytes over the network; and the time
+//! that follows on a device.
+//!
+//! A step's time is the larger of (matrix products + memory traffic) and the time to start its
+//! kernels, plus the communication that the backward pass does not hide, plus the update.
+
+use super::device::Device;
+use super::shape::{Shape, Tensor, Trained};
+
+/// Bytes of a float32 number.
+const F32: f64 = 4.0;
+/// Kernels of a language-model block forward, counted in `lm.rs`: norms, seven products with their
+/// casts, rotation, attention, SwiGLU, sums. Backward about twice as many.
+const LM_BLOCK_KERNELS: f64 = 36.0;
+/// Kernels of a vision block, counted in `clip.rs`.
+const VISION_BLOCK_KERNELS: f64 = 26.0;
+/// Embedding, logits, loss, clipping, update, the copy of the batch.
+const OTHER_KERNELS: f64 = 80.0;
+/// Of what a link or network can carry, what an all-reduce reaches. Assumed.
+pub const NETWORK_SHARE: f64 = 0.7;
+/// Seconds that one exchange between two ranks takes, however small. Assumed.
+const EXCHANGE_SECS: f64 = 10e-6;
+/// PyTorch's bucket, and its first one.
+const BUCKET_BYTES: [f64; 2] = [(25 << 20) as f64, (1 << 20) as f64];
+
+/// One rank's micro-batch and how many ranks there are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Load {
+    /// Rows of a micro-batch.
+    pub batch_size: u64,
+    /// Positions of a row, image tokens and padding included.
+    pub seq_len: u64,
+    /// Supervised positions of a row: logits are made for these alone.
+    pub supervised: u64,
+    /// Pictures of a row.
+    pub images: u64,
+    /// Whether the encoder's features are read from a cache.
+    pub features_are_cached: bool,
+    /// Micro-batches an update.
+    pub accumulation_steps: u64,
+    /// Whether matrix products are in bfloat16.
+    pub is_bfloat16: bool,
+    /// Ranks.
+    pub gpus: u64,
+    /// Of these, on one machine.
+    pub gpus_per_node: u64,
+    /// Bytes a second from machine to machine, for each machine, one direction.
+    pub network_bytes_per_sec: f64,
+}
+
+/// What one micro-batch of one rank costs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Work {
+    /// Operations of the vision encoder, forward.
+    pub vision_flops: f64,
+    /// Of the language model and the projector, forward.
+    pub lm_flops: f64,
+    /// Of the backward pass.
+    pub backward_flops: f64,
+    /// Bytes read and written beside matrix products, forward and backward.
+    pub traffic_bytes: f64,
+    /// Kernels started, update included.
+    pub kernels: f64,
+    /// Elements that are trained.
+    pub num_trained: f64,
+}
+
+impl Work {
+    /// Counts the work. A product of `[n, a]` and `[a, b]` is `2 n a b` operations.
+    pub fn count(shape: &Shape, trained: Trained, load: &Load, tensors: &[Tensor]) -> Self {
+        let number = |n: u64| n as f64;
+        let rows = number(load.batch_size);
+        let positions = rows * number(load.seq_len);
+        let supervised = rows * number(load.supervised);
+        let images = rows * number(load.images);
+        let (dim, width) = (number(shape.dim), number(shape.intermediate_size));
+        let kv_dim = number(shape.kv_dim());
+        let ffs = shape.experts.map_or(1.0, |e| number(e.per_token + u64::from(e.shared)));
+        let router = shape.experts.map_or(0.0, |e| number(e.routed));
+
+        let weights = 2.0 * dim * dim + 2.0 * dim * kv_dim + ffs * 3.0 * dim * width + router * dim;
+        // Causal attention computes half of the scores; twice: scores, and their sum over values.
+        let attention = 2.0 * positions * number(load.seq_len) * dim;
+        let block = 2.0 * positions * weights + attention;
+        let logits = 2.0 * supervised * dim * number(shape.vocab_size);
+        let vision = &shape.vision;
+        let features = images * number(vision.num_patches());
+        let projector = 2.0 * features * number(vision.hidden_size) * dim;
+        let lm_flops = number(shape.n_layers) * block + logits + projector;
+
+        let is_trained = |index| trained.has_block(index, shape.n_layers);
+        let blocks_trained = (0..shape.n_layers).filter(|&index| is_trained(index)).count() as f64;
+        // Through every block to the projector; gradients of weights where they are trained.
+        let backward_flops = number(shape.n_layers) * (block + attention)
+            + blocks_trained * 2.0 * positions * weights
+            + if trained.lm { 2.0 * logits } else { logits }
+            + if trained.vision { 2.0 * projector } else { projector };
+
+        let (vision_flops, vision_traffic, vision_kernels) = if load.features_are_cached {
+            (0.0, 0.0, 0.0)
+        } else {
+            let tokens = images * (number(vision.num_patches()) + 1.0);
+            let (v, inner) = (number(vision.hidden_size), number(vision.intermediate_size));
+            let patches = 2.0 * features * v * 3.0 * number(vision.patch_size.pow(2));
+            let scores = 4.0 * tokens * (number(vision.num_patches()) + 1.0) * v;
+            let block = 2.0 * tokens * (4.0 * v * v + 2.0 * v * inner) + scores;
+            let layers = number(vision.num_hidden_layers);
+            let half = if load.is_bfloat16 { 2.0 } else { F32 };
+            // Two norms and two sums in float32, the activation's four passes.
+            let traffic = layers * tokens * (10.0 * v * F32 + 8.0 * inner * half);
+            (patches + layers * block, traffic, layers * VISION_BLOCK_KERNELS)
+        };
+        let half = if load.is_bfloat16 { 2.0 } else { F32 };
+        // Two norms, rotation, two sums in float32; SwiGLU's silu and product.
+        let block_traffic = positions * (14.0 * dim * F32 + ffs * 5.0 * width * half);
+        let logit_traffic = supervised * number(shape.vocab_size) * F32 * 6.0;
+        let passes = if trained.vision { 3.0 } else { 1.0 };
+        let expert_kernels = shape.experts.map_or(0.0, |e| number(e.routed) * 6.0 + 30.0);
+        Self {
+            vision_flops,
+            lm_flops,
+            backward_flops: backward_flops + (passes - 1.0) * vision_flops,
+            traffic_bytes: 3.0 * number(shape.n_layers) * block_traffic
+                + logit_traffic
+                + passes * vision_traffic,
+            kernels: 3.0 * number(shape.n_layers) * (LM_BLOCK_KERNELS + expert_kernels)
+                + passes * vision_kernels
+                + OTHER_KERNELS,
+            num_trained: number(num_trained(shape, trained, tensors)),
+        }
+    }
+
+    /// Operations of the whole micro-batch.
+    pub fn flops(&self) -> f64 {
+        self.vision_flops + self.lm_flops + self.backward_flops
+    }
+}
+
+/// Elements that are trained, the vision encoder's included where it is.
+pub fn num_trained(shape: &Shape, trained: Trained, tensors: &[Tensor]) -> u64 {
+    let vision = if trained.vision { shape.vision.num_parameters() } else { 0 };
+    tensors.iter().filter(|t| t.is_trained).map(Tensor::numel).sum::<u64>() + vision
+}
+
+/// Seconds of one micro-batch, in parts. What happens once an update is divided over its
+/// micro-batches.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Time {
+    /// Forward and backward, update included.
+    pub compute: f64,
+    /// Of these, matrix products.
+    pub products: f64,
+    /// Of these, memory traffic.
+    pub traffic: f64,
+    /// Time to start the kernels, which compute cannot fall below.
+    pub launches: f64,
+    /// All communication.
+    pub communication: f64,
+    /// What of it the backward pass does not hide.
+    pub exposed: f64,
+}
+
+impl Time {
+    /// The time of `work` on `device`.
+    pub fn of(work: &Work, load: &Load, device: &Device) -> Self {
+        let updates = 1.0 / load.accumulation_steps as f64;
+        let flops = device.reached_flops(load.is_bfloat16);
+        let products = work.flops() / flops;
+        // AdamW reads parameter, gradient and two moments and writes three of them; clipping reads
+        // the gradient and writes it.
+        let update = work.num_trained * F32 * (7.0 + 2.0) / device.reached_memory() * updates;
+        let traffic = work.traffic_bytes / device.reached_memory() + update;
+        let launches = work.kernels * device.launch_secs;
+        let compute = (products + traffic).max(launches);
+        let communication = communication_secs(work, load, device) * updates;
+        // The backward pass is what of the compute is not forward; the bucket that is full last
+        // (the projector's, whose gradient comes last) has nothing left to hide under.
+        let backward = compute * work.backward_flops / work.flops();
+        let gradients = work.num_trained * F32;
+        let last_bucket = gradients.min(BUCKET_BYTES[0]) / gradients.max(1.0);
+        let exposed = (communication - backward).max(communication * last_bucket.min(1.0));
+        Self { compute, products, traffic, launches, communication, exposed }
+    }
+
+    /// The whole micro-batch.
+    pub fn step(&self) -> f64 {
+        self.compute + self.exposed
+    }
+}
+
+/// Bytes that a rank sends for one update: a ring all-reduce sends every gradient twice, but for
+/// its own share.
+pub fn bytes_per_update(num_trained: f64, gpus: u64) -> f64 {
+    2.0 * (gpus as f64 - 1.0) / gpus as f64 * num_trained * F32
+}
+
+fn communication_secs(work: &Work, load: &Load, device: &Device) -> f64 {
+    if load.gpus == 1 {
+        return 0.0;
+    }
+    let bytes = bytes_per_update(work.num_trained, load.gpus);
+    let buckets =
+        1.0 + ((work.num_trained * F32 - BUCKET_BYTES[1]) / BUCKET_BYTES[0]).max(0.0).ceil();
+    // The ring leaves each machine once: all its ranks' traffic passes the network by one link.
+    let rate = if load.gpus > load.gpus_per_node {
+        device.link_bytes_per_sec.min(load.network_bytes_per_sec)
+    } else {
+        device.link_bytes_per_sec
+    };
+    bytes / (rate * NETWORK_SHARE) + buckets * 2.0 * (load.gpus as f64 - 1.0) * EXCHANGE_SECS
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::shape::{Vision, intermediate_size};
+    use super::*;
+
+    const PRETRAINING: Trained =
+        Trained { first_layers: 0, last_layers: 1, lm: false, vision: false };
+
+    fn shape() -> Shape {
+        Shape {
+            dim: 512,
+            n_layers: 8,
+            n_heads: 8,
+            n_kv_heads: 2,
+            vocab_size: 6400,
+            intermediate_size: intermediate_size(512),
+            experts: None,
+            vision: Vision::clip_base(16),
+        }
+    }
+
+    fn load(gpus: u64) -> Load {
+        Load {
+            batch_size: 16,
+            seq_len: 300,
+            supervised: 30,
+            images: 1,
+            features_are_cached: false,
+            accumulation_steps: 1,
+            is_bfloat16: true,
+            gpus,
+            gpus_per_node: 8,
+            network_bytes_per_sec: 50e9,
+        }
+    }
+
+    fn work(load: &Load, trained: Trained) -> Work {
+        Work::count(&shape(), trained, load, &shape().tensors(trained))
+    }
+
+    #[test]
+    fn vision_encoder_costs_what_is_published() {
+        // 17.6 G multiply-adds a picture for ViT-B/16 at 224 (Dosovitskiy et al. 2021, DeiT's
+        // table): twice as many operations.
+        let flops = work(&load(1), PRETRAINING).vision_flops / 16.0;
+        assert!((flops / 35.1e9 - 1.0).abs() < 0.02, "{flops:e}");
+    }
+
+    #[test]
+    fn operations_follow_the_six_times_parameters_rule_when_all_is_trained() {
+        // Without attention's scores: 2 forward and 4 backward a weight and token (Kaplan et al. 2020).
+        let all = Trained { lm: true, ..PRETRAINING };
+        let load = Load { features_are_cached: true, supervised: 300, ..load(1) };
+        let work = work(&load, all);
+        let weights = 25_829_888.0 - 17.0 * 512.0;
+        let scores = 8.0 * 2.0 * 4800.0 * 300.0 * 512.0;
+        let projector = 2.0 * 16.0 * 196.0 * 768.0 * 512.0;
+        let expected = 6.0 * 4800.0 * weights + 3.0 * scores + 2.0 * projector;
+        assert!((work.flops() / expected - 1.0).abs() < 1e-9, "{:e} {expected:e}", work.flops());
+    }
+
+    #[test]
+    fn frozen_blocks_save_the_gradients_of_their_weights() {
+        let load = load(1);
+        let all = Trained { lm: true, ..PRETRAINING };
+        let (one, all) = (work(&load, PRETRAINING), work(&load, all));
+        assert_eq!(one.lm_flops, all.lm_flops);
+        assert!(one.backward_flops < 0.7 * all.backward_flops);
+    }
+
+    #[test]
+    fn a_rank_sends_every_gradient_twice_but_for_its_share() {
+        assert_eq!(bytes_per_update(3e6, 1), 0.0);
+        assert_eq!(bytes_per_update(3e6, 2), 12e6);
+        assert_eq!(bytes_per_update(3e6, 4), 18e6);
+    }
+
+    #[test]
+    fn communication_grows_over_machines_and_shrinks_with_accumulation() {
+        let device = Device::find("h100", None, None).unwrap();
+        let time = |load: &Load| Time::of(&work(load, PRETRAINING), load, &device);
+        let (one, eight, sixteen) = (time(&load(1)), time(&load(8)), time(&load(16)));
+        assert_eq!((one.communication, one.exposed), (0.0, 0.0));
+        assert!(eight.communication > 0.0 && sixteen.communication > 2.0 * eight.communication);
+        assert!(eight.exposed <= eight.communication);
+        let rarely = time(&Load { accumulation_steps: 4, ..load(16) });
+        assert!((rarely.communication * 4.0 / sixteen.communication - 1.0).abs() < 1e-9);
+    }
+}

@@ -1,0 +1,321 @@
+//! `cargo xtask plan`: what a run will cost before anything is started. Counts what can be counted
+//! (parameters, bytes, operations), and estimates time from rates that it states.
+
+mod check;
+mod cost;
+mod device;
+mod memory;
+mod report;
+mod shape;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::Parser;
+
+use crate::workspace::usage_error;
+use cost::{Load, Time, Work};
+use device::Device;
+use memory::{CheckpointSize, Memory};
+use shape::{Experts, Shape, Tensor, Trained, Vision};
+
+/// What a run will cost: time, memory, bytes. Nothing is started.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "cargo xtask plan")]
+struct PlanArgs {
+    /// Processes, one a GPU.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    gpus: u64,
+    /// b200, h200, h100, a100, l40s, 4090, 3090, or cpu.
+    #[arg(long, value_name = "NAME", default_value = "h100")]
+    gpu: String,
+    /// GPUs of one machine.
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    gpus_per_node: u64,
+    /// Network of one machine, Gbit/s one direction.
+    #[arg(long, value_name = "GBIT", default_value_t = 400.0)]
+    network_gbits: f64,
+    /// Matrix products as measured, GFLOP/s, instead of the data sheet's.
+    #[arg(long, value_name = "GFLOPS")]
+    gflops: Option<f64>,
+    /// Memory as measured, GB/s, instead of the data sheet's.
+    #[arg(long, value_name = "GBYTES")]
+    memory_gbytes: Option<f64>,
+    /// Hidden size.
+    #[arg(long, default_value_t = 512)]
+    dim: u64,
+    /// Transformer blocks.
+    #[arg(long, default_value_t = 8)]
+    n_layers: u64,
+    /// Query heads.
+    #[arg(long, default_value_t = 8)]
+    n_heads: u64,
+    /// Key and value heads.
+    #[arg(long, default_value_t = 2)]
+    n_kv_heads: u64,
+    /// Rows of the embedding table.
+    #[arg(long, default_value_t = 6400)]
+    vocab_size: u64,
+    /// Mixture of experts, MiniMind's: 4 routed, 2 a token, 1 shared.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    use_moe: bool,
+    /// clip-vit-base-patch16, clip-vit-base-patch32, or cached (features made before).
+    #[arg(long, default_value = "clip-vit-base-patch16")]
+    vision: String,
+    /// Rows a micro-batch of one process.
+    #[arg(long, default_value_t = 16)]
+    batch_size: u64,
+    /// Micro-batches an update.
+    #[arg(long, default_value_t = 1)]
+    accumulation_steps: u64,
+    /// Positions of a row in a batch, image tokens and padding included.
+    #[arg(long, default_value_t = 300)]
+    seq_len: u64,
+    /// Supervised positions of a row.
+    #[arg(long, default_value_t = 30)]
+    supervised: u64,
+    /// Pictures of a row.
+    #[arg(long, default_value_t = 1)]
+    images: u64,
+    /// Rows of the data set.
+    #[arg(long, default_value_t = 595_375)]
+    rows: u64,
+    /// Passes over it.
+    #[arg(long, default_value_t = 4)]
+    epochs: u64,
+    /// Last blocks trained beside the projector.
+    #[arg(long, default_value_t = 1)]
+    unfreeze_last_layers: u64,
+    /// First blocks trained beside the projector.
+    #[arg(long, default_value_t = 0)]
+    unfreeze_first_layers: u64,
+    /// Train all of the language model.
+    #[arg(long)]
+    train_lm: bool,
+    /// Train the vision encoder too.
+    #[arg(long)]
+    train_vision: bool,
+    /// bfloat16 or float32 [default: bfloat16, float32 on the CPU].
+    #[arg(long)]
+    dtype: Option<String>,
+    /// Take shape, batch and rates from the out-dir of a finished run, and hold the plan against
+    /// what was measured there.
+    #[arg(long, value_name = "OUT_DIR")]
+    from_run: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// All that is worked out.
+#[derive(Debug, Clone)]
+struct Plan {
+    shape: Shape,
+    trained: Trained,
+    load: Load,
+    device: Device,
+    tensors: Vec<Tensor>,
+    work: Work,
+    time: Time,
+    memory: Memory,
+    checkpoint: CheckpointSize,
+    rows: u64,
+    epochs: u64,
+}
+
+impl Plan {
+    fn new(
+        shape: Shape,
+        trained: Trained,
+        load: Load,
+        device: Device,
+        (rows, epochs): (u64, u64),
+    ) -> Self {
+        let tensors = shape.tensors(trained);
+        let work = Work::count(&shape, trained, &load, &tensors);
+        Self {
+            time: Time::of(&work, &load, &device),
+            memory: Memory::count(&shape, trained, &load, &tensors),
+            checkpoint: CheckpointSize::count(&tensors),
+            shape,
+            trained,
+            load,
+            device,
+            tensors,
+            work,
+            rows,
+            epochs,
+        }
+    }
+
+    fn samples_per_sec(&self) -> f64 {
+        (self.load.gpus * self.load.batch_size) as f64 / self.time.step()
+    }
+}
+
+/// Runs the command.
+pub fn run(args: Vec<OsString>) -> Result<ExitCode> {
+    let name = OsString::from("cargo xtask plan");
+    let args = PlanArgs::parse_from(std::iter::once(name).chain(args.into_iter().map(with_dashes)));
+    if let Some(out_dir) = &args.from_run {
+        let text = check::run(out_dir, args.json)?;
+        print!("{text}");
+        return Ok(ExitCode::SUCCESS);
+    }
+    let plan = plan(&args)?;
+    if args.json {
+        println!("{:#}", report::json(&plan));
+    } else {
+        print!("{}", report::text(&plan));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn plan(args: &PlanArgs) -> Result<Plan> {
+    let counts = [
+        ("gpus", args.gpus),
+        ("gpus-per-node", args.gpus_per_node),
+        ("dim", args.dim),
+        ("n-layers", args.n_layers),
+        ("n-heads", args.n_heads),
+        ("n-kv-heads", args.n_kv_heads),
+        ("vocab-size", args.vocab_size),
+        ("batch-size", args.batch_size),
+        ("accumulation-steps", args.accumulation_steps),
+        ("seq-len", args.seq_len),
+        ("rows", args.rows),
+        ("epochs", args.epochs),
+    ];
+    if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
+        return Err(usage_error(format!("--{name} is 0; it must be at least 1")));
+    }
+    if !args.dim.is_multiple_of(args.n_heads) || !args.n_heads.is_multiple_of(args.n_kv_heads) {
+        return Err(usage_error(format!(
+            "--dim {} over --n-heads {}, and these over --n-kv-heads {}, must divide evenly",
+            args.dim, args.n_heads, args.n_kv_heads
+        )));
+    }
+    if args.supervised > args.seq_len {
+        return Err(usage_error(format!(
+            "--supervised {} of --seq-len {}: a row has no more positions than that",
+            args.supervised, args.seq_len
+        )));
+    }
+    let (vision, features_are_cached) = match args.vision.as_str() {
+        "clip-vit-base-patch16" => (Vision::clip_base(16), false),
+        "clip-vit-base-patch32" => (Vision::clip_base(32), false),
+        "cached" => (Vision::clip_base(16), true),
+        other => {
+            return Err(usage_error(format!(
+                "--vision {other}: known are clip-vit-base-patch16, clip-vit-base-patch32 and cached"
+            )));
+        }
+    };
+    if args.images * vision.num_patches() > args.seq_len {
+        return Err(usage_error(format!(
+            "--seq-len {} has no room for the {} tokens of --images {}",
+            args.seq_len,
+            args.images * vision.num_patches(),
+            args.images
+        )));
+    }
+    if features_are_cached && args.train_vision {
+        return Err(usage_error("--train-vision with --vision cached: features do not change"));
+    }
+    let is_bfloat16 = match args.dtype.as_deref() {
+        Some("bfloat16") => true,
+        Some("float32") => false,
+        None => args.gpu != "cpu",
+        Some(other) => {
+            return Err(usage_error(format!("--dtype {other}: known are bfloat16 and float32")));
+        }
+    };
+    let shape = Shape {
+        dim: args.dim,
+        n_layers: args.n_layers,
+        n_heads: args.n_heads,
+        n_kv_heads: args.n_kv_heads,
+        vocab_size: args.vocab_size,
+        intermediate_size: shape::intermediate_size(args.dim),
+        experts: args.use_moe.then_some(Experts::MINIMIND),
+        vision,
+    };
+    let trained = Trained {
+        first_layers: args.unfreeze_first_layers,
+        last_layers: args.unfreeze_last_layers,
+        lm: args.train_lm,
+        vision: args.train_vision,
+    };
+    let load = Load {
+        batch_size: args.batch_size,
+        seq_len: args.seq_len,
+        supervised: args.supervised,
+        images: args.images,
+        features_are_cached,
+        accumulation_steps: args.accumulation_steps,
+        is_bfloat16,
+        gpus: args.gpus,
+        gpus_per_node: args.gpus_per_node,
+        network_bytes_per_sec: args.network_gbits * 1e9 / 8.0,
+    };
+    let device = Device::find(&args.gpu, args.gflops, args.memory_gbytes)?;
+    Ok(Plan::new(shape, trained, load, device, (args.rows, args.epochs)))
+}
+
+/// `--n_layers` is `--n-layers` here, as in every command.
+fn with_dashes(arg: OsString) -> OsString {
+    let Some(flag) = arg.to_str().filter(|text| text.starts_with("--")) else { return arg };
+    match flag.split_once('=') {
+        Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
+        None => flag.replace('_', "-").into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::workspace::UsageError;
+
+    fn of(text: &str) -> Result<Plan> {
+        let words = text.split_whitespace().map(|word| with_dashes(word.into()));
+        plan(&PlanArgs::try_parse_from(std::iter::once("plan".into()).chain(words))?)
+    }
+
+    #[test]
+    fn flags_in_both_spellings_make_a_plan() {
+        let plan = of("--gpus 8 --gpu h200 --n_layers 16 --dim=768 --use_moe").unwrap();
+        assert_eq!((plan.shape.n_layers, plan.load.gpus), (16, 8));
+        assert!(plan.shape.experts.is_some());
+        let text = report::text(&plan);
+        for part in ["step", "samples/s", "memory", "checkpoint", "assumed", "data sheet"] {
+            assert!(text.contains(part), "{part} is not in:\n{text}");
+        }
+        assert!(report::json(&plan)["step_ms"].as_f64().unwrap() > 0.0);
+    }
+
+    #[test]
+    fn requests_that_make_no_run_are_usage_errors() {
+        for (wrong, said) in [
+            ("--gpus 0", "at least 1"),
+            ("--dim 500", "divide evenly"),
+            ("--seq-len 100", "no room"),
+            ("--supervised 400", "no more positions"),
+            ("--vision resnet", "clip-vit-base-patch16"),
+            ("--vision cached --train-vision", "do not change"),
+            ("--dtype float8", "bfloat16"),
+            ("--gpu cpu", "--gflops"),
+        ] {
+            let error = of(wrong).unwrap_err();
+            assert!(error.is::<UsageError>() && error.to_string().contains(said), "{error}");
+        }
+    }
+
+    #[test]
+    fn more_gpus_finish_sooner_and_never_faster_than_their_number() {
+        let days = |text: &str| 1.0 / of(text).unwrap().samples_per_sec();
+        let (one, eight) = (days("--gpus 1"), days("--gpus 8"));
+        assert!(eight < one && eight >= one / 8.0);
+    }
+}

@@ -1,0 +1,191 @@
+//! A plan in words and in JSON: what was counted, what was estimated, and from what.
+
+use serde_json::{Value, json};
+
+use super::Plan;
+use super::cost::{NETWORK_SHARE, bytes_per_update, num_trained};
+use super::shape::Tensor;
+
+/// Milliseconds of one core for a row: decoding a 500×375 JPEG, the processor, template and ids.
+/// Measured with the Python reference on one core of a 2-core machine.
+const ROW_MS: f64 = 0.9 + 4.0 + 0.44;
+const DAY: f64 = 86_400.0;
+
+/// The plan as a table, with a line break after every line.
+pub fn text(plan: &Plan) -> String {
+    let Plan { load, device, time, memory, work, .. } = plan;
+    let rate = plan.samples_per_sec();
+    let secs = (plan.rows * plan.epochs) as f64 / rate;
+    let lm: u64 = plan.tensors.iter().map(Tensor::numel).sum();
+    let trained = num_trained(&plan.shape, plan.trained, &plan.tensors);
+    let dtype = if load.is_bfloat16 { "bfloat16" } else { "float32" };
+    let mut lines = vec![
+        format!(
+            "{} × {}, {dtype}, {} rows of {} positions each",
+            load.gpus, device.name, load.batch_size, load.seq_len
+        ),
+        format!(
+            "parameters   {} language model and projector, {} vision encoder; {} trained",
+            millions(lm),
+            millions(plan.shape.vision.num_parameters()),
+            millions(trained)
+        ),
+        format!(
+            "operations   {:.3} T a micro-batch and rank: {:.0}% vision, {:.0}% language model \
+            forward, {:.0}% backward",
+            work.flops() / 1e12,
+            percent(work.vision_flops, work.flops()),
+            percent(work.lm_flops, work.flops()),
+            percent(work.backward_flops, work.flops())
+        ),
+        format!(
+            "step         {:.2} ms: products {:.2} + memory {:.2}{}, + communication not \
+            hidden {:.2}",
+            time.step() * 1e3,
+            time.products * 1e3,
+            time.traffic * 1e3,
+            if time.launches > time.products + time.traffic {
+                format!(", held up to {:.2} by starting kernels", time.launches * 1e3)
+            } else {
+                String::new()
+            },
+            time.exposed * 1e3
+        ),
+        format!(
+            "rate         {} samples/s; {} rows × {} epochs in {}",
+            short(rate),
+            plan.rows,
+            plan.epochs,
+            duration(secs)
+        ),
+        format!(
+            "network      {} sent by a rank for an update, {:.2} ms, {:.1}% of the step not \
+            hidden under the backward pass",
+            bytes(bytes_per_update(work.num_trained, load.gpus) as u64),
+            time.communication * 1e3,
+            percent(time.exposed, time.step())
+        ),
+        format!(
+            "memory       {} a rank: weights {}, gradients {}, optimizer {}, activations {}; \
+            the device has {}",
+            bytes(memory.total()),
+            bytes(memory.weights),
+            bytes(memory.gradients),
+            bytes(memory.optimizer),
+            bytes(memory.activations),
+            bytes(device.memory_bytes as u64)
+        ),
+        format!(
+            "checkpoint   {}: weights {}, optimizer {}",
+            bytes(plan.checkpoint.total()),
+            bytes(plan.checkpoint.model),
+            bytes(plan.checkpoint.optimizer)
+        ),
+    ];
+    if !load.features_are_cached {
+        lines.push(format!(
+            "data         {:.1} cores busy with pictures ({ROW_MS:.1} ms a row, the Python \
+             reference's, measured; `cargo xtask vlm cache-features` spares them)",
+            rate * ROW_MS / 1e3
+        ));
+    }
+    if memory.total() as f64 > device.memory_bytes {
+        lines.push("it does not fit: lower --batch-size and raise --accumulation-steps".to_owned());
+    }
+    lines.push(constants(plan));
+    lines.join("\n") + "\n"
+}
+
+/// What the numbers rest on.
+fn constants(plan: &Plan) -> String {
+    let device = &plan.device;
+    let flops = if plan.load.is_bfloat16 { device.bfloat16_flops } else { device.float32_flops };
+    let mut text = format!(
+        "rests on     {} TFLOP/s × {:.2} and {} GB/s × {:.2} ({}; the shares are assumed, not \
+         measured)",
+        short(flops / 1e12),
+        device.flops_share,
+        short(device.memory_bytes_per_sec / 1e9),
+        device.memory_share,
+        device.source,
+    );
+    if device.launch_secs > 0.0 {
+        text += &format!(
+            "; {:.0} kernels × {:.0} µs (counted; assumed)",
+            plan.work.kernels,
+            device.launch_secs * 1e6
+        );
+    }
+    if plan.load.gpus > 1 {
+        text += &format!(
+            "; {:.0} GB/s between devices (data sheet), {:.0} between machines of {} \
+             (--network-gbits), × {NETWORK_SHARE} (assumed)",
+            device.link_bytes_per_sec / 1e9,
+            plan.load.network_bytes_per_sec / 1e9,
+            plan.load.gpus_per_node,
+        );
+    }
+    text
+}
+
+/// The plan's numbers by name.
+pub fn json(plan: &Plan) -> Value {
+    let Plan { load, time, memory, work, .. } = plan;
+    json!({
+        "lm_parameters": plan.tensors.iter().map(Tensor::numel).sum::<u64>(),
+        "vision_parameters": plan.shape.vision.num_parameters(),
+        "trainable_parameters": num_trained(&plan.shape, plan.trained, &plan.tensors),
+        "flops_per_step_and_rank": work.flops(),
+        "step_ms": time.step() * 1e3,
+        "samples_per_sec": plan.samples_per_sec(),
+        "communication_ms": time.communication * 1e3,
+        "communication_share": time.exposed / time.step(),
+        "gradient_bytes_per_update": work.num_trained * 4.0,
+        "sent_bytes_per_update_and_rank": bytes_per_update(work.num_trained, load.gpus),
+        "memory_bytes": {
+            "weights": memory.weights,
+            "gradients": memory.gradients,
+            "optimizer": memory.optimizer,
+            "activations": memory.activations,
+            "total": memory.total(),
+        },
+        "checkpoint_bytes": {
+            "model.safetensors": plan.checkpoint.model,
+            "optimizer.safetensors": plan.checkpoint.optimizer,
+        },
+        "days": (plan.rows * plan.epochs) as f64 / plan.samples_per_sec() / DAY,
+        "rests_on": constants(plan),
+    })
+}
+
+fn percent(part: f64, whole: f64) -> f64 {
+    100.0 * part / whole
+}
+
+fn millions(count: u64) -> String {
+    format!("{:.3} M", count as f64 / 1e6)
+}
+
+/// Three figures, or all before the point.
+fn short(value: f64) -> String {
+    let decimals = (2.0 - value.abs().max(1e-9).log10().floor()).clamp(0.0, 6.0) as usize;
+    format!("{value:.decimals$}")
+}
+
+/// In the largest unit of which there is at least one.
+pub fn bytes(count: u64) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    match units.into_iter().find(|(bits, _)| count >> bits > 0) {
+        Some((bits, unit)) => format!("{:.2} {unit}", count as f64 / (1_u64 << bits) as f64),
+        None => format!("{count} B"),
+    }
+}
+
+fn duration(secs: f64) -> String {
+    match secs {
+        _ if secs >= 2.0 * DAY => format!("{:.1} days", secs / DAY),
+        _ if secs >= 7200.0 => format!("{:.1} hours ({:.2} days)", secs / 3600.0, secs / DAY),
+        _ if secs >= 120.0 => format!("{:.1} minutes", secs / 60.0),
+        _ => format!("{secs:.1} s"),
+    }
+}
