@@ -62,7 +62,7 @@ pub struct Ended {
 }
 
 impl Ended {
-    fn of(output: &Output) -> Self {
+    pub fn of(output: &Output) -> Self {
         Self {
             code: output.status.code().expect("vlm was killed by a signal"),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),

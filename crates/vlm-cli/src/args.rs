@@ -29,6 +29,10 @@ pub enum Command {
     DemoWeights(DemoWeightsArgs),
     /// Write random weights of a given shape, for trials.
     Init(InitArgs),
+    /// Answer about pictures, with a trained model: one prompt, many, or a conversation.
+    Generate(Box<crate::generate::GenerateArgs>),
+    /// Judge a trained model on rows: loss, perplexity, captions.
+    Eval(Box<crate::eval::EvalArgs>),
     /// Show names, shapes, types and sums of a weight file.
     Inspect(InspectArgs),
 }
@@ -243,7 +247,7 @@ fn parse_bool(text: &str) -> Result<bool, String> {
 }
 
 /// Reads a value by the name that the configuration file gives it.
-fn parse_named<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
+pub fn parse_named<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|e| e.to_string())
 }
 

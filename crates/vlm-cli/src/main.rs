@@ -1,12 +1,17 @@
 //! The command `vlm`: arguments → configuration → one call. All work is done in the libraries.
 
+mod answer_rows;
 mod args;
+mod chat;
 mod demo;
+mod eval;
 mod exit;
+mod generate;
 mod init;
 mod inspect;
 mod interrupt;
 mod pretrain;
+mod trained;
 
 use std::process::ExitCode;
 
@@ -27,6 +32,8 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => pretrain::run(*args),
         Command::DemoWeights(args) => demo::make_weights(&args),
         Command::Init(args) => init::run(&args),
+        Command::Generate(args) => generate::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
     })
 }

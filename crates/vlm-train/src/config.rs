@@ -25,6 +25,32 @@ pub struct TrainConfig {
     pub run: RunConfig,
 }
 
+/// Which of the two trainings a run is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stage {
+    /// Alignment on images with captions.
+    #[default]
+    Pretrain,
+    /// Instruction rows, from what pretraining left.
+    Sft,
+}
+
+impl Stage {
+    /// What the stage's files are named after.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pretrain => "pretrain",
+            Self::Sft => "sft",
+        }
+    }
+
+    /// Base name of the weights that a run leaves, as the reference names them.
+    pub fn weights_name(self, dim: i64, use_moe: bool) -> String {
+        format!("{}_vlm_{dim}{}", self.name(), if use_moe { "_moe" } else { "" })
+    }
+}
+
 /// Where rows come from and in what order.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

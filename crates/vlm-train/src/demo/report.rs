@@ -4,6 +4,8 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use vlm_data::demo::HeldOutGroup;
 
+use crate::text_score::{is_exact, words};
+
 /// Sums over captions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Accuracy {
@@ -22,7 +24,7 @@ impl Accuracy {
     pub fn add(&mut self, caption: &str, reference: &str) {
         let (words, found) = (words(reference), words(caption));
         self.num_captions += 1;
-        self.num_exact += usize::from(caption.trim() == reference.trim());
+        self.num_exact += usize::from(is_exact(caption, reference));
         self.num_words += words.len();
         self.num_right_words +=
             words.iter().zip(&found).filter(|(word, found)| word == found).count();
@@ -48,23 +50,6 @@ impl Accuracy {
 
 fn share(part: usize, whole: usize) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
-}
-
-/// The words of a Latin text, the characters of a Chinese one; punctuation belongs to its word.
-fn words(text: &str) -> Vec<String> {
-    let mut words: Vec<String> = Vec::new();
-    let mut is_open = false;
-    for character in text.chars() {
-        if character.is_whitespace() {
-            is_open = false;
-        } else if character.is_ascii() && is_open {
-            words.last_mut().into_iter().for_each(|word| word.push(character));
-        } else {
-            words.push(character.to_string());
-            is_open = character.is_ascii();
-        }
-    }
-    words
 }
 
 /// One model's accuracy, group by group.
@@ -163,12 +148,6 @@ mod tests {
 
     const ONE_SEEN: HeldOutGroup = HeldOutGroup { num_objects: 1, unseen_pair: false };
     const TWO_UNSEEN: HeldOutGroup = HeldOutGroup { num_objects: 2, unseen_pair: true };
-
-    #[test]
-    fn words_are_latin_words_and_chinese_characters() {
-        assert_eq!(words("A red ring."), ["A", "red", "ring."]);
-        assert_eq!(words("左侧有 ok。"), ["左", "侧", "有", "ok", "。"]);
-    }
 
     #[test]
     fn a_wrong_colour_costs_one_word_and_the_exactness() {

@@ -1,0 +1,88 @@
+//! `vlm eval`: a trained model on rows it was not trained on.
+
+use std::path::PathBuf;
+use std::thread::available_parallelism;
+
+use anyhow::Result;
+use clap::Args;
+use vlm_train::eval::{EvalOptions, EvalReport, Evaluator};
+
+use crate::generate::at_least_one;
+use crate::trained::TrainedArgs;
+
+/// Flags of `vlm eval`.
+#[derive(Debug, Args)]
+pub struct EvalArgs {
+    #[command(flatten)]
+    pub trained: TrainedArgs,
+    /// Rows, as for training.
+    #[arg(long, value_name = "FILE")]
+    pub data_path: PathBuf,
+    /// Root folder of the image names in the rows [default: the folder of the rows].
+    #[arg(long, value_name = "DIR")]
+    pub images_path: Option<PathBuf>,
+    /// Rows at once.
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
+    pub batch_size: usize,
+    /// Tokens a row is cut at, for the loss.
+    #[arg(long, value_name = "N", default_value_t = 640, value_parser = at_least_one)]
+    pub max_seq_len: usize,
+    /// The loss is of all rows; this many are answered, too, and compared.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    pub max_rows: usize,
+    /// Most new tokens an answer.
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
+    pub max_new_tokens: usize,
+    /// Loader threads [default: cores].
+    #[arg(long, value_name = "N")]
+    pub num_workers: Option<usize>,
+    /// Print one JSON object instead of the table.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: &EvalArgs) -> Result<()> {
+    let trained = args.trained.open()?;
+    let cores = available_parallelism().map_or(1, usize::from);
+    let evaluator = Evaluator::open(
+        &args.data_path,
+        args.images_path.as_deref(),
+        &trained.tokenizer,
+        &trained.processor,
+        trained.model.tokens_per_image() as usize,
+        EvalOptions {
+            batch_size: args.batch_size,
+            max_seq_len: args.max_seq_len,
+            num_workers: args.num_workers.unwrap_or(cores),
+            max_captions: args.max_rows,
+            max_new_tokens: args.max_new_tokens,
+        },
+    )?;
+    let report = evaluator.evaluate(&trained.model, trained.dtype)?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print!("{}", table(&report));
+    }
+    Ok(())
+}
+
+fn table(report: &EvalReport) -> String {
+    let number = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.4}"));
+    let percent = |value: Option<f64>| {
+        value.map_or("–".to_owned(), |value| format!("{:.1}%", 100.0 * value))
+    };
+    let lines = [
+        ("rows", report.rows.to_string()),
+        ("rows that cannot be used", report.rejected_rows.to_string()),
+        ("supervised tokens", report.supervised_tokens.to_string()),
+        ("loss (nats a token)", number(report.loss)),
+        ("perplexity", number(report.perplexity)),
+        ("rows answered", report.captions.to_string()),
+        ("exactly right", percent(report.exact)),
+        ("token F1", percent(report.token_f1)),
+        ("seconds", format!("{:.1}", report.secs)),
+    ];
+    lines.into_iter().map(|(name, value)| format!("{name:<26}{value:>12}\n")).collect()
+}

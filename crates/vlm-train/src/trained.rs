@@ -1,0 +1,179 @@
+//! A model that a run left, opened again to answer or to be judged.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+use vlm_data::{ChatTokenizer, ImageProcessor};
+use vlm_model::weights::Weights;
+use vlm_model::{FreezePolicy, Vlm};
+
+use crate::TrainError;
+use crate::assemble::{build_model, settle_shapes};
+use crate::config::{ModelConfig, ShapeRequest, Stage};
+use crate::precision::{self, Dtype};
+
+/// Where a model is to be found.
+#[derive(Debug, Clone)]
+pub struct TrainedSource {
+    /// The folder of a run, or a weight file; `config.json` there says what belongs to it.
+    pub model: PathBuf,
+    /// Another vision encoder's folder than `config.json` says.
+    pub vision: Option<PathBuf>,
+    /// Another tokenizer's folder than `config.json` says.
+    pub tokenizer: Option<PathBuf>,
+    /// `auto`, `cpu`, `cuda` or `cuda:N`.
+    pub device: String,
+    /// Forward arithmetic; `None`: bfloat16 on CUDA, float32 on the CPU.
+    pub dtype: Option<Dtype>,
+}
+
+/// A model with what belongs to it.
+pub struct TrainedModel {
+    /// The model, with nothing to be trained.
+    pub model: Vlm,
+    /// Its tokenizer.
+    pub tokenizer: Arc<ChatTokenizer>,
+    /// Its image preprocessing.
+    pub processor: Arc<ImageProcessor>,
+    /// Forward arithmetic.
+    pub dtype: Dtype,
+    /// The weight file that was read.
+    pub weights: PathBuf,
+}
+
+impl TrainedModel {
+    /// Finds and reads everything.
+    ///
+    /// # Errors
+    /// A part that cannot be found, with the flag that names it; parts that do not fit each other;
+    /// weights without a projector.
+    pub fn open(source: &TrainedSource) -> Result<Self, TrainError> {
+        let device = precision::device(&source.device)?;
+        let folder = if source.model.is_dir() {
+            source.model.as_path()
+        } else {
+            source.model.parent().unwrap_or(Path::new("."))
+        };
+        let written = read_config(folder);
+        let weights = find_weights(&source.model, &written)?;
+        let part = |given: &Option<PathBuf>, name: &str, beside: PathBuf| match given {
+            Some(path) => Ok(path.clone()),
+            None => find_part(folder, &written, name, beside),
+        };
+        let tokenizer_folder = part(&source.tokenizer, "tokenizer", folder.to_owned())?;
+        let config = ModelConfig {
+            lm: Some(weights.clone()),
+            vision: part(&source.vision, "vision", folder.join("vision"))?,
+            tokenizer: tokenizer_folder.clone(),
+            shape: ShapeRequest::default(),
+            freeze: FreezePolicy::default(),
+        };
+        let tokenizer = Arc::new(ChatTokenizer::from_dir(&tokenizer_folder)?);
+        let shapes = settle_shapes(&config, &tokenizer, 0)?;
+        let processor = Arc::new(image_processor(&config.vision, shapes.vision.image_size)?);
+        require_projector(&weights)?;
+        let model = build_model(&config, &shapes, 0, device)?;
+        model.params().set_trainable(|_| false);
+        model.vision_params().set_trainable(|_| false);
+        let dtype = source.dtype.unwrap_or_else(|| Dtype::default_on(device));
+        Ok(Self { model, tokenizer, processor, dtype, weights })
+    }
+}
+
+fn read_config(folder: &Path) -> Value {
+    let text = std::fs::read_to_string(folder.join("config.json")).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// A weight file as it is; of a run's folder the later stage's weights, whole.
+fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, TrainError> {
+    if model.is_file() {
+        return Ok(model.to_owned());
+    }
+    if !model.is_dir() {
+        return Err(TrainError::Usage(format!(
+            "--model {} is not there; expected the --out-dir of a run, or a weight file",
+            model.display()
+        )));
+    }
+    let dim = written["dim"].as_i64().unwrap_or_default();
+    let use_moe = written["use_moe"].as_bool().unwrap_or_default();
+    for stage in [Stage::Sft, Stage::Pretrain] {
+        for extension in ["safetensors", "pth"] {
+            let name = format!("{}.{extension}", stage.weights_name(dim, use_moe));
+            let path = model.join(name);
+            if path.is_file() {
+                return Ok(path);
+            }
+        }
+    }
+    // A folder in another form, as `vlm-model` knows them.
+    if Weights::open(model).is_ok() {
+        return Ok(model.to_owned());
+    }
+    Err(TrainError::Usage(format!(
+        "--model {}: no weights there; expected {}.safetensors or .pth, as `vlm pretrain` leaves \
+         them",
+        model.display(),
+        Stage::Pretrain.weights_name(dim.max(1), use_moe)
+    )))
+}
+
+/// The folder that the run's `config.json` names, else one beside it.
+fn find_part(
+    folder: &Path,
+    written: &Value,
+    name: &str,
+    beside: PathBuf,
+) -> Result<PathBuf, TrainError> {
+    let named = written["run"]["model"][name].as_str().map(PathBuf::from);
+    if let Some(path) = &named
+        && path.is_dir()
+    {
+        return Ok(path.clone());
+    }
+    if ["tokenizer.json", "config.json"].iter().any(|file| beside.join(file).is_file())
+        && named.is_none()
+    {
+        return Ok(beside);
+    }
+    Err(TrainError::Usage(match named {
+        Some(path) => format!(
+            "{} says that the {name} is {}, which is not there (any more); give --{name}",
+            folder.join("config.json").display(),
+            path.display()
+        ),
+        None => format!("{} does not say where the {name} is; give --{name}", folder.display()),
+    }))
+}
+
+/// An answer about a picture by way of a random projector is no answer.
+fn require_projector(path: &Path) -> Result<(), TrainError> {
+    let weights = Weights::open(path).map_err(|e| TrainError::Usage(e.to_string()))?;
+    if weights.names().any(|name| name.contains("proj.")) {
+        return Ok(());
+    }
+    Err(TrainError::Usage(format!(
+        "{}: there is no projector in it, so this model has not learned to see; give the weights \
+         that `vlm pretrain` leaves",
+        path.display()
+    )))
+}
+
+/// The preprocessing beside a vision encoder that takes pictures of side `image_size`.
+///
+/// # Errors
+/// A file that cannot be read; pictures of another side.
+pub fn image_processor(vision: &Path, image_size: i64) -> Result<ImageProcessor, TrainError> {
+    let path = vision.join("preprocessor_config.json");
+    let processor = ImageProcessor::from_file(&path)?;
+    if processor.image_size() as i64 != image_size {
+        return Err(TrainError::Usage(format!(
+            "{} makes pictures of side {}, but the vision encoder beside it takes {image_size}",
+            path.display(),
+            processor.image_size()
+        )));
+    }
+    Ok(processor)
+}

@@ -1,0 +1,196 @@
+//! Answers of trained models, and their judgement.
+
+use std::io::Write;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+
+use crate::support::{Ended, Trial, binary, json_lines, vlm};
+
+const PROMPT: &str = "Describe the image.";
+
+/// A model that knows the eight pictures by heart.
+fn trained() -> &'static Trial {
+    static TRAINED: OnceLock<Trial> = OnceLock::new();
+    TRAINED.get_or_init(|| {
+        let trial = Trial::new();
+        trial
+            .pretrain(&[
+                "--batch-size",
+                "8",
+                "--epochs",
+                "150",
+                "--learning-rate",
+                "1e-2",
+                "--train-lm",
+                "--log-interval",
+                "50",
+                "--save-interval",
+                "1000",
+            ])
+            .assert_success();
+        trial
+    })
+}
+
+/// Runs a command of `vlm` on the trained model.
+fn with_model(command: &str, args: &[&str]) -> Ended {
+    let model = trained().path("out");
+    let mut all = vec![command, "--model", model.to_str().unwrap(), "--device", "cpu"];
+    all.extend(args);
+    vlm(&all)
+}
+
+fn picture(k: usize) -> String {
+    trained().path(&format!("images/{k}.png")).to_str().unwrap().to_owned()
+}
+
+fn rows() -> String {
+    trained().path("rows.jsonl").to_str().unwrap().to_owned()
+}
+
+fn images() -> String {
+    trained().path("images").to_str().unwrap().to_owned()
+}
+
+#[test]
+fn what_was_learned_is_answered_by_whatever_way_it_is_asked() {
+    let ended = with_model("generate", &["--image", &picture(3), "--prompt", PROMPT]);
+    ended.assert_success();
+    assert_eq!(ended.stdout, "A green circle.\n");
+
+    let output = trained().path("answers.jsonl");
+    let asked = ["--data-path", &rows(), "--images-path", &images(), "--batch-size", "3"];
+    let to_file = ["--output", output.to_str().unwrap()];
+    with_model("generate", &[&asked[..], &to_file].concat()).assert_success();
+    let lines = json_lines(&output);
+    assert_eq!(lines.len(), 8);
+    for line in &lines {
+        assert_eq!(line["answer"], line["expected"], "{line}");
+    }
+    assert_eq!(lines[2]["row"], "rows.jsonl:3");
+
+    let prompts = trained().path("prompts.txt");
+    // Of different lengths in one batch; the first is the one that was learned.
+    std::fs::write(&prompts, format!("{PROMPT}\nWhat?\n")).unwrap();
+    let ended = with_model(
+        "generate",
+        &["--image", &picture(5), "--prompts-file", prompts.to_str().unwrap()],
+    );
+    ended.assert_success();
+    let first: serde_json::Value =
+        serde_json::from_str(ended.stdout.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["prompt"], &first["answer"]), (&PROMPT.into(), &"A blue circle.".into()));
+    assert_eq!(ended.stdout.lines().count(), 2);
+}
+
+#[test]
+fn a_conversation_is_read_line_by_line() {
+    let mut child = Command::new(binary())
+        .args(["generate", "--device", "cpu", "--model"])
+        .arg(trained().path("out"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = format!(
+        "/image {}\n{PROMPT}\n/reset\n/image {}\n{PROMPT}\nAnd now?\n/nonsense\n/exit\nnot asked\n",
+        picture(0),
+        picture(6)
+    );
+    child.stdin.take().unwrap().write_all(said.as_bytes()).unwrap();
+    let ended = Ended::of(&child.wait_with_output().unwrap());
+    ended.assert_success();
+    let lines: Vec<&str> = ended.stdout.lines().collect();
+    assert_eq!(lines[..2], ["A red circle.", "A purple circle."]);
+    assert!(ended.stderr.contains("/nonsense is no command"), "{}", ended.stderr);
+}
+
+#[test]
+fn draws_are_the_same_for_the_same_seed() {
+    let ask = |seed: &str| {
+        let ended = with_model(
+            "generate",
+            &[
+                "--image",
+                &picture(1),
+                "--prompt",
+                "What?",
+                "--temperature",
+                "8",
+                "--max-new-tokens",
+                "12",
+                "--seed",
+                seed,
+            ],
+        );
+        ended.assert_success();
+        ended.stdout
+    };
+    assert_eq!(ask("1"), ask("1"));
+    assert_ne!(ask("1"), ask("2"));
+}
+
+#[test]
+fn what_cannot_be_asked_is_told() {
+    with_model("generate", &["--prompt", "x", "--image", "none.png"])
+        .assert_error(2, &["none.png"]);
+    with_model("generate", &["--prompt", "<image> and <image>", "--image", &picture(0)])
+        .assert_error(2, &["1 images and 2 <image>"]);
+    with_model("generate", &["--prompt", "x", "--top-p", "1.5"]).assert_error(2, &["top-p is 1.5"]);
+    with_model("generate", &["--prompt", "x", "--output", "y"]).assert_error(2, &["--output"]);
+    with_model("eval", &["--data-path", "none.jsonl"]).assert_error(2, &["none.jsonl"]);
+    vlm(&["generate", "--model", "no-such-folder", "--prompt", "x"])
+        .assert_error(2, &["--model no-such-folder"]);
+    let empty = tempfile::tempdir().unwrap();
+    vlm(&["generate", "--model", empty.path().to_str().unwrap(), "--prompt", "x"])
+        .assert_error(2, &["no weights there"]);
+}
+
+#[test]
+fn what_was_learned_by_heart_is_judged_perfect() {
+    let ended = with_model("eval", &["--data-path", &rows(), "--images-path", &images(), "--json"]);
+    ended.assert_success();
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((&report["rows"], &report["captions"]), (&8.into(), &8.into()));
+    assert_eq!((&report["exact"], &report["token_f1"]), (&1.0.into(), &1.0.into()));
+    let (loss, perplexity) =
+        (report["loss"].as_f64().unwrap(), report["perplexity"].as_f64().unwrap());
+    assert!(loss < 0.1 && (loss.exp() - perplexity).abs() < 1e-9, "{report}");
+
+    let table = with_model("eval", &["--data-path", &rows(), "--images-path", &images()]);
+    table.assert_success();
+    assert!(table.stdout.contains("exactly right"), "{}", table.stdout);
+    assert!(table.stdout.contains("100.0%"), "{}", table.stdout);
+}
+
+#[test]
+fn the_judged_loss_is_the_one_that_training_sees() {
+    let trial = Trial::new();
+    // A rate so small that the weights stay as they began: the step's loss is the saved model's.
+    trial.pretrain(&["--batch-size", "8", "--learning-rate", "1e-30"]).assert_success();
+    let out = trial.path("out");
+    let ended = vlm(&[
+        "eval",
+        "--device",
+        "cpu",
+        "--json",
+        "--batch-size",
+        "3",
+        "--max-rows",
+        "0",
+        "--model",
+        out.to_str().unwrap(),
+        "--data-path",
+        trial.path("rows.jsonl").to_str().unwrap(),
+        "--images-path",
+        trial.path("images").to_str().unwrap(),
+    ]);
+    ended.assert_success();
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    let (judged, seen) =
+        (report["loss"].as_f64().unwrap(), trial.metrics()[0]["loss"].as_f64().unwrap());
+    assert!((judged - seen).abs() < 1e-5, "{judged} against {seen}");
+    assert_eq!(report["supervised_tokens"], trial.metrics()[0]["supervised_tokens"]);
+    assert!(report["exact"].is_null() && report["captions"] == 0, "{report}");
+}
