@@ -57,6 +57,14 @@ pub struct PretrainArgs {
     /// Folder with tokenizer.json and tokenizer_config.json.
     #[arg(long, value_name = "DIR")]
     pub tokenizer: Option<PathBuf>,
+    /// How an image is spelled in the prompt: a single token of the tokenizer [default: that of the
+    /// language model's family].
+    #[arg(long, value_name = "TOKEN")]
+    pub image_token: Option<String>,
+    /// linear, mlp or merged-mlp [default: that of the weights, else of the language model's
+    /// family].
+    #[arg(long, value_name = "KIND", value_parser = parse_named::<vlm_model::ProjectorKind>)]
+    pub projector: Option<vlm_model::ProjectorKind>,
     /// Folder for all that the run writes [default: out].
     #[arg(long, value_name = "DIR")]
     pub out_dir: Option<PathBuf>,

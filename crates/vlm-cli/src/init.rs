@@ -9,7 +9,7 @@ use vlm_model::lm::{CausalLm, with_tied_output};
 use vlm_model::params::ParamStore;
 use vlm_model::vision::ClipVision;
 use vlm_model::weights::{self, Format};
-use vlm_model::{ClipVisionConfig, LmConfig};
+use vlm_model::{LmConfig, VisionConfig};
 use vlm_train::TrainError;
 
 use crate::args::InitArgs;
@@ -42,7 +42,7 @@ pub fn run(args: &InitArgs) -> Result<()> {
     tch::manual_seed(args.seed as i64);
     let store = ParamStore::new(Device::Cpu);
     let _ = CausalLm::new(&store.root(), &lm);
-    weights::save(&lm_path, &with_tied_output(store.named()), Format::Pth)?;
+    weights::save(&lm_path, &with_tied_output(store.named(), &lm), Format::Pth)?;
     write_json(&args.out_dir.join("config.json"), &serde_json::to_value(&lm)?)?;
     let millions = store.num_elements() as f64 / 1e6;
     println!("language model: {} ({millions:.1} M parameters)", lm_path.display());
@@ -57,11 +57,7 @@ pub fn run(args: &InitArgs) -> Result<()> {
 }
 
 /// Writes a vision encoder's folder in Hugging Face form, with CLIP's preprocessing.
-fn write_vision(
-    folder: &Path,
-    config: &ClipVisionConfig,
-    named: &[(String, Tensor)],
-) -> Result<()> {
+fn write_vision(folder: &Path, config: &VisionConfig, named: &[(String, Tensor)]) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     weights::save(&folder.join("model.safetensors"), named, Format::Safetensors)?;
     let mut vision_config = serde_json::to_value(config)?;
@@ -90,12 +86,12 @@ fn write_vision(
     write_json(&folder.join("preprocessor_config.json"), &preprocessor)
 }
 
-fn vision_config(name: &str) -> Result<Option<ClipVisionConfig>> {
+fn vision_config(name: &str) -> Result<Option<VisionConfig>> {
     match name {
         "none" => Ok(None),
-        "clip-vit-base-patch16" => Ok(Some(ClipVisionConfig::default())),
+        "clip-vit-base-patch16" => Ok(Some(VisionConfig::default())),
         "clip-vit-base-patch32" => {
-            Ok(Some(ClipVisionConfig { patch_size: 32, ..ClipVisionConfig::default() }))
+            Ok(Some(VisionConfig { patch_size: 32, ..VisionConfig::default() }))
         }
         other => Err(TrainError::Usage(format!(
             "--vision {other}: known are clip-vit-base-patch16, clip-vit-base-patch32 and none"

@@ -98,6 +98,8 @@ pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
                 "tokenizer",
                 "a folder with tokenizer.json and tokenizer_config.json",
             )?,
+            image_token: args.image_token,
+            projector: args.projector,
             shape,
             freeze: vlm_model::FreezePolicy {
                 train_vision: args.train_vision.unwrap_or(false),

@@ -103,6 +103,15 @@ impl ChatTokenizer {
     /// # Errors
     /// As [`Self::from_dir`].
     pub fn with_placeholder(dir: &Path, placeholder: ImagePlaceholder) -> Result<Self, DataError> {
+        Self::with_first_of(dir, &[placeholder])
+    }
+
+    /// As [`Self::from_dir`], with images spelled by the first of `placeholders` that is a single
+    /// token of this tokenizer.
+    ///
+    /// # Errors
+    /// As [`Self::from_dir`]; none of them is a single token.
+    pub fn with_first_of(dir: &Path, placeholders: &[ImagePlaceholder]) -> Result<Self, DataError> {
         let files = TokenizerFiles::read(dir)?;
         let hash = files.hash();
         let problem = |text: String| DataError::content(dir, text);
@@ -114,11 +123,18 @@ impl ChatTokenizer {
             problem(format!("the eos_token {:?} is not in tokenizer.json", files.eos_token))
         })?;
         let pad_token_id = files.pad_token.as_deref().and_then(id_of).unwrap_or(0);
-        let image_token_id = single_id(&tokenizer, &placeholder).ok_or_else(|| {
+        let fitting = placeholders.iter().find_map(|placeholder| {
+            Some((placeholder.clone(), single_id(&tokenizer, placeholder)?))
+        });
+        let (placeholder, image_token_id) = fitting.ok_or_else(|| {
+            let spelled: Vec<_> = placeholders
+                .iter()
+                .map(|placeholder| format!("{:?}", placeholder.token()))
+                .collect();
             problem(format!(
-                "the image placeholder {:?} is not a single token of tokenizer.json, so an image \
+                "the image placeholder {} is not a single token of tokenizer.json, so an image \
                  cannot have a token for each of its features",
-                placeholder.token()
+                spelled.join(" or ")
             ))
         })?;
         let template = ChatTemplate::new(files.chat_template, files.bos_token, files.eos_token)
@@ -144,6 +160,11 @@ impl ChatTokenizer {
     /// The id of each of an image's tokens.
     pub fn image_token_id(&self) -> i64 {
         self.image_token_id
+    }
+
+    /// How images are spelled.
+    pub fn placeholder(&self) -> &ImagePlaceholder {
+        &self.placeholder
     }
 
     /// The id that short rows are filled up with: the tokenizer's `pad_token`, otherwise 0.

@@ -1,6 +1,6 @@
 //! The string that an image becomes in the prompt.
 
-/// How images are spelled in a prompt: one character, once for each of the image's tokens.
+/// How images are spelled in a prompt: one token, once for each of the image's features.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImagePlaceholder {
     token: String,

@@ -1,4 +1,5 @@
-//! Pictures to the vision encoder's input, as Hugging Face's `CLIPImageProcessor` makes it.
+//! Pictures to the vision encoder's input, as Hugging Face's `CLIPImageProcessor` and
+//! `SiglipImageProcessor` make it.
 
 use std::path::Path;
 

@@ -37,8 +37,7 @@ struct File {
     size: Option<Size>,
     #[serde(default = "bicubic")]
     resample: u8,
-    #[serde(default = "yes")]
-    do_center_crop: bool,
+    do_center_crop: Option<bool>,
     crop_size: Option<Size>,
     #[serde(default = "yes")]
     do_rescale: bool,
@@ -70,10 +69,31 @@ fn one_255th() -> f64 {
     1.0 / 255.0
 }
 
-// CLIP's own numbers, which its processor takes where the file names none.
-const CLIP_SIDE: u32 = 224;
-const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
-const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+/// What a processor takes where the file says nothing.
+struct ClassDefaults {
+    size: Size,
+    do_center_crop: bool,
+    mean: [f64; 3],
+    std: [f64; 3],
+}
+
+const SIDE: u32 = 224;
+
+/// `CLIPImageProcessor`: the shorter side to 224, then the middle.
+const CLIP: ClassDefaults = ClassDefaults {
+    size: Size::ShortestEdge { shortest_edge: SIDE },
+    do_center_crop: true,
+    mean: [0.48145466, 0.4578275, 0.40821073],
+    std: [0.26862954, 0.26130258, 0.27577711],
+};
+
+/// `SiglipImageProcessor`: squeezed to 224 × 224, whatever the shape.
+const SIGLIP: ClassDefaults = ClassDefaults {
+    size: Size::Exact { height: SIDE, width: SIDE },
+    do_center_crop: false,
+    mean: [0.5; 3],
+    std: [0.5; 3],
+};
 
 /// More than any encoder takes; a mistyped number shall not eat the memory.
 const MAX_SIDE: u32 = 4096;
@@ -82,21 +102,29 @@ impl PreprocessConfig {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let file: File = serde_json::from_str(text)
             .map_err(|e| format!("not the settings of an image processor: {e}"))?;
-        if let Some(kind) = &file.image_processor_type
-            && !kind.starts_with("CLIP")
-        {
-            return Err(format!("expected a CLIPImageProcessor, found {kind}"));
-        }
-        let resize = match (file.do_resize, file.size) {
+        let class = match file.image_processor_type.as_deref() {
+            None => CLIP,
+            Some(kind) if kind.starts_with("CLIP") => CLIP,
+            Some("SiglipImageProcessor" | "SiglipImageProcessorFast") => SIGLIP,
+            Some(kind) => {
+                return Err(format!(
+                    "expected a CLIPImageProcessor or SiglipImageProcessor, found {kind}"
+                ));
+            }
+        };
+        let resize = match (file.do_resize, file.size.unwrap_or(class.size)) {
             (false, _) => Resize::No,
-            (true, None) => Resize::ShortestEdge(CLIP_SIDE),
-            (true, Some(Size::Side(edge) | Size::ShortestEdge { shortest_edge: edge })) => {
+            // A SigLIP's number is both sides, a CLIP's the shorter one.
+            (true, Size::Side(side)) if !class.do_center_crop => {
+                Resize::Exact { width: side, height: side }
+            }
+            (true, Size::Side(edge) | Size::ShortestEdge { shortest_edge: edge }) => {
                 Resize::ShortestEdge(edge)
             }
-            (true, Some(Size::Exact { height, width })) => Resize::Exact { width, height },
+            (true, Size::Exact { height, width }) => Resize::Exact { width, height },
         };
-        let side = if file.do_center_crop {
-            match file.crop_size.unwrap_or(Size::Side(CLIP_SIDE)) {
+        let side = if file.do_center_crop.unwrap_or(class.do_center_crop) {
+            match file.crop_size.unwrap_or(Size::Side(SIDE)) {
                 Size::Side(side) => side,
                 Size::Exact { height, width } if height == width => height,
                 Size::Exact { height, width } => {
@@ -139,7 +167,7 @@ impl PreprocessConfig {
         if file.resample > 5 {
             return Err(format!("resample is {}; known are Pillow's 0 to 5", file.resample));
         }
-        let std = file.image_std.unwrap_or(CLIP_STD);
+        let std = file.image_std.unwrap_or(class.std);
         if file.do_normalize && std.contains(&0.0) {
             return Err(format!("image_std is {std:?}; it divides and must not be 0"));
         }
@@ -148,7 +176,7 @@ impl PreprocessConfig {
             side,
             resample: file.resample,
             rescale_factor: if file.do_rescale { file.rescale_factor } else { 1.0 },
-            mean: if file.do_normalize { file.image_mean.unwrap_or(CLIP_MEAN) } else { [0.0; 3] },
+            mean: if file.do_normalize { file.image_mean.unwrap_or(class.mean) } else { [0.0; 3] },
             std: if file.do_normalize { std } else { [1.0; 3] },
         })
     }
@@ -180,6 +208,21 @@ mod tests {
     }
 
     #[test]
+    fn siglip_squeezes_and_centres_on_grey() {
+        let config =
+            PreprocessConfig::parse(r#"{"image_processor_type": "SiglipImageProcessor"}"#).unwrap();
+        let squeezed = Resize::Exact { width: 224, height: 224 };
+        assert_eq!((config.resize, config.side), (squeezed, 224));
+        assert_eq!((config.level(1, 0), config.level(1, 255)), (-1.0, 1.0));
+        let config = PreprocessConfig::parse(
+            r#"{"image_processor_type": "SiglipImageProcessor", "resample": 2,
+                "size": {"height": 256, "width": 256}}"#,
+        )
+        .unwrap();
+        assert_eq!((config.side, config.resample), (256, 2));
+    }
+
+    #[test]
     fn steps_that_are_off_change_nothing() {
         let config = PreprocessConfig::parse(
             r#"{"do_resize": false, "do_rescale": false, "do_normalize": false}"#,
@@ -199,6 +242,7 @@ mod tests {
             (r#"{"resample": 9}"#, "resample"),
             (r#"{"image_std": [1, 0, 1]}"#, "image_std"),
             (r#"{"image_processor_type": "ViTImageProcessor"}"#, "found ViT"),
+            (r#"{"image_processor_type": "Siglip2ImageProcessor"}"#, "found Siglip2"),
             ("[]", "not the settings"),
         ] {
             let error = PreprocessConfig::parse(text).unwrap_err();

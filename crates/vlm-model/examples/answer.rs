@@ -5,18 +5,18 @@
 use tch::{Device, Kind, Tensor};
 use vlm_model::generate::{GenerateOptions, Prompt, generate};
 use vlm_model::sampling::Sampling;
-use vlm_model::{ClipVisionConfig, ImageInput, LmConfig, ModelError, Vlm};
+use vlm_model::{ImageInput, LmConfig, ModelError, VisionConfig, Vlm};
 
 fn main() -> Result<(), ModelError> {
     tch::manual_seed(1);
     let lm = LmConfig { dim: 64, n_layers: 2, vocab_size: 100, ..LmConfig::default() };
-    let vision = ClipVisionConfig {
+    let vision = VisionConfig {
         hidden_size: 48,
         num_attention_heads: 4,
         num_hidden_layers: 2,
         intermediate_size: 96,
         patch_size: 32,
-        ..ClipVisionConfig::default()
+        ..VisionConfig::default()
     };
     let model = Vlm::new(&lm, &vision, Device::Cpu)?;
     println!("one picture takes the place of {} tokens", model.tokens_per_image());

@@ -4,17 +4,17 @@
 
 use tch::{Kind, Tensor};
 
-use crate::config::LmConfig;
+use crate::config::{LmConfig, LmFamily};
 use crate::layers::Linear;
 use crate::lm::inits;
 use crate::params::{Init, Scope};
 
-/// SwiGLU (Shazeer 2020): `w2(silu(w1 x) · w3 x)`.
+/// SwiGLU (Shazeer 2020): `down(silu(gate x) · up x)`.
 #[derive(Debug)]
 pub(crate) struct SwiGlu {
-    w1: Linear,
-    w2: Linear,
-    w3: Linear,
+    gate: Linear,
+    down: Linear,
+    up: Linear,
     dropout: f64,
 }
 
@@ -22,22 +22,34 @@ impl SwiGlu {
     fn new(scope: &Scope, config: &LmConfig) -> Self {
         let (dim, width) = (config.dim, config.intermediate_size());
         let (init, residual) = inits(config);
+        let names = config.names();
         Self {
-            w1: Linear::without_bias(&scope.sub("w1"), dim, width, init),
-            w2: Linear::without_bias(&scope.sub("w2"), width, dim, residual),
-            w3: Linear::without_bias(&scope.sub("w3"), dim, width, init),
-            dropout: config.dropout,
+            gate: Linear::without_bias(&scope.sub(names.gate), dim, width, init),
+            down: Linear::without_bias(&scope.sub(names.down), width, dim, residual),
+            up: Linear::without_bias(&scope.sub(names.up), dim, width, init),
+            // The Hugging Face forms have no dropout here.
+            dropout: if config.family == LmFamily::MiniMind { config.dropout } else { 0.0 },
         }
     }
 
     /// `[…, H]` → `[…, H]`.
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let gated = self.w1.forward(x).silu() * self.w3.forward(x);
-        self.w2.forward(&gated).dropout(self.dropout, train)
+        let gated = self.gate.forward(x).silu() * self.up.forward(x);
+        self.down.forward(&gated).dropout(self.dropout, train)
     }
 }
 
-/// Routed experts and a shared one (DeepSeekMoE, Dai et al. 2024), as MiniMind's `MOEFeedForward`.
+/// Over what the experts' load is balanced.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Balance {
+    /// Each row by itself: DeepSeek-V2's loss (section 2.2.2), MiniMind of April 2025.
+    Row,
+    /// All tokens of the batch: Switch Transformer's (Fedus et al. 2021), MiniMind's present form.
+    Batch,
+}
+
+/// Routed experts and a shared one (DeepSeekMoE, Dai et al. 2024), as MiniMind's `MOEFeedForward`
+/// of either form.
 ///
 /// Differs from the reference on purpose: expert outputs stay in the working precision (there,
 /// they and their gradients pass through float16).
@@ -48,6 +60,7 @@ pub(crate) struct MixtureOfExperts {
     shared_experts: Option<SwiGlu>,
     experts_per_token: i64,
     normalise: bool,
+    balance: Balance,
     aux_loss_alpha: f64,
 }
 
@@ -55,12 +68,14 @@ impl MixtureOfExperts {
     fn new(scope: &Scope, config: &LmConfig) -> Self {
         let moe = &config.moe;
         let bound = (1.0 / config.dim as f64).sqrt();
-        let experts = scope.sub("experts");
+        let names = config.names();
+        let experts = scope.sub(names.experts);
+        let is_present_form = config.family == LmFamily::MiniMind3;
         Self {
             experts: (0..moe.n_routed_experts)
                 .map(|index| SwiGlu::new(&experts.sub(index), config))
                 .collect(),
-            gate: scope.sub("gate").param(
+            gate: scope.sub(names.router).param(
                 "weight",
                 &[moe.n_routed_experts, config.dim],
                 Init::Uniform(bound),
@@ -68,9 +83,12 @@ impl MixtureOfExperts {
             shared_experts: moe
                 .n_shared_experts
                 .filter(|&n| n > 0)
-                .map(|_| SwiGlu::new(&scope.sub("shared_experts"), config)),
+                .map(|_| SwiGlu::new(&scope.sub(names.shared_experts), config)),
             experts_per_token: moe.num_experts_per_tok,
-            normalise: moe.norm_topk_prob,
+            // Normalised, a single expert's weight is 1, whatever its score; the form of April
+            // 2025 leaves it its score.
+            normalise: moe.norm_topk_prob && (is_present_form || moe.num_experts_per_tok > 1),
+            balance: if is_present_form { Balance::Batch } else { Balance::Row },
             aux_loss_alpha: moe.aux_loss_alpha,
         }
     }
@@ -86,7 +104,7 @@ impl MixtureOfExperts {
         let logits_ne = self.gate_logits(&x_nh);
         let scores_ne = logits_ne.softmax(-1, Kind::Float);
         let (mut weights_nk, chosen_nk) = scores_ne.topk(self.experts_per_token, -1, true, false);
-        if self.experts_per_token > 1 && self.normalise {
+        if self.normalise {
             weights_nk = &weights_nk / (weights_nk.sum_dim_intlist(-1, true, Kind::Float) + 1e-20);
         }
         let mut y_nh = self.route(&x_nh, &weights_nk, &chosen_nk, train);
@@ -131,12 +149,20 @@ impl MixtureOfExperts {
         x_nh.zeros_like().index_add(0, &tokens, &weighted)
     }
 
-    /// The sequence-level balance loss of DeepSeek-V2 (section 2.2.2): for each row, the share of
-    /// choices an expert got times its mean score.
+    /// The share of choices an expert got times its mean score, for each row or for all tokens
+    /// together. Over a batch the reference counts an expert's share of the tokens, not of the
+    /// choices: with several experts a token the loss is that many times larger.
     fn auxiliary_loss(&self, scores_bte: &Tensor, chosen_bm: &Tensor) -> Tensor {
-        let (batch, _, experts) = scores_bte.size3().expect("[B, T, E] by construction");
-        let choices = chosen_bm.size()[1];
-        let ones = Tensor::ones([batch, choices], (Kind::Float, scores_bte.device()));
+        let (batch, len, experts) = scores_bte.size3().expect("[B, T, E] by construction");
+        if self.balance == Balance::Batch && batch > 1 {
+            let scores = scores_bte.reshape([1, batch * len, experts]);
+            return self.auxiliary_loss(&scores, &chosen_bm.reshape([1, -1]));
+        }
+        let choices = match self.balance {
+            Balance::Row => chosen_bm.size()[1],
+            Balance::Batch => len,
+        };
+        let ones = Tensor::ones(chosen_bm.size(), (Kind::Float, scores_bte.device()));
         let load_be = Tensor::zeros([batch, experts], (Kind::Float, scores_bte.device()))
             .scatter_add(1, chosen_bm, &ones)
             / (choices as f64 / experts as f64);

@@ -6,15 +6,15 @@
 //!
 //! ```
 //! use tch::{Device, Kind, Tensor};
-//! use vlm_model::{ClipVisionConfig, ImageInput, LmConfig, ModelBatch, Vlm};
+//! use vlm_model::{ImageInput, LmConfig, ModelBatch, VisionConfig, Vlm};
 //!
 //! let lm = LmConfig { dim: 64, n_layers: 2, vocab_size: 100, ..LmConfig::default() };
-//! let vision = ClipVisionConfig {
+//! let vision = VisionConfig {
 //!     hidden_size: 48,
 //!     num_attention_heads: 4,
 //!     num_hidden_layers: 1,
 //!     patch_size: 56,
-//!     ..ClipVisionConfig::default()
+//!     ..VisionConfig::default()
 //! };
 //! let model = Vlm::new(&lm, &vision, Device::Cpu)?;
 //! // A row of 20 tokens with an image of 4 × 4 patches from position 2 on.
@@ -34,6 +34,7 @@ pub mod generate;
 mod kv_cache;
 pub mod layers;
 pub mod lm;
+pub mod names;
 pub mod params;
 mod projector;
 mod rope;
@@ -42,8 +43,10 @@ pub mod vision;
 mod vlm;
 pub mod weights;
 
-pub use config::{ClipVisionConfig, LmConfig, MoeConfig};
+pub use config::{
+    LmConfig, LmFamily, MoeConfig, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily,
+};
 pub use error::ModelError;
 pub use kv_cache::KvCache;
-pub use projector::LinearProjector;
+pub use projector::{Projector, is_projector};
 pub use vlm::{FreezePolicy, ImageInput, LossSum, ModelBatch, Vlm};

@@ -1,9 +1,10 @@
-//! The causal language model: MiniMind's form of LLaMA.
+//! The causal language model: LLaMA (Touvron et al. 2023) in the forms of [`LmFamily`].
 //!
 //! Pre-normalised blocks of grouped-query attention with rotary positions and a SwiGLU
-//! feed-forward layer; input and output embeddings are one tensor. Follows MiniMind-V's
-//! `model/model.py` (April 2025) in every number and name; it does not follow it in making logits
-//! for all positions: [`CausalLm::logits`] is a separate step, for the positions that matter.
+//! feed-forward layer. Follows MiniMind-V's `model/model.py` (April 2025), MiniMind's present
+//! `model_minimind.py` and Hugging Face's `LlamaForCausalLM` and `Qwen3ForCausalLM` in every number
+//! and name; it does not follow them in making logits for all positions: [`CausalLm::logits`] is a
+//! separate step, for the positions that matter.
 //!
 //! Dimensions: B batch · T tokens · H hidden size · N heads · K key/value heads · D head width
 
@@ -11,12 +12,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, Tensor};
 
-use crate::config::LmConfig;
+use crate::config::{LmConfig, LmFamily};
 use crate::feed_forward::FeedForward;
 use crate::kv_cache::KvCache;
 use crate::layers::{Linear, RmsNorm};
+use crate::names::LmNames;
 use crate::params::{Init, Scope};
-use crate::rope::{RotaryAngles, rotate};
+use crate::rope::{Pairing, RotaryAngles, rotate};
 
 /// What every block of one forward pass shares.
 struct Pass {
@@ -44,10 +46,13 @@ type CacheSlot<'a> = Option<(&'a mut KvCache, usize)>;
 /// Grouped-query attention (Ainslie et al. 2023) through libtorch's fused kernel.
 #[derive(Debug)]
 struct Attention {
-    wq: Linear,
-    wk: Linear,
-    wv: Linear,
-    wo: Linear,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    /// Of the queries and of the keys, over the width of a head.
+    norms: Option<(RmsNorm, RmsNorm)>,
+    pairing: Pairing,
     n_heads: i64,
     n_kv_heads: i64,
     head_dim: i64,
@@ -56,14 +61,20 @@ struct Attention {
 
 impl Attention {
     fn new(scope: &Scope, config: &LmConfig) -> Self {
-        let (dim, head_dim) = (config.dim, config.head_dim());
+        let (dim, head_dim, names) = (config.dim, config.head_dim(), config.names());
         let (init, residual) = inits(config);
-        let kv_dim = config.n_kv_heads * head_dim;
+        let (q_dim, kv_dim) = (config.n_heads * head_dim, config.n_kv_heads * head_dim);
+        let norm = |name: &str| RmsNorm::new(&scope.sub(name), head_dim, config.norm_eps);
         Self {
-            wq: Linear::without_bias(&scope.sub("wq"), dim, dim, init),
-            wk: Linear::without_bias(&scope.sub("wk"), dim, kv_dim, init),
-            wv: Linear::without_bias(&scope.sub("wv"), dim, kv_dim, init),
-            wo: Linear::without_bias(&scope.sub("wo"), dim, dim, residual),
+            query: Linear::without_bias(&scope.sub(names.query), dim, q_dim, init),
+            key: Linear::without_bias(&scope.sub(names.key), dim, kv_dim, init),
+            value: Linear::without_bias(&scope.sub(names.value), dim, kv_dim, init),
+            output: Linear::without_bias(&scope.sub(names.attention_output), q_dim, dim, residual),
+            norms: config.qk_norm.then(|| (norm(names.query_norm), norm(names.key_norm))),
+            pairing: match config.family {
+                LmFamily::MiniMind => Pairing::Adjacent,
+                LmFamily::MiniMind3 | LmFamily::Llama => Pairing::Halves,
+            },
             n_heads: config.n_heads,
             n_kv_heads: config.n_kv_heads,
             head_dim,
@@ -72,11 +83,16 @@ impl Attention {
     }
 
     fn forward(&self, x_bth: &Tensor, pass: &Pass, cache: CacheSlot) -> Tensor {
-        let (batch, len, dim) = x_bth.size3().expect("[B, T, H] by construction");
+        let (batch, len, _) = x_bth.size3().expect("[B, T, H] by construction");
         let split = |x: Tensor, heads| x.view([batch, len, heads, self.head_dim]);
-        let q = rotate(&split(self.wq.forward(x_bth), self.n_heads), &pass.rotations);
-        let k = rotate(&split(self.wk.forward(x_bth), self.n_kv_heads), &pass.rotations);
-        let v = split(self.wv.forward(x_bth), self.n_kv_heads);
+        let mut q = split(self.query.forward(x_bth), self.n_heads);
+        let mut k = split(self.key.forward(x_bth), self.n_kv_heads);
+        let v = split(self.value.forward(x_bth), self.n_kv_heads);
+        if let Some((query_norm, key_norm)) = &self.norms {
+            (q, k) = (query_norm.forward(&q), key_norm.forward(&k));
+        }
+        let q = rotate(&q, &pass.rotations, self.pairing);
+        let k = rotate(&k, &pass.rotations, self.pairing);
 
         let q_bntd = q.transpose(1, 2);
         let (mut k_bktd, mut v_bktd) = (k.transpose(1, 2), v.transpose(1, 2));
@@ -95,7 +111,7 @@ impl Attention {
             None,
             self.n_heads != self.n_kv_heads,
         );
-        let out = self.wo.forward(&mixed_bntd.transpose(1, 2).reshape([batch, len, dim]));
+        let out = self.output.forward(&mixed_bntd.transpose(1, 2).reshape([batch, len, -1]));
         out.dropout(self.dropout, pass.train)
     }
 }
@@ -111,11 +127,13 @@ struct Block {
 
 impl Block {
     fn new(scope: &Scope, config: &LmConfig) -> Self {
+        let names = config.names();
+        let norm = |name: &str| RmsNorm::new(&scope.sub(name), config.dim, config.norm_eps);
         Self {
-            attention: Attention::new(&scope.sub("attention"), config),
-            feed_forward: FeedForward::new(&scope.sub("feed_forward"), config),
-            attention_norm: RmsNorm::new(&scope.sub("attention_norm"), config.dim, config.norm_eps),
-            ffn_norm: RmsNorm::new(&scope.sub("ffn_norm"), config.dim, config.norm_eps),
+            attention: Attention::new(&scope.sub(names.attention), config),
+            feed_forward: FeedForward::new(&scope.sub(names.feed_forward), config),
+            attention_norm: norm(names.attention_norm),
+            ffn_norm: norm(names.ffn_norm),
         }
     }
 
@@ -183,29 +201,38 @@ pub struct LmOutput {
 #[derive(Debug)]
 pub struct CausalLm {
     config: LmConfig,
-    tok_embeddings: Tensor,
+    embeddings: Tensor,
     blocks: Vec<SharedBlock>,
     norm: RmsNorm,
+    /// `None`: the input embeddings serve as output embeddings too.
+    output: Option<Tensor>,
     angles: RotaryAngles,
     activation_checkpointing: bool,
 }
 
 impl CausalLm {
-    /// Builds the model with random weights under the reference's names. The tied output
-    /// embedding is the same tensor as `tok_embeddings.weight` and has no entry of its own.
+    /// Builds the model with random weights under its family's names. A tied output embedding is
+    /// the same tensor as the input embedding and has no entry of its own.
     ///
-    /// There are rotary angles for `config.max_seq_len` positions and twice as many again, so that
-    /// an answer can follow a prompt of full length.
+    /// There are rotary angles for `config.max_seq_len` positions; in MiniMind's form of April 2025,
+    /// where that is the length of a training row, for twice as many again, so that an answer can
+    /// follow a prompt of full length.
     pub fn new(scope: &Scope, config: &LmConfig) -> Self {
         let (init, _) = inits(config);
-        let embeddings = scope.sub("tok_embeddings");
-        let max_positions = (3 * config.max_seq_len).max(2048);
+        let names = config.names();
+        let max_positions = match config.family {
+            LmFamily::MiniMind => (3 * config.max_seq_len).max(2048),
+            LmFamily::MiniMind3 | LmFamily::Llama => config.max_seq_len,
+        };
+        let table =
+            |name: &str| scope.sub(name).param("weight", &[config.vocab_size, config.dim], init);
         Self {
-            tok_embeddings: embeddings.param("weight", &[config.vocab_size, config.dim], init),
+            embeddings: table(names.embeddings),
             blocks: (0..config.n_layers)
-                .map(|index| SharedBlock::new(&scope.sub("layers").sub(index), config))
+                .map(|index| SharedBlock::new(&scope.sub(names.layers).sub(index), config))
                 .collect(),
-            norm: RmsNorm::new(&scope.sub("norm"), config.dim, config.norm_eps),
+            norm: RmsNorm::new(&scope.sub(names.norm), config.dim, config.norm_eps),
+            output: (!config.tie_word_embeddings).then(|| table(names.output)),
             angles: RotaryAngles::new(
                 config.head_dim(),
                 max_positions,
@@ -235,7 +262,7 @@ impl CausalLm {
 
     /// `input_ids` `[B, T]` (i64) → `[B, T, H]`.
     pub fn embed(&self, input_ids: &Tensor) -> Tensor {
-        Tensor::embedding(&self.tok_embeddings, input_ids, -1, false, false)
+        Tensor::embedding(&self.embeddings, input_ids, -1, false, false)
     }
 
     /// Hidden states `[B, T, H]` before the last norm, from embeddings `[B, T, H]`.
@@ -282,16 +309,24 @@ impl CausalLm {
 
     /// Logits `[…, vocab_size]` of hidden states `[…, H]` as [`Self::forward`] returns them.
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
-        self.norm.forward(hidden).linear(&self.tok_embeddings, None::<Tensor>)
+        let output = self.output.as_ref().unwrap_or(&self.embeddings);
+        self.norm.forward(hidden).linear(output, None::<Tensor>)
     }
 }
 
-/// A model's named parameters with the output embedding's own name added, as the reference's files
-/// have it: the tied tensor is there under both names.
-pub fn with_tied_output(mut named: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
-    let tied = named.iter().find(|(name, _)| name == "tok_embeddings.weight");
-    let output = tied.map(|(_, tensor)| ("output.weight".to_owned(), tensor.shallow_clone()));
-    named.extend(output);
+/// A model's named parameters with the output embedding's own name added, as the families' files
+/// have it: a tied tensor is there under both names.
+pub fn with_tied_output(
+    mut named: Vec<(String, Tensor)>,
+    config: &LmConfig,
+) -> Vec<(String, Tensor)> {
+    let names = config.names();
+    let (input, output) = (LmNames::weight(names.embeddings), LmNames::weight(names.output));
+    if config.tie_word_embeddings {
+        let tied = named.iter().find(|(name, _)| *name == input);
+        let entry = tied.map(|(_, tensor)| (output, tensor.shallow_clone()));
+        named.extend(entry);
+    }
     named
 }
 

@@ -1,26 +1,91 @@
 //! The projector: from the width of a patch feature to the hidden size of the language model.
+//!
+//! Dimensions: N images · P patches · V vision width · T tokens an image · H hidden size
 
 use tch::Tensor;
 
-use crate::layers::Linear;
+use crate::config::{ProjectorConfig, ProjectorKind};
+use crate::layers::{LayerNorm, Linear};
 use crate::params::{Init, Scope};
 
-/// One linear layer with bias, MiniMind-V's `VisionProj` (names `vision_proj.vision_proj.0.*`).
-#[derive(Debug)]
-pub struct LinearProjector {
-    linear: Linear,
+/// Below this are the names of every projector, in the reference's files as in ours.
+const SCOPE: &str = "vision_proj";
+
+/// PyTorch's epsilon of layer normalisation, which MiniMind-V leaves as it is.
+const LAYER_NORM_EPS: f64 = 1e-5;
+
+/// Whether a tensor is a projector's, by its name.
+pub fn is_projector(name: &str) -> bool {
+    name.strip_prefix(SCOPE).is_some_and(|rest| rest.starts_with('.'))
 }
 
-impl LinearProjector {
-    /// `vision_dim` V → `hidden_size` H, started as PyTorch starts an `nn.Linear`.
-    pub fn new(scope: &Scope, vision_dim: i64, hidden_size: i64) -> Self {
-        let bound = 1.0 / (vision_dim as f64).sqrt();
-        let scope = scope.sub("vision_proj").sub("vision_proj").sub(0);
-        Self { linear: Linear::new(&scope, vision_dim, hidden_size, Init::Uniform(bound)) }
+/// The name that only this kind of projector has.
+pub(crate) fn last_weight(kind: ProjectorKind) -> &'static str {
+    match kind {
+        ProjectorKind::Linear => "vision_proj.vision_proj.0.weight",
+        ProjectorKind::Mlp => "vision_proj.mlp.3.weight",
+        ProjectorKind::MergedMlp => "vision_proj.mlp.2.weight",
+    }
+}
+
+/// A projector of any kind, under MiniMind-V's names.
+#[derive(Debug)]
+pub struct Projector {
+    config: ProjectorConfig,
+    norm: Option<LayerNorm>,
+    first: Linear,
+    /// The layer behind the GELU.
+    second: Option<Linear>,
+}
+
+impl Projector {
+    /// From `num_patches` P patches of width `vision_dim` V to `hidden_size` H, started as PyTorch
+    /// starts an `nn.Linear`.
+    pub fn new(
+        scope: &Scope,
+        config: &ProjectorConfig,
+        num_patches: i64,
+        vision_dim: i64,
+        hidden_size: i64,
+    ) -> Self {
+        let scope = scope.sub(SCOPE);
+        let linear = |scope: Scope, in_dim: i64| {
+            let bound = 1.0 / (in_dim as f64).sqrt();
+            Linear::new(&scope, in_dim, hidden_size, Init::Uniform(bound))
+        };
+        let mlp = scope.sub("mlp");
+        let (norm, first, second) = match config.kind {
+            ProjectorKind::Linear => (None, linear(scope.sub(SCOPE).sub(0), vision_dim), None),
+            ProjectorKind::Mlp => (
+                Some(LayerNorm::new(&mlp.sub(0), vision_dim, LAYER_NORM_EPS)),
+                linear(mlp.sub(1), vision_dim),
+                Some(linear(mlp.sub(3), hidden_size)),
+            ),
+            ProjectorKind::MergedMlp => {
+                let merged = vision_dim * (num_patches / config.tokens_per_image);
+                (None, linear(mlp.sub(0), merged), Some(linear(mlp.sub(2), hidden_size)))
+            }
+        };
+        Self { config: config.clone(), norm, first, second }
     }
 
-    /// `[N, P, V]` → `[N, P, H]`.
+    /// The shape this projector was built with.
+    pub fn config(&self) -> &ProjectorConfig {
+        &self.config
+    }
+
+    /// `[N, P, V]` → `[N, T, H]`.
     pub fn forward(&self, patches_npv: &Tensor) -> Tensor {
-        self.linear.forward(patches_npv)
+        let images = patches_npv.size()[0];
+        // P / T neighbours in reading order, side by side: P = T leaves everything as it is.
+        let mut x = patches_npv.reshape([images, self.config.tokens_per_image, -1]);
+        if let Some(norm) = &self.norm {
+            x = norm.forward(&x);
+        }
+        x = self.first.forward(&x);
+        match &self.second {
+            Some(second) => second.forward(&x.gelu("none")),
+            None => x,
+        }
     }
 }

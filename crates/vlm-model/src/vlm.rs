@@ -8,12 +8,12 @@
 use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::ModelError;
-use crate::config::{ClipVisionConfig, LmConfig};
+use crate::config::{LmConfig, ProjectorConfig, VisionConfig};
 use crate::kv_cache::KvCache;
 use crate::lm::{CausalLm, LmOutput};
 use crate::params::ParamStore;
-use crate::projector::LinearProjector;
-use crate::vision::ClipVision;
+use crate::projector::{Projector, is_projector};
+use crate::vision::VisionEncoder;
 
 /// What to show the model of its images.
 #[derive(Debug)]
@@ -79,34 +79,55 @@ pub struct Vlm {
     lm_store: ParamStore,
     vision_store: ParamStore,
     lm: CausalLm,
-    projector: LinearProjector,
-    vision: Option<ClipVision>,
+    projector: Projector,
+    vision: Option<VisionEncoder>,
     vision_dim: i64,
     num_patches: i64,
 }
 
 impl Vlm {
-    /// Builds the model with random weights on `device` (seed it with `tch::manual_seed` before).
+    /// Builds the model with random weights on `device` (seed it with `tch::manual_seed` before),
+    /// with the projector that the language model's family has.
     ///
     /// # Errors
     /// A configuration that makes no model.
     pub fn new(
         lm_config: &LmConfig,
-        vision_config: &ClipVisionConfig,
+        vision_config: &VisionConfig,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        let projector = ProjectorConfig::usual(lm_config, vision_config)?;
+        Self::with_projector(lm_config, vision_config, &projector, device)
+    }
+
+    /// As [`Self::new`], with a projector of one's choice.
+    ///
+    /// # Errors
+    /// A configuration that makes no model.
+    pub fn with_projector(
+        lm_config: &LmConfig,
+        vision_config: &VisionConfig,
+        projector_config: &ProjectorConfig,
         device: Device,
     ) -> Result<Self, ModelError> {
         lm_config.validate()?;
         let (lm_store, vision_store) = (ParamStore::new(device), ParamStore::new(device));
         let lm = CausalLm::new(&lm_store.root(), lm_config);
-        let vision_dim = vision_config.hidden_size;
+        let (vision_dim, num_patches) = (vision_config.hidden_size, vision_config.num_patches());
         let model = Self {
-            projector: LinearProjector::new(&lm_store.root(), vision_dim, lm_config.dim),
+            projector: Projector::new(
+                &lm_store.root(),
+                projector_config,
+                num_patches,
+                vision_dim,
+                lm_config.dim,
+            ),
             lm,
-            vision: Some(ClipVision::new(&vision_store.root(), vision_config)),
+            vision: Some(VisionEncoder::new(&vision_store.root(), vision_config)),
             lm_store,
             vision_store,
             vision_dim,
-            num_patches: vision_config.num_patches(),
+            num_patches,
         };
         model.freeze(&FreezePolicy::default());
         Ok(model)
@@ -129,7 +150,7 @@ impl Vlm {
 
     /// Number of placeholder tokens that one image takes.
     pub fn tokens_per_image(&self) -> i64 {
-        self.num_patches
+        self.projector.config().tokens_per_image
     }
 
     /// Parameters of the language model and the projector: what a checkpoint holds.
@@ -151,14 +172,11 @@ impl Vlm {
 
     /// Chooses what is trained; the projector always is.
     pub fn freeze(&self, policy: &FreezePolicy) {
-        let n_layers = self.lm.config().n_layers;
-        let block_of = |name: &str| -> Option<i64> {
-            name.strip_prefix("layers.")?.split('.').next()?.parse().ok()
-        };
+        let (n_layers, names) = (self.lm.config().n_layers, self.lm.config().names());
         self.lm_store.set_trainable(|name| {
-            name.starts_with("vision_proj.")
+            is_projector(name)
                 || policy.train_lm
-                || block_of(name).is_some_and(|index| {
+                || names.block_of(name).is_some_and(|index| {
                     index < policy.unfreeze_first_layers
                         || index >= n_layers - policy.unfreeze_last_layers
                 })
@@ -228,12 +246,12 @@ impl Vlm {
                 features_npv.size()
             )));
         }
+        let run = self.tokens_per_image();
         for &(row, start) in &batch.image_starts {
-            if row < 0 || row >= rows || start < 0 || start + self.num_patches > len {
+            if row < 0 || row >= rows || start < 0 || start + run > len {
                 return Err(ModelError::Shape(format!(
-                    "an image run of {} tokens at row {row}, position {start} does not fit a batch \
-                     of shape [{rows}, {len}]",
-                    self.num_patches
+                    "an image run of {run} tokens at row {row}, position {start} does not fit a \
+                     batch of shape [{rows}, {len}]"
                 )));
             }
         }
@@ -247,10 +265,10 @@ impl Vlm {
         starts: &[(i64, i64)],
     ) -> Tensor {
         let size = embedded_bth.size();
-        let (len, hidden) = (size[1], size[2]);
+        let (len, hidden, run) = (size[1], size[2], self.tokens_per_image());
         let places: Vec<i64> = starts
             .iter()
-            .flat_map(|&(row, start)| (0..self.num_patches).map(move |p| row * len + start + p))
+            .flat_map(|&(row, start)| (0..run).map(move |p| row * len + start + p))
             .collect();
         let places = Tensor::from_slice(&places).to_device(embedded_bth.device());
         let projected = self.projector.forward(features_npv).view([-1, hidden]);

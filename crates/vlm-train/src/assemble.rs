@@ -1,18 +1,21 @@
 //! From paths to a model: reads the configurations and weights that a run starts from, and checks
 //! that they fit each other.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use serde_json::{Value, json};
 use tch::Device;
-use vlm_data::ChatTokenizer;
+use vlm_data::{ChatTokenizer, ImagePlaceholder};
+use vlm_model::names::LmNames;
+use vlm_model::vision::is_beside_encoder;
 use vlm_model::weights::Weights;
-use vlm_model::{ClipVisionConfig, LmConfig, Vlm};
+use vlm_model::{
+    LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily, Vlm,
+    is_projector,
+};
 
 use crate::TrainError;
 use crate::config::{ModelConfig, ShapeRequest};
-
-const EMBEDDINGS: &str = "tok_embeddings.weight";
-const OUTPUT: &str = "output.weight";
 
 /// Shapes of the parts, settled and checked against each other and the files.
 #[derive(Debug, Clone)]
@@ -20,11 +23,71 @@ pub struct Shapes {
     /// The language model.
     pub lm: LmConfig,
     /// The vision encoder.
-    pub vision: ClipVisionConfig,
+    pub vision: VisionConfig,
+    /// What joins the two.
+    pub projector: ProjectorConfig,
 }
 
-/// Settles the shapes: what the user asked for, else `config.json` beside the weights, else the
-/// default. No tensor is made.
+impl Shapes {
+    /// Number of placeholder tokens that one image takes.
+    pub fn tokens_per_image(&self) -> usize {
+        self.projector.tokens_per_image as usize
+    }
+
+    /// The model's `config.json`: the language model's in its family's own form, so that the folder
+    /// can be given to `--lm`, with the other parts under names of their own.
+    pub fn describe(&self, tokenizer: &ChatTokenizer) -> Value {
+        let mut tree = self.lm.to_json();
+        let image_token = tokenizer.placeholder().token();
+        if self.lm.family == LmFamily::MiniMind3 {
+            tree["model_type"] = json!("minimind-v");
+            tree["architectures"] = json!(["MiniMindVLM"]);
+            tree["image_special_token"] = json!(image_token);
+            tree["image_ids"] = json!([tokenizer.image_token_id()]);
+            tree["image_hidden_size"] = json!(self.vision.hidden_size);
+            tree["image_token_len"] = json!(self.projector.tokens_per_image);
+        }
+        tree["vision"] = json!(self.vision);
+        tree["projector"] = json!(self.projector);
+        tree["image_token"] = json!(image_token);
+        tree
+    }
+}
+
+/// Opens the tokenizer, with images spelled as asked, or as the language model's family does.
+///
+/// # Errors
+/// Files that cannot be read; a spelling that is not a single token.
+pub fn open_tokenizer(config: &ModelConfig) -> Result<ChatTokenizer, TrainError> {
+    if let Some(token) = &config.image_token {
+        let placeholder = ImagePlaceholder::new(token.as_str());
+        return Ok(ChatTokenizer::with_placeholder(&config.tokenizer, placeholder)?);
+    }
+    let family = match &config.lm {
+        Some(path) => starting_shape(path)?.0.family,
+        None => LmFamily::default(),
+    };
+    let spellings = image_tokens(family).iter().map(|&token| ImagePlaceholder::new(token));
+    let placeholders: Vec<_> = spellings.collect();
+    let tokenizer = ChatTokenizer::with_first_of(&config.tokenizer, &placeholders)?;
+    tracing::debug!("an image is spelled {:?}", tokenizer.placeholder().token());
+    Ok(tokenizer)
+}
+
+/// How a family spells an image's tokens, the usual way first; the first that the tokenizer has
+/// counts. Their embeddings are never seen, the projected features take their places.
+fn image_tokens(family: LmFamily) -> &'static [&'static str] {
+    match family {
+        LmFamily::MiniMind => &["@"],
+        LmFamily::MiniMind3 => &["<|image_pad|>", "@"],
+        // nanoVLM adds <|image|> to SmolLM2's tokenizer; without it one of the tokens does that
+        // the tokenizer keeps for source code and chats never use.
+        LmFamily::Llama => &["<|image|>", "<image>", "<|image_pad|>", "<empty_output>", "@"],
+    }
+}
+
+/// Settles the shapes: what the user asked for, else `config.json` beside the weights, else what
+/// the weights' names say. No tensor is made.
 ///
 /// # Errors
 /// A configuration that cannot be read; a tokenizer with more tokens than the model has rows; a
@@ -34,17 +97,16 @@ pub fn settle_shapes(
     tokenizer: &ChatTokenizer,
     max_seq_len: usize,
 ) -> Result<Shapes, TrainError> {
-    let vision = ClipVisionConfig::from_file(&config.vision.join("config.json")).map_err(usage)?;
-    let beside = config.lm.as_deref().and_then(config_beside);
-    let mut lm = match &beside {
-        Some(path) => LmConfig::from_file(path).map_err(usage)?,
-        None => LmConfig::default(),
+    let vision = VisionConfig::from_file(&config.vision.join("config.json")).map_err(usage)?;
+    let (mut lm, beside) = match &config.lm {
+        Some(path) => starting_shape(path)?,
+        None => (LmConfig::default(), None),
     };
     let ShapeRequest { dim, n_layers, n_heads, n_kv_heads, dropout, use_moe } = config.shape;
     let reshaped = dim.is_some_and(|dim| dim != lm.dim);
     if reshaped {
-        // A feed-forward width from a file belongs to the hidden size beside it.
-        lm.hidden_dim = None;
+        // Widths from a file belong to the hidden size beside them.
+        (lm.hidden_dim, lm.head_dim) = (None, None);
     }
     lm.dim = dim.unwrap_or(lm.dim);
     lm.n_layers = n_layers.unwrap_or(lm.n_layers);
@@ -57,9 +119,14 @@ pub fn settle_shapes(
         lm.vocab_size = tokenizer.vocab_size() as i64;
     }
     lm.validate().map_err(usage)?;
+    let mut projector = config.projector;
     if let Some(path) = &config.lm {
-        check_against_file(&mut lm, path, beside.as_deref())?;
+        let weights = Weights::open(path).map_err(|e| usage_at(path, e))?;
+        adopt(&mut lm, &weights, beside.as_deref())?;
+        projector = projector.or(ProjectorKind::of_weights(&weights));
     }
+    let kind = projector.unwrap_or(ProjectorKind::usual(lm.family));
+    let projector = ProjectorConfig::new(kind, &vision).map_err(usage)?;
     if (tokenizer.vocab_size() as i64) > lm.vocab_size {
         return Err(TrainError::Usage(format!(
             "the tokenizer {} has {} tokens, but the language model has {} rows of embeddings; give \
@@ -69,7 +136,7 @@ pub fn settle_shapes(
             lm.vocab_size
         )));
     }
-    Ok(Shapes { lm, vision })
+    Ok(Shapes { lm, vision, projector })
 }
 
 /// Random weights, then those of the files. Names that may be missing from the language model's
@@ -84,11 +151,11 @@ pub fn build_model(
     device: Device,
 ) -> Result<Vlm, TrainError> {
     tch::manual_seed(seed as i64);
-    let model = Vlm::new(&shapes.lm, &shapes.vision, device)?;
+    let model = Vlm::with_projector(&shapes.lm, &shapes.vision, &shapes.projector, device)?;
     if let Some(path) = &config.lm {
         load_lm(path, &model)?;
     }
-    load_vision(&config.vision, &model)?;
+    load_vision(&config.vision, shapes.vision.family, &model)?;
     model.freeze(&config.freeze);
     Ok(model)
 }
@@ -96,15 +163,18 @@ pub fn build_model(
 fn load_lm(path: &Path, model: &Vlm) -> Result<(), TrainError> {
     let weights = Weights::open(path).map_err(|e| usage_at(path, e))?;
     let report = weights
-        .load_into(&model.params().named(), |name| name.starts_with("vision_proj."))
+        .load_into(&model.params().named(), is_projector)
         .map_err(|e| TrainError::Usage(e.to_string()))?;
     if !report.missing.is_empty() {
         tracing::info!("{} holds no projector: it starts from random values", path.display());
     }
+    // A file that cannot say that two tensors are one must at least hold them equal.
+    let lm = model.lm().config();
+    lm.check_tied(&weights).map_err(usage)?;
     let mut surplus = report.surplus;
-    if surplus.iter().any(|name| name == OUTPUT) {
-        check_tied(&weights, path)?;
-        surplus.retain(|name| name != OUTPUT);
+    if lm.tie_word_embeddings {
+        let output = LmNames::weight(lm.names().output);
+        surplus.retain(|name| *name != output);
     }
     // The reference's own checkpoints may carry the encoder along; ours comes from --vision.
     surplus.retain(|name| !name.starts_with("vision_encoder."));
@@ -112,33 +182,13 @@ fn load_lm(path: &Path, model: &Vlm) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// A file that cannot say that two tensors are one must at least hold them equal.
-fn check_tied(weights: &Weights, path: &Path) -> Result<(), TrainError> {
-    let read = |name: &str| weights.get(name).map_err(|e| TrainError::at(path, e));
-    if read(OUTPUT)? == read(EMBEDDINGS)? {
-        return Ok(());
-    }
-    Err(usage_at(
-        path,
-        "output.weight is not tok_embeddings.weight; this model ties the two, and loading it would \
-         change its answers",
-    ))
-}
-
-fn load_vision(folder: &Path, model: &Vlm) -> Result<(), TrainError> {
+fn load_vision(folder: &Path, family: VisionFamily, model: &Vlm) -> Result<(), TrainError> {
     let weights = Weights::open(folder).map_err(|e| usage_at(folder, e))?;
     let report = weights
         .load_into(&model.vision_params().named(), |_| false)
         .map_err(|e| TrainError::Usage(e.to_string()))?;
-    // A whole CLIP has a text tower and heads that only pooled outputs pass through.
-    let is_expected = |name: &str| {
-        !name.starts_with("vision_model.")
-            || name.starts_with("vision_model.post_layernorm.")
-            || name.ends_with(".position_ids")
-    };
-    let surplus: Vec<String> =
-        report.surplus.into_iter().filter(|name| !is_expected(name)).collect();
-    warn_of_surplus(folder, &surplus);
+    let surplus = report.surplus.into_iter().filter(|name| !is_beside_encoder(family, name));
+    warn_of_surplus(folder, &surplus.collect::<Vec<_>>());
     Ok(())
 }
 
@@ -153,60 +203,61 @@ fn warn_of_surplus(path: &Path, names: &[String]) {
     }
 }
 
+/// The language model's shape by `config.json` beside the weights, with that file's path, else the
+/// usual one of the family that the weights' names belong to.
+fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf>), TrainError> {
+    if let Some(path) = config_beside(weights) {
+        return Ok((LmConfig::from_file(&path).map_err(usage)?, Some(path)));
+    }
+    let opened = Weights::open(weights).map_err(|e| usage_at(weights, e))?;
+    let lm = LmConfig::usual_for(&opened).map_err(|e| TrainError::Usage(e.to_string()))?;
+    if lm.family == LmFamily::Llama {
+        tracing::warn!(
+            "{}: no config.json beside it; heads, rope_theta and rms_norm_eps are taken to be \
+             SmolLM2-135M's",
+            weights.display()
+        );
+    }
+    Ok((lm, None))
+}
+
 /// The `config.json` that lies beside a weight file (or in it, for a folder), when it is a language
 /// model's.
-fn config_beside(weights: &Path) -> Option<std::path::PathBuf> {
+fn config_beside(weights: &Path) -> Option<PathBuf> {
     let folder = if weights.is_dir() { weights } else { weights.parent()? };
     let path = folder.join("config.json");
     let text = std::fs::read_to_string(&path).ok()?;
-    let json: serde_json::Value = serde_json::from_str(&text).ok()?;
-    json.get("dim").is_some().then_some(path)
+    let json: Value = serde_json::from_str(&text).ok()?;
+    // In a folder given as --lm it must be one; beside a file it may be another model's.
+    (weights.is_dir() || LmConfig::is_language_model(&json)).then_some(path)
 }
 
-/// Compares the settled shape with the tensors of the weight file, before any is read; takes the
-/// vocabulary from there.
-fn check_against_file(
-    lm: &mut LmConfig,
-    path: &Path,
-    config: Option<&Path>,
-) -> Result<(), TrainError> {
-    let weights = Weights::open(path).map_err(|e| usage_at(path, e))?;
-    let shape = |name: &str| weights.shape(name);
-    let Some([vocab_size, dim]) = shape(EMBEDDINGS).map(|s| [s[0], s[1]]) else {
+/// Compares the settled shape with the tensors of the weight file, before any is read, and takes
+/// from there what they alone decide.
+fn adopt(lm: &mut LmConfig, weights: &Weights, config: Option<&Path>) -> Result<(), TrainError> {
+    let path = weights.path();
+    let by_names = LmConfig::usual_for(weights).map_err(|e| TrainError::Usage(e.to_string()))?;
+    if by_names.names() != lm.names() {
         return Err(usage_at(
             path,
-            "no tok_embeddings.weight of two dimensions: these are not a MiniMind language model's \
-             weights",
+            format!(
+                "its tensors have the names of {:?}, but config.json beside it describes {:?}",
+                by_names.family, lm.family
+            ),
         ));
-    };
+    }
     let asked = config
         .map_or("asked for".to_owned(), |path| format!("asked for (flags and {})", path.display()));
-    let disagree = |what: &str, found: i64, expected: i64, flag: &str| {
-        Err(TrainError::Usage(format!(
-            "{} has {what} {found}, but {expected} is {asked}; pass --{flag} {found}, or other \
+    lm.adopt(weights).map_err(|disagreement| {
+        let (found, expected) = (disagreement.found, disagreement.expected);
+        let flag = disagreement.field.replace('_', "-");
+        TrainError::Usage(format!(
+            "{} has {flag} {found}, but {expected} is {asked}; pass --{flag} {found}, or other \
              weights",
             path.display()
-        )))
-    };
-    if dim != lm.dim {
-        return disagree("dim", dim, lm.dim, "dim");
-    }
-    let is_first = |name: &&str| name.ends_with(".attention_norm.weight");
-    let layers = weights.names().filter(is_first).count() as i64;
-    if layers != lm.n_layers {
-        return disagree("n-layers", layers, lm.n_layers, "n-layers");
-    }
-    lm.vocab_size = vocab_size;
-    if let Some(&width) = shape("layers.0.feed_forward.w1.weight").and_then(|s| s.first()) {
-        lm.hidden_dim = Some(width);
-    }
-    if let Some(&kv_dim) = shape("layers.0.attention.wk.weight").and_then(|s| s.first())
-        && kv_dim != lm.n_kv_heads * lm.head_dim()
-    {
-        let fitting = kv_dim / lm.head_dim();
-        return disagree("n-kv-heads", fitting, lm.n_kv_heads, "n-kv-heads");
-    }
-    Ok(())
+        ))
+    })?;
+    lm.validate().map_err(usage)
 }
 
 fn usage(error: vlm_model::ModelError) -> TrainError {

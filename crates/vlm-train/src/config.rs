@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vlm_data::Padding;
-use vlm_model::FreezePolicy;
+use vlm_model::{FreezePolicy, ProjectorKind};
 
 use crate::TrainError;
 
@@ -85,6 +85,12 @@ pub struct ModelConfig {
     pub vision: PathBuf,
     /// Folder with `tokenizer.json` and `tokenizer_config.json`.
     pub tokenizer: PathBuf,
+    /// How an image is spelled in the prompt; `None`: as the language model's family does.
+    #[serde(default)]
+    pub image_token: Option<String>,
+    /// The projector; `None`: the one in the weights, else the family's own.
+    #[serde(default)]
+    pub projector: Option<ProjectorKind>,
     /// Shape asked for; what is `None` comes from `config.json` beside the weights, or the default.
     pub shape: ShapeRequest,
     /// What is trained beside the projector.

@@ -12,7 +12,7 @@ use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{self, Format};
 
 use crate::TrainError;
-use crate::assemble::{Shapes, build_model, settle_shapes};
+use crate::assemble::{Shapes, build_model, open_tokenizer, settle_shapes};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Resume, TrainConfig};
 use crate::device_batch::Transfer;
@@ -78,7 +78,7 @@ impl Run {
         if let Some(threads) = config.run.num_threads {
             tch::set_num_threads(threads);
         }
-        let tokenizer = Arc::new(ChatTokenizer::from_dir(&config.model.tokenizer)?);
+        let tokenizer = Arc::new(open_tokenizer(&config.model)?);
         let shapes = settle_shapes(&config.model, &tokenizer, config.data.max_seq_len)?;
         let processor_file = config.model.vision.join("preprocessor_config.json");
         let processor = Arc::new(ImageProcessor::from_file(&processor_file)?);
@@ -95,7 +95,7 @@ impl Run {
             Arc::new(source),
             Arc::clone(&tokenizer),
             Some(Arc::clone(&processor)),
-            loader_config(&config, shapes.vision.num_patches() as usize),
+            loader_config(&config, shapes.tokens_per_image()),
         )?;
         let resumed = find_checkpoint(&config)?;
         let out_dir = OutDir::prepare(&config.run.out_dir, config.run.resume.is_some())?;
@@ -213,9 +213,9 @@ impl Run {
         Ok(())
     }
 
-    /// All weights but the vision encoder's, under the reference's names.
+    /// All weights but the vision encoder's, under the family's own names.
     fn weights(&self) -> Vec<(String, Tensor)> {
-        with_tied_output(self.model.params().named())
+        with_tied_output(self.model.params().named(), &self.shapes.lm)
     }
 
     fn restore(
@@ -247,11 +247,9 @@ impl Run {
         identity(&self.config)
     }
 
-    /// The resolved configuration, with the shape that came of it under the reference's names, so
-    /// that the folder can be given to `--lm`.
+    /// The resolved configuration, with the model that came of it.
     fn describe(&self) -> serde_json::Value {
-        let mut tree = serde_json::to_value(&self.shapes.lm).unwrap_or_default();
-        tree["vision"] = serde_json::to_value(&self.shapes.vision).unwrap_or_default();
+        let mut tree = self.shapes.describe(&self.tokenizer);
         tree["run"] = serde_json::to_value(&self.config).unwrap_or_default();
         tree["dtype"] = serde_json::to_value(self.dtype).unwrap_or_default();
         tree["program"] = env!("CARGO_PKG_VERSION").into();

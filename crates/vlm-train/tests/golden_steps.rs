@@ -10,7 +10,7 @@ use vlm_data::{
     Padding, RejectLog,
 };
 use vlm_model::weights::Weights;
-use vlm_model::{ClipVisionConfig, FreezePolicy, LmConfig, Vlm};
+use vlm_model::{FreezePolicy, LmConfig, VisionConfig, Vlm};
 use vlm_train::TrainConfig;
 use vlm_train::config::{DataConfig, ModelConfig, OptimConfig, RunConfig, ShapeRequest};
 use vlm_train::device_batch::Transfer;
@@ -113,6 +113,8 @@ fn config(out_dir: PathBuf) -> TrainConfig {
             lm: None,
             vision: PathBuf::new(),
             tokenizer: PathBuf::new(),
+            image_token: None,
+            projector: None,
             shape: ShapeRequest::default(),
             freeze: FreezePolicy::default(),
         },
@@ -141,7 +143,7 @@ fn config(out_dir: PathBuf) -> TrainConfig {
 
 fn model(folder: &str) -> Vlm {
     let lm = LmConfig::from_file(&golden(&format!("{folder}/config.json"))).unwrap();
-    let vision = ClipVisionConfig::from_file(&golden("vision_tower/config.json")).unwrap();
+    let vision = VisionConfig::from_file(&golden("vision_tower/config.json")).unwrap();
     let model = Vlm::new(&lm, &vision, Device::Cpu).unwrap();
     // From the .pth, to have the reference's own file format on the way.
     let lm_file = Weights::open(&golden(&format!("{folder}/lm_vlm.pth"))).unwrap();

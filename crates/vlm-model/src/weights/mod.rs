@@ -133,6 +133,11 @@ impl Weights {
         &self.path
     }
 
+    /// An error about this file, for who knows what it should hold.
+    pub fn refused(&self, message: impl Into<String>) -> WeightsError {
+        Refusal(message.into()).in_file(&self.path)
+    }
+
     /// The key of the file's top dict (`model`, `state_dict`) under which the tensors were found.
     pub fn nested_under(&self) -> Option<&str> {
         self.nested_under.as_deref()

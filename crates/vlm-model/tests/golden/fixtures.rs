@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use tch::{Device, IndexOp, Kind, Tensor};
-use vlm_model::{ClipVisionConfig, ImageInput, LmConfig, ModelBatch, Vlm};
+use vlm_model::{ImageInput, LmConfig, ModelBatch, VisionConfig, Vlm};
 
 /// Tokens of one image in the golden rows, and the id that stands for them.
 pub const IMAGE_TOKENS: i64 = 196;
@@ -30,7 +30,7 @@ pub fn json(name: &str) -> serde_json::Value {
 /// The small model of a folder (`dense` or `moe`), with the small vision tower.
 pub fn model(folder: &str) -> Vlm {
     let lm = LmConfig::from_file(&golden(&format!("{folder}/config.json"))).unwrap();
-    let vision = ClipVisionConfig::from_file(&golden("vision_tower/config.json")).unwrap();
+    let vision = VisionConfig::from_file(&golden("vision_tower/config.json")).unwrap();
     let model = Vlm::new(&lm, &vision, Device::Cpu).unwrap();
     let files = [
         (model.params(), format!("{folder}/lm_vlm.safetensors")),

@@ -10,7 +10,7 @@ use tch::{Kind, Tensor};
 use vlm_data::demo::write_demo_tokenizer;
 use vlm_model::params::ParamStore;
 use vlm_model::weights::{Format, save};
-use vlm_model::{ClipVisionConfig, LmConfig};
+use vlm_model::{LmConfig, VisionConfig};
 
 use super::language_weights::{LanguagePlan, train_language};
 use super::vision_weights::{MEAN, STD, VisionPlan, train_vision};
@@ -113,13 +113,13 @@ fn make_language(folder: &Path, options: &StartingWeightsOptions) -> Result<()> 
 fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
     let started = Instant::now();
     let plan = VisionPlan {
-        config: ClipVisionConfig {
+        config: VisionConfig {
             hidden_size: 192,
             intermediate_size: 384,
             num_hidden_layers: 4,
             num_attention_heads: 6,
             patch_size: 32,
-            ..ClipVisionConfig::default()
+            ..VisionConfig::default()
         },
         num_pictures: options.num_pictures,
         batch_size: 32,
@@ -138,9 +138,7 @@ fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
     };
     let unused = vec![post_layernorm("weight", 1.0), post_layernorm("bias", 0.0)];
     save_halved(&folder.join("model.safetensors"), &made.params, unused)?;
-    let mut config = json!(plan.config);
-    config["model_type"] = json!("clip_vision_model");
-    config["architectures"] = json!(["CLIPVisionModel"]);
+    let mut config = plan.config.to_json();
     config["torch_dtype"] = json!("float16");
     write_json(&folder.join("config.json"), &config)?;
     write_json(

@@ -14,7 +14,7 @@ use std::thread;
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
 use vlm_data::demo::{Colour, Layout, Scene, Shape, Size, Split, seeded_rng};
-use vlm_model::ClipVisionConfig;
+use vlm_model::VisionConfig;
 use vlm_model::layers::Linear;
 use vlm_model::params::{Init, ParamStore};
 use vlm_model::vision::ClipVision;
@@ -48,7 +48,7 @@ const NUM_SCORED: usize = 400;
 /// How the encoder is trained.
 #[derive(Debug, Clone)]
 pub(super) struct VisionPlan {
-    pub config: ClipVisionConfig,
+    pub config: VisionConfig,
     pub num_pictures: usize,
     pub batch_size: usize,
     pub learning_rate: f64,
@@ -86,7 +86,7 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(config: &ClipVisionConfig) -> Self {
+    fn new(config: &VisionConfig) -> Self {
         let (encoder_store, readout_store) =
             (ParamStore::new(Device::Cpu), ParamStore::new(Device::Cpu));
         let width = config.hidden_size;
@@ -161,7 +161,7 @@ fn params_in_order(stores: &[&ParamStore]) -> Vec<Tensor> {
 /// Starts the patch embedding with filters that are constant over 4×4 pixels: pictures are smooth,
 /// and filters of white noise would have to lose their fine grain first. Layers that write into
 /// the residual stream start smaller (Radford et al. 2019, section 2.3).
-fn shape_initial_weights(store: &ParamStore, config: &ClipVisionConfig) {
+fn shape_initial_weights(store: &ParamStore, config: &VisionConfig) {
     let coarse = config.patch_size / 4;
     let residual = (2.0 * config.num_hidden_layers as f64).powf(-0.5);
     tch::no_grad(|| {

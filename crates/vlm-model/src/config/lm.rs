@@ -1,15 +1,36 @@
-//! Shapes of the models, as their configuration files write them. No tensors here.
+//! Shape of the language model. Each family's file form is in `lm_json.rs`.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
+use super::{in_file, read_json};
 use crate::ModelError;
+use crate::names::LmNames;
 
-/// Shape of the language model, with the reference's own names (MiniMind's `LMConfig`).
+/// Which published form a language model has: the names of its tensors and of its configuration,
+/// and what differs in the arithmetic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LmFamily {
+    /// MiniMind of April 2025: its own names, rotary embedding on adjacent pairs.
+    #[default]
+    MiniMind,
+    /// MiniMind's present form (`minimind-3`): Hugging Face's names, rotary embedding on halves,
+    /// queries and keys normalised.
+    MiniMind3,
+    /// LLaMA as Hugging Face writes it (SmolLM2's shape), and Qwen3, which adds normalised queries
+    /// and keys.
+    Llama,
+}
+
+/// Shape of the language model. The fields have the names of MiniMind's `LMConfig`, whatever the
+/// family; read and written, it has its family's own form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(try_from = "Value", into = "Value")]
 pub struct LmConfig {
+    /// The published form.
+    pub family: LmFamily,
     /// Hidden size H.
     pub dim: i64,
     /// Transformer blocks.
@@ -18,9 +39,15 @@ pub struct LmConfig {
     pub n_heads: i64,
     /// Key and value heads; divides `n_heads`.
     pub n_kv_heads: i64,
+    /// Width of one attention head; `None`: `dim / n_heads`.
+    pub head_dim: Option<i64>,
+    /// Whether queries and keys are normalised, head by head.
+    pub qk_norm: bool,
     /// Rows of the embedding table.
     pub vocab_size: i64,
-    /// Width of the feed-forward layer; `None`: `2/3 · 4 · dim` rounded up to `multiple_of`.
+    /// Whether input and output embeddings are one tensor.
+    pub tie_word_embeddings: bool,
+    /// Width of the feed-forward layer; `None`: the family's rule.
     pub hidden_dim: Option<i64>,
     /// Rounding of the feed-forward width.
     pub multiple_of: i64,
@@ -35,11 +62,10 @@ pub struct LmConfig {
     /// Mixture of experts instead of one feed-forward layer.
     pub use_moe: bool,
     /// The experts, where there are any.
-    #[serde(flatten)]
     pub moe: MoeConfig,
 }
 
-/// Shape of a mixture of experts, with the reference's names.
+/// Shape of a mixture of experts, with the names of MiniMind's `LMConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MoeConfig {
@@ -71,11 +97,15 @@ impl Default for LmConfig {
     /// The 26 M form of MiniMind.
     fn default() -> Self {
         Self {
+            family: LmFamily::MiniMind,
             dim: 512,
             n_layers: 8,
             n_heads: 8,
             n_kv_heads: 2,
+            head_dim: None,
+            qk_norm: false,
             vocab_size: 6400,
+            tie_word_embeddings: true,
             hidden_dim: None,
             multiple_of: 64,
             norm_eps: 1e-5,
@@ -88,28 +118,73 @@ impl Default for LmConfig {
     }
 }
 
+impl LmFamily {
+    /// The shape that the family is best known by: MiniMind's 26 M, `minimind-3`'s 64 M,
+    /// SmolLM2's 135 M.
+    pub fn usual_config(self) -> LmConfig {
+        match self {
+            Self::MiniMind => LmConfig::default(),
+            Self::MiniMind3 => LmConfig {
+                family: self,
+                dim: 768,
+                n_kv_heads: 4,
+                qk_norm: true,
+                norm_eps: 1e-6,
+                max_seq_len: 32768,
+                moe: MoeConfig {
+                    num_experts_per_tok: 1,
+                    n_shared_experts: None,
+                    aux_loss_alpha: 5e-4,
+                    ..MoeConfig::default()
+                },
+                ..LmConfig::default()
+            },
+            Self::Llama => LmConfig {
+                family: self,
+                dim: 576,
+                n_layers: 30,
+                n_heads: 9,
+                n_kv_heads: 3,
+                vocab_size: 49152,
+                hidden_dim: Some(1536),
+                rope_theta: 1e5,
+                max_seq_len: 8192,
+                ..LmConfig::default()
+            },
+        }
+    }
+}
+
 impl LmConfig {
-    /// Reads `config.json`; keys it does not know are left alone.
+    /// Reads `config.json` of any of the families; keys it does not know are left alone.
     ///
     /// # Errors
-    /// The file cannot be read or holds no valid shape.
+    /// The file cannot be read, is another model's, or its numbers make no model.
     pub fn from_file(path: &Path) -> Result<Self, ModelError> {
-        let config: Self = read_json(path)?;
-        config.validate()?;
+        let config = Self::from_json(&read_json(path)?).map_err(in_file(path))?;
+        config.validate().map_err(in_file(path))?;
         Ok(config)
     }
 
-    /// Width of the feed-forward layer (LLaMA's rule, section 2.2 of Touvron et al. 2023).
+    /// The names of this model's tensors.
+    pub fn names(&self) -> &'static LmNames {
+        LmNames::of(self.family)
+    }
+
+    /// Width of the feed-forward layer: as given, else LLaMA's rule (section 2.2 of Touvron et al.
+    /// 2023) or, in MiniMind's present form, `π · dim`, each rounded up to `multiple_of`.
     pub fn intermediate_size(&self) -> i64 {
-        self.hidden_dim.unwrap_or_else(|| {
-            let two_thirds = 2 * (4 * self.dim) / 3;
-            (two_thirds + self.multiple_of - 1) / self.multiple_of * self.multiple_of
+        let round_up =
+            |width: i64| (width + self.multiple_of - 1) / self.multiple_of * self.multiple_of;
+        self.hidden_dim.unwrap_or_else(|| match self.family {
+            LmFamily::MiniMind3 => round_up((self.dim as f64 * std::f64::consts::PI).ceil() as i64),
+            LmFamily::MiniMind | LmFamily::Llama => round_up(2 * (4 * self.dim) / 3),
         })
     }
 
     /// Width of one attention head.
     pub fn head_dim(&self) -> i64 {
-        self.dim / self.n_heads
+        self.head_dim.unwrap_or(self.dim / self.n_heads)
     }
 
     /// Checks that the numbers make a model.
@@ -123,6 +198,8 @@ impl LmConfig {
             ("n_layers", self.n_layers),
             ("n_heads", self.n_heads),
             ("n_kv_heads", self.n_kv_heads),
+            ("head_dim", self.head_dim.unwrap_or(1)),
+            ("hidden_dim", self.hidden_dim.unwrap_or(1)),
             ("vocab_size", self.vocab_size),
             ("multiple_of", self.multiple_of),
             ("max_seq_len", self.max_seq_len),
@@ -130,7 +207,7 @@ impl LmConfig {
         if let Some((name, value)) = sizes.iter().find(|(_, value)| *value < 1) {
             return wrong(format!("{name} is {value}; it must be at least 1"));
         }
-        if self.dim % self.n_heads != 0 || self.head_dim() % 2 != 0 {
+        if self.head_dim.is_none() && self.dim % self.n_heads != 0 || self.head_dim() % 2 != 0 {
             return wrong(format!(
                 "dim {} over n_heads {} must give an even head width (rotary embedding turns pairs)",
                 self.dim, self.n_heads
@@ -141,6 +218,9 @@ impl LmConfig {
                 "n_heads {} is not a multiple of n_kv_heads {}",
                 self.n_heads, self.n_kv_heads
             ));
+        }
+        if self.use_moe && self.family == LmFamily::Llama {
+            return wrong("a mixture of experts is known in MiniMind's forms only".into());
         }
         let MoeConfig { n_routed_experts, num_experts_per_tok, .. } = self.moe;
         if self.use_moe && !(1..=n_routed_experts).contains(&num_experts_per_tok) {
@@ -156,113 +236,6 @@ impl LmConfig {
     }
 }
 
-/// Shape of a CLIP vision transformer, with Hugging Face's names.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct ClipVisionConfig {
-    /// Width V of a patch feature.
-    pub hidden_size: i64,
-    /// Width of the MLP.
-    pub intermediate_size: i64,
-    /// Transformer blocks.
-    pub num_hidden_layers: i64,
-    /// Attention heads.
-    pub num_attention_heads: i64,
-    /// Colour channels of the input.
-    pub num_channels: i64,
-    /// Side of the input in pixels.
-    pub image_size: i64,
-    /// Side of a patch in pixels.
-    pub patch_size: i64,
-    /// `quick_gelu` or `gelu`.
-    pub hidden_act: String,
-    /// Added to the variance in layer normalisation.
-    pub layer_norm_eps: f64,
-}
-
-impl Default for ClipVisionConfig {
-    /// ViT-B/16 at 224 pixels, with OpenAI's activation.
-    fn default() -> Self {
-        Self {
-            hidden_size: 768,
-            intermediate_size: 3072,
-            num_hidden_layers: 12,
-            num_attention_heads: 12,
-            num_channels: 3,
-            image_size: 224,
-            patch_size: 16,
-            hidden_act: "quick_gelu".into(),
-            layer_norm_eps: 1e-5,
-        }
-    }
-}
-
-impl ClipVisionConfig {
-    /// Reads a Hugging Face `config.json`: a whole CLIP's (`vision_config` within) or a vision
-    /// tower's own.
-    ///
-    /// # Errors
-    /// The file cannot be read, is another model's, or its numbers make no model.
-    pub fn from_file(path: &Path) -> Result<Self, ModelError> {
-        let mut json: serde_json::Value = read_json(path)?;
-        let family = json["model_type"].as_str().unwrap_or("clip").to_owned();
-        if !matches!(family.as_str(), "clip" | "clip_vision_model") {
-            return Err(ModelError::Config(format!(
-                "{}: model_type is {family:?}; expected \"clip\" or \"clip_vision_model\"",
-                path.display()
-            )));
-        }
-        if json["vision_config"].is_object() {
-            json = json["vision_config"].take();
-        }
-        let config: Self = serde_json::from_value(json)
-            .map_err(|e| ModelError::Config(format!("{}: {e}", path.display())))?;
-        config.validate()?;
-        Ok(config)
-    }
-
-    /// Patches of one image: the number of image placeholder tokens.
-    pub fn num_patches(&self) -> i64 {
-        let side = self.image_size / self.patch_size;
-        side * side
-    }
-
-    fn validate(&self) -> Result<(), ModelError> {
-        let sizes = [
-            self.hidden_size,
-            self.intermediate_size,
-            self.num_attention_heads,
-            self.num_channels,
-            self.image_size,
-            self.patch_size,
-        ];
-        if sizes.iter().any(|&size| size < 1)
-            || self.hidden_size % self.num_attention_heads != 0
-            || self.image_size % self.patch_size != 0
-        {
-            return Err(ModelError::Config(format!(
-                "vision encoder: hidden_size {} over {} heads and image_size {} over patch_size {} \
-                 must divide evenly",
-                self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size
-            )));
-        }
-        if !matches!(self.hidden_act.as_str(), "quick_gelu" | "gelu") {
-            return Err(ModelError::Config(format!(
-                "vision encoder: hidden_act {:?}; known are \"quick_gelu\" and \"gelu\"",
-                self.hidden_act
-            )));
-        }
-        Ok(())
-    }
-}
-
-/// Reads a JSON file into a value.
-fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, ModelError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|e| ModelError::Config(format!("{}: {e}", path.display())))?;
-    serde_json::from_str(&text).map_err(|e| ModelError::Config(format!("{}: {e}", path.display())))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,6 +244,8 @@ mod tests {
     fn feed_forward_width_follows_the_reference() {
         assert_eq!(LmConfig::default().intermediate_size(), 1408);
         assert_eq!(LmConfig { dim: 768, ..LmConfig::default() }.intermediate_size(), 2048);
+        // The present form: 64 · ⌈768 π / 64⌉.
+        assert_eq!(LmFamily::MiniMind3.usual_config().intermediate_size(), 2432);
     }
 
     #[test]

@@ -1,0 +1,28 @@
+//! Shapes of the models, as their configuration files write them. No tensors here.
+
+mod detect;
+mod lm;
+mod lm_json;
+mod projector;
+mod vision;
+
+use std::path::Path;
+
+pub use detect::Disagreement;
+pub use lm::{LmConfig, LmFamily, MoeConfig};
+pub use projector::{ProjectorConfig, ProjectorKind};
+pub use vision::{VisionConfig, VisionFamily};
+
+use crate::ModelError;
+
+/// Reads a JSON file into a value.
+fn read_json(path: &Path) -> Result<serde_json::Value, ModelError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| ModelError::Config(format!("{}: {e}", path.display())))?;
+    serde_json::from_str(&text).map_err(|e| ModelError::Config(format!("{}: {e}", path.display())))
+}
+
+/// Puts the file's name before what is wrong in it.
+fn in_file(path: &Path) -> impl Fn(ModelError) -> ModelError {
+    move |error| ModelError::Config(format!("{}: {error}", path.display()))
+}

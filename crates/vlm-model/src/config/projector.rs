@@ -1,0 +1,86 @@
+//! Which projector joins a vision encoder to a language model.
+
+use serde::{Deserialize, Serialize};
+
+use super::{LmConfig, LmFamily, VisionConfig};
+use crate::ModelError;
+
+/// The projectors that there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ProjectorKind {
+    /// One linear layer: MiniMind-V of April 2025.
+    Linear,
+    /// LayerNorm → linear → GELU → linear: MiniMind-V's present form (`minimind-3v`).
+    Mlp,
+    /// Neighbouring patches side by side, so that 64 tokens are left, then linear → GELU → linear:
+    /// `minimind-3v` with an encoder of 256 patches.
+    MergedMlp,
+}
+
+/// Tokens that [`ProjectorKind::MergedMlp`] makes of an image, MiniMind's `image_token_len`.
+const MERGED_TOKENS: i64 = 64;
+
+/// A projector's shape.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProjectorConfig {
+    /// Which.
+    pub kind: ProjectorKind,
+    /// Tokens that an image takes in the prompt.
+    pub tokens_per_image: i64,
+}
+
+impl ProjectorKind {
+    /// The family's own.
+    pub fn usual(family: LmFamily) -> Self {
+        match family {
+            LmFamily::MiniMind => Self::Linear,
+            LmFamily::MiniMind3 | LmFamily::Llama => Self::Mlp,
+        }
+    }
+}
+
+impl ProjectorConfig {
+    /// The projector between two models.
+    ///
+    /// # Errors
+    /// Patches that cannot be merged to 64 tokens.
+    pub fn new(kind: ProjectorKind, vision: &VisionConfig) -> Result<Self, ModelError> {
+        let patches = vision.num_patches();
+        if kind != ProjectorKind::MergedMlp {
+            return Ok(Self { kind, tokens_per_image: patches });
+        }
+        if patches % MERGED_TOKENS != 0 {
+            return Err(ModelError::Config(format!(
+                "the projector merges an image's patches to {MERGED_TOKENS} tokens, but the vision \
+                 encoder gives {patches}, which is no multiple of it; take an encoder of 256 \
+                 patches, or another projector"
+            )));
+        }
+        Ok(Self { kind, tokens_per_image: MERGED_TOKENS })
+    }
+
+    /// The language model's own kind of projector.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn usual(lm: &LmConfig, vision: &VisionConfig) -> Result<Self, ModelError> {
+        Self::new(ProjectorKind::usual(lm.family), vision)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patches_are_merged_to_64_tokens_or_refused() {
+        let merged = |image_size| {
+            let vision = VisionConfig { image_size, ..VisionConfig::siglip() };
+            ProjectorConfig::new(ProjectorKind::MergedMlp, &vision)
+        };
+        assert_eq!(merged(256).unwrap().tokens_per_image, 64);
+        let error = merged(224).unwrap_err().to_string();
+        assert!(error.contains("gives 196"), "{error}");
+    }
+}

@@ -1,0 +1,218 @@
+//! Shape of the vision encoder, as Hugging Face writes it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::{in_file, read_json};
+use crate::ModelError;
+
+/// Which published form a vision encoder has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum VisionFamily {
+    /// CLIP (Radford et al. 2021): a class token, a norm before the blocks and none after.
+    #[default]
+    #[serde(rename = "clip_vision_model")]
+    Clip,
+    /// SigLIP and SigLIP 2 of fixed resolution (Zhai et al. 2023, Tschannen et al. 2025): no class
+    /// token, a norm after the blocks.
+    #[serde(rename = "siglip_vision_model")]
+    Siglip,
+}
+
+/// Shape of a vision transformer, with Hugging Face's names.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VisionConfig {
+    /// The published form.
+    #[serde(rename = "model_type")]
+    pub family: VisionFamily,
+    /// Width V of a patch feature.
+    pub hidden_size: i64,
+    /// Width of the MLP.
+    pub intermediate_size: i64,
+    /// Transformer blocks.
+    pub num_hidden_layers: i64,
+    /// Attention heads.
+    pub num_attention_heads: i64,
+    /// Colour channels of the input.
+    pub num_channels: i64,
+    /// Side of the input in pixels.
+    pub image_size: i64,
+    /// Side of a patch in pixels.
+    pub patch_size: i64,
+    /// `quick_gelu`, `gelu` or `gelu_pytorch_tanh`.
+    pub hidden_act: String,
+    /// Added to the variance in layer normalisation.
+    pub layer_norm_eps: f64,
+}
+
+impl Default for VisionConfig {
+    /// ViT-B/16 at 224 pixels, with OpenAI's activation.
+    fn default() -> Self {
+        Self {
+            family: VisionFamily::Clip,
+            hidden_size: 768,
+            intermediate_size: 3072,
+            num_hidden_layers: 12,
+            num_attention_heads: 12,
+            num_channels: 3,
+            image_size: 224,
+            patch_size: 16,
+            hidden_act: "quick_gelu".into(),
+            layer_norm_eps: 1e-5,
+        }
+    }
+}
+
+impl VisionFamily {
+    /// What Hugging Face's configuration class of the family assumes where a file says nothing.
+    fn class_defaults(self) -> VisionConfig {
+        match self {
+            Self::Clip => VisionConfig { patch_size: 32, ..VisionConfig::default() },
+            Self::Siglip => VisionConfig::siglip(),
+        }
+    }
+}
+
+impl VisionConfig {
+    /// SigLIP ViT-B/16 at 224 pixels.
+    pub fn siglip() -> Self {
+        Self {
+            family: VisionFamily::Siglip,
+            hidden_act: "gelu_pytorch_tanh".into(),
+            layer_norm_eps: 1e-6,
+            ..Self::default()
+        }
+    }
+
+    /// Reads a Hugging Face `config.json`: a whole CLIP's or SigLIP's (`vision_config` within) or a
+    /// vision tower's own.
+    ///
+    /// # Errors
+    /// The file cannot be read, is another model's, or its numbers make no model.
+    pub fn from_file(path: &Path) -> Result<Self, ModelError> {
+        Self::from_json(&read_json(path)?).map_err(in_file(path))
+    }
+
+    /// As [`Self::from_file`], from the file's content.
+    ///
+    /// # Errors
+    /// Another model's configuration; numbers that make no model.
+    pub fn from_json(json: &Value) -> Result<Self, ModelError> {
+        let model_type = json["model_type"].as_str().unwrap_or("clip");
+        let within = &json["vision_config"];
+        let tower = if within.is_object() { within } else { json };
+        let family = match model_type {
+            "clip" | "clip_vision_model" => VisionFamily::Clip,
+            "siglip" | "siglip_vision_model" => VisionFamily::Siglip,
+            "siglip2" | "siglip2_vision_model" => {
+                return Err(ModelError::Config(format!(
+                    "model_type is {model_type:?}, the form of variable resolution; take one of \
+                     fixed resolution, whose model_type is \"siglip\""
+                )));
+            }
+            other => {
+                return Err(ModelError::Config(format!(
+                    "model_type is {other:?}; expected \"clip\", \"siglip\", or a vision tower's \
+                     own \"clip_vision_model\" or \"siglip_vision_model\""
+                )));
+            }
+        };
+        let mut filled = json!(family.class_defaults());
+        for (key, value) in filled.as_object_mut().into_iter().flatten() {
+            if key != "model_type" && !tower[key.as_str()].is_null() {
+                *value = tower[key.as_str()].clone();
+            }
+        }
+        let config: Self =
+            serde_json::from_value(filled).map_err(|e| ModelError::Config(e.to_string()))?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// The tower's own `config.json`.
+    pub fn to_json(&self) -> Value {
+        let class = match self.family {
+            VisionFamily::Clip => "CLIPVisionModel",
+            VisionFamily::Siglip => "SiglipVisionModel",
+        };
+        let mut tree = json!(self);
+        tree["architectures"] = json!([class]);
+        tree
+    }
+
+    /// Patches along one side; what is left over at the right and at the bottom is not seen.
+    pub fn patches_per_side(&self) -> i64 {
+        self.image_size / self.patch_size
+    }
+
+    /// Patch features of one image.
+    pub fn num_patches(&self) -> i64 {
+        self.patches_per_side() * self.patches_per_side()
+    }
+
+    fn validate(&self) -> Result<(), ModelError> {
+        let sizes = [
+            self.hidden_size,
+            self.intermediate_size,
+            self.num_attention_heads,
+            self.num_channels,
+            self.image_size,
+            self.patch_size,
+        ];
+        if sizes.iter().any(|&size| size < 1)
+            || self.hidden_size % self.num_attention_heads != 0
+            || self.image_size < self.patch_size
+        {
+            return Err(ModelError::Config(format!(
+                "vision encoder: hidden_size {} over {} heads must divide evenly, and image_size \
+                 {} must hold a patch of {}",
+                self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size
+            )));
+        }
+        if self.num_channels != 3 {
+            return Err(ModelError::Config(format!(
+                "vision encoder: num_channels is {}; pictures have 3",
+                self.num_channels
+            )));
+        }
+        if !matches!(self.hidden_act.as_str(), "quick_gelu" | "gelu" | "gelu_pytorch_tanh") {
+            return Err(ModelError::Config(format!(
+                "vision encoder: hidden_act {:?}; known are \"quick_gelu\", \"gelu\" and \
+                 \"gelu_pytorch_tanh\"",
+                self.hidden_act
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn towers_are_told_apart_by_model_type() {
+        // What google/siglip-base-patch16-224 says of its vision tower.
+        let whole =
+            json!({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}});
+        assert_eq!(VisionConfig::from_json(&whole).unwrap(), VisionConfig::siglip());
+        let tower = json!({"model_type": "clip_vision_model", "patch_size": 16});
+        assert_eq!(VisionConfig::from_json(&tower).unwrap(), VisionConfig::default());
+        for config in [VisionConfig::default(), VisionConfig::siglip()] {
+            assert_eq!(VisionConfig::from_json(&config.to_json()).unwrap(), config);
+        }
+        let naflex = json!({"model_type": "siglip2"});
+        let error = VisionConfig::from_json(&naflex).unwrap_err().to_string();
+        assert!(error.contains("variable resolution"), "{error}");
+        let other = VisionConfig::from_json(&json!({"model_type": "vit"})).unwrap_err().to_string();
+        assert!(other.contains("\"vit\"; expected"), "{other}");
+    }
+
+    #[test]
+    fn a_patch_that_does_not_divide_the_side_leaves_a_rest_unseen() {
+        let config = VisionConfig { image_size: 384, patch_size: 14, ..VisionConfig::siglip() };
+        assert_eq!(config.num_patches(), 27 * 27);
+    }
+}

@@ -1,0 +1,163 @@
+//! What CLIP's and SigLIP's vision transformers have in common, with Hugging Face's names: patches,
+//! and pre-normalised blocks of attention and MLP.
+//!
+//! Dimensions: N images · P patches · V vision width · S side in pixels
+
+use tch::Tensor;
+
+use crate::config::VisionConfig;
+use crate::layers::{LayerNorm, Linear};
+use crate::params::{Init, Scope};
+
+/// Below this are the names of every tower.
+pub(super) const SCOPE: &str = "vision_model";
+
+/// What a fresh encoder's weights are drawn from.
+pub(super) const INIT: Init = Init::Normal(0.02);
+
+#[derive(Debug)]
+struct Attention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    out_proj: Linear,
+    num_heads: i64,
+}
+
+impl Attention {
+    fn new(scope: &Scope, config: &VisionConfig) -> Self {
+        let width = config.hidden_size;
+        let linear = |name: &str| Linear::new(&scope.sub(name), width, width, INIT);
+        Self {
+            k_proj: linear("k_proj"),
+            v_proj: linear("v_proj"),
+            q_proj: linear("q_proj"),
+            out_proj: linear("out_proj"),
+            num_heads: config.num_attention_heads,
+        }
+    }
+
+    fn forward(&self, x_npv: &Tensor) -> Tensor {
+        let (images, tokens, width) = x_npv.size3().expect("[N, P, V] by construction");
+        let heads = |x: Tensor| {
+            x.view([images, tokens, self.num_heads, width / self.num_heads]).transpose(1, 2)
+        };
+        let mixed = Tensor::scaled_dot_product_attention(
+            &heads(self.q_proj.forward(x_npv)),
+            &heads(self.k_proj.forward(x_npv)),
+            &heads(self.v_proj.forward(x_npv)),
+            None::<Tensor>,
+            0.0,
+            false,
+            None,
+            false,
+        );
+        self.out_proj.forward(&mixed.transpose(1, 2).reshape([images, tokens, width]))
+    }
+}
+
+/// The MLP's activation.
+#[derive(Debug, Clone, Copy)]
+enum Activation {
+    /// `x · sigmoid(1.702 x)`, OpenAI's.
+    QuickGelu,
+    /// The exact one.
+    Gelu,
+    /// With the hyperbolic tangent, SigLIP's.
+    GeluTanh,
+}
+
+impl Activation {
+    fn named(hidden_act: &str) -> Self {
+        match hidden_act {
+            "quick_gelu" => Self::QuickGelu,
+            "gelu_pytorch_tanh" => Self::GeluTanh,
+            _ => Self::Gelu,
+        }
+    }
+
+    fn apply(self, x: &Tensor) -> Tensor {
+        match self {
+            Self::QuickGelu => x * (x * 1.702).sigmoid(),
+            Self::Gelu => x.gelu("none"),
+            Self::GeluTanh => x.gelu("tanh"),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Block {
+    layer_norm1: LayerNorm,
+    self_attn: Attention,
+    layer_norm2: LayerNorm,
+    fc1: Linear,
+    fc2: Linear,
+    activation: Activation,
+}
+
+impl Block {
+    /// All blocks of a tower, `encoder.layers.0` and so on.
+    pub(super) fn all(scope: &Scope, config: &VisionConfig) -> Vec<Self> {
+        let layers = scope.sub("encoder").sub("layers");
+        let block = |index| Self::new(&layers.sub(index), config);
+        (0..config.num_hidden_layers).map(block).collect()
+    }
+
+    fn new(scope: &Scope, config: &VisionConfig) -> Self {
+        let (width, eps) = (config.hidden_size, config.layer_norm_eps);
+        let mlp = scope.sub("mlp");
+        Self {
+            self_attn: Attention::new(&scope.sub("self_attn"), config),
+            layer_norm1: LayerNorm::new(&scope.sub("layer_norm1"), width, eps),
+            fc1: Linear::new(&mlp.sub("fc1"), width, config.intermediate_size, INIT),
+            fc2: Linear::new(&mlp.sub("fc2"), config.intermediate_size, width, INIT),
+            layer_norm2: LayerNorm::new(&scope.sub("layer_norm2"), width, eps),
+            activation: Activation::named(&config.hidden_act),
+        }
+    }
+
+    pub(super) fn forward(&self, x_npv: &Tensor) -> Tensor {
+        let x_npv = x_npv + self.self_attn.forward(&self.layer_norm1.forward(x_npv));
+        let inner = self.fc1.forward(&self.layer_norm2.forward(&x_npv));
+        x_npv + self.fc2.forward(&self.activation.apply(&inner))
+    }
+}
+
+/// The convolution with stride = kernel = patch, written as what it is: one matrix product over
+/// cut-out patches.
+#[derive(Debug)]
+pub(super) struct PatchEmbedding {
+    /// `[V, 3, patch, patch]`
+    weight: Tensor,
+    bias: Option<Tensor>,
+    side: i64,
+}
+
+impl PatchEmbedding {
+    pub(super) fn new(scope: &Scope, config: &VisionConfig, has_bias: bool) -> Self {
+        let VisionConfig { hidden_size, num_channels, patch_size, .. } = *config;
+        Self {
+            weight: scope.param(
+                "weight",
+                &[hidden_size, num_channels, patch_size, patch_size],
+                INIT,
+            ),
+            bias: has_bias.then(|| scope.param("bias", &[hidden_size], Init::Const(0.0))),
+            side: config.patches_per_side(),
+        }
+    }
+
+    /// `[N, 3, S, S]` → `[N, P, V]`. Where patches do not divide the side, the rest at the right
+    /// and at the bottom is left out.
+    pub(super) fn forward(&self, pixel_values: &Tensor) -> Tensor {
+        let (width, channels, patch, _) = self.weight.size4().expect("four by construction");
+        let seen = self.side * patch;
+        let cut = pixel_values
+            .narrow(2, 0, seen)
+            .narrow(3, 0, seen)
+            .reshape([-1, channels, self.side, patch, self.side, patch])
+            .permute([0, 2, 4, 1, 3, 5])
+            .reshape([-1, self.side * self.side, channels * patch * patch]);
+        cut.linear(&self.weight.view([width, -1]), self.bias.as_ref())
+    }
+}
