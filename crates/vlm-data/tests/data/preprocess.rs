@@ -1,4 +1,4 @@
-//! Pixels against those of `CLIPImageProcessor` with Pillow.
+//! Pixels against those of `CLIPImageProcessor` and `SiglipImageProcessor` with Pillow.
 
 use std::collections::BTreeMap;
 
@@ -37,10 +37,13 @@ fn picture(name: &str) -> Vec<u8> {
 }
 
 fn compare(name: &str) -> Difference {
-    let ours = processor().crop_u8(&picture(name)).unwrap();
     let stem = name.split('.').next().unwrap();
-    let path = golden("preprocess").join(format!("{stem}.crop.png"));
-    let expected = image::open(path).unwrap().into_rgb8().into_raw();
+    compare_by(&processor(), name, &format!("preprocess/{stem}.crop.png"))
+}
+
+fn compare_by(processor: &ImageProcessor, name: &str, expected: &str) -> Difference {
+    let ours = processor.crop_u8(&picture(name)).unwrap();
+    let expected = image::open(golden(expected)).unwrap().into_rgb8().into_raw();
     assert_eq!(ours.len(), expected.len(), "{name}");
     let levels: Vec<u8> = ours.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).collect();
     Difference {
@@ -85,6 +88,26 @@ fn normalized_values_are_the_references() {
         // A level is 0.0146; single pixels may differ by one.
         assert!((mean - case.sum / count).abs() < 2e-4, "{name}: mean {mean}");
         assert!((mean_abs - case.mean_abs).abs() < 2e-4, "{name}: mean of |x| {mean_abs}");
+    }
+}
+
+#[test]
+fn siglips_squeezed_pictures_are_the_references() {
+    let file = golden("siglip/preprocessor_config.json");
+    let processor = ImageProcessor::from_file(&file).unwrap();
+    let text = std::fs::read_to_string(golden("siglip/processor.json")).unwrap();
+    let samples: BTreeMap<String, Vec<f32>> = serde_json::from_str(&text).unwrap();
+    for (name, expected) in samples {
+        let squeezed = format!("siglip/{}", name.replace(".png", ".squeezed.png"));
+        let Difference { mean, max } = compare_by(&processor, &name, &squeezed);
+        println!("{name}: mean {mean:.4}, max {max}");
+        assert!(mean <= 0.02 && max <= 1, "{name}: mean {mean}, max {max}");
+        // The processor's own values at every 37th row and 41st column.
+        let pixels = processor.preprocess(&picture(&name)).unwrap();
+        let at = |k: usize| pixels[k / 42 * 224 * 224 + k % 42 / 6 * 37 * 224 + k % 6 * 41];
+        for (k, &value) in expected.iter().enumerate() {
+            assert!((at(k) - value).abs() <= 1.01 * 2.0 / 255.0, "{name}: {} {value}", at(k));
+        }
     }
 }
 

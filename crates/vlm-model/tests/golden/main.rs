@@ -4,6 +4,7 @@
 
 mod checkpointing;
 mod dense;
+mod families;
 mod fixtures;
 mod generate;
 mod moe;

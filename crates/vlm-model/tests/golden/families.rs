@@ -1,0 +1,193 @@
+//! The families of language models and encoders against the software that defines them; made by
+//! `tests/golden/families.py`.
+
+use tch::{Device, Kind, Tensor};
+use vlm_model::lm::CausalLm;
+use vlm_model::params::ParamStore;
+use vlm_model::vision::VisionEncoder;
+use vlm_model::weights::Weights;
+use vlm_model::{
+    ImageInput, LmConfig, LmFamily, ModelBatch, ProjectorConfig, ProjectorKind, VisionConfig, Vlm,
+};
+
+use crate::fixtures::{assert_close, golden, tensors};
+
+/// Tolerance of logits and features in float32, for tiny models whose numbers are near 1.
+const TOLERANCE: f64 = 1e-4;
+
+/// The language model of a golden folder, by its `config.json` and its weights' own names.
+fn language_model(folder: &str) -> (LmConfig, ParamStore, CausalLm) {
+    let config = LmConfig::from_file(&golden(&format!("{folder}/config.json"))).unwrap();
+    let store = ParamStore::new(Device::Cpu);
+    let lm = CausalLm::new(&store.root(), &config);
+    let weights = Weights::open(&golden(folder)).unwrap();
+    weights.load_into(&store.named(), |_| false).unwrap();
+    (config, store, lm)
+}
+
+fn logits(lm: &CausalLm, input_ids: &Tensor) -> Tensor {
+    tch::no_grad(|| lm.logits(&lm.forward(&lm.embed(input_ids), None, false).hidden))
+}
+
+/// `minimind-3v` of a golden folder; its features come from the files, so the encoder's weights do
+/// not matter.
+fn minimind3v(folder: &str) -> (LmConfig, Vlm) {
+    let lm = LmConfig::from_file(&golden(&format!("{folder}/config.json"))).unwrap();
+    let weights = Weights::open(&golden(folder)).unwrap();
+    let kind = ProjectorKind::of_weights(&weights).unwrap();
+    let side = if kind == ProjectorKind::MergedMlp { 16 } else { 8 };
+    let vision = VisionConfig {
+        hidden_size: 24,
+        num_attention_heads: 2,
+        num_hidden_layers: 1,
+        intermediate_size: 24,
+        patch_size: 2,
+        image_size: 2 * side,
+        ..VisionConfig::siglip()
+    };
+    let projector = ProjectorConfig::new(kind, &vision).unwrap();
+    let model = Vlm::with_projector(&lm, &vision, &projector, Device::Cpu).unwrap();
+    weights.load_into(&model.params().named(), |_| false).unwrap();
+    assert_eq!(model.tokens_per_image(), 64);
+    (lm, model)
+}
+
+/// The golden rows: one image each, in the place of the run of id 12.
+fn batch(expected: &std::collections::HashMap<String, Tensor>) -> ModelBatch {
+    ModelBatch {
+        input_ids: expected["input_ids"].shallow_clone(),
+        images: ImageInput::Features(expected["features"].shallow_clone()),
+        image_starts: vec![(0, 3), (1, 9)],
+    }
+}
+
+fn assert_minimind3v(folder: &str) {
+    let (lm, model) = minimind3v(folder);
+    assert_eq!((lm.family, lm.qk_norm), (LmFamily::MiniMind3, true));
+    let expected = tensors(&format!("{folder}/expected.safetensors"));
+    let text = expected["input_ids"].narrow(1, 0, 40);
+    assert_close(
+        &format!("{folder} logits of text"),
+        &logits(model.lm(), &text),
+        &expected["text_logits"],
+        TOLERANCE,
+    );
+    let output = tch::no_grad(|| model.forward(&batch(&expected), None, true).unwrap());
+    assert_close(
+        &format!("{folder} logits with an image"),
+        &tch::no_grad(|| model.lm().logits(&output.hidden)),
+        &expected["logits"],
+        TOLERANCE,
+    );
+    assert_eq!(output.aux_loss.is_some(), lm.use_moe);
+    if let Some(aux_loss) = output.aux_loss {
+        let found = aux_loss.view([1]);
+        assert_close(&format!("{folder} auxiliary loss"), &found, &expected["aux_loss"], 1e-7);
+    }
+}
+
+#[test]
+fn siglip_equals_hugging_face() {
+    let config = VisionConfig::from_file(&golden("siglip/config.json")).unwrap();
+    let store = ParamStore::new(Device::Cpu);
+    let encoder = VisionEncoder::new(&store.root(), &config);
+    let weights = Weights::open(&golden("siglip")).unwrap();
+    weights.load_into(&store.named(), |_| false).unwrap();
+    let expected = tensors("siglip/expected.safetensors");
+    let features = tch::no_grad(|| encoder.patch_features(&expected["pixel_values"]));
+    // 16 patches of 7 pixels; two rows and columns of pixels are left over.
+    assert_eq!(features.size(), [2, 16, 32]);
+    assert_close("siglip", &features, &expected["last_hidden_state"], TOLERANCE);
+}
+
+#[test]
+fn llama_with_tied_embeddings_equals_hugging_face() {
+    let (config, _store, lm) = language_model("llama");
+    assert_eq!((config.family, config.tie_word_embeddings), (LmFamily::Llama, true));
+    let expected = tensors("llama/expected.safetensors");
+    assert_close("llama", &logits(&lm, &expected["input_ids"]), &expected["logits"], TOLERANCE);
+}
+
+#[test]
+fn qwen3_with_its_own_output_embeddings_equals_hugging_face() {
+    let (config, store, lm) = language_model("qwen3");
+    assert_eq!((config.qk_norm, config.head_dim()), (true, 16));
+    assert!(store.named().iter().any(|(name, _)| name == "lm_head.weight"));
+    let expected = tensors("qwen3/expected.safetensors");
+    assert_close("qwen3", &logits(&lm, &expected["input_ids"]), &expected["logits"], TOLERANCE);
+}
+
+#[test]
+fn present_minimind_equals_the_published_form() {
+    assert_minimind3v("minimind3");
+}
+
+#[test]
+fn patches_merged_by_fours_equal_the_published_form() {
+    assert_minimind3v("minimind3/merged");
+}
+
+#[test]
+fn present_experts_equal_the_published_form() {
+    assert_minimind3v("minimind3/experts");
+    assert_minimind3v("minimind3/experts_top2");
+}
+
+#[test]
+fn families_are_told_apart_by_names_alone() {
+    for (folder, family, tied) in [
+        ("dense", LmFamily::MiniMind, true),
+        ("moe", LmFamily::MiniMind, true),
+        ("minimind3", LmFamily::MiniMind3, true),
+        ("minimind3/experts", LmFamily::MiniMind3, true),
+        ("llama", LmFamily::Llama, true),
+        // Normalised queries and keys are MiniMind's mark; a config.json tells Qwen3 from it.
+        ("qwen3", LmFamily::MiniMind3, false),
+    ] {
+        let by_folder = golden(folder).join("model.safetensors");
+        let file =
+            if by_folder.exists() { by_folder } else { golden(folder).join("lm_vlm.safetensors") };
+        let weights = Weights::open(&file).unwrap();
+        let config = LmConfig::usual_for(&weights).unwrap();
+        assert_eq!((config.family, config.tie_word_embeddings), (family, tied), "{folder}");
+        let has_experts = folder.contains("moe") || folder.contains("experts");
+        assert_eq!(config.use_moe, has_experts, "{folder}");
+    }
+    let encoder = Weights::open(&golden("vision_tower")).unwrap();
+    let error = LmConfig::usual_for(&encoder).unwrap_err().to_string();
+    assert!(error.contains("no weights of a language model"), "{error}");
+}
+
+#[test]
+fn numbers_that_are_not_the_weights_are_named() {
+    let weights = Weights::open(&golden("qwen3")).unwrap();
+    let config = LmConfig::from_file(&golden("qwen3/config.json")).unwrap();
+    let disagreement = |change: fn(&mut LmConfig)| {
+        let mut changed = config.clone();
+        change(&mut changed);
+        changed.adopt(&weights).map_err(|d| (d.field, d.found, d.expected))
+    };
+    assert_eq!(disagreement(|_| ()), Ok(()));
+    assert_eq!(disagreement(|c| c.dim = 64), Err(("dim", 48, 64)));
+    assert_eq!(disagreement(|c| c.n_layers = 3), Err(("n_layers", 2, 3)));
+    assert_eq!(disagreement(|c| c.n_heads = 8), Err(("n_heads", 4, 8)));
+    assert_eq!(disagreement(|c| c.n_kv_heads = 4), Err(("n_kv_heads", 2, 4)));
+}
+
+#[test]
+fn cached_steps_equal_one_pass_in_every_family() {
+    for folder in ["llama", "qwen3", "minimind3", "minimind3/experts"] {
+        let config = LmConfig::from_file(&golden(&format!("{folder}/config.json"))).unwrap();
+        tch::manual_seed(5);
+        let store = ParamStore::new(Device::Cpu);
+        let lm = CausalLm::new(&store.root(), &config);
+        let ids = Tensor::randint(config.vocab_size, [2, 7], (Kind::Int64, Device::Cpu));
+        let whole = lm.forward(&lm.embed(&ids), None, false).hidden;
+        let mut cache = vlm_model::lm::KvCache::default();
+        for (start, len) in [(0, 4), (4, 1), (5, 2)] {
+            let piece = lm.embed(&ids.narrow(1, start, len));
+            let found = lm.forward(&piece, Some(&mut cache), false).hidden;
+            assert_close(folder, &found, &whole.narrow(1, start, len), 1e-5);
+        }
+    }
+}
