@@ -183,7 +183,7 @@ fn cached_steps_equal_one_pass_in_every_family() {
         let lm = CausalLm::new(&store.root(), &config);
         let ids = Tensor::randint(config.vocab_size, [2, 7], (Kind::Int64, Device::Cpu));
         let whole = lm.forward(&lm.embed(&ids), None, false).hidden;
-        let mut cache = vlm_model::lm::KvCache::default();
+        let mut cache = vlm_model::KvCache::default();
         for (start, len) in [(0, 4), (4, 1), (5, 2)] {
             let piece = lm.embed(&ids.narrow(1, start, len));
             let found = lm.forward(&piece, Some(&mut cache), false).hidden;
