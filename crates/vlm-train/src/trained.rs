@@ -6,10 +6,10 @@ use std::sync::Arc;
 use serde_json::Value;
 use vlm_data::{ChatTokenizer, ImageProcessor};
 use vlm_model::weights::Weights;
-use vlm_model::{FreezePolicy, Vlm};
+use vlm_model::{FreezePolicy, LmConfig, Vlm, is_projector};
 
 use crate::TrainError;
-use crate::assemble::{build_model, settle_shapes};
+use crate::assemble::{build_model, open_tokenizer, settle_shapes};
 use crate::config::{ModelConfig, ShapeRequest, Stage};
 use crate::precision::{self, Dtype};
 
@@ -61,15 +61,16 @@ impl TrainedModel {
             Some(path) => Ok(path.clone()),
             None => find_part(folder, &written, name, beside),
         };
-        let tokenizer_folder = part(&source.tokenizer, "tokenizer", folder.to_owned())?;
         let config = ModelConfig {
             lm: Some(weights.clone()),
             vision: part(&source.vision, "vision", folder.join("vision"))?,
-            tokenizer: tokenizer_folder.clone(),
+            tokenizer: part(&source.tokenizer, "tokenizer", folder.to_owned())?,
+            image_token: written["image_token"].as_str().map(str::to_owned),
+            projector: None,
             shape: ShapeRequest::default(),
             freeze: FreezePolicy::default(),
         };
-        let tokenizer = Arc::new(ChatTokenizer::from_dir(&tokenizer_folder)?);
+        let tokenizer = Arc::new(open_tokenizer(&config)?);
         let shapes = settle_shapes(&config, &tokenizer, 0)?;
         let processor = Arc::new(image_processor(&config.vision, shapes.vision.image_size)?);
         require_projector(&weights)?;
@@ -97,8 +98,8 @@ fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, TrainError> {
             model.display()
         )));
     }
-    let dim = written["dim"].as_i64().unwrap_or_default();
-    let use_moe = written["use_moe"].as_bool().unwrap_or_default();
+    let shape = LmConfig::from_json(written).unwrap_or_default();
+    let (dim, use_moe) = (shape.dim, shape.use_moe);
     for stage in [Stage::Sft, Stage::Pretrain] {
         for extension in ["safetensors", "pth"] {
             let name = format!("{}.{extension}", stage.weights_name(dim, use_moe));
@@ -116,7 +117,7 @@ fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, TrainError> {
         "--model {}: no weights there; expected {}.safetensors or .pth, as `vlm pretrain` leaves \
          them",
         model.display(),
-        Stage::Pretrain.weights_name(dim.max(1), use_moe)
+        Stage::Pretrain.weights_name(dim, use_moe)
     )))
 }
 
@@ -151,7 +152,7 @@ fn find_part(
 /// An answer about a picture by way of a random projector is no answer.
 fn require_projector(path: &Path) -> Result<(), TrainError> {
     let weights = Weights::open(path).map_err(|e| TrainError::Usage(e.to_string()))?;
-    if weights.names().any(|name| name.contains("proj.")) {
+    if weights.names().any(is_projector) {
         return Ok(());
     }
     Err(TrainError::Usage(format!(
