@@ -2,6 +2,8 @@
 
 mod answers;
 mod bad_input;
+mod convert;
+mod families;
 mod overfit;
 mod planning;
 mod reference_runs;

@@ -28,13 +28,16 @@ pub enum Command {
     /// Make the embedded demo's starting weights anew (takes an hour or more).
     DemoWeights(DemoWeightsArgs),
     /// Write random weights of a given shape, for trials.
-    Init(InitArgs),
+    Init(crate::init::InitArgs),
     /// Answer about pictures, with a trained model: one prompt, many, or a conversation.
     Generate(Box<crate::generate::GenerateArgs>),
     /// Judge a trained model on rows: loss, perplexity, captions.
     Eval(Box<crate::eval::EvalArgs>),
-    /// Show names, shapes, types and sums of a weight file.
-    Inspect(InspectArgs),
+    /// Show names, shapes, types and sums of a weight file, and the model's configuration.
+    Inspect(crate::inspect::InspectArgs),
+    /// Write weights in another format, every name, dtype and value kept; or a whole model as a
+    /// folder in Hugging Face form.
+    Convert(crate::convert::ConvertArgs),
 }
 
 /// Flags of `vlm pretrain`. A configuration file holds the same names; flags win.
@@ -195,45 +198,6 @@ pub struct DemoWeightsArgs {
     pub output: Option<PathBuf>,
 }
 
-/// Flags of `vlm init`.
-#[derive(Debug, Args)]
-pub struct InitArgs {
-    /// Folder for the weights.
-    #[arg(long, value_name = "DIR", default_value = "out")]
-    pub out_dir: PathBuf,
-    /// Hidden size.
-    #[arg(long, default_value_t = 512)]
-    pub dim: i64,
-    /// Transformer blocks.
-    #[arg(long, default_value_t = 8)]
-    pub n_layers: i64,
-    /// Query heads.
-    #[arg(long, default_value_t = 8)]
-    pub n_heads: i64,
-    /// Key and value heads.
-    #[arg(long, default_value_t = 2)]
-    pub n_kv_heads: i64,
-    /// Rows of the embedding table.
-    #[arg(long, default_value_t = 6400)]
-    pub vocab_size: i64,
-    /// Vision encoder: clip-vit-base-patch16, clip-vit-base-patch32 or none.
-    #[arg(long, default_value = "clip-vit-base-patch16")]
-    pub vision: String,
-    /// Seed of the weights.
-    #[arg(long, default_value_t = 1337)]
-    pub seed: u64,
-}
-
-/// Flags of `vlm inspect`.
-#[derive(Debug, Args)]
-pub struct InspectArgs {
-    /// A .pth or .safetensors file, or a folder of them.
-    pub file: PathBuf,
-    /// Print JSON, one object a tensor.
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// The reference spells its flags with underscores: `--data_path` is `--data-path` here.
 pub fn with_dashes(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let respell = |arg: OsString| {
@@ -246,7 +210,7 @@ pub fn with_dashes(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     args.map(respell).collect()
 }
 
-fn parse_bool(text: &str) -> Result<bool, String> {
+pub fn parse_bool(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" => Ok(true),
         "false" | "0" | "no" => Ok(false),

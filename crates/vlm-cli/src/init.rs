@@ -1,31 +1,72 @@
 //! `vlm init`: random weights of a given shape, for trials.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use serde_json::json;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
 use tch::{Device, Tensor};
 use vlm_model::lm::{CausalLm, with_tied_output};
 use vlm_model::params::ParamStore;
-use vlm_model::vision::ClipVision;
+use vlm_model::vision::VisionEncoder;
 use vlm_model::weights::{self, Format};
-use vlm_model::{LmConfig, VisionConfig};
+use vlm_model::{LmConfig, LmFamily, VisionConfig, VisionFamily};
 use vlm_train::TrainError;
 
-use crate::args::InitArgs;
+/// Flags of `vlm init`. What is not given is the family's usual: MiniMind's 26 M, minimind-3's
+/// 64 M, SmolLM2's 135 M.
+#[derive(Debug, Args)]
+pub struct InitArgs {
+    /// Folder for the weights.
+    #[arg(long, value_name = "DIR", default_value = "out")]
+    pub out_dir: PathBuf,
+    /// Form of the language model.
+    #[arg(long, value_enum, default_value_t = Family::Minimind)]
+    pub family: Family,
+    /// Hidden size.
+    #[arg(long, value_name = "N")]
+    pub dim: Option<i64>,
+    /// Transformer blocks.
+    #[arg(long, value_name = "N")]
+    pub n_layers: Option<i64>,
+    /// Query heads.
+    #[arg(long, value_name = "N")]
+    pub n_heads: Option<i64>,
+    /// Key and value heads.
+    #[arg(long, value_name = "N")]
+    pub n_kv_heads: Option<i64>,
+    /// Rows of the embedding table.
+    #[arg(long, value_name = "N")]
+    pub vocab_size: Option<i64>,
+    /// Mixture of experts.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = crate::args::parse_bool)]
+    pub use_moe: Option<bool>,
+    /// Vision encoder: clip-vit-base-patch16, clip-vit-base-patch32, siglip-base-patch16-224,
+    /// siglip2-base-patch16-256, siglip2-base-patch32-256 or none.
+    #[arg(long, value_name = "NAME", default_value = "clip-vit-base-patch16")]
+    pub vision: String,
+    /// Seed of the weights.
+    #[arg(long, value_name = "N", default_value_t = 1337)]
+    pub seed: u64,
+}
+
+/// The forms of language models.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Family {
+    /// April 2025.
+    Minimind,
+    /// The present form.
+    Minimind3,
+    /// As Hugging Face writes it.
+    Llama,
+}
 
 /// Runs the command.
 pub fn run(args: &InitArgs) -> Result<()> {
-    let lm = LmConfig {
-        dim: args.dim,
-        n_layers: args.n_layers,
-        n_heads: args.n_heads,
-        n_kv_heads: args.n_kv_heads,
-        vocab_size: args.vocab_size,
-        ..LmConfig::default()
-    };
+    let lm = lm_config(args);
     let vision = vision_config(&args.vision)?;
-    let lm_path = args.out_dir.join(format!("lm_{}.pth", args.dim));
+    let suffix = if lm.use_moe { "_moe" } else { "" };
+    let lm_path = args.out_dir.join(format!("lm_{}{suffix}.pth", lm.dim));
     let vision_dir = args.out_dir.join(&args.vision);
     for path in [&lm_path, &vision_dir, &args.out_dir.join("config.json")] {
         if path.exists() {
@@ -43,12 +84,12 @@ pub fn run(args: &InitArgs) -> Result<()> {
     let store = ParamStore::new(Device::Cpu);
     let _ = CausalLm::new(&store.root(), &lm);
     weights::save(&lm_path, &with_tied_output(store.named(), &lm), Format::Pth)?;
-    write_json(&args.out_dir.join("config.json"), &serde_json::to_value(&lm)?)?;
+    write_json(&args.out_dir.join("config.json"), &lm.to_json())?;
     let millions = store.num_elements() as f64 / 1e6;
     println!("language model: {} ({millions:.1} M parameters)", lm_path.display());
     if let Some(config) = vision {
         let store = ParamStore::new(Device::Cpu);
-        let _ = ClipVision::new(&store.root(), &config);
+        let _ = VisionEncoder::new(&store.root(), &config);
         write_vision(&vision_dir, &config, &store.named())?;
         let millions = store.num_elements() as f64 / 1e6;
         println!("vision encoder: {} ({millions:.1} M parameters)", vision_dir.display());
@@ -56,51 +97,88 @@ pub fn run(args: &InitArgs) -> Result<()> {
     Ok(())
 }
 
-/// Writes a vision encoder's folder in Hugging Face form, with CLIP's preprocessing.
+fn lm_config(args: &InitArgs) -> LmConfig {
+    let usual = match args.family {
+        Family::Minimind => LmFamily::MiniMind,
+        Family::Minimind3 => LmFamily::MiniMind3,
+        Family::Llama => LmFamily::Llama,
+    }
+    .usual_config();
+    LmConfig {
+        dim: args.dim.unwrap_or(usual.dim),
+        n_layers: args.n_layers.unwrap_or(usual.n_layers),
+        n_heads: args.n_heads.unwrap_or(usual.n_heads),
+        n_kv_heads: args.n_kv_heads.unwrap_or(usual.n_kv_heads),
+        vocab_size: args.vocab_size.unwrap_or(usual.vocab_size),
+        use_moe: args.use_moe.unwrap_or(false),
+        // A feed-forward width belongs to its hidden size.
+        hidden_dim: usual.hidden_dim.filter(|_| args.dim.is_none_or(|dim| dim == usual.dim)),
+        ..usual
+    }
+}
+
+/// Writes a vision encoder's folder in Hugging Face form, with its family's preprocessing.
 fn write_vision(folder: &Path, config: &VisionConfig, named: &[(String, Tensor)]) -> Result<()> {
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     weights::save(&folder.join("model.safetensors"), named, Format::Safetensors)?;
-    let mut vision_config = serde_json::to_value(config)?;
-    vision_config["model_type"] = "clip_vision_model".into();
-    let whole = json!({
-        "architectures": ["CLIPVisionModel"],
-        "model_type": "clip",
-        "vision_config": vision_config,
-    });
-    write_json(&folder.join("config.json"), &whole)?;
+    write_json(&folder.join("config.json"), &config.to_json())?;
+    write_json(&folder.join("preprocessor_config.json"), &preprocessor(config))
+}
+
+/// `preprocessor_config.json` as CLIP and SigLIP come with it.
+fn preprocessor(config: &VisionConfig) -> Value {
     let side = config.image_size;
-    let preprocessor = json!({
-        "image_processor_type": "CLIPImageProcessor",
+    let square = json!({ "height": side, "width": side });
+    let mut tree = json!({
         "do_resize": true,
-        "size": { "shortest_edge": side },
         "resample": 3,
-        "do_center_crop": true,
-        "crop_size": { "height": side, "width": side },
         "do_rescale": true,
         "rescale_factor": 1.0 / 255.0,
         "do_normalize": true,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
         "do_convert_rgb": true,
     });
-    write_json(&folder.join("preprocessor_config.json"), &preprocessor)
+    let more = match config.family {
+        VisionFamily::Clip => json!({
+            "image_processor_type": "CLIPImageProcessor",
+            "size": { "shortest_edge": side },
+            "do_center_crop": true,
+            "crop_size": square,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        }),
+        VisionFamily::Siglip => json!({
+            "image_processor_type": "SiglipImageProcessor",
+            "size": square,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        }),
+    };
+    if let (Some(tree), Value::Object(more)) = (tree.as_object_mut(), more) {
+        tree.extend(more);
+    }
+    tree
 }
 
 fn vision_config(name: &str) -> Result<Option<VisionConfig>> {
+    let clip = |patch_size| VisionConfig { patch_size, ..VisionConfig::default() };
+    let siglip =
+        |patch_size, image_size| VisionConfig { patch_size, image_size, ..VisionConfig::siglip() };
     match name {
         "none" => Ok(None),
-        "clip-vit-base-patch16" => Ok(Some(VisionConfig::default())),
-        "clip-vit-base-patch32" => {
-            Ok(Some(VisionConfig { patch_size: 32, ..VisionConfig::default() }))
-        }
+        "clip-vit-base-patch16" => Ok(Some(clip(16))),
+        "clip-vit-base-patch32" => Ok(Some(clip(32))),
+        "siglip-base-patch16-224" => Ok(Some(siglip(16, 224))),
+        "siglip2-base-patch16-256" => Ok(Some(siglip(16, 256))),
+        "siglip2-base-patch32-256" => Ok(Some(siglip(32, 256))),
         other => Err(TrainError::Usage(format!(
-            "--vision {other}: known are clip-vit-base-patch16, clip-vit-base-patch32 and none"
+            "--vision {other}: known are clip-vit-base-patch16, clip-vit-base-patch32, \
+             siglip-base-patch16-224, siglip2-base-patch16-256, siglip2-base-patch32-256 and none"
         ))
         .into()),
     }
 }
 
-fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
+fn write_json(path: &Path, value: &Value) -> Result<()> {
     let text = serde_json::to_string_pretty(value)? + "\n";
     std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }

@@ -1,10 +1,22 @@
-//! `vlm inspect`: what a weight file holds.
+//! `vlm inspect`: what a weight file holds, and the configuration beside it.
+
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde_json::json;
+use clap::Args;
+use serde_json::{Value, json};
 use vlm_model::weights::Weights;
+use vlm_model::{LmConfig, VisionConfig};
 
-use crate::args::InspectArgs;
+/// Flags of `vlm inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// A .pth or .safetensors file, an index of shards, or a folder with one of these.
+    pub file: PathBuf,
+    /// Print JSON, one object a tensor.
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<()> {
@@ -43,7 +55,58 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     let owned = rows.iter().filter(|row| row.info.shared_with.is_none());
     let elements: i64 = owned.map(|row| row.info.shape.iter().product::<i64>()).sum();
     println!("{} tensors, {elements} elements", rows.len());
+    let folder = if args.file.is_dir() { Some(args.file.as_path()) } else { args.file.parent() };
+    for line in folder.map(describe_config).unwrap_or_default() {
+        println!("{line}");
+    }
     Ok(())
+}
+
+/// What the folder's `config.json` says of the models it describes; nothing where it describes
+/// none that is known.
+fn describe_config(folder: &Path) -> Vec<String> {
+    let path = folder.join("config.json");
+    let text = std::fs::read_to_string(&path).unwrap_or_default();
+    let Ok(json) = serde_json::from_str::<Value>(&text) else { return Vec::new() };
+    let mut lines = Vec::new();
+    if let Ok(lm) = LmConfig::from_json(&json) {
+        lines.push(format!(
+            "language model: {:?}{}, hidden size {}, {} blocks, {} heads of {} ({} for keys and \
+             values), feed-forward {}, vocabulary {}",
+            lm.family,
+            if lm.use_moe { " with experts" } else { "" },
+            lm.dim,
+            lm.n_layers,
+            lm.n_heads,
+            lm.head_dim(),
+            lm.n_kv_heads,
+            lm.intermediate_size(),
+            lm.vocab_size
+        ));
+    }
+    // An encoder's own file, or what a run writes of its encoder.
+    let tower = if json["vision"].is_object() { &json["vision"] } else { &json };
+    if let Some(vision) =
+        VisionConfig::from_json(tower).ok().filter(|_| !tower["model_type"].is_null())
+    {
+        lines.push(format!(
+            "vision encoder: {:?}, width {}, {} blocks, {} patches of {} pixels",
+            vision.family,
+            vision.hidden_size,
+            vision.num_hidden_layers,
+            vision.num_patches(),
+            vision.patch_size
+        ));
+    }
+    if let Some(tokens) = json["projector"]["tokens_per_image"].as_i64() {
+        let kind = json["projector"]["kind"].as_str().unwrap_or_default();
+        let token = json["image_token"].as_str().unwrap_or_default();
+        lines.push(format!("projector: {kind}, {tokens} tokens an image, spelled {token:?}"));
+    }
+    if !lines.is_empty() {
+        lines.insert(0, format!("{}:", path.display()));
+    }
+    lines
 }
 
 /// A type's name as PyTorch and Hugging Face write it.

@@ -3,6 +3,7 @@
 mod answer_rows;
 mod args;
 mod chat;
+mod convert;
 mod demo;
 mod eval;
 mod exit;
@@ -35,5 +36,6 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Convert(args) => convert::run(&args),
     })
 }

@@ -74,6 +74,14 @@ pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
         use_moe: args.use_moe,
     };
     let defaults = OptimConfig::default();
+    let lm = language_model(args.lm, &out_dir, &shape)?;
+    // What `vlm convert --export-hf` writes holds all parts.
+    let within = |name: &str, mark: &str| {
+        let folder = lm.as_deref()?.join(name);
+        folder.join(mark).is_file().then_some(folder)
+    };
+    let vision = args.vision.or_else(|| within("vision", "config.json"));
+    let tokenizer = args.tokenizer.or_else(|| within("", "tokenizer.json"));
     Ok(TrainConfig {
         data: DataConfig {
             data_path: required(args.data_path, "data-path", "the rows to train on")?,
@@ -87,14 +95,14 @@ pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
             max_rejected_fraction: args.max_rejected_fraction.unwrap_or(0.05),
         },
         model: ModelConfig {
-            lm: language_model(args.lm, &out_dir, &shape)?,
+            lm,
             vision: required(
-                args.vision,
+                vision,
                 "vision",
                 "a vision encoder's folder in Hugging Face form; `vlm init` makes a random one",
             )?,
             tokenizer: required(
-                args.tokenizer,
+                tokenizer,
                 "tokenizer",
                 "a folder with tokenizer.json and tokenizer_config.json",
             )?,

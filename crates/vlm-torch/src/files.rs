@@ -28,6 +28,42 @@ pub fn write_atomically<E: From<Error>>(
     written
 }
 
+/// Lets `fill` write into a new folder beside `path` under a temporary name, then gives it its name.
+/// A folder that is at `path` is replaced, with all that is in it; it stays until the new one is
+/// whole. A failure leaves nothing behind.
+/// # Errors
+/// The system's, with the path; whatever `fill` returns.
+pub fn write_folder_atomically<E: From<Error>>(
+    path: &Path,
+    fill: impl FnOnce(&Path) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    let temporary = temporary_name(path)?;
+    let written = fs::create_dir(&temporary)
+        .map_err(|e| Error::io("create", &temporary, e).into())
+        .and_then(|()| fill(&temporary))
+        .and_then(|()| put_in_place(&temporary, path).map_err(E::from));
+    if written.is_err() {
+        // The first error is the one to report; the folder may not even exist.
+        let _ = fs::remove_dir_all(&temporary);
+    }
+    written
+}
+
+fn put_in_place(temporary: &Path, path: &Path) -> Result<()> {
+    sync_folder(&temporary.join("."))?;
+    let rename =
+        |from: &Path, to: &Path| fs::rename(from, to).map_err(|e| Error::io("rename to", to, e));
+    if path.exists() {
+        let aside = temporary_name(temporary)?;
+        rename(path, &aside)?;
+        rename(temporary, path)?;
+        fs::remove_dir_all(&aside).map_err(|e| Error::io("remove", &aside, e))?;
+    } else {
+        rename(temporary, path)?;
+    }
+    sync_folder(path)
+}
+
 fn write_and_sync<E: From<Error>>(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> std::result::Result<(), E>,

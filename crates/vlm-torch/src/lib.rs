@@ -22,7 +22,7 @@ pub use bytes::{tensor_from_bytes, tensor_to_bytes};
 pub use checkpoint::{checkpoint, checkpoint_many};
 pub use cuda::load_cuda;
 pub use error::{Error, Result};
-pub use files::write_atomically;
+pub use files::{write_atomically, write_folder_atomically};
 pub use gradients::{clip_grad_norm, set_grad_none, unscale_gradients};
 pub use memory::{peak_memory_bytes, reset_peak};
 pub use optimizer::{AdamWStep, LossScale, deterministic_algorithms, fused_adamw_step};

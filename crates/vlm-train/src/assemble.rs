@@ -205,7 +205,7 @@ fn warn_of_surplus(path: &Path, names: &[String]) {
 
 /// The language model's shape by `config.json` beside the weights, with that file's path, else the
 /// usual one of the family that the weights' names belong to.
-fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf>), TrainError> {
+pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf>), TrainError> {
     if let Some(path) = config_beside(weights) {
         return Ok((LmConfig::from_file(&path).map_err(usage)?, Some(path)));
     }
@@ -234,7 +234,11 @@ fn config_beside(weights: &Path) -> Option<PathBuf> {
 
 /// Compares the settled shape with the tensors of the weight file, before any is read, and takes
 /// from there what they alone decide.
-fn adopt(lm: &mut LmConfig, weights: &Weights, config: Option<&Path>) -> Result<(), TrainError> {
+pub(crate) fn adopt(
+    lm: &mut LmConfig,
+    weights: &Weights,
+    config: Option<&Path>,
+) -> Result<(), TrainError> {
     let path = weights.path();
     let by_names = LmConfig::usual_for(weights).map_err(|e| TrainError::Usage(e.to_string()))?;
     if by_names.names() != lm.names() {

@@ -82,13 +82,13 @@ impl TrainedModel {
     }
 }
 
-fn read_config(folder: &Path) -> Value {
+pub(crate) fn read_config(folder: &Path) -> Value {
     let text = std::fs::read_to_string(folder.join("config.json")).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
 }
 
 /// A weight file as it is; of a run's folder the later stage's weights, whole.
-fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, TrainError> {
+pub(crate) fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, TrainError> {
     if model.is_file() {
         return Ok(model.to_owned());
     }
@@ -122,7 +122,7 @@ fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, TrainError> {
 }
 
 /// The folder that the run's `config.json` names, else one beside it.
-fn find_part(
+pub(crate) fn find_part(
     folder: &Path,
     written: &Value,
     name: &str,

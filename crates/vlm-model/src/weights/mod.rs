@@ -11,6 +11,7 @@ mod pickle;
 mod pth;
 mod rebuild;
 mod safetensors;
+mod shards;
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use tch::{Kind, Tensor};
 
 pub use error::WeightsError;
 pub use load::{LoadReport, Misshapen};
+pub use shards::save_shards;
 
 use error::Refusal;
 use open::Content;
@@ -34,8 +36,8 @@ pub struct TensorInfo {
     pub shape: Vec<i64>,
     /// Dtype in the file.
     pub kind: Kind,
-    /// The first name of the same tensor, when this is a further one (tied weights of a `.pth`;
-    /// `.safetensors` has no such thing).
+    /// The first name of the same tensor, when this is a further one (tied weights of a `.pth`, or
+    /// of a `.safetensors` that was written here; the format itself has no such thing).
     pub shared_with: Option<String>,
 }
 
@@ -53,7 +55,7 @@ pub struct SummaryRow {
 pub enum Format {
     /// A plain dict that `torch.load(path, weights_only=True)` reads; tied storage stays tied.
     Pth,
-    /// Hugging Face's format; a tensor with two names is written twice.
+    /// Hugging Face's format; a tensor with two names is written twice, with a note that it is one.
     Safetensors,
 }
 
@@ -258,6 +260,13 @@ impl Weights {
             .filter(move |(_, place)| place.0 == part)
             .map(|(name, _)| name)
     }
+}
+
+/// What makes two tensors the same values in the same memory: address, shape and strides.
+type View = (usize, Vec<i64>, Vec<i64>);
+
+fn view_of(tensor: &Tensor) -> View {
+    (tensor.data_ptr() as usize, tensor.size(), tensor.stride())
 }
 
 /// Writes named tensors to a file that appears whole or not at all (temporary name, fsync, rename).

@@ -31,7 +31,8 @@ const USUAL_NAMES: [&str; 4] = [
 /// An index lists names; the largest models' have a few megabytes.
 const MAX_INDEX_BYTES: u64 = 256 << 20;
 
-/// The weight file that a path means: itself, or the one in the folder.
+/// The weight file that a path means: itself, or the one in the folder. The same name as `.pth` and
+/// `.safetensors`, as a run leaves them, is one: the `.pth`, which says more of tied weights.
 /// # Errors
 /// A folder with none, or with several of unusual names.
 pub(super) fn resolve(path: &Path) -> Result<PathBuf, WeightsError> {
@@ -48,6 +49,11 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, WeightsError> {
             found.insert(file);
         }
     }
+    let has_twin = |file: &PathBuf| {
+        file.extension().is_some_and(|e| e == "safetensors")
+            && found.contains(&file.with_extension("pth"))
+    };
+    let found: BTreeSet<_> = found.iter().filter(|file| !has_twin(file)).cloned().collect();
     let message = match found.len() {
         0 => format!("the folder has no weights; expected one of {}", USUAL_NAMES.join(", ")),
         1 => return Ok(found.into_iter().next().unwrap_or_default()),

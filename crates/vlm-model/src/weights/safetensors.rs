@@ -2,7 +2,7 @@
 //! the values are read one tensor at a time, which the crate offers only over a memory map.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -15,6 +15,13 @@ use super::{TensorInfo, WeightsError};
 
 /// As the reference implementation.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
+
+/// Under this key of the header's metadata stands, as JSON, which tensors are further names of
+/// another, for which the format has no place of its own. Other readers see two equal tensors.
+const TIED: &str = "vlm.tied";
+
+/// How much of two tied tensors is compared at once.
+const COMPARED_BYTES: usize = 1 << 20;
 
 /// An open `.safetensors` file.
 #[derive(Debug)]
@@ -43,9 +50,52 @@ impl SafetensorsFile {
         }
         let mut header = vec![0; usize::try_from(header_bytes).unwrap_or(0)];
         file.read_exact(&mut header).map_err(WeightsError::io(path))?;
-        let tensors = parse(&header, file_bytes - 8 - header_bytes).map_err(refused)?;
-        let infos = tensors.iter().map(|(_, info)| info.clone()).collect();
-        Ok((Self { file: RefCell::new(file), data_start: 8 + header_bytes, tensors }, infos))
+        let (tensors, tied) = parse(&header, file_bytes - 8 - header_bytes).map_err(refused)?;
+        let mut opened = Self { file: RefCell::new(file), data_start: 8 + header_bytes, tensors };
+        for (name, first) in tied {
+            opened.tie(&name, first, path)?;
+        }
+        let infos = opened.tensors.iter().map(|(_, info)| info.clone()).collect();
+        Ok((opened, infos))
+    }
+
+    /// Believes the file that `name` is another name of `first`, once their bytes are the same.
+    fn tie(&mut self, name: &str, first: String, path: &Path) -> Result<(), WeightsError> {
+        let place = |name: &str| self.tensors.iter().position(|(_, info)| info.name == name);
+        let (Some(at), Some(first_at)) = (place(name), place(&first)) else {
+            return Err(Refusal(format!(
+                "it ties {name:?} to {first:?}, which are not both there"
+            ))
+            .in_file(path));
+        };
+        let ((a, info), (b, first_info)) = (&self.tensors[at], &self.tensors[first_at]);
+        let is_alike = info.shape == first_info.shape && info.kind == first_info.kind;
+        let bytes = info.shape.iter().product::<i64>() as usize * info.kind.elt_size_in_bytes();
+        if at == first_at || !is_alike || !self.is_same(*a, *b, bytes, path)? {
+            let message = format!("it says that {name:?} is {first:?}, but the two differ");
+            return Err(Refusal(message).in_file(path));
+        }
+        self.tensors[at].1.shared_with = Some(first);
+        Ok(())
+    }
+
+    fn is_same(&self, a: u64, b: u64, bytes: usize, path: &Path) -> Result<bool, WeightsError> {
+        let mut file = self.file.borrow_mut();
+        let mut read = |offset: u64, buffer: &mut [u8]| {
+            file.seek(SeekFrom::Start(self.data_start + offset))
+                .and_then(|_| file.read_exact(buffer))
+                .map_err(WeightsError::io(path))
+        };
+        let (mut of_a, mut of_b) = (vec![0; COMPARED_BYTES], vec![0; COMPARED_BYTES]);
+        for start in (0..bytes).step_by(COMPARED_BYTES) {
+            let length = COMPARED_BYTES.min(bytes - start);
+            read(a + start as u64, &mut of_a[..length])?;
+            read(b + start as u64, &mut of_b[..length])?;
+            if of_a[..length] != of_b[..length] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// The tensor of that number on the CPU.
@@ -64,8 +114,11 @@ impl SafetensorsFile {
     }
 }
 
-/// Offsets and descriptions, by offset.
-fn parse(header: &[u8], data_bytes: u64) -> Result<Vec<(u64, TensorInfo)>, Refusal> {
+/// `(offset, description)` of each tensor.
+type Entries = Vec<(u64, TensorInfo)>;
+
+/// Offsets and descriptions, by offset, and which names are said to be others' further names.
+fn parse(header: &[u8], data_bytes: u64) -> Result<(Entries, BTreeMap<String, String>), Refusal> {
     let metadata: Metadata = serde_json::from_slice(header).map_err(|error| {
         Refusal(format!("the safetensors header is not valid ({error}): fetch the file again"))
     })?;
@@ -88,10 +141,28 @@ fn parse(header: &[u8], data_bytes: u64) -> Result<Vec<(u64, TensorInfo)>, Refus
         };
         Ok((data_offsets.0 as u64, TensorInfo { name, shape, kind, shared_with: None }))
     };
-    metadata.offset_keys().into_iter().map(describe).collect()
+    let tensors = metadata.offset_keys().into_iter().map(describe).collect::<Result<_, _>>()?;
+    let tied = metadata.metadata().as_ref().and_then(|map| map.get(TIED));
+    let tied = tied.map_or(Ok(BTreeMap::new()), |json| serde_json::from_str(json));
+    let tied = tied.map_err(|error| Refusal(format!("the metadata {TIED:?}: {error}")))?;
+    Ok((tensors, tied))
 }
 
-/// Writes named tensors, with the `format: pt` that Hugging Face's loader asks for.
+/// Further names of tensors that come before them: `{further: first}`.
+fn tied(tensors: &[(String, Tensor)]) -> BTreeMap<&str, &str> {
+    let mut firsts = HashMap::new();
+    let mut tied = BTreeMap::new();
+    for (name, tensor) in tensors.iter().filter(|(_, tensor)| tensor.numel() > 0) {
+        let first = *firsts.entry(super::view_of(tensor)).or_insert(name.as_str());
+        if first != name {
+            tied.insert(name.as_str(), first);
+        }
+    }
+    tied
+}
+
+/// Writes named tensors, with the `format: pt` that Hugging Face's loader asks for. A tensor with
+/// two names is written twice, and said to be one.
 /// # Errors
 /// A dtype that the format lacks; the system's.
 pub(super) fn write(
@@ -117,8 +188,12 @@ pub(super) fn write(
         let shape = tensor.size().iter().map(|&length| length.unsigned_abs() as usize).collect();
         entries.push((name.clone(), Entry { dtype, shape, data_offsets: (start, end) }));
     }
-    let format = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-    let header = Metadata::new(Some(format), entries)
+    let mut about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let tied = tied(tensors);
+    if !tied.is_empty() {
+        about.insert(TIED.to_owned(), serde_json::json!(tied).to_string());
+    }
+    let header = Metadata::new(Some(about), entries)
         .map_err(|error| error.to_string())
         .and_then(|metadata| serde_json::to_string(&metadata).map_err(|error| error.to_string()))
         .map_err(|message| Refusal(message).in_file(path))?;

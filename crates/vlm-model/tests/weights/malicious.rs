@@ -208,3 +208,43 @@ fn safetensors_headers_that_lie_are_refused() {
     write(r#"{"a":{"dtype":"U64","shape":[1],"data_offsets":[0,8]}}"#, 8);
     assert_says(&refusal(&path), "tensor \"a\" is of dtype U64");
 }
+
+#[test]
+fn ties_that_are_none_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.safetensors");
+    let write = |tied: &str| {
+        let header = format!(
+            r#"{{"__metadata__":{{"vlm.tied":"{tied}"}},"a":{{"dtype":"U8","shape":[2],"data_offsets":[0,2]}},"b":{{"dtype":"U8","shape":[2],"data_offsets":[2,4]}}}}"#
+        );
+        let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+        bytes.extend(header.as_bytes());
+        bytes.extend([1, 2, 1, 3]);
+        fs::write(&path, bytes).unwrap();
+    };
+    write(r#"{\"b\":\"a\"}"#);
+    assert_says(&refusal(&path), "it says that \"b\" is \"a\", but the two differ");
+    write(r#"{\"b\":\"b\"}"#);
+    assert_says(&refusal(&path), "but the two differ");
+    write(r#"{\"b\":\"c\"}"#);
+    assert_says(&refusal(&path), "which are not both there");
+    write("b = a");
+    assert_says(&refusal(&path), "the metadata \"vlm.tied\"");
+}
+
+#[test]
+fn indices_that_leave_their_folder_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let outside = folder.path().join("secret.safetensors");
+    fs::write(&outside, b"not to be read").unwrap();
+    let inside = folder.path().join("model");
+    fs::create_dir(&inside).unwrap();
+    let index = inside.join("model.safetensors.index.json");
+    for part in
+        ["../secret.safetensors", outside.to_str().unwrap(), "a/../../secret.safetensors", ".."]
+    {
+        let json = serde_json::json!({ "weight_map": { "a": part } });
+        fs::write(&index, json.to_string()).unwrap();
+        assert_says(&refusal(&inside), "expected a file name");
+    }
+}

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
-use vlm_model::weights::{Format, Weights, save};
+use vlm_model::weights::{Format, Weights, save, save_shards};
 
 use crate::forge::{Pickle, pth};
 use crate::{golden, named};
@@ -94,6 +94,43 @@ fn safetensors_keeps_every_bit() {
 }
 
 #[test]
+fn safetensors_written_here_say_what_is_tied() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (folder.path().join("w.safetensors"), folder.path().join("w.pth"));
+    save(&first, &samples(), Format::Safetensors).unwrap();
+    let shared_with = |path: &Path| {
+        let info = Weights::open(path).unwrap().find("output.weight").cloned().unwrap();
+        info.shared_with
+    };
+    assert_eq!(shared_with(&first).as_deref(), Some("tok_embeddings.weight"));
+    // And so they are one again where the format can say it.
+    save(&second, &Weights::open(&first).unwrap().all().unwrap(), Format::Pth).unwrap();
+    assert_eq!(shared_with(&second).as_deref(), Some("tok_embeddings.weight"));
+}
+
+#[test]
+fn shards_hold_what_one_file_holds() {
+    let tensors = samples();
+    let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
+    // All in one; a few; one a tensor, the tied pair together.
+    for (folder, (max_bytes, num_files)) in folders.iter().zip([(1 << 20, 1), (200, 4), (1, 15)]) {
+        save_shards(folder.path(), &tensors, max_bytes).unwrap();
+        let names = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name());
+        let names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        let shards = names.iter().filter(|name| name.ends_with(".safetensors")).count();
+        assert_eq!(shards, num_files, "{names:?}");
+        assert_eq!(names.len(), num_files + usize::from(num_files > 1), "{names:?}");
+        let weights = Weights::open(folder.path()).unwrap();
+        assert_eq!(weights.names().count(), tensors.len());
+        for (name, tensor) in &tensors {
+            assert_same_bits(name, &weights.get(name).unwrap(), tensor);
+        }
+        let tied = weights.find("output.weight").unwrap();
+        assert_eq!(tied.shared_with.as_deref(), Some("tok_embeddings.weight"));
+    }
+}
+
+#[test]
 fn tensors_read_have_memory_of_their_own() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
@@ -129,11 +166,16 @@ fn content_decides_and_not_the_name() {
         save(&path, &samples(), format).unwrap();
         assert_eq!(Weights::open(&path).unwrap().infos().len(), samples().len());
     }
-    // Of a folder, the usual name counts.
+    // Of a folder, the usual name counts; one name in both formats is one.
     assert_eq!(
         Weights::open(folder.path()).unwrap().path(),
         folder.path().join("model.safetensors")
     );
+    let run = tempfile::tempdir().unwrap();
+    for (name, format) in [("w.safetensors", Format::Safetensors), ("w.pth", Format::Pth)] {
+        save(&run.path().join(name), &samples(), format).unwrap();
+    }
+    assert_eq!(Weights::open(run.path()).unwrap().path(), run.path().join("w.pth"));
 }
 
 #[test]

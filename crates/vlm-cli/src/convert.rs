@@ -1,0 +1,181 @@
+//! `vlm convert`: weights from one format to another, and models as folders in Hugging Face form.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use clap::Args;
+use vlm_model::weights::{self, Format, Weights, WeightsError, save_shards};
+use vlm_train::{ExportSource, TrainError, export_hf};
+
+/// Flags of `vlm convert`.
+#[derive(Debug, Args)]
+pub struct ConvertArgs {
+    /// A .pth or .safetensors file, an index of shards, or a folder with one of these.
+    pub input: PathBuf,
+    /// What to write: a name that ends in .pth or .safetensors, or a folder for
+    /// model.safetensors or its shards.
+    #[arg(required_unless_present = "export_hf", conflicts_with = "export_hf")]
+    pub output: Option<PathBuf>,
+    /// Split what is larger into shards with an index; 500MB, 5GB or bytes. Needs a folder.
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub max_shard_size: Option<u64>,
+    /// Replace what is there.
+    #[arg(long)]
+    pub force: bool,
+    /// Write a folder with config.json, weights, tokenizer, preprocessor_config.json and, in
+    /// vision/, the encoder; --lm and --model take it.
+    #[arg(long, value_name = "DIR")]
+    pub export_hf: Option<PathBuf>,
+    /// With --export-hf: the tokenizer's folder [default: the one that the model was trained with].
+    #[arg(long, value_name = "DIR", requires = "export_hf")]
+    pub tokenizer: Option<PathBuf>,
+    /// With --export-hf: the vision encoder's folder [default: as --tokenizer].
+    #[arg(long, value_name = "DIR", requires = "export_hf")]
+    pub vision: Option<PathBuf>,
+}
+
+/// Above this an exported model is split, as Hugging Face's own writer does.
+const USUAL_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// Names that a folder written here may hold; one with others is not replaced.
+const OWN_NAMES: [&str; 12] = [
+    "config.json",
+    "preprocessor_config.json",
+    "vision",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+    "model.safetensors.index.json",
+];
+
+/// Runs the command.
+pub fn run(args: &ConvertArgs) -> Result<()> {
+    let shard_bytes = args.max_shard_size.unwrap_or(USUAL_SHARD_BYTES);
+    if let Some(folder) = &args.export_hf {
+        check_folder(folder, args.force)?;
+        let source = ExportSource {
+            model: args.input.clone(),
+            vision: args.vision.clone(),
+            tokenizer: args.tokenizer.clone(),
+        };
+        export_hf(&source, folder, shard_bytes)?;
+        println!("{}", folder.display());
+        return Ok(());
+    }
+    let output = args.output.as_deref().unwrap_or(Path::new(""));
+    let format = format_of(output, args)?;
+    let weights = Weights::open(&args.input)?;
+    if let Some(key) = weights.nested_under() {
+        tracing::info!("the tensors are those under the key {key:?}; what else is there stays");
+    }
+    let tensors = weights.all()?;
+    match format {
+        Some(format) => weights::save(output, &tensors, format)?,
+        None => vlm_torch::write_folder_atomically::<WeightsError>(output, |folder| {
+            save_shards(folder, &tensors, shard_bytes)
+        })?,
+    }
+    println!("{}: {} tensors", output.display(), tensors.len());
+    Ok(())
+}
+
+/// The format of the file to write, `None` for a folder; checked to be free, or given up by
+/// `--force`.
+fn format_of(output: &Path, args: &ConvertArgs) -> Result<Option<Format>> {
+    if output.extension().is_none() || output.is_dir() {
+        check_folder(output, args.force)?;
+        return Ok(None);
+    }
+    let format = Format::of(output)?;
+    if args.max_shard_size.is_some() {
+        return Err(TrainError::Usage(format!(
+            "--max-shard-size: shards need a folder, and {} is a file's name; give one without \
+             extension",
+            output.display()
+        ))
+        .into());
+    }
+    if output.exists() && !args.force {
+        return Err(occupied(output));
+    }
+    Ok(Some(format))
+}
+
+/// A folder is free when it is not there or empty; `--force` gives up one that holds nothing but
+/// what is written here.
+fn check_folder(folder: &Path, force: bool) -> Result<()> {
+    if !folder.exists() {
+        return Ok(());
+    }
+    if !folder.is_dir() {
+        return Err(TrainError::Usage(format!(
+            "{} is a file; expected a folder, or a name that is free",
+            folder.display()
+        ))
+        .into());
+    }
+    let entries = std::fs::read_dir(folder)?.flatten();
+    let names: Vec<String> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    if !force {
+        return Err(occupied(folder));
+    }
+    let is_own = |name: &str| {
+        OWN_NAMES.contains(&name) || name.starts_with("model") && name.ends_with(".safetensors")
+    };
+    match names.iter().find(|name| !is_own(name)) {
+        None => Ok(()),
+        Some(name) => Err(TrainError::Usage(format!(
+            "{} holds {name}, which this command does not write; --force replaces a whole folder, \
+             so choose another",
+            folder.display()
+        ))
+        .into()),
+    }
+}
+
+fn occupied(path: &Path) -> anyhow::Error {
+    TrainError::Usage(format!(
+        "{} is there already; give --force to replace it, or another name",
+        path.display()
+    ))
+    .into()
+}
+
+/// `500MB` and `5GB` are powers of ten, as Hugging Face counts them.
+fn parse_size(text: &str) -> Result<u64, String> {
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let factor = match unit.to_ascii_uppercase().as_str() {
+        "" | "B" => 1,
+        "KB" => 1_000,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => return Err("expected a number with B, KB, MB or GB".into()),
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    bytes.filter(|&bytes| bytes > 0).ok_or_else(|| "expected a number of bytes above 0".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("500MB"), Ok(500_000_000));
+        assert_eq!(parse_size("2gb"), Ok(2_000_000_000));
+        assert_eq!(parse_size("17"), Ok(17));
+        for wrong in ["", "GB", "0", "5TB", "-1", "99999999999999GB"] {
+            assert!(parse_size(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! A model as one folder in Hugging Face form, that `--lm` and `--model` take again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use tch::{Kind, Tensor};
+use vlm_data::ChatTokenizer;
+use vlm_model::names::LmNames;
+use vlm_model::weights::{Weights, save_shards};
+use vlm_model::{
+    FreezePolicy, LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, is_projector,
+};
+
+use crate::TrainError;
+use crate::assemble::{Shapes, adopt, open_tokenizer, starting_shape};
+use crate::config::{ModelConfig, ShapeRequest};
+use crate::out_dir::write_json;
+use crate::trained::{find_part, find_weights, image_processor, read_config};
+
+/// The files of a tokenizer, as far as there are any.
+const TOKENIZER_FILES: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "generation_config.json",
+];
+
+const PREPROCESSOR: &str = "preprocessor_config.json";
+
+/// What is exported.
+#[derive(Debug, Clone)]
+pub struct ExportSource {
+    /// The folder of a run, a weight file, or a folder with one.
+    pub model: PathBuf,
+    /// Another vision encoder's folder than `config.json` says.
+    pub vision: Option<PathBuf>,
+    /// Another tokenizer's folder than `config.json` says.
+    pub tokenizer: Option<PathBuf>,
+}
+
+/// Everything found and checked, before anything is written.
+struct Parts {
+    weights: Weights,
+    lm: LmConfig,
+    tokenizer: PathBuf,
+    /// Of a model that sees: the encoder's folder, its shape and what `config.json` says.
+    vision: Option<(PathBuf, VisionConfig)>,
+    config: Value,
+}
+
+/// Writes `target`: `config.json` in the family's own form, `model.safetensors` (or shards of
+/// `max_shard_bytes`), the tokenizer's files, and for a model that sees `preprocessor_config.json`
+/// and the encoder in `vision/`. Values and dtypes are those of the source, bit for bit. The folder
+/// appears whole or not at all; one that is there is replaced.
+///
+/// # Errors
+/// A part that cannot be found, with the flag that names it; parts that do not fit each other; the
+/// system's.
+pub fn export_hf(
+    source: &ExportSource,
+    target: &Path,
+    max_shard_bytes: u64,
+) -> Result<(), TrainError> {
+    let parts = Parts::find(source)?;
+    let tensors = parts.tensors()?;
+    vlm_torch::write_folder_atomically(target, |folder| {
+        save_shards(folder, &tensors, max_shard_bytes).map_err(|e| TrainError::at(target, e))?;
+        for name in TOKENIZER_FILES {
+            copy_if_there(&parts.tokenizer, folder, name)?;
+        }
+        if let Some((from, config)) = &parts.vision {
+            copy_if_there(from, folder, PREPROCESSOR)?;
+            write_vision(from, config, &folder.join("vision"))?;
+        }
+        write_json(&folder.join("config.json"), &parts.config)
+    })
+}
+
+impl Parts {
+    fn find(source: &ExportSource) -> Result<Self, TrainError> {
+        let folder = if source.model.is_dir() {
+            source.model.as_path()
+        } else {
+            source.model.parent().unwrap_or(Path::new("."))
+        };
+        let written = read_config(folder);
+        let path = find_weights(&source.model, &written)?;
+        let weights = Weights::open(&path).map_err(|e| TrainError::Usage(e.to_string()))?;
+        let (mut lm, beside) = starting_shape(&path)?;
+        adopt(&mut lm, &weights, beside.as_deref())?;
+        lm.check_tied(&weights).map_err(|e| TrainError::Usage(e.to_string()))?;
+        let part = |given: &Option<PathBuf>, name: &str, beside: PathBuf| match given {
+            Some(path) => Ok(path.clone()),
+            None => find_part(folder, &written, name, beside),
+        };
+        let tokenizer = part(&source.tokenizer, "tokenizer", folder.to_owned())?;
+        let sees = source.vision.is_some() || weights.names().any(is_projector);
+        let vision = sees.then(|| part(&source.vision, "vision", folder.join("vision")));
+        let vision = vision.transpose()?;
+        let opened = open_tokenizer(&ModelConfig {
+            lm: Some(path),
+            vision: vision.clone().unwrap_or_default(),
+            tokenizer: tokenizer.clone(),
+            image_token: written["image_token"].as_str().map(str::to_owned),
+            projector: None,
+            shape: ShapeRequest::default(),
+            freeze: FreezePolicy::default(),
+        })?;
+        let vision = vision.map(|folder| read_vision(folder, &weights)).transpose()?;
+        let config = describe(&lm, vision.as_ref().map(|(_, config)| config), &weights, &opened)?;
+        Ok(Self { weights, lm, tokenizer, vision, config })
+    }
+
+    /// All tensors; in Hugging Face's forms a tied tensor has one name.
+    fn tensors(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
+        let mut tensors = self.weights.all().map_err(|e| TrainError::Failed(e.to_string()))?;
+        if self.lm.family != LmFamily::MiniMind && self.lm.tie_word_embeddings {
+            let output = LmNames::weight(self.lm.names().output);
+            tensors.retain(|(name, _)| *name != output);
+        }
+        Ok(tensors)
+    }
+}
+
+/// The encoder's folder with its shape, checked against its preprocessing and the projector.
+fn read_vision(folder: PathBuf, weights: &Weights) -> Result<(PathBuf, VisionConfig), TrainError> {
+    let config = VisionConfig::from_file(&folder.join("config.json"))?;
+    image_processor(&folder, config.image_size)?;
+    if ProjectorKind::of_weights(weights).is_none() {
+        return Err(TrainError::Usage(format!(
+            "--vision {}: {} holds no projector that could join it to the language model; leave \
+             --vision out",
+            folder.display(),
+            weights.path().display()
+        )));
+    }
+    Ok((folder, config))
+}
+
+/// The exported `config.json`.
+fn describe(
+    lm: &LmConfig,
+    vision: Option<&VisionConfig>,
+    weights: &Weights,
+    tokenizer: &ChatTokenizer,
+) -> Result<Value, TrainError> {
+    let mut tree = match (vision, ProjectorKind::of_weights(weights)) {
+        (Some(vision), Some(kind)) => {
+            let projector = ProjectorConfig::new(kind, vision)?;
+            Shapes { lm: lm.clone(), vision: vision.clone(), projector }.describe(tokenizer)
+        }
+        _ => lm.to_json(),
+    };
+    if lm.family == LmFamily::MiniMind {
+        tree["model_type"] = json!("minimind");
+    }
+    tree["eos_token_id"] = json!(tokenizer.eos_token_id());
+    tree["pad_token_id"] = json!(tokenizer.pad_token_id());
+    let dtype = weights.kind(&LmNames::weight(lm.names().embeddings));
+    tree["torch_dtype"] = json!(match dtype {
+        Some(Kind::BFloat16) => "bfloat16",
+        Some(Kind::Half) => "float16",
+        _ => "float32",
+    });
+    Ok(tree)
+}
+
+/// The encoder by itself: of a whole CLIP or SigLIP the text tower is left out.
+fn write_vision(from: &Path, config: &VisionConfig, target: &Path) -> Result<(), TrainError> {
+    fs::create_dir(target).map_err(|e| TrainError::at(target, e))?;
+    let weights = Weights::open(from).map_err(|e| TrainError::at(from, e))?;
+    let mut tensors = weights.all().map_err(|e| TrainError::at(from, e))?;
+    tensors.retain(|(name, _)| name.starts_with("vision_model."));
+    save_shards(target, &tensors, u64::MAX).map_err(|e| TrainError::at(target, e))?;
+    copy_if_there(from, target, PREPROCESSOR)?;
+    write_json(&target.join("config.json"), &config.to_json())
+}
+
+fn copy_if_there(from: &Path, to: &Path, name: &str) -> Result<(), TrainError> {
+    let source = from.join(name);
+    if source.is_file() {
+        fs::copy(&source, to.join(name)).map_err(|e| TrainError::at(&source, e))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,179 @@
+//! `vlm convert`: there and back, never over what is there, never what a stranger's file wants.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+use zip::write::SimpleFileOptions;
+use zip::{CompressionMethod, ZipWriter};
+
+use crate::support::{golden, vlm};
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn convert(input: &Path, output: &Path, more: &[&str]) {
+    let mut args = vec!["convert", text(input), text(output)];
+    args.extend(more);
+    vlm(&args).assert_success();
+}
+
+/// What `vlm inspect --json` says, by name.
+fn inspect(path: &Path) -> BTreeMap<String, Value> {
+    let ended = vlm(&["inspect", "--json", text(path)]);
+    ended.assert_success();
+    let rows = ended.stdout.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    rows.map(|row| (row["name"].as_str().unwrap().to_owned(), row)).collect()
+}
+
+/// The bytes of every tensor of a `.safetensors`, with dtype and shape.
+fn contents(path: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
+    let bytes = fs::read(path).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let entry = |(name, view): (String, safetensors::tensor::TensorView)| {
+        let dtype = format!("{:?}", view.dtype());
+        (name, (dtype, view.shape().to_vec(), view.data().to_vec()))
+    };
+    file.tensors().into_iter().map(entry).collect()
+}
+
+/// Tensors of every dtype that weights come in, with values that a detour by way of another dtype
+/// would change.
+fn mixed(path: &Path) {
+    use safetensors::tensor::{Dtype, TensorView};
+    let bytes: Vec<u8> = (0..48).map(|k| (k * 37 % 251) as u8).collect();
+    let tensors = [
+        ("f32", Dtype::F32, vec![3, 4]),
+        ("bf16", Dtype::BF16, vec![24]),
+        ("f16", Dtype::F16, vec![2, 12]),
+        ("i64", Dtype::I64, vec![6]),
+        ("scalar", Dtype::F32, vec![]),
+    ];
+    let views = tensors.iter().map(|(name, dtype, shape)| {
+        let length = shape.iter().product::<usize>() * dtype.bitsize() / 8;
+        (*name, TensorView::new(*dtype, shape.clone(), &bytes[..length]).unwrap())
+    });
+    safetensors::serialize_to_file(views, None, path).unwrap();
+}
+
+#[test]
+fn weights_go_to_the_other_format_and_back_bit_for_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    mixed(&at("a.safetensors"));
+    convert(&at("a.safetensors"), &at("b.pth"), &[]);
+    convert(&at("b.pth"), &at("c.safetensors"), &[]);
+    assert_eq!(contents(&at("a.safetensors")), contents(&at("c.safetensors")));
+    assert_eq!(contents(&at("a.safetensors")).len(), 5);
+
+    // Tied weights stay tied: Python's file, to safetensors, to shards, and back.
+    convert(&golden("dense/lm_vlm.pth"), &at("d.safetensors"), &[]);
+    convert(&at("d.safetensors"), &at("shards"), &["--max-shard-size", "100KB"]);
+    assert!(at("shards/model.safetensors.index.json").is_file());
+    convert(&at("shards"), &at("e.pth"), &[]);
+    let (first, last) = (inspect(&golden("dense/lm_vlm.pth")), inspect(&at("e.pth")));
+    assert_eq!(first, last);
+    assert_eq!(last["output.weight"]["shared_with"], "tok_embeddings.weight");
+    convert(&at("e.pth"), &at("f.safetensors"), &[]);
+    assert_eq!(contents(&at("d.safetensors")), contents(&at("f.safetensors")));
+    assert_eq!(contents(&golden("dense/lm_vlm.safetensors")), contents(&at("f.safetensors")));
+}
+
+#[test]
+fn nothing_is_overwritten_unasked() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    mixed(&at("a.safetensors"));
+    fs::write(at("b.pth"), "kept").unwrap();
+    let refused = |output: &str, more: &[&str], parts: &[&str]| {
+        let (from, to) = (at("a.safetensors"), at(output));
+        let mut args = vec!["convert", text(&from), text(&to)];
+        args.extend(more);
+        vlm(&args).assert_error(2, parts);
+    };
+    refused("b.pth", &[], &["b.pth", "--force"]);
+    assert_eq!(fs::read(at("b.pth")).unwrap(), b"kept");
+    convert(&at("a.safetensors"), &at("b.pth"), &["--force"]);
+    assert_eq!(inspect(&at("b.pth")).len(), 5);
+    // A folder with other things in it is not given up at all.
+    fs::create_dir(at("mine")).unwrap();
+    fs::write(at("mine/thesis.txt"), "kept").unwrap();
+    refused("mine", &[], &["mine", "--force"]);
+    refused("mine", &["--force"], &["thesis.txt"]);
+    assert!(at("mine/thesis.txt").is_file());
+    refused("c.onnx", &[], &[".pth or .safetensors"]);
+    refused("c.pth", &["--max-shard-size", "1MB"], &["folder"]);
+    vlm(&["convert", text(&at("a.safetensors"))]).assert_error(2, &["OUTPUT"]);
+    // No temporary file is left.
+    let left = fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(left, 3);
+}
+
+/// A zip as `torch.save` writes it, with these records.
+fn archive(path: &Path, records: &[(&str, &[u8])], method: CompressionMethod) {
+    let mut zip = ZipWriter::new(fs::File::create(path).unwrap());
+    for (name, bytes) in records {
+        let options = SimpleFileOptions::default().compression_method(method);
+        zip.start_file(*name, options).unwrap();
+        zip.write_all(bytes).unwrap();
+    }
+    zip.finish().unwrap();
+}
+
+/// `{"a": tensor}` of `numel` float32 in storage 0.
+fn pickle(numel: u8) -> Vec<u8> {
+    let mut bytes = b"\x80\x02}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n((".to_vec();
+    bytes.extend(b"X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu");
+    bytes.extend([b'K', numel, b't', b'Q', b'K', 0, b'K', numel, 0x85, b'K', 1, 0x85]);
+    bytes.extend(b"\x89ccollections\nOrderedDict\n)RtRs.");
+    bytes
+}
+
+/// The five ways in which a weight file attacks, and what each is refused for.
+fn malicious(folder: &Path) -> Vec<(PathBuf, &'static str)> {
+    let at = |name: &str| folder.join(name);
+    let (stored, deflated) = (CompressionMethod::Stored, CompressionMethod::Deflated);
+    let good = pickle(4);
+    let run = b"\x80\x02cos\nsystem\nX\x0d\0\0\0touch /tmp/pwn\x85R.".as_slice();
+    archive(&at("global.pth"), &[("w/data.pkl", run), ("w/data/0", &[0; 16])], stored);
+    archive(&at("size.pth"), &[("w/data.pkl", &pickle(200)), ("w/data/0", &[0; 16])], stored);
+    let zeros = vec![b'N'; 32 << 20];
+    archive(&at("bomb.pth"), &[("w/data.pkl", &zeros)], deflated);
+    let climbing: &[(&str, &[u8])] =
+        &[("w/data.pkl", &good), ("w/data/0", &[0; 16]), ("w/../../evil", b"x")];
+    archive(&at("path.pth"), climbing, stored);
+    fs::create_dir(at("index")).unwrap();
+    let index = json!({"weight_map": {"a": "../secret.safetensors"}});
+    fs::write(at("index/model.safetensors.index.json"), index.to_string()).unwrap();
+    mixed(&at("secret.safetensors"));
+    archive(&at("good.pth"), &[("w/data.pkl", &good), ("w/data/0", &[0; 16])], stored);
+    vec![
+        (at("global.pth"), "the pickle wants os.system"),
+        (at("size.pth"), "storage 0 has 16 bytes, its 200 elements take 800"),
+        (at("bomb.pth"), "record w/data.pkl claims to unpack"),
+        (at("path.pth"), "\"w/../../evil\" leaves the archive"),
+        (at("index"), "\"../secret.safetensors\"; expected a file name"),
+    ]
+}
+
+#[test]
+fn files_that_attack_are_refused_by_name() {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("out.safetensors");
+    let attacks = malicious(folder.path());
+    assert_eq!(attacks.len(), 5);
+    for (path, reason) in attacks {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        for args in [vec!["inspect", text(&path)], vec!["convert", text(&path), text(&output)]] {
+            let ended = vlm(&args);
+            println!("{} {name}: {}", args[0], ended.stderr.trim());
+            ended.assert_error(2, &[name, reason]);
+        }
+        assert!(!output.exists());
+    }
+    // The same forge makes files that are read.
+    vlm(&["inspect", text(&folder.path().join("good.pth"))]).assert_success();
+}
