@@ -157,6 +157,49 @@ fn the_present_minimind_learns_with_its_experts_and_is_known_by_its_names_alone(
 }
 
 #[test]
+fn an_encoder_that_is_trained_too_is_saved_continued_and_used() {
+    let lm_args = ["--family", "llama", "--n-kv-heads", "2"];
+    let (whole, parted) = (Trial::new(), Trial::new());
+    let start = init(&whole, "llama", &lm_args);
+    let options = ["--train-vision", "--save-interval", "2", "--log-interval", "1"];
+    let run = |trial: &Trial, more: &[&str]| {
+        let vision = siglip(trial);
+        let mut args = vec!["--lm", start.to_str().unwrap(), "--vision", vision.to_str().unwrap()];
+        args.extend(options);
+        args.extend(["--epochs", "3"]);
+        args.extend(more);
+        trial.pretrain(&args).assert_success();
+    };
+    run(&whole, &[]);
+    run(&parted, &["--max-steps", "3"]);
+    run(&parted, &["--resume", "auto"]);
+    assert_eq!(losses(&whole).len(), 6);
+    assert_eq!(losses(&whole), losses(&parted));
+    let encoder = |trial: &Trial, folder: &str| {
+        fs::read(trial.path(folder).join("model.safetensors")).unwrap()
+    };
+    assert_eq!(encoder(&whole, "out/vision"), encoder(&parted, "out/vision"));
+    let (own, original) = (names(&whole.path("out/vision")), names(&whole.path("siglip")));
+    assert!(own.len() == 37 && own.iter().all(|name| original.contains(name)), "{own:?}");
+    // The trained one is used, not the one that it started as.
+    let evaluate = |more: &[&str]| {
+        let (out, rows, images) =
+            (whole.path("out"), whole.path("rows.jsonl"), whole.path("images"));
+        let mut args = vec!["eval", "--json", "--device", "cpu", "--max-rows", "0"];
+        args.extend(["--model", out.to_str().unwrap(), "--data-path", rows.to_str().unwrap()]);
+        args.extend(["--images-path", images.to_str().unwrap()]);
+        args.extend(more);
+        let ended = vlm(&args);
+        ended.assert_success();
+        serde_json::from_str::<Value>(&ended.stdout).unwrap()["loss"].as_f64().unwrap()
+    };
+    let first = whole.path("siglip");
+    let trained = whole.path("out/vision");
+    assert_eq!(evaluate(&[]), evaluate(&["--vision", trained.to_str().unwrap()]));
+    assert_ne!(evaluate(&[]), evaluate(&["--vision", first.to_str().unwrap()]));
+}
+
+#[test]
 fn models_that_do_not_fit_are_told_before_anything_is_written() {
     let trial = Trial::new();
     let lm = init(&trial, "llama", &["--family", "llama", "--n-kv-heads", "2"]);

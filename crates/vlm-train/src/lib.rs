@@ -9,6 +9,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod demo;
 pub mod device_batch;
+mod encoder_files;
 mod error;
 pub mod eval;
 mod export;

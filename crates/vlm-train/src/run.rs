@@ -16,6 +16,7 @@ use crate::assemble::{Shapes, build_model, open_tokenizer, settle_shapes};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Resume, TrainConfig};
 use crate::device_batch::Transfer;
+use crate::encoder_files;
 use crate::metrics::MetricsFile;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
@@ -198,9 +199,11 @@ impl Run {
     /// A checkpoint to continue from, and the weights alone in both formats.
     fn save_checkpoint(&self, trainer: &Trainer) -> Result<(), TrainError> {
         let weights = self.weights();
+        let mut all = self.weights();
+        all.extend(encoder_files::checkpointed(&self.model));
         checkpoint::save(
             &self.out_dir.join("checkpoints"),
-            &weights,
+            &all,
             &trainer.optimizer.state(),
             trainer.position,
             self.identity(),
@@ -210,7 +213,8 @@ impl Run {
             let path = self.out_dir.join(format!("{}.{extension}", self.weights_name()));
             weights::save(&path, &weights, format).map_err(|e| TrainError::at(&path, e))?;
         }
-        Ok(())
+        let encoder = &self.config.model.vision;
+        encoder_files::save(&self.model, &self.shapes, encoder, self.out_dir.path())
     }
 
     /// All weights but the vision encoder's, under the family's own names.
@@ -224,7 +228,9 @@ impl Run {
         optimizer: &mut AdamW,
     ) -> Result<Position, TrainError> {
         let at = &checkpoint.path;
-        for (name, mut tensor) in self.model.params().named() {
+        let mut tensors = self.model.params().named();
+        tensors.extend(encoder_files::checkpointed(&self.model));
+        for (name, mut tensor) in tensors {
             let saved =
                 checkpoint.model.iter().find(|(n, t)| *n == name && t.size() == tensor.size());
             let Some((_, saved)) = saved else {

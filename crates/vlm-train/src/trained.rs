@@ -121,23 +121,23 @@ pub(crate) fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, Tra
     )))
 }
 
-/// The folder that the run's `config.json` names, else one beside it.
+/// The part in the model's own folder (an encoder that was trained too, all parts of an exported
+/// model), else the one that the run's `config.json` names.
 pub(crate) fn find_part(
     folder: &Path,
     written: &Value,
     name: &str,
     beside: PathBuf,
 ) -> Result<PathBuf, TrainError> {
+    let mark = if name == "tokenizer" { "tokenizer.json" } else { "config.json" };
+    if beside.join(mark).is_file() {
+        return Ok(beside);
+    }
     let named = written["run"]["model"][name].as_str().map(PathBuf::from);
     if let Some(path) = &named
         && path.is_dir()
     {
         return Ok(path.clone());
-    }
-    if ["tokenizer.json", "config.json"].iter().any(|file| beside.join(file).is_file())
-        && named.is_none()
-    {
-        return Ok(beside);
     }
     Err(TrainError::Usage(match named {
         Some(path) => format!(

@@ -8,6 +8,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, Metadata, TensorInfo as Entry};
+use serde_json::json;
 use tch::{Kind, Tensor};
 
 use super::error::{Refusal, refuse};
@@ -188,15 +189,17 @@ pub(super) fn write(
         let shape = tensor.size().iter().map(|&length| length.unsigned_abs() as usize).collect();
         entries.push((name.clone(), Entry { dtype, shape, data_offsets: (start, end) }));
     }
-    let mut about = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+    let refused = |message: String| Refusal(message).in_file(path);
+    let metadata = Metadata::new(None, entries).map_err(|error| refused(error.to_string()))?;
+    let mut header = serde_json::to_value(&metadata).map_err(|error| refused(error.to_string()))?;
+    // Not by way of the crate's map, whose order changes from run to run: the same tensors shall
+    // make the same file.
+    header["__metadata__"] = json!({ "format": "pt" });
     let tied = tied(tensors);
     if !tied.is_empty() {
-        about.insert(TIED.to_owned(), serde_json::json!(tied).to_string());
+        header["__metadata__"][TIED] = json!(json!(tied).to_string());
     }
-    let header = Metadata::new(Some(about), entries)
-        .map_err(|error| error.to_string())
-        .and_then(|metadata| serde_json::to_string(&metadata).map_err(|error| error.to_string()))
-        .map_err(|message| Refusal(message).in_file(path))?;
+    let header = header.to_string();
     let padded = header.len().next_multiple_of(8);
     let io = || WeightsError::io(path);
     out.write_all(&(padded as u64).to_le_bytes()).map_err(io())?;

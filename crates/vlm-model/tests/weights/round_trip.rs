@@ -109,6 +109,19 @@ fn safetensors_written_here_say_what_is_tied() {
 }
 
 #[test]
+fn the_same_tensors_make_the_same_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let tensors = samples();
+    let bytes = |k: usize| {
+        let path = folder.path().join(format!("{k}.safetensors"));
+        save(&path, &tensors, Format::Safetensors).unwrap();
+        std::fs::read(&path).unwrap()
+    };
+    let first = bytes(0);
+    assert!((1..8).all(|k| bytes(k) == first));
+}
+
+#[test]
 fn shards_hold_what_one_file_holds() {
     let tensors = samples();
     let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
