@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 /// One file a purpose; each exports C functions that `src/ffi.rs` declares.
-const SOURCES: [&str; 8] = [
+const SOURCES: [&str; 9] = [
     "cpp/autocast.cpp",
     "cpp/checkpoint.cpp",
     "cpp/guard.cpp",
@@ -13,6 +13,7 @@ const SOURCES: [&str; 8] = [
     "cpp/pth.cpp",
     "cpp/reducer.cpp",
     "cpp/runtime.cpp",
+    "cpp/store.cpp",
 ];
 
 fn main() {

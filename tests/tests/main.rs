@@ -5,6 +5,7 @@ mod bad_input;
 mod convert;
 mod families;
 mod overfit;
+mod parallel;
 mod planning;
 mod reference_runs;
 mod saved_files;

@@ -1,10 +1,9 @@
 //! Stopping a run and going on with it.
 
 use std::fs;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
 
-use crate::support::Trial;
+use crate::support::{Trial, signal, wait_for_lines};
 
 const LONG: [&str; 4] = ["--epochs", "40", "--save-interval", "5"];
 
@@ -17,8 +16,7 @@ fn ctrl_c_saves_and_the_continued_run_equals_an_undisturbed_one() {
     let mut child =
         stopped.command(&LONG).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_for_lines(&stopped, 10);
-    let signalled = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(signalled.success());
+    signal(&child, "INT");
     assert_eq!(child.wait().unwrap().code(), Some(0), "Ctrl-C is a clean end");
     assert_eq!(stopped.summary()["status"], "interrupted");
     let done = stopped.metrics().len();
@@ -44,14 +42,4 @@ fn a_run_with_other_settings_is_not_continued() {
     let ended = trial.pretrain(&["--epochs", "3", "--resume", "auto"]);
     ended.assert_error(2, &["other settings", "epochs"]);
     assert!(fs::read(trial.path("out/pretrain_vlm_32.pth")).unwrap() == before);
-}
-
-/// Waits until the run has logged `count` steps.
-fn wait_for_lines(trial: &Trial, count: usize) {
-    let path = trial.path("out/metrics.jsonl");
-    let deadline = Instant::now() + Duration::from_secs(120);
-    while fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < count {
-        assert!(Instant::now() < deadline, "no {count} steps in two minutes");
-        std::thread::sleep(Duration::from_millis(5));
-    }
 }

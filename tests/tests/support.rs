@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
@@ -196,4 +197,21 @@ impl Trial {
 pub fn json_lines(path: &Path) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Waits until the run has logged `count` steps.
+pub fn wait_for_lines(trial: &Trial, count: usize) {
+    let path = trial.path("out/metrics.jsonl");
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < count {
+        assert!(Instant::now() < deadline, "no {count} steps in two minutes");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Sends a signal by its name: `INT`, `KILL`, …
+pub fn signal(child: &Child, name: &str) {
+    let pid = child.id().to_string();
+    let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();
+    assert!(sent.success());
 }

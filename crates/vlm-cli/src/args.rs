@@ -185,7 +185,11 @@ pub struct PretrainArgs {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub config: Option<PathBuf>,
-    /// Accepted for the reference's sake; the launch environment decides.
+    /// Seconds that a process waits for the others of its run [default: 600].
+    #[arg(long, value_name = "SECS")]
+    pub timeout_secs: Option<u64>,
+    /// Train in a process group even alone (WORLD_SIZE 1); with several processes the launch
+    /// environment decides.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
     pub ddp: Option<bool>,
 }

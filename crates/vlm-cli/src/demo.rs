@@ -19,6 +19,11 @@ pub fn pretrain(args: PretrainArgs, stop: &AtomicBool) -> Result<()> {
     let data = data_dir();
     let files = prepared(&data.join("demo"))?;
     let mut run = Run::prepare(configuration(with_demo_defaults(args, &data, &files))?)?;
+    if !run.is_first_rank() {
+        // Rank 0 examines and reports; the others only train.
+        run.train(stop)?;
+        return Ok(());
+    }
     let held_out = HeldOut::open(&files)?;
     println!("captioning {} held-out pictures before training …", held_out.num_pictures());
     let before = held_out.examine(&run, Pictures::Shown)?.accuracy;

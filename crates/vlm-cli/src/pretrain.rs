@@ -5,6 +5,7 @@ use std::thread::available_parallelism;
 
 use anyhow::{Context, Result};
 use vlm_train::config::{DataConfig, ModelConfig, OptimConfig, Resume, RunConfig, ShapeRequest};
+use vlm_train::parallel::LaunchEnv;
 use vlm_train::{Run, TrainConfig, TrainError};
 
 use crate::args::PretrainArgs;
@@ -26,6 +27,9 @@ pub fn run(flags: PretrainArgs) -> Result<()> {
 
 /// Says how a run ended and where its results are.
 pub fn report(run: &Run, summary: &vlm_train::Summary) {
+    if !run.is_first_rank() {
+        return;
+    }
     let loss = summary.final_loss.map_or("none".into(), |loss| format!("{loss:.4}"));
     println!(
         "{}: {} steps, {} rows in {:.1} s ({:.1} rows/s), last loss {loss}, {} rows set aside",
@@ -61,6 +65,8 @@ fn with_config_file(flags: PretrainArgs) -> Result<PretrainArgs> {
 /// The run's configuration: what was given, else the defaults.
 pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
     let cores = available_parallelism().map_or(1, usize::from);
+    // Several processes on one machine share its cores.
+    let processes = LaunchEnv::read()?.map_or(1, |env| env.local_world_size);
     let required = |value: Option<PathBuf>, flag: &str, what: &str| {
         value.ok_or_else(|| TrainError::Usage(format!("--{flag} is missing: {what}")))
     };
@@ -91,7 +97,7 @@ pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
             shuffle: args.shuffle.unwrap_or(!args.no_shuffle.unwrap_or(false)),
             bucket_window: args.bucket_window.unwrap_or(0),
             drop_last: args.drop_last.unwrap_or(args.no_drop_last == Some(false)),
-            num_workers: args.num_workers.unwrap_or(cores).max(1),
+            num_workers: args.num_workers.unwrap_or(cores / processes).max(1),
             max_rejected_fraction: args.max_rejected_fraction.unwrap_or(0.05),
         },
         model: ModelConfig {
@@ -142,6 +148,8 @@ pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
                 Some("auto") => Resume::Auto,
                 _ => Resume::Path(path),
             }),
+            timeout_secs: args.timeout_secs.unwrap_or(600),
+            ddp: args.ddp.unwrap_or(false),
         },
     })
 }

@@ -167,6 +167,24 @@ impl Batch {
         }
         batch
     }
+
+    /// Fills the rows up to `seq_len` tokens. Nothing happens to rows that are that long already,
+    /// or when there are none.
+    pub fn pad_to(&mut self, seq_len: usize, pad_token_id: i64) {
+        if self.batch_size == 0 || seq_len <= self.seq_len {
+            return;
+        }
+        let widen = |values: &[i64], fill: i64| {
+            let mut wide = vec![fill; self.batch_size * seq_len];
+            for (to, from) in wide.chunks_mut(seq_len).zip(values.chunks(self.seq_len)) {
+                to[..from.len()].copy_from_slice(from);
+            }
+            wide
+        };
+        self.input_ids = widen(&self.input_ids, pad_token_id);
+        self.labels = widen(&self.labels, IGNORE_INDEX);
+        self.seq_len = seq_len;
+    }
 }
 
 #[cfg(test)]
@@ -204,6 +222,16 @@ mod tests {
         assert_eq!(padded.seq_len, 5);
         assert_eq!(padded.input_ids, [1, 2, 3, 9, 9, 5, 6, 9, 9, 9]);
         assert_eq!(padded.num_supervised, 3);
+    }
+
+    #[test]
+    fn a_batch_that_is_padded_later_is_the_batch_padded_at_once() {
+        let samples = vec![sample(4, &[1, 2, 3, 4], 2..4), sample(9, &[5, 6, 7], 0..2)];
+        let mut batch = Batch::collate(3, samples.clone(), Vec::new(), None, 9);
+        batch.pad_to(5, 9);
+        assert_eq!(batch, Batch::collate(3, samples, Vec::new(), Some(5), 9));
+        batch.pad_to(2, 9);
+        assert_eq!(batch.seq_len, 5);
     }
 
     #[test]

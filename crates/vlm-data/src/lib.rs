@@ -14,6 +14,7 @@ mod civil_time;
 mod decode;
 pub mod demo;
 mod error;
+mod fingerprint;
 mod image_root;
 mod jsonl;
 mod loader;
@@ -37,6 +38,7 @@ pub use batch::{Batch, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImagePl
 pub use chat::{ChatTokenizer, EncodedRow};
 pub use decode::ImageLimits;
 pub use error::DataError;
+pub use fingerprint::fingerprint;
 pub use jsonl::JsonlSource;
 pub use loader::{Epoch, Loader, LoaderConfig};
 pub use placeholder::ImagePlaceholder;

@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, Sender};
 use crate::batch::{Batch, Padding};
 use crate::chat::ChatTokenizer;
 use crate::error::DataError;
+use crate::fingerprint::fingerprint;
 use crate::order::{EpochOrder, OrderConfig, share};
 use crate::preprocess::ImageProcessor;
 use crate::source::{Encoding, RowSource};
@@ -167,6 +168,11 @@ impl Loader {
     /// Batches an epoch has, the same on every rank.
     pub fn batches_per_epoch(&self) -> usize {
         self.config.order().num_batches(self.num_rows())
+    }
+
+    /// A hash of the rows; see [`crate::fingerprint`].
+    pub fn fingerprint(&self) -> String {
+        fingerprint(self.maker.source.as_ref())
     }
 
     /// Where a person finds row `index`: `captions.jsonl:17`.

@@ -14,13 +14,25 @@
 namespace {
 // As DistributedDataParallel: small tensors travel together.
 constexpr size_t kBroadcastBufferBytes = 250 * 1024 * 1024;
+
+c10::intrusive_ptr<c10d::ProcessGroupGloo::Options> gloo_options(
+    std::chrono::milliseconds timeout, const char* address) {
+  if (address == nullptr) {
+    return c10d::ProcessGroupGloo::Options::create_default(timeout);
+  }
+  auto options = c10d::ProcessGroupGloo::Options::create(timeout);
+  options->devices.push_back(c10d::ProcessGroupGloo::createDeviceForHostname(address));
+  return options;
+}
 }  // namespace
 
 extern "C" {
 
+// `prefix` keeps the keys of this attempt apart from those of an earlier one in the same store.
+// `address` is the address of this machine that the others reach, or null for libtorch's own choice.
 int vlm_group_connect(
     const char* host, uint16_t port, int rank, int world_size, int is_server, int64_t timeout_ms,
-    vlm::Group** out) noexcept {
+    const char* prefix, const char* address, vlm::Group** out) noexcept {
   return vlm::guard([&] {
     auto timeout = std::chrono::milliseconds(timeout_ms);
     c10d::TCPStoreOptions options;
@@ -29,13 +41,14 @@ int vlm_group_connect(
     options.numWorkers = static_cast<size_t>(world_size);
     options.timeout = timeout;
     auto made = std::make_unique<vlm::Group>();
-    made->store = c10::make_intrusive<c10d::TCPStore>(host, options);
-    auto prefixed = [&](const char* prefix) {
-      return c10::make_intrusive<c10d::PrefixStore>(prefix, made->store);
+    auto store = c10::make_intrusive<c10d::TCPStore>(host, options);
+    made->store = c10::make_intrusive<c10d::PrefixStore>(prefix, store);
+    auto prefixed = [&](const char* name) {
+      return c10::make_intrusive<c10d::PrefixStore>(name, made->store);
     };
     made->group = c10::make_intrusive<c10d::ProcessGroup>(prefixed("default"), rank, world_size);
     auto gloo = c10::make_intrusive<c10d::ProcessGroupGloo>(
-        prefixed("gloo"), rank, world_size, c10d::ProcessGroupGloo::Options::create_default(timeout));
+        prefixed("gloo"), rank, world_size, gloo_options(timeout, address));
     made->group->setBackend(c10::DeviceType::CPU, c10d::ProcessGroup::BackendType::GLOO, gloo);
     made->group->setDefaultBackend(c10d::ProcessGroup::BackendType::GLOO);
     made->group->setGroupName("0");
@@ -55,6 +68,17 @@ int vlm_group_all_reduce_sum(vlm::Group* group, at::Tensor* tensor) noexcept {
   });
 }
 
+// `outputs[r]` receives rank r's `input`.
+int vlm_group_all_gather(
+    vlm::Group* group, at::Tensor* input, at::Tensor* const* outputs, size_t count) noexcept {
+  return vlm::guard([&] {
+    at::NoGradGuard no_grad;
+    std::vector<at::Tensor> inputs{*input};
+    std::vector<std::vector<at::Tensor>> gathered{vlm::borrow(outputs, count)};
+    group->group->allgather(gathered, inputs)->wait();
+  });
+}
+
 int vlm_group_broadcast(vlm::Group* group, at::Tensor* const* tensors, size_t count, int root) noexcept {
   return vlm::guard([&] {
     at::NoGradGuard no_grad;
@@ -63,7 +87,12 @@ int vlm_group_broadcast(vlm::Group* group, at::Tensor* const* tensors, size_t co
   });
 }
 
+// Over the CPU whatever other backends there are: hosts wait for hosts.
 int vlm_group_barrier(vlm::Group* group) noexcept {
-  return vlm::guard([&] { group->group->barrier()->wait(); });
+  return vlm::guard([&] {
+    c10d::BarrierOptions options;
+    options.device = at::Device(at::kCPU);
+    group->group->barrier(options)->wait();
+  });
 }
 }

@@ -7,8 +7,22 @@
 #include <torch/csrc/distributed/c10d/reducer.hpp>
 
 #include <memory>
+#include <numeric>
 
 namespace {
+// Averages are taken over the first ten steps and every tenth after them.
+constexpr int kMeasureEvery = 10;
+
+// Parameters may be unused in some steps and used in others; that this step uses all of them is no
+// reason for the advice to promise it for all steps.
+struct WithoutAdvice : c10::WarningHandler {
+  void process(const c10::Warning& warning) override {
+    if (warning.msg().find("find_unused_parameters=True") == std::string::npos) {
+      c10::WarningHandler::process(warning);
+    }
+  }
+};
+
 struct Ddp {
   std::shared_ptr<c10d::Reducer> reducer;
   std::shared_ptr<c10d::Logger> logger;  // the reducer only refers to it weakly
@@ -45,6 +59,7 @@ int vlm_reducer_new(
         /*skip_all_reduce_unused_params=*/false, /*use_python_reducer=*/false, std::vector<int64_t>{});
     ddp->logger = std::make_shared<c10d::Logger>(ddp->reducer);
     ddp->reducer->set_logger(ddp->logger);
+    ddp->reducer->set_ddp_runtime_logging_sample_rate(kMeasureEvery);
     ddp->logger->set_construction_data_and_log("vlm", {}, -1, false, false, false);
     *out = ddp.release();
   });
@@ -63,6 +78,34 @@ int vlm_reducer_prepare_forward(Ddp* ddp) noexcept {
 }
 
 int vlm_reducer_prepare_backward(Ddp* ddp, const at::Tensor* loss) noexcept {
-  return vlm::guard([&] { ddp->reducer->prepare_for_backward({*loss}); });
+  return vlm::guard([&] {
+    WithoutAdvice handler;
+    c10::WarningUtils::WarningHandlerGuard guard(&handler);
+    ddp->reducer->prepare_for_backward({*loss});
+  });
+}
+
+// Mean times of the steps measured, in nanoseconds: forward, backward, communication, and the part of
+// it under the backward pass. Zero until a step was measured.
+int vlm_reducer_times(Ddp* ddp, int64_t* times) noexcept {
+  return vlm::guard([&] {
+    auto measured = ddp->logger->get_ddp_logging_data().ints_map;
+    const char* names[] = {
+        "avg_forward_compute_time", "avg_backward_compute_time", "avg_backward_comm_time",
+        "avg_backward_compute_comm_overlap_time"};
+    for (size_t i = 0; i < 4; ++i) {
+      auto found = measured.find(names[i]);
+      times[i] = found == measured.end() ? 0 : found->second;
+    }
+  });
+}
+
+// Bytes of all buckets: what is summed over the ranks at each synchronised step.
+int vlm_reducer_bucket_bytes(Ddp* ddp, int64_t* bytes, int64_t* num_buckets) noexcept {
+  return vlm::guard([&] {
+    auto sizes = ddp->logger->get_bucket_sizes();
+    *bytes = std::accumulate(sizes.begin(), sizes.end(), int64_t{0});
+    *num_buckets = static_cast<int64_t>(sizes.size());
+  });
 }
 }

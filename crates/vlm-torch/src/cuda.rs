@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use crate::{Error, Result};
 
 const LIBRARY: &str = "libtorch_cuda.so";
-const VERSION: &str = "2.11.0";
+/// The release of libtorch that this crate is built for and runs with.
+pub const LIBTORCH_VERSION: &str = "2.11.0";
 
 /// Loads `libtorch_cuda.so` into the process; `false` when there is none. To be called first in
 /// `main`: libtorch remembers a "no CUDA" that was asked for earlier for good.
@@ -84,9 +85,9 @@ fn check_version(library: &Path) -> Result<()> {
     };
     let found = text.lines().find_map(|line| line.trim().strip_prefix("__version__ = "));
     match found.map(|version| version.trim_matches(['\'', '"'])) {
-        Some(version) if !version.starts_with(VERSION) => Err(Error::Library {
+        Some(version) if !version.starts_with(LIBTORCH_VERSION) => Err(Error::Library {
             path: library.to_owned(),
-            message: format!("it is from torch {version}; this program needs {VERSION}"),
+            message: format!("it is from torch {version}; this program needs {LIBTORCH_VERSION}"),
         }),
         _ => Ok(()),
     }

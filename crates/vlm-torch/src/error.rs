@@ -85,6 +85,11 @@ impl Error {
     }
 }
 
+/// An error of tch in libtorch's own words, without the frames of its stack.
+pub fn plain_message(error: &tch::TchError) -> String {
+    without_backtrace(&error.to_string())
+}
+
 /// libtorch appends "Exception raised from …" and C++ frames; a reader needs what comes before.
 fn without_backtrace(message: &str) -> String {
     let end = ["Exception raised from", "\nframe #", "C++ CapturedTraceback"]

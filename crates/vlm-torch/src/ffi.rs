@@ -32,6 +32,12 @@ pub(crate) struct GroupHandle {
     opaque: [u8; 0],
 }
 
+/// `StoreClient` of `store.cpp`.
+#[repr(C)]
+pub(crate) struct StoreHandle {
+    opaque: [u8; 0],
+}
+
 /// `Ddp` of `reducer.cpp`.
 #[repr(C)]
 pub(crate) struct ReducerHandle {
@@ -111,11 +117,19 @@ unsafe extern "C" {
         world_size: c_int,
         is_server: c_int,
         timeout_ms: i64,
+        prefix: *const c_char,
+        address: *const c_char,
         out: *mut *mut GroupHandle,
     ) -> c_int;
     pub(crate) fn vlm_group_free(group: *mut GroupHandle);
     pub(crate) fn vlm_group_all_reduce_sum(group: *mut GroupHandle, tensor: *mut C_tensor)
     -> c_int;
+    pub(crate) fn vlm_group_all_gather(
+        group: *mut GroupHandle,
+        input: *mut C_tensor,
+        outputs: *const Handle,
+        count: usize,
+    ) -> c_int;
     pub(crate) fn vlm_group_broadcast(
         group: *mut GroupHandle,
         tensors: *const Handle,
@@ -123,6 +137,27 @@ unsafe extern "C" {
         root: c_int,
     ) -> c_int;
     pub(crate) fn vlm_group_barrier(group: *mut GroupHandle) -> c_int;
+
+    pub(crate) fn vlm_store_connect(
+        host: *const c_char,
+        port: u16,
+        timeout_ms: i64,
+        prefix: *const c_char,
+        out: *mut *mut StoreHandle,
+    ) -> c_int;
+    pub(crate) fn vlm_store_free(store: *mut StoreHandle);
+    pub(crate) fn vlm_store_set(
+        store: *mut StoreHandle,
+        key: *const c_char,
+        value: *const u8,
+        size: usize,
+    ) -> c_int;
+    pub(crate) fn vlm_store_get(
+        store: *mut StoreHandle,
+        key: *const c_char,
+        value: *mut *const u8,
+        size: *mut usize,
+    ) -> c_int;
 
     pub(crate) fn vlm_reducer_new(
         group: *mut GroupHandle,
@@ -138,6 +173,13 @@ unsafe extern "C" {
     pub(crate) fn vlm_reducer_free(reducer: *mut ReducerHandle);
     pub(crate) fn vlm_reducer_prepare_forward(reducer: *mut ReducerHandle) -> c_int;
     pub(crate) fn vlm_reducer_prepare_backward(reducer: *mut ReducerHandle, loss: Handle) -> c_int;
+
+    pub(crate) fn vlm_reducer_times(reducer: *mut ReducerHandle, times: *mut i64) -> c_int;
+    pub(crate) fn vlm_reducer_bucket_bytes(
+        reducer: *mut ReducerHandle,
+        bytes: *mut i64,
+        num_buckets: *mut i64,
+    ) -> c_int;
 
     pub(crate) fn vlm_set_deterministic(on: c_int) -> c_int;
     pub(crate) fn vlm_cuda_peak_bytes(device: c_int, bytes: *mut i64) -> c_int;

@@ -2,10 +2,11 @@
 //! same c10d that Python's `torch.distributed` uses. `torchrun` can launch them.
 
 use std::ffi::{CString, c_int};
+use std::net::UdpSocket;
 use std::ptr::{self, NonNull};
 use std::time::Duration;
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
 
 use crate::ffi::{self, GroupHandle};
 use crate::{Error, Result};
@@ -26,12 +27,36 @@ pub struct GroupOptions {
     pub is_server: bool,
     /// How long to wait for the others, at the start and in each operation.
     pub timeout: Duration,
+    /// Whether all ranks are on this machine, so that an address within it serves.
+    pub is_on_one_machine: bool,
+    /// Goes before every key in the store, so that a store that outlives its processes (a
+    /// launcher's) does not give a second attempt the addresses of the first.
+    pub prefix: String,
+}
+
+impl GroupOptions {
+    /// The address of this machine on the way to the store, for the others to connect to: libtorch's
+    /// own choice is what the host's name resolves to, which on many machines only the machine
+    /// itself can reach. `None` leaves the choice to libtorch: where `GLOO_SOCKET_IFNAME` names a
+    /// network, or where the way to the store does not leave this machine though others share it.
+    fn own_address(&self) -> Option<CString> {
+        if std::env::var_os("GLOO_SOCKET_IFNAME").is_some() {
+            return None;
+        }
+        // Nothing is sent: a datagram socket that is connected only looks up its route.
+        let socket = UdpSocket::bind(("0.0.0.0", 0)).ok()?;
+        socket.connect((self.master_addr.as_str(), self.master_port)).ok()?;
+        let address = socket.local_addr().ok()?.ip();
+        let is_of_use = self.is_on_one_machine || !address.is_loopback();
+        is_of_use.then(|| CString::new(address.to_string()).ok()).flatten()
+    }
 }
 
 /// A group of processes. Every operation is collective: all ranks call it, in the same order.
 #[derive(Debug)]
 pub struct ProcessGroup {
     handle: NonNull<GroupHandle>,
+    options: GroupOptions,
     rank: usize,
     world_size: usize,
 }
@@ -42,8 +67,7 @@ impl ProcessGroup {
     /// A rank outside of the world; a port that is taken; ranks that do not come in time.
     pub fn connect(options: &GroupOptions) -> Result<Self> {
         const OPERATION: &str = "connect";
-        let GroupOptions { master_addr, master_port, rank, world_size, is_server, timeout } =
-            options;
+        let GroupOptions { master_port, rank, world_size, is_server, timeout, .. } = options;
         let wrong = |message: String| Error::argument("connect to the process group", message);
         let (Ok(c_rank), Ok(c_size)) = (c_int::try_from(*rank), c_int::try_from(*world_size))
         else {
@@ -52,12 +76,13 @@ impl ProcessGroup {
         if rank >= world_size {
             return Err(wrong(format!("rank {rank} of {world_size}; ranks start at 0")));
         }
-        let host =
-            CString::new(master_addr.as_str()).map_err(|e| wrong(format!("master_addr: {e}")))?;
-        let timeout_ms = i64::try_from(timeout.as_millis()).unwrap_or(i64::MAX);
+        let host = text("master_addr", &options.master_addr)?;
+        let prefix = text("prefix", &options.prefix)?;
+        let address = options.own_address();
+        let timeout_ms = milliseconds(*timeout);
         let mut handle = ptr::null_mut();
-        // SAFETY: a NUL-terminated string and numbers; `handle` outlives the call, which writes an
-        // owned group to it on success.
+        // SAFETY: NUL-terminated strings (the address may be null) and numbers; all outlive the
+        // call, which writes an owned group to `handle` on success.
         let status = unsafe {
             ffi::vlm_group_connect(
                 host.as_ptr(),
@@ -66,6 +91,8 @@ impl ProcessGroup {
                 c_size,
                 c_int::from(*is_server),
                 timeout_ms,
+                prefix.as_ptr(),
+                address.as_ref().map_or(ptr::null(), |address| address.as_ptr()),
                 &mut handle,
             )
         };
@@ -73,7 +100,12 @@ impl ProcessGroup {
         ffi::check(OPERATION, status).map_err(describe)?;
         let handle =
             NonNull::new(handle).ok_or_else(|| Error::torch(OPERATION, "no group was made"))?;
-        Ok(Self { handle, rank: *rank, world_size: *world_size })
+        Ok(Self { handle, options: options.clone(), rank: *rank, world_size: *world_size })
+    }
+
+    /// What it was connected with.
+    pub fn options(&self) -> &GroupOptions {
+        &self.options
     }
 
     /// This process, from 0.
@@ -94,6 +126,75 @@ impl ProcessGroup {
         let status =
             unsafe { ffi::vlm_group_all_reduce_sum(self.handle.as_ptr(), tensor.as_mut_ptr()) };
         self.check("all_reduce_sum", status)
+    }
+
+    /// Every rank's `input`, rank by rank. All have one shape and dtype, and lie on the CPU.
+    /// # Errors
+    /// As [`Self::all_reduce_sum`].
+    pub fn all_gather(&self, input: &Tensor) -> Result<Vec<Tensor>> {
+        let mut input = input.contiguous();
+        let outputs: Vec<_> = (0..self.world_size).map(|_| input.empty_like()).collect();
+        let handles = ffi::handles(&outputs);
+        // SAFETY: the group lives as long as `self`; the handles are borrowed for the call, which
+        // fills tensors that nobody else knows.
+        let status = unsafe {
+            ffi::vlm_group_all_gather(
+                self.handle.as_ptr(),
+                input.as_mut_ptr(),
+                handles.as_ptr(),
+                handles.len(),
+            )
+        };
+        self.check("all_gather", status)?;
+        Ok(outputs)
+    }
+
+    /// Every rank's bytes, rank by rank; they may be of different lengths.
+    /// # Errors
+    /// As [`Self::all_reduce_sum`].
+    pub fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
+        const OPERATION: &str = "all_gather_bytes";
+        let tch = |error: tch::TchError| Error::tch(OPERATION, &error);
+        let lengths = self.all_gather(&Tensor::from_slice(&[bytes.len() as i64]))?;
+        let lengths: Vec<usize> = lengths
+            .iter()
+            .map(|length| i64::try_from(length).map(|length| length as usize).map_err(tch))
+            .collect::<Result<_>>()?;
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        if longest == 0 {
+            return Ok(vec![Vec::new(); self.world_size]);
+        }
+        let mut padded = bytes.to_vec();
+        padded.resize(longest, 0);
+        let gathered = self.all_gather(&Tensor::from_slice(&padded))?;
+        gathered
+            .iter()
+            .zip(lengths)
+            .map(|(tensor, length)| {
+                let mut bytes = crate::tensor_to_bytes(tensor)?;
+                bytes.truncate(length);
+                Ok(bytes)
+            })
+            .collect()
+    }
+
+    /// Rank `root`'s bytes; what the others give is not looked at.
+    /// # Errors
+    /// As [`Self::broadcast`].
+    pub fn broadcast_bytes(&self, bytes: &[u8], root: usize) -> Result<Vec<u8>> {
+        let length = Tensor::from_slice(&[bytes.len() as i64]);
+        self.broadcast(std::slice::from_ref(&length), root)?;
+        let length =
+            i64::try_from(&length).map_err(|error| Error::tch("broadcast_bytes", &error))?;
+        let buffer = if self.rank == root {
+            Tensor::from_slice(bytes)
+        } else {
+            Tensor::zeros([length], (Kind::Uint8, Device::Cpu))
+        };
+        if length > 0 {
+            self.broadcast(std::slice::from_ref(&buffer), root)?;
+        }
+        crate::tensor_to_bytes(&buffer)
     }
 
     /// Replaces the tensors by those of rank `root`.
@@ -138,4 +239,14 @@ impl Drop for ProcessGroup {
         // use the group hold references of their own.
         unsafe { ffi::vlm_group_free(self.handle.as_ptr()) }
     }
+}
+
+/// A string for C.
+pub(crate) fn text(what: &'static str, value: &str) -> Result<CString> {
+    CString::new(value)
+        .map_err(|e| Error::argument("connect to the process group", format!("{what}: {e}")))
+}
+
+pub(crate) fn milliseconds(time: Duration) -> i64 {
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

@@ -3,6 +3,7 @@
 
 use std::ffi::c_int;
 use std::ptr::{self, NonNull};
+use std::time::Duration;
 
 use tch::Tensor;
 
@@ -26,6 +27,20 @@ impl Default for ReducerOptions {
     fn default() -> Self {
         Self { bucket_bytes: 25 << 20, first_bucket_bytes: 1 << 20, find_unused_parameters: false }
     }
+}
+
+/// How long a step takes, as the reducer itself measured it: means over the first ten steps and
+/// every tenth after them. All zero before a step was measured.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReducerTimes {
+    /// From [`Reducer::prepare_forward`] to [`Reducer::prepare_backward`].
+    pub forward: Duration,
+    /// The backward pass, until the last gradient was computed.
+    pub backward: Duration,
+    /// From the first bucket's sending to the last one's arrival.
+    pub communication: Duration,
+    /// The part of it during which the backward pass still computed.
+    pub hidden: Duration,
 }
 
 /// Hooks into the gradients of a set of parameters until dropped. Gradients become views of its
@@ -100,6 +115,33 @@ impl<'group> Reducer<'group> {
         let status =
             unsafe { ffi::vlm_reducer_prepare_backward(self.handle.as_ptr(), loss.as_ptr()) };
         self.group.check("Reducer::prepare_backward", status)
+    }
+
+    /// Where the time goes.
+    /// # Errors
+    /// libtorch's own; none is known.
+    pub fn times(&self) -> Result<ReducerTimes> {
+        let mut nanoseconds = [0i64; 4];
+        // SAFETY: the reducer lives as long as `self`; the call writes four numbers.
+        let status =
+            unsafe { ffi::vlm_reducer_times(self.handle.as_ptr(), nanoseconds.as_mut_ptr()) };
+        self.group.check("Reducer::times", status)?;
+        let [forward, backward, communication, hidden] =
+            nanoseconds.map(|ns| Duration::from_nanos(ns.max(0) as u64));
+        Ok(ReducerTimes { forward, backward, communication, hidden })
+    }
+
+    /// Bytes of gradients that are summed over the ranks at each synchronised step, and in how many
+    /// buckets.
+    /// # Errors
+    /// libtorch's own; none is known.
+    pub fn bucket_bytes(&self) -> Result<(u64, usize)> {
+        let (mut bytes, mut count) = (0i64, 0i64);
+        // SAFETY: the reducer lives as long as `self`; both numbers outlive the call.
+        let status =
+            unsafe { ffi::vlm_reducer_bucket_bytes(self.handle.as_ptr(), &mut bytes, &mut count) };
+        self.group.check("Reducer::bucket_bytes", status)?;
+        Ok((bytes as u64, count as usize))
     }
 }
 

@@ -193,6 +193,10 @@ pub struct RunConfig {
     pub progress: bool,
     /// Continue an earlier run.
     pub resume: Option<Resume>,
+    /// Seconds that a rank waits for the others, at the start and in each operation.
+    pub timeout_secs: u64,
+    /// Make a process group even where the launch environment names one process only.
+    pub ddp: bool,
 }
 
 /// Which checkpoint to continue from.
@@ -222,6 +226,7 @@ impl TrainConfig {
             ("max-seq-len", self.data.max_seq_len as u64),
             ("max-steps", self.run.max_steps.unwrap_or(1)),
             ("keep-checkpoints", self.run.keep_checkpoints as u64),
+            ("timeout-secs", self.run.timeout_secs),
         ];
         if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
             return Err(TrainError::Usage(format!("--{name} is 0; it must be at least 1")));

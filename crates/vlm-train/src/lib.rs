@@ -16,6 +16,7 @@ mod export;
 pub mod metrics;
 pub mod optimizer;
 mod out_dir;
+pub mod parallel;
 pub mod precision;
 pub mod run;
 pub mod scaler;

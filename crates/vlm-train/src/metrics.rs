@@ -91,6 +91,39 @@ impl MetricsFile {
         })
     }
 
+    /// Opens the file to go on after `step`: lines of later steps, which a run that ended hard may
+    /// have left, are dropped, and will be written anew.
+    ///
+    /// # Errors
+    /// The system's, with the path.
+    pub fn open_after(path: &Path, step: u64) -> Result<Self, TrainError> {
+        #[derive(serde::Deserialize)]
+        struct Step {
+            step: u64,
+        }
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => {
+                return Err(TrainError::at(path, format!("cannot read metrics: {error}")));
+            }
+        };
+        // A line torn by the end does not parse.
+        let is_kept = |line: &&[u8]| {
+            line.ends_with(b"\n")
+                && serde_json::from_slice::<Step>(line).is_ok_and(|line| line.step <= step)
+        };
+        let kept: Vec<&[u8]> =
+            text.split_inclusive(|&byte| byte == b'\n').filter(is_kept).collect();
+        let kept = kept.concat();
+        if kept != text {
+            vlm_torch::write_atomically(path, |file| {
+                file.write_all(&kept).map_err(|e| TrainError::at(path, e))
+            })?;
+        }
+        Self::open(path)
+    }
+
     /// Writes one line, whole.
     ///
     /// # Errors
@@ -194,5 +227,22 @@ impl Display {
     /// Takes the bar away.
     pub fn finish(&self) {
         self.bar.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_goes_on_after_its_checkpoint_without_repeating_steps() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        std::fs::write(&path, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"st").unwrap();
+        MetricsFile::open_after(&path, 2).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "{\"step\":1}\n{\"step\":2}\n");
+        let none = folder.path().join("none.jsonl");
+        MetricsFile::open_after(&none, 0).unwrap();
+        assert_eq!(std::fs::read_to_string(&none).unwrap(), "");
     }
 }

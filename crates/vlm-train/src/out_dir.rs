@@ -48,6 +48,11 @@ impl OutDir {
         Ok(out_dir)
     }
 
+    /// The folder that another process prepares and writes: this one only names it.
+    pub fn of_another(path: &Path) -> Self {
+        Self { path: path.to_owned() }
+    }
+
     fn trace_of_a_run(path: &Path) -> Option<String> {
         let named = TRACES.iter().find(|name| path.join(name).exists()).map(|&n| n.to_owned());
         named.or_else(|| {

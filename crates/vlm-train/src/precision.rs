@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::{Device, Kind};
 
 use crate::TrainError;
+use crate::parallel::LaunchEnv;
 
 /// Type of the forward pass's matrix products.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,16 +34,22 @@ impl Dtype {
     }
 }
 
-/// The device that a name stands for: `auto`, `cpu`, `cuda` or `cuda:N`.
+/// The device that a name stands for: `auto`, `cpu`, `cuda` or `cuda:N`. Of several processes on
+/// this machine each has a CUDA device of its own, that of its `local_rank`, unless the launcher
+/// lets it see one only.
 ///
 /// # Errors
-/// Another name; CUDA asked for where there is none.
-pub fn device(name: &str) -> Result<Device, TrainError> {
+/// Another name; CUDA asked for where there is none, or fewer devices than processes.
+pub fn device(name: &str, launch: Option<&LaunchEnv>) -> Result<Device, TrainError> {
     let available = || tch::Cuda::is_available();
+    let own = || match launch {
+        Some(env) if tch::Cuda::device_count() > 1 => env.local_rank,
+        _ => 0,
+    };
     let number = match name {
         "cpu" => return Ok(Device::Cpu),
-        "auto" => return Ok(if available() { Device::Cuda(0) } else { Device::Cpu }),
-        "cuda" => 0,
+        "auto" if !available() => return Ok(Device::Cpu),
+        "auto" | "cuda" => own(),
         other => other.strip_prefix("cuda:").and_then(|n| n.parse().ok()).ok_or_else(|| {
             TrainError::Usage(format!(
                 "--device is {other:?}; expected auto, cpu, cuda or cuda:N with a number"
@@ -55,8 +62,22 @@ pub fn device(name: &str) -> Result<Device, TrainError> {
              missing, --device cpu runs without"
         )));
     }
+    if let Some(env) = launch.filter(|env| env.local_world_size > 1 && name.starts_with("cuda:")) {
+        return Err(TrainError::Usage(format!(
+            "--device is {name}, but {} processes on this machine cannot share one device; give \
+             --device cuda, and each takes its own",
+            env.local_world_size
+        )));
+    }
     let count = tch::Cuda::device_count();
     if number as i64 >= count {
+        if let Some(env) = launch {
+            return Err(TrainError::Usage(format!(
+                "local rank {} has no CUDA device: there are {count} for {} processes on this \
+                 machine; start as many processes as there are devices",
+                env.local_rank, env.local_world_size
+            )));
+        }
         return Err(TrainError::Usage(format!(
             "--device is {name}, but there are {count} CUDA devices, numbered from 0"
         )));

@@ -3,23 +3,25 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tch::{Device, Tensor};
 use vlm_data::{ChatTokenizer, ImageProcessor, JsonlSource, Loader, LoaderConfig, RejectLog};
 use vlm_model::Vlm;
 use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{self, Format};
+use vlm_torch::{Reducer, ReducerOptions};
 
 use crate::TrainError;
 use crate::assemble::{Shapes, build_model, open_tokenizer, settle_shapes};
 use crate::checkpoint::{self, Checkpoint};
-use crate::config::{Resume, TrainConfig};
+use crate::config::{OptimConfig, Resume, TrainConfig};
 use crate::device_batch::Transfer;
 use crate::encoder_files;
 use crate::metrics::MetricsFile;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
+use crate::parallel::{Identity, LaunchEnv, Phase, Team, agree, start_up};
 use crate::precision::{self, Dtype};
 use crate::scaler::LossScaler;
 use crate::trainer::{Ending, Position, Trainer};
@@ -34,7 +36,92 @@ pub struct Run {
     loader: Loader,
     model: Vlm,
     dtype: Dtype,
+    /// On rank 0 only.
     resumed: Option<Checkpoint>,
+    team: Option<Team>,
+}
+
+/// What a run needs and can be had without a model or a folder.
+struct Parts {
+    shapes: Shapes,
+    tokenizer: Arc<ChatTokenizer>,
+    processor: Arc<ImageProcessor>,
+    loader: Loader,
+    device: Device,
+    dtype: Dtype,
+    resumed: Option<Checkpoint>,
+}
+
+impl Parts {
+    fn assemble(config: &TrainConfig, team: Option<&Team>) -> Result<Self, TrainError> {
+        let device = precision::device(&config.run.device, team.map(Team::env))?;
+        if let Some(threads) = config.run.num_threads.or_else(|| start_up::threads_of_one(team)) {
+            tch::set_num_threads(threads);
+        }
+        let tokenizer = Arc::new(open_tokenizer(&config.model)?);
+        let shapes = settle_shapes(&config.model, &tokenizer, config.data.max_seq_len)?;
+        let processor_file = config.model.vision.join("preprocessor_config.json");
+        let processor = Arc::new(ImageProcessor::from_file(&processor_file)?);
+        if processor.image_size() as i64 != shapes.vision.image_size {
+            return Err(TrainError::Usage(format!(
+                "{} makes pictures of side {}, but the vision encoder beside it takes {}",
+                processor_file.display(),
+                processor.image_size(),
+                shapes.vision.image_size
+            )));
+        }
+        let source = JsonlSource::open(&config.data.data_path, config.data.images_path.as_deref())?;
+        let loader = Loader::new(
+            Arc::new(source),
+            Arc::clone(&tokenizer),
+            Some(Arc::clone(&processor)),
+            loader_config(config, shapes.tokens_per_image(), team),
+        )?;
+        let is_first = team.is_none_or(|team| team.rank() == 0);
+        let resumed = if is_first { find_checkpoint(config, world_size(team))? } else { None };
+        let dtype = config.run.dtype.unwrap_or_else(|| Dtype::default_on(device));
+        Ok(Self { shapes, tokenizer, processor, loader, device, dtype, resumed })
+    }
+
+    /// What must be the same on all ranks. Where files lie need not be.
+    fn identity(&self, config: &TrainConfig) -> Identity {
+        let TrainConfig { data, run, optim, model } = config;
+        let settings = serde_json::json!({
+            "optim": optim,
+            "freeze": model.freeze,
+            "max_seq_len": data.max_seq_len,
+            "padding": data.padding,
+            "shuffle": data.shuffle,
+            "bucket_window": data.bucket_window,
+            "drop_last": data.drop_last,
+            "max_rejected_fraction": data.max_rejected_fraction,
+            "seed": run.seed,
+            "log_interval": run.log_interval,
+            "save_interval": run.save_interval,
+            "max_steps": run.max_steps,
+            "timeout_secs": run.timeout_secs,
+            "lm": self.shapes.lm,
+            "vision": self.shapes.vision,
+            "projector": self.shapes.projector,
+            "tokenizer": self.tokenizer.hash(),
+            "image_processor": self.processor.hash(),
+            "dtype": self.dtype,
+            "device": if self.device.is_cuda() { "cuda" } else { "cpu" },
+        });
+        Identity::new(self.loader.fingerprint(), settings)
+    }
+}
+
+fn world_size(team: Option<&Team>) -> usize {
+    team.map_or(1, Team::world_size)
+}
+
+/// This process's result, when all ranks have one.
+fn all_ready<T>(team: Option<&Team>, own: Result<T, TrainError>) -> Result<T, TrainError> {
+    match team {
+        None => own,
+        Some(team) => team.all_ready(own),
+    }
 }
 
 /// What a run came to; `summary.json` holds this and more.
@@ -69,40 +156,63 @@ pub struct Summary {
 
 impl Run {
     /// Checks and assembles everything. What the user asked wrongly is found here, before the
-    /// out-dir is touched.
+    /// out-dir is touched. Where the launch environment names several processes, they meet here,
+    /// and one that cannot go on stops all.
     ///
     /// # Errors
-    /// Any setting, file or shape that is not as it must be.
+    /// Any setting, file or shape that is not as it must be; ranks that do not come, or were not
+    /// started alike.
     pub fn prepare(config: TrainConfig) -> Result<Self, TrainError> {
         config.validate()?;
-        let device = precision::device(&config.run.device)?;
-        if let Some(threads) = config.run.num_threads {
-            tch::set_num_threads(threads);
+        let launch = LaunchEnv::read()?.filter(|env| env.world_size > 1 || config.run.ddp);
+        let timeout = Duration::from_secs(config.run.timeout_secs);
+        let team = launch.map(|env| Team::connect(env, timeout)).transpose()?;
+        let prepared = Self::prepare_in(config, team.as_ref());
+        if let (Err(error), Some(team)) = (&prepared, &team) {
+            team.leave_word(error);
         }
-        let tokenizer = Arc::new(open_tokenizer(&config.model)?);
-        let shapes = settle_shapes(&config.model, &tokenizer, config.data.max_seq_len)?;
-        let processor_file = config.model.vision.join("preprocessor_config.json");
-        let processor = Arc::new(ImageProcessor::from_file(&processor_file)?);
-        if processor.image_size() as i64 != shapes.vision.image_size {
-            return Err(TrainError::Usage(format!(
-                "{} makes pictures of side {}, but the vision encoder beside it takes {}",
-                processor_file.display(),
-                processor.image_size(),
-                shapes.vision.image_size
-            )));
+        Ok(Self { team, ..prepared? })
+    }
+
+    fn prepare_in(config: TrainConfig, team: Option<&Team>) -> Result<Self, TrainError> {
+        let parts = all_ready(team, Parts::assemble(&config, team))?;
+        if let Some(team) = team {
+            start_up::introduce(team, parts.device);
+            agree(team, &parts.identity(&config))?;
         }
-        let source = JsonlSource::open(&config.data.data_path, config.data.images_path.as_deref())?;
-        let loader = Loader::new(
-            Arc::new(source),
-            Arc::clone(&tokenizer),
-            Some(Arc::clone(&processor)),
-            loader_config(&config, shapes.tokens_per_image()),
-        )?;
-        let resumed = find_checkpoint(&config)?;
-        let out_dir = OutDir::prepare(&config.run.out_dir, config.run.resume.is_some())?;
-        let model = build_model(&config.model, &shapes, config.run.seed, device)?;
-        let dtype = config.run.dtype.unwrap_or_else(|| Dtype::default_on(device));
-        Ok(Self { config, out_dir, shapes, tokenizer, processor, loader, model, dtype, resumed })
+        let is_first = team.is_none_or(|team| team.rank() == 0);
+        let out_dir = if is_first {
+            OutDir::prepare(&config.run.out_dir, config.run.resume.is_some())
+        } else {
+            Ok(OutDir::of_another(&config.run.out_dir))
+        };
+        let out_dir = all_ready(team, out_dir)?;
+        let Parts { tokenizer, processor, loader, shapes, resumed, device, dtype } = parts;
+        let model = build_model(&config.model, &shapes, config.run.seed, device);
+        let model = all_ready(team, model)?;
+        if let Some(team) = team {
+            let mut all = model.params().named();
+            all.extend(model.vision_params().named());
+            team.share_tensors(&all)?;
+        }
+        let team = None;
+        Ok(Self {
+            config,
+            team,
+            out_dir,
+            shapes,
+            tokenizer,
+            processor,
+            loader,
+            model,
+            dtype,
+            resumed,
+        })
+    }
+
+    /// Whether this process is the one that writes and reports.
+    pub fn is_first_rank(&self) -> bool {
+        self.team.as_ref().is_none_or(|team| team.rank() == 0)
     }
 
     /// The model; trained in place by [`Self::train`].
@@ -131,21 +241,39 @@ impl Run {
     /// # Errors
     /// Data, model, disk; the last checkpoint stays as it was.
     pub fn train(&mut self, stop: &AtomicBool) -> Result<Summary, TrainError> {
+        let summary = self.train_to_the_end(stop);
+        if let (Err(error), Some(team)) = (&summary, &self.team) {
+            team.leave_word(error);
+        }
+        summary
+    }
+
+    fn train_to_the_end(&mut self, stop: &AtomicBool) -> Result<Summary, TrainError> {
         let started = Instant::now();
-        self.out_dir.write_json("config.json", &self.describe())?;
+        let is_first = self.is_first_rank();
         let trainable = self.model.trainable();
         let num_trainable: i64 = trainable.iter().map(|(_, t)| t.numel() as i64).sum();
-        self.announce(num_trainable);
+        if is_first {
+            self.out_dir.write_json("config.json", &self.describe())?;
+            self.announce(num_trainable);
+        }
 
         let mut optimizer = AdamW::new(trainable, self.config.optim.weight_decay);
-        let mut position = Position {
-            scaler: (self.dtype == Dtype::Float16).then(LossScaler::default),
-            ..Position::default()
-        };
-        if let Some(checkpoint) = self.resumed.take() {
-            position = self.restore(&checkpoint, &mut optimizer)?;
-        }
+        let resumed = self.resumed.take();
+        let position = self.starting_position(resumed.as_ref(), &mut optimizer)?;
         let samples_before = position.counters.samples;
+        let team = self.team.as_ref();
+        let reducer = team.map(|team| self.reducer(team)).transpose()?;
+        let (rejects, metrics) = match is_first {
+            true => (
+                Some(RejectLog::open(&self.out_dir.join("rejected.jsonl"))?),
+                Some(MetricsFile::open_after(
+                    &self.out_dir.join("metrics.jsonl"),
+                    position.counters.step,
+                )?),
+            ),
+            false => (None, None),
+        };
         let mut trainer = Trainer {
             config: &self.config,
             model: &self.model,
@@ -154,14 +282,23 @@ impl Run {
             optimizer,
             dtype: self.dtype,
             position,
-            rejects: RejectLog::open(&self.out_dir.join("rejected.jsonl"))?,
-            metrics: MetricsFile::open(&self.out_dir.join("metrics.jsonl"))?,
+            pad_token_id: self.tokenizer.pad_token_id(),
+            rejects,
+            metrics,
+            team,
+            reducer,
         };
         let ending = trainer.run(stop, &mut |trainer| self.save_checkpoint(trainer))?;
         self.save_checkpoint(&trainer)?;
 
         let wall_secs = started.elapsed().as_secs_f64();
         let Position { counters, last_loss, .. } = trainer.position;
+        let mut extra = serde_json::Map::new();
+        if let (Some(team), Some(reducer)) = (team, &trainer.reducer) {
+            team.reached(counters.step, Phase::End);
+            extra.extend(start_up::communication(team, reducer)?);
+            team.part()?;
+        }
         let status = match ending {
             Ending::Finished => "finished",
             Ending::Interrupted => "interrupted",
@@ -178,15 +315,48 @@ impl Run {
             skipped_updates: counters.skipped_updates,
             empty_steps: counters.empty_steps,
             trainable_parameters: num_trainable,
-            extra: serde_json::Map::new(),
+            extra,
         })
     }
 
-    /// Writes `summary.json`.
+    /// The beginning, or where rank 0's checkpoint stood: all ranks get its weights, optimizer
+    /// state and position, so that only rank 0 needs its disk.
+    fn starting_position(
+        &self,
+        resumed: Option<&Checkpoint>,
+        optimizer: &mut AdamW,
+    ) -> Result<Position, TrainError> {
+        let mut position = Position {
+            scaler: (self.dtype == Dtype::Float16).then(LossScaler::default),
+            ..Position::default()
+        };
+        let restored = resumed.map(|checkpoint| self.restore(checkpoint, optimizer)).transpose();
+        let restored = all_ready(self.team.as_ref(), restored)?;
+        let Some(team) = &self.team else { return Ok(restored.unwrap_or(position)) };
+        if let Some(restored) = team.first_ranks(&restored)? {
+            position = restored;
+            let mut all = self.model.params().named();
+            all.extend(optimizer.state());
+            team.share_tensors(&all)?;
+        }
+        Ok(position)
+    }
+
+    fn reducer<'a>(&self, team: &'a Team) -> Result<Reducer<'a>, TrainError> {
+        // A batch of text alone on one rank must not stop those that have images.
+        let options = ReducerOptions { find_unused_parameters: true, ..ReducerOptions::default() };
+        let reducer = Reducer::new(team.group(), &self.model.trainable(), &options);
+        reducer.map_err(|error| team.explain(error))
+    }
+
+    /// Writes `summary.json`; rank 0 does, for all.
     ///
     /// # Errors
     /// The system's, with the path.
     pub fn write_summary(&self, summary: &Summary) -> Result<(), TrainError> {
+        if !self.is_first_rank() {
+            return Ok(());
+        }
         self.out_dir.write_json("summary.json", summary)
     }
 
@@ -197,7 +367,21 @@ impl Run {
     }
 
     /// A checkpoint to continue from, and the weights alone in both formats.
+    ///
+    /// Rank 0 writes; the others prove that they hold the same.
     fn save_checkpoint(&self, trainer: &Trainer) -> Result<(), TrainError> {
+        if let Some(team) = &self.team {
+            let differing = team.ranks_that_differ(&self.model.trainable())?;
+            if !differing.is_empty() && team.rank() == 0 {
+                tracing::warn!(
+                    "the weights of ranks {differing:?} are no longer those of rank 0, which are \
+                     saved; machines of different kinds round differently"
+                );
+            }
+        }
+        if !self.is_first_rank() {
+            return Ok(());
+        }
         let weights = self.weights();
         let mut all = self.weights();
         all.extend(encoder_files::checkpointed(&self.model));
@@ -250,7 +434,7 @@ impl Run {
 
     /// What must be the same for a continued run to be the run it would have been.
     fn identity(&self) -> serde_json::Value {
-        identity(&self.config)
+        identity(&self.config, world_size(self.team.as_ref()))
     }
 
     /// The resolved configuration, with the model that came of it.
@@ -286,9 +470,15 @@ impl Run {
     }
 }
 
-fn loader_config(config: &TrainConfig, tokens_per_image: usize) -> LoaderConfig {
+fn loader_config(
+    config: &TrainConfig,
+    tokens_per_image: usize,
+    team: Option<&Team>,
+) -> LoaderConfig {
     LoaderConfig {
         batch_size: config.optim.batch_size,
+        rank: team.map_or(0, Team::rank),
+        world_size: world_size(team),
         max_seq_len: config.data.max_seq_len,
         tokens_per_image,
         padding: config.data.padding,
@@ -302,20 +492,25 @@ fn loader_config(config: &TrainConfig, tokens_per_image: usize) -> LoaderConfig 
     }
 }
 
-/// The settings that decide which numbers a run computes.
-fn identity(config: &TrainConfig) -> serde_json::Value {
+/// The settings that decide which numbers a run computes. How many processes share a batch does not.
+fn identity(config: &TrainConfig, world_size: usize) -> serde_json::Value {
+    let global_batch_size = config.optim.batch_size.saturating_mul(world_size);
+    let optim = OptimConfig { batch_size: global_batch_size, ..config.optim.clone() };
     serde_json::json!({
         "data_path": config.data.data_path,
         "shuffle": config.data.shuffle,
         "bucket_window": config.data.bucket_window,
         "max_seq_len": config.data.max_seq_len,
         "seed": config.run.seed,
-        "optim": config.optim,
+        "optim": optim,
         "freeze": config.model.freeze,
     })
 }
 
-fn find_checkpoint(config: &TrainConfig) -> Result<Option<Checkpoint>, TrainError> {
+fn find_checkpoint(
+    config: &TrainConfig,
+    world_size: usize,
+) -> Result<Option<Checkpoint>, TrainError> {
     let checkpoint = match &config.run.resume {
         None => return Ok(None),
         Some(Resume::Path(path)) => checkpoint::load(path)?,
@@ -328,7 +523,7 @@ fn find_checkpoint(config: &TrainConfig) -> Result<Option<Checkpoint>, TrainErro
             checkpoint
         }
     };
-    let now = identity(config);
+    let now = identity(config, world_size);
     if checkpoint.state.identity != now {
         let changed: Vec<String> = now
             .as_object()

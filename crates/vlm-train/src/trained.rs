@@ -49,7 +49,7 @@ impl TrainedModel {
     /// A part that cannot be found, with the flag that names it; parts that do not fit each other;
     /// weights without a projector.
     pub fn open(source: &TrainedSource) -> Result<Self, TrainError> {
-        let device = precision::device(&source.device)?;
+        let device = precision::device(&source.device, None)?;
         let folder = if source.model.is_dir() {
             source.model.as_path()
         } else {

@@ -6,13 +6,14 @@ use std::time::Instant;
 use tch::{Device, Kind, Tensor};
 use vlm_data::{Batch, DataError, Loader, RejectLog};
 use vlm_model::{ModelError, Vlm};
-use vlm_torch::{clip_grad_norm, peak_memory_bytes, set_grad_none, unscale_gradients};
+use vlm_torch::{Reducer, clip_grad_norm, peak_memory_bytes, set_grad_none, unscale_gradients};
 
 use crate::TrainError;
 use crate::config::{LossAverage, TrainConfig};
 use crate::device_batch::Transfer;
 use crate::metrics::{Counters, Display, LogLine, Meter, MetricsFile};
 use crate::optimizer::AdamW;
+use crate::parallel::{Phase, Share, Team, Totals};
 use crate::precision::Dtype;
 use crate::scaler::LossScaler;
 use crate::schedule::learning_rate;
@@ -74,15 +75,38 @@ pub enum Ending {
 /// Gradients gathered since the last update.
 #[derive(Debug, Default)]
 struct Window {
-    supervised_tokens: i64,
+    /// Of all ranks.
+    supervised_tokens: u64,
+    /// Whether any rank learned from any micro-batch.
+    learns: bool,
+    /// Whether any rank was asked to stop.
+    stop: bool,
+    /// Of this rank.
     rows: Vec<usize>,
 }
 
-/// Loss of one micro-batch: scalars on the device.
+/// Where a micro-batch stands in its window.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// Micro-batches of the window.
+    window_len: usize,
+    /// Whether its gradients complete the window.
+    is_last: bool,
+}
+
+/// This rank's part of the loss of one micro-batch: scalars on the device. The sum over the ranks
+/// is the mean over all supervised tokens of the micro-batch.
 struct MicroLoss {
     /// In nats a supervised token, the auxiliary loss included.
     mean: Tensor,
     aux_loss: Option<Tensor>,
+}
+
+/// The loss of a micro-batch over all ranks, as the log has it.
+#[derive(Debug, Clone, Copy, Default)]
+struct LoggedLoss {
+    loss: Option<f64>,
+    aux_loss: Option<f64>,
 }
 
 /// What the user sees, and the clock behind it.
@@ -108,10 +132,16 @@ pub struct Trainer<'a> {
     pub dtype: Dtype,
     /// Where the run stands.
     pub position: Position,
-    /// Where rows that cannot be used are written down.
-    pub rejects: RejectLog,
-    /// The log.
-    pub metrics: MetricsFile,
+    /// What rows are filled up with.
+    pub pad_token_id: i64,
+    /// Where rows that cannot be used are written down; rank 0 only.
+    pub rejects: Option<RejectLog>,
+    /// The log; rank 0 only.
+    pub metrics: Option<MetricsFile>,
+    /// The other ranks, if there are any.
+    pub team: Option<&'a Team>,
+    /// Averages the gradients over the ranks; there whenever there is a team.
+    pub reducer: Option<Reducer<'a>>,
 }
 
 impl Trainer<'_> {
@@ -135,7 +165,11 @@ impl Trainer<'_> {
         let last_step = self.config.run.max_steps.unwrap_or(u64::MAX).min(self.total_steps());
         let done = self.position.counters.step;
         let mut screen = Screen {
-            display: Display::new(last_step, done, self.config.run.progress),
+            display: Display::new(
+                last_step,
+                done,
+                self.config.run.progress && self.is_first_rank(),
+            ),
             meter: Meter::start(self.position.counters),
             samples_per_sec: 0.0,
         };
@@ -165,36 +199,48 @@ impl Trainer<'_> {
         let mut window = Window::default();
         let mut save_is_due = false;
         for index in first..end {
+            let step = self.position.counters.step;
             let asked = Instant::now();
+            self.reached(Phase::Data);
             let batch = match batches.next() {
-                Some(batch) => batch?,
-                None => {
-                    let early = format!("the loader ended epoch {epoch} at batch {index} of {end}");
-                    return Err(TrainError::Failed(early));
-                }
+                Some(batch) => batch.map_err(TrainError::from),
+                None => Err(TrainError::Failed(format!(
+                    "the loader ended epoch {epoch} at batch {index} of {end}"
+                ))),
             };
             screen.meter.waited(asked.elapsed());
-            self.set_aside(&batch)?;
+            let (mut batch, totals) = self.meet(batch, stop)?;
+            self.set_aside(&batch, &totals)?;
 
             let accumulation = self.config.optim.accumulation_steps as usize;
             let window_start = index / accumulation * accumulation;
             let window_end = (window_start + accumulation).min(end);
-            let step = self.position.counters.step;
+            let place =
+                Place { window_len: window_end - window_start, is_last: index + 1 == window_end };
             let lr = self.learning_rate(step);
-            let loss = self.micro_step(&batch, window_end - window_start, &mut window)?;
+            self.reached(Phase::ForwardBackward);
+            let loss = self.micro_step(&mut batch, &totals, place, &mut window)?;
+            self.reached(Phase::Update);
+            let stop_agreed = window.stop;
+            let grad_norm = if place.is_last { self.update(lr, &mut window)? } else { None };
             self.position.counters.step = step + 1;
-            let grad_norm =
-                if index + 1 == window_end { self.update(lr, &mut window)? } else { None };
 
             self.position.next_batch = index + 1;
             let is_last = self.position.counters.step == last_step;
-            self.log(lr, loss.as_ref(), grad_norm, epoch, is_last, screen)?;
+            self.reached(Phase::Log);
+            let loss = self.loss_of_all(loss.as_ref(), &totals, is_last)?;
+            self.log(lr, loss, grad_norm, epoch, is_last, screen)?;
             save_is_due |=
                 self.position.counters.step.is_multiple_of(self.config.run.save_interval);
-            if index + 1 < window_end {
+            if !place.is_last {
                 continue;
             }
-            let stopped = stop.load(Ordering::Relaxed);
+            // Several ranks stop by what they agreed on, so that all stop at one step.
+            let stopped = match self.team {
+                None => stop.load(Ordering::Relaxed),
+                Some(_) => stop_agreed,
+            };
+            self.reached(Phase::Save);
             if (save_is_due || stopped) && self.position.counters.step < last_step {
                 save(self)?;
                 save_is_due = false;
@@ -215,48 +261,169 @@ impl Trainer<'_> {
         learning_rate(step, self.total_steps(), optim.learning_rate, optim.warmup_iters)
     }
 
-    fn set_aside(&mut self, batch: &Batch) -> Result<(), TrainError> {
-        for rejected in &batch.rejected {
-            if self.rejects.record(rejected)? {
+    fn is_first_rank(&self) -> bool {
+        self.team.is_none_or(|team| team.rank() == 0)
+    }
+
+    /// Notes for the other ranks where this one is.
+    fn reached(&self, phase: Phase) {
+        if let Some(team) = self.team {
+            team.reached(self.position.counters.step + 1, phase);
+        }
+    }
+
+    /// An error of an operation that other ranks take part in.
+    fn explain(&self, error: impl std::fmt::Display) -> TrainError {
+        match self.team {
+            Some(team) => team.explain(error),
+            None => TrainError::Failed(error.to_string()),
+        }
+    }
+
+    /// Learns what all ranks bring to the step. A rank that cannot go on stops all.
+    fn meet(
+        &self,
+        batch: Result<Batch, TrainError>,
+        stop: &AtomicBool,
+    ) -> Result<(Batch, Totals), TrainError> {
+        let share = batch.as_ref().map_or(Share { failed: true, ..Share::default() }, |batch| {
+            Share::of(batch, self.learns_from_text())
+        });
+        let Some(team) = self.team else {
+            return Ok((batch?, Totals::of(&[share])));
+        };
+        self.reached(Phase::Meeting);
+        let share = Share { stop: stop.load(Ordering::Relaxed), ..share };
+        let totals = Totals::of(&team.meet(self.position.counters.step + 1, share)?);
+        let batch = if totals.failed { team.all_ready(batch)? } else { batch? };
+        Ok((batch, totals))
+    }
+
+    /// Whether anything is trained but the way of the images into the language model.
+    fn learns_from_text(&self) -> bool {
+        self.model.params().trainable().iter().any(|(name, _)| !is_image_path(name))
+    }
+
+    fn set_aside(&mut self, batch: &Batch, totals: &Totals) -> Result<(), TrainError> {
+        if totals.rejected == 0 {
+            return Ok(());
+        }
+        let all = match self.team {
+            None => vec![batch.rejected.clone()],
+            Some(team) => team.gather(&batch.rejected)?,
+        };
+        let Some(log) = &mut self.rejects else { return Ok(()) };
+        for rejected in all.iter().flatten() {
+            if log.record(rejected)? {
                 self.position.counters.rejected_rows += 1;
             }
         }
+        // A run that ended hard may have written rows that its checkpoint does not count.
+        let counted = &mut self.position.counters.rejected_rows;
+        *counted = (*counted).max(log.len() as u64);
         Ok(())
     }
 
-    /// Forward and backward of one micro-batch; its loss a supervised token, if it has any.
+    /// Forward and backward of one micro-batch; this rank's part of its loss, if it has any. The
+    /// ranks' shares weigh as if one process had them all in one batch.
     fn micro_step(
         &mut self,
-        batch: &Batch,
-        window_len: usize,
+        batch: &mut Batch,
+        totals: &Totals,
+        place: Place,
         window: &mut Window,
     ) -> Result<Option<MicroLoss>, TrainError> {
         let counters = &mut self.position.counters;
-        counters.samples += batch.batch_size as u64;
-        counters.tokens += batch.lengths.iter().sum::<usize>() as u64;
-        counters.supervised_tokens += batch.num_supervised as u64;
-        if batch.num_supervised == 0 {
-            counters.empty_steps += 1;
-            return Ok(None);
+        counters.samples += totals.rows;
+        counters.tokens += totals.tokens;
+        counters.supervised_tokens += totals.supervised_tokens;
+        counters.empty_steps += u64::from(totals.supervised_tokens == 0);
+        window.supervised_tokens += totals.supervised_tokens;
+        window.learns |= totals.learns;
+        window.stop |= totals.stop;
+        window.rows.extend(&batch.rows);
+        if self.model.lm().config().use_moe {
+            // Padding has a part in the experts' balance, so all shares get that of one batch.
+            batch.pad_to(totals.seq_len as usize, self.pad_token_id);
         }
+        // Only the gradients that complete a window travel.
+        let reducer = self.reducer.as_ref().filter(|_| place.is_last && window.learns);
+        if let Some(reducer) = reducer {
+            reducer.prepare_forward().map_err(|error| self.explain(error))?;
+        }
+        let loss = match batch.num_supervised {
+            0 => None,
+            _ => Some(self.forward(batch, totals)?),
+        };
+        let weight = match self.config.optim.loss_average {
+            LossAverage::Batch => 1.0 / place.window_len as f64,
+            LossAverage::Token => totals.supervised_tokens as f64,
+        };
+        // The reducer divides by the number of ranks; the shares are parts of one mean already.
+        let num_ranks = self.team.map_or(1, Team::world_size) as f64;
+        let weighted = loss
+            .as_ref()
+            .map(|loss| &loss.mean * (weight * num_ranks * self.loss_scale()))
+            .filter(Tensor::requires_grad);
+        let learned_from = match (weighted, reducer) {
+            (None, Some(_)) => Some(self.nothing_to_learn()),
+            (weighted, _) => weighted,
+        };
+        if let Some(learned_from) = learned_from {
+            if let Some(reducer) = reducer {
+                reducer.prepare_backward(&learned_from).map_err(|error| self.explain(error))?;
+            }
+            learned_from.f_backward().map_err(|error| match reducer {
+                Some(_) => self.explain(vlm_torch::plain_message(&error)),
+                None => ModelError::from(error).into(),
+            })?;
+        }
+        let detached = |loss: MicroLoss| MicroLoss {
+            mean: loss.mean.detach(),
+            aux_loss: loss.aux_loss.map(|aux_loss| aux_loss.detach()),
+        };
+        Ok(loss.map(detached))
+    }
+
+    fn forward(&self, batch: &Batch, totals: &Totals) -> Result<MicroLoss, TrainError> {
         let device = self.model.device();
+        if self.model.lm().config().dropout > 0.0 {
+            // A function of where the run is, so that a continued run draws what it would have.
+            tch::manual_seed(self.seed_of_step());
+        }
         let on_device = self.transfer.send(batch)?;
         let loss = vlm_torch::autocast(device, self.dtype.autocast_kind(), || {
             self.model.loss(&on_device.model, &on_device.supervised, &on_device.targets, true)
         })??;
-        window.supervised_tokens += loss.num_supervised;
-        window.rows.extend(&batch.rows);
-        let mut mean = &loss.sum / loss.num_supervised as f64;
-        if let Some(aux_loss) = &loss.aux_loss {
+        let mut mean = &loss.sum / totals.supervised_tokens as f64;
+        // The auxiliary loss is a mean over the rows.
+        let of_rows = batch.batch_size as f64 / totals.rows as f64;
+        let aux_loss = loss.aux_loss.map(|aux_loss| aux_loss * of_rows);
+        if let Some(aux_loss) = &aux_loss {
             mean += aux_loss;
         }
-        let weight = match self.config.optim.loss_average {
-            LossAverage::Batch => 1.0 / window_len as f64,
-            LossAverage::Token => loss.num_supervised as f64,
-        };
-        (&mean * (weight * self.loss_scale())).f_backward().map_err(ModelError::from)?;
-        let aux_loss = loss.aux_loss.map(|aux_loss| aux_loss.detach());
-        Ok(Some(MicroLoss { mean: mean.detach(), aux_loss }))
+        Ok(MicroLoss { mean, aux_loss })
+    }
+
+    /// Seed of what is drawn in this step, on this rank.
+    fn seed_of_step(&self) -> i64 {
+        let mut hasher = blake3::Hasher::new();
+        let rank = self.team.map_or(0, Team::rank) as u64;
+        for number in [self.config.run.seed, self.position.counters.step, rank] {
+            hasher.update(&number.to_le_bytes());
+        }
+        let bytes = hasher.finalize();
+        bytes.as_bytes()[..7].iter().fold(0, |seed, &byte| seed << 8 | i64::from(byte))
+    }
+
+    /// A loss of zero, for a rank that has nothing to learn from while others have: it takes part
+    /// in the reduction with zero gradients. It hangs on a parameter that is used wherever there is
+    /// something to learn, so that nothing unused seems used.
+    fn nothing_to_learn(&self) -> Tensor {
+        let trainable = self.model.trainable();
+        let used = trainable.iter().find(|(name, _)| !is_image_path(name));
+        let (_, used) = used.unwrap_or(&trainable[0]);
+        (used * 0.0).sum(Kind::Float)
     }
 
     fn loss_scale(&self) -> f64 {
@@ -267,7 +434,7 @@ impl Trainer<'_> {
     /// finite are dropped, and too many of those in a row end the run.
     fn update(&mut self, lr: f64, window: &mut Window) -> Result<Option<f64>, TrainError> {
         let window = std::mem::take(window);
-        if window.supervised_tokens == 0 {
+        if !window.learns {
             return Ok(None);
         }
         let params = self.optimizer.params();
@@ -280,11 +447,7 @@ impl Trainer<'_> {
             let scalar = |value: f64| Tensor::full([1], value, (Kind::Float, self.model.device()));
             unscale_gradients(&params, &scalar(1.0 / divisor), &mut scalar(0.0))?;
         }
-        let max_norm = match self.config.optim.grad_clip {
-            0.0 => f64::INFINITY,
-            clip => clip,
-        };
-        let norm = clip_grad_norm(&params, max_norm)?;
+        let norm = self.clip(&params)?;
         if let Some(scaler) = &mut self.position.scaler {
             scaler.updated(norm.is_finite());
         }
@@ -303,59 +466,98 @@ impl Trainer<'_> {
         Ok(Some(norm))
     }
 
+    /// Clips the gradients; their norm from before.
+    fn clip(&self, params: &[Tensor]) -> Result<f64, TrainError> {
+        let max_norm = match self.config.optim.grad_clip {
+            0.0 => f64::INFINITY,
+            clip => clip,
+        };
+        let Some(team) = self.team else { return Ok(clip_grad_norm(params, max_norm)?) };
+        // The ranks' gradients are equal, but another number of threads may sum their squares in
+        // another order, and ranks that clip or skip differently drift apart for good.
+        let norm = team.first_ranks_number(clip_grad_norm(params, f64::INFINITY)?)?;
+        let coefficient = max_norm / (norm + 1e-6);
+        if coefficient < 1.0 {
+            let scalar = |value: f64| Tensor::full([1], value, (Kind::Float, self.model.device()));
+            unscale_gradients(params, &scalar(coefficient), &mut scalar(0.0))?;
+        }
+        Ok(norm)
+    }
+
     fn diverged(&self, window: &Window) -> TrainError {
         let rows: Vec<String> =
             window.rows.iter().take(8).map(|&row| self.source.locate(row)).collect();
         TrainError::Failed(format!(
             "step {}: {} updates in a row had a loss or a gradient that is not finite, the last on \
              {}{}; the last checkpoint is as it was. Lower --learning-rate, or look at these rows",
-            self.position.counters.step,
+            self.position.counters.step + 1,
             self.position.skipped_in_a_row,
             rows.join(", "),
             if window.rows.len() > rows.len() { ", …" } else { "" },
         ))
     }
 
+    fn is_logged(&self, is_last: bool) -> bool {
+        let step = self.position.counters.step;
+        is_last || step == 1 || step.is_multiple_of(self.config.run.log_interval)
+    }
+
+    /// The loss of all ranks together, where it is wanted: reading it makes the host wait for a
+    /// GPU, so there only where it is shown.
+    fn loss_of_all(
+        &self,
+        own: Option<&MicroLoss>,
+        totals: &Totals,
+        is_last: bool,
+    ) -> Result<LoggedLoss, TrainError> {
+        let is_wanted = self.is_logged(is_last) || self.model.device() == Device::Cpu;
+        if !is_wanted || totals.supervised_tokens == 0 {
+            return Ok(LoggedLoss::default());
+        }
+        let value = |tensor: &Tensor| f64::try_from(tensor).map_err(ModelError::from);
+        let loss = own.map_or(Ok(0.0), |own| value(&own.mean))?;
+        let aux_loss = own.and_then(|own| own.aux_loss.as_ref()).map_or(Ok(0.0), value)?;
+        let [loss, aux_loss] = match self.team {
+            None => [loss, aux_loss],
+            Some(team) => team.sum([loss, aux_loss])?,
+        };
+        let has_aux_loss = self.model.lm().config().use_moe;
+        Ok(LoggedLoss { loss: Some(loss), aux_loss: has_aux_loss.then_some(aux_loss) })
+    }
+
     /// Shows the step, and writes a line of the log where one is due.
     fn log(
         &mut self,
         lr: f64,
-        loss: Option<&MicroLoss>,
+        loss: LoggedLoss,
         grad_norm: Option<f64>,
         epoch: u64,
         is_last: bool,
         screen: &mut Screen,
     ) -> Result<(), TrainError> {
         let step = self.position.counters.step;
-        let is_due = is_last || step == 1 || step.is_multiple_of(self.config.run.log_interval);
-        // Reading a loss makes the host wait for a GPU: there, only when it is shown.
-        let value = match loss {
-            Some(loss) if is_due || self.model.device() == Device::Cpu => {
-                Some(f64::try_from(&loss.mean).map_err(ModelError::from)?)
-            }
-            _ => None,
-        };
+        let LoggedLoss { loss: value, aux_loss } = loss;
         self.position.last_loss = value.or(self.position.last_loss);
-        if !is_due {
+        if !self.is_logged(is_last) {
             screen.display.step(step, value, lr, screen.samples_per_sec);
             return Ok(());
         }
         let counters = self.position.counters;
         let speed = screen.meter.lap(counters);
         screen.samples_per_sec = speed.samples_per_sec;
+        let Some(metrics) = &mut self.metrics else { return Ok(()) };
         screen.display.step(step, value, lr, speed.samples_per_sec);
         screen.display.say(&format!(
             "step {step}  epoch {epoch}  loss {}  lr {lr:.3e}  {:.1} samples/s",
             value.map_or("–".into(), |loss| format!("{loss:.4}")),
             speed.samples_per_sec
         ));
-        let aux_loss = loss.and_then(|loss| loss.aux_loss.as_ref()).map(f64::try_from);
-        self.metrics.append(&LogLine {
+        metrics.append(&LogLine {
             step,
             update: counters.update,
             epoch,
             loss: value,
-            aux_loss: aux_loss.transpose().map_err(ModelError::from)?,
+            aux_loss,
             lr,
             grad_norm,
             samples: counters.samples,
@@ -370,4 +572,9 @@ impl Trainer<'_> {
             rejected_rows: counters.rejected_rows,
         })
     }
+}
+
+/// Whether only rows with images give a parameter of this name a gradient.
+fn is_image_path(name: &str) -> bool {
+    name.starts_with("vision_")
 }

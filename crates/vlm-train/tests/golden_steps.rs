@@ -137,6 +137,8 @@ fn config(out_dir: PathBuf) -> TrainConfig {
             num_threads: None,
             progress: false,
             resume: None,
+            timeout_secs: 60,
+            ddp: false,
         },
     }
 }
@@ -168,8 +170,11 @@ fn train(model: &Vlm, source: &GoldenBatches) -> Vec<serde_json::Value> {
         optimizer: AdamW::new(model.trainable(), 0.01),
         dtype: Dtype::Float32,
         position: Position::default(),
-        rejects: RejectLog::open(&folder.path().join("rejected.jsonl")).unwrap(),
-        metrics: MetricsFile::open(&metrics).unwrap(),
+        rejects: Some(RejectLog::open(&folder.path().join("rejected.jsonl")).unwrap()),
+        metrics: Some(MetricsFile::open(&metrics).unwrap()),
+        pad_token_id: 0,
+        team: None,
+        reducer: None,
     };
     let ending = trainer.run(&AtomicBool::new(false), &mut |_| Ok(())).unwrap();
     assert_eq!(ending, Ending::Finished);

@@ -3,7 +3,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use tch::{Device, Kind, Tensor};
-use vlm_torch::{GroupOptions, ProcessGroup, Reducer, ReducerOptions, checkpoint, set_grad_none};
+use vlm_torch::{
+    GroupOptions, ProcessGroup, Reducer, ReducerOptions, Store, checkpoint, set_grad_none,
+};
 
 use crate::values;
 
@@ -17,6 +19,8 @@ fn options(port: u16, rank: usize, timeout: Duration) -> GroupOptions {
         world_size: RANKS,
         is_server: rank == 0,
         timeout,
+        is_on_one_machine: true,
+        prefix: "attempt_0".to_owned(),
     }
 }
 
@@ -49,6 +53,33 @@ fn sums_and_broadcasts_reach_every_rank() {
         (values(&sum), values(&weights[0].detach()), values(&weights[1]))
     });
     assert_eq!(found, vec![(vec![1.0, 20.0], vec![1.0], vec![6.0]); RANKS]);
+}
+
+#[test]
+fn bytes_of_any_length_are_gathered_and_broadcast() {
+    let found = on_two_ranks(|group| {
+        let own = vec![7u8; 3 * group.rank()];
+        let gathered = group.all_gather_bytes(&own).unwrap();
+        let told = group.broadcast_bytes(if group.rank() == 1 { b"one" } else { b"" }, 1).unwrap();
+        let nothing = group.broadcast_bytes(b"", 0).unwrap();
+        (gathered, told, nothing)
+    });
+    let expected = (vec![vec![], vec![7; 3]], b"one".to_vec(), vec![]);
+    assert_eq!(found, vec![expected; RANKS]);
+}
+
+#[test]
+fn values_in_the_store_are_seen_by_the_other_rank() {
+    let found = on_two_ranks(|group| {
+        let store = Store::connect(group.options(), Duration::from_secs(20)).unwrap();
+        assert_eq!(store.get("nobody set this").unwrap(), None);
+        store.set(&format!("rank/{}", group.rank()), &[group.rank() as u8, 0, 9]).unwrap();
+        group.barrier().unwrap();
+        let other = store.get(&format!("rank/{}", 1 - group.rank())).unwrap();
+        group.barrier().unwrap();
+        other
+    });
+    assert_eq!(found, [Some(vec![1, 0, 9]), Some(vec![0, 0, 9])]);
 }
 
 #[test]
@@ -126,6 +157,11 @@ fn reduced_gradients_are_the_average_over_ranks_and_accumulated_steps() {
             loss.backward();
             found.push(gradients(&params));
         }
+        let bytes: usize = params.iter().map(|(_, p)| p.numel() * 4).sum();
+        // "first" and "second" have 64 numbers each: no bucket of 256 bytes holds two.
+        assert_eq!(reducer.bucket_bytes().unwrap(), (bytes as u64, 3));
+        let times = reducer.times().unwrap();
+        assert!(times.communication > Duration::ZERO && times.hidden <= times.communication);
         found
     });
     let params = params();

@@ -1,0 +1,248 @@
+//! Several processes that train one model: started as a launcher starts them, through the
+//! environment.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Output, Stdio};
+
+use safetensors::SafeTensors;
+
+use crate::support::{Ended, Trial, row};
+
+const TOKEN: [&str; 2] = ["--loss-average", "token"];
+
+/// A trial of 21 rows with captions of several lengths, so that shares differ in tokens, and the
+/// last batch of eight is uneven: five rows, of which four processes get 2, 1, 1 and 1.
+fn trial() -> Trial {
+    let trial = Trial::new();
+    let rows: Vec<String> = (0..21)
+        .map(|k| row(&format!("{}.png", k % 8), &"A circle beside a square. ".repeat(1 + k % 3)))
+        .collect();
+    trial.write_rows(&rows);
+    trial
+}
+
+/// Starts one process a rank. `more` are the flags of each rank.
+fn start(trial: &Trial, out: &str, more: &[Vec<&str>]) -> Vec<Child> {
+    let world_size = more.len();
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = free.local_addr().unwrap().port();
+    drop(free);
+    let out_dir = trial.path(out);
+    let launch = |(rank, more): (usize, &Vec<&str>)| {
+        let mut flags = vec!["--out-dir", out_dir.to_str().unwrap()];
+        flags.extend(more);
+        let mut command = trial.command(&flags);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).env_remove("WORLD_SIZE");
+        if world_size > 1 {
+            for (name, value) in [
+                ("RANK", rank.to_string()),
+                ("LOCAL_RANK", rank.to_string()),
+                ("WORLD_SIZE", world_size.to_string()),
+                ("LOCAL_WORLD_SIZE", world_size.to_string()),
+                ("MASTER_ADDR", "127.0.0.1".to_owned()),
+                ("MASTER_PORT", port.to_string()),
+            ] {
+                command.env(name, value);
+            }
+        }
+        command.spawn().unwrap()
+    };
+    more.iter().enumerate().map(launch).collect()
+}
+
+fn end(children: Vec<Child>) -> Vec<Ended> {
+    let outputs: Vec<Output> =
+        children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
+    outputs.iter().map(Ended::of).collect()
+}
+
+/// Trains with `world_size` processes that share batches of eight.
+fn train(trial: &Trial, world_size: usize, out: &str, more: &[&str]) {
+    let batch_size = (8 / world_size).to_string();
+    let mut flags = vec!["--batch-size", &batch_size, "--num-threads", "1", "--num-workers", "1"];
+    flags.extend(TOKEN);
+    flags.extend(more);
+    for ended in end(start(trial, out, &vec![flags; world_size])) {
+        ended.assert_success();
+    }
+}
+
+fn metrics(trial: &Trial, out: &str) -> Vec<serde_json::Value> {
+    crate::support::json_lines(&trial.path(&format!("{out}/metrics.jsonl")))
+}
+
+fn largest_difference(one: &Path, other: &Path) -> f32 {
+    let (one, other) = (fs::read(one).unwrap(), fs::read(other).unwrap());
+    let (one, other) =
+        (SafeTensors::deserialize(&one).unwrap(), SafeTensors::deserialize(&other).unwrap());
+    assert_eq!(one.names().len(), other.names().len());
+    let floats = |bytes: &[u8]| -> Vec<f32> {
+        bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    let mut largest = 0f32;
+    for (name, tensor) in one.tensors() {
+        let (a, b) = (floats(tensor.data()), floats(other.tensor(&name).unwrap().data()));
+        assert_eq!(a.len(), b.len(), "{name}");
+        largest = a.iter().zip(&b).fold(largest, |most, (a, b)| most.max((a - b).abs()));
+    }
+    largest
+}
+
+/// Losses and counters step by step, then the weights.
+fn assert_equal(trial: &Trial, one: &str, other: &str) {
+    let (a, b) = (metrics(trial, one), metrics(trial, other));
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.iter().zip(&b) {
+        for key in ["step", "update", "epoch", "lr", "samples", "tokens", "supervised_tokens"] {
+            assert_eq!(a[key], b[key], "{key} of step {}", a["step"]);
+        }
+        let [one, other] = [a, b].map(|line| line["loss"].as_f64());
+        assert_eq!(one.is_some(), other.is_some(), "step {}", a["step"]);
+        let difference = (one.unwrap_or(0.0) - other.unwrap_or(0.0)).abs();
+        assert!(difference <= 1e-5, "step {}: losses differ by {difference:e}", a["step"]);
+    }
+    // Sums in another order; Adam turns rounding of a small gradient into a visible part of a step.
+    let weights = |out: &str| fs::read_dir(trial.path(out)).unwrap().flatten().map(|e| e.path());
+    let weights =
+        |out: &str| weights(out).find(|p| p.extension().is_some_and(|e| e == "safetensors"));
+    let largest = largest_difference(&weights(one).unwrap(), &weights(other).unwrap());
+    assert!(largest <= 1e-5, "weights differ by {largest:e}");
+}
+
+#[test]
+fn two_and_four_processes_train_as_one_with_the_same_global_batches() {
+    let trial = trial();
+    let flags = ["--epochs", "3", "--accumulation-steps", "2"];
+    train(&trial, 1, "one", &flags);
+    train(&trial, 2, "two", &flags);
+    train(&trial, 4, "four", &flags);
+    assert_equal(&trial, "one", "two");
+    assert_equal(&trial, "one", "four");
+    let summary = fs::read_to_string(trial.path("two/summary.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    assert_eq!(summary["world_size"], 2);
+    // What is sent at an update is what is trained: float32 gradients.
+    let trained = summary["trainable_parameters"].as_u64().unwrap();
+    assert_eq!(summary["gradient_bytes_per_update"], 4 * trained);
+    let hidden = summary["communication_hidden_ms"].as_f64().unwrap();
+    assert!(hidden <= summary["communication_ms"].as_f64().unwrap());
+}
+
+#[test]
+fn experts_balance_over_the_processes_as_in_one() {
+    let trial = trial();
+    let flags = ["--use-moe", "--epochs", "2"];
+    train(&trial, 1, "one", &flags);
+    train(&trial, 4, "four", &flags);
+    assert_equal(&trial, "one", "four");
+}
+
+#[test]
+fn text_alone_and_broken_rows_on_some_processes_neither_hang_nor_skew() {
+    let trial = trial();
+    let text = serde_json::json!({"conversations": [
+        {"role": "user", "content": "What is round?"},
+        {"role": "assistant", "content": "A circle."},
+    ]})
+    .to_string();
+    // In the order of the file: images on rank 0 and text on rank 1; text on both; broken rows on
+    // rank 0 alone, then on both; one row for two ranks.
+    let image = row("1.png", "A circle.");
+    let broken = row("none.png", "A circle.");
+    let rows = [
+        vec![&image; 4],
+        vec![&text; 4],
+        vec![&text; 8],
+        vec![&broken; 4],
+        vec![&image; 4],
+        vec![&broken; 8],
+        vec![&image; 9],
+    ];
+    trial.write_rows(&rows.concat().into_iter().cloned().collect::<Vec<_>>());
+    let flags = ["--no-shuffle", "--max-rejected-fraction", "1"];
+    for more in [vec![], vec!["--unfreeze-last-layers", "0"]] {
+        let flags = [&flags[..], &more].concat();
+        let outs = [format!("one{}", more.len()), format!("two{}", more.len())];
+        train(&trial, 1, &outs[0], &flags);
+        train(&trial, 2, &outs[1], &flags);
+        assert_equal(&trial, &outs[0], &outs[1]);
+        let rejected = |out: &str| -> Vec<u64> {
+            let lines = crate::support::json_lines(&trial.path(&format!("{out}/rejected.jsonl")));
+            let mut rows: Vec<_> = lines.iter().map(|l| l["row"].as_u64().unwrap()).collect();
+            rows.sort_unstable();
+            rows
+        };
+        let expected: Vec<u64> = (16..20).chain(24..32).collect();
+        assert_eq!(rejected(&outs[0]), expected);
+        assert_eq!(rejected(&outs[1]), expected, "each row once, whichever rank met it");
+        assert_eq!(metrics(&trial, &outs[1]).last().unwrap()["rejected_rows"], 12);
+    }
+}
+
+#[test]
+fn a_run_continues_with_another_number_of_processes() {
+    let trial = trial();
+    let whole = ["--epochs", "2", "--save-interval", "2"];
+    train(&trial, 1, "whole", &whole);
+    // Three steps with four processes, two with one, the rest with two.
+    let stop_at = |steps| [&whole[..], &["--resume", "auto", "--max-steps", steps]].concat();
+    train(&trial, 4, "parts", &stop_at("3"));
+    train(&trial, 1, "parts", &stop_at("5"));
+    train(&trial, 2, "parts", &stop_at("6"));
+    assert_equal(&trial, "whole", "parts");
+}
+
+#[test]
+fn ranks_that_were_not_started_alike_are_refused_with_both_values() {
+    let trial = trial();
+    let flags = |lr| vec!["--learning-rate", lr];
+    let ended = end(start(&trial, "out", &[flags("1e-3"), flags("2e-3")]));
+    for ended in &ended {
+        ended.assert_error(2, &["learning_rate is 0.001 on rank 0, 0.002 on rank 1"]);
+    }
+    assert!(!trial.path("out").exists(), "nothing was written");
+}
+
+#[test]
+fn what_one_rank_cannot_do_stops_all_of_them_with_its_reason() {
+    let trial = trial();
+    let ended = end(start(&trial, "out", &[vec![], vec!["--vision", "no/such/folder"]]));
+    ended[0].assert_error(2, &["rank 1: ", "no/such/folder"]);
+    ended[1].assert_error(2, &["no/such/folder"]);
+}
+
+#[test]
+fn a_signal_to_one_rank_stops_all_at_one_step_with_everything_saved() {
+    let trial = trial();
+    let flags = vec!["--epochs", "200", "--num-threads", "1", "--batch-size", "4"];
+    let children = start(&trial, "out", &[flags.clone(), flags]);
+    crate::support::wait_for_lines(&trial, 5);
+    crate::support::signal(&children[1], "TERM");
+    for ended in end(children) {
+        ended.assert_success();
+    }
+    assert_eq!(trial.summary()["status"], "interrupted");
+    let steps = trial.summary()["steps"].as_u64().unwrap();
+    assert!(trial.path(&format!("out/checkpoints/step-{steps:08}/state.json")).exists());
+}
+
+#[test]
+fn a_rank_that_is_killed_or_hangs_is_named_by_the_others_with_its_step() {
+    for signal in ["KILL", "STOP"] {
+        let trial = trial();
+        let flags = vec!["--epochs", "200", "--num-threads", "1", "--timeout-secs", "4"];
+        let mut children = start(&trial, "out", &[flags.clone(), flags]);
+        crate::support::wait_for_lines(&trial, 5);
+        crate::support::signal(&children[1], signal);
+        let hanging = children.pop().unwrap();
+        let ended = end(children);
+        ended[0].assert_error(
+            1,
+            &["rank 0 of 2, step ", "rank 1 is stopped, gone or cut off; it last reported step "],
+        );
+        crate::support::signal(&hanging, "KILL");
+        hanging.wait_with_output().unwrap();
+    }
+}
