@@ -1,4 +1,4 @@
-"""Makes the numbers of siglip/, llama/, qwen3/ and minimind3/: python families.py (torch 2.11.0, transformers 4.57.1, CPU,
+"""Makes the numbers of siglip/, llama/, qwen3/, minimind3/ and pixel_shuffle.safetensors: python families.py (torch 2.11.0, transformers 4.57.1, CPU,
 float32, one thread). All weights are random; norms and biases are far from 1 and 0, so that leaving one out shows.
 
 SigLIP, Llama and Qwen3 are computed by transformers. MiniMind's present form is computed by the short model below, written from
@@ -255,7 +255,18 @@ def minimind3():
         write(folder, config, weights, numbers)
 
 
+def pixel_shuffle():
+    """nanoVLM's projector on 6 x 6 patches, by way of PyTorch's own pixel_unshuffle: channels last, square by square."""
+    generator = torch.Generator().manual_seed(300)
+    features, weight = torch.randn(2, 36, 5, generator=generator), torch.randn(7, 20, generator=generator) / 4
+    squares = F.pixel_unshuffle(features.transpose(1, 2).reshape(2, 5, 6, 6), 2).view(2, 5, 4, 9)
+    projected = squares.permute(0, 3, 2, 1).reshape(2, 9, 20) @ weight.T
+    numbers = {"features": features, "vision_proj.proj.weight": weight, "projected": projected}
+    save_file({k: v.contiguous() for k, v in numbers.items()}, HERE / "pixel_shuffle.safetensors")
+
+
 if __name__ == "__main__":
     siglip()
     llama()
     minimind3()
+    pixel_shuffle()

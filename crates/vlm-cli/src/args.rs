@@ -64,7 +64,7 @@ pub struct PretrainArgs {
     /// language model's family].
     #[arg(long, value_name = "TOKEN")]
     pub image_token: Option<String>,
-    /// linear, mlp or merged-mlp [default: that of the weights, else of the language model's
+    /// linear, mlp, merged-mlp or pixel-shuffle [default: that of the weights, else of the language model's
     /// family].
     #[arg(long, value_name = "KIND", value_parser = parse_named::<vlm_model::ProjectorKind>)]
     pub projector: Option<vlm_model::ProjectorKind>,

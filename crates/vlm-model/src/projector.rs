@@ -25,6 +25,7 @@ pub(crate) fn last_weight(kind: ProjectorKind) -> &'static str {
         ProjectorKind::Linear => "vision_proj.vision_proj.0.weight",
         ProjectorKind::Mlp => "vision_proj.mlp.3.weight",
         ProjectorKind::MergedMlp => "vision_proj.mlp.2.weight",
+        ProjectorKind::PixelShuffle => "vision_proj.proj.weight",
     }
 }
 
@@ -65,6 +66,13 @@ impl Projector {
                 let merged = vision_dim * (num_patches / config.tokens_per_image);
                 (None, linear(mlp.sub(0), merged), Some(linear(mlp.sub(2), hidden_size)))
             }
+            ProjectorKind::PixelShuffle => {
+                let merged = vision_dim * (num_patches / config.tokens_per_image);
+                let bound = 1.0 / (merged as f64).sqrt();
+                let init = Init::Uniform(bound);
+                let proj = scope.sub("proj");
+                (None, Linear::without_bias(&proj, merged, hidden_size, init), None)
+            }
         };
         Self { config: config.clone(), norm, first, second }
     }
@@ -77,8 +85,11 @@ impl Projector {
     /// `[N, P, V]` → `[N, T, H]`.
     pub fn forward(&self, patches_npv: &Tensor) -> Tensor {
         let images = patches_npv.size()[0];
-        // P / T neighbours in reading order, side by side: P = T leaves everything as it is.
-        let mut x = patches_npv.reshape([images, self.config.tokens_per_image, -1]);
+        let mut x = match self.config.kind {
+            ProjectorKind::PixelShuffle => squares(patches_npv, self.config.tokens_per_image),
+            // P / T neighbours in reading order, side by side: P = T leaves everything as it is.
+            _ => patches_npv.reshape([images, self.config.tokens_per_image, -1]),
+        };
         if let Some(norm) = &self.norm {
             x = norm.forward(&x);
         }
@@ -88,4 +99,16 @@ impl Projector {
             None => x,
         }
     }
+}
+
+/// Squares of patches side by side, in reading order within a square and of the squares: `[N, P, V]`
+/// → `[N, T, V P / T]`.
+fn squares(patches_npv: &Tensor, tokens: i64) -> Tensor {
+    let (images, patches, width) = patches_npv.size3().expect("[N, P, V] by construction");
+    let root = |square: i64| (square as f64).sqrt().round() as i64;
+    let (across, square) = (root(tokens), root(patches / tokens));
+    patches_npv
+        .reshape([images, across, square, across, square, width])
+        .permute([0, 1, 3, 2, 4, 5])
+        .reshape([images, tokens, square * square * width])
 }

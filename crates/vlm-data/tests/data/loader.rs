@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use serde_json::json;
 use vlm_data::{
-    Batch, ChatTokenizer, DataError, IGNORE_INDEX, ImageData, ImagePlace, Loader, LoaderConfig,
-    Padding, Reject, RejectReason, Role, Row, RowImage, RowSource, Turn,
+    Batch, ChatTokenizer, DataError, IGNORE_INDEX, ImageData, ImagePlace, ImagePlaceholder, Loader,
+    LoaderConfig, Padding, Reject, RejectReason, Role, Row, RowImage, RowSource, Turn,
 };
 
 use crate::tiny::{Folder, TEMPLATE, TOKENS_PER_IMAGE, config, row, write_tokenizer};
@@ -236,6 +236,25 @@ fn a_panic_becomes_an_error_that_names_the_row() {
         }
         assert!(epoch.next().is_none());
     }
+}
+
+#[test]
+fn images_are_spelled_by_the_first_token_that_the_tokenizer_has() {
+    let folder = Folder::new();
+    let open = |tokens: &[&str]| {
+        let placeholders: Vec<_> =
+            tokens.iter().map(|&token| ImagePlaceholder::new(token)).collect();
+        ChatTokenizer::with_first_of(folder.path(), &placeholders)
+    };
+    // Bytes and special tokens are single tokens here, words are not.
+    let tokenizer = open(&["<|image_pad|>", "<unk>", "@"]).unwrap();
+    assert_eq!(tokenizer.placeholder().token(), "<unk>");
+    assert_eq!(tokenizer.image_token_id(), 0);
+    let turns = [Turn::new(Role::User, "<image>?")];
+    let (ids, starts) = tokenizer.encode_prompt(&turns, 1, 3).unwrap();
+    assert_eq!(ids[starts[0]..starts[0] + 3], [0, 0, 0]);
+    let error = open(&["<|image_pad|>", "two"]).unwrap_err().to_string();
+    assert!(error.contains("\"<|image_pad|>\" or \"two\" is not a single token"), "{error}");
 }
 
 #[test]

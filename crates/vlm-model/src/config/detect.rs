@@ -142,7 +142,7 @@ impl LmConfig {
 impl ProjectorKind {
     /// The projector that a file holds, if it holds one.
     pub fn of_weights(weights: &Weights) -> Option<Self> {
-        let kinds = [Self::Linear, Self::Mlp, Self::MergedMlp];
+        let kinds = [Self::Linear, Self::Mlp, Self::MergedMlp, Self::PixelShuffle];
         kinds.into_iter().find(|&kind| weights.find(projector::last_weight(kind)).is_some())
     }
 }

@@ -16,10 +16,16 @@ pub enum ProjectorKind {
     /// Neighbouring patches side by side, so that 64 tokens are left, then linear → GELU → linear:
     /// `minimind-3v` with an encoder of 256 patches.
     MergedMlp,
+    /// Squares of 2 × 2 patches (4 × 4 where there are 32 a side) side by side, then one linear
+    /// layer without bias: nanoVLM, whose SigLIP of 14 × 14 patches so takes 49 tokens.
+    PixelShuffle,
 }
 
 /// Tokens that [`ProjectorKind::MergedMlp`] makes of an image, MiniMind's `image_token_len`.
 const MERGED_TOKENS: i64 = 64;
+
+/// From as many patches a side on nanoVLM shuffles squares of 4 × 4.
+const LARGE_SIDE: i64 = 32;
 
 /// A projector's shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,20 +50,30 @@ impl ProjectorConfig {
     /// The projector between two models.
     ///
     /// # Errors
-    /// Patches that cannot be merged to 64 tokens.
+    /// Patches that cannot be merged as the projector does.
     pub fn new(kind: ProjectorKind, vision: &VisionConfig) -> Result<Self, ModelError> {
         let patches = vision.num_patches();
-        if kind != ProjectorKind::MergedMlp {
-            return Ok(Self { kind, tokens_per_image: patches });
-        }
-        if patches % MERGED_TOKENS != 0 {
-            return Err(ModelError::Config(format!(
-                "the projector merges an image's patches to {MERGED_TOKENS} tokens, but the vision \
-                 encoder gives {patches}, which is no multiple of it; take an encoder of 256 \
-                 patches, or another projector"
-            )));
-        }
-        Ok(Self { kind, tokens_per_image: MERGED_TOKENS })
+        let side = vision.patches_per_side();
+        let square = if side < LARGE_SIDE { 2 } else { 4 };
+        let tokens_per_image = match kind {
+            ProjectorKind::Linear | ProjectorKind::Mlp => patches,
+            ProjectorKind::MergedMlp if patches % MERGED_TOKENS == 0 => MERGED_TOKENS,
+            ProjectorKind::PixelShuffle if side % square == 0 => patches / (square * square),
+            ProjectorKind::MergedMlp => {
+                return Err(ModelError::Config(format!(
+                    "the projector merges an image's patches to {MERGED_TOKENS} tokens, but the \
+                     vision encoder gives {patches}, which is no multiple of it; take an encoder \
+                     of 256 patches, or another projector"
+                )));
+            }
+            ProjectorKind::PixelShuffle => {
+                return Err(ModelError::Config(format!(
+                    "the projector puts squares of {square} × {square} patches together, but the \
+                     vision encoder has {side} a side; take another encoder or projector"
+                )));
+            }
+        };
+        Ok(Self { kind, tokens_per_image })
     }
 
     /// The language model's own kind of projector.
@@ -82,5 +98,17 @@ mod tests {
         assert_eq!(merged(256).unwrap().tokens_per_image, 64);
         let error = merged(224).unwrap_err().to_string();
         assert!(error.contains("gives 196"), "{error}");
+    }
+
+    #[test]
+    fn squares_of_patches_are_put_together_or_refused() {
+        let shuffled = |image_size| {
+            let vision = VisionConfig { image_size, ..VisionConfig::siglip() };
+            ProjectorConfig::new(ProjectorKind::PixelShuffle, &vision)
+        };
+        assert_eq!(shuffled(224).unwrap().tokens_per_image, 49);
+        assert_eq!(shuffled(512).unwrap().tokens_per_image, 64);
+        let error = shuffled(240).unwrap_err().to_string();
+        assert!(error.contains("has 15 a side"), "{error}");
     }
 }

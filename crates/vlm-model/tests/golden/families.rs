@@ -7,7 +7,8 @@ use vlm_model::params::ParamStore;
 use vlm_model::vision::VisionEncoder;
 use vlm_model::weights::Weights;
 use vlm_model::{
-    ImageInput, LmConfig, LmFamily, ModelBatch, ProjectorConfig, ProjectorKind, VisionConfig, Vlm,
+    ImageInput, LmConfig, LmFamily, ModelBatch, Projector, ProjectorConfig, ProjectorKind,
+    VisionConfig, Vlm,
 };
 
 use crate::fixtures::{assert_close, golden, tensors};
@@ -125,6 +126,20 @@ fn present_minimind_equals_the_published_form() {
 #[test]
 fn patches_merged_by_fours_equal_the_published_form() {
     assert_minimind3v("minimind3/merged");
+}
+
+#[test]
+fn squares_of_patches_equal_nano_vlms() {
+    let golden = tensors("pixel_shuffle.safetensors");
+    let vision = VisionConfig { image_size: 96, ..VisionConfig::siglip() };
+    let config = ProjectorConfig::new(ProjectorKind::PixelShuffle, &vision).unwrap();
+    assert_eq!(config.tokens_per_image, 9);
+    let store = ParamStore::new(Device::Cpu);
+    let projector = Projector::new(&store.root(), &config, 36, 5, 7);
+    let (name, mut weight) = store.named().remove(0);
+    tch::no_grad(|| weight.copy_(&golden[&name]));
+    let found = projector.forward(&golden["features"]);
+    assert_close("pixel shuffle", &found, &golden["projected"], 1e-5);
 }
 
 #[test]
