@@ -94,7 +94,13 @@ impl CheckpointSize {
                 ]
             })
             .collect();
-        Self { model: safetensors_bytes(&model), optimizer: safetensors_bytes(&optimizer) }
+        // The note that the two names are one tensor, JSON within JSON.
+        let note =
+            tied.map_or("", |_| r#","vlm.tied":"{\"output.weight\":\"tok_embeddings.weight\"}""#);
+        Self {
+            model: safetensors_bytes(&model, note),
+            optimizer: safetensors_bytes(&optimizer, ""),
+        }
     }
 
     /// Both files; `state.json` beside them is two kilobytes.
@@ -103,10 +109,10 @@ impl CheckpointSize {
     }
 }
 
-/// Size of a `.safetensors` file of float32 tensors: the header's length, the header padded to a
-/// multiple of eight, the data.
-fn safetensors_bytes(tensors: &[(String, &[u64])]) -> u64 {
-    let mut header = String::from("{\"__metadata__\":{\"format\":\"pt\"}");
+/// Size of a `.safetensors` file of float32 tensors: the header's length, the header with `note` in
+/// its metadata padded to a multiple of eight, the data.
+fn safetensors_bytes(tensors: &[(String, &[u64])], note: &str) -> u64 {
+    let mut header = format!("{{\"__metadata__\":{{\"format\":\"pt\"{note}}}");
     let mut end = 0;
     for (name, shape) in tensors {
         let start = end;
@@ -129,7 +135,7 @@ mod tests {
         // len(safetensors.numpy.save({"a": zeros((2, 3), float32), "b": zeros((), float32)},
         // metadata={"format": "pt"}))
         let tensors = [("a".to_owned(), &[2, 3][..]), ("b".to_owned(), &[][..])];
-        assert_eq!(safetensors_bytes(&tensors), GOLDEN);
+        assert_eq!(safetensors_bytes(&tensors, ""), GOLDEN);
     }
 
     const GOLDEN: u64 = 180;
