@@ -45,5 +45,6 @@ fn main() {
         .files(SOURCES)
         .compile("vlm_torch_shim");
     println!("cargo:libtorch_lib={}", lib.display());
+    println!("cargo:rustc-env=VLM_LIBTORCH_LIB={}", lib.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
 }

@@ -8,6 +8,7 @@ mod doctor;
 mod launch;
 mod libtorch;
 mod link_farm;
+mod nccl;
 mod pip;
 mod plan;
 mod proof;

@@ -108,7 +108,7 @@ fn fill_cuda(cache: &Cache, python: &Python, folder: &Path) -> Result<()> {
 
 /// Runs pip with its own progress on the terminal. Everything it writes stays within `folder`, so
 /// that an interrupted run leaves nothing elsewhere.
-fn run_pip(
+pub fn run_pip(
     cache: &Cache,
     python: &Python,
     folder: &Path,

@@ -82,7 +82,7 @@ fn compile_and_run(libtorch: &Libtorch) -> Result<()> {
 }
 
 /// An error with the end of what a failed program said.
-fn require_success(output: &Output, doing: &str) -> Result<()> {
+pub fn require_success(output: &Output, doing: &str) -> Result<()> {
     if output.status.success() {
         return Ok(());
     }

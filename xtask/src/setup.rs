@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use crate::cache::{Cache, cache_dir, libtorch_entry};
 use crate::libtorch::{Flavour, Libtorch, VERSION};
 use crate::link_farm;
+use crate::nccl;
 use crate::pip;
 use crate::proof;
 use crate::python::Python;
@@ -67,6 +68,12 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<()> {
         }
     }
     let libtorch = linked(workspace)?;
+    if libtorch.flavour() == Flavour::Cuda
+        && let Err(error) = nccl::build(workspace, &cache, &libtorch, &Python::find_all())
+    {
+        // One GPU, and any number of processes on the CPU, do without.
+        eprintln!("setup: several GPUs cannot be used together: {error:#}");
+    }
     eprintln!(
         "setup: libtorch {} ({}), .libtorch -> {}",
         libtorch.version,

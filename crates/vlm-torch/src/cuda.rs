@@ -33,17 +33,20 @@ pub fn load_cuda() -> Result<bool> {
     // that is already loaded, of the same version. It is never unloaded.
     let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     if handle.is_null() {
-        // SAFETY: after a failed dlopen dlerror returns this thread's message or null.
-        let message = unsafe { libc::dlerror() };
-        let message = if message.is_null() {
-            "the loader gives no reason".to_owned()
-        } else {
-            // SAFETY: not null, NUL-terminated, valid until the next dl call; copied here.
-            unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned()
-        };
-        return Err(Error::Library { path: library, message });
+        return Err(Error::Library { path: library, message: last_loader_error() });
     }
     Ok(true)
+}
+
+/// Why the loader refused last, in its own words.
+pub(crate) fn last_loader_error() -> String {
+    // SAFETY: after a failed dlopen or dlsym dlerror returns this thread's message or null.
+    let message = unsafe { libc::dlerror() };
+    if message.is_null() {
+        return "the loader gives no reason".to_owned();
+    }
+    // SAFETY: not null, NUL-terminated, valid until the next dl call; copied here.
+    unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned()
 }
 
 fn find_library() -> Result<Option<PathBuf>> {

@@ -12,6 +12,7 @@ mod ffi;
 mod files;
 mod gradients;
 mod memory;
+mod nccl;
 mod optimizer;
 mod process_group;
 mod pth;

@@ -21,7 +21,7 @@ use crate::encoder_files;
 use crate::metrics::MetricsFile;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
-use crate::parallel::{Identity, LaunchEnv, Phase, Team, agree, start_up};
+use crate::parallel::{Identity, LaunchEnv, Phase, Team, agree, gradient_bytes, start_up};
 use crate::precision::{self, Dtype};
 use crate::scaler::LossScaler;
 use crate::trainer::{Ending, Position, Trainer};
@@ -177,7 +177,8 @@ impl Run {
     fn prepare_in(config: TrainConfig, team: Option<&Team>) -> Result<Self, TrainError> {
         let parts = all_ready(team, Parts::assemble(&config, team))?;
         if let Some(team) = team {
-            start_up::introduce(team, parts.device);
+            let nccl = all_ready(Some(team), team.use_device(parts.device))?;
+            start_up::introduce(team, parts.device, nccl.as_deref());
             agree(team, &parts.identity(&config))?;
         }
         let is_first = team.is_none_or(|team| team.rank() == 0);
@@ -336,6 +337,7 @@ impl Run {
         if let Some(restored) = team.first_ranks(&restored)? {
             position = restored;
             let mut all = self.model.params().named();
+            all.extend(self.model.vision_params().named());
             all.extend(optimizer.state());
             team.share_tensors(&all)?;
         }
@@ -343,9 +345,18 @@ impl Run {
     }
 
     fn reducer<'a>(&self, team: &'a Team) -> Result<Reducer<'a>, TrainError> {
-        // A batch of text alone on one rank must not stop those that have images.
-        let options = ReducerOptions { find_unused_parameters: true, ..ReducerOptions::default() };
-        let reducer = Reducer::new(team.group(), &self.model.trainable(), &options);
+        let trainable = self.model.trainable();
+        let defaults = ReducerOptions::default();
+        // A bucket travels when all of it is computed: small models need smaller ones than usual,
+        // or all of them would wait for the end of the backward pass.
+        let eighth = i64::try_from(gradient_bytes(&trainable) / 8).unwrap_or(i64::MAX);
+        let options = ReducerOptions {
+            bucket_bytes: eighth.clamp(defaults.first_bucket_bytes, defaults.bucket_bytes),
+            // A batch of text alone on one rank must not stop those that have images.
+            find_unused_parameters: true,
+            ..defaults
+        };
+        let reducer = Reducer::new(team.group(), &trainable, &options);
         reducer.map_err(|error| team.explain(error))
     }
 

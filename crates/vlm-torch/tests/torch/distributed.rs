@@ -186,3 +186,20 @@ fn frozen_parameters_are_refused_by_name() {
     });
     assert_eq!(errors[0], "Reducer::new: parameter \"frozen\" wants no gradient");
 }
+
+#[test]
+fn nccl_that_is_not_here_is_an_error_that_says_what_builds_it() {
+    // Where set-up has built the plugin, or VLM_NCCL_PLUGIN names it, the error is NCCL's own.
+    vlm_torch::load_cuda().unwrap();
+    let errors = on_two_ranks(|group| {
+        if tch::Cuda::is_available() {
+            return None;
+        }
+        Some(group.add_nccl(0).unwrap_err().to_string())
+    });
+    for error in errors.into_iter().flatten() {
+        // The last: a plugin where libtorch_cuda.so is not.
+        let reasons = ["cargo xtask setup", "no GPUs found", "undefined symbol"];
+        assert!(reasons.iter().any(|reason| error.contains(reason)), "{error}");
+    }
+}

@@ -21,12 +21,17 @@ pub fn threads_of_one(team: Option<&Team>) -> Option<i32> {
     Some((cores / env.local_world_size).max(1) as i32)
 }
 
-/// Logs a line: which host, device, driver, backend and versions this rank has.
-pub fn introduce(team: &Team, device: Device) {
+/// Logs a line: which host, device, driver, backend and versions this rank has. `nccl` is NCCL's
+/// version, where it is used.
+pub fn introduce(team: &Team, device: Device, nccl: Option<&str>) {
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let (device, backend) = match device {
-        Device::Cuda(index) => (format!("cuda:{index}"), "gloo for the CPU, nccl for CUDA"),
-        _ => (format!("CPU, {} threads", tch::get_num_threads()), "gloo"),
+    let device = match device {
+        Device::Cuda(index) => format!("cuda:{index}"),
+        _ => format!("CPU, {} threads", tch::get_num_threads()),
+    };
+    let backend = match nccl {
+        Some(version) => format!("gloo for the CPU, NCCL {version} for CUDA"),
+        None => "gloo".to_owned(),
     };
     let env = team.env();
     tracing::info!(

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tch::Tensor;
+use tch::{Device, Tensor};
 use vlm_torch::ProcessGroup;
 
 use super::launch_env::LaunchEnv;
@@ -62,6 +62,16 @@ impl Team {
     /// The group, for a reducer.
     pub fn group(&self) -> &ProcessGroup {
         &self.group
+    }
+
+    /// Makes the group exchange tensors of `device` too; NCCL's version for a CUDA device, none for
+    /// the CPU, which needs nothing. All ranks call it.
+    ///
+    /// # Errors
+    /// NCCL is not here, or sees no GPU.
+    pub fn use_device(&self, device: Device) -> Result<Option<String>, TrainError> {
+        let Device::Cuda(index) = device else { return Ok(None) };
+        Ok(Some(self.group.add_nccl(index)?))
     }
 
     /// Notes where this rank is, for the messages of all.

@@ -1,0 +1,53 @@
+// NCCL for a process group that was made without it.
+//
+// A library of its own, since a program that is linked to it needs CUDA: `cargo xtask setup` builds it
+// where CUDA is, and vlm loads it after libtorch_cuda.so. It shares `vlm::Group` with the shim.
+#include "../cpp/guard.h"
+#include "../cpp/process_group.h"
+
+#include <torch/csrc/distributed/c10d/PrefixStore.hpp>
+#include <torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp>
+
+#include <string>
+
+namespace {
+thread_local std::string last_error;
+}
+
+namespace vlm {
+// The shim's own is hidden in the program.
+void set_error(const char* message) noexcept {
+  try {
+    last_error = message;
+  } catch (...) {
+    last_error.clear();
+  }
+}
+}  // namespace vlm
+
+extern "C" {
+
+// CUDA tensors of `group` go by NCCL from now on, on `device`. 0, or -1 and a message.
+int vlm_nccl_add(vlm::Group* group, int rank, int world_size, int device, int64_t timeout_ms) noexcept {
+  return vlm::guard([&] {
+    auto options = c10d::ProcessGroupNCCL::Options::create();
+    options->timeout = std::chrono::milliseconds(timeout_ms);
+    options->group_name = "0";
+    auto store = c10::make_intrusive<c10d::PrefixStore>("nccl", group->store);
+    auto nccl = c10::make_intrusive<c10d::ProcessGroupNCCL>(store, rank, world_size, options);
+    nccl->setBoundDeviceId(at::Device(at::kCUDA, static_cast<c10::DeviceIndex>(device)));
+    group->group->setBackend(c10::DeviceType::CUDA, c10d::ProcessGroup::BackendType::NCCL, nccl);
+  });
+}
+
+// 21809 for 2.18.9, as ncclGetVersion tells; 0 when it does not.
+int vlm_nccl_version() noexcept {
+  int version = 0;
+  return ncclGetVersion(&version) == ncclSuccess ? version : 0;
+}
+
+// Valid until the next call on this thread.
+const char* vlm_nccl_last_error() noexcept {
+  return last_error.c_str();
+}
+}

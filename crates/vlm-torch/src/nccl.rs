@@ -1,0 +1,111 @@
+//! NCCL for CUDA tensors, from a plugin: the program itself is linked without CUDA, and the class that
+//! speaks NCCL is in `libtorch_cuda.so`, so what calls it is a library of its own, built by
+//! `cargo xtask setup` where CUDA is. Not measured on a GPU.
+
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use crate::cuda::last_loader_error;
+use crate::ffi::GroupHandle;
+use crate::process_group::milliseconds;
+use crate::{Error, ProcessGroup, Result};
+
+const LIBRARY: &str = "libvlm_nccl.so";
+
+type Add = unsafe extern "C" fn(*mut GroupHandle, c_int, c_int, c_int, i64) -> c_int;
+type Version = unsafe extern "C" fn() -> c_int;
+type LastError = unsafe extern "C" fn() -> *const c_char;
+
+/// The plugin's functions; it is never unloaded.
+#[derive(Debug, Clone, Copy)]
+struct Plugin {
+    add: Add,
+    version: Version,
+    last_error: LastError,
+}
+
+impl ProcessGroup {
+    /// Makes CUDA tensors of this group travel by NCCL, on this process's device `device`; CPU
+    /// tensors still do by Gloo. [`crate::load_cuda`] must have been called. Returns NCCL's version.
+    /// # Errors
+    /// The plugin is not there or does not load; NCCL sees no GPU.
+    pub fn add_nccl(&self, device: usize) -> Result<String> {
+        const OPERATION: &str = "add_nccl";
+        let plugin = plugin()?;
+        let number = |value: usize| {
+            c_int::try_from(value)
+                .map_err(|_| Error::argument(OPERATION, format!("{value} is too large")))
+        };
+        let (rank, world_size) = (number(self.rank())?, number(self.world_size())?);
+        let timeout_ms = milliseconds(self.options().timeout);
+        // SAFETY: the plugin was built from the same headers, so it knows the group's layout; the
+        // group lives as long as `self`.
+        let status =
+            unsafe { (plugin.add)(self.handle(), rank, world_size, number(device)?, timeout_ms) };
+        if status != 0 {
+            // SAFETY: a NUL-terminated string of this thread, copied here.
+            let message = unsafe { CStr::from_ptr((plugin.last_error)()) };
+            let error = Error::torch(OPERATION, &message.to_string_lossy());
+            return Err(error.on_rank(self.rank(), self.world_size()));
+        }
+        // SAFETY: takes nothing, returns a number.
+        let version = unsafe { (plugin.version)() };
+        Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+    }
+}
+
+fn plugin() -> Result<Plugin> {
+    static PLUGIN: OnceLock<Plugin> = OnceLock::new();
+    if let Some(plugin) = PLUGIN.get() {
+        return Ok(*plugin);
+    }
+    let loaded = load(&find()?)?;
+    Ok(*PLUGIN.get_or_init(|| loaded))
+}
+
+/// `VLM_NCCL_PLUGIN`, else where set-up puts it: beside the libtorch that this program was built
+/// against.
+fn find() -> Result<PathBuf> {
+    if let Some(path) = std::env::var_os("VLM_NCCL_PLUGIN").filter(|value| !value.is_empty()) {
+        return Ok(path.into());
+    }
+    let built_against = Path::new(env!("VLM_LIBTORCH_LIB"));
+    let path = built_against.join("../../nccl").join(LIBRARY);
+    if path.is_file() {
+        return Ok(path);
+    }
+    Err(Error::Library {
+        path,
+        message: "it is not there: `cargo xtask setup --cuda` builds it, or VLM_NCCL_PLUGIN names \
+                  it. Several processes on GPUs need it"
+            .to_owned(),
+    })
+}
+
+fn load(path: &Path) -> Result<Plugin> {
+    let wrong = |message: String| Error::Library { path: path.to_owned(), message };
+    let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| wrong(e.to_string()))?;
+    // SAFETY: a NUL-terminated path; all symbols that the library lacks must be there already
+    // (RTLD_NOW), or it is refused.
+    let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+    if handle.is_null() {
+        return Err(wrong(last_loader_error()));
+    }
+    let symbol = |name: &CStr| -> Result<*mut c_void> {
+        // SAFETY: a handle that is never closed, and a NUL-terminated name.
+        let found = unsafe { libc::dlsym(handle, name.as_ptr()) };
+        if found.is_null() { Err(wrong(last_loader_error())) } else { Ok(found) }
+    };
+    let (add, version) = (symbol(c"vlm_nccl_add")?, symbol(c"vlm_nccl_version")?);
+    let last_error = symbol(c"vlm_nccl_last_error")?;
+    // SAFETY: the three functions have these types in nccl/plugin.cpp.
+    Ok(unsafe {
+        Plugin {
+            add: std::mem::transmute::<*mut c_void, Add>(add),
+            version: std::mem::transmute::<*mut c_void, Version>(version),
+            last_error: std::mem::transmute::<*mut c_void, LastError>(last_error),
+        }
+    })
+}
