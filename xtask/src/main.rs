@@ -1,6 +1,7 @@
 //! `cargo xtask`: set-up of libtorch, preparation of data, launch, checks. Builds and runs without
 //! libtorch; whatever needs it is done by the program `vlm`, which is built and started here.
 
+mod bench;
 mod cache;
 mod check;
 mod demo;
@@ -62,6 +63,9 @@ enum Command {
     Test(Passed),
     /// Check format, house rules and lints
     Check,
+    /// Measure what things cost on this machine
+    #[command(subcommand)]
+    Bench(bench::Bench),
 }
 
 #[derive(Args)]
@@ -128,5 +132,6 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Vlm(passed) => launch::vlm(workspace, None, passed.args),
         Command::Test(passed) => run_tests::run(workspace, passed.args),
         Command::Check => check::run(workspace),
+        Command::Bench(bench) => bench::run(workspace, bench),
     }
 }
