@@ -4,6 +4,7 @@ mod answers;
 mod bad_input;
 mod convert;
 mod families;
+mod loading;
 mod overfit;
 mod parallel;
 mod planning;

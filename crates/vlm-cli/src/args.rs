@@ -27,6 +27,8 @@ pub enum Command {
     Pretrain(Box<PretrainArgs>),
     /// Make the embedded demo's starting weights anew (takes an hour or more).
     DemoWeights(DemoWeightsArgs),
+    /// Write the vision encoder's features of every picture, once, for training with --features.
+    CacheFeatures(crate::cache_features::CacheFeaturesArgs),
     /// Write random weights of a given shape, for trials.
     Init(crate::init::InitArgs),
     /// Answer about pictures, with a trained model: one prompt, many, or a conversation.
@@ -132,13 +134,20 @@ pub struct PretrainArgs {
     /// Loader threads [default: cores].
     #[arg(long, value_name = "N")]
     pub num_workers: Option<usize>,
+    /// Batches that the loader makes ahead [default: 4].
+    #[arg(long, value_name = "N")]
+    pub prefetch_batches: Option<usize>,
+    /// Features made by `vlm cache-features`; the encoder is then not loaded.
+    #[arg(long, value_name = "DIR")]
+    pub features: Option<PathBuf>,
     /// Draw the order of the rows anew each epoch, from (seed, epoch) [default].
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, overrides_with = "no_shuffle")]
     pub shuffle: Option<bool>,
     /// Take the rows in the order of the file.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, overrides_with = "shuffle")]
     pub no_shuffle: Option<bool>,
-    /// Rows within which similar lengths are put together; 0: none [default: 0].
+    /// Rows within which similar lengths are put together; 0: none [default: 2048, with --no-shuffle
+    /// 0].
     #[arg(long, value_name = "ROWS")]
     pub bucket_window: Option<usize>,
     /// Leave out an epoch's last batch when it is not full.

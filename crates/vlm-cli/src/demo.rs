@@ -16,6 +16,11 @@ use crate::pretrain::{configuration, report};
 /// Runs the demo: captions held-out pictures before and after the training, and says how many it
 /// got right.
 pub fn pretrain(args: PretrainArgs, stop: &AtomicBool) -> Result<()> {
+    if args.features.is_some() {
+        let message = "--features without --data-path: the demo captions pictures before and after, \
+                       for which it needs the encoder";
+        return Err(vlm_train::TrainError::Usage(message.into()).into());
+    }
     let data = data_dir();
     let files = prepared(&data.join("demo"))?;
     let mut run = Run::prepare(configuration(with_demo_defaults(args, &data, &files))?)?;

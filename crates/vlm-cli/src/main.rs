@@ -2,6 +2,7 @@
 
 mod answer_rows;
 mod args;
+mod cache_features;
 mod chat;
 mod convert;
 mod demo;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
     exit::code(match cli.command {
         Command::Pretrain(args) => pretrain::run(*args),
         Command::DemoWeights(args) => demo::make_weights(&args),
+        Command::CacheFeatures(args) => cache_features::run(args),
         Command::Init(args) => init::run(&args),
         Command::Generate(args) => generate::run(&args),
         Command::Eval(args) => eval::run(&args),

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
 use anyhow::{Context, Result};
+use vlm_data::DEFAULT_BUCKET_WINDOW;
 use vlm_train::config::{DataConfig, ModelConfig, OptimConfig, Resume, RunConfig, ShapeRequest};
 use vlm_train::parallel::LaunchEnv;
 use vlm_train::{Run, TrainConfig, TrainError};
@@ -88,16 +89,19 @@ pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
     };
     let vision = args.vision.or_else(|| within("vision", "config.json"));
     let tokenizer = args.tokenizer.or_else(|| within("", "tokenizer.json"));
+    let shuffle = args.shuffle.unwrap_or(!args.no_shuffle.unwrap_or(false));
+    let default_window = if shuffle { DEFAULT_BUCKET_WINDOW } else { 0 };
     Ok(TrainConfig {
         data: DataConfig {
             data_path: required(args.data_path, "data-path", "the rows to train on")?,
             images_path: args.images_path,
             max_seq_len: args.max_seq_len.unwrap_or(640),
             padding: args.padding.unwrap_or(vlm_data::Padding::Longest),
-            shuffle: args.shuffle.unwrap_or(!args.no_shuffle.unwrap_or(false)),
-            bucket_window: args.bucket_window.unwrap_or(0),
+            shuffle,
+            bucket_window: args.bucket_window.unwrap_or(default_window),
             drop_last: args.drop_last.unwrap_or(args.no_drop_last == Some(false)),
             num_workers: args.num_workers.unwrap_or(cores / processes).max(1),
+            prefetch_batches: args.prefetch_batches.unwrap_or(4),
             max_rejected_fraction: args.max_rejected_fraction.unwrap_or(0.05),
         },
         model: ModelConfig {
@@ -107,6 +111,7 @@ pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
                 "vision",
                 "a vision encoder's folder in Hugging Face form; `vlm init` makes a random one",
             )?,
+            features: args.features,
             tokenizer: required(
                 tokenizer,
                 "tokenizer",

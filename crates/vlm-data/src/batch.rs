@@ -109,12 +109,22 @@ pub(crate) struct Sample {
     /// Index in the source.
     pub(crate) row: usize,
     pub(crate) encoded: EncodedRow,
-    /// `[S, S, 3]` for each image.
-    pub(crate) pixels: Vec<Vec<u8>>,
+    pub(crate) images: SampleImages,
+}
+
+/// What a row brings of its images.
+#[derive(Debug, Clone)]
+pub(crate) enum SampleImages {
+    None,
+    /// `[S, S, 3]` for each.
+    Pixels(Vec<Vec<u8>>),
+    /// Places in the feature cache.
+    Cached(Vec<usize>),
 }
 
 impl Batch {
     /// Puts `samples` side by side. `max_len` is the T to fill up to, or `None` for the longest.
+    /// Features are not read here: the batch comes without.
     pub(crate) fn collate(
         index: usize,
         samples: Vec<Sample>,
@@ -126,8 +136,11 @@ impl Batch {
         let longest = samples.iter().map(shifted_len).max().unwrap_or(0);
         let seq_len = if samples.is_empty() { 0 } else { max_len.unwrap_or(longest).max(longest) };
         let num_tokens = samples.len() * seq_len;
-        let num_pixels = samples.iter().flat_map(|s| &s.pixels).map(Vec::len).sum();
-        let mut pixels = Vec::with_capacity(num_pixels);
+        let crops = |sample: &Sample| match &sample.images {
+            SampleImages::Pixels(crops) => crops.iter().map(Vec::len).sum(),
+            _ => 0,
+        };
+        let mut pixels = Vec::with_capacity(samples.iter().map(crops).sum());
         let mut batch = Self {
             index,
             rows: samples.iter().map(|sample| sample.row).collect(),
@@ -158,8 +171,8 @@ impl Batch {
             }
             let place = |&start: &usize| ImagePlace { row, start };
             batch.images.extend(sample.encoded.image_starts.iter().map(place));
-            for image in &sample.pixels {
-                pixels.extend_from_slice(image);
+            if let SampleImages::Pixels(crops) = &sample.images {
+                crops.iter().for_each(|crop| pixels.extend_from_slice(crop));
             }
         }
         if !pixels.is_empty() {
@@ -199,7 +212,7 @@ mod tests {
                 supervised: vec![supervised],
                 image_starts: vec![1],
             },
-            pixels: vec![vec![row as u8; 2]],
+            images: SampleImages::Pixels(vec![vec![row as u8; 2]]),
         }
     }
 

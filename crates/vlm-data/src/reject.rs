@@ -31,6 +31,8 @@ pub enum RejectReason {
     TemplateRefused,
     /// The tokenizer cannot encode the prompt.
     TokenizerFailed,
+    /// The feature cache was made without this image.
+    NotInFeatureCache,
 }
 
 impl RejectReason {
@@ -49,6 +51,7 @@ impl RejectReason {
             Self::NoSupervisedToken => "no-supervised-token",
             Self::TemplateRefused => "template-refused",
             Self::TokenizerFailed => "tokenizer-failed",
+            Self::NotInFeatureCache => "not-in-feature-cache",
         }
     }
 }
@@ -108,6 +111,7 @@ mod tests {
             RejectReason::NoSupervisedToken,
             RejectReason::TemplateRefused,
             RejectReason::TokenizerFailed,
+            RejectReason::NotInFeatureCache,
         ] {
             assert_eq!(serde_json::to_value(reason).unwrap(), reason.name());
         }

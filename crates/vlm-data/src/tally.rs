@@ -95,6 +95,9 @@ fn advice(reason: RejectReason) -> &'static str {
         RejectReason::TemplateRefused | RejectReason::TokenizerFailed => {
             "Check that --tokenizer is the one that the data and the model were made for."
         }
+        RejectReason::NotInFeatureCache => {
+            "Run `vlm cache-features` on these rows, into the same folder: it adds what is missing."
+        }
         RejectReason::InvalidRow => "Check that --data-path is a file of conversation rows.",
     }
 }

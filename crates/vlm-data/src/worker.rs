@@ -7,19 +7,37 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::batch::{Batch, Sample};
+use crate::batch::{Batch, ImageData, Sample, SampleImages};
 use crate::chat::{ChatTokenizer, EncodedRow};
 use crate::error::DataError;
+use crate::feature_cache::FeatureCache;
 use crate::preprocess::ImageProcessor;
 use crate::reject::{Reject, RejectReason, Rejected};
 use crate::rows::RowImage;
 use crate::source::{PreparedRow, RowSource};
 
+/// What a loader does about the images of its rows.
+#[derive(Debug, Clone)]
+pub enum ImageReading {
+    /// Nothing: their places are in the batches, and they are not.
+    Skip,
+    /// Decode and preprocess them.
+    Pixels(Arc<ImageProcessor>),
+    /// Take their features from a cache.
+    Features(Arc<FeatureCache>),
+}
+
+impl From<Option<Arc<ImageProcessor>>> for ImageReading {
+    fn from(processor: Option<Arc<ImageProcessor>>) -> Self {
+        processor.map_or(Self::Skip, Self::Pixels)
+    }
+}
+
 /// Makes samples of rows and batches of samples.
 pub(crate) struct RowMaker {
     pub(crate) source: Arc<dyn RowSource>,
     pub(crate) tokenizer: Arc<ChatTokenizer>,
-    pub(crate) processor: Option<Arc<ImageProcessor>>,
+    pub(crate) images: ImageReading,
     pub(crate) tokens_per_image: usize,
     pub(crate) max_seq_len: usize,
     /// T to fill up to; `None` for the longest row.
@@ -28,6 +46,26 @@ pub(crate) struct RowMaker {
 
 /// A row that was tried: usable, set aside, or the end of the run.
 type Outcome = Result<Result<Sample, Rejected>, DataError>;
+
+/// Why there is no sample.
+enum Obstacle {
+    /// The row is set aside.
+    Row(Reject),
+    /// The run ends.
+    Run(DataError),
+}
+
+impl From<Reject> for Obstacle {
+    fn from(reject: Reject) -> Self {
+        Self::Row(reject)
+    }
+}
+
+impl From<DataError> for Obstacle {
+    fn from(error: DataError) -> Self {
+        Self::Run(error)
+    }
+}
 
 /// One row of a batch, to be made.
 pub(crate) struct Task {
@@ -100,7 +138,8 @@ impl RowMaker {
         // A decoder that panics on a hostile file must not take the run with it unnamed.
         match catch_unwind(AssertUnwindSafe(|| self.try_make(row))) {
             Ok(Ok(sample)) => Ok(Ok(sample)),
-            Ok(Err(Reject { reason, detail })) => {
+            Ok(Err(Obstacle::Run(error))) => Err(error),
+            Ok(Err(Obstacle::Row(Reject { reason, detail }))) => {
                 Ok(Err(Rejected { row, location: self.source.locate(row), reason, detail }))
             }
             Err(panic) => Err(DataError::WorkerPanic {
@@ -110,24 +149,57 @@ impl RowMaker {
         }
     }
 
-    fn try_make(&self, index: usize) -> Result<Sample, Reject> {
+    fn try_make(&self, index: usize) -> Result<Sample, Obstacle> {
         let (encoded, images) = self.encode(index)?;
-        let crop = |(k, image): (usize, &RowImage), processor: &ImageProcessor| {
-            let bytes = self.source.image_bytes(index, k, image)?;
-            processor.crop_u8(&bytes).map_err(|reject| match reject.reason {
-                RejectReason::MissingImage => reject,
-                reason => Reject::new(reason, format!("{:?}: {}", image.name, reject.detail)),
-            })
+        let images = match &self.images {
+            ImageReading::Skip => SampleImages::None,
+            ImageReading::Pixels(processor) => {
+                let crop = |(k, image)| self.crop(processor, index, k, image);
+                SampleImages::Pixels(images.iter().enumerate().map(crop).collect::<Result<_, _>>()?)
+            }
+            ImageReading::Features(cache) => {
+                let place = |(k, image)| self.place(cache, index, k, image);
+                SampleImages::Cached(
+                    images.iter().enumerate().map(place).collect::<Result<_, _>>()?,
+                )
+            }
         };
-        let pixels = match self.processor.as_deref() {
-            None => Vec::new(),
-            Some(processor) => images
-                .iter()
-                .enumerate()
-                .map(|image| crop(image, processor))
-                .collect::<Result<_, _>>()?,
+        Ok(Sample { row: index, encoded, images })
+    }
+
+    fn crop(
+        &self,
+        processor: &ImageProcessor,
+        index: usize,
+        k: usize,
+        image: &RowImage,
+    ) -> Result<Vec<u8>, Reject> {
+        let bytes = self.source.image_bytes(index, k, image)?;
+        processor.crop_u8(&bytes).map_err(|reject| match reject.reason {
+            RejectReason::MissingImage => reject,
+            reason => Reject::new(reason, format!("{:?}: {}", image.name, reject.detail)),
+        })
+    }
+
+    /// Where the image's features are.
+    fn place(
+        &self,
+        cache: &FeatureCache,
+        index: usize,
+        k: usize,
+        image: &RowImage,
+    ) -> Result<usize, Obstacle> {
+        let hash = match image.hash {
+            Some(hash) => hash,
+            None => blake3::hash(&self.source.image_bytes(index, k, image)?).into(),
         };
-        Ok(Sample { row: index, encoded, pixels })
+        let missing = || {
+            Reject::new(
+                RejectReason::NotInFeatureCache,
+                format!("{:?} has no features in the cache", image.name),
+            )
+        };
+        Ok(cache.find(&hash)?.ok_or_else(missing)?)
     }
 
     /// The row's token ids, as the source holds them or made here, and its images, unopened.
@@ -148,12 +220,25 @@ impl RowMaker {
                 Err(row) => rejected.push(row),
             }
         }
+        let places: Vec<usize> = samples
+            .iter()
+            .flat_map(|sample| match &sample.images {
+                SampleImages::Cached(places) => &places[..],
+                _ => &[],
+            })
+            .copied()
+            .collect();
         let pad_token_id = self.tokenizer.pad_token_id();
-        Ok(Batch::collate(index, samples, rejected, self.max_len, pad_token_id))
+        let mut batch = Batch::collate(index, samples, rejected, self.max_len, pad_token_id);
+        if let (ImageReading::Features(cache), false) = (&self.images, places.is_empty()) {
+            batch.image_data = ImageData::Features(cache.gather(&places)?);
+        }
+        Ok(batch)
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> String {
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|&text| text.to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "a panic without words".to_owned())

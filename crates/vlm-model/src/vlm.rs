@@ -110,6 +110,30 @@ impl Vlm {
         projector_config: &ProjectorConfig,
         device: Device,
     ) -> Result<Self, ModelError> {
+        Self::build(lm_config, vision_config, projector_config, device, true)
+    }
+
+    /// The same without the encoder: images come as [`ImageInput::Features`]. The other weights
+    /// are those that [`Self::with_projector`] would draw.
+    ///
+    /// # Errors
+    /// A configuration that makes no model.
+    pub fn without_encoder(
+        lm_config: &LmConfig,
+        vision_config: &VisionConfig,
+        projector_config: &ProjectorConfig,
+        device: Device,
+    ) -> Result<Self, ModelError> {
+        Self::build(lm_config, vision_config, projector_config, device, false)
+    }
+
+    fn build(
+        lm_config: &LmConfig,
+        vision_config: &VisionConfig,
+        projector_config: &ProjectorConfig,
+        device: Device,
+        has_encoder: bool,
+    ) -> Result<Self, ModelError> {
         lm_config.validate()?;
         let (lm_store, vision_store) = (ParamStore::new(device), ParamStore::new(device));
         let lm = CausalLm::new(&lm_store.root(), lm_config);
@@ -123,7 +147,7 @@ impl Vlm {
                 lm_config.dim,
             ),
             lm,
-            vision: Some(VisionEncoder::new(&vision_store.root(), vision_config)),
+            vision: has_encoder.then(|| VisionEncoder::new(&vision_store.root(), vision_config)),
             lm_store,
             vision_store,
             vision_dim,

@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use tch::Device;
 use vlm_data::{ChatTokenizer, ImagePlaceholder};
 use vlm_model::names::LmNames;
-use vlm_model::vision::is_beside_encoder;
+use vlm_model::params::ParamStore;
+use vlm_model::vision::{VisionEncoder, is_beside_encoder};
 use vlm_model::weights::Weights;
 use vlm_model::{
     LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily, Vlm,
@@ -151,11 +152,17 @@ pub fn build_model(
     device: Device,
 ) -> Result<Vlm, TrainError> {
     tch::manual_seed(seed as i64);
-    let model = Vlm::with_projector(&shapes.lm, &shapes.vision, &shapes.projector, device)?;
+    let Shapes { lm, vision, projector } = shapes;
+    let model = match config.features {
+        None => Vlm::with_projector(lm, vision, projector, device)?,
+        Some(_) => Vlm::without_encoder(lm, vision, projector, device)?,
+    };
     if let Some(path) = &config.lm {
         load_lm(path, &model)?;
     }
-    load_vision(&config.vision, shapes.vision.family, &model)?;
+    if config.features.is_none() {
+        load_vision(&config.vision, vision.family, model.vision_params())?;
+    }
     model.freeze(&config.freeze);
     Ok(model)
 }
@@ -182,10 +189,25 @@ fn load_lm(path: &Path, model: &Vlm) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn load_vision(folder: &Path, family: VisionFamily, model: &Vlm) -> Result<(), TrainError> {
+/// The vision encoder in `folder` alone, and its shape.
+///
+/// # Errors
+/// As [`build_model`].
+pub(crate) fn build_encoder(
+    folder: &Path,
+    device: Device,
+) -> Result<(VisionEncoder, VisionConfig), TrainError> {
+    let config = VisionConfig::from_file(&folder.join("config.json")).map_err(usage)?;
+    let params = ParamStore::new(device);
+    let encoder = VisionEncoder::new(&params.root(), &config);
+    load_vision(folder, config.family, &params)?;
+    Ok((encoder, config))
+}
+
+fn load_vision(folder: &Path, family: VisionFamily, params: &ParamStore) -> Result<(), TrainError> {
     let weights = Weights::open(folder).map_err(|e| usage_at(folder, e))?;
     let report = weights
-        .load_into(&model.vision_params().named(), |_| false)
+        .load_into(&params.named(), |_| false)
         .map_err(|e| TrainError::Usage(e.to_string()))?;
     let surplus = report.surplus.into_iter().filter(|name| !is_beside_encoder(family, name));
     warn_of_surplus(folder, &surplus.collect::<Vec<_>>());

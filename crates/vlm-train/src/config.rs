@@ -71,6 +71,8 @@ pub struct DataConfig {
     pub drop_last: bool,
     /// Loader threads.
     pub num_workers: usize,
+    /// Batches that may be ready or in the making.
+    pub prefetch_batches: usize,
     /// The run stops when more than this share of the rows seen was rejected.
     pub max_rejected_fraction: f64,
 }
@@ -83,6 +85,8 @@ pub struct ModelConfig {
     pub lm: Option<PathBuf>,
     /// Vision encoder, a folder in Hugging Face form.
     pub vision: PathBuf,
+    /// A cache of the encoder's features, in whose place the encoder is not loaded.
+    pub features: Option<PathBuf>,
     /// Folder with `tokenizer.json` and `tokenizer_config.json`.
     pub tokenizer: PathBuf,
     /// How an image is spelled in the prompt; `None`: as the language model's family does.
@@ -223,6 +227,7 @@ impl TrainConfig {
             ("log-interval", self.run.log_interval),
             ("save-interval", self.run.save_interval),
             ("num-workers", self.data.num_workers as u64),
+            ("prefetch-batches", self.data.prefetch_batches as u64),
             ("max-seq-len", self.data.max_seq_len as u64),
             ("max-steps", self.run.max_steps.unwrap_or(1)),
             ("keep-checkpoints", self.run.keep_checkpoints as u64),
@@ -242,6 +247,20 @@ impl TrainConfig {
                 "--grad-clip is {}; it must be positive, or 0 for no clipping",
                 self.optim.grad_clip
             )));
+        }
+        if self.data.bucket_window > 0 && !self.data.shuffle {
+            return Err(TrainError::Usage(format!(
+                "--bucket-window {} takes the rows in another order, and --no-shuffle asks for \
+                 that of the file; leave one of them out",
+                self.data.bucket_window
+            )));
+        }
+        if self.model.features.is_some() && self.model.freeze.train_vision {
+            return Err(TrainError::Usage(
+                "--features holds what the vision encoder made, and --train-vision changes what it \
+                 makes; leave one of them out"
+                    .into(),
+            ));
         }
         let fraction = self.data.max_rejected_fraction;
         if !(0.0..=1.0).contains(&fraction) {

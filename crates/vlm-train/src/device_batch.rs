@@ -21,6 +21,13 @@ pub struct DeviceBatch {
 #[derive(Debug)]
 pub struct Transfer {
     device: Device,
+    normalizer: Normalizer,
+}
+
+/// The last step of the preprocessing, on the device.
+#[derive(Debug)]
+pub struct Normalizer {
+    device: Device,
     image_size: i64,
     /// `[3 · 256]` on the device: what each level of each channel becomes.
     levels: Tensor,
@@ -28,8 +35,8 @@ pub struct Transfer {
     first_level: Tensor,
 }
 
-impl Transfer {
-    /// To `device`, with the normalization of `processor`.
+impl Normalizer {
+    /// The normalization of `processor`.
     pub fn new(device: Device, processor: &ImageProcessor) -> Self {
         let levels = processor.levels();
         Self {
@@ -38,6 +45,33 @@ impl Transfer {
             levels: Tensor::from_slice(levels.as_flattened()).to_device(device),
             first_level: Tensor::from_slice(&[0i32, 256, 512]).view([1, 3, 1, 1]).to_device(device),
         }
+    }
+
+    /// Bytes of a picture before it.
+    pub fn bytes_per_image(&self) -> usize {
+        (self.image_size * self.image_size * 3) as usize
+    }
+
+    /// `[N, S, S, 3]` (u8) → `[N, 3, S, S]` (f32), normalized on the device, so that a quarter of
+    /// the bytes travel. Looked up, not computed: the same bits on every device.
+    ///
+    /// # Errors
+    /// A number of bytes that is not that of whole pictures; a device without memory.
+    pub fn normalized(&self, bytes: &[u8]) -> Result<Tensor, TrainError> {
+        let side = self.image_size;
+        let num_images = bytes.len() as i64 / (side * side * 3);
+        let shape = [num_images, side, side, 3];
+        let pixels = copy(vlm_torch::tensor_from_bytes(bytes, &shape, Kind::Uint8)?, self.device)?;
+        let at = pixels.permute([0, 3, 1, 2]).to_kind(Kind::Int) + &self.first_level;
+        let values = self.levels.f_index_select(0, &at.reshape([-1])).map_err(ModelError::from)?;
+        Ok(values.view([num_images, 3, side, side]))
+    }
+}
+
+impl Transfer {
+    /// To `device`, with the normalization of `processor`.
+    pub fn new(device: Device, processor: &ImageProcessor) -> Self {
+        Self { device, normalizer: Normalizer::new(device, processor) }
     }
 
     /// Copies `batch` to the device. To a GPU the copies are queued, from page-locked memory, and
@@ -53,56 +87,50 @@ impl Transfer {
         let targets: Vec<i64> = supervised.iter().map(|&at| batch.labels[at as usize]).collect();
         let images = match &batch.image_data {
             ImageData::None => ImageInput::None,
-            ImageData::Pixels(bytes) => ImageInput::Pixels(self.normalized(bytes)?),
+            ImageData::Pixels(bytes) => ImageInput::Pixels(self.normalizer.normalized(bytes)?),
             ImageData::Features(features) => ImageInput::Features(self.features(features)?),
         };
         let place = |image: &vlm_data::ImagePlace| (image.row as i64, image.start as i64);
         Ok(DeviceBatch {
             model: ModelBatch {
-                input_ids: self.copy(Tensor::from_slice(&batch.input_ids))?.view(shape),
+                input_ids: copy(Tensor::from_slice(&batch.input_ids), self.device)?.view(shape),
                 images,
                 image_starts: batch.images.iter().map(place).collect(),
             },
-            supervised: self.copy(Tensor::from_slice(&supervised))?,
-            targets: self.copy(Tensor::from_slice(&targets))?,
+            supervised: copy(Tensor::from_slice(&supervised), self.device)?,
+            targets: copy(Tensor::from_slice(&targets), self.device)?,
         })
     }
 
-    /// `[N, S, S, 3]` (u8) → `[N, 3, S, S]` (f32), normalized on the device, so that a quarter of
-    /// the bytes travel. Looked up, not computed: the same bits on every device.
-    fn normalized(&self, bytes: &[u8]) -> Result<Tensor, TrainError> {
-        let side = self.image_size;
-        let num_images = bytes.len() as i64 / (side * side * 3);
-        let shape = [num_images, side, side, 3];
-        let pixels = self.copy(vlm_torch::tensor_from_bytes(bytes, &shape, Kind::Uint8)?)?;
-        let at = pixels.permute([0, 3, 1, 2]).to_kind(Kind::Int) + &self.first_level;
-        let values = self.levels.f_index_select(0, &at.reshape([-1])).map_err(ModelError::from)?;
-        Ok(values.view([num_images, 3, side, side]))
-    }
-
-    /// `[N, P, V]`, in the type in which they were stored.
+    /// `[N, P, V]` in float32, widened on the device.
     fn features(&self, features: &Features) -> Result<Tensor, TrainError> {
         let (patches, width) = (features.num_patches, features.hidden_size);
         let num_images = features.bytes.len() / (patches * width * features.dtype.size());
         let shape = [num_images, patches, width].map(|n| n as i64);
-        let kind = match features.dtype {
-            FeaturesDtype::Float32 => Kind::Float,
-            FeaturesDtype::Bfloat16 => Kind::BFloat16,
-            FeaturesDtype::Float16 => Kind::Half,
-        };
-        self.copy(vlm_torch::tensor_from_bytes(&features.bytes, &shape, kind)?)
+        let kind = features_kind(features.dtype);
+        let host = vlm_torch::tensor_from_bytes(&features.bytes, &shape, kind)?;
+        Ok(copy(host, self.device)?.to_kind(Kind::Float))
     }
+}
 
-    fn copy(&self, host: Tensor) -> Result<Tensor, TrainError> {
-        if self.device == Device::Cpu {
-            return Ok(host);
-        }
-        // libtorch keeps the page-locked copy until the device has read it.
-        let pinned = host.f_pin_memory(self.device).map_err(ModelError::from)?;
-        let kind = pinned.kind();
-        let sent = pinned.f_to_dtype_layout((kind, self.device), true, false);
-        Ok(sent.map_err(ModelError::from)?)
+/// libtorch's name of the type in which features are stored.
+pub(crate) fn features_kind(dtype: FeaturesDtype) -> Kind {
+    match dtype {
+        FeaturesDtype::Float32 => Kind::Float,
+        FeaturesDtype::Bfloat16 => Kind::BFloat16,
+        FeaturesDtype::Float16 => Kind::Half,
     }
+}
+
+fn copy(host: Tensor, device: Device) -> Result<Tensor, TrainError> {
+    if device == Device::Cpu {
+        return Ok(host);
+    }
+    // libtorch keeps the page-locked copy until the device has read it.
+    let pinned = host.f_pin_memory(device).map_err(ModelError::from)?;
+    let kind = pinned.kind();
+    let sent = pinned.f_to_dtype_layout((kind, device), true, false);
+    Ok(sent.map_err(ModelError::from)?)
 }
 
 #[cfg(test)]

@@ -107,6 +107,7 @@ impl Parts {
             vision: vision.clone().unwrap_or_default(),
             tokenizer: tokenizer.clone(),
             image_token: written["image_token"].as_str().map(str::to_owned),
+            features: None,
             projector: None,
             shape: ShapeRequest::default(),
             freeze: FreezePolicy::default(),

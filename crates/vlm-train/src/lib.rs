@@ -5,6 +5,7 @@
 
 pub mod answer;
 mod assemble;
+pub mod cache_features;
 pub mod checkpoint;
 pub mod config;
 pub mod demo;

@@ -6,7 +6,10 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use tch::{Device, Tensor};
-use vlm_data::{ChatTokenizer, ImageProcessor, JsonlSource, Loader, LoaderConfig, RejectLog};
+use vlm_data::{
+    ChatTokenizer, FeatureCache, FeaturesDtype, ImageProcessor, ImageReading, JsonlSource, Loader,
+    LoaderConfig, RejectLog,
+};
 use vlm_model::Vlm;
 use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{self, Format};
@@ -14,8 +17,9 @@ use vlm_torch::{Reducer, ReducerOptions};
 
 use crate::TrainError;
 use crate::assemble::{Shapes, build_model, open_tokenizer, settle_shapes};
+use crate::cache_features::{feature_key, usage};
 use crate::checkpoint::{self, Checkpoint};
-use crate::config::{OptimConfig, Resume, TrainConfig};
+use crate::config::{ModelConfig, OptimConfig, Resume, TrainConfig};
 use crate::device_batch::Transfer;
 use crate::encoder_files;
 use crate::metrics::MetricsFile;
@@ -24,6 +28,7 @@ use crate::out_dir::OutDir;
 use crate::parallel::{Identity, LaunchEnv, Phase, Team, agree, gradient_bytes, start_up};
 use crate::precision::{self, Dtype};
 use crate::scaler::LossScaler;
+use crate::trained::image_processor;
 use crate::trainer::{Ending, Position, Trainer};
 
 /// A run that has been checked and assembled, and not yet begun.
@@ -60,21 +65,12 @@ impl Parts {
         }
         let tokenizer = Arc::new(open_tokenizer(&config.model)?);
         let shapes = settle_shapes(&config.model, &tokenizer, config.data.max_seq_len)?;
-        let processor_file = config.model.vision.join("preprocessor_config.json");
-        let processor = Arc::new(ImageProcessor::from_file(&processor_file)?);
-        if processor.image_size() as i64 != shapes.vision.image_size {
-            return Err(TrainError::Usage(format!(
-                "{} makes pictures of side {}, but the vision encoder beside it takes {}",
-                processor_file.display(),
-                processor.image_size(),
-                shapes.vision.image_size
-            )));
-        }
+        let processor = Arc::new(image_processor(&config.model.vision, shapes.vision.image_size)?);
         let source = JsonlSource::open(&config.data.data_path, config.data.images_path.as_deref())?;
         let loader = Loader::new(
             Arc::new(source),
             Arc::clone(&tokenizer),
-            Some(Arc::clone(&processor)),
+            images(&config.model, &shapes, &processor)?,
             loader_config(config, shapes.tokens_per_image(), team),
         )?;
         let is_first = team.is_none_or(|team| team.rank() == 0);
@@ -462,13 +458,18 @@ impl Run {
             Device::Cpu => format!("CPU, {} threads", tch::get_num_threads()),
             other => format!("{other:?}"),
         };
+        let encoder = match self.model.vision_params().num_elements() as f64 / 1e6 {
+            0.0 => "features take the vision encoder's place".to_owned(),
+            millions if self.config.model.freeze.train_vision => {
+                format!("the vision encoder's {millions:.1} M are trained too")
+            }
+            millions => format!("the vision encoder's {millions:.1} M are frozen"),
+        };
         tracing::info!(
-            "{} of {} parameters are trained ({:.3} M); the vision encoder's {:.1} M are {}",
+            "{} of {} parameters are trained ({:.3} M); {encoder}",
             num_trainable,
             self.model.params().num_elements(),
             num_trainable as f64 / 1e6,
-            self.model.vision_params().num_elements() as f64 / 1e6,
-            if self.config.model.freeze.train_vision { "trained too" } else { "frozen" },
         );
         tracing::info!(
             "{} rows, {} batches an epoch, {} epochs; {device}, {:?}; writing to {}",
@@ -479,6 +480,22 @@ impl Run {
             self.out_dir.path().display()
         );
     }
+}
+
+/// Where the model's view of the pictures comes from.
+fn images(
+    config: &ModelConfig,
+    shapes: &Shapes,
+    processor: &Arc<ImageProcessor>,
+) -> Result<ImageReading, TrainError> {
+    let Some(folder) = &config.features else {
+        return Ok(ImageReading::Pixels(Arc::clone(processor)));
+    };
+    // The type of the stored values is the cache's own affair.
+    let wanted = feature_key(&config.vision, &shapes.vision, processor, FeaturesDtype::Float32)?;
+    let cache = FeatureCache::open(folder, &wanted).map_err(usage)?;
+    tracing::info!("features of {} pictures from {}", cache.num_images(), folder.display());
+    Ok(ImageReading::Features(Arc::new(cache)))
 }
 
 fn loader_config(
@@ -497,6 +514,7 @@ fn loader_config(
         seed: config.run.seed,
         drop_last: config.data.drop_last,
         num_workers: config.data.num_workers,
+        prefetch_batches: config.data.prefetch_batches,
         bucket_window: config.data.bucket_window,
         max_rejected_fraction: config.data.max_rejected_fraction,
         ..LoaderConfig::default()

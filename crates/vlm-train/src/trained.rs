@@ -66,6 +66,7 @@ impl TrainedModel {
             vision: part(&source.vision, "vision", folder.join("vision"))?,
             tokenizer: part(&source.tokenizer, "tokenizer", folder.to_owned())?,
             image_token: written["image_token"].as_str().map(str::to_owned),
+            features: None,
             projector: None,
             shape: ShapeRequest::default(),
             freeze: FreezePolicy::default(),

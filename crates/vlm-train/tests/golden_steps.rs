@@ -107,11 +107,13 @@ fn config(out_dir: PathBuf) -> TrainConfig {
             bucket_window: 0,
             drop_last: false,
             num_workers: 1,
+            prefetch_batches: 1,
             max_rejected_fraction: 0.05,
         },
         model: ModelConfig {
             lm: None,
             vision: PathBuf::new(),
+            features: None,
             tokenizer: PathBuf::new(),
             image_token: None,
             projector: None,

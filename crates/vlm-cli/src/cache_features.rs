@@ -1,0 +1,115 @@
+//! `vlm cache-features`: the vision encoder's features of every picture, once, to disk.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::thread::available_parallelism;
+
+use anyhow::Result;
+use clap::Args;
+use vlm_data::FeaturesDtype;
+use vlm_train::cache_features::{CacheFeaturesConfig, Estimate, cache_features};
+use vlm_train::{TrainError, precision};
+
+use crate::args::parse_named;
+use crate::interrupt;
+
+/// Flags of `vlm cache-features`.
+#[derive(Debug, Args)]
+pub struct CacheFeaturesArgs {
+    /// Rows whose pictures are encoded.
+    #[arg(long, value_name = "FILE")]
+    data_path: PathBuf,
+    /// Root folder of the image names in the rows.
+    #[arg(long, value_name = "DIR")]
+    images_path: Option<PathBuf>,
+    /// Vision encoder, a folder in Hugging Face form.
+    #[arg(long, value_name = "DIR")]
+    vision: PathBuf,
+    /// Folder for the features; an unfinished cache there is continued.
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// float32, bfloat16 or float16: how features are stored.
+    #[arg(long, value_name = "TYPE", default_value = "float32", value_parser = parse_named::<FeaturesDtype>)]
+    features_dtype: FeaturesDtype,
+    /// Pictures encoded at once.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    batch_size: usize,
+    /// auto, cpu, cuda or cuda:N.
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    device: String,
+    /// Threads that read and decode [default: cores].
+    #[arg(long, value_name = "N")]
+    num_workers: Option<usize>,
+    /// CPU arithmetic threads [default: cores].
+    #[arg(long, value_name = "N")]
+    num_threads: Option<i32>,
+}
+
+/// Runs the command.
+pub fn run(args: CacheFeaturesArgs) -> Result<()> {
+    let cores = available_parallelism().map_or(1, usize::from);
+    let num_workers = args.num_workers.unwrap_or(cores);
+    for (name, value) in [("batch-size", args.batch_size), ("num-workers", num_workers)] {
+        if value == 0 {
+            return Err(TrainError::Usage(format!("--{name} is 0; it must be at least 1")).into());
+        }
+    }
+    if let Some(threads) = args.num_threads {
+        tch::set_num_threads(threads);
+    }
+    let stop = interrupt::flag()?;
+    let output = args.output.clone();
+    let config = CacheFeaturesConfig {
+        data_path: args.data_path,
+        images_path: args.images_path,
+        vision: args.vision,
+        output: args.output,
+        dtype: args.features_dtype,
+        batch_size: args.batch_size,
+        device: precision::device(&args.device, None)?,
+        num_workers,
+        progress: std::io::stderr().is_terminal(),
+    };
+    let cached = cache_features(config, &stop, &mut announce)?;
+    println!(
+        "{}: {} pictures in {} ({}), {} of them new; {} rows set aside",
+        if cached.is_finished { "finished" } else { "interrupted" },
+        cached.num_images,
+        output.display(),
+        size(cached.bytes),
+        cached.num_new,
+        cached.rejected_rows,
+    );
+    if !cached.is_finished {
+        println!("continue with the same command");
+    }
+    Ok(())
+}
+
+fn announce(estimate: &Estimate) {
+    let Estimate { images, num_done, bytes, time } = estimate;
+    println!(
+        "{} rows with {} pictures, at most {} distinct, {num_done} done; {} in all; encoding the \
+         rest takes about {}",
+        images.rows,
+        images.references,
+        images.distinct,
+        size(*bytes),
+        duration(time.as_secs()),
+    );
+}
+
+fn size(bytes: u64) -> String {
+    match bytes as f64 / 1e9 {
+        gigabytes if gigabytes >= 1.0 => format!("{gigabytes:.1} GB"),
+        gigabytes => format!("{:.1} MB", gigabytes * 1e3),
+    }
+}
+
+fn duration(secs: u64) -> String {
+    match (secs / 3600, secs / 60 % 60) {
+        (0, 0) => format!("{secs} s"),
+        (0, minutes) => format!("{minutes} min"),
+        (hours, minutes) => format!("{hours} h {minutes} min"),
+    }
+}

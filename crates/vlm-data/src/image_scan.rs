@@ -1,0 +1,207 @@
+//! Every distinct picture of a source once, preprocessed, for whoever makes something of each.
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use rayon::ThreadPool;
+use rayon::prelude::*;
+
+use crate::error::DataError;
+use crate::feature_cache::ImageHash;
+use crate::preprocess::ImageProcessor;
+use crate::reject::{Reject, RejectReason, Rejected};
+use crate::rows::RowImage;
+use crate::source::{PreparedRow, RowSource};
+use crate::worker::panic_message;
+
+/// Rows looked at together, for each thread.
+const ROWS_A_THREAD: usize = 32;
+/// Chunks that wait to be taken; each holds the pictures of its rows.
+const CHUNKS_AHEAD: usize = 2;
+
+/// How many images a source has.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ImageCount {
+    /// Rows that could be read.
+    pub rows: usize,
+    /// Images of all rows together.
+    pub references: usize,
+    /// At most so many are distinct: files of different names may hold the same picture.
+    pub distinct: usize,
+}
+
+/// What a stretch of rows brought.
+#[derive(Debug)]
+pub struct ScannedChunk {
+    /// Rows looked at.
+    pub num_rows: usize,
+    /// Pictures not seen before: hash of the encoded bytes, and `[S, S, 3]`.
+    pub images: Vec<(ImageHash, Vec<u8>)>,
+    /// Rows with a picture that cannot be had.
+    pub rejected: Vec<Rejected>,
+}
+
+/// The chunks of a scan, in the order of the rows, made ahead by threads of its own.
+pub struct ImageScan {
+    chunks: Receiver<ScannedChunk>,
+    num_rows_left: usize,
+}
+
+struct Scanner {
+    source: Arc<dyn RowSource>,
+    processor: Arc<ImageProcessor>,
+    seen: HashSet<ImageHash>,
+    pool: ThreadPool,
+}
+
+/// Counts the images of all rows by their hashes or names, without opening them.
+pub fn count_images(source: &dyn RowSource) -> ImageCount {
+    #[derive(PartialEq, Eq, Hash)]
+    enum Identity {
+        Hash(ImageHash),
+        Name(String),
+        /// Nothing is known but where it stands.
+        Place(usize, usize),
+    }
+    let of_row = |row: usize| -> Option<Vec<Identity>> {
+        let identity = |(k, image): (usize, RowImage)| match (image.hash, image.bytes) {
+            (Some(hash), _) => Identity::Hash(hash),
+            (None, Some(_)) => Identity::Place(row, k),
+            (None, None) => Identity::Name(image.name),
+        };
+        let images = images_of(source, row).ok()?;
+        Some(images.into_iter().enumerate().map(identity).collect())
+    };
+    let mut count = ImageCount::default();
+    let mut distinct = HashSet::new();
+    let rows: Vec<usize> = (0..source.len()).collect();
+    for chunk in rows.chunks(1 << 14) {
+        let found: Vec<_> = chunk.par_iter().filter_map(|&row| of_row(row)).collect();
+        count.rows += found.len();
+        count.references += found.iter().map(Vec::len).sum::<usize>();
+        distinct.extend(found.into_iter().flatten());
+    }
+    ImageCount { distinct: distinct.len(), ..count }
+}
+
+impl ImageScan {
+    /// Starts at the first row; pictures in `seen` are passed over.
+    ///
+    /// # Errors
+    /// Threads that cannot be started.
+    pub fn start(
+        source: Arc<dyn RowSource>,
+        processor: Arc<ImageProcessor>,
+        seen: HashSet<ImageHash>,
+        num_workers: usize,
+    ) -> Result<Self, DataError> {
+        let failed = |e: String| DataError::Settings(format!("cannot start threads: {e}"));
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(num_workers).build();
+        let pool = pool.map_err(|e| failed(e.to_string()))?;
+        let num_rows_left = source.len();
+        let mut scanner = Scanner { source, processor, seen, pool };
+        let (sender, chunks) = sync_channel(CHUNKS_AHEAD);
+        std::thread::Builder::new()
+            .name("image-scan".into())
+            .spawn(move || scanner.run(&sender))
+            .map_err(|e| failed(e.to_string()))?;
+        Ok(Self { chunks, num_rows_left })
+    }
+}
+
+impl Iterator for ImageScan {
+    type Item = Result<ScannedChunk, DataError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.num_rows_left == 0 {
+            return None;
+        }
+        let Ok(chunk) = self.chunks.recv() else {
+            self.num_rows_left = 0;
+            return Some(Err(DataError::Settings(
+                "the threads that read pictures ended before their work did; this is a defect of \
+                 the program: please report it"
+                    .into(),
+            )));
+        };
+        self.num_rows_left -= chunk.num_rows;
+        Some(Ok(chunk))
+    }
+}
+
+impl Scanner {
+    fn run(&mut self, chunks: &SyncSender<ScannedChunk>) {
+        let rows: Vec<usize> = (0..self.source.len()).collect();
+        let chunk_len = ROWS_A_THREAD * self.pool.current_num_threads();
+        for rows in rows.chunks(chunk_len) {
+            // Whoever asked for the scan may have gone.
+            if chunks.send(self.chunk(rows)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn chunk(&mut self, rows: &[usize]) -> ScannedChunk {
+        let read = |&row: &usize| (row, self.read_images(row));
+        let read: Vec<_> = self.pool.install(|| rows.par_iter().map(read).collect());
+        let mut rejected = Vec::new();
+        let mut reject = |row: usize, Reject { reason, detail }| {
+            rejected.push(Rejected { row, location: self.source.locate(row), reason, detail });
+        };
+        let mut new = Vec::new();
+        for (row, images) in read {
+            match images {
+                Ok(images) => {
+                    for (hash, name, bytes) in images {
+                        if self.seen.insert(hash) {
+                            new.push((row, hash, name, bytes));
+                        }
+                    }
+                }
+                Err(problem) => reject(row, problem),
+            }
+        }
+        let crop = |(row, hash, name, bytes): (usize, ImageHash, String, bytes::Bytes)| {
+            // A decoder that panics on a hostile file must not end the scan.
+            let crop = catch_unwind(AssertUnwindSafe(|| self.processor.crop_u8(&bytes)));
+            let crop = crop.unwrap_or_else(|panic| {
+                Err(Reject::new(RejectReason::UnreadableImage, panic_message(panic.as_ref())))
+            });
+            let named = |e: Reject| Reject::new(e.reason, format!("{name:?}: {}", e.detail));
+            (row, crop.map(|crop| (hash, crop)).map_err(named))
+        };
+        let cropped: Vec<_> = self.pool.install(|| new.into_par_iter().map(crop).collect());
+        let mut images = Vec::with_capacity(cropped.len());
+        for (row, image) in cropped {
+            match image {
+                Ok(image) => images.push(image),
+                Err(problem) => reject(row, problem),
+            }
+        }
+        ScannedChunk { num_rows: rows.len(), images, rejected }
+    }
+
+    /// Hash, name and encoded bytes of each image of a row.
+    fn read_images(&self, row: usize) -> Result<Vec<(ImageHash, String, bytes::Bytes)>, Reject> {
+        let images = images_of(self.source.as_ref(), row)?;
+        let mut read = Vec::with_capacity(images.len());
+        for (k, image) in images.into_iter().enumerate() {
+            if image.hash.is_some_and(|hash| self.seen.contains(&hash)) {
+                continue;
+            }
+            let bytes = self.source.image_bytes(row, k, &image)?;
+            let hash = image.hash.unwrap_or_else(|| blake3::hash(&bytes).into());
+            read.push((hash, image.name, bytes));
+        }
+        Ok(read)
+    }
+}
+
+fn images_of(source: &dyn RowSource, row: usize) -> Result<Vec<RowImage>, Reject> {
+    Ok(match source.prepared_row(row)? {
+        Some(PreparedRow { images, .. }) => images,
+        None => source.row(row)?.images,
+    })
+}

@@ -1,0 +1,270 @@
+//! The vision encoder's features of every picture of a data set, once, to disk: what
+//! `vlm cache-features` makes and training with `--features` reads.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use tch::{Device, Kind};
+use vlm_data::{
+    FeatureCacheWriter, FeatureKey, FeaturesDtype, ImageCount, ImageHash, ImageProcessor,
+    ImageScan, JsonlSource, RejectLog, RowSource, ScannedChunk, count_images,
+};
+use vlm_model::vision::VisionEncoder;
+use vlm_model::{ModelError, VisionConfig};
+
+use crate::TrainError;
+use crate::assemble::build_encoder;
+use crate::device_batch::{Normalizer, features_kind};
+use crate::trained::image_processor;
+
+/// What to make features of, with what, and where to put them.
+#[derive(Debug, Clone)]
+pub struct CacheFeaturesConfig {
+    /// The rows.
+    pub data_path: PathBuf,
+    /// Root of the image names in the rows.
+    pub images_path: Option<PathBuf>,
+    /// Vision encoder, a folder in Hugging Face form.
+    pub vision: PathBuf,
+    /// Folder for the cache.
+    pub output: PathBuf,
+    /// How features are stored.
+    pub dtype: FeaturesDtype,
+    /// Pictures encoded at once.
+    pub batch_size: usize,
+    /// Where they are encoded; always in float32.
+    pub device: Device,
+    /// Threads that read and decode.
+    pub num_workers: usize,
+    /// Whether to show a progress bar on a terminal.
+    pub progress: bool,
+}
+
+/// What was done.
+#[derive(Debug, Clone, Copy)]
+pub struct Cached {
+    /// Distinct pictures in the cache.
+    pub num_images: usize,
+    /// Of them made now.
+    pub num_new: usize,
+    /// Rows with a picture that could not be had.
+    pub rejected_rows: usize,
+    /// Bytes of all features.
+    pub bytes: u64,
+    /// Whether all rows were looked at.
+    pub is_finished: bool,
+}
+
+/// What the work will take, told before it starts.
+#[derive(Debug, Clone, Copy)]
+pub struct Estimate {
+    /// Rows and pictures.
+    pub images: ImageCount,
+    /// Pictures that an earlier run left done.
+    pub num_done: usize,
+    /// Bytes that all features take.
+    pub bytes: u64,
+    /// Time that encoding the missing ones takes, from one batch that was tried.
+    pub time: Duration,
+}
+
+struct Work {
+    encoder: VisionEncoder,
+    normalizer: Normalizer,
+    writer: FeatureCacheWriter,
+    config: CacheFeaturesConfig,
+    rejects: RejectLog,
+    pending: Vec<(ImageHash, Vec<u8>)>,
+    rejected_rows: usize,
+}
+
+/// Fills the cache, or goes on with the one that is there. `announce` is called before the work
+/// starts; `stop` ends it early, with everything kept.
+///
+/// # Errors
+/// Data, encoder or folder that cannot be used; a full disk. What was done is kept.
+pub fn cache_features(
+    config: CacheFeaturesConfig,
+    stop: &AtomicBool,
+    announce: &mut dyn FnMut(&Estimate),
+) -> Result<Cached, TrainError> {
+    let (encoder, vision) = build_encoder(&config.vision, config.device)?;
+    let processor = Arc::new(image_processor(&config.vision, vision.image_size)?);
+    let source: Arc<dyn RowSource> =
+        Arc::new(JsonlSource::open(&config.data_path, config.images_path.as_deref())?);
+    let key = feature_key(&config.vision, &vision, &processor, config.dtype)?;
+    let writer = FeatureCacheWriter::open(&config.output, key).map_err(usage)?;
+    let num_before = writer.num_images();
+    let scan = ImageScan::start(
+        Arc::clone(&source),
+        Arc::clone(&processor),
+        writer.known().clone(),
+        config.num_workers,
+    )?;
+    let mut work = Work {
+        normalizer: Normalizer::new(config.device, &processor),
+        rejects: RejectLog::open(&config.output.join("rejected.jsonl"))?,
+        pending: Vec::new(),
+        rejected_rows: 0,
+        encoder,
+        writer,
+        config,
+    };
+    let estimate = work.estimate(source.as_ref())?;
+    announce(&estimate);
+    let is_finished = work.run(scan, source.len(), stop)?;
+    let bytes_per_image = work.writer.key().bytes_per_image() as u64;
+    let num_images = work.writer.num_images();
+    let rejected_rows = work.rejected_rows;
+    if is_finished {
+        work.writer.finish()?;
+    } else {
+        work.writer.pause()?;
+    }
+    Ok(Cached {
+        num_images,
+        num_new: num_images - num_before,
+        rejected_rows,
+        bytes: num_images as u64 * bytes_per_image,
+        is_finished,
+    })
+}
+
+impl Work {
+    /// Counts the pictures and tries the encoder on a batch of grey ones.
+    fn estimate(&self, source: &dyn RowSource) -> Result<Estimate, TrainError> {
+        let images = count_images(source);
+        let num_done = self.writer.num_images();
+        let num_missing = images.distinct.saturating_sub(num_done);
+        let batch = self.config.batch_size.min(num_missing.max(1));
+        let blank = vec![128; self.normalizer.bytes_per_image() * batch];
+        let mut fastest = Duration::MAX;
+        for _ in 0..2 {
+            let started = Instant::now();
+            self.encode(&blank)?;
+            fastest = fastest.min(started.elapsed());
+        }
+        let bytes_per_image = self.writer.key().bytes_per_image() as u64;
+        Ok(Estimate {
+            images,
+            num_done,
+            bytes: images.distinct as u64 * bytes_per_image,
+            time: fastest.mul_f64(num_missing as f64 / batch as f64),
+        })
+    }
+
+    /// Whether it came to the end.
+    fn run(
+        &mut self,
+        scan: ImageScan,
+        num_rows: usize,
+        stop: &AtomicBool,
+    ) -> Result<bool, TrainError> {
+        let bar = progress_bar(num_rows, self.config.progress);
+        for chunk in scan {
+            let ScannedChunk { num_rows, images, rejected } = chunk?;
+            for row in &rejected {
+                self.rejected_rows += usize::from(self.rejects.record(row)?);
+            }
+            self.pending.extend(images);
+            while self.pending.len() >= self.config.batch_size {
+                self.encode_pending(self.config.batch_size)?;
+                if stop.load(Ordering::Relaxed) {
+                    bar.finish_and_clear();
+                    return Ok(false);
+                }
+            }
+            bar.inc(num_rows as u64);
+            bar.set_message(format!("{} pictures", self.writer.num_images()));
+            if stop.load(Ordering::Relaxed) {
+                bar.finish_and_clear();
+                return Ok(false);
+            }
+        }
+        self.encode_pending(self.pending.len())?;
+        bar.finish_and_clear();
+        Ok(true)
+    }
+
+    fn encode_pending(&mut self, count: usize) -> Result<(), TrainError> {
+        if count == 0 {
+            return Ok(());
+        }
+        let batch: Vec<_> = self.pending.drain(..count).collect();
+        let pixels: Vec<u8> = batch.iter().flat_map(|(_, crop)| crop).copied().collect();
+        let hashes: Vec<ImageHash> = batch.iter().map(|&(hash, _)| hash).collect();
+        let features = self.encode(&pixels)?;
+        Ok(self.writer.append(&hashes, &features)?)
+    }
+
+    /// `[N, S, S, 3]` → the bytes of `[N, P, V]`.
+    fn encode(&self, pixels: &[u8]) -> Result<Vec<u8>, TrainError> {
+        let pixels = self.normalizer.normalized(pixels)?;
+        let features = tch::no_grad(|| self.encoder.patch_features(&pixels));
+        let features = features.to_kind(features_kind(self.config.dtype));
+        // A value beyond float16's range would be an infinity in every later loss.
+        let is_finite = features.to_kind(Kind::Float).isfinite().all();
+        if !bool::try_from(is_finite).map_err(ModelError::from)? {
+            return Err(TrainError::Failed(format!(
+                "features that are not finite in {:?}; try --features-dtype bfloat16 or float32, \
+                 and check the encoder's weights",
+                self.config.dtype
+            )));
+        }
+        Ok(vlm_torch::tensor_to_bytes(&features.to_device(Device::Cpu))?)
+    }
+}
+
+/// What must be the same for features to be those that the encoder would make now.
+///
+/// # Errors
+/// Files of the encoder that cannot be read.
+pub fn feature_key(
+    vision_dir: &Path,
+    vision: &VisionConfig,
+    processor: &ImageProcessor,
+    dtype: FeaturesDtype,
+) -> Result<FeatureKey, TrainError> {
+    Ok(FeatureKey::new(
+        hash_of_encoder(vision_dir)?,
+        processor.hash().to_owned(),
+        dtype,
+        vision.num_patches() as usize,
+        vision.hidden_size as usize,
+    ))
+}
+
+/// BLAKE3 over configuration and weight files, without making a tensor of them.
+fn hash_of_encoder(folder: &Path) -> Result<String, TrainError> {
+    let mut files = vec![folder.join("config.json")];
+    for entry in std::fs::read_dir(folder).map_err(|e| TrainError::at(folder, e))? {
+        let path = entry.map_err(|e| TrainError::at(folder, e))?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if [".safetensors", ".bin", ".pth", ".index.json"].iter().any(|end| name.ends_with(end)) {
+            files.push(path);
+        }
+    }
+    files[1..].sort();
+    let mut hasher = blake3::Hasher::new();
+    for path in files {
+        let file = std::fs::File::open(&path).map_err(|e| TrainError::at(&path, e))?;
+        hasher.update_reader(file).map_err(|e| TrainError::at(&path, e))?;
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
+/// A cache that cannot be used was asked for wrongly.
+pub(crate) fn usage(error: vlm_data::DataError) -> TrainError {
+    TrainError::Usage(error.to_string())
+}
+
+fn progress_bar(num_rows: usize, is_visible: bool) -> ProgressBar {
+    let bar = if is_visible { ProgressBar::new(num_rows as u64) } else { ProgressBar::hidden() };
+    let style = "{bar:24} {pos}/{len} rows  {msg}  left {eta}";
+    bar.with_style(
+        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+    )
+}

@@ -1,0 +1,137 @@
+//! What a run is shown does not depend on how it is brought there: workers, prefetching, features
+//! made before instead of pictures.
+
+use std::fs;
+
+use crate::support::{Trial, golden, json_lines, row, vlm};
+
+fn losses(trial: &Trial) -> Vec<f64> {
+    trial.metrics().iter().map(|line| line["loss"].as_f64().unwrap()).collect()
+}
+
+/// `vlm cache-features` on a trial's rows into its folder `name`.
+fn cache(trial: &Trial, name: &str, dtype: &str) {
+    let path = |name: &str| trial.path(name).display().to_string();
+    let ended = vlm(&[
+        "cache-features",
+        "--data-path",
+        &path("rows.jsonl"),
+        "--images-path",
+        &path("images"),
+        "--vision",
+        &golden("vision_tower").display().to_string(),
+        "--output",
+        &path(name),
+        "--features-dtype",
+        dtype,
+        "--device",
+        "cpu",
+    ]);
+    ended.assert_success();
+    assert!(ended.stdout.contains("at most 8 distinct"), "{}", ended.stdout);
+}
+
+#[test]
+fn losses_are_the_same_whatever_the_workers_and_the_prefetching() {
+    let trial = Trial::new();
+    let run = |workers: &str, prefetch: &str| {
+        let out = trial.path(&format!("out-{workers}-{prefetch}"));
+        let flags = ["--batch-size", "3", "--epochs", "2", "--bucket-window", "6"];
+        let out_flag = ["--out-dir", out.to_str().unwrap()];
+        let loading = ["--num-workers", workers, "--prefetch-batches", prefetch];
+        trial.pretrain(&[&flags[..], &out_flag, &loading].concat()).assert_success();
+        let lines = json_lines(&out.join("metrics.jsonl"));
+        lines.iter().map(|line| line["loss"].as_f64().unwrap()).collect::<Vec<_>>()
+    };
+    let expected = run("1", "1");
+    assert_eq!(expected.len(), 6);
+    assert_eq!(run("2", "4"), expected);
+    assert_eq!(run("4", "2"), expected);
+}
+
+#[test]
+fn cached_float32_features_give_the_losses_of_the_encoder_exactly() {
+    let (with_encoder, with_cache) = (Trial::new(), Trial::new());
+    with_encoder.pretrain(&["--epochs", "3"]).assert_success();
+    cache(&with_cache, "features", "float32");
+    let features = with_cache.path("features").display().to_string();
+    with_cache.pretrain(&["--epochs", "3", "--features", &features]).assert_success();
+    assert_eq!(losses(&with_cache), losses(&with_encoder));
+    // The weights that come of it are the same file, too.
+    let weights = |trial: &Trial| fs::read(trial.path("out/pretrain_vlm_32.safetensors")).unwrap();
+    assert!(weights(&with_cache) == weights(&with_encoder));
+}
+
+#[test]
+fn sixteen_bit_features_change_losses_by_less_than_half_a_percent() {
+    let trial = Trial::new();
+    trial.pretrain(&["--epochs", "5"]).assert_success();
+    let exact = losses(&trial);
+    for dtype in ["bfloat16", "float16"] {
+        cache(&trial, dtype, dtype);
+        let (features, out) = (trial.path(dtype), trial.path(&format!("out-{dtype}")));
+        let flags = ["--features", features.to_str().unwrap(), "--out-dir", out.to_str().unwrap()];
+        trial.pretrain(&[&["--epochs", "5"][..], &flags].concat()).assert_success();
+        let lines = json_lines(&out.join("metrics.jsonl"));
+        for (line, exact) in lines.iter().zip(&exact) {
+            let loss = line["loss"].as_f64().unwrap();
+            assert!((loss - exact).abs() < 5e-3 * exact, "{dtype}: {loss} instead of {exact}");
+        }
+    }
+}
+
+#[test]
+fn a_picture_that_the_cache_lacks_sets_its_row_aside_by_name() {
+    let trial = Trial::new();
+    cache(&trial, "features", "bfloat16");
+    let picture = image::RgbImage::from_pixel(40, 40, image::Rgb([1, 2, 3]));
+    picture.save(trial.path("images/new.png")).unwrap();
+    let rows = fs::read_to_string(trial.path("rows.jsonl")).unwrap();
+    let rows: Vec<String> =
+        rows.lines().map(str::to_owned).chain([row("new.png", "A new circle.")]).collect();
+    trial.write_rows(&rows);
+    let features = trial.path("features").display().to_string();
+    trial.pretrain(&["--features", &features]).assert_success();
+    let rejected = json_lines(&trial.path("out/rejected.jsonl"));
+    assert_eq!(rejected.len(), 1);
+    assert_eq!(rejected[0]["reason"], "not-in-feature-cache");
+    assert!(rejected[0]["detail"].as_str().unwrap().contains("new.png"));
+}
+
+#[test]
+fn a_stale_cache_is_refused_before_anything_is_written() {
+    let trial = Trial::new();
+    cache(&trial, "features", "float32");
+    let vision = trial.path("vision");
+    fs::create_dir(&vision).unwrap();
+    for name in ["config.json", "model.safetensors", "preprocessor_config.json"] {
+        fs::copy(golden("vision_tower").join(name), vision.join(name)).unwrap();
+    }
+    let refused = |part: &str| {
+        let features = trial.path("features").display().to_string();
+        let vision = vision.display().to_string();
+        let ended = trial.pretrain(&["--features", &features, "--vision", &vision]);
+        ended.assert_error(2, &["features", part, "vlm cache-features"]);
+        assert!(!trial.path("out").exists());
+    };
+    let settings = fs::read_to_string(vision.join("preprocessor_config.json")).unwrap();
+    let mut other: serde_json::Value = serde_json::from_str(&settings).unwrap();
+    other["resample"] = 2.into();
+    fs::write(vision.join("preprocessor_config.json"), other.to_string()).unwrap();
+    refused("preprocessed otherwise");
+    fs::write(vision.join("preprocessor_config.json"), settings).unwrap();
+    let mut weights = fs::read(vision.join("model.safetensors")).unwrap();
+    *weights.last_mut().unwrap() ^= 1;
+    fs::write(vision.join("model.safetensors"), weights).unwrap();
+    refused("another vision encoder");
+}
+
+#[test]
+fn flags_that_contradict_each_other_are_refused() {
+    let trial = Trial::new();
+    let ended = trial.pretrain(&["--no-shuffle", "--bucket-window", "64"]);
+    ended.assert_error(2, &["--bucket-window 64", "--no-shuffle"]);
+    let ended = trial.pretrain(&["--features", "nowhere", "--train-vision"]);
+    ended.assert_error(2, &["--features", "--train-vision"]);
+    trial.pretrain(&["--features", "nowhere"]).assert_error(2, &["nowhere"]);
+}
