@@ -10,5 +10,6 @@ mod parallel;
 mod planning;
 mod reference_runs;
 mod saved_files;
+mod stages;
 mod stopping;
 mod support;

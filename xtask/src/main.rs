@@ -45,6 +45,9 @@ enum Command {
     /// Train: the main job, on the embedded demo unless --data-path is given
     #[command(disable_help_flag = true)]
     Pretrain(Passed),
+    /// Train on instruction rows, from what pretraining left
+    #[command(disable_help_flag = true)]
+    Sft(Passed),
     /// Write a prepared data set; without --input the demo's
     PrepareData(PrepareDataArgs),
     /// Make the demo's starting weights
@@ -125,6 +128,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         }
         Command::Doctor => doctor::run(workspace),
         Command::Pretrain(passed) => launch::train(workspace, "pretrain", true, passed.args),
+        Command::Sft(passed) => launch::train(workspace, "sft", false, passed.args),
         Command::Launch(passed) => launch::program(passed.args),
         Command::Plan(passed) => plan::run(passed.args),
         Command::PrepareData(args) => demo::prepare_data(args.input, &args.output),

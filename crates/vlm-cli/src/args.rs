@@ -25,6 +25,10 @@ pub struct Cli {
 pub enum Command {
     /// Train the projector (and the last layers of the language model) on images with captions.
     Pretrain(Box<PretrainArgs>),
+    /// Train on instruction rows, from what pretraining left: all but the vision encoder. The flags
+    /// are those of pretrain, with the defaults --epochs 6 --batch-size 8 --learning-rate 1e-6
+    /// --max-seq-len 1536 --train-lm; --lm is {out-dir}/pretrain_vlm_{dim}[_moe].pth.
+    Sft(Box<PretrainArgs>),
     /// Make the embedded demo's starting weights anew (takes an hour or more).
     DemoWeights(DemoWeightsArgs),
     /// Write the vision encoder's features of every picture, once, for training with --features.
@@ -122,6 +126,10 @@ pub struct PretrainArgs {
     /// Train all of the language model.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
     pub train_lm: Option<bool>,
+    /// Keep each block's input only and compute the rest again in the backward pass: less memory,
+    /// more time.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
+    pub activation_checkpointing: Option<bool>,
     /// Train the vision encoder too.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
     pub train_vision: Option<bool>,
@@ -169,6 +177,18 @@ pub struct PretrainArgs {
     /// Stop after this many updates in a row were not finite [default: 10].
     #[arg(long, value_name = "N")]
     pub max_skipped_updates: Option<u64>,
+    /// Rows to judge the model on while it is trained: loss, perplexity, captions.
+    #[arg(long, value_name = "FILE")]
+    pub eval_data: Option<PathBuf>,
+    /// Root folder of the image names in --eval-data [default: that of the training rows].
+    #[arg(long, value_name = "DIR")]
+    pub eval_images_path: Option<PathBuf>,
+    /// Steps between two judgements [default: --save-interval]; there is one at the end, too.
+    #[arg(long, value_name = "N")]
+    pub eval_interval: Option<u64>,
+    /// Rows of --eval-data that are answered, too [default: 50].
+    #[arg(long, value_name = "N")]
+    pub eval_captions: Option<usize>,
     /// Steps between two log lines [default: 100].
     #[arg(long, value_name = "N")]
     pub log_interval: Option<u64>,

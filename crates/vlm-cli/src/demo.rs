@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use anyhow::{Context, Result};
 use vlm_data::demo::{DemoFiles, demo_files, write_demo_dataset};
 use vlm_train::Run;
+use vlm_train::config::Stage;
 use vlm_train::demo::{
     DemoReport, HeldOut, Pictures, StartingWeightsOptions, alignment, make_starting_weights,
 };
@@ -23,7 +24,8 @@ pub fn pretrain(args: PretrainArgs, stop: &AtomicBool) -> Result<()> {
     }
     let data = data_dir();
     let files = prepared(&data.join("demo"))?;
-    let mut run = Run::prepare(configuration(with_demo_defaults(args, &data, &files))?)?;
+    let mut run =
+        Run::prepare(configuration(with_demo_defaults(args, &data, &files), Stage::Pretrain)?)?;
     if !run.is_first_rank() {
         // Rank 0 examines and reports; the others only train.
         run.train(stop)?;

@@ -20,6 +20,7 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Cli, Command, with_dashes};
+use vlm_train::config::Stage;
 
 fn main() -> ExitCode {
     exit::report_panics_as_errors();
@@ -31,7 +32,8 @@ fn main() -> ExitCode {
         tracing::warn!("CUDA is not used: {error}");
     }
     exit::code(match cli.command {
-        Command::Pretrain(args) => pretrain::run(*args),
+        Command::Pretrain(args) => pretrain::run(*args, Stage::Pretrain),
+        Command::Sft(args) => pretrain::run(*args, Stage::Sft),
         Command::DemoWeights(args) => demo::make_weights(&args),
         Command::CacheFeatures(args) => cache_features::run(args),
         Command::Init(args) => init::run(&args),

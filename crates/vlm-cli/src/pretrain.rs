@@ -1,25 +1,27 @@
-//! `vlm pretrain`: from flags and configuration file to one training run.
+//! `vlm pretrain` and `vlm sft`: from flags and configuration file to one training run.
 
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
 use anyhow::{Context, Result};
 use vlm_data::DEFAULT_BUCKET_WINDOW;
-use vlm_train::config::{DataConfig, ModelConfig, OptimConfig, Resume, RunConfig, ShapeRequest};
+use vlm_train::config::{
+    DataConfig, EvalConfig, ModelConfig, OptimConfig, Resume, RunConfig, ShapeRequest, Stage,
+};
 use vlm_train::parallel::LaunchEnv;
-use vlm_train::{Run, TrainConfig, TrainError};
+use vlm_train::{Run, TrainConfig, TrainError, part_of_run, shape_of_run};
 
 use crate::args::PretrainArgs;
 use crate::{demo, interrupt};
 
 /// Runs the command.
-pub fn run(flags: PretrainArgs) -> Result<()> {
+pub fn run(flags: PretrainArgs, stage: Stage) -> Result<()> {
     let args = with_config_file(flags)?;
     let stop = interrupt::flag()?;
-    if args.data_path.is_none() {
+    if args.data_path.is_none() && stage == Stage::Pretrain {
         return demo::pretrain(args, &stop);
     }
-    let mut run = Run::prepare(configuration(args)?)?;
+    let mut run = Run::prepare(configuration(args, stage)?)?;
     let summary = run.train(&stop)?;
     run.write_summary(&summary)?;
     report(&run, &summary);
@@ -64,7 +66,7 @@ fn with_config_file(flags: PretrainArgs) -> Result<PretrainArgs> {
 }
 
 /// The run's configuration: what was given, else the defaults.
-pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
+pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
     let cores = available_parallelism().map_or(1, usize::from);
     // Several processes on one machine share its cores.
     let processes = LaunchEnv::read()?.map_or(1, |env| env.local_world_size);
@@ -80,22 +82,28 @@ pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
         dropout: args.dropout,
         use_moe: args.use_moe,
     };
-    let defaults = OptimConfig::default();
-    let lm = language_model(args.lm, &out_dir, &shape)?;
+    let defaults = stage.optim();
+    let eval = EvalConfig::default();
+    let lm = language_model(args.lm, &out_dir, &shape, stage)?;
     // What `vlm convert --export-hf` writes holds all parts.
     let within = |name: &str, mark: &str| {
         let folder = lm.as_deref()?.join(name);
         folder.join(mark).is_file().then_some(folder)
     };
+    // The second stage goes on with what the first one trained with.
+    let earlier = |part: &str| part_of_run(lm.as_deref().filter(|_| stage == Stage::Sft)?, part);
     let vision = args.vision.or_else(|| within("vision", "config.json"));
+    let vision = vision.or_else(|| earlier("vision"));
     let tokenizer = args.tokenizer.or_else(|| within("", "tokenizer.json"));
+    let tokenizer = tokenizer.or_else(|| earlier("tokenizer"));
     let shuffle = args.shuffle.unwrap_or(!args.no_shuffle.unwrap_or(false));
     let default_window = if shuffle { DEFAULT_BUCKET_WINDOW } else { 0 };
     Ok(TrainConfig {
+        stage,
         data: DataConfig {
             data_path: required(args.data_path, "data-path", "the rows to train on")?,
             images_path: args.images_path,
-            max_seq_len: args.max_seq_len.unwrap_or(640),
+            max_seq_len: args.max_seq_len.unwrap_or(stage.max_seq_len()),
             padding: args.padding.unwrap_or(vlm_data::Padding::Longest),
             shuffle,
             bucket_window: args.bucket_window.unwrap_or(default_window),
@@ -120,9 +128,10 @@ pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
             image_token: args.image_token,
             projector: args.projector,
             shape,
+            activation_checkpointing: args.activation_checkpointing.unwrap_or(false),
             freeze: vlm_model::FreezePolicy {
                 train_vision: args.train_vision.unwrap_or(false),
-                train_lm: args.train_lm.unwrap_or(false),
+                train_lm: args.train_lm.unwrap_or(stage == Stage::Sft),
                 unfreeze_first_layers: args.unfreeze_first_layers.unwrap_or(0),
                 unfreeze_last_layers: args.unfreeze_last_layers.unwrap_or(1),
             },
@@ -156,28 +165,48 @@ pub fn configuration(args: PretrainArgs) -> Result<TrainConfig> {
             timeout_secs: args.timeout_secs.unwrap_or(600),
             ddp: args.ddp.unwrap_or(false),
         },
+        eval: EvalConfig {
+            data_path: args.eval_data,
+            images_path: args.eval_images_path,
+            interval: args.eval_interval,
+            max_captions: args.eval_captions.unwrap_or(eval.max_captions),
+            ..eval
+        },
     })
 }
 
-/// `none` is random weights; nothing is the reference's `{out-dir}/lm_{dim}[_moe].pth`, which must
-/// then be there.
+/// `none` is random weights; nothing is the reference's `{out-dir}/lm_{dim}[_moe].pth`, or for the
+/// second stage what the first one left in `{out-dir}`; it must then be there.
 fn language_model(
     asked: Option<PathBuf>,
     out_dir: &Path,
     shape: &ShapeRequest,
+    stage: Stage,
 ) -> Result<Option<PathBuf>, TrainError> {
     if let Some(path) = asked {
         return Ok((path.as_os_str() != "none").then_some(path));
     }
-    let moe = if shape.use_moe == Some(true) { "_moe" } else { "" };
-    let path = out_dir.join(format!("lm_{}{moe}.pth", shape.dim.unwrap_or(512)));
+    let path = match stage {
+        Stage::Pretrain => {
+            let moe = if shape.use_moe == Some(true) { "_moe" } else { "" };
+            out_dir.join(format!("lm_{}{moe}.pth", shape.dim.unwrap_or(512)))
+        }
+        Stage::Sft => {
+            let (dim, use_moe) = shape_of_run(out_dir).unwrap_or((512, false));
+            let (dim, use_moe) = (shape.dim.unwrap_or(dim), shape.use_moe.unwrap_or(use_moe));
+            out_dir.join(format!("{}.pth", Stage::Pretrain.weights_name(dim, use_moe)))
+        }
+    };
     if path.exists() {
         Ok(Some(path))
     } else {
         Err(TrainError::Usage(format!(
-            "no --lm, and {} is not there: give the language model's weights, or --lm none for \
-             random ones",
-            path.display()
+            "no --lm, and {} is not there: give {}, or --lm none for random ones",
+            path.display(),
+            match stage {
+                Stage::Pretrain => "the language model's weights",
+                Stage::Sft => "the weights that `vlm pretrain` left",
+            }
         )))
     }
 }

@@ -15,6 +15,9 @@ use crate::TrainError;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrainConfig {
+    /// Which training this is.
+    #[serde(default)]
+    pub stage: Stage,
     /// Where rows come from and in what order.
     pub data: DataConfig,
     /// Which model, and what of it is trained.
@@ -23,6 +26,9 @@ pub struct TrainConfig {
     pub optim: OptimConfig,
     /// Where and how the run takes place.
     pub run: RunConfig,
+    /// Judging the model on the way.
+    #[serde(default)]
+    pub eval: EvalConfig,
 }
 
 /// Which of the two trainings a run is.
@@ -42,6 +48,23 @@ impl Stage {
         match self {
             Self::Pretrain => "pretrain",
             Self::Sft => "sft",
+        }
+    }
+
+    /// The optimization where the user says nothing, as the reference has it.
+    pub fn optim(self) -> OptimConfig {
+        let pretrain = OptimConfig::default();
+        match self {
+            Self::Pretrain => pretrain,
+            Self::Sft => OptimConfig { epochs: 6, batch_size: 8, learning_rate: 1e-6, ..pretrain },
+        }
+    }
+
+    /// Tokens a row is cut at where the user says nothing, as the reference has it.
+    pub fn max_seq_len(self) -> usize {
+        match self {
+            Self::Pretrain => 640,
+            Self::Sft => 1536,
         }
     }
 
@@ -77,6 +100,34 @@ pub struct DataConfig {
     pub max_rejected_fraction: f64,
 }
 
+/// Judging the model on the way, on rows it is not trained on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct EvalConfig {
+    /// The rows; `None`: no judging.
+    pub data_path: Option<PathBuf>,
+    /// Root of the image names in the rows; `None`: the training rows' root.
+    pub images_path: Option<PathBuf>,
+    /// Micro-batches between two judgements; `None`: as between two checkpoints.
+    pub interval: Option<u64>,
+    /// The loss is of all rows; this many are answered, too.
+    pub max_captions: usize,
+    /// Most new tokens an answer.
+    pub max_new_tokens: usize,
+}
+
+impl Default for EvalConfig {
+    fn default() -> Self {
+        Self {
+            data_path: None,
+            images_path: None,
+            interval: None,
+            max_captions: 50,
+            max_new_tokens: 128,
+        }
+    }
+}
+
 /// Which model, and what of it is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -100,6 +151,9 @@ pub struct ModelConfig {
     /// What is trained beside the projector.
     #[serde(default)]
     pub freeze: FreezePolicy,
+    /// Keep each block's input only, and compute the rest again in the backward pass.
+    #[serde(default)]
+    pub activation_checkpointing: bool,
 }
 
 /// The parts of the language model's shape that a user may ask for.
@@ -232,6 +286,7 @@ impl TrainConfig {
             ("max-steps", self.run.max_steps.unwrap_or(1)),
             ("keep-checkpoints", self.run.keep_checkpoints as u64),
             ("timeout-secs", self.run.timeout_secs),
+            ("eval-interval", self.eval.interval.unwrap_or(1)),
         ];
         if let Some((name, _)) = counts.iter().find(|(_, value)| *value == 0) {
             return Err(TrainError::Usage(format!("--{name} is 0; it must be at least 1")));
@@ -259,6 +314,13 @@ impl TrainConfig {
             return Err(TrainError::Usage(
                 "--features holds what the vision encoder made, and --train-vision changes what it \
                  makes; leave one of them out"
+                    .into(),
+            ));
+        }
+        if self.eval != EvalConfig::default() && self.eval.data_path.is_none() {
+            return Err(TrainError::Usage(
+                "--eval-interval, --eval-images-path and --eval-captions are for --eval-data, \
+                 which is missing"
                     .into(),
             ));
         }

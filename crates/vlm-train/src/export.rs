@@ -111,6 +111,7 @@ impl Parts {
             projector: None,
             shape: ShapeRequest::default(),
             freeze: FreezePolicy::default(),
+            activation_checkpointing: false,
         })?;
         let vision = vision.map(|folder| read_vision(folder, &weights)).transpose()?;
         let config = describe(&lm, vision.as_ref().map(|(_, config)| config), &weights, &opened)?;

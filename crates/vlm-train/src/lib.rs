@@ -32,4 +32,4 @@ pub use error::TrainError;
 pub use export::{ExportSource, export_hf};
 pub use out_dir::OutDir;
 pub use run::{Run, Summary};
-pub use trained::{TrainedModel, TrainedSource};
+pub use trained::{TrainedModel, TrainedSource, part_of_run, shape_of_run};

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::TrainError;
+use crate::eval::EvalReport;
 
 /// What a run has done so far, over all epochs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
@@ -71,7 +72,57 @@ pub struct LogLine {
     pub rejected_rows: u64,
 }
 
-/// Appends [`LogLine`]s to a file.
+/// A line of `metrics.jsonl` with a judgement on the way. It has no `loss`, so that the two kinds
+/// can be told apart.
+#[derive(Debug, Clone, Serialize)]
+pub struct EvalLine {
+    /// Micro-batches done.
+    pub step: u64,
+    /// Updates done.
+    pub update: u64,
+    /// Epoch, from 0.
+    pub epoch: u64,
+    /// Cross-entropy in nats a supervised token.
+    pub eval_loss: Option<f64>,
+    /// e to the loss.
+    pub eval_perplexity: Option<f64>,
+    /// Rows that the loss is of.
+    pub eval_rows: u64,
+    /// Rows that could not be used.
+    pub eval_rejected_rows: u64,
+    /// Tokens that the loss is of.
+    pub eval_supervised_tokens: u64,
+    /// Rows answered.
+    pub eval_captions: u64,
+    /// Share of these answered to the last character.
+    pub eval_exact: Option<f64>,
+    /// Mean F1 of their words.
+    pub eval_token_f1: Option<f64>,
+    /// How long it took.
+    pub eval_secs: f64,
+}
+
+impl EvalLine {
+    /// Of a judgement after `counters`.
+    pub fn new(counters: Counters, epoch: u64, report: &EvalReport) -> Self {
+        Self {
+            step: counters.step,
+            update: counters.update,
+            epoch,
+            eval_loss: report.loss,
+            eval_perplexity: report.perplexity,
+            eval_rows: report.rows,
+            eval_rejected_rows: report.rejected_rows,
+            eval_supervised_tokens: report.supervised_tokens,
+            eval_captions: report.captions,
+            eval_exact: report.exact,
+            eval_token_f1: report.token_f1,
+            eval_secs: report.secs,
+        }
+    }
+}
+
+/// Appends [`LogLine`]s and [`EvalLine`]s to a file.
 #[derive(Debug)]
 pub struct MetricsFile {
     path: PathBuf,
@@ -128,7 +179,7 @@ impl MetricsFile {
     ///
     /// # Errors
     /// The system's, with the path (a full disk, say).
-    pub fn append(&mut self, line: &LogLine) -> Result<(), TrainError> {
+    pub fn append(&mut self, line: &impl Serialize) -> Result<(), TrainError> {
         let mut text = serde_json::to_string(line).map_err(|e| TrainError::at(&self.path, e))?;
         text.push('\n');
         self.file
@@ -167,6 +218,11 @@ impl Meter {
     /// Adds time spent waiting for a batch.
     pub fn waited(&mut self, time: Duration) {
         self.data_wait += time;
+    }
+
+    /// Leaves out time that was not training.
+    pub fn paused(&mut self, time: Duration) {
+        self.since += time;
     }
 
     /// Speed since the last call, and starts anew.

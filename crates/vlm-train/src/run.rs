@@ -22,6 +22,7 @@ use crate::checkpoint::{self, Checkpoint};
 use crate::config::{ModelConfig, OptimConfig, Resume, TrainConfig};
 use crate::device_batch::Transfer;
 use crate::encoder_files;
+use crate::eval::{EvalOptions, Evaluator};
 use crate::metrics::MetricsFile;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
@@ -39,6 +40,8 @@ pub struct Run {
     tokenizer: Arc<ChatTokenizer>,
     processor: Arc<ImageProcessor>,
     loader: Loader,
+    /// On rank 0 only.
+    evaluator: Option<Evaluator>,
     model: Vlm,
     dtype: Dtype,
     /// On rank 0 only.
@@ -52,6 +55,8 @@ struct Parts {
     tokenizer: Arc<ChatTokenizer>,
     processor: Arc<ImageProcessor>,
     loader: Loader,
+    /// On rank 0 only.
+    evaluator: Option<Evaluator>,
     device: Device,
     dtype: Dtype,
     resumed: Option<Checkpoint>,
@@ -65,7 +70,8 @@ impl Parts {
         }
         let tokenizer = Arc::new(open_tokenizer(&config.model)?);
         let shapes = settle_shapes(&config.model, &tokenizer, config.data.max_seq_len)?;
-        let processor = Arc::new(image_processor(&config.model.vision, shapes.vision.image_size)?);
+        let image_size = shapes.vision.image_size;
+        let processor = Arc::new(image_processor(&config.model.vision, image_size)?);
         let source = JsonlSource::open(&config.data.data_path, config.data.images_path.as_deref())?;
         let loader = Loader::new(
             Arc::new(source),
@@ -75,14 +81,18 @@ impl Parts {
         )?;
         let is_first = team.is_none_or(|team| team.rank() == 0);
         let resumed = if is_first { find_checkpoint(config, world_size(team))? } else { None };
+        let tokens_per_image = shapes.tokens_per_image();
+        let judge = || evaluator(config, &tokenizer, &processor, tokens_per_image);
+        let evaluator = if is_first { judge()? } else { None };
         let dtype = config.run.dtype.unwrap_or_else(|| Dtype::default_on(device));
-        Ok(Self { shapes, tokenizer, processor, loader, device, dtype, resumed })
+        Ok(Self { shapes, tokenizer, processor, loader, evaluator, device, dtype, resumed })
     }
 
     /// What must be the same on all ranks. Where files lie need not be.
     fn identity(&self, config: &TrainConfig) -> Identity {
-        let TrainConfig { data, run, optim, model } = config;
+        let TrainConfig { stage, data, run, optim, model, eval: _ } = config;
         let settings = serde_json::json!({
+            "stage": stage,
             "optim": optim,
             "freeze": model.freeze,
             "max_seq_len": data.max_seq_len,
@@ -179,14 +189,16 @@ impl Run {
         }
         let is_first = team.is_none_or(|team| team.rank() == 0);
         let out_dir = if is_first {
-            OutDir::prepare(&config.run.out_dir, config.run.resume.is_some())
+            OutDir::prepare(&config.run.out_dir, config.stage, config.run.resume.is_some())
         } else {
             Ok(OutDir::of_another(&config.run.out_dir))
         };
         let out_dir = all_ready(team, out_dir)?;
-        let Parts { tokenizer, processor, loader, shapes, resumed, device, dtype } = parts;
+        let Parts { tokenizer, processor, loader, evaluator, shapes, resumed, device, dtype } =
+            parts;
         let model = build_model(&config.model, &shapes, config.run.seed, device);
-        let model = all_ready(team, model)?;
+        let mut model = all_ready(team, model)?;
+        model.set_activation_checkpointing(config.model.activation_checkpointing);
         if let Some(team) = team {
             let mut all = model.params().named();
             all.extend(model.vision_params().named());
@@ -201,6 +213,7 @@ impl Run {
             tokenizer,
             processor,
             loader,
+            evaluator,
             model,
             dtype,
             resumed,
@@ -251,6 +264,7 @@ impl Run {
         let trainable = self.model.trainable();
         let num_trainable: i64 = trainable.iter().map(|(_, t)| t.numel() as i64).sum();
         if is_first {
+            self.out_dir.set_aside_earlier()?;
             self.out_dir.write_json("config.json", &self.describe())?;
             self.announce(num_trainable);
         }
@@ -284,6 +298,7 @@ impl Run {
             metrics,
             team,
             reducer,
+            evaluator: self.evaluator.as_ref(),
         };
         let ending = trainer.run(stop, &mut |trainer| self.save_checkpoint(trainer))?;
         self.save_checkpoint(&trainer)?;
@@ -367,10 +382,9 @@ impl Run {
         self.out_dir.write_json("summary.json", summary)
     }
 
-    /// Base name of the weights that a run leaves: `pretrain_vlm_{dim}[_moe]`.
+    /// Base name of the weights that a run leaves: `pretrain_vlm_{dim}[_moe]`, `sft_vlm_…`.
     pub fn weights_name(&self) -> String {
-        let suffix = if self.shapes.lm.use_moe { "_moe" } else { "" };
-        format!("pretrain_vlm_{}{suffix}", self.shapes.lm.dim)
+        self.config.stage.weights_name(self.shapes.lm.dim, self.shapes.lm.use_moe)
     }
 
     /// A checkpoint to continue from, and the weights alone in both formats.
@@ -447,7 +461,12 @@ impl Run {
     /// The resolved configuration, with the model that came of it.
     fn describe(&self) -> serde_json::Value {
         let mut tree = self.shapes.describe(&self.tokenizer);
-        tree["run"] = serde_json::to_value(&self.config).unwrap_or_default();
+        let mut config = self.config.clone();
+        // The folder can then be used from wherever its user is.
+        for part in [&mut config.model.vision, &mut config.model.tokenizer] {
+            *part = std::path::absolute(&*part).unwrap_or_else(|_| part.clone());
+        }
+        tree["run"] = serde_json::to_value(&config).unwrap_or_default();
         tree["dtype"] = serde_json::to_value(self.dtype).unwrap_or_default();
         tree["program"] = env!("CARGO_PKG_VERSION").into();
         tree
@@ -521,11 +540,33 @@ fn loader_config(
     }
 }
 
+/// What judges the model on the way, where that is asked for.
+fn evaluator(
+    config: &TrainConfig,
+    tokenizer: &Arc<ChatTokenizer>,
+    processor: &Arc<ImageProcessor>,
+    tokens_per_image: usize,
+) -> Result<Option<Evaluator>, TrainError> {
+    let Some(data_path) = &config.eval.data_path else { return Ok(None) };
+    let images_path = config.eval.images_path.as_ref().or(config.data.images_path.as_ref());
+    let options = EvalOptions {
+        batch_size: config.optim.batch_size,
+        max_seq_len: config.data.max_seq_len,
+        num_workers: config.data.num_workers,
+        max_captions: config.eval.max_captions,
+        max_new_tokens: config.eval.max_new_tokens,
+    };
+    let images_path = images_path.map(std::path::PathBuf::as_path);
+    Evaluator::open(data_path, images_path, tokenizer, processor, tokens_per_image, options)
+        .map(Some)
+}
+
 /// The settings that decide which numbers a run computes. How many processes share a batch does not.
 fn identity(config: &TrainConfig, world_size: usize) -> serde_json::Value {
     let global_batch_size = config.optim.batch_size.saturating_mul(world_size);
     let optim = OptimConfig { batch_size: global_batch_size, ..config.optim.clone() };
     serde_json::json!({
+        "stage": config.stage,
         "data_path": config.data.data_path,
         "shuffle": config.data.shuffle,
         "bucket_window": config.data.bucket_window,
@@ -544,6 +585,10 @@ fn find_checkpoint(
         None => return Ok(None),
         Some(Resume::Path(path)) => checkpoint::load(path)?,
         Some(Resume::Auto) => {
+            if OutDir::holds_earlier(&config.run.out_dir, config.stage) {
+                tracing::info!("only an earlier stage's checkpoints there: starting anew");
+                return Ok(None);
+            }
             let folder = config.run.out_dir.join("checkpoints");
             let Some(checkpoint) = checkpoint::newest(&folder)? else {
                 tracing::info!("no checkpoint in {}: starting anew", folder.display());

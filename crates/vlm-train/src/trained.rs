@@ -70,6 +70,7 @@ impl TrainedModel {
             projector: None,
             shape: ShapeRequest::default(),
             freeze: FreezePolicy::default(),
+            activation_checkpointing: false,
         };
         let tokenizer = Arc::new(open_tokenizer(&config)?);
         let shapes = settle_shapes(&config, &tokenizer, 0)?;
@@ -120,6 +121,20 @@ pub(crate) fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, Tra
         model.display(),
         Stage::Pretrain.weights_name(dim, use_moe)
     )))
+}
+
+/// The `vision` or `tokenizer` folder that belongs to these weights of a run.
+pub fn part_of_run(weights: &Path, part: &str) -> Option<PathBuf> {
+    let folder = if weights.is_dir() { weights } else { weights.parent()? };
+    let beside = if part == "vision" { folder.join("vision") } else { folder.to_owned() };
+    find_part(folder, &read_config(folder), part, beside).ok()
+}
+
+/// `dim` and `use_moe` of the run in `folder`, as its `config.json` says.
+pub fn shape_of_run(folder: &Path) -> Option<(i64, bool)> {
+    let written = read_config(folder);
+    let shape = written.is_object().then(|| LmConfig::from_json(&written).ok())??;
+    Some((shape.dim, shape.use_moe))
 }
 
 /// The part in the model's own folder (an encoder that was trained too, all parts of an exported

@@ -11,7 +11,8 @@ use vlm_torch::{Reducer, clip_grad_norm, peak_memory_bytes, set_grad_none, unsca
 use crate::TrainError;
 use crate::config::{LossAverage, TrainConfig};
 use crate::device_batch::Transfer;
-use crate::metrics::{Counters, Display, LogLine, Meter, MetricsFile};
+use crate::eval::Evaluator;
+use crate::metrics::{Counters, Display, EvalLine, LogLine, Meter, MetricsFile};
 use crate::optimizer::AdamW;
 use crate::parallel::{Phase, Share, Team, Totals};
 use crate::precision::Dtype;
@@ -132,6 +133,8 @@ pub struct Trainer<'a> {
     pub dtype: Dtype,
     /// Where the run stands.
     pub position: Position,
+    /// Judges the model on the way; rank 0 only, the others wait for it.
+    pub evaluator: Option<&'a Evaluator>,
     /// What rows are filled up with.
     pub pad_token_id: i64,
     /// Where rows that cannot be used are written down; rank 0 only.
@@ -197,7 +200,8 @@ impl Trainer<'_> {
         let end = source.batches_per_epoch().min(first + steps_left as usize);
         let mut batches = source.epoch(epoch, first);
         let mut window = Window::default();
-        let mut save_is_due = false;
+        let eval_interval = self.config.eval.interval.unwrap_or(self.config.run.save_interval);
+        let (mut save_is_due, mut eval_is_due) = (false, false);
         for index in first..end {
             let step = self.position.counters.step;
             let asked = Instant::now();
@@ -232,8 +236,13 @@ impl Trainer<'_> {
             self.log(lr, loss, grad_norm, epoch, is_last, screen)?;
             save_is_due |=
                 self.position.counters.step.is_multiple_of(self.config.run.save_interval);
+            eval_is_due |= is_last || self.position.counters.step.is_multiple_of(eval_interval);
             if !place.is_last {
                 continue;
+            }
+            if eval_is_due {
+                self.evaluate(epoch, screen)?;
+                eval_is_due = false;
             }
             // Several ranks stop by what they agreed on, so that all stop at one step.
             let stopped = match self.team {
@@ -254,6 +263,28 @@ impl Trainer<'_> {
             self.position.next_batch = 0;
         }
         Ok(Ending::Finished)
+    }
+
+    /// Judges the model as it is now, if it is to be judged, and writes a line of the log.
+    fn evaluate(&mut self, epoch: u64, screen: &mut Screen) -> Result<(), TrainError> {
+        let Some(evaluator) = self.evaluator else { return Ok(()) };
+        let started = Instant::now();
+        let report = evaluator.evaluate(self.model, self.dtype)?;
+        let number = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.4}"));
+        screen.display.say(&format!(
+            "step {}  held-out loss {}  exact {}  token F1 {}  of {} rows, {} answered",
+            self.position.counters.step,
+            number(report.loss),
+            number(report.exact),
+            number(report.token_f1),
+            report.rows,
+            report.captions,
+        ));
+        if let Some(metrics) = &mut self.metrics {
+            metrics.append(&EvalLine::new(self.position.counters, epoch, &report))?;
+        }
+        screen.meter.paused(started.elapsed());
+        Ok(())
     }
 
     fn learning_rate(&self, step: u64) -> f64 {

@@ -12,7 +12,9 @@ use vlm_data::{
 use vlm_model::weights::Weights;
 use vlm_model::{FreezePolicy, LmConfig, VisionConfig, Vlm};
 use vlm_train::TrainConfig;
-use vlm_train::config::{DataConfig, ModelConfig, OptimConfig, RunConfig, ShapeRequest};
+use vlm_train::config::{
+    DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, ShapeRequest, Stage,
+};
 use vlm_train::device_batch::Transfer;
 use vlm_train::metrics::MetricsFile;
 use vlm_train::optimizer::AdamW;
@@ -98,6 +100,7 @@ impl BatchSource for GoldenBatches {
 
 fn config(out_dir: PathBuf) -> TrainConfig {
     TrainConfig {
+        stage: Stage::Pretrain,
         data: DataConfig {
             data_path: PathBuf::new(),
             images_path: None,
@@ -119,6 +122,7 @@ fn config(out_dir: PathBuf) -> TrainConfig {
             projector: None,
             shape: ShapeRequest::default(),
             freeze: FreezePolicy::default(),
+            activation_checkpointing: false,
         },
         // 8 micro-batches, 5 times: 40 steps, two an update.
         optim: OptimConfig {
@@ -142,6 +146,7 @@ fn config(out_dir: PathBuf) -> TrainConfig {
             timeout_secs: 60,
             ddp: false,
         },
+        eval: EvalConfig::default(),
     }
 }
 
@@ -177,6 +182,7 @@ fn train(model: &Vlm, source: &GoldenBatches) -> Vec<serde_json::Value> {
         pad_token_id: 0,
         team: None,
         reducer: None,
+        evaluator: None,
     };
     let ending = trainer.run(&AtomicBool::new(false), &mut |_| Ok(())).unwrap();
     assert_eq!(ending, Ending::Finished);

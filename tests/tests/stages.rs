@@ -1,0 +1,234 @@
+//! The second stage, judging on the way, and precision: whole runs that must agree with others.
+
+use std::path::Path;
+
+use crate::support::{Trial, demo_start, golden, row, vlm};
+
+/// Tensors of a weight file by name, as bytes.
+fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
+    let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut all: Vec<_> =
+        file.iter().map(|(name, t)| (name.to_owned(), t.data().to_vec())).collect();
+    all.sort();
+    all
+}
+
+fn losses(trial: &Trial) -> Vec<f64> {
+    trial.metrics().iter().filter_map(|line| line["loss"].as_f64()).collect()
+}
+
+/// A conversation of text alone.
+fn text_row(words: &str) -> String {
+    serde_json::json!({ "conversations": [
+        { "role": "user", "content": "Say a word." },
+        { "role": "assistant", "content": words },
+        { "role": "user", "content": "Another." },
+        { "role": "assistant", "content": "ring" },
+    ] })
+    .to_string()
+}
+
+#[test]
+fn the_second_stage_goes_on_from_what_the_first_left_in_the_folder() {
+    let trial = Trial::new();
+    trial.pretrain(&[]).assert_success();
+    let mut rows: Vec<String> = (0..4).map(|k| row(&format!("{k}.png"), "A red circle.")).collect();
+    rows.extend(["red", "blue", "green", "pink"].map(text_row));
+    trial.write_rows(&rows);
+    let out = trial.path("out");
+    let path = |name: &str| trial.path(name).to_str().unwrap().to_owned();
+    let ended = vlm(&[
+        "sft",
+        "--device",
+        "cpu",
+        "--out-dir",
+        out.to_str().unwrap(),
+        "--data-path",
+        &path("rows.jsonl"),
+        "--images-path",
+        &path("images"),
+        "--epochs",
+        "1",
+        "--no-shuffle",
+        "--log-interval",
+        "1",
+        "--eval-data",
+        &path("rows.jsonl"),
+        "--eval-captions",
+        "0",
+        "--learning-rate",
+        "1e-3",
+    ]);
+    ended.assert_success();
+
+    // It began with the first stage's weights, projector included.
+    let judged = vlm(&[
+        "eval",
+        "--json",
+        "--device",
+        "cpu",
+        "--max-rows",
+        "0",
+        "--model",
+        &path("out/pretrain_vlm_32.safetensors"),
+        "--vision",
+        golden("vision_tower").to_str().unwrap(),
+        "--tokenizer",
+        demo_start("").to_str().unwrap(),
+        "--data-path",
+        &path("rows.jsonl"),
+        "--images-path",
+        &path("images"),
+    ]);
+    judged.assert_success();
+    let judged: serde_json::Value = serde_json::from_str(&judged.stdout).unwrap();
+    let difference = judged["loss"].as_f64().unwrap() - losses(&trial)[0];
+    assert!(difference.abs() < 1e-5, "{judged}, {:?}", losses(&trial));
+    assert_eq!(trial.summary()["rejected_rows"], 0);
+
+    // Everything but the vision encoder was trained.
+    let before = tensors(&trial.path("out/pretrain_vlm_32.safetensors"));
+    let after = tensors(&trial.path("out/sft_vlm_32.safetensors"));
+    assert_eq!(before.len(), after.len());
+    for ((name, before), (_, after)) in before.iter().zip(&after) {
+        assert!(before != after, "{name} was not trained");
+    }
+    assert!(trial.path("out/sft_vlm_32.pth").exists());
+    let config: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(trial.path("out/config.json")).unwrap())
+            .unwrap();
+    assert_eq!(config["run"]["stage"], "sft");
+    assert_eq!(config["run"]["optim"]["batch_size"], 8);
+    assert_eq!(config["run"]["data"]["max_seq_len"], 1536);
+    // The first stage's records are kept apart, and what follows is the second's.
+    assert!(trial.path("out/pretrain/metrics.jsonl").exists());
+    assert!(trial.metrics().last().unwrap()["eval_loss"].is_number());
+    let again = vlm(&[
+        "sft",
+        "--device",
+        "cpu",
+        "--out-dir",
+        out.to_str().unwrap(),
+        "--data-path",
+        &path("rows.jsonl"),
+        "--images-path",
+        &path("images"),
+    ]);
+    again.assert_error(2, &["already holds a run"]);
+    // The folder's newest weights are the ones that answer.
+    let answer = vlm(&[
+        "generate",
+        "-v",
+        "--device",
+        "cpu",
+        "--model",
+        out.to_str().unwrap(),
+        "--prompt",
+        "Say a word.",
+        "--max-new-tokens",
+        "4",
+    ]);
+    answer.assert_success();
+    assert!(answer.stderr.contains("sft_vlm_32"), "{}", answer.stderr);
+}
+
+#[test]
+fn the_second_stage_without_the_first_ones_weights_says_what_is_missing() {
+    let trial = Trial::new();
+    let ended = vlm(&[
+        "sft",
+        "--out-dir",
+        trial.path("out").to_str().unwrap(),
+        "--data-path",
+        trial.path("rows.jsonl").to_str().unwrap(),
+    ]);
+    ended.assert_error(2, &["pretrain_vlm_512.pth is not there", "vlm pretrain"]);
+}
+
+#[test]
+fn judging_on_the_way_changes_no_weight() {
+    let plain = Trial::new();
+    // Dropout draws random numbers: judging must not take any of them.
+    let flags = ["--epochs", "2", "--dropout", "0.1", "--accumulation-steps", "2"];
+    plain.pretrain(&flags).assert_success();
+    let judged = Trial::new();
+    let rows = judged.path("rows.jsonl").to_str().unwrap().to_owned();
+    let more = ["--eval-data", &rows, "--eval-interval", "1", "--eval-captions", "2"];
+    judged.pretrain(&[&flags[..], &more].concat()).assert_success();
+    let weights = |trial: &Trial| tensors(&trial.path("out/pretrain_vlm_32.safetensors"));
+    assert!(weights(&plain) == weights(&judged));
+    assert_eq!(losses(&plain), losses(&judged));
+
+    // Once an update: within a window the weights do not change.
+    let lines: Vec<_> =
+        judged.metrics().into_iter().filter(|line| line.get("eval_loss").is_some()).collect();
+    assert_eq!(lines.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 4]);
+    for line in &lines {
+        assert!(line.get("loss").is_none(), "{line}");
+        assert_eq!((&line["eval_rows"], &line["eval_captions"]), (&8.into(), &2.into()));
+        assert!(line["eval_loss"].is_number() && line["eval_token_f1"].is_number(), "{line}");
+    }
+    assert!(lines[1]["eval_loss"].as_f64() < lines[0]["eval_loss"].as_f64());
+
+    let missing = Trial::new().pretrain(&["--eval-interval", "5"]);
+    missing.assert_error(2, &["--eval-data"]);
+}
+
+#[test]
+fn activation_checkpointing_trains_the_same_weights() {
+    for more in [&[][..], &["--use-moe"], &["--dropout", "0.2"]] {
+        let flags = [&["--epochs", "3", "--train-lm"], more].concat();
+        let plain = Trial::new();
+        plain.pretrain(&flags).assert_success();
+        let again = Trial::new();
+        again.pretrain(&[&flags[..], &["--activation-checkpointing"]].concat()).assert_success();
+        for (a, b) in losses(&plain).iter().zip(losses(&again)) {
+            assert!((a - b).abs() <= 1e-5 * a, "{more:?}: {a} against {b}");
+        }
+    }
+}
+
+/// The losses of `epochs` times two steps of all the language model on the eight pictures.
+fn curve(dtype: &str, epochs: &str, more: &[&str]) -> Vec<f64> {
+    let trial = Trial::new();
+    let flags = ["--dtype", dtype, "--epochs", epochs, "--train-lm", "--learning-rate", "1e-3"];
+    trial.pretrain(&[&flags[..], &["--save-interval", "1000"], more].concat()).assert_success();
+    losses(&trial)
+}
+
+#[test]
+fn bfloat16_and_float32_learn_alike() {
+    for (epochs, more) in [("100", &[][..]), ("50", &["--use-moe"])] {
+        let float32 = curve("float32", epochs, more);
+        let bfloat16 = curve("bfloat16", epochs, more);
+        let mean = |curve: &[f64]| curve.iter().sum::<f64>() / curve.len() as f64;
+        let (first, last) = (float32[0], mean(&float32[float32.len() - 10..]));
+        assert!(last < 0.6 * first, "nothing was learned: {first} to {last}");
+        assert!(float32 != bfloat16, "both ran in one precision");
+        for (k, (a, b)) in float32.chunks(20).zip(bfloat16.chunks(20)).enumerate() {
+            let (a, b) = (mean(a), mean(b));
+            assert!((a - b).abs() <= 0.02 * a, "{more:?} from step {}: {a} and {b}", 20 * k);
+        }
+    }
+}
+
+#[test]
+fn float16_scales_its_loss_and_keeps_the_scale_in_the_checkpoint() {
+    let trial = Trial::new();
+    let flags = ["--dtype", "float16", "--epochs", "4", "--save-interval", "2"];
+    let ended = trial.pretrain(&flags);
+    ended.assert_success();
+    let newest = trial.path("out/checkpoints/step-00000008/state.json");
+    let state: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(newest).unwrap()).unwrap();
+    let (scale, skipped) = (
+        state["position"]["scaler"]["scale"].as_f64().unwrap(),
+        trial.summary()["skipped_updates"].as_u64().unwrap(),
+    );
+    // Halved for each update that overflowed, and the others counted.
+    assert_eq!(scale, 65_536.0 / 2f64.powi(skipped as i32));
+    let updates = trial.metrics().last().unwrap()["update"].as_u64().unwrap();
+    assert_eq!(updates + skipped, 8);
+    assert!(losses(&trial).iter().all(|loss| loss.is_finite()));
+}
