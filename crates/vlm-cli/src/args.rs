@@ -204,6 +204,12 @@ pub struct PretrainArgs {
     /// Seed of random weights and of the order of the rows [default: 1337].
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Write TensorBoard's event files into --out-dir [default].
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, overrides_with = "no_tensorboard")]
+    pub tensorboard: Option<bool>,
+    /// Write no event files.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool, overrides_with = "tensorboard")]
+    pub no_tensorboard: Option<bool>,
     /// Continue: "auto" (the newest good checkpoint in --out-dir) or a checkpoint's folder.
     #[arg(long, value_name = "auto|DIR")]
     pub resume: Option<PathBuf>,

@@ -35,17 +35,20 @@ pub fn pretrain(args: PretrainArgs, stop: &AtomicBool) -> Result<()> {
     println!("captioning {} held-out pictures before training …", held_out.num_pictures());
     let before = held_out.examine(&run, Pictures::Shown)?.accuracy;
     let mut summary = run.train(stop)?;
+    let mut judged = None;
     if summary.status == "finished" {
         println!("captioning them again, and once with blank pictures …");
         let after = held_out.examine(&run, Pictures::Shown)?;
         let blank = held_out.examine(&run, Pictures::Blank)?.accuracy;
-        let sheet = run.out_dir().join("heldout.png");
+        let sheet = run.out_dir().join(vlm_train::report::CONTACT_SHEET);
         held_out.write_contact_sheet(&after, &sheet)?;
-        let judged = DemoReport { before, after: after.accuracy, blank };
-        summary.extra.extend(judged.summary());
-        println!("{}pictures with their captions: {}", judged.table(), sheet.display());
+        let result = DemoReport { before, after: after.accuracy, blank };
+        summary.extra.extend(result.summary());
+        println!("{}pictures with their captions: {}", result.table(), sheet.display());
+        judged = Some(result);
     }
     run.write_summary(&summary)?;
+    run.write_report(judged.as_ref());
     report(&run, &summary);
     Ok(())
 }

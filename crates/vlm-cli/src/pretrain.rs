@@ -24,6 +24,7 @@ pub fn run(flags: PretrainArgs, stage: Stage) -> Result<()> {
     let mut run = Run::prepare(configuration(args, stage)?)?;
     let summary = run.train(&stop)?;
     run.write_summary(&summary)?;
+    run.write_report(None);
     report(&run, &summary);
     Ok(())
 }
@@ -158,6 +159,7 @@ pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
             max_steps: args.max_steps,
             num_threads: args.num_threads,
             progress: std::io::IsTerminal::is_terminal(&std::io::stderr()),
+            tensorboard: args.tensorboard.unwrap_or(!args.no_tensorboard.unwrap_or(false)),
             resume: args.resume.map(|path| match path.to_str() {
                 Some("auto") => Resume::Auto,
                 _ => Resume::Path(path),

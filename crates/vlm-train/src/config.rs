@@ -249,6 +249,8 @@ pub struct RunConfig {
     pub num_threads: Option<i32>,
     /// Whether to show a progress bar on a terminal.
     pub progress: bool,
+    /// Whether to write TensorBoard's event files beside `metrics.jsonl`.
+    pub tensorboard: bool,
     /// Continue an earlier run.
     pub resume: Option<Resume>,
     /// Seconds that a rank waits for the others, at the start and in each operation.

@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::TrainError;
 use crate::eval::EvalReport;
+use crate::event_file::EventFile;
 
 /// What a run has done so far, over all epochs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
@@ -127,6 +128,7 @@ impl EvalLine {
 pub struct MetricsFile {
     path: PathBuf,
     file: File,
+    events: Option<EventFile>,
 }
 
 impl MetricsFile {
@@ -139,6 +141,7 @@ impl MetricsFile {
         Ok(Self {
             path: path.to_owned(),
             file: file.map_err(|e| TrainError::at(path, format!("cannot write metrics: {e}")))?,
+            events: None,
         })
     }
 
@@ -175,16 +178,30 @@ impl MetricsFile {
         Self::open(path)
     }
 
+    /// Writes every number of a line to `events` too, under the names that it has here.
+    pub fn with_events(self, events: EventFile) -> Self {
+        Self { events: Some(events), ..self }
+    }
+
     /// Writes one line, whole.
     ///
     /// # Errors
     /// The system's, with the path (a full disk, say).
     pub fn append(&mut self, line: &impl Serialize) -> Result<(), TrainError> {
-        let mut text = serde_json::to_string(line).map_err(|e| TrainError::at(&self.path, e))?;
-        text.push('\n');
+        let value = serde_json::to_value(line).map_err(|e| TrainError::at(&self.path, e))?;
         self.file
-            .write_all(text.as_bytes())
-            .map_err(|e| TrainError::at(&self.path, format!("cannot write metrics: {e}")))
+            .write_all(format!("{value}\n").as_bytes())
+            .map_err(|e| TrainError::at(&self.path, format!("cannot write metrics: {e}")))?;
+        let (Some(events), Some(fields)) = (&mut self.events, value.as_object()) else {
+            return Ok(());
+        };
+        let scalars: Vec<(&str, f64)> = fields
+            .iter()
+            .filter(|(name, _)| *name != "step")
+            .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)))
+            .collect();
+        let step = value["step"].as_u64().unwrap_or(0);
+        events.scalars(step, &scalars)
     }
 }
 

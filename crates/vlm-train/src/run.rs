@@ -20,14 +20,17 @@ use crate::assemble::{Shapes, build_model, open_tokenizer, settle_shapes};
 use crate::cache_features::{feature_key, usage};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{ModelConfig, OptimConfig, Resume, TrainConfig};
+use crate::demo::DemoReport;
 use crate::device_batch::Transfer;
 use crate::encoder_files;
 use crate::eval::{EvalOptions, Evaluator};
+use crate::event_file::EventFile;
 use crate::metrics::MetricsFile;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
 use crate::parallel::{Identity, LaunchEnv, Phase, Team, agree, gradient_bytes, start_up};
 use crate::precision::{self, Dtype};
+use crate::report;
 use crate::scaler::LossScaler;
 use crate::trained::image_processor;
 use crate::trainer::{Ending, Position, Trainer};
@@ -278,10 +281,7 @@ impl Run {
         let (rejects, metrics) = match is_first {
             true => (
                 Some(RejectLog::open(&self.out_dir.join("rejected.jsonl"))?),
-                Some(MetricsFile::open_after(
-                    &self.out_dir.join("metrics.jsonl"),
-                    position.counters.step,
-                )?),
+                Some(self.metrics_file(position.counters.step)?),
             ),
             false => (None, None),
         };
@@ -369,6 +369,26 @@ impl Run {
         };
         let reducer = Reducer::new(team.group(), &trainable, &options);
         reducer.map_err(|error| team.explain(error))
+    }
+
+    /// The log, cut back to the steps that are behind, and TensorBoard's events beside it.
+    fn metrics_file(&self, done: u64) -> Result<MetricsFile, TrainError> {
+        let metrics = MetricsFile::open_after(&self.out_dir.join("metrics.jsonl"), done)?;
+        if !self.config.run.tensorboard {
+            return Ok(metrics);
+        }
+        Ok(metrics.with_events(EventFile::create(self.out_dir.path(), done + 1)?))
+    }
+
+    /// Writes `report.html` from the files of the out-dir, `summary.json` among them, and for the
+    /// demo what came of it. Rank 0 does, for all. What fails here costs a page, not a run.
+    pub fn write_report(&self, demo: Option<&DemoReport>) {
+        if !self.is_first_rank() {
+            return;
+        }
+        if let Err(error) = report::write(self.out_dir.path(), demo) {
+            tracing::warn!("no {}: {error}", report::FILE_NAME);
+        }
     }
 
     /// Writes `summary.json`; rank 0 does, for all.

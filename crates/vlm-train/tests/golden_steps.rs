@@ -142,6 +142,7 @@ fn config(out_dir: PathBuf) -> TrainConfig {
             max_steps: None,
             num_threads: None,
             progress: false,
+            tensorboard: false,
             resume: None,
             timeout_secs: 60,
             ddp: false,

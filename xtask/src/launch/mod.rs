@@ -18,7 +18,7 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
-use crate::workspace::{DATA_DIR_VARIABLE, Workspace, usage_error};
+use crate::workspace::{DATA_DIR_VARIABLE, Workspace};
 use crate::{demo, setup};
 
 pub use binary::build_vlm;
@@ -34,12 +34,6 @@ pub fn train(
 ) -> Result<ExitCode> {
     let (flags, args) = flags::split(args)?;
     let layout = flags.layout()?;
-    if layout.world_size() > 1 {
-        return Err(usage_error(format!(
-            "launching {} processes: vlm trains on one process as yet",
-            layout.world_size()
-        )));
-    }
     setup::ensure(workspace)?;
     let binary = build_vlm(workspace)?;
     if args.iter().any(|arg| arg == "--help" || arg == "-h") {

@@ -1,0 +1,195 @@
+//! TensorBoard event files: `events.out.tfevents.*`, a row of records that each hold one `Event`.
+//!
+//! Both formats are TensorFlow's: the record frame of `core/lib/io/record_writer.h` and the messages
+//! of `core/util/event.proto` and `core/framework/summary.proto`. Of these only what scalars need
+//! is written here. Knows no metric by name.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::TrainError;
+
+/// The format's version, which opens every file.
+const FILE_VERSION: &str = "brain.Event:2";
+/// CRC-32C (Castagnoli), reflected.
+const POLYNOMIAL: u32 = 0x82f6_3b78;
+const CRC_TABLE: [u32; 256] = crc_table();
+
+/// A file of scalars, one for each process that writes to a run's folder.
+#[derive(Debug)]
+pub struct EventFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl EventFile {
+    /// A new file in `folder`. What files before it hold from `next_step` on is no longer shown: a
+    /// run that continues from a checkpoint does these steps again.
+    ///
+    /// # Errors
+    /// The system's, with the path.
+    pub fn create(folder: &Path, next_step: u64) -> Result<Self, TrainError> {
+        let (path, file) = new_file(folder).map_err(|e| TrainError::at(folder, e))?;
+        let mut events = Self { path, file };
+        events.write(0, &Content::FileVersion)?;
+        events.write(next_step, &Content::SessionStart)?;
+        Ok(events)
+    }
+
+    /// Appends one value of each of the named scalars.
+    ///
+    /// # Errors
+    /// The system's, with the path (a full disk, say).
+    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<(), TrainError> {
+        self.write(step, &Content::Scalars(values))
+    }
+
+    fn write(&mut self, step: u64, content: &Content) -> Result<(), TrainError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let record = record(&event(now.as_secs_f64(), step, content));
+        self.file
+            .write_all(&record)
+            .map_err(|e| TrainError::at(&self.path, format!("cannot write events: {e}")))
+    }
+}
+
+/// `events.out.tfevents.{seconds}.{host}.{process}.{number}`. TensorBoard reads a folder's files in
+/// the order of their names.
+fn new_file(folder: &Path) -> io::Result<(PathBuf, File)> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric()).collect();
+    let process = std::process::id();
+    let mut number = 0;
+    loop {
+        let path = folder.join(format!("events.out.tfevents.{now:010}.{host}.{process}.{number}"));
+        match File::create_new(&path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
+            other => return other.map(|file| (path, file)),
+        }
+    }
+}
+
+/// What an event says.
+enum Content<'a> {
+    FileVersion,
+    SessionStart,
+    Scalars(&'a [(&'a str, f64)]),
+}
+
+/// An `Event` in protocol-buffer form; times in seconds since 1970.
+fn event(wall_time: f64, step: u64, content: &Content) -> Vec<u8> {
+    let mut event = Vec::new();
+    // wall_time = 1, double.
+    event.push(0x09);
+    event.extend(wall_time.to_le_bytes());
+    if step > 0 {
+        // step = 2, int64.
+        event.push(0x10);
+        put_varint(&mut event, step);
+    }
+    match content {
+        Content::FileVersion => put_bytes(&mut event, 3, FILE_VERSION.as_bytes()),
+        // session_log = 7, with status = 1 set to START = 1.
+        Content::SessionStart => put_bytes(&mut event, 7, &[0x08, 1]),
+        Content::Scalars(values) => {
+            let mut summary = Vec::new();
+            for (tag, value) in *values {
+                let mut entry = Vec::new();
+                put_bytes(&mut entry, 1, tag.as_bytes());
+                // simple_value = 2, float.
+                entry.push(0x15);
+                entry.extend((*value as f32).to_le_bytes());
+                put_bytes(&mut summary, 1, &entry);
+            }
+            put_bytes(&mut event, 5, &summary);
+        }
+    }
+    event
+}
+
+/// A field of bytes, text or a message: its number, its length, itself.
+fn put_bytes(to: &mut Vec<u8>, field: u8, bytes: &[u8]) {
+    to.push(field << 3 | 2);
+    put_varint(to, bytes.len() as u64);
+    to.extend(bytes);
+}
+
+fn put_varint(to: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        to.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    to.push(value as u8);
+}
+
+/// Length, its checksum, the payload, its checksum.
+fn record(payload: &[u8]) -> Vec<u8> {
+    let length = (payload.len() as u64).to_le_bytes();
+    let mut record = length.to_vec();
+    record.extend(masked_crc(&length).to_le_bytes());
+    record.extend(payload);
+    record.extend(masked_crc(payload).to_le_bytes());
+    record
+}
+
+/// The checksum as records hold it: masked, since a checksum of data that hold checksums is weak.
+fn masked_crc(bytes: &[u8]) -> u32 {
+    crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
+}
+
+fn crc32c(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc: u32, byte| CRC_TABLE[usize::from(crc as u8 ^ byte)] ^ (crc >> 8))
+}
+
+const fn crc_table() -> [u32; 256] {
+    let mut table = [0; 256];
+    let mut index = 0;
+    while index < 256 {
+        let mut crc = index as u32;
+        let mut bit = 0;
+        while bit < 8 {
+            crc = if crc & 1 == 1 { (crc >> 1) ^ POLYNOMIAL } else { crc >> 1 };
+            bit += 1;
+        }
+        table[index] = crc;
+        index += 1;
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksum_is_castagnolis() {
+        // RFC 3720, appendix B.4, and the polynomial's usual check value.
+        assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+        assert_eq!(crc32c(&[0; 32]), 0x8a91_36aa);
+        assert_eq!(crc32c(&[0xff; 32]), 0x62a8_ab43);
+    }
+
+    #[test]
+    fn bytes_are_those_of_tensorboards_own_writer() {
+        let golden = include_bytes!("../../../tests/golden/events/events.golden");
+        let values = [("loss", 8.7654), ("lr", 4.4e-4)];
+        let written = [
+            record(&event(1764000000.25, 0, &Content::FileVersion)),
+            record(&event(1764000001.5, 300, &Content::SessionStart)),
+            record(&event(1764000002.75, 300, &Content::Scalars(&values))),
+        ];
+        assert_eq!(written.concat(), golden);
+    }
+
+    #[test]
+    fn files_of_one_second_do_not_overwrite_each_other() {
+        let folder = tempfile::tempdir().unwrap();
+        for _ in 0..3 {
+            EventFile::create(folder.path(), 1).unwrap().scalars(1, &[("loss", 1.0)]).unwrap();
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+    }
+}

@@ -1,0 +1,229 @@
+//! `report.html`: one page about a run, from the files in its out-dir, without anything that must
+//! be fetched. Knows what those files mean, not how they came to be.
+
+mod chart;
+mod page;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::TrainError;
+use crate::demo::DemoReport;
+use page::{Page, Table};
+
+/// Name of the page in a run's folder.
+pub const FILE_NAME: &str = "report.html";
+/// The demo's pictures with their captions, in the same folder.
+pub const CONTACT_SHEET: &str = "heldout.png";
+
+/// Columns of the log that are drawn, with a title and a unit each, and whether they are noisy.
+const CURVES: [(&str, &str, &str, bool); 6] = [
+    ("loss", "Loss", "nats a supervised token", true),
+    ("lr", "Learning rate", "", false),
+    ("grad_norm", "Gradient norm", "before clipping", true),
+    ("samples_per_sec", "Throughput", "rows a second", true),
+    ("step_ms", "Step", "milliseconds", true),
+    ("peak_memory_bytes", "Peak memory", "GiB", false),
+];
+
+/// Writes the page from what the folder holds: `summary.json`, and where they are there
+/// `metrics.jsonl`, `config.json`, `rejected.jsonl` and, for the demo, its judgement and pictures.
+///
+/// # Errors
+/// A file that cannot be read or written, with its path.
+pub fn write(out_dir: &Path, demo: Option<&DemoReport>) -> Result<(), TrainError> {
+    let page = compose(out_dir, demo)?;
+    let path = out_dir.join(FILE_NAME);
+    vlm_torch::write_atomically(&path, |file| {
+        file.write_all(page.as_bytes()).map_err(|e| TrainError::at(&path, e))
+    })
+}
+
+fn compose(out_dir: &Path, demo: Option<&DemoReport>) -> Result<String, TrainError> {
+    let summary = read_json(&out_dir.join("summary.json"))?;
+    let config = read_json(&out_dir.join("config.json"))?;
+    let metrics = read_lines(&out_dir.join("metrics.jsonl"))?;
+    let rejected = read_lines(&out_dir.join("rejected.jsonl"))?;
+    let name = std::path::absolute(out_dir).unwrap_or_else(|_| out_dir.to_owned());
+    let name = name.file_name().map_or("run".into(), |name| name.to_string_lossy().into_owned());
+
+    let mut page = Page::new(&name, summary["status"].as_str().unwrap_or("unknown"));
+    page.tiles(&tiles(&summary));
+    page.section("Curves");
+    page.charts(CURVES.iter().filter_map(|(column, title, unit, is_noisy)| {
+        let points = points(&metrics, column);
+        (points.len() > 1).then(|| chart::draw(title, unit, &points, *is_noisy))
+    }));
+    if let Some(demo) = demo {
+        page.section("Held-out pictures");
+        page.preformatted(&demo.table());
+        if let Ok(sheet) = fs::read(out_dir.join(CONTACT_SHEET)) {
+            page.picture(&sheet, "Held-out pictures with the model's captions");
+            page.note("Green captions are exact; red ones are not, and have the truth below.");
+        }
+    }
+    if !rejected.is_empty() {
+        page.section("Rows set aside");
+        page.table(&rejected_by_reason(&rejected));
+    }
+    page.section("Summary");
+    page.table(&Table::of_names("", &flat(&summary)));
+    page.section("Settings");
+    page.table(&Table::of_names("", &flat(&config)));
+    Ok(page.finish())
+}
+
+/// The numbers that a reader looks for first.
+fn tiles(summary: &Value) -> Vec<(String, String)> {
+    let number = |name: &str| summary[name].as_f64();
+    let mut tiles = Vec::new();
+    let mut add = |label: &str, value: Option<String>| {
+        tiles.extend(value.map(|value| (label.to_owned(), value)));
+    };
+    add("final loss", number("final_loss").map(|loss| format!("{loss:.4}")));
+    let exact = |name: &str| number(name).map(|share| format!("{:.1}%", 100.0 * share));
+    add("captions exact, one object", exact("heldout_exact_after"));
+    add("captions exact, two objects", exact("heldout_exact_two_after"));
+    add("steps", number("steps").map(chart::short));
+    add("rows", number("samples").map(chart::short));
+    add("rows a second", number("samples_per_sec").map(|rate| format!("{rate:.1}")));
+    add("time", number("wall_secs").map(duration));
+    add("peak memory", number("peak_memory_bytes").map(|b| format!("{:.2} GiB", b / GIB)));
+    add("trained parameters", number("trainable_parameters").map(|n| format!("{:.2} M", n / 1e6)));
+    add("rows set aside", number("rejected_rows").map(chart::short));
+    add("processes", number("world_size").map(chart::short));
+    tiles
+}
+
+const GIB: f64 = (1_u64 << 30) as f64;
+
+fn duration(secs: f64) -> String {
+    match secs {
+        _ if secs >= 7200.0 => format!("{:.1} h", secs / 3600.0),
+        _ if secs >= 120.0 => format!("{:.1} min", secs / 60.0),
+        _ => format!("{secs:.1} s"),
+    }
+}
+
+/// `(step, value)` of the log lines that have the column.
+fn points(metrics: &[Value], column: &str) -> Vec<(f64, f64)> {
+    let scale = if column == "peak_memory_bytes" { GIB } else { 1.0 };
+    let point = |line: &Value| Some((line["step"].as_f64()?, line[column].as_f64()? / scale));
+    metrics.iter().filter_map(point).collect()
+}
+
+/// How many rows each reason took, and one of them.
+fn rejected_by_reason(rejected: &[Value]) -> Table {
+    let mut reasons: BTreeMap<&str, (u64, &Value)> = BTreeMap::new();
+    for row in rejected {
+        reasons.entry(row["reason"].as_str().unwrap_or("unknown")).or_insert((0, row)).0 += 1;
+    }
+    let mut rows: Vec<_> = reasons.into_iter().collect();
+    rows.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    Table {
+        head: ["reason", "rows", "for example", ""].map(str::to_owned).into(),
+        rows: rows
+            .into_iter()
+            .map(|(reason, (count, first))| {
+                vec![
+                    reason.to_owned(),
+                    count.to_string(),
+                    text(&first["location"]),
+                    text(&first["detail"]),
+                ]
+            })
+            .collect(),
+    }
+}
+
+/// The leaves of a tree with their paths.
+fn flat(tree: &Value) -> Vec<(String, String)> {
+    fn walk(prefix: &str, value: &Value, found: &mut Vec<(String, String)>) {
+        match value {
+            Value::Object(map) => {
+                let join = |name: &str| match prefix {
+                    "" => name.to_owned(),
+                    prefix => format!("{prefix}.{name}"),
+                };
+                map.iter().for_each(|(name, value)| walk(&join(name), value, found));
+            }
+            Value::String(text) => found.push((prefix.to_owned(), text.clone())),
+            other => found.push((prefix.to_owned(), other.to_string())),
+        }
+    }
+    let mut found = Vec::new();
+    walk("", tree, &mut found);
+    found
+}
+
+fn read_json(path: &Path) -> Result<Value, TrainError> {
+    let text = fs::read_to_string(path).map_err(|e| TrainError::at(path, e))?;
+    serde_json::from_str(&text).map_err(|e| TrainError::at(path, e))
+}
+
+/// The lines that hold a value; a file that is not there has none.
+fn read_lines(path: &Path) -> Result<Vec<Value>, TrainError> {
+    match fs::read_to_string(path) {
+        // A line torn by a crash says nothing that its successor would not.
+        Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(TrainError::at(path, error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| fs::write(folder.path().join(name), text).unwrap();
+        let summary = json!({"status": "finished", "final_loss": 1.25, "steps": 3, "samples": 12});
+        write("summary.json", summary.to_string());
+        write("config.json", json!({"dim": 512, "run": {"seed": 7, "note": "<b>"}}).to_string());
+        let line = |step: u64| json!({"step": step, "loss": 9.0 / step as f64, "lr": 1e-4});
+        let lines: Vec<String> = (1..4).map(|step| line(step).to_string()).collect();
+        write("metrics.jsonl", lines.join("\n"));
+        let bad = |row: u64, reason: &str| json!({"row": row, "reason": reason, "location": "a:1", "detail": "no & sign"});
+        let bad = [bad(1, "missing-image"), bad(2, "too-long"), bad(3, "missing-image")];
+        write("rejected.jsonl", bad.map(|row| row.to_string()).join("\n"));
+        folder
+    }
+
+    #[test]
+    fn page_holds_curves_settings_and_reasons_and_fetches_nothing() {
+        let folder = folder();
+        write(folder.path(), None).unwrap();
+        let page = fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
+        assert_eq!(
+            page.matches("<svg").count(),
+            2,
+            "loss and learning rate; no other column is there"
+        );
+        for part in ["1.2500", "run.seed", "missing-image", "no &amp; sign", "&lt;b&gt;"] {
+            assert!(page.contains(part), "{part} is not in the page");
+        }
+        for link in ["http://", "https://", "src=\"/", "@import", "url("] {
+            assert!(!page.contains(link), "the page fetches {link}");
+        }
+        let reasons =
+            rejected_by_reason(&read_lines(&folder.path().join("rejected.jsonl")).unwrap());
+        assert_eq!(reasons.rows[0][..2], ["missing-image", "2"]);
+    }
+
+    #[test]
+    fn demos_page_shows_its_table_and_pictures() {
+        let folder = folder();
+        fs::write(folder.path().join(CONTACT_SHEET), b"png").unwrap();
+        write(folder.path(), Some(&DemoReport::default())).unwrap();
+        let page = fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
+        assert!(page.contains("two objects, unseen pair"));
+        assert!(page.contains("data:image/png;base64,cG5n\""));
+    }
+}
