@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use vlm_data::{JsonlSource, Role, RowSource, Turn};
+use vlm_data::{Role, RowSource, Turn, open_source};
 use vlm_train::TrainError;
 use vlm_train::answer::Answerer;
 
@@ -61,10 +61,10 @@ pub fn of_data(
     images_path: Option<&Path>,
     output: Option<&Path>,
 ) -> Result<()> {
-    let source = JsonlSource::open(rows, images_path)?;
+    let source = open_source(rows, images_path)?;
     let mut lines = Lines::open(output)?;
     let all: Vec<usize> = (0..source.len()).collect();
-    answerer.answer_rows(&source, &all, &mut |first, answers| {
+    answerer.answer_rows(source.as_ref(), &all, &mut |first, answers| {
         for (k, answer) in answers.iter().enumerate() {
             let row = source.locate(first + k);
             let line = match answer {

@@ -50,9 +50,12 @@ pub enum Command {
 #[derive(Debug, Default, Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PretrainArgs {
-    /// Rows: a .jsonl file. Without it, the embedded demo.
-    #[arg(long, value_name = "FILE")]
-    pub data_path: Option<PathBuf>,
+    /// Rows: .jsonl, .json (a list), .parquet, .tar (WebDataset), a folder of these, or a prepared
+    /// one. May be given several times, with a weight each (PATH:0.7) to mix them. Without it, the
+    /// embedded demo.
+    #[arg(long, value_name = "PATH[:WEIGHT]")]
+    #[serde(deserialize_with = "one_or_many")]
+    pub data_path: Option<Vec<String>>,
     /// Root folder of the image names in the rows.
     #[arg(long, value_name = "DIR")]
     pub images_path: Option<PathBuf>,
@@ -237,6 +240,21 @@ pub struct DemoWeightsArgs {
     pub output: Option<PathBuf>,
 }
 
+/// A text, or a list of them.
+fn one_or_many<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Vec<String>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany {
+        One(String),
+        Many(Vec<String>),
+    }
+    let paths = Option::<OneOrMany>::deserialize(from)?;
+    Ok(paths.map(|paths| match paths {
+        OneOrMany::One(path) => vec![path],
+        OneOrMany::Many(paths) => paths,
+    }))
+}
+
 /// The reference spells its flags with underscores: `--data_path` is `--data-path` here.
 pub fn with_dashes(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let respell = |arg: OsString| {
@@ -277,7 +295,7 @@ mod tests {
     #[test]
     fn the_references_spelling_is_understood() {
         let args = parse(&["--data_path", "a_b.jsonl", "--batch_size=4", "--use_moe", "False"]);
-        assert_eq!(args.data_path.unwrap(), PathBuf::from("a_b.jsonl"));
+        assert_eq!(args.data_path.unwrap(), ["a_b.jsonl"]);
         assert_eq!((args.batch_size, args.use_moe), (Some(4), Some(false)));
     }
 

@@ -81,7 +81,7 @@ fn with_demo_defaults(args: PretrainArgs, data: &Path, files: &DemoFiles) -> Pre
     let start = data.join("demo-start");
     let path = |given: Option<PathBuf>, default: PathBuf| given.or(Some(default));
     PretrainArgs {
-        data_path: Some(files.train.clone()),
+        data_path: Some(vec![files.train.display().to_string()]),
         images_path: path(args.images_path, files.images.clone()),
         lm: path(args.lm, start.join("lm.safetensors")),
         vision: path(args.vision, start.join("vision")),

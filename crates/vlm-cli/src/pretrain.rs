@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
 use anyhow::{Context, Result};
-use vlm_data::DEFAULT_BUCKET_WINDOW;
+use vlm_data::{DEFAULT_BUCKET_WINDOW, DataPaths};
 use vlm_train::config::{
     DataConfig, EvalConfig, ModelConfig, OptimConfig, Resume, RunConfig, ShapeRequest, Stage,
 };
@@ -102,7 +102,9 @@ pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
     Ok(TrainConfig {
         stage,
         data: DataConfig {
-            data_path: required(args.data_path, "data-path", "the rows to train on")?,
+            data_path: args.data_path.map(DataPaths::from).ok_or_else(|| {
+                TrainError::Usage("--data-path is missing: the rows to train on".into())
+            })?,
             images_path: args.images_path,
             max_seq_len: args.max_seq_len.unwrap_or(stage.max_seq_len()),
             padding: args.padding.unwrap_or(vlm_data::Padding::Longest),

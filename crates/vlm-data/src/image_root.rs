@@ -8,7 +8,7 @@ use crate::error::DataError;
 use crate::reject::{Reject, RejectReason};
 
 /// An encoded picture larger than this, in bytes, is not read at all.
-const MAX_FILE_BYTES: u64 = 256 << 20;
+pub(crate) const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// A folder of images. Names come from data that nobody has looked through, so a name that leads
 /// out of the folder, by itself or through a symbolic link, is refused.

@@ -2,7 +2,6 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -10,11 +9,9 @@ use bytes::Bytes;
 use crate::error::DataError;
 use crate::image_root::ImageRoot;
 use crate::reject::{Reject, RejectReason};
+use crate::row_text::{file_name, folder_of, read_row_text};
 use crate::rows::{Row, RowImage};
 use crate::source::RowSource;
-
-/// A line longer than this, in bytes, is rejected unread.
-const MAX_LINE_BYTES: u64 = 64 << 20;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
@@ -52,8 +49,7 @@ impl JsonlSource {
                  \"content\": \"…\"}], \"image\": \"a.jpg\"}",
             ));
         }
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-        let images = ImageRoot::open(images_root.or(parent).unwrap_or(Path::new(".")))?;
+        let images = ImageRoot::open(images_root.unwrap_or(folder_of(path)))?;
         Ok(Self { path: path.to_owned(), file, lines, images })
     }
 }
@@ -68,18 +64,7 @@ impl RowSource for JsonlSource {
         let Some(line) = self.lines.get(index) else {
             return Err(invalid(format!("row {index} of {}", self.lines.len())));
         };
-        if line.bytes > MAX_LINE_BYTES {
-            return Err(invalid(format!(
-                "the line has {} bytes; at most {MAX_LINE_BYTES} are read",
-                line.bytes
-            )));
-        }
-        let mut bytes = vec![0; line.bytes as usize];
-        self.file
-            .read_exact_at(&mut bytes, line.offset)
-            .map_err(|e| invalid(format!("cannot be read (did the file change?): {e}")))?;
-        let text = std::str::from_utf8(&bytes).map_err(|e| invalid(format!("not UTF-8: {e}")))?;
-        Row::from_json(text)
+        Row::from_json(&read_row_text(&self.file, line.offset, line.bytes)?)
     }
 
     fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Reject> {
@@ -87,16 +72,11 @@ impl RowSource for JsonlSource {
     }
 
     fn locate(&self, index: usize) -> String {
-        let name = self.path.file_name().unwrap_or(self.path.as_os_str()).display();
+        let name = file_name(&self.path);
         match self.lines.get(index) {
             Some(line) => format!("{name}:{}", line.number),
             None => format!("{name}, row {index}"),
         }
-    }
-
-    fn length_hint(&self, index: usize) -> u64 {
-        // Bytes, not characters: a token covers about as many bytes in Chinese as in English.
-        self.lines.get(index).map_or(0, |line| line.bytes)
     }
 }
 
@@ -160,7 +140,7 @@ mod tests {
         assert_eq!(source.row(3).unwrap_err().reason, RejectReason::InvalidRow);
         assert_eq!(source.locate(1), "rows.jsonl:4");
         assert_eq!(source.locate(2), "rows.jsonl:5");
-        assert_eq!(source.length_hint(2), ROW.len() as u64);
+        assert_eq!(source.length_hint(2), row.length_hint());
     }
 
     #[test]

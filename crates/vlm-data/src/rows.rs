@@ -121,6 +121,31 @@ impl Row {
         Ok(Self { turns, images: images.into_iter().map(RowImage::named).collect() })
     }
 
+    /// Parses turns alone: a JSON list of them, or an object that holds it as `conversations`.
+    ///
+    /// # Errors
+    /// [`RejectReason::InvalidRow`].
+    pub fn turns_from_json(text: &str) -> Result<Vec<Turn>, Reject> {
+        if text.trim_start().starts_with('{') {
+            return Self::from_json(text).map(|row| row.turns);
+        }
+        match serde_json::from_str(text) {
+            Ok(Value::Array(turns)) if !turns.is_empty() => parse_turns(&turns),
+            Ok(Value::Array(_)) => Err(invalid("\"conversations\" is empty")),
+            Ok(other) => Err(invalid(format!(
+                "\"conversations\" should be a list of turns, but is {}",
+                kind(&other)
+            ))),
+            Err(e) => Err(invalid(format!("\"conversations\" is not JSON: {e}"))),
+        }
+    }
+
+    /// Rough length of the row as it will be in tokens, in bytes of text: to be compared with that
+    /// of other rows. The same whatever file the row comes from.
+    pub fn length_hint(&self) -> u64 {
+        length_hint(&self.turns, self.images.len())
+    }
+
     /// How many [`IMAGE_TAG`]s the turns hold.
     pub fn num_image_tags(&self) -> usize {
         self.turns.iter().map(|turn| turn.content.matches(IMAGE_TAG).count()).sum()
@@ -170,13 +195,24 @@ fn text_field<'a>(
     }
 }
 
+/// See [`Row::length_hint`].
+pub(crate) fn length_hint(turns: &[Turn], num_images: usize) -> u64 {
+    /// As much as some two hundred tokens of text, which images have in the reference.
+    const BYTES_PER_IMAGE: usize = 700;
+    // Bytes, not characters: a token covers about as many bytes in Chinese as in English.
+    let text: usize = turns.iter().map(|turn| turn.content.len()).sum();
+    (text + num_images * BYTES_PER_IMAGE) as u64
+}
+
+/// `a.jpg, b.jpg` → the two names.
+pub(crate) fn split_image_names(text: &str) -> Vec<String> {
+    text.split(',').map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect()
+}
+
 fn parse_images(value: Option<&Value>) -> Result<Vec<String>, Reject> {
-    let names = |text: &str| -> Vec<String> {
-        text.split(',').map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect()
-    };
     match value {
         None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::String(text)) => Ok(names(text)),
+        Some(Value::String(text)) => Ok(split_image_names(text)),
         Some(Value::Array(list)) => list
             .iter()
             .map(|item| match item {

@@ -41,11 +41,10 @@ pub trait RowSource: Send + Sync {
     /// Where a person finds the row: `captions.jsonl:17`.
     fn locate(&self, index: usize) -> String;
 
-    /// Rough length of the row, in any unit, without reading it: its tokens where the source knows
-    /// them, else the bytes of its text. Only compared with that of other rows, to put rows of like
-    /// length into a batch; the same at every call.
-    fn length_hint(&self, _index: usize) -> u64 {
-        0
+    /// Rough length of the row, see [`Row::length_hint`]: the same for a row whatever file it lies
+    /// in, so that batches of rows of like length are the same too. 0 for a row that cannot be used.
+    fn length_hint(&self, index: usize) -> u64 {
+        self.row(index).map_or(0, |row| row.length_hint())
     }
 
     /// Whether token ids that the source holds are those that `wanted` would make now.

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use vlm_data::Padding;
+use vlm_data::{DataPaths, Padding};
 use vlm_model::{FreezePolicy, ProjectorKind};
 
 use crate::TrainError;
@@ -78,8 +78,8 @@ impl Stage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataConfig {
-    /// The rows.
-    pub data_path: PathBuf,
+    /// The rows: a data set, or several.
+    pub data_path: DataPaths,
     /// Root of the image names in the rows.
     pub images_path: Option<PathBuf>,
     /// Tokens a row is cut at.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
-use vlm_data::{ChatTokenizer, ImageProcessor, JsonlSource, Loader, LoaderConfig, RowSource};
+use vlm_data::{ChatTokenizer, ImageProcessor, Loader, LoaderConfig, RowSource, open_source};
 use vlm_model::sampling::Sampling;
 use vlm_model::{ModelError, Vlm};
 
@@ -63,7 +63,7 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    /// Opens the rows of `data_path`; see [`JsonlSource::open`] for `images_path`.
+    /// Opens the rows of `data_path`; see [`open_source`] for `images_path`.
     ///
     /// # Errors
     /// Rows that cannot be read, settings that make no batch.
@@ -75,7 +75,7 @@ impl Evaluator {
         tokens_per_image: usize,
         options: EvalOptions,
     ) -> Result<Self, TrainError> {
-        let source: Arc<dyn RowSource> = Arc::new(JsonlSource::open(data_path, images_path)?);
+        let source: Arc<dyn RowSource> = open_source(data_path, images_path)?;
         let loader = Loader::new(
             Arc::clone(&source),
             Arc::clone(tokenizer),

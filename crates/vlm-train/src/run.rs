@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use tch::{Device, Tensor};
 use vlm_data::{
-    ChatTokenizer, FeatureCache, FeaturesDtype, ImageProcessor, ImageReading, JsonlSource, Loader,
-    LoaderConfig, RejectLog,
+    ChatTokenizer, FeatureCache, FeaturesDtype, ImageProcessor, ImageReading, Loader, LoaderConfig,
+    RejectLog,
 };
 use vlm_model::Vlm;
 use vlm_model::lm::with_tied_output;
@@ -75,9 +75,9 @@ impl Parts {
         let shapes = settle_shapes(&config.model, &tokenizer, config.data.max_seq_len)?;
         let image_size = shapes.vision.image_size;
         let processor = Arc::new(image_processor(&config.model.vision, image_size)?);
-        let source = JsonlSource::open(&config.data.data_path, config.data.images_path.as_deref())?;
+        let source = config.data.data_path.open(config.data.images_path.as_deref())?;
         let loader = Loader::new(
-            Arc::new(source),
+            source,
             Arc::clone(&tokenizer),
             images(&config.model, &shapes, &processor)?,
             loader_config(config, shapes.tokens_per_image(), team),

@@ -102,7 +102,7 @@ fn config(out_dir: PathBuf) -> TrainConfig {
     TrainConfig {
         stage: Stage::Pretrain,
         data: DataConfig {
-            data_path: PathBuf::new(),
+            data_path: vlm_data::DataPaths::default(),
             images_path: None,
             max_seq_len: 256,
             padding: Padding::Max,

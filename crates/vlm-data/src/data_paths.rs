@@ -1,0 +1,144 @@
+//! `--data-path`: one data set, several behind one another, or several mixed by weight.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::DataError;
+use crate::mixture::{Concatenation, Mixture};
+use crate::open::open_source;
+use crate::source::RowSource;
+
+/// Data sets as a user names them: a path each, or `path:weight`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(from = "OneOrMany", into = "OneOrMany")]
+pub struct DataPaths(Vec<String>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl From<OneOrMany> for DataPaths {
+    fn from(paths: OneOrMany) -> Self {
+        match paths {
+            OneOrMany::One(path) => Self(vec![path]),
+            OneOrMany::Many(paths) => Self(paths),
+        }
+    }
+}
+
+impl From<DataPaths> for OneOrMany {
+    fn from(DataPaths(mut paths): DataPaths) -> Self {
+        match paths.len() {
+            1 => Self::One(paths.remove(0)),
+            _ => Self::Many(paths),
+        }
+    }
+}
+
+impl From<Vec<String>> for DataPaths {
+    fn from(paths: Vec<String>) -> Self {
+        Self(paths)
+    }
+}
+
+impl From<&Path> for DataPaths {
+    fn from(path: &Path) -> Self {
+        Self(vec![path.display().to_string()])
+    }
+}
+
+impl DataPaths {
+    /// Opens the data sets as one: a single one as it is, several without weights behind one
+    /// another, several with weights as a [`Mixture`].
+    ///
+    /// # Errors
+    /// See [`open_source`] and [`Mixture::new`]; weights for some of the paths and not for others.
+    pub fn open(&self, images_root: Option<&Path>) -> Result<Arc<dyn RowSource>, DataError> {
+        let named: Vec<(&str, Option<f64>)> = self.0.iter().map(|path| split(path)).collect();
+        let num_weights = named.iter().filter(|(_, weight)| weight.is_some()).count();
+        if num_weights != 0 && num_weights != named.len() {
+            return Err(DataError::Settings(format!(
+                "{num_weights} of {} data paths have a weight; give one to each (path:0.7), or to \
+                 none",
+                named.len()
+            )));
+        }
+        let open = |(path, weight): (&str, Option<f64>)| {
+            Ok((open_source(Path::new(path), images_root)?, weight.unwrap_or(1.0)))
+        };
+        let mut sources = named.into_iter().map(open).collect::<Result<Vec<_>, DataError>>()?;
+        match sources.len() {
+            0 => Err(DataError::Settings("no data path is given".into())),
+            1 => Ok(sources.remove(0).0),
+            _ if num_weights == 0 => {
+                Ok(Arc::new(Concatenation::new(sources.into_iter().map(|(s, _)| s).collect())))
+            }
+            _ => {
+                let mixture = Mixture::new(sources)?;
+                for (path, (num_rows, num_drawn)) in self.0.iter().zip(mixture.counts()) {
+                    tracing::info!("{path}: {num_drawn} rows an epoch, of {num_rows}");
+                }
+                Ok(Arc::new(mixture))
+            }
+        }
+    }
+}
+
+/// `rows.jsonl:0.7` → the path and its weight. A path that exists with its colon is a path.
+fn split(text: &str) -> (&str, Option<f64>) {
+    let weight = text.rsplit_once(':').and_then(|(path, weight)| {
+        let weight: f64 = weight.parse().ok()?;
+        (!path.is_empty() && !Path::new(text).exists()).then_some((path, weight))
+    });
+    weight.map_or((text, None), |(path, weight)| (path, Some(weight)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(folder: &Path, name: &str, count: usize) -> String {
+        let path = folder.join(name);
+        let row = r#"{"conversations":[{"content":"q"},{"content":"a"}]}"#;
+        std::fs::write(&path, format!("{row}\n").repeat(count)).unwrap();
+        path.display().to_string()
+    }
+
+    fn open(paths: &[&str]) -> Result<Vec<String>, String> {
+        let paths: Vec<String> = paths.iter().map(|&path| path.to_owned()).collect();
+        let source = DataPaths::from(paths).open(None).map_err(|e| e.to_string())?;
+        Ok((0..source.len()).map(|index| source.locate(index)).collect())
+    }
+
+    #[test]
+    fn paths_follow_one_another_or_are_mixed_by_weight() {
+        let folder = tempfile::tempdir().unwrap();
+        let (a, b) = (rows(folder.path(), "a.jsonl", 2), rows(folder.path(), "b.jsonl", 1));
+        assert_eq!(open(&[&a, &b]).unwrap(), ["a.jsonl:1", "a.jsonl:2", "b.jsonl:1"]);
+        let mixed = open(&[&format!("{a}:0.5"), &format!("{b}:0.5")]).unwrap();
+        assert_eq!(mixed, ["a.jsonl:1", "b.jsonl:1", "a.jsonl:2", "b.jsonl:1"]);
+        assert_eq!(open(&[&format!("{a}:3")]).unwrap().len(), 2, "one path needs no weight");
+        assert!(open(&[&a, &format!("{b}:0.5")]).unwrap_err().contains("1 of 2"));
+    }
+
+    #[test]
+    fn a_path_with_a_colon_is_still_a_path() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = rows(folder.path(), "v1:2", 3);
+        assert_eq!(open(&[&path]).unwrap().len(), 3);
+        assert_eq!(split("C:rows.jsonl"), ("C:rows.jsonl", None));
+    }
+
+    #[test]
+    fn one_path_is_text_in_a_file_and_several_are_a_list() {
+        let parse = |text: &str| serde_json::from_str::<DataPaths>(text).unwrap();
+        assert_eq!(parse("\"a\""), DataPaths(vec!["a".into()]));
+        assert_eq!(parse("[\"a:1\",\"b:2\"]"), DataPaths(vec!["a:1".into(), "b:2".into()]));
+        assert_eq!(serde_json::to_string(&parse("[\"a\"]")).unwrap(), "\"a\"");
+    }
+}

@@ -1,0 +1,425 @@
+//! Where the pages of a Parquet file lie, which rows begin in them, and their decoding.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use bytes::Bytes;
+use parquet::column::page::{Page, PageMetadata, PageReader};
+use parquet::column::reader::ColumnReaderImpl;
+use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::errors::{ParquetError, Result as ParquetResult};
+use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
+use parquet::file::page_index::offset_index::PageLocation;
+use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::serialized_reader::SerializedPageReader;
+use parquet::schema::types::{ColumnDescPtr, ColumnDescriptor, SchemaDescriptor};
+
+use crate::error::DataError;
+
+/// A leaf column of binary values: none, one or several a row.
+#[derive(Debug)]
+pub(super) struct Column {
+    leaf: usize,
+    name: String,
+    is_list: bool,
+}
+
+impl Column {
+    pub(super) fn new(leaf: usize, descriptor: &ColumnDescriptor) -> Self {
+        let root = descriptor.path().parts().first().cloned().unwrap_or_default();
+        Self { leaf, name: root, is_list: descriptor.max_rep_level() > 0 }
+    }
+
+    pub(super) fn leaf(&self) -> usize {
+        self.leaf
+    }
+
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn is_list(&self) -> bool {
+        self.is_list
+    }
+}
+
+/// The page in which a row begins.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct PagePlace {
+    pub(super) group: usize,
+    /// Among the data pages of the column in the group.
+    pub(super) number: usize,
+    pub(super) row_in_page: usize,
+}
+
+/// The rows that begin in one page.
+#[derive(Debug, Default)]
+pub(super) struct PageRows {
+    values: Vec<ByteArray>,
+    /// Where each row's values end.
+    ends: Vec<u32>,
+    num_bytes: usize,
+}
+
+impl PageRows {
+    pub(super) fn row(&self, index: usize) -> impl Iterator<Item = &[u8]> {
+        let end = |k: usize| self.ends.get(k).map_or(0, |&end| end as usize);
+        let start = if index == 0 { 0 } else { end(index - 1) };
+        self.values[start..end(index).max(start)].iter().map(ByteArray::data)
+    }
+
+    pub(super) fn num_bytes(&self) -> usize {
+        self.num_bytes
+    }
+}
+
+/// The pages of one column in one row group.
+#[derive(Debug, Default)]
+struct ChunkPages {
+    locations: Vec<PageLocation>,
+    /// Rows that begin before each page, and behind the last one.
+    starts: Vec<usize>,
+    /// Whether the page begins with more values of the row before it.
+    continues: Vec<bool>,
+}
+
+/// A Parquet file.
+#[derive(Debug)]
+pub(super) struct Pages {
+    /// Tells files apart in a cache.
+    id: usize,
+    reader: Arc<FileAt>,
+    metadata: ParquetMetaData,
+    /// First row of each group, and the number of all rows.
+    group_starts: Vec<usize>,
+    /// By group and leaf column, found when first needed.
+    chunks: Vec<Vec<OnceLock<Result<ChunkPages, String>>>>,
+}
+
+impl Pages {
+    pub(super) fn open(path: &Path) -> Result<Self, DataError> {
+        static NEXT_ID: AtomicUsize = AtomicUsize::new(0);
+        let file = File::open(path).map_err(DataError::io(path, "open the rows"))?;
+        let length = file.metadata().map_err(DataError::io(path, "open the rows"))?.len();
+        let reader = Arc::new(FileAt { file, length, header_starts: None });
+        let metadata =
+            ParquetMetaDataReader::new().parse_and_finish(reader.as_ref()).map_err(|e| {
+                DataError::content(path, format!("cannot be read as Parquet: {e}; fetch it anew"))
+            })?;
+        let mut group_starts = vec![0];
+        for group in metadata.row_groups() {
+            let start = group_starts.last().copied().unwrap_or(0);
+            group_starts.push(start + usize::try_from(group.num_rows()).unwrap_or(0));
+        }
+        let num_leaves = metadata.file_metadata().schema_descr().num_columns();
+        let group = || (0..num_leaves).map(|_| OnceLock::new()).collect();
+        let chunks = metadata.row_groups().iter().map(|_| group()).collect();
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        Ok(Self { id, reader, metadata, group_starts, chunks })
+    }
+
+    pub(super) fn id(&self) -> usize {
+        self.id
+    }
+
+    pub(super) fn schema(&self) -> &SchemaDescriptor {
+        self.metadata.file_metadata().schema_descr()
+    }
+
+    pub(super) fn num_rows(&self) -> usize {
+        self.group_starts.last().copied().unwrap_or(0)
+    }
+
+    /// The page in which row `index`, which exists, begins.
+    pub(super) fn locate(&self, column: &Column, index: usize) -> Result<PagePlace, String> {
+        let group = self.group_starts.partition_point(|&start| start <= index) - 1;
+        let row = index - self.group_starts[group];
+        let chunk = self.chunk(group, column)?;
+        let number = chunk.starts.partition_point(|&start| start <= row).saturating_sub(1);
+        if number >= chunk.locations.len() {
+            let known = chunk.starts.last().copied().unwrap_or(0);
+            return Err(format!("row group {group} holds {known} values, not one for row {row}"));
+        }
+        Ok(PagePlace { group, number, row_in_page: row - chunk.starts[number] })
+    }
+
+    /// The rows that begin in the page of `place`.
+    pub(super) fn decode(&self, column: &Column, place: PagePlace) -> Result<PageRows, String> {
+        let chunk = self.chunk(place.group, column)?;
+        let mut last = place.number;
+        while chunk.continues.get(last + 1) == Some(&true) {
+            last += 1;
+        }
+        let num_rows = chunk.starts[place.number + 1] - chunk.starts[place.number];
+        let levels = self.read(place.group, column, &chunk.locations, place.number..=last)?;
+        Ok(levels.rows(num_rows))
+    }
+
+    /// Calls `take` with the first value of each row in turn, once each.
+    pub(super) fn for_each_row(
+        &self,
+        column: &Column,
+        take: &mut dyn FnMut(Option<&[u8]>),
+    ) -> Result<(), String> {
+        for group in 0..self.chunks.len() {
+            let num_pages = self.chunk(group, column)?.locations.len();
+            for number in 0..num_pages {
+                let place = PagePlace { group, number, row_in_page: 0 };
+                let rows = self.decode(column, place)?;
+                (0..rows.ends.len()).for_each(|row| take(rows.row(row).next()));
+            }
+        }
+        Ok(())
+    }
+
+    fn chunk(&self, group: usize, column: &Column) -> Result<&ChunkPages, String> {
+        let find = || self.find_pages(group, column).map_err(|e| e.to_string());
+        self.chunks[group][column.leaf].get_or_init(find).as_ref().map_err(String::clone)
+    }
+
+    fn chunk_metadata(&self, group: usize, column: &Column) -> &ColumnChunkMetaData {
+        self.metadata.row_group(group).column(column.leaf)
+    }
+
+    /// Walks the headers of a chunk's pages. Which rows begin in which page they tell but for lists
+    /// in pages of the first version, which must be decoded for it, once.
+    fn find_pages(&self, group: usize, column: &Column) -> ParquetResult<ChunkPages> {
+        let metadata = self.chunk_metadata(group, column);
+        let num_rows = usize::try_from(self.metadata.row_group(group).num_rows())?;
+        let file = self.reader.file.try_clone()?;
+        let logged = Arc::new(FileAt {
+            file,
+            length: self.reader.length,
+            header_starts: Some(Mutex::new(Vec::new())),
+        });
+        let mut walker = SerializedPageReader::new(Arc::clone(&logged), metadata, num_rows, None)?;
+        let (mut offsets, mut counts) = (Vec::new(), Vec::new());
+        while let Some(page) = walker.peek_next_page()? {
+            if !page.is_dict {
+                offsets.push(logged.last_header());
+                counts.push(page.num_rows.or(page.num_levels.filter(|_| !column.is_list)));
+            }
+            walker.skip_next_page()?;
+        }
+        let (start, length) = metadata.byte_range();
+        let ends = offsets.iter().skip(1).copied().chain([start + length]);
+        let mut chunk = ChunkPages::default();
+        for (&offset, end) in offsets.iter().zip(ends) {
+            chunk.locations.push(PageLocation {
+                offset: i64::try_from(offset)?,
+                compressed_page_size: i32::try_from(end - offset)?,
+                first_row_index: 0,
+            });
+        }
+        chunk.starts.push(0);
+        for (number, count) in counts.into_iter().enumerate() {
+            let (count, continues) = match count {
+                Some(count) => (count, false),
+                None => {
+                    let levels = self
+                        .read(group, column, &chunk.locations, number..=number)
+                        .map_err(ParquetError::General)?;
+                    let count = levels.repetition.iter().filter(|&&level| level == 0).count();
+                    (count, levels.repetition.first().is_some_and(|&level| level != 0))
+                }
+            };
+            chunk.starts.push(chunk.starts[number] + count);
+            chunk.continues.push(continues);
+        }
+        Ok(chunk)
+    }
+
+    /// Decodes some pages that follow one another.
+    fn read(
+        &self,
+        group: usize,
+        column: &Column,
+        locations: &[PageLocation],
+        numbers: std::ops::RangeInclusive<usize>,
+    ) -> Result<Levels, String> {
+        self.try_read(group, column, locations, numbers).map_err(|e| e.to_string())
+    }
+
+    fn try_read(
+        &self,
+        group: usize,
+        column: &Column,
+        locations: &[PageLocation],
+        numbers: std::ops::RangeInclusive<usize>,
+    ) -> ParquetResult<Levels> {
+        let metadata = self.chunk_metadata(group, column);
+        // The first page's place tells the reader where the dictionary is.
+        let skips_first = *numbers.start() > 0;
+        let first = if skips_first { &locations[..1] } else { &[] };
+        let wanted = [first, &locations[numbers]].concat();
+        let mut reader =
+            SerializedPageReader::new(Arc::clone(&self.reader), metadata, 0, Some(wanted))?;
+        let mut pages = VecDeque::new();
+        if reader.peek_next_page()?.is_some_and(|page| page.is_dict) {
+            pages.extend(reader.get_next_page()?);
+        }
+        if skips_first {
+            reader.skip_next_page()?;
+        }
+        while let Some(page) = reader.get_next_page()? {
+            pages.push_back(page);
+        }
+        Levels::decode(metadata.column_descr_ptr(), pages)
+    }
+}
+
+/// Decoded pages.
+struct Levels {
+    values: Vec<ByteArray>,
+    definition: Vec<i16>,
+    /// Zero where a row begins. Empty for a column that is no list.
+    repetition: Vec<i16>,
+    max_definition: i16,
+}
+
+impl Levels {
+    fn decode(descriptor: ColumnDescPtr, pages: VecDeque<Page>) -> ParquetResult<Self> {
+        let max_definition = descriptor.max_def_level();
+        let mut levels = Self {
+            values: Vec::new(),
+            definition: Vec::new(),
+            repetition: Vec::new(),
+            max_definition,
+        };
+        let is_list = descriptor.max_rep_level() > 0;
+        let mut reader =
+            ColumnReaderImpl::<ByteArrayType>::new(descriptor, Box::new(PageQueue(pages)));
+        let (_, _, num_levels) = reader.read_records(
+            usize::MAX,
+            Some(&mut levels.definition),
+            Some(&mut levels.repetition),
+            &mut levels.values,
+        )?;
+        if max_definition == 0 {
+            levels.definition = vec![0; num_levels];
+        }
+        if !is_list {
+            levels.repetition = vec![0; num_levels];
+        }
+        Ok(levels)
+    }
+
+    /// The first `num_rows` rows that begin here.
+    fn rows(self, num_rows: usize) -> PageRows {
+        let mut rows = PageRows::default();
+        let mut values = self.values.into_iter();
+        let mut num_begun = 0;
+        for (&definition, &repetition) in self.definition.iter().zip(&self.repetition) {
+            if repetition == 0 {
+                if num_begun == num_rows {
+                    break;
+                }
+                if num_begun > 0 {
+                    rows.ends.push(rows.values.len() as u32);
+                }
+                num_begun += 1;
+            }
+            let value = if definition == self.max_definition { values.next() } else { None };
+            if let Some(value) = value.filter(|_| num_begun > 0) {
+                rows.num_bytes += value.len() + size_of::<ByteArray>();
+                rows.values.push(value);
+            }
+        }
+        if num_begun > 0 {
+            rows.ends.push(rows.values.len() as u32);
+        }
+        rows
+    }
+}
+
+/// Pages already read, for the column reader.
+struct PageQueue(VecDeque<Page>);
+
+impl Iterator for PageQueue {
+    type Item = ParquetResult<Page>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.pop_front().map(Ok)
+    }
+}
+
+impl PageReader for PageQueue {
+    fn get_next_page(&mut self) -> ParquetResult<Option<Page>> {
+        Ok(self.0.pop_front())
+    }
+
+    fn peek_next_page(&mut self) -> ParquetResult<Option<PageMetadata>> {
+        Ok(self.0.front().map(|page| PageMetadata {
+            num_rows: None,
+            num_levels: Some(page.num_values() as usize),
+            is_dict: page.is_dictionary_page(),
+        }))
+    }
+
+    fn skip_next_page(&mut self) -> ParquetResult<()> {
+        self.0.pop_front();
+        Ok(())
+    }
+}
+
+/// Reads without moving a file's position, so that threads do not disturb each other.
+#[derive(Debug)]
+struct FileAt {
+    file: File,
+    length: u64,
+    /// Where reading began, each time: at a page's header.
+    header_starts: Option<Mutex<Vec<u64>>>,
+}
+
+impl FileAt {
+    fn last_header(&self) -> u64 {
+        let starts = self.header_starts.as_ref().map(|starts| starts.lock());
+        let last = starts
+            .and_then(|starts| starts.unwrap_or_else(PoisonError::into_inner).last().copied());
+        last.unwrap_or(0)
+    }
+}
+
+impl Length for FileAt {
+    fn len(&self) -> u64 {
+        self.length
+    }
+}
+
+impl ChunkReader for FileAt {
+    type T = BufReader<ReadFrom>;
+
+    fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
+        if let Some(starts) = &self.header_starts {
+            starts.lock().unwrap_or_else(PoisonError::into_inner).push(start);
+        }
+        let from = ReadFrom { file: self.file.try_clone()?, offset: start };
+        Ok(BufReader::with_capacity(512, from))
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
+        let mut bytes = vec![0; length];
+        self.file.read_exact_at(&mut bytes, start)?;
+        Ok(bytes.into())
+    }
+}
+
+/// A file from an offset on.
+#[derive(Debug)]
+pub(super) struct ReadFrom {
+    file: File,
+    offset: u64,
+}
+
+impl Read for ReadFrom {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let read = self.file.read_at(buffer, self.offset)?;
+        self.offset += read as u64;
+        Ok(read)
+    }
+}

@@ -1,0 +1,37 @@
+//! Reads one row's text out of a file of many.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::reject::{Reject, RejectReason};
+
+/// A row longer than this, in bytes, is rejected unread.
+const MAX_ROW_BYTES: u64 = 64 << 20;
+
+/// The `bytes` bytes at `offset`.
+///
+/// # Errors
+/// [`RejectReason::InvalidRow`]: too long, not there, not UTF-8.
+pub(crate) fn read_row_text(file: &File, offset: u64, bytes: u64) -> Result<String, Reject> {
+    let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
+    if bytes > MAX_ROW_BYTES {
+        return Err(invalid(format!(
+            "the row has {bytes} bytes; at most {MAX_ROW_BYTES} are read"
+        )));
+    }
+    let mut text = vec![0; bytes as usize];
+    file.read_exact_at(&mut text, offset)
+        .map_err(|e| invalid(format!("cannot be read (did the file change?): {e}")))?;
+    String::from_utf8(text).map_err(|e| invalid(format!("not UTF-8: {e}")))
+}
+
+/// The last part of a path, for a person.
+pub(crate) fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or(path.as_os_str()).display().to_string()
+}
+
+/// The folder that image names are relative to when none is given: that of the rows.
+pub(crate) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
