@@ -9,6 +9,7 @@ mod loading;
 mod overfit;
 mod parallel;
 mod planning;
+mod prepare;
 mod reference_runs;
 mod saved_files;
 mod stages;

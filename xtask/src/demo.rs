@@ -1,13 +1,12 @@
 //! The embedded demo's data set: made on first use, and by `cargo xtask prepare-data`.
 
-use std::path::{Path, PathBuf};
-use std::process::ExitCode;
+use std::path::Path;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
 use vlm_data::demo::{demo_files, write_demo_dataset};
 
-use crate::workspace::{Workspace, usage_error};
+use crate::workspace::Workspace;
 
 /// Makes the demo data in the checkout unless it is there.
 pub fn ensure(workspace: &Workspace) -> Result<()> {
@@ -18,20 +17,8 @@ pub fn ensure(workspace: &Workspace) -> Result<()> {
     Ok(())
 }
 
-/// `cargo xtask prepare-data`.
-pub fn prepare_data(input: Option<PathBuf>, output: &Path) -> Result<ExitCode> {
-    if let Some(input) = input {
-        return Err(usage_error(format!(
-            "--input {}: only the demo set is written so far (leave --input out); train from \
-             .jsonl rows directly: cargo xtask pretrain --data-path FILE --images-path DIR",
-            input.display()
-        )));
-    }
-    write(output)?;
-    Ok(ExitCode::SUCCESS)
-}
-
-fn write(output: &Path) -> Result<()> {
+/// Draws the demo data set into `output`.
+pub fn write(output: &Path) -> Result<()> {
     eprintln!("drawing the demo data set into {}", output.display());
     let bar = ProgressBar::new(0)
         .with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} pictures, {eta} left")?);

@@ -12,6 +12,7 @@ mod link_farm;
 mod nccl;
 mod pip;
 mod plan;
+mod prepare;
 mod proof;
 mod python;
 mod run_tests;
@@ -48,8 +49,8 @@ enum Command {
     /// Train on instruction rows, from what pretraining left
     #[command(disable_help_flag = true)]
     Sft(Passed),
-    /// Write a prepared data set; without --input the demo's
-    PrepareData(PrepareDataArgs),
+    /// Check a data set and make shards of it; without --input the demo's data set
+    PrepareData(prepare::PrepareDataArgs),
     /// Make the demo's starting weights
     #[command(disable_help_flag = true)]
     DemoWeights(Passed),
@@ -82,19 +83,6 @@ struct SetupArgs {
     /// Use the libtorch 2.11.0, or the torch of a Python, in this folder
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-}
-
-#[derive(Args)]
-struct PrepareDataArgs {
-    /// Rows to prepare
-    #[arg(long, value_name = "FILE", requires = "images_path")]
-    input: Option<PathBuf>,
-    /// Root folder of the image names in the rows
-    #[arg(long, alias = "images_path", value_name = "DIR", requires = "input")]
-    images_path: Option<PathBuf>,
-    /// Folder to write
-    #[arg(long, value_name = "DIR")]
-    output: PathBuf,
 }
 
 #[derive(Args)]
@@ -131,7 +119,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Sft(passed) => launch::train(workspace, "sft", false, passed.args),
         Command::Launch(passed) => launch::program(passed.args),
         Command::Plan(passed) => plan::run(passed.args),
-        Command::PrepareData(args) => demo::prepare_data(args.input, &args.output),
+        Command::PrepareData(args) => prepare::run(workspace, args),
         Command::DemoWeights(passed) => launch::vlm(workspace, Some("demo-weights"), passed.args),
         Command::Vlm(passed) => launch::vlm(workspace, None, passed.args),
         Command::Test(passed) => run_tests::run(workspace, passed.args),

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use vlm_data::{Role, RowSource, Turn, open_source};
+use vlm_data::{Role, Turn, open_source};
 use vlm_train::TrainError;
 use vlm_train::answer::Answerer;
 

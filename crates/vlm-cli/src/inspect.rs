@@ -5,21 +5,35 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 use serde_json::{Value, json};
+use vlm_data::{MANIFEST_FILE, Manifest};
 use vlm_model::weights::Weights;
 use vlm_model::{LmConfig, VisionConfig};
 
 /// Flags of `vlm inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A .pth or .safetensors file, an index of shards, or a folder with one of these.
+    /// A .pth or .safetensors file, an index of shards, a folder with one of these, or a folder of
+    /// prepared data.
     pub file: PathBuf,
-    /// Print JSON, one object a tensor.
+    /// Print JSON, one object a tensor; of prepared data, its manifest.
     #[arg(long)]
     pub json: bool,
+    /// For prepared data: the rows of a batch whose padding is told.
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    pub batch_size: usize,
 }
 
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<()> {
+    if args.file.join(MANIFEST_FILE).exists() {
+        let manifest = Manifest::read(&args.file)?;
+        if args.json {
+            println!("{}", serde_json::to_string(&manifest)?);
+        } else {
+            println!("{}\n{}", args.file.display(), manifest.report(args.batch_size));
+        }
+        return Ok(());
+    }
     let weights = Weights::open(&args.file)?;
     let rows = weights.summary()?;
     if args.json {

@@ -10,6 +10,7 @@ use crate::json_list::JsonListSource;
 use crate::jsonl::JsonlSource;
 use crate::mixture::Concatenation;
 use crate::parquet::{PageCache, ParquetSource};
+use crate::shards::{MANIFEST_FILE, ShardSource};
 use crate::source::RowSource;
 use crate::webdataset::WebDatasetSource;
 
@@ -52,6 +53,9 @@ pub fn open_source(
 }
 
 fn open_folder(path: &Path, images_root: Option<&Path>) -> Result<Arc<dyn RowSource>, DataError> {
+    if path.join(MANIFEST_FILE).exists() {
+        return Ok(Arc::new(ShardSource::open(path)?));
+    }
     let files = visible_files(path).map_err(DataError::io(path, "list the folder"))?;
     let of_kind = |kind: &str| -> Vec<&PathBuf> {
         let is_kind = |file: &&PathBuf| {

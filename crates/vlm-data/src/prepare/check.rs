@@ -1,0 +1,102 @@
+//! One row: from the source to what stands in a shard, or why not.
+
+use std::io::Cursor;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
+use image::{ExtendedColorType, ImageEncoder, ImageReader};
+
+use super::ImageStore;
+use crate::chat::ChatTokenizer;
+use crate::decode::{ImageLimits, RgbPicture};
+use crate::reject::{Reject, RejectReason};
+use crate::rows::RowImage;
+use crate::shards::ShardRow;
+use crate::source::RowSource;
+
+pub(super) struct RowChecker {
+    pub(super) source: Arc<dyn RowSource>,
+    pub(super) tokenizer: Arc<ChatTokenizer>,
+    pub(super) tokens_per_image: usize,
+    pub(super) max_seq_len: usize,
+    pub(super) image_store: ImageStore,
+    pub(super) limits: ImageLimits,
+}
+
+/// A row that can be trained on, and what the statistics say of it.
+pub(super) struct KeptRow {
+    pub(super) row: ShardRow,
+    /// Whether the length limit took some of its tokens.
+    pub(super) is_cut: bool,
+    /// Width and height of each picture of the input.
+    pub(super) image_sizes: Vec<(u32, u32)>,
+}
+
+impl RowChecker {
+    pub(super) fn check(&self, index: usize) -> Result<KeptRow, Reject> {
+        let row = self.source.row(index)?;
+        let whole = self.tokenizer.encode_row(&row, self.tokens_per_image, usize::MAX)?;
+        let num_tokens = whole.input_ids.len();
+        let encoded = whole.cut(self.max_seq_len, self.tokens_per_image)?;
+        let (mut images, mut image_sizes) = (Vec::new(), Vec::new());
+        for (k, image) in row.images.iter().enumerate() {
+            let (bytes, size) = self.picture(index, k, image).map_err(|reject| {
+                let is_told = reject.detail.contains(&image.name);
+                let detail = match is_told {
+                    true => reject.detail,
+                    false => format!("{:?}: {}", image.name, reject.detail),
+                };
+                Reject::new(reject.reason, detail)
+            })?;
+            images.push((bytes.clone(), *blake3::hash(&bytes).as_bytes()));
+            image_sizes.push(size);
+        }
+        let conversations = serde_json::to_string(&row.turns)
+            .map_err(|e| Reject::new(RejectReason::InvalidRow, e.to_string()))?;
+        Ok(KeptRow {
+            is_cut: encoded.input_ids.len() < num_tokens,
+            image_sizes,
+            row: ShardRow {
+                encoded,
+                images,
+                conversations,
+                location: self.source.locate(index),
+                length_hint: row.length_hint(),
+            },
+        })
+    }
+
+    /// The bytes to keep, and width and height of the picture as it was.
+    fn picture(
+        &self,
+        index: usize,
+        k: usize,
+        image: &RowImage,
+    ) -> Result<(Bytes, (u32, u32)), Reject> {
+        let bytes = self.source.image_bytes(index, k, image)?;
+        match &self.image_store {
+            ImageStore::Original => {
+                let picture = RgbPicture::decode(&bytes, &self.limits)?;
+                Ok((bytes, (picture.width, picture.height)))
+            }
+            ImageStore::Resized(processor) => {
+                let crop = processor.crop_u8(&bytes)?;
+                let size = ImageReader::new(Cursor::new(&bytes))
+                    .with_guessed_format()
+                    .ok()
+                    .and_then(|reader| reader.into_dimensions().ok())
+                    .unwrap_or_default();
+                Ok((png(&crop, processor.image_size() as u32)?.into(), size))
+            }
+        }
+    }
+}
+
+fn png(pixels: &[u8], side: u32) -> Result<Vec<u8>, Reject> {
+    let mut bytes = Vec::with_capacity(pixels.len() / 2);
+    PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
+        .write_image(pixels, side, side, ExtendedColorType::Rgb8)
+        .map_err(|e| Reject::new(RejectReason::UnreadableImage, format!("as PNG: {e}")))?;
+    Ok(bytes)
+}

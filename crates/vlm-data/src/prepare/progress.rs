@@ -1,0 +1,231 @@
+//! The output folder while it is being made: which shards are finished, and with what settings.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{ImageStore, PrepareSettings, Statistics};
+use crate::error::DataError;
+use crate::fingerprint::fingerprint;
+use crate::reject::{RejectReason, Rejected};
+use crate::shards::{MANIFEST_FILE, MadeWith, Manifest, ShardEntry};
+use crate::source::RowSource;
+
+const FOLDER: &str = ".progress";
+const IDENTITY_FILE: &str = "settings.json";
+const REJECTED_FILE: &str = "rejected.jsonl";
+
+/// What must be the same for finished shards to be of use.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Identity {
+    /// The number of rows and a hash of some.
+    input: String,
+    pub(super) made_with: MadeWith,
+}
+
+impl Identity {
+    pub(super) fn new(source: &dyn RowSource, settings: &PrepareSettings) -> Self {
+        Self {
+            input: fingerprint(source),
+            made_with: MadeWith {
+                tokenizer_hash: settings.tokenizer.hash().to_owned(),
+                image_placeholder: settings.tokenizer.placeholder().token().to_owned(),
+                tokens_per_image: settings.tokens_per_image,
+                max_seq_len: settings.max_seq_len,
+                image_store: match &settings.image_store {
+                    ImageStore::Original => "original".to_owned(),
+                    ImageStore::Resized(processor) => format!("resized {}", processor.hash()),
+                },
+                rows_per_shard: settings.rows_per_shard,
+            },
+        }
+    }
+}
+
+/// A finished shard.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct ShardRecord {
+    pub(super) entry: ShardEntry,
+    pub(super) statistics: Statistics,
+    pub(super) rejected: BTreeMap<RejectReason, usize>,
+}
+
+pub(super) struct Progress {
+    output: PathBuf,
+    folder: PathBuf,
+}
+
+impl Progress {
+    /// Opens the folder, or begins it.
+    pub(super) fn open(output: &Path, identity: &Identity) -> Result<Self, DataError> {
+        let folder = output.join(FOLDER);
+        let this = Self { output: output.to_owned(), folder };
+        let path = this.folder.join(IDENTITY_FILE);
+        let known = output.join(MANIFEST_FILE).exists() || path.exists();
+        if !known && fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some()) {
+            return Err(DataError::content(
+                output,
+                "is not empty and holds no prepared data; name another --output or empty it",
+            ));
+        }
+        if path.exists() {
+            let text = fs::read_to_string(&path).map_err(DataError::io(&path, "read"))?;
+            let begun: Option<Identity> = serde_json::from_str(&text).ok();
+            if begun.as_ref() != Some(identity) {
+                return Err(this.of_other(&text, identity));
+            }
+        } else if !known {
+            fs::create_dir_all(&this.folder)
+                .map_err(DataError::io(&this.folder, "make the folder"))?;
+            write_whole(&path, &json(&path, identity)?)?;
+        } else {
+            // A finished set says by its manifest what it was made with.
+            let manifest = Manifest::read(output)?;
+            let is_same = manifest.made_with == identity.made_with
+                && identity.input.starts_with(&format!("{} rows", manifest.num_source_rows));
+            if !is_same {
+                let made_with = serde_json::to_string(&manifest.made_with).unwrap_or_default();
+                return Err(this.of_other(&made_with, identity));
+            }
+        }
+        Ok(this)
+    }
+
+    fn of_other(&self, begun: &str, now: &Identity) -> DataError {
+        let now = serde_json::to_string(now).unwrap_or_default();
+        DataError::content(
+            &self.output,
+            format!(
+                "holds data prepared with other settings or of another input: {begun}; now it is \
+                 {now}. Name another --output, or remove this one"
+            ),
+        )
+    }
+
+    /// The manifest, where all is done.
+    pub(super) fn finished(&self) -> Result<Option<Manifest>, DataError> {
+        if !self.output.join(MANIFEST_FILE).exists() {
+            return Ok(None);
+        }
+        let manifest = Manifest::read(&self.output)?;
+        self.clear()?;
+        Ok(Some(manifest))
+    }
+
+    /// The records of the shards that are finished, which come first, and their number.
+    pub(super) fn finished_shards(
+        &self,
+        num_shards: usize,
+    ) -> Result<(Vec<ShardRecord>, usize), DataError> {
+        let mut records = Vec::new();
+        for shard in 0..num_shards {
+            let path = self.record_path(shard);
+            let Ok(text) = fs::read(&path) else { break };
+            let record: ShardRecord = serde_json::from_slice(&text).map_err(|e| {
+                DataError::content(&path, format!("not a shard's record: {e}; remove it"))
+            })?;
+            let file = self.output.join(&record.entry.file);
+            if !file.metadata().is_ok_and(|found| found.len() == record.entry.num_bytes) {
+                break;
+            }
+            records.push(record);
+        }
+        let count = records.len();
+        Ok((records, count))
+    }
+
+    pub(super) fn file_name(shard: usize) -> String {
+        format!("shard-{shard:05}.arrow")
+    }
+
+    /// Where a shard is written until it is whole.
+    pub(super) fn partial(&self, shard: usize) -> PathBuf {
+        self.folder.join(format!("{}.partial", Self::file_name(shard)))
+    }
+
+    /// Puts a whole shard in its place. Only the record, which comes last, makes it count.
+    pub(super) fn keep(
+        &self,
+        shard: usize,
+        entry: ShardEntry,
+        statistics: Statistics,
+        rejected: &[Rejected],
+    ) -> Result<ShardRecord, DataError> {
+        let path = self.output.join(&entry.file);
+        fs::rename(self.partial(shard), &path).map_err(DataError::io(&path, "write the shard"))?;
+        sync_folder(&self.output)?;
+        let mut lines = Vec::new();
+        let mut by_reason = BTreeMap::new();
+        for row in rejected {
+            *by_reason.entry(row.reason).or_default() += 1;
+            lines.extend(json(&path, row)?);
+            lines.push(b'\n');
+        }
+        write_whole(&self.rejected_path(shard), &lines)?;
+        let record = ShardRecord { entry, statistics, rejected: by_reason };
+        let record_path = self.record_path(shard);
+        write_whole(&record_path, &json(&record_path, &record)?)?;
+        Ok(record)
+    }
+
+    /// Writes the rejected rows and the manifest, which ends the work.
+    pub(super) fn finish(&self, manifest: &Manifest) -> Result<(), DataError> {
+        let target = self.output.join(REJECTED_FILE);
+        let partial = self.folder.join("rejected.partial");
+        let io = |action| DataError::io(&target, action);
+        let mut file = File::create(&partial).map_err(io("write"))?;
+        for shard in 0..manifest.shards.len() {
+            let path = self.rejected_path(shard);
+            let mut part = File::open(&path).map_err(DataError::io(&path, "read"))?;
+            std::io::copy(&mut part, &mut file).map_err(io("write"))?;
+        }
+        file.sync_all().map_err(io("write"))?;
+        fs::rename(&partial, &target).map_err(io("write"))?;
+        let path = self.output.join(MANIFEST_FILE);
+        let text = serde_json::to_string_pretty(manifest)
+            .map_err(|e| DataError::content(&path, e.to_string()))?;
+        write_whole(&path, (text + "\n").as_bytes())?;
+        self.clear()
+    }
+
+    fn clear(&self) -> Result<(), DataError> {
+        if self.folder.exists() {
+            fs::remove_dir_all(&self.folder).map_err(DataError::io(&self.folder, "remove"))?;
+        }
+        Ok(())
+    }
+
+    fn record_path(&self, shard: usize) -> PathBuf {
+        self.folder.join(format!("shard-{shard:05}.json"))
+    }
+
+    fn rejected_path(&self, shard: usize) -> PathBuf {
+        self.folder.join(format!("shard-{shard:05}.rejected.jsonl"))
+    }
+}
+
+fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>, DataError> {
+    serde_json::to_vec(value).map_err(|e| DataError::content(path, e.to_string()))
+}
+
+/// The file is there whole or not at all, whenever the process ends.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
+    let partial = path.with_extension("partial");
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&partial)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    };
+    write().map_err(DataError::io(path, "write"))?;
+    path.parent().map_or(Ok(()), sync_folder)
+}
+
+fn sync_folder(folder: &Path) -> Result<(), DataError> {
+    File::open(folder)
+        .and_then(|folder| folder.sync_all())
+        .map_err(DataError::io(folder, "write the folder"))
+}

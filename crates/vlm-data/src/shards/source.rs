@@ -1,0 +1,165 @@
+//! The rows of a prepared data set.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+
+use super::index::{BatchIndex, ShardIndex, numbers};
+use super::{HASH_BYTES, Manifest};
+use crate::chat::EncodedRow;
+use crate::error::DataError;
+use crate::reject::{Reject, RejectReason};
+use crate::rows::{Row, RowImage};
+use crate::source::{Encoding, PreparedRow, RowSource};
+
+/// A folder that `cargo xtask prepare-data` made.
+#[derive(Debug)]
+pub struct ShardSource {
+    dir: PathBuf,
+    manifest: Manifest,
+    /// First row of each shard, and the number of all rows.
+    starts: Vec<usize>,
+    shards: Vec<OnceLock<Result<ShardIndex, String>>>,
+}
+
+/// A row in its batch in its file.
+struct Place<'a> {
+    file: &'a File,
+    batch: &'a BatchIndex,
+    row: usize,
+}
+
+impl ShardSource {
+    /// Opens the folder `dir`: reads its manifest, and no row.
+    ///
+    /// # Errors
+    /// A manifest that cannot be read, no rows, a shard that is not there or of another size.
+    pub fn open(dir: &Path) -> Result<Self, DataError> {
+        let manifest = Manifest::read(dir)?;
+        if manifest.num_rows == 0 {
+            return Err(DataError::content(dir, "no rows in this data set: all were rejected"));
+        }
+        let mut starts = vec![0];
+        for shard in &manifest.shards {
+            let path = dir.join(&shard.file);
+            let found = path.metadata().map_err(DataError::io(&path, "open the shard"))?.len();
+            if found != shard.num_bytes {
+                return Err(DataError::content(
+                    &path,
+                    format!("has {found} bytes, expected {}: copy it anew", shard.num_bytes),
+                ));
+            }
+            starts.push(starts.last().copied().unwrap_or(0) + shard.num_rows);
+        }
+        let shards = manifest.shards.iter().map(|_| OnceLock::new()).collect();
+        Ok(Self { dir: dir.to_owned(), manifest, starts, shards })
+    }
+
+    /// What the folder says of itself.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    fn place(&self, index: usize) -> Result<Place<'_>, Reject> {
+        if index >= self.manifest.num_rows {
+            return Err(invalid(format!("row {index} of {}", self.manifest.num_rows)));
+        }
+        let number = self.starts.partition_point(|&start| start <= index) - 1;
+        let path = self.dir.join(&self.manifest.shards[number].file);
+        let open = || ShardIndex::read(File::open(&path).map_err(|e| e.to_string())?);
+        let shard = self.shards[number].get_or_init(open).as_ref();
+        let place = shard.map_err(String::clone).and_then(|shard| {
+            let (batch, row) = shard.batch(index - self.starts[number])?;
+            Ok(Place { file: &shard.file, batch, row })
+        });
+        place.map_err(|problem| invalid(format!("{}: {problem}", path.display())))
+    }
+}
+
+impl Place<'_> {
+    fn encoded(&self) -> Result<EncodedRow, String> {
+        let Place { file, batch, row } = *self;
+        let read = |lists: &super::index::Lists| -> Result<Vec<u32>, String> {
+            Ok(numbers(&lists.read(file, lists.range(row), 4)?))
+        };
+        let spans = read(&batch.supervised)?;
+        let places = |numbers: Vec<u32>| numbers.into_iter().map(|n| n as usize).collect();
+        Ok(EncodedRow {
+            input_ids: read(&batch.input_ids)?.into_iter().map(i64::from).collect(),
+            supervised: spans
+                .as_chunks::<2>()
+                .0
+                .iter()
+                .map(|&[start, end]| start as usize..end as usize)
+                .collect(),
+            image_starts: places(read(&batch.image_starts)?),
+        })
+    }
+
+    fn images(&self) -> Result<Vec<RowImage>, String> {
+        let Place { file, batch, row } = *self;
+        let range = batch.image_hashes.range(row);
+        let hashes = batch.image_hashes.read(file, range, HASH_BYTES)?;
+        let image = |(k, hash): (usize, &[u8; HASH_BYTES])| RowImage {
+            name: format!("images[{k}]"),
+            bytes: None,
+            hash: Some(*hash),
+        };
+        Ok(hashes.as_chunks::<HASH_BYTES>().0.iter().enumerate().map(image).collect())
+    }
+
+    fn picture(&self, k: usize) -> Result<Vec<u8>, String> {
+        let Place { file, batch, row } = *self;
+        let picture = batch.images.range(row).nth(k).ok_or("the row has no such picture")?;
+        batch.pictures.read(file, batch.pictures.range(picture), 1)
+    }
+
+    fn text(&self, column: &super::index::Lists) -> Result<String, String> {
+        let bytes = column.read(self.file, column.range(self.row), 1)?;
+        String::from_utf8(bytes).map_err(|e| e.to_string())
+    }
+}
+
+fn invalid(detail: impl Into<String>) -> Reject {
+    Reject::new(RejectReason::InvalidRow, detail)
+}
+
+impl RowSource for ShardSource {
+    fn len(&self) -> usize {
+        self.manifest.num_rows
+    }
+
+    fn row(&self, index: usize) -> Result<Row, Reject> {
+        let place = self.place(index)?;
+        let turns =
+            Row::turns_from_json(&place.text(&place.batch.conversations).map_err(invalid)?)?;
+        Ok(Row { turns, images: place.images().map_err(invalid)? })
+    }
+
+    fn prepared_row(&self, index: usize) -> Result<Option<PreparedRow>, Reject> {
+        let place = self.place(index)?;
+        let encoded = place.encoded().map_err(invalid)?;
+        Ok(Some(PreparedRow { encoded, images: place.images().map_err(invalid)? }))
+    }
+
+    fn image_bytes(&self, index: usize, k: usize, _: &RowImage) -> Result<Bytes, Reject> {
+        let unreadable = |e: String| Reject::new(RejectReason::UnreadableImage, e);
+        self.place(index)?.picture(k).map(Bytes::from).map_err(unreadable)
+    }
+
+    fn locate(&self, index: usize) -> String {
+        let location = self.place(index).ok().and_then(|p| p.text(&p.batch.location).ok());
+        location.unwrap_or_else(|| format!("{}[{index}]", self.dir.display()))
+    }
+
+    fn length_hint(&self, index: usize) -> u64 {
+        let hint = self.place(index).ok().and_then(|p| p.batch.length_hints.get(p.row).copied());
+        hint.unwrap_or(0).into()
+    }
+
+    fn check_encoding(&self, wanted: &Encoding<'_>) -> Result<(), DataError> {
+        self.manifest.check(&self.dir, wanted)
+    }
+}

@@ -1,0 +1,187 @@
+//! Writes one shard.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use arrow_array::builder::{
+    BinaryBuilder, FixedSizeBinaryBuilder, Int32Builder, ListBuilder, StringBuilder, UInt32Builder,
+};
+use arrow_array::{ArrayRef, RecordBatch};
+use arrow_ipc::writer::FileWriter;
+use arrow_schema::{ArrowError, DataType, Field, Schema};
+use bytes::Bytes;
+
+use super::{HASH_BYTES, ShardEntry, columns};
+use crate::chat::EncodedRow;
+use crate::error::DataError;
+
+/// A record batch ends at so many rows or bytes of pictures: the content alone decides.
+const MAX_BATCH_ROWS: usize = 256;
+const MAX_BATCH_BYTES: usize = 32 << 20;
+
+/// A row as it stands in a shard.
+#[derive(Debug, Clone)]
+pub(crate) struct ShardRow {
+    pub(crate) encoded: EncodedRow,
+    pub(crate) images: Vec<(Bytes, [u8; 32])>,
+    pub(crate) conversations: String,
+    pub(crate) location: String,
+    pub(crate) length_hint: u64,
+}
+
+/// A shard being written under a temporary name.
+pub(crate) struct ShardWriter {
+    path: PathBuf,
+    writer: FileWriter<BufWriter<Hashing>>,
+    schema: Arc<Schema>,
+    rows: Vec<ShardRow>,
+    num_bytes_waiting: usize,
+    num_rows: usize,
+}
+
+impl ShardWriter {
+    /// Begins `path`, in place of what may be there.
+    pub(crate) fn create(path: &Path) -> Result<Self, DataError> {
+        let file = File::create(path).map_err(DataError::io(path, "write the shard"))?;
+        let hashing = Hashing { file, hasher: blake3::Hasher::new(), num_bytes: 0 };
+        let schema = Arc::new(schema());
+        let writer = FileWriter::try_new(BufWriter::with_capacity(1 << 20, hashing), &schema)
+            .map_err(|e| failed(path, &e))?;
+        let rows = Vec::with_capacity(MAX_BATCH_ROWS);
+        let path = path.to_owned();
+        Ok(Self { path, writer, schema, rows, num_bytes_waiting: 0, num_rows: 0 })
+    }
+
+    pub(crate) fn push(&mut self, row: ShardRow) -> Result<(), DataError> {
+        self.num_bytes_waiting += row.images.iter().map(|(bytes, _)| bytes.len()).sum::<usize>();
+        self.num_rows += 1;
+        self.rows.push(row);
+        if self.rows.len() == MAX_BATCH_ROWS || self.num_bytes_waiting >= MAX_BATCH_BYTES {
+            self.write_batch()?;
+        }
+        Ok(())
+    }
+
+    /// Writes what is left and makes it last. The file is complete, under its temporary name.
+    pub(crate) fn finish(mut self, name: &str) -> Result<ShardEntry, DataError> {
+        self.write_batch()?;
+        self.writer.finish().map_err(|e| failed(&self.path, &e))?;
+        let failed_io = |path: &Path| DataError::io(path, "write the shard");
+        let buffered = self.writer.into_inner().map_err(|e| failed(&self.path, &e))?;
+        let hashing = buffered.into_inner().map_err(|e| failed_io(&self.path)(e.into_error()))?;
+        hashing.file.sync_all().map_err(failed_io(&self.path))?;
+        Ok(ShardEntry {
+            file: name.to_owned(),
+            num_rows: self.num_rows,
+            num_bytes: hashing.num_bytes,
+            blake3: hashing.hasher.finalize().to_hex().to_string(),
+        })
+    }
+
+    fn write_batch(&mut self) -> Result<(), DataError> {
+        if self.rows.is_empty() {
+            return Ok(());
+        }
+        let rows = std::mem::take(&mut self.rows);
+        self.num_bytes_waiting = 0;
+        RecordBatch::try_new(Arc::clone(&self.schema), arrays(&rows)?)
+            .and_then(|batch| self.writer.write(&batch))
+            .map_err(|e| failed(&self.path, &e))
+    }
+}
+
+fn failed(path: &Path, error: &ArrowError) -> DataError {
+    DataError::content(path, format!("cannot write the shard: {error}"))
+}
+
+fn schema() -> Schema {
+    let list = |name: &str, item: DataType| {
+        Field::new(name, DataType::List(Arc::new(Field::new("item", item, true))), false)
+    };
+    Schema::new(vec![
+        list(columns::INPUT_IDS, DataType::Int32),
+        list(columns::SUPERVISED, DataType::Int32),
+        list(columns::IMAGE_STARTS, DataType::Int32),
+        list(columns::IMAGE_HASHES, DataType::FixedSizeBinary(HASH_BYTES as i32)),
+        list(columns::IMAGES, DataType::Binary),
+        Field::new(columns::CONVERSATIONS, DataType::Utf8, false),
+        Field::new(columns::LOCATION, DataType::Utf8, false),
+        Field::new(columns::LENGTH_HINT, DataType::UInt32, false),
+    ])
+}
+
+fn arrays(rows: &[ShardRow]) -> Result<Vec<ArrayRef>, DataError> {
+    let mut ids = ListBuilder::new(Int32Builder::new());
+    let mut supervised = ListBuilder::new(Int32Builder::new());
+    let mut starts = ListBuilder::new(Int32Builder::new());
+    let mut hashes = ListBuilder::new(FixedSizeBinaryBuilder::new(HASH_BYTES as i32));
+    let mut images = ListBuilder::new(BinaryBuilder::new());
+    let (mut conversations, mut locations) = (StringBuilder::new(), StringBuilder::new());
+    let mut hints = UInt32Builder::new();
+    for row in rows {
+        // Ids, and places in a row, are far below 2³¹: a vocabulary or a row of that size would
+        // not fit into memory.
+        ids.values().append_values_from(row.encoded.input_ids.iter().map(|&id| id as i32));
+        ids.append(true);
+        let spans = row.encoded.supervised.iter().flat_map(|span| [span.start, span.end]);
+        supervised.values().append_values_from(spans.map(|place| place as i32));
+        supervised.append(true);
+        let places = row.encoded.image_starts.iter().map(|&start| start as i32);
+        starts.values().append_values_from(places);
+        starts.append(true);
+        for (bytes, hash) in &row.images {
+            hashes
+                .values()
+                .append_value(hash)
+                .map_err(|e| DataError::Settings(format!("a hash of another length: {e}")))?;
+            images.values().append_value(bytes);
+        }
+        hashes.append(true);
+        images.append(true);
+        conversations.append_value(&row.conversations);
+        locations.append_value(&row.location);
+        hints.append_value(u32::try_from(row.length_hint).unwrap_or(u32::MAX));
+    }
+    Ok(vec![
+        Arc::new(ids.finish()),
+        Arc::new(supervised.finish()),
+        Arc::new(starts.finish()),
+        Arc::new(hashes.finish()),
+        Arc::new(images.finish()),
+        Arc::new(conversations.finish()),
+        Arc::new(locations.finish()),
+        Arc::new(hints.finish()),
+    ])
+}
+
+trait AppendFrom {
+    fn append_values_from(&mut self, values: impl Iterator<Item = i32>);
+}
+
+impl AppendFrom for Int32Builder {
+    fn append_values_from(&mut self, values: impl Iterator<Item = i32>) {
+        values.for_each(|value| self.append_value(value));
+    }
+}
+
+/// A file, and the hash of what went into it.
+struct Hashing {
+    file: File,
+    hasher: blake3::Hasher,
+    num_bytes: u64,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.num_bytes += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}

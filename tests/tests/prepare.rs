@@ -1,0 +1,151 @@
+//! Data sets in every form, prepared and raw, through the real programs.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use vlm_data::{
+    ChatTokenizer, ImageProcessor, ImageStore, PrepareSettings, open_source, prepare, verify,
+};
+
+use crate::support::{Trial, demo_start, golden, json_lines, row, vlm};
+
+/// Features that the small vision encoder makes of an image.
+const TOKENS_PER_IMAGE: usize = 196;
+
+fn settings(output: &Path, num_workers: usize) -> PrepareSettings {
+    PrepareSettings {
+        tokenizer: Arc::new(ChatTokenizer::from_dir(&demo_start("")).unwrap()),
+        tokens_per_image: TOKENS_PER_IMAGE,
+        max_seq_len: 288,
+        image_store: ImageStore::Original,
+        rows_per_shard: 5,
+        num_workers,
+        output: output.to_owned(),
+    }
+}
+
+fn prepare_rows(trial: &Trial, settings: &PrepareSettings) -> vlm_data::Manifest {
+    let source = open_source(&trial.path("rows.jsonl"), Some(&trial.path("images"))).unwrap();
+    prepare(&source, settings, &mut |_, _| ()).unwrap()
+}
+
+/// Every file of a folder with its bytes.
+fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut files: Vec<_> = fs::read_dir(folder)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .map(|path| {
+            (path.file_name().unwrap().to_string_lossy().into_owned(), fs::read(&path).unwrap())
+        })
+        .collect();
+    files.sort();
+    files
+}
+
+fn losses(trial: &Trial, data: &Path, out: &str, more: &[&str]) -> Vec<serde_json::Value> {
+    let out = trial.path(out);
+    let mut flags = vec!["--data-path", data.to_str().unwrap(), "--out-dir", out.to_str().unwrap()];
+    flags.extend(more);
+    trial.pretrain(&flags).assert_success();
+    let lines = json_lines(&out.join("metrics.jsonl"));
+    lines.iter().map(|line| line["loss"].clone()).collect()
+}
+
+#[test]
+fn raw_rows_and_prepared_ones_give_the_same_losses() {
+    let trial = Trial::new();
+    let rows = fs::read_to_string(trial.path("rows.jsonl")).unwrap();
+    let list: Vec<&str> = rows.lines().collect();
+    fs::write(trial.path("list.json"), format!("[{}]", list.join(",\n"))).unwrap();
+    let manifest = prepare_rows(&trial, &settings(&trial.path("shards"), 2));
+    assert_eq!((manifest.num_rows, manifest.shards.len()), (8, 2));
+    let processor = golden("vision_tower/preprocessor_config.json");
+    let processor = Arc::new(ImageProcessor::from_file(&processor).unwrap());
+    let resized = PrepareSettings {
+        image_store: ImageStore::Resized(processor),
+        ..settings(&trial.path("resized"), 2)
+    };
+    prepare_rows(&trial, &resized);
+
+    let expected = losses(&trial, &trial.path("rows.jsonl"), "out-rows", &[]);
+    assert_eq!(expected.len(), 2);
+    for data in ["list.json", "shards", "resized"] {
+        let found = losses(&trial, &trial.path(data), &format!("out-{data}"), &[]);
+        assert_eq!(found, expected, "{data}");
+    }
+}
+
+#[test]
+fn prepared_bytes_do_not_depend_on_threads_or_interruptions() {
+    let trial = Trial::new();
+    let mut rows: Vec<String> =
+        (0..23).map(|k| row(&format!("{}.png", k % 8), "A circle.")).collect();
+    rows[7] = row("missing.png", "A circle.");
+    rows[13] = "{\"conversations\": [".into();
+    trial.write_rows(&rows);
+    let manifest = prepare_rows(&trial, &settings(&trial.path("one"), 1));
+    assert_eq!((manifest.num_rows, manifest.num_source_rows), (21, 23));
+    verify(&manifest, &trial.path("one")).unwrap();
+    let expected = files(&trial.path("one"));
+    let rejected = json_lines(&trial.path("one/rejected.jsonl"));
+    assert_eq!(rejected[0]["row"], 7);
+    assert_eq!(rejected[1]["reason"], "invalid-row");
+    prepare_rows(&trial, &settings(&trial.path("four"), 4));
+    assert!(files(&trial.path("four")) == expected);
+
+    // Stopped by a panic in the middle of the third shard, as by a kill.
+    let broken = settings(&trial.path("broken"), 2);
+    let source = open_source(&trial.path("rows.jsonl"), Some(&trial.path("images"))).unwrap();
+    let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        prepare(&source, &broken, &mut |done, _| assert!(done < 13, "stop"))
+    }));
+    assert!(stopped.is_err() && !trial.path("broken/manifest.json").exists());
+    let mut begun_at = None;
+    prepare(&source, &broken, &mut |done, _| {
+        begun_at.get_or_insert(done);
+    })
+    .unwrap();
+    assert_eq!(begun_at, Some(10), "two shards are kept");
+    assert!(files(&trial.path("broken")) == expected);
+    // Once more changes nothing; other settings are refused.
+    prepare_rows(&trial, &broken);
+    let other = PrepareSettings { max_seq_len: 280, ..settings(&trial.path("broken"), 2) };
+    let refused = prepare(&source, &other, &mut |_, _| ()).unwrap_err().to_string();
+    assert!(refused.contains("other settings"), "{refused}");
+    assert!(files(&trial.path("broken")) == expected);
+}
+
+#[test]
+fn data_prepared_for_another_model_is_refused_by_name() {
+    let trial = Trial::new();
+    let other = PrepareSettings { tokens_per_image: 49, ..settings(&trial.path("shards"), 2) };
+    prepare_rows(&trial, &other);
+    let shards = trial.path("shards");
+    let flags = ["--data-path", shards.to_str().unwrap()];
+    trial.pretrain(&flags).assert_error(2, &["shards", "49 tokens an image", "196"]);
+    assert!(!trial.path("out").exists());
+}
+
+#[test]
+fn inspect_tells_what_a_prepared_data_set_holds() {
+    let trial = Trial::new();
+    prepare_rows(&trial, &settings(&trial.path("shards"), 2));
+    let ended = vlm(&["inspect", trial.path("shards").to_str().unwrap()]);
+    ended.assert_success();
+    for part in ["8 of 8", "supervised", "padding", "shorter side 48"] {
+        assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
+    }
+}
+
+#[test]
+fn data_sets_are_mixed_by_weight() {
+    let trial = Trial::new();
+    fs::copy(trial.path("rows.jsonl"), trial.path("more.jsonl")).unwrap();
+    let (a, b) = (trial.path("rows.jsonl"), trial.path("more.jsonl"));
+    let (a, b) = (format!("{}:0.75", a.display()), format!("{}:0.25", b.display()));
+    let flags = ["--data-path", &a, "--data-path", &b];
+    trial.pretrain(&flags).assert_success();
+    assert_eq!(trial.summary()["samples"], 32, "every row of the rarer one, thrice as many others");
+    trial.pretrain(&["--data-path", &a, "--data-path", "/nowhere"]).assert_error(2, &["weight"]);
+}

@@ -1,0 +1,182 @@
+//! `cargo xtask prepare-data`: any data set to prepared shards, or the demo's data set.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::Result;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
+use vlm_data::{
+    ChatTokenizer, DataError, DataPaths, ImagePlaceholder, ImageProcessor, ImageStore,
+    PrepareSettings, prepare,
+};
+
+use crate::demo;
+use crate::workspace::{Workspace, usage_error};
+
+/// How images may be spelled in a prompt; the first that the tokenizer has counts.
+const IMAGE_TOKENS: [&str; 5] = ["<|image_pad|>", "<|image|>", "<image>", "<empty_output>", "@"];
+
+#[derive(Args)]
+pub struct PrepareDataArgs {
+    /// Data set to prepare: .jsonl, .json (a list), .parquet, .tar (WebDataset) or a folder of
+    /// these; without it the demo's is made
+    #[arg(long, value_name = "PATH")]
+    input: Vec<String>,
+    /// Root folder of the image names in the rows [default: the folder of the rows]
+    #[arg(long, alias = "images_path", value_name = "DIR", requires = "input")]
+    images_path: Option<PathBuf>,
+    /// Folder to write
+    #[arg(long, value_name = "DIR")]
+    output: PathBuf,
+    /// Folder with tokenizer.json and tokenizer_config.json [default: the demo's]
+    #[arg(long, value_name = "DIR", requires = "input")]
+    tokenizer: Option<PathBuf>,
+    /// Spelling of an image's tokens [default: the first of <|image_pad|>, <|image|>, <image>,
+    /// <empty_output>, @ that is one token]
+    #[arg(long, alias = "image_token", value_name = "TOKEN", requires = "input")]
+    image_token: Option<String>,
+    /// Vision encoder, a folder in Hugging Face form: how many features an image has [default: the
+    /// demo's]
+    #[arg(long, value_name = "DIR", requires = "input")]
+    vision: Option<PathBuf>,
+    /// Features an image has, instead of what --vision says
+    #[arg(long, alias = "tokens_per_image", value_name = "N", requires = "input")]
+    tokens_per_image: Option<usize>,
+    /// Tokens a row is cut at
+    #[arg(long, alias = "max_seq_len", value_name = "N", default_value_t = 640)]
+    max_seq_len: usize,
+    /// Keep pictures as they were, or resized to what --vision takes (as PNG)
+    #[arg(long, alias = "image_store", value_enum, default_value = "original")]
+    image_store: StoreChoice,
+    /// Rows of the input that go into a shard
+    #[arg(long, alias = "rows_per_shard", value_name = "N", default_value_t = 8192)]
+    rows_per_shard: usize,
+    /// Threads [default: cores]
+    #[arg(long, alias = "num_workers", value_name = "N")]
+    num_workers: Option<usize>,
+    /// Rows of a batch whose padding is told at the end
+    #[arg(long, alias = "batch_size", value_name = "N", default_value_t = 16)]
+    batch_size: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum StoreChoice {
+    Original,
+    Resized,
+}
+
+/// Runs the command. Interrupted, it goes on from the last finished shard when started again.
+pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
+    if args.input.is_empty() {
+        demo::write(&args.output)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let demo_start = workspace.data_dir().join("demo-start");
+    let tokenizer = tokenizer(&args, &demo_start).map_err(asked_wrongly)?;
+    let vision = args.vision.clone().unwrap_or_else(|| demo_start.join("vision"));
+    let tokens_per_image = match args.tokens_per_image {
+        Some(count) => count,
+        None => features_of(&vision)?,
+    };
+    let image_store = match args.image_store {
+        StoreChoice::Original => ImageStore::Original,
+        StoreChoice::Resized => {
+            let file = vision.join("preprocessor_config.json");
+            ImageStore::Resized(Arc::new(ImageProcessor::from_file(&file).map_err(asked_wrongly)?))
+        }
+    };
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let source = DataPaths::from(args.input).open(args.images_path.as_deref());
+    let source = source.map_err(asked_wrongly)?;
+    eprintln!("{} rows to {}", source.len(), args.output.display());
+    let settings = PrepareSettings {
+        tokenizer: Arc::new(tokenizer),
+        tokens_per_image,
+        max_seq_len: args.max_seq_len,
+        image_store,
+        rows_per_shard: args.rows_per_shard,
+        num_workers: args.num_workers.unwrap_or(cores),
+        output: args.output,
+    };
+    let bar = ProgressBar::new(source.len() as u64).with_style(ProgressStyle::with_template(
+        "{wide_bar} {pos}/{len} rows, {per_sec}, {eta} left",
+    )?);
+    let mut begun_at = None;
+    let prepared = prepare(&source, &settings, &mut |done, _| {
+        if begun_at.is_none() {
+            begun_at = Some(done);
+            // What an earlier call did says nothing about this one's speed.
+            bar.set_position(done as u64);
+            bar.reset_eta();
+        }
+        bar.set_position(done as u64);
+    });
+    bar.finish_and_clear();
+    let manifest = prepared.map_err(asked_wrongly)?;
+    let num_done = source.len() - begun_at.unwrap_or(0);
+    let seconds = bar.elapsed().as_secs_f64();
+    println!(
+        "{}: {num_done} rows in {seconds:.1} s ({:.0} rows/s)\n{}",
+        settings.output.display(),
+        num_done as f64 / seconds.max(1e-3),
+        manifest.report(args.batch_size)
+    );
+    let num_rejected: usize = manifest.rejected.values().sum();
+    if num_rejected > 0 {
+        println!("rejected rows: {}", settings.output.join("rejected.jsonl").display());
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn tokenizer(args: &PrepareDataArgs, demo_start: &Path) -> Result<ChatTokenizer, DataError> {
+    let dir = args.tokenizer.as_deref().unwrap_or(demo_start);
+    match &args.image_token {
+        Some(token) => ChatTokenizer::with_placeholder(dir, ImagePlaceholder::new(token.as_str())),
+        None => ChatTokenizer::with_first_of(dir, &IMAGE_TOKENS.map(ImagePlaceholder::new)),
+    }
+}
+
+/// Patches of an image by the encoder's `config.json`: its side over a patch's, squared.
+fn features_of(vision: &Path) -> Result<usize> {
+    let path = vision.join("config.json");
+    let wrong = |problem: String| {
+        usage_error(format!("{}: {problem}; or give --tokens-per-image", path.display()))
+    };
+    let text = std::fs::read_to_string(&path).map_err(|e| wrong(e.to_string()))?;
+    let config: Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
+    let number = |key: &str| config["vision_config"][key].as_u64().or(config[key].as_u64());
+    match (number("image_size"), number("patch_size")) {
+        (Some(side), Some(patch)) if patch > 0 && side >= patch => {
+            Ok(((side / patch) * (side / patch)) as usize)
+        }
+        _ => Err(wrong("expected image_size and patch_size of a vision encoder".into())),
+    }
+}
+
+/// What the library refuses is what the user named; but for a disk that fails on the way.
+fn asked_wrongly(error: DataError) -> anyhow::Error {
+    match error {
+        DataError::WorkerPanic { .. } => error.into(),
+        other => usage_error(other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_encoders_configuration_says_how_many_features_an_image_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let count = |text: &str| {
+            std::fs::write(folder.path().join("config.json"), text).unwrap();
+            features_of(folder.path()).map_err(|e| e.to_string())
+        };
+        assert_eq!(count(r#"{"image_size": 224, "patch_size": 16}"#), Ok(196));
+        assert_eq!(count(r#"{"vision_config": {"image_size": 224, "patch_size": 32}}"#), Ok(49));
+        assert!(count("{}").unwrap_err().contains("--tokens-per-image"));
+    }
+}
