@@ -16,9 +16,9 @@ use crate::interrupt;
 /// Flags of `vlm cache-features`.
 #[derive(Debug, Args)]
 pub struct CacheFeaturesArgs {
-    /// Rows whose pictures are encoded.
-    #[arg(long, value_name = "FILE")]
-    data_path: PathBuf,
+    /// Rows whose pictures are encoded, as for training; several may be given.
+    #[arg(long, value_name = "PATH", required = true)]
+    data_path: Vec<String>,
     /// Root folder of the image names in the rows.
     #[arg(long, value_name = "DIR")]
     images_path: Option<PathBuf>,
@@ -60,7 +60,7 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
     let stop = interrupt::flag()?;
     let output = args.output.clone();
     let config = CacheFeaturesConfig {
-        data_path: args.data_path,
+        data_path: args.data_path.into(),
         images_path: args.images_path,
         vision: args.vision,
         output: args.output,

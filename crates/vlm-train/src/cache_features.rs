@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind};
 use vlm_data::{
-    FeatureCacheWriter, FeatureKey, FeaturesDtype, ImageCount, ImageHash, ImageProcessor,
-    ImageScan, JsonlSource, RejectLog, RowSource, ScannedChunk, count_images,
+    DataPaths, FeatureCacheWriter, FeatureKey, FeaturesDtype, ImageCount, ImageHash,
+    ImageProcessor, ImageScan, RejectLog, RowSource, ScannedChunk, count_images,
 };
 use vlm_model::vision::VisionEncoder;
 use vlm_model::{ModelError, VisionConfig};
@@ -24,7 +24,7 @@ use crate::trained::image_processor;
 #[derive(Debug, Clone)]
 pub struct CacheFeaturesConfig {
     /// The rows.
-    pub data_path: PathBuf,
+    pub data_path: DataPaths,
     /// Root of the image names in the rows.
     pub images_path: Option<PathBuf>,
     /// Vision encoder, a folder in Hugging Face form.
@@ -93,8 +93,7 @@ pub fn cache_features(
 ) -> Result<Cached, TrainError> {
     let (encoder, vision) = build_encoder(&config.vision, config.device)?;
     let processor = Arc::new(image_processor(&config.vision, vision.image_size)?);
-    let source: Arc<dyn RowSource> =
-        Arc::new(JsonlSource::open(&config.data_path, config.images_path.as_deref())?);
+    let source = config.data_path.open(config.images_path.as_deref())?;
     let key = feature_key(&config.vision, &vision, &processor, config.dtype)?;
     let writer = FeatureCacheWriter::open(&config.output, key).map_err(usage)?;
     let num_before = writer.num_images();
