@@ -556,7 +556,6 @@ fn loader_config(
         prefetch_batches: config.data.prefetch_batches,
         bucket_window: config.data.bucket_window,
         max_rejected_fraction: config.data.max_rejected_fraction,
-        ..LoaderConfig::default()
     }
 }
 
