@@ -68,8 +68,6 @@ fn with_config_file(flags: PretrainArgs) -> Result<PretrainArgs> {
 
 /// The run's configuration: what was given, else the defaults.
 pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
-    let cores = available_parallelism().map_or(1, usize::from);
-    // Several processes on one machine share its cores.
     let processes = LaunchEnv::read()?.map_or(1, |env| env.local_world_size);
     let required = |value: Option<PathBuf>, flag: &str, what: &str| {
         value.ok_or_else(|| TrainError::Usage(format!("--{flag} is missing: {what}")))
@@ -111,7 +109,7 @@ pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
             shuffle,
             bucket_window: args.bucket_window.unwrap_or(default_window),
             drop_last: args.drop_last.unwrap_or(args.no_drop_last == Some(false)),
-            num_workers: args.num_workers.unwrap_or(cores / processes).max(1),
+            num_workers: args.num_workers.unwrap_or_else(|| share_of_cores(processes)).max(1),
             prefetch_batches: args.prefetch_batches.unwrap_or(4),
             max_rejected_fraction: args.max_rejected_fraction.unwrap_or(0.05),
         },
@@ -177,6 +175,18 @@ pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
             ..eval
         },
     })
+}
+
+/// Cores of one of several processes on this machine. Our launcher binds each to its own, torchrun
+/// lets all of them run anywhere.
+fn share_of_cores(processes: usize) -> usize {
+    let allowed = available_parallelism().map_or(1, usize::from);
+    let of_machine = std::fs::read_dir("/sys/devices/system/cpu").map_or(allowed, |entries| {
+        let is_core =
+            |name: &str| name.strip_prefix("cpu").is_some_and(|n| n.parse::<u32>().is_ok());
+        entries.flatten().filter(|entry| entry.file_name().to_str().is_some_and(is_core)).count()
+    });
+    allowed.min(of_machine / processes)
 }
 
 /// `none` is random weights; nothing is the reference's `{out-dir}/lm_{dim}[_moe].pth`, or for the

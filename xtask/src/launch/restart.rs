@@ -22,6 +22,9 @@ const USAGE_CODE: u8 = 2;
 /// theirs are gone by then too (ten seconds after they saw ours go), so that no new rank meets an
 /// old one.
 const SETTLE: Duration = Duration::from_secs(12);
+/// What a rank waits for the others is divided by this for the longest such pause: with a short
+/// `--timeout-secs` the machines would else keep missing each other.
+const PAUSES_A_TIMEOUT: u32 = 3;
 
 /// How a restarted job differs from its first start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +53,7 @@ pub fn run(job: &Job, layout: &Layout, again: Again, signals: &Signals) -> Resul
         }
         attempt += 1;
         if layout.nnodes > 1 {
-            settle(signals);
+            settle(pause(&job.args), signals);
         }
         if again == Again::FromNewestCheckpoint {
             job.args = resumed(job.args);
@@ -62,8 +65,14 @@ pub fn run(job: &Job, layout: &Layout, again: Again, signals: &Signals) -> Resul
     }
 }
 
-fn settle(signals: &Signals) {
-    let until = Instant::now() + SETTLE;
+fn pause(args: &[OsString]) -> Duration {
+    let timeout = setting(args, "timeout-secs").and_then(|text| text.to_str()?.parse().ok());
+    let timeout = timeout.map_or(Duration::MAX, Duration::from_secs);
+    SETTLE.min(timeout / PAUSES_A_TIMEOUT)
+}
+
+fn settle(pause: Duration, signals: &Signals) {
+    let until = Instant::now() + pause;
     while Instant::now() < until && signals.count() == 0 {
         thread::sleep(Duration::from_millis(50));
     }
@@ -88,6 +97,13 @@ mod tests {
 
     fn words(text: &str) -> Vec<OsString> {
         text.split_whitespace().map(OsString::from).collect()
+    }
+
+    #[test]
+    fn machines_with_a_short_timeout_pause_for_less() {
+        assert_eq!(pause(&words("pretrain --epochs 2")), SETTLE);
+        assert_eq!(pause(&words("pretrain --timeout-secs 600")), SETTLE);
+        assert_eq!(pause(&words("pretrain --timeout_secs=6")), Duration::from_secs(2));
     }
 
     #[test]

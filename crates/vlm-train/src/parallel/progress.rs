@@ -11,8 +11,9 @@ use vlm_torch::{GroupOptions, Store};
 
 /// Between two reports.
 const INTERVAL: Duration = Duration::from_millis(500);
-/// How long a store that answers takes at most.
-const STORE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a store that answers takes at most. A rank whose network is cut waits this long, once,
+/// beyond its timeout.
+const STORE_TIMEOUT: Duration = Duration::from_secs(4);
 
 /// Parts of a step, as messages name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +85,8 @@ pub(super) struct Progress {
     now: Arc<Mutex<Now>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
+    /// The store has kept this rank waiting before: nobody waits for it again.
+    is_cut_off: AtomicBool,
 }
 
 impl Progress {
@@ -106,7 +109,8 @@ impl Progress {
             .map_err(|e| tracing::warn!("cannot start the thread that reports progress: {e}"))
             .ok();
         let (rank, world_size) = (options.rank, options.world_size);
-        Ok(Self { store, rank, world_size, now, stop, thread })
+        let is_cut_off = AtomicBool::new(false);
+        Ok(Self { store, rank, world_size, now, stop, thread, is_cut_off })
     }
 
     /// Notes where this rank is now.
@@ -127,14 +131,24 @@ impl Progress {
     pub(super) fn leave_word(&self, reason: &str) {
         let (store, key) = (Arc::clone(&self.store), word_key(self.rank));
         let value = reason.as_bytes().to_vec();
-        within(STORE_TIMEOUT, move || store.set(&key, &value).is_ok());
+        self.ask(move || store.set(&key, &value).is_ok());
+    }
+
+    /// `within` the store's time, unless it has let that pass before.
+    fn ask<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        if self.is_cut_off.load(Ordering::Relaxed) {
+            return None;
+        }
+        let found = within(STORE_TIMEOUT, work);
+        self.is_cut_off.store(found.is_none(), Ordering::Relaxed);
+        found
     }
 
     /// What is known of the others: their last words, and which of them report no more.
     pub(super) fn of_the_others(&self) -> String {
         let (store, rank, world_size) = (Arc::clone(&self.store), self.rank, self.world_size);
         let ranks: Vec<usize> = (0..world_size).filter(|&other| other != rank).collect();
-        let found = within(STORE_TIMEOUT, move || {
+        let found = self.ask(move || {
             let first: Vec<_> = ranks.iter().map(|&rank| read(&store, rank)).collect();
             std::thread::sleep(3 * INTERVAL);
             let lines = ranks.iter().zip(first).map(|(&rank, first)| describe(&store, rank, first));
@@ -154,7 +168,7 @@ impl Drop for Progress {
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
             // A reporter that waits for a store that is gone must not hold up the end.
-            within(STORE_TIMEOUT, move || thread.join().is_ok());
+            self.ask(move || thread.join().is_ok());
         }
     }
 }
