@@ -17,8 +17,10 @@ use crate::source::{Encoding, RowSource};
 use crate::tally::Tally;
 use crate::worker::{ImageReading, Made, PendingBatch, RowMaker, Task, work};
 
-/// Rows within which similar lengths are put together unless told otherwise: keeps padding below 5%
-/// for batches of up to 128 rows of all ranks, where the lengths of rows are known exactly.
+/// Rows within which similar lengths are put together unless told otherwise. In a simulation with four
+/// made-up distributions of lengths it kept padding below 5% for batches of up to 64 rows of all
+/// ranks, where the lengths of rows are known exactly; raw rows, whose lengths are estimated from
+/// their text, pad more.
 pub const DEFAULT_BUCKET_WINDOW: usize = 2048;
 
 /// How a [`Loader`] makes batches.
