@@ -1,0 +1,254 @@
+//! A training run from beginning to end: checks everything, makes the out-dir, assembles the
+//! parts, trains, and writes what came of it.
+
+mod parts;
+mod records;
+mod resume;
+mod summary;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use vlm_data::{ChatTokenizer, ImageProcessor, Loader, RejectLog};
+use vlm_model::Vlm;
+use vlm_torch::{Reducer, ReducerOptions};
+
+use self::parts::Parts;
+pub use self::summary::Summary;
+use crate::TrainError;
+use crate::assemble::{Shapes, build_model};
+use crate::checkpoint::Checkpoint;
+use crate::config::TrainConfig;
+use crate::device_batch::Transfer;
+use crate::eval::Evaluator;
+use crate::event_file::EventFile;
+use crate::metrics::MetricsFile;
+use crate::optimizer::AdamW;
+use crate::out_dir::OutDir;
+use crate::parallel::{LaunchEnv, Phase, Team, agree, gradient_bytes, start_up};
+use crate::precision::Dtype;
+use crate::trainer::{Ending, Position, Trainer};
+
+/// A run that has been checked and assembled, and not yet begun.
+pub struct Run {
+    config: TrainConfig,
+    out_dir: OutDir,
+    shapes: Shapes,
+    tokenizer: Arc<ChatTokenizer>,
+    processor: Arc<ImageProcessor>,
+    loader: Loader,
+    /// On rank 0 only.
+    evaluator: Option<Evaluator>,
+    model: Vlm,
+    dtype: Dtype,
+    /// On rank 0 only.
+    resumed: Option<Checkpoint>,
+    team: Option<Team>,
+}
+
+fn world_size(team: Option<&Team>) -> usize {
+    team.map_or(1, Team::world_size)
+}
+
+/// This process's result, when all ranks have one.
+fn all_ready<T>(team: Option<&Team>, own: Result<T, TrainError>) -> Result<T, TrainError> {
+    match team {
+        None => own,
+        Some(team) => team.all_ready(own),
+    }
+}
+
+impl Run {
+    /// Checks and assembles everything. What the user asked wrongly is found here, before the
+    /// out-dir is touched. Where the launch environment names several processes, they meet here,
+    /// and one that cannot go on stops all.
+    ///
+    /// # Errors
+    /// Any setting, file or shape that is not as it must be; ranks that do not come, or were not
+    /// started alike.
+    pub fn prepare(config: TrainConfig) -> Result<Self, TrainError> {
+        config.validate()?;
+        let launch = LaunchEnv::read()?.filter(|env| env.world_size > 1 || config.run.ddp);
+        let timeout = Duration::from_secs(config.run.timeout_secs);
+        let team = launch.map(|env| Team::connect(env, timeout)).transpose()?;
+        let prepared = Self::prepare_in(config, team.as_ref());
+        if let (Err(error), Some(team)) = (&prepared, &team) {
+            team.leave_word(error);
+        }
+        Ok(Self { team, ..prepared? })
+    }
+
+    fn prepare_in(config: TrainConfig, team: Option<&Team>) -> Result<Self, TrainError> {
+        let parts = all_ready(team, Parts::assemble(&config, team))?;
+        if let Some(team) = team {
+            let nccl = all_ready(Some(team), team.use_device(parts.device))?;
+            start_up::introduce(team, parts.device, nccl.as_deref());
+            agree(team, &parts.identity(&config))?;
+        }
+        let is_first = team.is_none_or(|team| team.rank() == 0);
+        let out_dir = if is_first {
+            OutDir::prepare(&config.run.out_dir, config.stage, config.run.resume.is_some())
+        } else {
+            Ok(OutDir::of_another(&config.run.out_dir))
+        };
+        let out_dir = all_ready(team, out_dir)?;
+        let Parts { tokenizer, processor, loader, evaluator, shapes, resumed, device, dtype } =
+            parts;
+        let model = build_model(&config.model, &shapes, config.run.seed, device);
+        let mut model = all_ready(team, model)?;
+        model.set_activation_checkpointing(config.model.activation_checkpointing);
+        if let Some(team) = team {
+            let mut all = model.params().named();
+            all.extend(model.vision_params().named());
+            team.share_tensors(&all)?;
+        }
+        let team = None;
+        Ok(Self {
+            config,
+            team,
+            out_dir,
+            shapes,
+            tokenizer,
+            processor,
+            loader,
+            evaluator,
+            model,
+            dtype,
+            resumed,
+        })
+    }
+
+    /// Whether this process is the one that writes and reports.
+    pub fn is_first_rank(&self) -> bool {
+        self.team.as_ref().is_none_or(|team| team.rank() == 0)
+    }
+
+    /// The model; trained in place by [`Self::train`].
+    pub fn model(&self) -> &Vlm {
+        &self.model
+    }
+
+    /// The tokenizer.
+    pub fn tokenizer(&self) -> &ChatTokenizer {
+        &self.tokenizer
+    }
+
+    /// The image preprocessing.
+    pub fn processor(&self) -> &ImageProcessor {
+        &self.processor
+    }
+
+    /// Where the run writes.
+    pub fn out_dir(&self) -> &OutDir {
+        &self.out_dir
+    }
+
+    /// Trains to the end, saving on the way, and writes the final weights. `stop` ends the run
+    /// early, with everything saved.
+    ///
+    /// # Errors
+    /// Data, model, disk; the last checkpoint stays as it was.
+    pub fn train(&mut self, stop: &AtomicBool) -> Result<Summary, TrainError> {
+        let summary = self.train_to_the_end(stop);
+        if let (Err(error), Some(team)) = (&summary, &self.team) {
+            team.leave_word(error);
+        }
+        summary
+    }
+
+    fn train_to_the_end(&mut self, stop: &AtomicBool) -> Result<Summary, TrainError> {
+        let started = Instant::now();
+        let is_first = self.is_first_rank();
+        let trainable = self.model.trainable();
+        let num_trainable: i64 = trainable.iter().map(|(_, t)| t.numel() as i64).sum();
+        if is_first {
+            self.out_dir.set_aside_earlier()?;
+            self.out_dir.write_json("config.json", &self.describe())?;
+            self.announce(num_trainable);
+        }
+
+        let mut optimizer = AdamW::new(trainable, self.config.optim.weight_decay);
+        let resumed = self.resumed.take();
+        let position = self.starting_position(resumed.as_ref(), &mut optimizer)?;
+        let samples_before = position.counters.samples;
+        let team = self.team.as_ref();
+        let reducer = team.map(|team| self.reducer(team)).transpose()?;
+        let (rejects, metrics) = match is_first {
+            true => (
+                Some(RejectLog::open(&self.out_dir.join("rejected.jsonl"))?),
+                Some(self.metrics_file(position.counters.step)?),
+            ),
+            false => (None, None),
+        };
+        let mut trainer = Trainer {
+            config: &self.config,
+            model: &self.model,
+            transfer: Transfer::new(self.model.device(), &self.processor),
+            source: &self.loader,
+            optimizer,
+            dtype: self.dtype,
+            position,
+            pad_token_id: self.tokenizer.pad_token_id(),
+            rejects,
+            metrics,
+            team,
+            reducer,
+            evaluator: self.evaluator.as_ref(),
+        };
+        let ending = trainer.run(stop, &mut |trainer| self.save_checkpoint(trainer))?;
+        self.save_checkpoint(&trainer)?;
+
+        let wall_secs = started.elapsed().as_secs_f64();
+        let Position { counters, last_loss, .. } = trainer.position;
+        let mut extra = serde_json::Map::new();
+        if let (Some(team), Some(reducer)) = (team, &trainer.reducer) {
+            team.reached(counters.step, Phase::End);
+            extra.extend(start_up::communication(team, reducer)?);
+            team.part()?;
+        }
+        let status = match ending {
+            Ending::Finished => "finished",
+            Ending::Interrupted => "interrupted",
+        };
+        Ok(Summary {
+            status,
+            steps: counters.step,
+            samples: counters.samples,
+            wall_secs,
+            final_loss: last_loss,
+            samples_per_sec: (counters.samples - samples_before) as f64 / wall_secs,
+            peak_memory_bytes: vlm_torch::peak_memory_bytes(self.model.device()).unwrap_or(0),
+            rejected_rows: counters.rejected_rows,
+            skipped_updates: counters.skipped_updates,
+            empty_steps: counters.empty_steps,
+            trainable_parameters: num_trainable,
+            extra,
+        })
+    }
+
+    fn reducer<'a>(&self, team: &'a Team) -> Result<Reducer<'a>, TrainError> {
+        let trainable = self.model.trainable();
+        let defaults = ReducerOptions::default();
+        // A bucket travels when all of it is computed: small models need smaller ones than usual,
+        // or all of them would wait for the end of the backward pass.
+        let eighth = i64::try_from(gradient_bytes(&trainable) / 8).unwrap_or(i64::MAX);
+        let options = ReducerOptions {
+            bucket_bytes: eighth.clamp(defaults.first_bucket_bytes, defaults.bucket_bytes),
+            // A batch of text alone on one rank must not stop those that have images.
+            find_unused_parameters: true,
+            ..defaults
+        };
+        let reducer = Reducer::new(team.group(), &trainable, &options);
+        reducer.map_err(|error| team.explain(error))
+    }
+
+    /// The log, cut back to the steps that are behind, and TensorBoard's events beside it.
+    fn metrics_file(&self, done: u64) -> Result<MetricsFile, TrainError> {
+        let metrics = MetricsFile::open_after(&self.out_dir.join("metrics.jsonl"), done)?;
+        if !self.config.run.tensorboard {
+            return Ok(metrics);
+        }
+        Ok(metrics.with_events(EventFile::create(self.out_dir.path(), done + 1)?))
+    }
+}

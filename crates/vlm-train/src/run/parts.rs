@@ -1,0 +1,148 @@
+//! What a run needs and can be had without a model or a folder.
+
+use std::sync::Arc;
+
+use tch::Device;
+use vlm_data::{
+    ChatTokenizer, FeatureCache, FeaturesDtype, ImageProcessor, ImageReading, Loader, LoaderConfig,
+};
+
+use super::resume::find_checkpoint;
+use super::world_size;
+use crate::TrainError;
+use crate::assemble::{Shapes, open_tokenizer, settle_shapes};
+use crate::cache_features::{feature_key, usage};
+use crate::checkpoint::Checkpoint;
+use crate::config::{ModelConfig, TrainConfig};
+use crate::eval::{EvalOptions, Evaluator};
+use crate::parallel::{Identity, Team, start_up};
+use crate::precision::{self, Dtype};
+use crate::trained::image_processor;
+
+/// What a run needs and can be had without a model or a folder.
+pub(super) struct Parts {
+    pub(super) shapes: Shapes,
+    pub(super) tokenizer: Arc<ChatTokenizer>,
+    pub(super) processor: Arc<ImageProcessor>,
+    pub(super) loader: Loader,
+    /// On rank 0 only.
+    pub(super) evaluator: Option<Evaluator>,
+    pub(super) device: Device,
+    pub(super) dtype: Dtype,
+    pub(super) resumed: Option<Checkpoint>,
+}
+
+impl Parts {
+    pub(super) fn assemble(config: &TrainConfig, team: Option<&Team>) -> Result<Self, TrainError> {
+        let device = precision::device(&config.run.device, team.map(Team::env))?;
+        if let Some(threads) = config.run.num_threads.or_else(|| start_up::threads_of_one(team)) {
+            tch::set_num_threads(threads);
+        }
+        let tokenizer = Arc::new(open_tokenizer(&config.model)?);
+        let shapes = settle_shapes(&config.model, &tokenizer, config.data.max_seq_len)?;
+        let image_size = shapes.vision.image_size;
+        let processor = Arc::new(image_processor(&config.model.vision, image_size)?);
+        let source = config.data.data_path.open(config.data.images_path.as_deref())?;
+        let loader = Loader::new(
+            source,
+            Arc::clone(&tokenizer),
+            images(&config.model, &shapes, &processor)?,
+            loader_config(config, shapes.tokens_per_image(), team),
+        )?;
+        let is_first = team.is_none_or(|team| team.rank() == 0);
+        let resumed = if is_first { find_checkpoint(config, world_size(team))? } else { None };
+        let tokens_per_image = shapes.tokens_per_image();
+        let judge = || evaluator(config, &tokenizer, &processor, tokens_per_image);
+        let evaluator = if is_first { judge()? } else { None };
+        let dtype = config.run.dtype.unwrap_or_else(|| Dtype::default_on(device));
+        Ok(Self { shapes, tokenizer, processor, loader, evaluator, device, dtype, resumed })
+    }
+
+    /// What must be the same on all ranks. Where files lie need not be.
+    pub(super) fn identity(&self, config: &TrainConfig) -> Identity {
+        let TrainConfig { stage, data, run, optim, model, eval: _ } = config;
+        let settings = serde_json::json!({
+            "stage": stage,
+            "optim": optim,
+            "freeze": model.freeze,
+            "max_seq_len": data.max_seq_len,
+            "padding": data.padding,
+            "shuffle": data.shuffle,
+            "bucket_window": data.bucket_window,
+            "drop_last": data.drop_last,
+            "max_rejected_fraction": data.max_rejected_fraction,
+            "seed": run.seed,
+            "log_interval": run.log_interval,
+            "save_interval": run.save_interval,
+            "max_steps": run.max_steps,
+            "timeout_secs": run.timeout_secs,
+            "lm": self.shapes.lm,
+            "vision": self.shapes.vision,
+            "projector": self.shapes.projector,
+            "tokenizer": self.tokenizer.hash(),
+            "image_processor": self.processor.hash(),
+            "dtype": self.dtype,
+            "device": if self.device.is_cuda() { "cuda" } else { "cpu" },
+        });
+        Identity::new(self.loader.fingerprint(), settings)
+    }
+}
+
+/// Where the model's view of the pictures comes from.
+fn images(
+    config: &ModelConfig,
+    shapes: &Shapes,
+    processor: &Arc<ImageProcessor>,
+) -> Result<ImageReading, TrainError> {
+    let Some(folder) = &config.features else {
+        return Ok(ImageReading::Pixels(Arc::clone(processor)));
+    };
+    // The type of the stored values is the cache's own affair.
+    let wanted = feature_key(&config.vision, &shapes.vision, processor, FeaturesDtype::Float32)?;
+    let cache = FeatureCache::open(folder, &wanted).map_err(usage)?;
+    tracing::info!("features of {} pictures from {}", cache.num_images(), folder.display());
+    Ok(ImageReading::Features(Arc::new(cache)))
+}
+
+fn loader_config(
+    config: &TrainConfig,
+    tokens_per_image: usize,
+    team: Option<&Team>,
+) -> LoaderConfig {
+    LoaderConfig {
+        batch_size: config.optim.batch_size,
+        rank: team.map_or(0, Team::rank),
+        world_size: world_size(team),
+        max_seq_len: config.data.max_seq_len,
+        tokens_per_image,
+        padding: config.data.padding,
+        shuffle: config.data.shuffle,
+        seed: config.run.seed,
+        drop_last: config.data.drop_last,
+        num_workers: config.data.num_workers,
+        prefetch_batches: config.data.prefetch_batches,
+        bucket_window: config.data.bucket_window,
+        max_rejected_fraction: config.data.max_rejected_fraction,
+    }
+}
+
+/// What judges the model on the way, where that is asked for.
+fn evaluator(
+    config: &TrainConfig,
+    tokenizer: &Arc<ChatTokenizer>,
+    processor: &Arc<ImageProcessor>,
+    tokens_per_image: usize,
+) -> Result<Option<Evaluator>, TrainError> {
+    let Some(data_path) = &config.eval.data_path else { return Ok(None) };
+    let images_path = config.eval.images_path.as_ref().or(config.data.images_path.as_ref());
+    let options = EvalOptions {
+        batch_size: config.optim.batch_size,
+        max_seq_len: config.data.max_seq_len,
+        num_workers: config.data.num_workers,
+        max_captions: config.eval.max_captions,
+        max_new_tokens: config.eval.max_new_tokens,
+    };
+    let images_path = images_path.map(std::path::PathBuf::as_path);
+    Evaluator::open(data_path, images_path, tokenizer, processor, tokens_per_image, options)
+        .map(Some)
+}

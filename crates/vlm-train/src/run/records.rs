@@ -1,0 +1,123 @@
+//! What a run writes beside its log: checkpoints, weights, the description of itself.
+
+use tch::{Device, Tensor};
+use vlm_model::lm::with_tied_output;
+use vlm_model::weights::{self, Format};
+
+use super::resume::identity;
+use super::{Run, Summary, world_size};
+use crate::TrainError;
+use crate::demo::DemoReport;
+use crate::trainer::Trainer;
+use crate::{checkpoint, encoder_files, report};
+
+impl Run {
+    /// Base name of the weights that a run leaves: `pretrain_vlm_{dim}[_moe]`, `sft_vlm_…`.
+    pub fn weights_name(&self) -> String {
+        self.config.stage.weights_name(self.shapes.lm.dim, self.shapes.lm.use_moe)
+    }
+
+    /// A checkpoint to continue from, and the weights alone in both formats.
+    ///
+    /// Rank 0 writes; the others prove that they hold the same.
+    pub(super) fn save_checkpoint(&self, trainer: &Trainer) -> Result<(), TrainError> {
+        if let Some(team) = &self.team {
+            let differing = team.ranks_that_differ(&self.model.trainable())?;
+            if !differing.is_empty() && team.rank() == 0 {
+                tracing::warn!(
+                    "the weights of ranks {differing:?} are no longer those of rank 0, which are \
+                     saved; machines of different kinds round differently"
+                );
+            }
+        }
+        if !self.is_first_rank() {
+            return Ok(());
+        }
+        let weights = self.weights();
+        let mut all = self.weights();
+        all.extend(encoder_files::checkpointed(&self.model));
+        checkpoint::save(
+            &self.out_dir.join("checkpoints"),
+            &all,
+            &trainer.optimizer.state(),
+            trainer.position,
+            identity(&self.config, world_size(self.team.as_ref())),
+            self.config.run.keep_checkpoints,
+        )?;
+        for (extension, format) in [("pth", Format::Pth), ("safetensors", Format::Safetensors)] {
+            let path = self.out_dir.join(format!("{}.{extension}", self.weights_name()));
+            weights::save(&path, &weights, format).map_err(|e| TrainError::at(&path, e))?;
+        }
+        let encoder = &self.config.model.vision;
+        encoder_files::save(&self.model, &self.shapes, encoder, self.out_dir.path())
+    }
+
+    /// All weights but the vision encoder's, under the family's own names.
+    fn weights(&self) -> Vec<(String, Tensor)> {
+        with_tied_output(self.model.params().named(), &self.shapes.lm)
+    }
+
+    /// Writes `report.html` from the files of the out-dir, `summary.json` among them, and for the
+    /// demo what came of it. Rank 0 does, for all. What fails here costs a page, not a run.
+    pub fn write_report(&self, demo: Option<&DemoReport>) {
+        if !self.is_first_rank() {
+            return;
+        }
+        if let Err(error) = report::write(self.out_dir.path(), demo) {
+            tracing::warn!("no {}: {error}", report::FILE_NAME);
+        }
+    }
+
+    /// Writes `summary.json`; rank 0 does, for all.
+    ///
+    /// # Errors
+    /// The system's, with the path.
+    pub fn write_summary(&self, summary: &Summary) -> Result<(), TrainError> {
+        if !self.is_first_rank() {
+            return Ok(());
+        }
+        self.out_dir.write_json("summary.json", summary)
+    }
+
+    /// The resolved configuration, with the model that came of it.
+    pub(super) fn describe(&self) -> serde_json::Value {
+        let mut tree = self.shapes.describe(&self.tokenizer);
+        let mut config = self.config.clone();
+        // The folder can then be used from wherever its user is.
+        for part in [&mut config.model.vision, &mut config.model.tokenizer] {
+            *part = std::path::absolute(&*part).unwrap_or_else(|_| part.clone());
+        }
+        tree["run"] = serde_json::to_value(&config).unwrap_or_default();
+        tree["dtype"] = serde_json::to_value(self.dtype).unwrap_or_default();
+        tree["program"] = env!("CARGO_PKG_VERSION").into();
+        tree
+    }
+
+    pub(super) fn announce(&self, num_trainable: i64) {
+        let device = match self.model.device() {
+            Device::Cpu => format!("CPU, {} threads", tch::get_num_threads()),
+            other => format!("{other:?}"),
+        };
+        let encoder = match self.model.vision_params().num_elements() as f64 / 1e6 {
+            0.0 => "features take the vision encoder's place".to_owned(),
+            millions if self.config.model.freeze.train_vision => {
+                format!("the vision encoder's {millions:.1} M are trained too")
+            }
+            millions => format!("the vision encoder's {millions:.1} M are frozen"),
+        };
+        tracing::info!(
+            "{} of {} parameters are trained ({:.3} M); {encoder}",
+            num_trainable,
+            self.model.params().num_elements(),
+            num_trainable as f64 / 1e6,
+        );
+        tracing::info!(
+            "{} rows, {} batches an epoch, {} epochs; {device}, {:?}; writing to {}",
+            self.loader.num_rows(),
+            self.loader.batches_per_epoch(),
+            self.config.optim.epochs,
+            self.dtype,
+            self.out_dir.path().display()
+        );
+    }
+}

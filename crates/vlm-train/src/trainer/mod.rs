@@ -1,0 +1,225 @@
+//! The training loop: batches in, updated weights out. Reads top to bottom.
+
+mod log;
+mod meeting;
+mod source;
+mod step;
+mod update;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use vlm_data::RejectLog;
+use vlm_model::Vlm;
+use vlm_torch::Reducer;
+
+use self::log::Screen;
+pub use self::source::{BatchSource, Batches};
+use self::step::{Place, Window};
+use crate::TrainError;
+use crate::config::TrainConfig;
+use crate::device_batch::Transfer;
+use crate::eval::Evaluator;
+use crate::metrics::{Counters, Display, Meter, MetricsFile};
+use crate::optimizer::AdamW;
+use crate::parallel::{Phase, Team};
+use crate::precision::Dtype;
+use crate::scaler::LossScaler;
+use crate::schedule::learning_rate;
+
+/// Where a run stands: with the weights and the optimizer's state, all that a later run needs to
+/// go on as if there had been no end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, serde::Serialize, serde::Deserialize)]
+pub struct Position {
+    /// Epoch, from 0.
+    pub epoch: u64,
+    /// Next batch of that epoch, from 0.
+    pub next_batch: usize,
+    /// What was done so far.
+    pub counters: Counters,
+    /// Loss of the last micro-batch that had one, in nats a supervised token.
+    pub last_loss: Option<f64>,
+    /// Updates left out since the last good one.
+    pub skipped_in_a_row: u64,
+    /// Loss scaling, with float16 only.
+    pub scaler: Option<LossScaler>,
+}
+
+/// Why training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All epochs, or `max_steps`, are done.
+    Finished,
+    /// The user asked to stop.
+    Interrupted,
+}
+
+/// Trains one model on one loader.
+pub struct Trainer<'a> {
+    /// The run's configuration.
+    pub config: &'a TrainConfig,
+    /// The model; its trainable parameters are the optimizer's.
+    pub model: &'a Vlm,
+    /// The way of the batches to the model's device.
+    pub transfer: Transfer,
+    /// The batches.
+    pub source: &'a dyn BatchSource,
+    /// The optimizer.
+    pub optimizer: AdamW,
+    /// Forward arithmetic.
+    pub dtype: Dtype,
+    /// Where the run stands.
+    pub position: Position,
+    /// Judges the model on the way; rank 0 only, the others wait for it.
+    pub evaluator: Option<&'a Evaluator>,
+    /// What rows are filled up with.
+    pub pad_token_id: i64,
+    /// Where rows that cannot be used are written down; rank 0 only.
+    pub rejects: Option<RejectLog>,
+    /// The log; rank 0 only.
+    pub metrics: Option<MetricsFile>,
+    /// The other ranks, if there are any.
+    pub team: Option<&'a Team>,
+    /// Averages the gradients over the ranks; there whenever there is a team.
+    pub reducer: Option<Reducer<'a>>,
+}
+
+impl Trainer<'_> {
+    /// Micro-batches of all epochs.
+    pub fn total_steps(&self) -> u64 {
+        self.config.optim.epochs * self.source.batches_per_epoch() as u64
+    }
+
+    /// Trains from the present position to the end. `save` is called with the trainer at every
+    /// `save_interval` (at the next end of an update) and when the run is stopped; `stop` ends
+    /// the run after the present update.
+    ///
+    /// # Errors
+    /// Data, model, disk; too many updates in a row that were not finite. Weights on disk are left
+    /// as the last `save` wrote them.
+    pub fn run(
+        &mut self,
+        stop: &AtomicBool,
+        save: &mut dyn FnMut(&Self) -> Result<(), TrainError>,
+    ) -> Result<Ending, TrainError> {
+        let last_step = self.config.run.max_steps.unwrap_or(u64::MAX).min(self.total_steps());
+        let done = self.position.counters.step;
+        let mut screen = Screen {
+            display: Display::new(
+                last_step,
+                done,
+                self.config.run.progress && self.is_first_rank(),
+            ),
+            meter: Meter::start(self.position.counters),
+            samples_per_sec: 0.0,
+        };
+        let mut ending = Ending::Finished;
+        while self.position.epoch < self.config.optim.epochs
+            && self.position.counters.step < last_step
+            && ending == Ending::Finished
+        {
+            ending = self.epoch(last_step, stop, save, &mut screen)?;
+        }
+        screen.display.finish();
+        Ok(ending)
+    }
+
+    fn epoch(
+        &mut self,
+        last_step: u64,
+        stop: &AtomicBool,
+        save: &mut dyn FnMut(&Self) -> Result<(), TrainError>,
+        screen: &mut Screen,
+    ) -> Result<Ending, TrainError> {
+        let source = self.source;
+        let (epoch, first) = (self.position.epoch, self.position.next_batch);
+        let steps_left = last_step - self.position.counters.step;
+        let end = source.batches_per_epoch().min(first + steps_left as usize);
+        let mut batches = source.epoch(epoch, first);
+        let mut window = Window::default();
+        let eval_interval = self.config.eval.interval.unwrap_or(self.config.run.save_interval);
+        let (mut save_is_due, mut eval_is_due) = (false, false);
+        for index in first..end {
+            let step = self.position.counters.step;
+            let asked = Instant::now();
+            self.reached(Phase::Data);
+            let batch = match batches.next() {
+                Some(batch) => batch.map_err(TrainError::from),
+                None => Err(TrainError::Failed(format!(
+                    "the loader ended epoch {epoch} at batch {index} of {end}"
+                ))),
+            };
+            screen.meter.waited(asked.elapsed());
+            let (mut batch, totals) = self.meet(batch, stop)?;
+            self.set_aside(&batch, &totals)?;
+
+            let accumulation = self.config.optim.accumulation_steps as usize;
+            let place = Place::of(index, end, accumulation);
+            let lr = self.learning_rate(step);
+            self.reached(Phase::ForwardBackward);
+            let loss = self.micro_step(&mut batch, &totals, place, &mut window)?;
+            self.reached(Phase::Update);
+            let stop_agreed = window.stop;
+            let grad_norm = if place.is_last { self.update(lr, &mut window)? } else { None };
+            self.position.counters.step = step + 1;
+
+            self.position.next_batch = index + 1;
+            let is_last = self.position.counters.step == last_step;
+            self.reached(Phase::Log);
+            let loss = self.loss_of_all(loss.as_ref(), &totals, is_last)?;
+            self.log(lr, loss, grad_norm, epoch, is_last, screen)?;
+            save_is_due |=
+                self.position.counters.step.is_multiple_of(self.config.run.save_interval);
+            eval_is_due |= is_last || self.position.counters.step.is_multiple_of(eval_interval);
+            if !place.is_last {
+                continue;
+            }
+            if eval_is_due {
+                self.evaluate(epoch, screen)?;
+                eval_is_due = false;
+            }
+            // Several ranks stop by what they agreed on, so that all stop at one step.
+            let stopped = match self.team {
+                None => stop.load(Ordering::Relaxed),
+                Some(_) => stop_agreed,
+            };
+            self.reached(Phase::Save);
+            if (save_is_due || stopped) && self.position.counters.step < last_step {
+                save(self)?;
+                save_is_due = false;
+            }
+            if stopped {
+                return Ok(Ending::Interrupted);
+            }
+        }
+        if end == source.batches_per_epoch() {
+            self.position.epoch += 1;
+            self.position.next_batch = 0;
+        }
+        Ok(Ending::Finished)
+    }
+
+    fn learning_rate(&self, step: u64) -> f64 {
+        let optim = &self.config.optim;
+        learning_rate(step, self.total_steps(), optim.learning_rate, optim.warmup_iters)
+    }
+
+    fn is_first_rank(&self) -> bool {
+        self.team.is_none_or(|team| team.rank() == 0)
+    }
+
+    /// Notes for the other ranks where this one is.
+    fn reached(&self, phase: Phase) {
+        if let Some(team) = self.team {
+            team.reached(self.position.counters.step + 1, phase);
+        }
+    }
+
+    /// An error of an operation that other ranks take part in.
+    fn explain(&self, error: impl std::fmt::Display) -> TrainError {
+        match self.team {
+            Some(team) => team.explain(error),
+            None => TrainError::Failed(error.to_string()),
+        }
+    }
+}

@@ -1,0 +1,82 @@
+//! The update at the end of a window.
+
+use tch::{Kind, Tensor};
+use vlm_torch::{clip_grad_norm, set_grad_none, unscale_gradients};
+
+use super::Trainer;
+use super::step::Window;
+use crate::TrainError;
+use crate::config::LossAverage;
+
+impl Trainer<'_> {
+    /// One update from the window's gradients; their norm before clipping. Gradients that are not
+    /// finite are dropped, and too many of those in a row end the run.
+    pub(super) fn update(
+        &mut self,
+        lr: f64,
+        window: &mut Window,
+    ) -> Result<Option<f64>, TrainError> {
+        let window = std::mem::take(window);
+        if !window.learns {
+            return Ok(None);
+        }
+        let params = self.optimizer.params();
+        let divisor = self.loss_scale()
+            * match self.config.optim.loss_average {
+                LossAverage::Batch => 1.0,
+                LossAverage::Token => window.supervised_tokens as f64,
+            };
+        if divisor != 1.0 {
+            let scalar = |value: f64| Tensor::full([1], value, (Kind::Float, self.model.device()));
+            unscale_gradients(&params, &scalar(1.0 / divisor), &mut scalar(0.0))?;
+        }
+        let norm = self.clip(&params)?;
+        if let Some(scaler) = &mut self.position.scaler {
+            scaler.updated(norm.is_finite());
+        }
+        if norm.is_finite() {
+            self.optimizer.step(lr)?;
+            self.position.counters.update += 1;
+            self.position.skipped_in_a_row = 0;
+        } else {
+            self.position.counters.skipped_updates += 1;
+            self.position.skipped_in_a_row += 1;
+        }
+        set_grad_none(&params)?;
+        if self.position.skipped_in_a_row >= self.config.optim.max_skipped_in_a_row {
+            return Err(self.diverged(&window));
+        }
+        Ok(Some(norm))
+    }
+
+    /// Clips the gradients; their norm from before.
+    fn clip(&self, params: &[Tensor]) -> Result<f64, TrainError> {
+        let max_norm = match self.config.optim.grad_clip {
+            0.0 => f64::INFINITY,
+            clip => clip,
+        };
+        let Some(team) = self.team else { return Ok(clip_grad_norm(params, max_norm)?) };
+        // The ranks' gradients are equal, but another number of threads may sum their squares in
+        // another order, and ranks that clip or skip differently drift apart for good.
+        let norm = team.first_ranks_number(clip_grad_norm(params, f64::INFINITY)?)?;
+        let coefficient = max_norm / (norm + 1e-6);
+        if coefficient < 1.0 {
+            let scalar = |value: f64| Tensor::full([1], value, (Kind::Float, self.model.device()));
+            unscale_gradients(params, &scalar(coefficient), &mut scalar(0.0))?;
+        }
+        Ok(norm)
+    }
+
+    fn diverged(&self, window: &Window) -> TrainError {
+        let rows: Vec<String> =
+            window.rows.iter().take(8).map(|&row| self.source.locate(row)).collect();
+        TrainError::Failed(format!(
+            "step {}: {} updates in a row had a loss or a gradient that is not finite, the last on \
+             {}{}; the last checkpoint is as it was. Lower --learning-rate, or look at these rows",
+            self.position.counters.step + 1,
+            self.position.skipped_in_a_row,
+            rows.join(", "),
+            if window.rows.len() > rows.len() { ", …" } else { "" },
+        ))
+    }
+}
