@@ -4,6 +4,7 @@ use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use crate::jpeg_scan;
 use crate::reject::{Reject, RejectReason};
 
 /// The largest picture that is decoded; larger ones are refused by their header alone.
@@ -57,8 +58,9 @@ impl RgbPicture {
         let decoder = reader.into_decoder().map_err(|e| explain(format, &e))?;
         limits.check(decoder.dimensions())?;
         let picture = DynamicImage::from_decoder(decoder).map_err(|e| explain(format, &e))?;
-        if format == ImageFormat::Jpeg && !has_end_of_image(bytes) {
-            return Err(unreadable("the JPEG is cut off: its end marker is missing".into()));
+        let damage = (format == ImageFormat::Jpeg).then(|| jpeg_scan::damage(bytes)).flatten();
+        if let Some(damage) = damage {
+            return Err(unreadable(damage.into()));
         }
         Ok(Self { width: picture.width(), height: picture.height(), pixels: to_rgb(picture) })
     }
@@ -122,29 +124,6 @@ fn explain(format: ImageFormat, error: &image::ImageError) -> Reject {
 
 fn unreadable(detail: String) -> Reject {
     Reject::new(RejectReason::UnreadableImage, detail)
-}
-
-/// Whether the picture itself, not a thumbnail in its metadata, comes to an end: the decoder fills
-/// what is missing with grey and says nothing.
-fn has_end_of_image(bytes: &[u8]) -> bool {
-    const START_OF_SCAN: u8 = 0xDA;
-    const END_OF_IMAGE: [u8; 2] = [0xFF, 0xD9];
-    let mut at = 2;
-    while let Some([0xFF, marker]) = bytes.get(at..at + 2) {
-        match *marker {
-            START_OF_SCAN => {
-                return bytes[at..].windows(2).any(|pair| pair == END_OF_IMAGE);
-            }
-            // Fill bytes before a marker, and markers without a length.
-            0xFF => at += 1,
-            0x01 | 0xD0..=0xD8 => at += 2,
-            _ => {
-                let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return false };
-                at += 2 + usize::from(u16::from_be_bytes([high, low]));
-            }
-        }
-    }
-    false
 }
 
 #[cfg(test)]

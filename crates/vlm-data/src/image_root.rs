@@ -81,7 +81,7 @@ impl ImageRoot {
             Err(e) if e.kind() == ErrorKind::NotFound => {
                 return Err(Reject::new(
                     RejectReason::MissingImage,
-                    format!("no file {name:?} in {}", self.path.display()),
+                    format!("no file {name:?} in the images folder"),
                 ));
             }
             Err(e) => {

@@ -20,6 +20,7 @@ mod feature_cache_writer;
 mod fingerprint;
 mod image_root;
 mod image_scan;
+mod jpeg_scan;
 mod json_list;
 mod jsonl;
 mod loader;

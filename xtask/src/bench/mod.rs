@@ -2,6 +2,7 @@
 
 mod clock;
 mod data;
+mod dataset;
 mod pictures;
 mod table;
 
@@ -18,6 +19,8 @@ use crate::workspace::Workspace;
 pub enum Bench {
     /// Pictures and rows to batches
     Data(DataArgs),
+    /// Make a data set of any size to try things with, parts of it damaged
+    MakeDataset(dataset::DatasetArgs),
 }
 
 /// Flags of `cargo xtask bench data`.
@@ -38,6 +41,7 @@ pub struct DataArgs {
 pub fn run(workspace: &Workspace, bench: Bench) -> Result<ExitCode> {
     let table = match bench {
         Bench::Data(args) => data::run(workspace, &args)?,
+        Bench::MakeDataset(args) => dataset::run(workspace, &args)?,
     };
     print!("{table}");
     Ok(ExitCode::SUCCESS)

@@ -11,26 +11,30 @@ pub const SIZE: (u32, u32) = (500, 375);
 /// Makes files about as large as those of photographs of this size (40 to 70 kB).
 const QUALITY: u8 = 88;
 
-/// Writes `count` pictures into `folder`.
+/// Writes `count` pictures of the usual size into `folder`.
 pub fn write(folder: &Path, count: u32) -> Result<()> {
     for index in 0..count {
         let path = folder.join(format!("{index:02}.jpg"));
-        let mut bytes = Vec::new();
-        JpegEncoder::new_with_quality(&mut bytes, QUALITY).encode_image(&draw(index))?;
-        std::fs::write(&path, bytes).with_context(|| path.display().to_string())?;
+        std::fs::write(&path, jpeg(index, SIZE)?).with_context(|| path.display().to_string())?;
     }
     Ok(())
 }
 
+/// A picture of `size` as JPEG.
+pub fn jpeg(seed: u32, size: (u32, u32)) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    JpegEncoder::new_with_quality(&mut bytes, QUALITY).encode_image(&draw(seed, size))?;
+    Ok(bytes)
+}
+
 /// Noise whose strength falls with its frequency, as that of photographs does, and a few edges.
-fn draw(seed: u32) -> RgbImage {
-    let (width, height) = SIZE;
+fn draw(seed: u32, (width, height): (u32, u32)) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         let mut rgb = [0f32; 3];
         for (channel, value) in rgb.iter_mut().enumerate() {
             // The grey of all channels together, and a weaker colour of each.
             let grey = octaves(seed, x, y, 0..8);
-            let colour = octaves(seed + 1000 * (channel as u32 + 1), x, y, 0..4);
+            let colour = octaves(seed.wrapping_add(1000 * (channel as u32 + 1)), x, y, 0..4);
             *value = 128.0 + 240.0 * grey + 120.0 * colour;
         }
         let (dx, dy) = (x as f32 - 250.0, y as f32 - 40.0 * (seed % 8) as f32);

@@ -1,0 +1,288 @@
+//! `cargo xtask bench make-dataset`: a data set of any size to measure and to try things with. The
+//! same flags make the same bytes.
+
+mod damage;
+mod form;
+mod rows;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::json;
+
+use super::pictures;
+use super::table::Table;
+use crate::workspace::{Workspace, usage_error};
+use damage::{Damage, Damager};
+use form::RowWriter;
+use rows::Draw;
+
+/// Distinct pictures that are drawn; each row's file is one of these with the row's number inside.
+const NUM_DRAWN: u32 = 64;
+/// Files a folder: what file systems and people bear.
+const FILES_A_FOLDER: usize = 1000;
+/// What was damaged, and how.
+const DAMAGED_FILE: &str = "damaged.jsonl";
+
+/// Flags of `cargo xtask bench make-dataset`.
+#[derive(Debug, Clone, Args)]
+pub struct DatasetArgs {
+    /// Folder to write, new or empty
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Rows
+    #[arg(long, value_name = "N")]
+    pub rows: usize,
+    /// LLaVA's JSON list, JSON lines, or Parquet as MiniMind-V's
+    #[arg(long, value_enum, default_value = "llava")]
+    pub form: Form,
+    /// Share of the pictures that is damaged, in ten ways in turn
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub damaged_share: f64,
+    /// Share of the rows that is text alone
+    #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
+    pub text_share: f64,
+    /// Rows share so many picture files [default: one each]
+    #[arg(long, value_name = "N")]
+    pub picture_files: Option<usize>,
+    /// Pictures' sides are from this many pixels to twice as many
+    #[arg(long, value_name = "PIXELS", default_value_t = 64)]
+    pub picture_side: u32,
+    /// Of everything that is drawn
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// How the rows are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Form {
+    /// `rows.json`, a list
+    Llava,
+    /// `rows.jsonl`
+    Jsonl,
+    /// `rows.parquet`, pictures within
+    Parquet,
+}
+
+impl DatasetArgs {
+    fn check(&self) -> Result<()> {
+        let is_share = |share: f64| (0.0..=1.0).contains(&share);
+        if self.rows == 0 || self.picture_files == Some(0) || self.picture_side == 0 {
+            return Err(usage_error("--rows, --picture-files and --picture-side are at least 1"));
+        }
+        if !is_share(self.damaged_share) || !is_share(self.text_share) {
+            return Err(usage_error("--damaged-share and --text-share are from 0 to 1"));
+        }
+        if self.picture_files.is_some() && (self.damaged_share > 0.0 || self.form == Form::Parquet)
+        {
+            return Err(usage_error(
+                "--picture-files is for sound pictures in files: leave out --damaged-share, and \
+                 take --form llava or jsonl",
+            ));
+        }
+        let is_used = fs::read_dir(&self.output).is_ok_and(|mut files| files.next().is_some());
+        if is_used {
+            let output = self.output.display();
+            return Err(usage_error(format!("{output} is not empty; name another --output")));
+        }
+        Ok(())
+    }
+}
+
+/// Makes the data set, and tells what it made.
+pub fn run(workspace: &Workspace, args: &DatasetArgs) -> Result<Table> {
+    args.check()?;
+    let bar = ProgressBar::new(args.rows as u64)
+        .with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} rows, {eta} left")?);
+    let made = make(workspace, args, &mut |done| bar.set_position(done as u64));
+    bar.finish_and_clear();
+    let made = made?;
+    let mut table = Table::default();
+    table.push("rows", format!("{} in {}", args.rows, made.rows.display()));
+    table.push("pictures", format!("{}, {:.1} MB", made.num_pictures, made.num_bytes as f64 / 1e6));
+    for (damage, count) in &made.damaged {
+        let fate = if damage.is_readable() { "a picture all the same" } else { "to be rejected" };
+        table.push(format!("damaged: {}", damage.name()), format!("{count}, {fate}"));
+    }
+    Ok(table)
+}
+
+/// What was made.
+pub struct Made {
+    /// The file of the rows.
+    pub rows: PathBuf,
+    num_pictures: usize,
+    num_bytes: u64,
+    damaged: BTreeMap<Damage, usize>,
+}
+
+/// Makes the data set; `progress` is told the rows done.
+pub fn make(
+    workspace: &Workspace,
+    args: &DatasetArgs,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Made> {
+    fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+    let sound = draw_pictures(args)?;
+    let damager = Damager::new(workspace, args.damaged_share > 0.0)?;
+    let mut writer = RowWriter::create(&args.output, args.form)?;
+    let path = args.output.join(DAMAGED_FILE);
+    let mut log = BufWriter::new(File::create(&path).with_context(|| path.display().to_string())?);
+    let mut made = Made {
+        rows: writer.path().to_owned(),
+        num_pictures: 0,
+        num_bytes: 0,
+        damaged: BTreeMap::new(),
+    };
+    for row in 0..args.rows {
+        let mut draw = Draw::new(args.seed, row);
+        let has_picture = !draw.happens(args.text_share);
+        let damage = (has_picture && draw.happens(args.damaged_share)).then(|| {
+            let count: usize = made.damaged.values().sum();
+            Damage::ALL[count % Damage::ALL.len()]
+        });
+        let conversations = rows::conversations(&mut draw, has_picture);
+        let number = args.picture_files.map_or(row, |files| row % files);
+        let picture = &sound[number % sound.len()];
+        let bytes = match damage {
+            _ if !has_picture => None,
+            None => Some(numbered(picture, number)),
+            Some(damage) => damager.damage(damage, &numbered(picture, number)),
+        };
+        let name = has_picture.then(|| name_of(number, damage));
+        if args.form != Form::Parquet
+            && args.picture_files.is_none_or(|files| row < files)
+            && let (Some(name), Some(bytes)) = (&name, &bytes)
+        {
+            write_picture(&args.output.join(name), number, bytes)?;
+        }
+        if args.picture_files.is_none_or(|files| row < files) {
+            made.num_pictures += usize::from(bytes.is_some());
+            made.num_bytes += bytes.as_ref().map_or(0, Vec::len) as u64;
+        }
+        if let Some(damage) = damage {
+            *made.damaged.entry(damage).or_default() += 1;
+            let line = json!({
+                "row": row, "image": name, "damage": damage.name(),
+                "expected": if damage.is_readable() { "kept" } else { "rejected" },
+            });
+            writeln!(log, "{line}").context(DAMAGED_FILE)?;
+        }
+        writer.write(row, name.as_deref(), conversations, bytes)?;
+        progress(row + 1);
+    }
+    log.flush().context(DAMAGED_FILE)?;
+    writer.finish()?;
+    Ok(made)
+}
+
+/// JPEGs of different sizes.
+fn draw_pictures(args: &DatasetArgs) -> Result<Vec<Vec<u8>>> {
+    let side = args.picture_side;
+    (0..NUM_DRAWN)
+        .map(|k| {
+            let mut draw = Draw::new(!args.seed, k as usize);
+            let mut side = || side + draw.below(u64::from(side) + 1) as u32;
+            pictures::jpeg(args.seed as u32 ^ (k << 8), (side(), side()))
+        })
+        .collect()
+}
+
+/// The JPEG with a comment that holds `number`: other bytes, and so another hash, for each.
+fn numbered(jpeg: &[u8], number: usize) -> Vec<u8> {
+    const COMMENT: [u8; 4] = [0xFF, 0xFE, 0, 10];
+    let (start, rest) = jpeg.split_at(2);
+    [start, &COMMENT, &(number as u64).to_le_bytes(), rest].concat()
+}
+
+/// Relative to the folder of the rows.
+fn name_of(number: usize, damage: Option<Damage>) -> String {
+    let extension = damage.map_or("jpg", Damage::extension);
+    format!("images/{:05}/{number:09}.{extension}", number / FILES_A_FOLDER)
+}
+
+fn write_picture(path: &Path, number: usize, bytes: &[u8]) -> Result<()> {
+    if let (Some(folder), true) = (path.parent(), number.is_multiple_of(FILES_A_FOLDER)) {
+        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
+    let write = fs::write(path, bytes);
+    // The folder's first picture may be missing on purpose.
+    write
+        .or_else(|_| {
+            path.parent().map_or(Ok(()), fs::create_dir_all)?;
+            fs::write(path, bytes)
+        })
+        .with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(output: &Path, form: Form) -> DatasetArgs {
+        DatasetArgs {
+            output: output.to_owned(),
+            rows: 60,
+            form,
+            damaged_share: 0.5,
+            text_share: 0.1,
+            picture_files: None,
+            picture_side: 24,
+            seed: 3,
+        }
+    }
+
+    #[test]
+    fn every_form_holds_the_same_rows_and_damage_is_what_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let make_form = |name: &str, form: Form| {
+            let made =
+                make(&Workspace::locate(), &args(&folder.path().join(name), form), &mut |_| ());
+            vlm_data::open_source(&made.unwrap().rows, None).unwrap()
+        };
+        let list = make_form("list", Form::Llava);
+        let again = make_form("again", Form::Llava);
+        let text = |name: &str, file: &str| fs::read(folder.path().join(name).join(file)).unwrap();
+        assert_eq!(text("list", "rows.json"), text("again", "rows.json"));
+        let settings = folder.path().join("preprocessor_config.json");
+        fs::write(&settings, "{}").unwrap();
+        let processor = vlm_data::ImageProcessor::from_file(&settings).unwrap();
+        let damaged: BTreeMap<usize, String> =
+            fs::read_to_string(folder.path().join("list/damaged.jsonl"))
+                .unwrap()
+                .lines()
+                .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap())
+                .map(|line| {
+                    (
+                        line["row"].as_u64().unwrap() as usize,
+                        line["expected"].as_str().unwrap().to_owned(),
+                    )
+                })
+                .collect();
+        assert!(damaged.len() >= Damage::ALL.len());
+        let others = [again, make_form("lines", Form::Jsonl), make_form("parquet", Form::Parquet)];
+        for index in 0..list.len() {
+            let row = list.row(index).unwrap();
+            let picture = row.images.first().map(|image| list.image_bytes(index, 0, image));
+            for other in &others {
+                let same = other.row(index).unwrap();
+                assert_eq!(same.turns, row.turns);
+                let bytes = same.images.first().map(|image| other.image_bytes(index, 0, image));
+                let found = bytes.and_then(Result::ok);
+                assert!(found == picture.clone().and_then(Result::ok), "row {index}");
+            }
+            let Some(picture) = picture else { continue };
+            let fate = match picture.and_then(|bytes| processor.crop_u8(&bytes)) {
+                Ok(_) => "kept",
+                Err(_) => "rejected",
+            };
+            let expected = damaged.get(&index).map_or("kept", String::as_str);
+            assert_eq!(fate, expected, "row {index}");
+        }
+    }
+}

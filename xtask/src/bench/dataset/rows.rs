@@ -1,0 +1,61 @@
+//! Texts of rows: short and long answers about shapes, with few words that any tokenizer knows.
+
+use serde_json::{Value, json};
+
+const COLOURS: [&str; 8] = ["red", "green", "blue", "yellow", "white", "black", "orange", "purple"];
+const SHAPES: [&str; 6] = ["circle", "square", "triangle", "star", "ring", "cross"];
+const PLACES: [&str; 6] =
+    ["at the top left", "at the top", "in the middle", "on the left", "at the bottom", "far away"];
+const QUESTIONS: [&str; 4] =
+    ["Describe the image.", "What is shown?", "What do you see here?", "Tell me about this."];
+/// Answers have from one to so many sentences, short ones more often.
+const MAX_SENTENCES: u64 = 16;
+
+/// Numbers drawn for one row: the same for the same seed and row.
+pub struct Draw(u64);
+
+impl Draw {
+    pub fn new(seed: u64, row: usize) -> Self {
+        let mut draw = Self(seed.wrapping_mul(0x2545_F491_4F6C_DD1D) ^ row as u64);
+        draw.next();
+        draw
+    }
+
+    /// SplitMix64 (Steele, Lea and Flood 2014).
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// From 0 to `bound` - 1; `bound` is small.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    /// Whether something of this probability comes about.
+    pub fn happens(&mut self, probability: f64) -> bool {
+        ((self.next() >> 11) as f64) < probability * (1u64 << 53) as f64
+    }
+
+    fn of<'a>(&mut self, words: &[&'a str]) -> &'a str {
+        words[self.below(words.len() as u64) as usize]
+    }
+}
+
+/// LLaVA's turns.
+pub fn conversations(draw: &mut Draw, has_picture: bool) -> Value {
+    let tag = if has_picture { "<image>\n" } else { "" };
+    let question = format!("{tag}{}", draw.of(&QUESTIONS));
+    let longest = 1 + draw.below(MAX_SENTENCES);
+    let num_sentences = 1 + draw.below(longest);
+    let mut answer = String::new();
+    for k in 0..num_sentences {
+        let (colour, shape, place) = (draw.of(&COLOURS), draw.of(&SHAPES), draw.of(&PLACES));
+        let space = if k > 0 { " " } else { "" };
+        answer += &format!("{space}A {colour} {shape} {place}.");
+    }
+    json!([{"from": "human", "value": question}, {"from": "gpt", "value": answer}])
+}
