@@ -9,6 +9,8 @@ use crate::launching::{assert_same_run, last_step, launched, undisturbed, wait_u
 use crate::support::Trial;
 
 const TIMEOUT_SECS: &str = "8";
+/// The same, with a step that had begun and the end of the processes on a busy machine.
+const REPORTED_WITHIN: Duration = Duration::from_secs(8 + 1);
 
 /// Two namespaces, `10.77.0.1` and `10.77.0.2`; gone when dropped.
 struct Machines {
@@ -102,8 +104,7 @@ fn run_on_two_machines_outlives_a_pulled_cable() {
     });
     println!("cut at step {}; reported after {reported:?}", last_step(&trial));
     for (rank, reported) in reported.iter().flatten().enumerate() {
-        // The timeout, four seconds for a store that does not answer, and a busy machine.
-        assert!(reported.as_secs() <= 8 + 10, "machine {rank}: {reported:?}\n{}", log(rank));
+        assert!(*reported <= REPORTED_WITHIN, "machine {rank}: {reported:?}\n{}", log(rank));
     }
     std::thread::sleep(Duration::from_secs(15));
     machines.cable("up");

@@ -6,6 +6,7 @@
 
 mod agreement;
 mod launch_env;
+mod patience;
 mod progress;
 mod share;
 pub mod start_up;

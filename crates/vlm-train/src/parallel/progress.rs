@@ -1,19 +1,29 @@
-//! What each rank is doing, written to the store twice a second, so that the others can say where a
+//! What each rank is doing, written to the store all the time, so that the others can say where a
 //! rank hangs or died. A process that is stopped or gone no longer writes.
+//!
+//! One thread of each rank speaks to the store. Whoever else wants something of it leaves a note and
+//! waits for no longer than it can afford: a store whose machine is cut off never answers.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 use vlm_torch::{GroupOptions, Store};
 
-/// Between two reports.
-const INTERVAL: Duration = Duration::from_millis(500);
-/// How long a store that answers takes at most. A rank whose network is cut waits this long, once,
-/// beyond its timeout.
-const STORE_TIMEOUT: Duration = Duration::from_secs(4);
+use super::patience::Patience;
+
+/// Looks at the others, an interval apart, after which one whose reports have not changed is taken
+/// for ended.
+const LOOKS_OF_SILENCE: u64 = 3;
+/// Intervals between two looks at the others while nothing is the matter.
+const CALM_INTERVALS: u32 = 8;
+/// Between two questions whether rank 0 is done: short at first, so that quick work costs little.
+const FIRST_QUESTION: Duration = Duration::from_millis(1);
+/// The longest such pause.
+const LAST_QUESTION: Duration = Duration::from_millis(100);
+/// Number of the last work that rank 0 did alone.
+const DONE_KEY: &str = "done-by-rank-0";
 
 /// Parts of a step, as messages name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +40,9 @@ pub enum Phase {
     Update,
     /// Losses and counters for the log.
     Log,
-    /// Writing a checkpoint.
+    /// Judging the model on other rows: rank 0 does, the others wait for it.
+    Evaluate,
+    /// Writing a checkpoint: rank 0 does, the others wait for it.
     Save,
     /// After the last step.
     End,
@@ -46,7 +58,8 @@ impl Phase {
             Self::ForwardBackward => "forward and backward pass",
             Self::Update => "update",
             Self::Log => "collecting the log",
-            Self::Save => "saving",
+            Self::Evaluate => "evaluation by rank 0",
+            Self::Save => "saving by rank 0",
             Self::End => "end of training",
         }
     }
@@ -59,150 +72,376 @@ struct Report {
     number: u64,
     step: u64,
     phase: String,
-    /// How long it has been in that phase.
-    phase_secs: u64,
+    /// How long it has been in that phase, or since it last showed that it goes on there.
+    phase_ms: u64,
 }
 
 impl std::fmt::Display for Report {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "step {}, {} (for {} s)", self.step, self.phase, self.phase_secs)
+        write!(f, "step {}, {} (for {} s)", self.step, self.phase, self.phase_ms / 1000)
     }
 }
 
+/// What this rank knows of another.
+#[derive(Debug, Clone, Default)]
+struct Other {
+    report: Option<Report>,
+    /// Looks since the report last changed, while watching.
+    silent_looks: u64,
+    /// Why it ended, in its own words.
+    word: Option<String>,
+}
+
+impl Other {
+    fn saw(&mut self, report: Option<Report>) {
+        let number = |report: &Option<Report>| report.as_ref().map(|report| report.number);
+        let has_changed = number(&report) != number(&self.report);
+        self.silent_looks = if has_changed { 0 } else { self.silent_looks + 1 };
+        self.report = report.or(self.report.take());
+    }
+
+    fn describe(&self, rank: usize) -> String {
+        match (&self.word, &self.report) {
+            (Some(word), _) => format!("rank {rank} ended: {word}"),
+            (None, None) => format!("rank {rank} never reported"),
+            (None, Some(report)) if self.silent_looks < LOOKS_OF_SILENCE => {
+                format!("rank {rank} is at {report}")
+            }
+            (None, Some(report)) => {
+                format!("rank {rank} is stopped, gone or cut off; it last reported {report}")
+            }
+        }
+    }
+}
+
+/// What the threads of this rank tell each other.
 #[derive(Debug)]
-struct Now {
+struct State {
     step: u64,
     phase: Phase,
     since: Instant,
+    others: Vec<Other>,
+    /// Looks at the others that were answered.
+    looks: u64,
+    /// Whether to look at the others at every interval.
+    is_watching: bool,
+    /// When the store last answered.
+    answered: Instant,
+    /// The store has broken the connection, or has kept this rank waiting for too long: nobody waits
+    /// for it again.
+    is_cut_off: bool,
+    /// What to write to the store, by key.
+    notes: Vec<(String, Vec<u8>)>,
+    /// The work of rank 0 that is waited for; 0: none.
+    awaited: u64,
+    /// The last work of rank 0 that is known to be done.
+    done: u64,
+    /// Asked of the thread, and said by it.
+    stop: bool,
+    has_ended: bool,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Something of the state has changed that is worth looking at.
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state, and wakes those that wait for it.
+    fn tell(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.lock());
+        self.changed.notify_all();
+    }
+
+    /// Waits while it `is_so`, no longer than `time`; the state after that.
+    fn wait(&self, time: Duration, is_so: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+        let waited = self.changed.wait_timeout_while(self.lock(), time, |state| is_so(state));
+        waited.unwrap_or_else(PoisonError::into_inner).0
+    }
 }
 
 /// Reports this rank's progress from a thread of its own until dropped.
 #[derive(Debug)]
 pub(super) struct Progress {
-    store: Arc<Store>,
+    shared: Arc<Shared>,
     rank: usize,
-    world_size: usize,
-    now: Arc<Mutex<Now>>,
-    stop: Arc<AtomicBool>,
+    patience: Patience,
     thread: Option<JoinHandle<()>>,
-    /// The store has kept this rank waiting before: nobody waits for it again.
-    is_cut_off: AtomicBool,
 }
 
 impl Progress {
     /// Connects to the store and begins to report.
-    pub(super) fn start(options: &GroupOptions) -> vlm_torch::Result<Self> {
-        let store = Arc::new(Store::connect(options, STORE_TIMEOUT.max(options.timeout))?);
-        let now = Now { step: 0, phase: Phase::StartUp, since: Instant::now() };
-        let (now, stop) = (Arc::new(Mutex::new(now)), Arc::new(AtomicBool::new(false)));
-        let reporter = Reporter {
-            store: Arc::clone(&store),
-            key: report_key(options.rank),
-            now: Arc::clone(&now),
-            stop: Arc::clone(&stop),
-            number: AtomicU64::new(0),
+    pub(super) fn start(options: &GroupOptions, patience: Patience) -> vlm_torch::Result<Self> {
+        let store = Store::connect(options, options.timeout)?;
+        let now = Instant::now();
+        let state = State {
+            step: 0,
+            phase: Phase::StartUp,
+            since: now,
+            others: vec![Other::default(); options.world_size],
+            looks: 0,
+            is_watching: false,
+            answered: now,
+            is_cut_off: false,
+            notes: Vec::new(),
+            awaited: 0,
+            done: 0,
+            stop: false,
+            has_ended: false,
         };
-        reporter.report();
+        let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
+        let mut reporter = Reporter {
+            store,
+            shared: Arc::clone(&shared),
+            rank: options.rank,
+            world_size: options.world_size,
+            interval: patience.interval,
+            number: 0,
+        };
+        reporter.report()?;
         let thread = std::thread::Builder::new().name("progress".into());
-        let thread = thread
-            .spawn(move || reporter.run())
-            .map_err(|e| tracing::warn!("cannot start the thread that reports progress: {e}"))
-            .ok();
-        let (rank, world_size) = (options.rank, options.world_size);
-        let is_cut_off = AtomicBool::new(false);
-        Ok(Self { store, rank, world_size, now, stop, thread, is_cut_off })
+        let thread = thread.spawn(move || reporter.run());
+        if let Err(error) = &thread {
+            tracing::warn!("cannot start the thread that reports progress: {error}");
+            shared.tell(|state| (state.is_cut_off, state.has_ended) = (true, true));
+        }
+        Ok(Self { shared, rank: options.rank, patience, thread: thread.ok() })
     }
 
     /// Notes where this rank is now.
     pub(super) fn reached(&self, step: u64, phase: Phase) {
-        if let Ok(mut now) = self.now.lock() {
-            *now = Now { step, phase, since: Instant::now() };
-        }
+        let mut state = self.shared.lock();
+        (state.step, state.phase, state.since) = (step, phase, Instant::now());
+    }
+
+    /// Notes that this rank goes on where it is.
+    pub(super) fn goes_on(&self) {
+        self.shared.lock().since = Instant::now();
     }
 
     /// Where this rank is.
     pub(super) fn place(&self) -> String {
-        self.now
-            .lock()
-            .map_or(String::new(), |now| format!("step {}, {}", now.step, now.phase.name()))
+        let state = self.shared.lock();
+        format!("step {}, {}", state.step, state.phase.name())
     }
 
     /// Leaves word of why this rank ends, for those that notice.
     pub(super) fn leave_word(&self, reason: &str) {
-        let (store, key) = (Arc::clone(&self.store), word_key(self.rank));
-        let value = reason.as_bytes().to_vec();
-        self.ask(move || store.set(&key, &value).is_ok());
+        self.note(word_key(self.rank), reason.as_bytes().to_vec());
+        let is_pending = |state: &State| !state.notes.is_empty() && !state.is_cut_off;
+        drop(self.shared.wait(self.patience.report, is_pending));
     }
 
-    /// `within` the store's time, unless it has let that pass before.
-    fn ask<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        if self.is_cut_off.load(Ordering::Relaxed) {
-            return None;
-        }
-        let found = within(STORE_TIMEOUT, work);
-        self.is_cut_off.store(found.is_none(), Ordering::Relaxed);
-        found
+    /// On rank 0: tells the others that its work number `work` is done.
+    pub(super) fn is_done(&self, work: u64) {
+        self.note(DONE_KEY.into(), work.to_string().into_bytes());
+    }
+
+    fn note(&self, key: String, value: Vec<u8>) {
+        self.shared.tell(|state| state.notes.push((key, value)));
+    }
+
+    /// On the others: waits for rank 0's work number `work`, however long it takes, as long as rank 0
+    /// shows that it goes on.
+    pub(super) fn await_done(&self, work: u64) -> Result<(), &'static str> {
+        let patience = self.patience.wait;
+        self.shared.tell(|state| (state.awaited, state.is_watching) = (work, true));
+        let started = Instant::now();
+        let (mut number, mut changed) = (None, started);
+        let result = loop {
+            let is_pending = |state: &State| state.done < work && !state.is_cut_off;
+            let state = self.shared.wait(self.patience.interval, is_pending);
+            if state.done >= work {
+                break Ok(());
+            }
+            let first = &state.others[0];
+            let report = first.report.as_ref();
+            if report.map(|report| report.number) != number {
+                (number, changed) = (report.map(|report| report.number), Instant::now());
+            }
+            if state.is_cut_off {
+                break Err("the connection to the store broke");
+            }
+            if first.word.is_some() {
+                break Err("it ended");
+            }
+            if changed.elapsed() >= patience {
+                break Err("it no longer says that it is alive");
+            }
+            let stands = Duration::from_millis(report.map_or(0, |report| report.phase_ms));
+            // A report from before the wait is of another phase.
+            if stands.min(started.elapsed()) >= patience {
+                break Err("it does not get on");
+            }
+        };
+        self.shared.tell(|state| (state.awaited, state.is_watching) = (0, false));
+        result
     }
 
     /// What is known of the others: their last words, and which of them report no more.
     pub(super) fn of_the_others(&self) -> String {
-        let (store, rank, world_size) = (Arc::clone(&self.store), self.rank, self.world_size);
-        let ranks: Vec<usize> = (0..world_size).filter(|&other| other != rank).collect();
-        let found = self.ask(move || {
-            let first: Vec<_> = ranks.iter().map(|&rank| read(&store, rank)).collect();
-            std::thread::sleep(3 * INTERVAL);
-            let lines = ranks.iter().zip(first).map(|(&rank, first)| describe(&store, rank, first));
-            lines.collect::<Vec<_>>().join("; ")
+        let mut wanted = 0;
+        self.shared.tell(|state| {
+            state.is_watching = true;
+            wanted = state.looks + LOOKS_OF_SILENCE + 1;
         });
-        found.unwrap_or_else(|| {
+        let is_pending = |state: &State| state.looks < wanted && !state.is_cut_off;
+        let mut state = self.shared.wait(self.patience.report, is_pending);
+        // Where the store has not answered once in this time, it will not later.
+        state.is_cut_off |= state.answered.elapsed() >= self.patience.report;
+        let ranks = state.others.iter().enumerate().filter(|(rank, _)| *rank != self.rank);
+        let known: Vec<String> = ranks.map(|(rank, other)| other.describe(rank)).collect();
+        let known = known.join("; ");
+        if !state.is_cut_off {
+            return known;
+        }
+        format!(
             "the store, which rank 0 or the launcher keeps, does not answer: that process is stopped \
-             or gone, or the network to it is"
-                .into()
-        })
+             or gone, or the network to it is. As of {} s ago: {known}",
+            state.answered.elapsed().as_secs()
+        )
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // A reporter that waits for a store that is gone must not hold up the end.
-            self.ask(move || thread.join().is_ok());
+        self.shared.tell(|state| state.stop = true);
+        // A reporter that waits for a store that is gone must not hold up the end.
+        let is_pending = |state: &State| !state.has_ended && !state.is_cut_off;
+        let state = self.shared.wait(self.patience.report, is_pending);
+        let has_ended = state.has_ended;
+        drop(state);
+        if let Some(thread) = self.thread.take().filter(|_| has_ended) {
+            // It has nothing left to do that could panic.
+            let _ = thread.join();
         }
     }
 }
 
+/// The only thread that speaks to the store.
 struct Reporter {
-    store: Arc<Store>,
-    key: String,
-    now: Arc<Mutex<Now>>,
-    stop: Arc<AtomicBool>,
-    number: AtomicU64,
+    store: Store,
+    shared: Arc<Shared>,
+    rank: usize,
+    world_size: usize,
+    interval: Duration,
+    number: u64,
 }
 
 impl Reporter {
-    fn run(&self) {
-        while !self.stop.load(Ordering::Relaxed) {
-            std::thread::park_timeout(INTERVAL);
-            // A store that is gone shows in the next operation of the group.
-            if !self.report() {
-                return;
+    fn run(mut self) {
+        // A store that is gone shows in the next operation of the group, too.
+        let is_over = self.speak_until_told();
+        self.shared.tell(|state| {
+            state.is_cut_off |= is_over.is_err();
+            state.has_ended = true;
+        });
+    }
+
+    fn speak_until_told(&mut self) -> vlm_torch::Result<()> {
+        let (mut next_report, mut next_look) = (Instant::now() + self.interval, Instant::now());
+        let (mut question, mut was_watching) = (FIRST_QUESTION, false);
+        loop {
+            self.send_notes()?;
+            let now = Instant::now();
+            if now >= next_report {
+                self.report()?;
+                next_report = now + self.interval;
             }
+            let (is_watching, awaited, stop) = {
+                let state = self.shared.lock();
+                (state.is_watching, state.awaited, state.stop)
+            };
+            if stop {
+                return self.send_notes();
+            }
+            if is_watching && !was_watching {
+                next_look = now;
+            }
+            was_watching = is_watching;
+            if now >= next_look {
+                self.look(is_watching)?;
+                next_look = now + if is_watching { self.interval } else { self.calm_interval() };
+            }
+            let mut sleep = next_report.min(next_look).saturating_duration_since(Instant::now());
+            if awaited == 0 {
+                question = FIRST_QUESTION;
+            } else if !self.ask_whether_done(awaited)? {
+                sleep = sleep.min(question);
+                question = LAST_QUESTION.min(2 * question);
+            }
+            drop(self.shared.wait(sleep, |state| {
+                state.notes.is_empty()
+                    && !state.stop
+                    && (state.is_watching, state.awaited) == (is_watching, awaited)
+            }));
         }
     }
 
-    fn report(&self) -> bool {
-        let Ok(report) = self.now.lock().map(|now| Report {
-            number: self.number.fetch_add(1, Ordering::Relaxed),
-            step: now.step,
-            phase: now.phase.name().into(),
-            phase_secs: now.since.elapsed().as_secs(),
-        }) else {
-            return false;
+    /// The store answers one question at a time: many ranks ask less often.
+    fn calm_interval(&self) -> Duration {
+        self.interval * CALM_INTERVALS.max(self.world_size as u32)
+    }
+
+    fn send_notes(&self) -> vlm_torch::Result<()> {
+        let notes = self.shared.lock().notes.clone();
+        for (key, value) in &notes {
+            self.store.set(key, value)?;
+        }
+        if !notes.is_empty() {
+            self.shared.tell(|state| drop(state.notes.drain(..notes.len())));
+        }
+        Ok(())
+    }
+
+    fn report(&mut self) -> vlm_torch::Result<()> {
+        self.number += 1;
+        let report = {
+            let state = self.shared.lock();
+            Report {
+                number: self.number,
+                step: state.step,
+                phase: state.phase.name().into(),
+                phase_ms: state.since.elapsed().as_millis() as u64,
+            }
         };
-        let value = serde_json::to_vec(&report).unwrap_or_default();
-        self.store.set(&self.key, &value).is_ok()
+        self.store.set(&report_key(self.rank), &serde_json::to_vec(&report).unwrap_or_default())
+    }
+
+    /// Reads what the others have reported, and their last words where that is of interest.
+    fn look(&self, is_watching: bool) -> vlm_torch::Result<()> {
+        for rank in (0..self.world_size).filter(|&rank| rank != self.rank) {
+            let report = self.store.get(&report_key(rank))?;
+            let report = report.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+            let word = if is_watching { self.store.get(&word_key(rank))? } else { None };
+            let mut state = self.shared.lock();
+            state.answered = Instant::now();
+            let other = &mut state.others[rank];
+            other.saw(report);
+            if !is_watching {
+                other.silent_looks = 0;
+            }
+            other.word = word.map(|word| String::from_utf8_lossy(&word).into_owned());
+        }
+        self.shared.tell(|state| {
+            state.answered = Instant::now();
+            state.looks += u64::from(is_watching);
+        });
+        Ok(())
+    }
+
+    fn ask_whether_done(&self, work: u64) -> vlm_torch::Result<bool> {
+        let done = self.store.get(DONE_KEY)?;
+        let done = done.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse().ok());
+        let done = done.unwrap_or(0);
+        self.shared.tell(|state| (state.done, state.answered) = (done, Instant::now()));
+        Ok(done >= work)
     }
 }
 
@@ -214,54 +453,30 @@ fn word_key(rank: usize) -> String {
     format!("last-word/{rank}")
 }
 
-fn read(store: &Store, rank: usize) -> Option<Report> {
-    serde_json::from_slice(&store.get(&report_key(rank)).ok()??).ok()
-}
-
-fn describe(store: &Store, rank: usize, first: Option<Report>) -> String {
-    let word = store.get(&word_key(rank)).ok().flatten();
-    if let Some(word) = word {
-        return format!("rank {rank} ended: {}", String::from_utf8_lossy(&word));
-    }
-    match (first, read(store, rank)) {
-        (Some(first), Some(now)) if now.number > first.number => format!("rank {rank} is at {now}"),
-        (Some(last), _) => {
-            format!("rank {rank} is stopped, gone or cut off; it last reported {last}")
-        }
-        (None, _) => format!("rank {rank} never reported"),
-    }
-}
-
-/// What `work` gives, if it does so in time; else it is left to itself.
-fn within<T: Send + 'static>(
-    time: Duration,
-    work: impl FnOnce() -> T + Send + 'static,
-) -> Option<T> {
-    let (sender, receiver) = std::sync::mpsc::channel();
-    std::thread::Builder::new()
-        .spawn(move || {
-            // Nobody may listen any more.
-            let _ = sender.send(work());
-        })
-        .ok()?;
-    receiver.recv_timeout(time).ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn work_that_takes_too_long_is_left_to_itself() {
-        assert_eq!(within(Duration::from_secs(60), || 7), Some(7));
-        let (_keeps_it_waiting, never) = std::sync::mpsc::channel::<()>();
-        assert_eq!(within(Duration::from_millis(10), move || never.recv().is_ok()), None);
+    fn report(number: u64) -> Report {
+        Report { number, step: 37, phase: Phase::Data.name().into(), phase_ms: 9_400 }
     }
 
     #[test]
     fn a_report_reads_as_a_place() {
-        let report =
-            Report { number: 4, step: 37, phase: Phase::Data.name().into(), phase_secs: 9 };
-        assert_eq!(report.to_string(), "step 37, waiting for data (for 9 s)");
+        assert_eq!(report(4).to_string(), "step 37, waiting for data (for 9 s)");
+    }
+
+    #[test]
+    fn a_rank_is_taken_for_ended_when_its_reports_do_not_change() {
+        let mut other = Other::default();
+        assert_eq!(other.describe(2), "rank 2 never reported");
+        for number in [1, 2, 2, 2] {
+            other.saw(Some(report(number)));
+            assert_eq!(other.describe(2), format!("rank 2 is at {}", report(1)));
+        }
+        other.saw(Some(report(2)));
+        assert!(other.describe(2).contains("stopped, gone or cut off; it last reported step 37"));
+        other.word = Some("no memory".into());
+        assert_eq!(other.describe(2), "rank 2 ended: no memory");
     }
 }

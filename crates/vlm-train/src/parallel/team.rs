@@ -1,6 +1,7 @@
 //! The processes of one run, as one of them sees them: collective operations whose errors say which
 //! rank noticed what, at which step, and what is known of the others.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -9,27 +10,32 @@ use tch::{Device, Tensor};
 use vlm_torch::ProcessGroup;
 
 use super::launch_env::LaunchEnv;
+use super::patience::Patience;
 use super::progress::{Phase, Progress};
 use super::share::Share;
 use crate::TrainError;
 
-/// All ranks of a run. Every operation but [`Self::reached`] and [`Self::explain`] is collective:
-/// all ranks call it, in the same order.
+/// All ranks of a run. Every operation but [`Self::reached`], [`Self::goes_on`] and
+/// [`Self::explain`] is collective: all ranks call it, in the same order.
 #[derive(Debug)]
 pub struct Team {
     // Dropped first: the reports end before the store does.
     progress: Progress,
     group: ProcessGroup,
     env: LaunchEnv,
+    /// Works that rank 0 did alone, as all ranks count them.
+    works: AtomicU64,
 }
 
 impl Team {
     /// Meets the other ranks.
     ///
     /// # Errors
-    /// Ranks that do not come within `timeout`, which is also how long every later operation waits.
+    /// Ranks that do not come within `timeout`. Every later operation has failed and said why before
+    /// it is over.
     pub fn connect(env: LaunchEnv, timeout: Duration) -> Result<Self, TrainError> {
-        let options = env.group_options(timeout);
+        let patience = Patience::of(timeout);
+        let options = env.group_options(patience.wait);
         let group = ProcessGroup::connect(&options).map_err(|error| {
             TrainError::Failed(format!(
                 "{error}. The ranks meet at MASTER_ADDR {}, MASTER_PORT {}: all {} must be started, \
@@ -40,8 +46,8 @@ impl Team {
                 timeout.as_secs()
             ))
         })?;
-        let progress = Progress::start(&options)?;
-        Ok(Self { progress, group, env })
+        let progress = Progress::start(&options, patience)?;
+        Ok(Self { progress, group, env, works: AtomicU64::new(0) })
     }
 
     /// The launch environment.
@@ -77,6 +83,35 @@ impl Team {
     /// Notes where this rank is, for the messages of all.
     pub fn reached(&self, step: u64, phase: Phase) {
         self.progress.reached(step, phase);
+    }
+
+    /// Notes that this rank gets on in its phase, for those that wait for it.
+    pub fn goes_on(&self) {
+        self.progress.goes_on();
+    }
+
+    /// Lets rank 0 do work that may take longer than the timeout; the other ranks wait for as long
+    /// as it gets on ([`Self::goes_on`] once in a timeout), and get `None`.
+    ///
+    /// # Errors
+    /// The work's, on rank 0; on the others that rank 0 ended, is gone, or does not get on.
+    pub fn on_first_rank<T>(
+        &self,
+        step: u64,
+        phase: Phase,
+        work: impl FnOnce() -> Result<T, TrainError>,
+    ) -> Result<Option<T>, TrainError> {
+        let number = self.works.fetch_add(1, Ordering::Relaxed) + 1;
+        self.reached(step, phase);
+        if self.rank() == 0 {
+            let done = work()?;
+            self.progress.is_done(number);
+            return Ok(Some(done));
+        }
+        self.progress.await_done(number).map_err(|why| {
+            self.explain(format!("rank 0 does this alone and was waited for, but {why}"))
+        })?;
+        Ok(None)
     }
 
     /// An error of an operation that other ranks take part in, with this rank's place and what is
