@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 
 use vlm_data::{
     ChatTokenizer, ImageProcessor, ImageStore, PrepareSettings, open_source, prepare, verify,
 };
 
-use crate::support::{Trial, demo_start, golden, json_lines, row, vlm};
+use crate::support::{Ended, Trial, demo_start, golden, json_lines, row, vlm, xtask};
 
 /// Features that the small vision encoder makes of an image.
 const TOKENS_PER_IMAGE: usize = 196;
@@ -136,6 +137,45 @@ fn inspect_tells_what_a_prepared_data_set_holds() {
     for part in ["8 of 8", "supervised", "padding", "shorter side 48"] {
         assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
     }
+}
+
+#[test]
+fn verify_finds_a_shard_that_changed_and_opening_one_that_was_cut() {
+    let trial = Trial::new();
+    prepare_rows(&trial, &settings(&trial.path("shards"), 2));
+    let shards = trial.path("shards").display().to_string();
+    let ended = vlm(&["inspect", &shards, "--verify"]);
+    ended.assert_success();
+    assert!(ended.stderr.contains("verified: 2 shards"), "{}", ended.stderr);
+    let shard = trial.path("shards/shard-00001.arrow");
+    let mut bytes = fs::read(&shard).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&shard, &bytes).unwrap();
+    vlm(&["inspect", &shards, "--verify"]).assert_error(1, &["shard-00001.arrow", "BLAKE3"]);
+    fs::write(&shard, &bytes[..middle]).unwrap();
+    trial.pretrain(&["--data-path", &shards]).assert_error(2, &["shard-00001.arrow", "expected"]);
+    vlm(&["inspect", &trial.path("images").display().to_string(), "--verify"])
+        .assert_error(2, &["--verify"]);
+}
+
+#[test]
+fn a_full_disk_ends_the_preparation_with_1_and_it_goes_on_when_there_is_room() {
+    let trial = Trial::new();
+    let shards = trial.path("shards");
+    // No file may grow beyond 2 · 512 bytes, which is what a full disk looks like.
+    let prepare = |limit: &str| {
+        let shell = format!("trap '' XFSZ; {limit} exec \"$0\" \"$@\"");
+        let mut command = Command::new("sh");
+        command.arg("-c").arg(shell).arg(xtask()).arg("prepare-data");
+        command.arg("--input").arg(trial.path("rows.jsonl"));
+        command.arg("--images-path").arg(trial.path("images"));
+        Ended::of(&command.arg("--output").arg(&shards).output().unwrap())
+    };
+    prepare("ulimit -f 2;").assert_error(1, &["shard-00000.arrow", "cannot write"]);
+    assert!(!shards.join("manifest.json").exists());
+    prepare("").assert_success();
+    assert!(shards.join("manifest.json").exists());
 }
 
 #[test]

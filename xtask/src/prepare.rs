@@ -13,8 +13,8 @@ use vlm_data::{
     PrepareSettings, prepare,
 };
 
-use crate::demo;
 use crate::workspace::{Workspace, usage_error};
+use crate::{demo, sys};
 
 /// How images may be spelled in a prompt; the first that the tokenizer has counts.
 const IMAGE_TOKENS: [&str; 5] = ["<|image_pad|>", "<|image|>", "<image>", "<empty_output>", "@"];
@@ -115,11 +115,12 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();
-    let manifest = prepared.map_err(asked_wrongly)?;
+    let manifest = prepared.map_err(failed_on_the_way)?;
     let num_done = source.len() - begun_at.unwrap_or(0);
     let seconds = bar.elapsed().as_secs_f64();
+    let peak = sys::peak_resident_bytes().unwrap_or(0) as f64 / 1e6;
     println!(
-        "{}: {num_done} rows in {seconds:.1} s ({:.0} rows/s)\n{}",
+        "{}: {num_done} rows in {seconds:.1} s ({:.0} rows/s), with {peak:.0} MB of memory\n{}",
         settings.output.display(),
         num_done as f64 / seconds.max(1e-3),
         manifest.report(args.batch_size)
@@ -156,10 +157,16 @@ fn features_of(vision: &Path) -> Result<usize> {
     }
 }
 
-/// What the library refuses is what the user named; but for a disk that fails on the way.
+/// What cannot be opened, or is not what is expected, the user named wrongly.
 fn asked_wrongly(error: DataError) -> anyhow::Error {
+    usage_error(error.to_string())
+}
+
+/// While rows are prepared, a folder that holds something else was named wrongly; a full or failing
+/// disk was not.
+fn failed_on_the_way(error: DataError) -> anyhow::Error {
     match error {
-        DataError::WorkerPanic { .. } => error.into(),
+        DataError::Io { .. } | DataError::WorkerPanic { .. } => error.into(),
         other => usage_error(other.to_string()),
     }
 }

@@ -6,9 +6,9 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::process::CommandExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Child, Command, ExitStatus};
 
 /// Takes the exclusive lock on `file`, which lasts until the file is closed.
 /// Returns false when another process holds it and `wait` is false.
@@ -39,6 +39,45 @@ pub fn free_bytes(path: &Path) -> io::Result<u64> {
     // SAFETY: statvfs returned 0, so it filled the structure in.
     let answer = unsafe { answer.assume_init() };
     Ok(answer.f_bavail * answer.f_frsize)
+}
+
+/// Waits for `child` to end; how it did, and the most memory it ever had, in bytes.
+pub fn wait_with_peak_memory(child: Child) -> io::Result<(ExitStatus, u64)> {
+    let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::uninit());
+    loop {
+        // SAFETY: the child is ours and not waited for yet; both answers have room.
+        let found =
+            unsafe { libc::wait4(child.id() as libc::pid_t, &mut status, 0, usage.as_mut_ptr()) };
+        if found >= 0 {
+            break;
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    // SAFETY: wait4 found the child, so it filled the structure in.
+    let usage = unsafe { usage.assume_init() };
+    Ok((ExitStatus::from_raw(status), usage.ru_maxrss as u64 * 1024))
+}
+
+/// Memory of this process that is resident, in bytes.
+pub fn resident_bytes() -> io::Result<u64> {
+    memory("VmRSS:")
+}
+
+/// The most memory that this process ever had resident, in bytes.
+pub fn peak_resident_bytes() -> io::Result<u64> {
+    memory("VmHWM:")
+}
+
+fn memory(entry: &str) -> io::Result<u64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix(entry));
+    let kilobytes = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse().ok());
+    kilobytes
+        .map(|kilobytes: u64| kilobytes * 1024)
+        .ok_or_else(|| io::Error::other(format!("no {entry} in /proc/self/status")))
 }
 
 /// What a group of processes is sent.

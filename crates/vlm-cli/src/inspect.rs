@@ -2,12 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
-use vlm_data::{MANIFEST_FILE, Manifest};
+use vlm_data::{MANIFEST_FILE, Manifest, verify};
 use vlm_model::weights::Weights;
 use vlm_model::{LmConfig, VisionConfig};
+use vlm_train::TrainError;
 
 /// Flags of `vlm inspect`.
 #[derive(Debug, Args)]
@@ -18,6 +19,9 @@ pub struct InspectArgs {
     /// Print JSON, one object a tensor; of prepared data, its manifest.
     #[arg(long)]
     pub json: bool,
+    /// For prepared data: read every shard and check that it has the bytes it was written with.
+    #[arg(long)]
+    pub verify: bool,
     /// For prepared data: the rows of a batch whose padding is told.
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch_size: usize,
@@ -32,7 +36,24 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         } else {
             println!("{}\n{}", args.file.display(), manifest.report(args.batch_size));
         }
+        if args.verify {
+            // Named rightly, and found to be damaged: no usage error.
+            verify(&manifest, &args.file).map_err(|error| anyhow!("{error}"))?;
+            let num_bytes: u64 = manifest.shards.iter().map(|shard| shard.num_bytes).sum();
+            eprintln!(
+                "verified: {} shards, {:.1} MB",
+                manifest.shards.len(),
+                num_bytes as f64 / 1e6
+            );
+        }
         return Ok(());
+    }
+    if args.verify {
+        return Err(TrainError::Usage(format!(
+            "--verify is for prepared data, and {} has no {MANIFEST_FILE}",
+            args.file.display()
+        ))
+        .into());
     }
     let weights = Weights::open(&args.file)?;
     let rows = weights.summary()?;

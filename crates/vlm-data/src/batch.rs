@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::chat::EncodedRow;
+use crate::feature_bytes::FeatureBytes;
 use crate::reject::Rejected;
 
 /// The label of positions that are not learned from: padding, questions, images.
@@ -45,7 +46,7 @@ pub enum ImageData {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Features {
     /// Row by row, little-endian.
-    pub bytes: Vec<u8>,
+    pub bytes: FeatureBytes,
     /// What the bytes are.
     pub dtype: FeaturesDtype,
     /// P.

@@ -9,11 +9,13 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::batch::{Features, FeaturesDtype};
 use crate::error::DataError;
+use crate::feature_bytes::{FeatureBytes, Pool};
 
 pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const FEATURES: &str = "features.bin";
@@ -110,6 +112,7 @@ pub struct FeatureCache {
     hashes: File,
     /// First eight bytes of each hash with its place, sorted.
     index: Vec<(u64, u32)>,
+    buffers: Arc<Pool>,
 }
 
 impl FeatureCache {
@@ -152,7 +155,8 @@ impl FeatureCache {
         let mut index: Vec<(u64, u32)> =
             bytes.chunks_exact(HASH).zip(0..).map(|(hash, place)| (prefix(hash), place)).collect();
         index.sort_unstable();
-        Ok(Self { folder: folder.to_owned(), key, features, hashes, index })
+        let buffers = Arc::default();
+        Ok(Self { folder: folder.to_owned(), key, features, hashes, index, buffers })
     }
 
     /// What made the features, and their shape.
@@ -194,8 +198,8 @@ impl FeatureCache {
     /// The system's, with the path.
     pub(crate) fn gather(&self, places: &[usize]) -> Result<Features, DataError> {
         let size = self.key.bytes_per_image();
-        let mut bytes = vec![0; places.len() * size];
-        for (&place, into) in places.iter().zip(bytes.chunks_exact_mut(size)) {
+        let mut bytes = FeatureBytes::of_pool(&self.buffers, places.len() * size);
+        for (&place, into) in places.iter().zip(bytes.as_mut().chunks_exact_mut(size)) {
             self.read(place, into)?;
         }
         let FeatureKey { dtype, num_patches, hidden_size, .. } = self.key;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::error::DataError;
 use crate::reject::Reject;
+use crate::row_length::RowLength;
 use crate::rows::{Row, RowImage};
 use crate::source::{Encoding, PreparedRow, RowSource};
 
@@ -191,9 +192,9 @@ impl<T: Composed> RowSource for T {
         source.locate(row)
     }
 
-    fn length_hint(&self, index: usize) -> u64 {
+    fn length(&self, index: usize) -> RowLength {
         let (source, row) = self.part_of(index);
-        source.length_hint(row)
+        source.length(row)
     }
 
     fn check_encoding(&self, wanted: &Encoding<'_>) -> Result<(), DataError> {

@@ -75,7 +75,7 @@ impl EpochOrder {
     pub(crate) fn global_batch(
         &mut self,
         index: usize,
-        length_hint: impl Fn(usize) -> u64,
+        length: impl Fn(usize) -> u64,
     ) -> Vec<usize> {
         let size = self.config.global_batch_size;
         let start = index * size;
@@ -85,7 +85,7 @@ impl EpochOrder {
         };
         let window_index = start / window_len;
         if self.window.as_ref().is_none_or(|window| window.index != window_index) {
-            let rows = self.window_rows(window_index, window_len, length_hint);
+            let rows = self.window_rows(window_index, window_len, length);
             self.window = Some(Window { index: window_index, rows });
         }
         let first = window_index * window_len;
@@ -104,12 +104,12 @@ impl EpochOrder {
         &self,
         index: usize,
         window_len: usize,
-        length_hint: impl Fn(usize) -> u64,
+        length: impl Fn(usize) -> u64,
     ) -> Vec<usize> {
         let size = self.config.global_batch_size;
         let start = index * window_len;
         let mut rows = self.permuted(start..(start + window_len).min(self.num_rows));
-        rows.sort_by_cached_key(|&row| length_hint(row));
+        rows.sort_by_cached_key(|&row| length(row));
         // The model shall not see short rows first in every window. A batch that is not full
         // stays the last one.
         let num_full = rows.len() / size;

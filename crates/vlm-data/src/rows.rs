@@ -140,12 +140,6 @@ impl Row {
         }
     }
 
-    /// Rough length of the row as it will be in tokens, in bytes of text: to be compared with that
-    /// of other rows. The same whatever file the row comes from.
-    pub fn length_hint(&self) -> u64 {
-        length_hint(&self.turns, self.images.len())
-    }
-
     /// How many [`IMAGE_TAG`]s the turns hold.
     pub fn num_image_tags(&self) -> usize {
         self.turns.iter().map(|turn| turn.content.matches(IMAGE_TAG).count()).sum()
@@ -193,15 +187,6 @@ fn text_field<'a>(
             kind(value)
         ))),
     }
-}
-
-/// See [`Row::length_hint`].
-pub(crate) fn length_hint(turns: &[Turn], num_images: usize) -> u64 {
-    /// As much as some two hundred tokens of text, which images have in the reference.
-    const BYTES_PER_IMAGE: usize = 700;
-    // Bytes, not characters: a token covers about as many bytes in Chinese as in English.
-    let text: usize = turns.iter().map(|turn| turn.content.len()).sum();
-    (text + num_images * BYTES_PER_IMAGE) as u64
 }
 
 /// `a.jpg, b.jpg` → the two names.

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use crate::chat::{ChatTokenizer, EncodedRow};
 use crate::error::DataError;
 use crate::reject::Reject;
+use crate::row_length::RowLength;
 use crate::rows::{Row, RowImage};
 
 /// Rows by index, with the bytes of their images. Many threads read at once, in any order.
@@ -41,10 +42,10 @@ pub trait RowSource: Send + Sync {
     /// Where a person finds the row: `captions.jsonl:17`.
     fn locate(&self, index: usize) -> String;
 
-    /// Rough length of the row, see [`Row::length_hint`]: the same for a row whatever file it lies
-    /// in, so that batches of rows of like length are the same too. 0 for a row that cannot be used.
-    fn length_hint(&self, index: usize) -> u64 {
-        self.row(index).map_or(0, |row| row.length_hint())
+    /// What decides the row's number of tokens: the same for a row whatever file it lies in, so that
+    /// batches of rows of like length are the same too. Nothing for a row that cannot be used.
+    fn length(&self, index: usize) -> RowLength {
+        self.row(index).map_or_else(|_| RowLength::default(), |row| row.length())
     }
 
     /// Whether token ids that the source holds are those that `wanted` would make now.

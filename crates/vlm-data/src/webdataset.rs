@@ -13,8 +13,9 @@ use bytes::Bytes;
 use crate::error::DataError;
 use crate::image_root::MAX_FILE_BYTES;
 use crate::reject::{Reject, RejectReason};
+use crate::row_length::RowLength;
 use crate::row_text::{file_name, read_row_text};
-use crate::rows::{Row, RowImage, length_hint};
+use crate::rows::{Row, RowImage};
 use crate::source::RowSource;
 
 /// Extensions of members that are pictures.
@@ -184,10 +185,13 @@ impl RowSource for WebDatasetSource {
         }
     }
 
-    fn length_hint(&self, index: usize) -> u64 {
+    fn length(&self, index: usize) -> RowLength {
         // Without the pictures, which need not be read for it.
         let turns = self.conversation(index).map(|row| row.turns);
-        turns.map_or(0, |turns| length_hint(&turns, self.members(index).len()))
+        turns.map_or_else(
+            |_| RowLength::default(),
+            |turns| RowLength::of(&turns, self.members(index).len()),
+        )
     }
 }
 
@@ -279,7 +283,7 @@ mod tests {
         assert_eq!(source.row(3).unwrap_err().reason, RejectReason::InvalidRow);
         assert_eq!(source.row(4).unwrap_err().reason, RejectReason::MissingImage);
         assert_eq!(source.locate(1), "00000.tar:b.json");
-        assert_eq!(source.length_hint(1), source.row(1).unwrap().length_hint());
+        assert_eq!(source.length(1), source.row(1).unwrap().length());
     }
 
     #[test]

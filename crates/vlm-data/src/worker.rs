@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender};
 
@@ -13,6 +13,7 @@ use crate::error::DataError;
 use crate::feature_cache::FeatureCache;
 use crate::preprocess::ImageProcessor;
 use crate::reject::{Reject, RejectReason, Rejected};
+use crate::row_length::LengthScale;
 use crate::rows::RowImage;
 use crate::source::{PreparedRow, RowSource};
 
@@ -38,6 +39,8 @@ pub(crate) struct RowMaker {
     pub(crate) source: Arc<dyn RowSource>,
     pub(crate) tokenizer: Arc<ChatTokenizer>,
     pub(crate) images: ImageReading,
+    /// Learned when first needed.
+    pub(crate) lengths: OnceLock<LengthScale>,
     pub(crate) tokens_per_image: usize,
     pub(crate) max_seq_len: usize,
     /// T to fill up to; `None` for the longest row.
@@ -129,6 +132,15 @@ pub(crate) fn work(
 }
 
 impl RowMaker {
+    /// By which rows of like length are found.
+    pub(crate) fn length_key(&self, row: usize) -> u64 {
+        let scale = self.lengths.get_or_init(|| {
+            let (source, tokenizer) = (self.source.as_ref(), self.tokenizer.as_ref());
+            LengthScale::measure(source, tokenizer, self.tokens_per_image, self.max_seq_len)
+        });
+        scale.key(self.source.length(row))
+    }
+
     /// The batch of `rows`, made in this thread.
     pub(crate) fn make_batch(&self, index: usize, rows: &[usize]) -> Result<Batch, DataError> {
         self.collate(index, rows.iter().map(|&row| self.make(row)).collect())

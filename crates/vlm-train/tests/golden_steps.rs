@@ -74,7 +74,7 @@ fn batch(x: &Tensor, y: &Tensor, mask: &Tensor, features: &Tensor) -> Batch {
         labels,
         lengths: vec![len; rows],
         image_data: ImageData::Features(Features {
-            bytes: vlm_torch::tensor_to_bytes(features).unwrap(),
+            bytes: vlm_torch::tensor_to_bytes(features).unwrap().into(),
             dtype: FeaturesDtype::Float32,
             num_patches: features.size()[1] as usize,
             hidden_size: features.size()[2] as usize,

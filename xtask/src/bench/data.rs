@@ -10,10 +10,11 @@ use serde::Deserialize;
 use tempfile::TempDir;
 use vlm_data::ImageProcessor;
 
-use super::DataArgs;
 use super::clock::thread_time;
 use super::pictures;
+use super::rows;
 use super::table::Table;
+use super::{DataArgs, Part};
 use crate::workspace::{Workspace, usage_error};
 
 const NUM_PICTURES: u32 = 16;
@@ -32,7 +33,10 @@ struct PythonAnswer {
 pub fn run(workspace: &Workspace, args: &DataArgs) -> Result<Table> {
     let mut table = Table::default();
     let scratch = TempDir::new()?;
-    pictures(workspace, args, scratch.path(), &mut table)?;
+    if args.wants(Part::Pictures) {
+        pictures(workspace, args, scratch.path(), &mut table)?;
+    }
+    rows::measure(workspace, args, scratch.path(), &mut table)?;
     Ok(table)
 }
 

@@ -21,8 +21,9 @@ use pages::{Column, Pages};
 use crate::error::DataError;
 use crate::image_root::ImageRoot;
 use crate::reject::{Reject, RejectReason};
+use crate::row_length::RowLength;
 use crate::row_text::{file_name, folder_of};
-use crate::rows::{IMAGE_TAG, Row, RowImage, Turn, length_hint, split_image_names};
+use crate::rows::{IMAGE_TAG, Row, RowImage, Turn, split_image_names};
 use crate::source::RowSource;
 
 const CONVERSATIONS: &str = "conversations";
@@ -39,7 +40,7 @@ pub struct ParquetSource {
     images: Images,
     cache: Arc<PageCache>,
     /// Of each row, found when first asked for.
-    length_hints: OnceLock<Vec<u32>>,
+    lengths: OnceLock<Vec<RowLength>>,
 }
 
 #[derive(Debug)]
@@ -88,8 +89,8 @@ impl ParquetSource {
             }
             (None, None) => Images::None,
         };
-        let length_hints = OnceLock::new();
-        Ok(Self { path: path.to_owned(), pages, conversations, images, cache, length_hints })
+        let lengths = OnceLock::new();
+        Ok(Self { path: path.to_owned(), pages, conversations, images, cache, lengths })
     }
 
     /// The values of `column` in row `index`, nulls left out.
@@ -165,27 +166,26 @@ impl RowSource for ParquetSource {
         format!("{}[{index}]", file_name(&self.path))
     }
 
-    fn length_hint(&self, index: usize) -> u64 {
-        let hints = self.length_hints.get_or_init(|| {
+    fn length(&self, index: usize) -> RowLength {
+        let lengths = self.lengths.get_or_init(|| {
             // A page that cannot be decoded rejects its rows when they are read; here it ends the
             // knowledge of lengths, and what has none counts as short.
-            let mut hints = Vec::with_capacity(self.len());
+            let mut lengths = Vec::with_capacity(self.len());
             let mut take = |value: Option<&[u8]>| {
                 let text = value.and_then(|bytes| std::str::from_utf8(bytes).ok());
                 let turns = text.and_then(|text| Row::turns_from_json(text).ok());
-                let hint = turns.map_or(0, |turns| {
+                lengths.push(turns.map_or_else(RowLength::default, |turns| {
                     // Each image has its tag, or the row is rejected.
                     let tags = turns.iter().map(|turn| turn.content.matches(IMAGE_TAG).count());
-                    length_hint(&turns, tags.sum())
-                });
-                hints.push(u32::try_from(hint).unwrap_or(u32::MAX));
+                    RowLength::of(&turns, tags.sum())
+                }));
             };
             if let Err(problem) = self.pages.for_each_row(&self.conversations, &mut take) {
                 tracing::warn!("{}: lengths of rows: {problem}", self.path.display());
             }
-            hints
+            lengths
         });
-        hints.get(index).copied().unwrap_or(0).into()
+        lengths.get(index).copied().unwrap_or_default()
     }
 }
 

@@ -62,7 +62,7 @@ impl RowChecker {
                 images,
                 conversations,
                 location: self.source.locate(index),
-                length_hint: row.length_hint(),
+                text_bytes: row.length().text_bytes,
             },
         })
     }

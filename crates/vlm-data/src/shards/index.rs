@@ -17,7 +17,7 @@ mod buffers {
     pub(super) const IMAGES: (usize, usize, usize) = (17, 19, 20);
     pub(super) const CONVERSATIONS: (usize, usize) = (22, 23);
     pub(super) const LOCATION: (usize, usize) = (25, 26);
-    pub(super) const LENGTH_HINT: usize = 28;
+    pub(super) const TEXT_BYTES: usize = 28;
     pub(super) const COUNT: usize = 29;
 }
 
@@ -60,7 +60,7 @@ pub(super) struct BatchIndex {
     pub(super) pictures: Lists,
     pub(super) conversations: Lists,
     pub(super) location: Lists,
-    pub(super) length_hints: Vec<u32>,
+    pub(super) text_bytes: Vec<u32>,
 }
 
 /// A shard's record batches, each read when it is first needed: some forty bytes a row.
@@ -135,7 +135,7 @@ impl BatchIndex {
         let num_pictures = images.offsets.last().copied().unwrap_or(0) as usize;
         let pictures =
             Lists { start: places[bytes].0, offsets: offsets(of_pictures, num_pictures)? };
-        let hints = read_at(file, places[buffers::LENGTH_HINT].0, num_rows * 4)?;
+        let text_bytes = read_at(file, places[buffers::TEXT_BYTES].0, num_rows * 4)?;
         Ok(Self {
             input_ids: lists(buffers::INPUT_IDS)?,
             supervised: lists(buffers::SUPERVISED)?,
@@ -145,7 +145,7 @@ impl BatchIndex {
             pictures,
             conversations: lists(buffers::CONVERSATIONS)?,
             location: lists(buffers::LOCATION)?,
-            length_hints: numbers(&hints),
+            text_bytes: numbers(&text_bytes),
         })
     }
 }

@@ -30,7 +30,8 @@ mod columns {
     pub(super) const CONVERSATIONS: &str = "conversations";
     /// Where the row came from.
     pub(super) const LOCATION: &str = "location";
-    pub(super) const LENGTH_HINT: &str = "length_hint";
+    /// Of all turns.
+    pub(super) const TEXT_BYTES: &str = "text_bytes";
 }
 
 /// Bytes of a BLAKE3 hash.

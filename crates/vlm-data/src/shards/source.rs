@@ -11,6 +11,7 @@ use super::{HASH_BYTES, Manifest};
 use crate::chat::EncodedRow;
 use crate::error::DataError;
 use crate::reject::{Reject, RejectReason};
+use crate::row_length::RowLength;
 use crate::rows::{Row, RowImage};
 use crate::source::{Encoding, PreparedRow, RowSource};
 
@@ -154,9 +155,12 @@ impl RowSource for ShardSource {
         location.unwrap_or_else(|| format!("{}[{index}]", self.dir.display()))
     }
 
-    fn length_hint(&self, index: usize) -> u64 {
-        let hint = self.place(index).ok().and_then(|p| p.batch.length_hints.get(p.row).copied());
-        hint.unwrap_or(0).into()
+    fn length(&self, index: usize) -> RowLength {
+        let Ok(Place { batch, row, .. }) = self.place(index) else { return RowLength::default() };
+        RowLength {
+            text_bytes: batch.text_bytes.get(row).copied().unwrap_or(0),
+            num_images: batch.images.range(row).len() as u32,
+        }
     }
 
     fn check_encoding(&self, wanted: &Encoding<'_>) -> Result<(), DataError> {

@@ -28,7 +28,7 @@ pub(crate) struct ShardRow {
     pub(crate) images: Vec<(Bytes, [u8; 32])>,
     pub(crate) conversations: String,
     pub(crate) location: String,
-    pub(crate) length_hint: u64,
+    pub(crate) text_bytes: u32,
 }
 
 /// A shard being written under a temporary name.
@@ -48,7 +48,7 @@ impl ShardWriter {
         let hashing = Hashing { file, hasher: blake3::Hasher::new(), num_bytes: 0 };
         let schema = Arc::new(schema());
         let writer = FileWriter::try_new(BufWriter::with_capacity(1 << 20, hashing), &schema)
-            .map_err(|e| failed(path, &e))?;
+            .map_err(|e| failed(path, e))?;
         let rows = Vec::with_capacity(MAX_BATCH_ROWS);
         let path = path.to_owned();
         Ok(Self { path, writer, schema, rows, num_bytes_waiting: 0, num_rows: 0 })
@@ -67,9 +67,9 @@ impl ShardWriter {
     /// Writes what is left and makes it last. The file is complete, under its temporary name.
     pub(crate) fn finish(mut self, name: &str) -> Result<ShardEntry, DataError> {
         self.write_batch()?;
-        self.writer.finish().map_err(|e| failed(&self.path, &e))?;
+        self.writer.finish().map_err(|e| failed(&self.path, e))?;
         let failed_io = |path: &Path| DataError::io(path, "write the shard");
-        let buffered = self.writer.into_inner().map_err(|e| failed(&self.path, &e))?;
+        let buffered = self.writer.into_inner().map_err(|e| failed(&self.path, e))?;
         let hashing = buffered.into_inner().map_err(|e| failed_io(&self.path)(e.into_error()))?;
         hashing.file.sync_all().map_err(failed_io(&self.path))?;
         Ok(ShardEntry {
@@ -88,12 +88,15 @@ impl ShardWriter {
         self.num_bytes_waiting = 0;
         RecordBatch::try_new(Arc::clone(&self.schema), arrays(&rows)?)
             .and_then(|batch| self.writer.write(&batch))
-            .map_err(|e| failed(&self.path, &e))
+            .map_err(|e| failed(&self.path, e))
     }
 }
 
-fn failed(path: &Path, error: &ArrowError) -> DataError {
-    DataError::content(path, format!("cannot write the shard: {error}"))
+fn failed(path: &Path, error: ArrowError) -> DataError {
+    match error {
+        ArrowError::IoError(_, source) => DataError::io(path, "write the shard")(source),
+        other => DataError::content(path, format!("cannot write the shard: {other}")),
+    }
 }
 
 fn schema() -> Schema {
@@ -108,7 +111,7 @@ fn schema() -> Schema {
         list(columns::IMAGES, DataType::Binary),
         Field::new(columns::CONVERSATIONS, DataType::Utf8, false),
         Field::new(columns::LOCATION, DataType::Utf8, false),
-        Field::new(columns::LENGTH_HINT, DataType::UInt32, false),
+        Field::new(columns::TEXT_BYTES, DataType::UInt32, false),
     ])
 }
 
@@ -119,7 +122,7 @@ fn arrays(rows: &[ShardRow]) -> Result<Vec<ArrayRef>, DataError> {
     let mut hashes = ListBuilder::new(FixedSizeBinaryBuilder::new(HASH_BYTES as i32));
     let mut images = ListBuilder::new(BinaryBuilder::new());
     let (mut conversations, mut locations) = (StringBuilder::new(), StringBuilder::new());
-    let mut hints = UInt32Builder::new();
+    let mut text_bytes = UInt32Builder::new();
     for row in rows {
         // Ids, and places in a row, are far below 2³¹: a vocabulary or a row of that size would
         // not fit into memory.
@@ -142,7 +145,7 @@ fn arrays(rows: &[ShardRow]) -> Result<Vec<ArrayRef>, DataError> {
         images.append(true);
         conversations.append_value(&row.conversations);
         locations.append_value(&row.location);
-        hints.append_value(u32::try_from(row.length_hint).unwrap_or(u32::MAX));
+        text_bytes.append_value(row.text_bytes);
     }
     Ok(vec![
         Arc::new(ids.finish()),
@@ -152,7 +155,7 @@ fn arrays(rows: &[ShardRow]) -> Result<Vec<ArrayRef>, DataError> {
         Arc::new(images.finish()),
         Arc::new(conversations.finish()),
         Arc::new(locations.finish()),
-        Arc::new(hints.finish()),
+        Arc::new(text_bytes.finish()),
     ])
 }
 

@@ -70,6 +70,7 @@ pub(super) fn identity(config: &TrainConfig, world_size: usize) -> serde_json::V
     serde_json::json!({
         "stage": config.stage,
         "data_path": config.data.data_path,
+        "features": config.model.features,
         "shuffle": config.data.shuffle,
         "bucket_window": config.data.bucket_window,
         "max_seq_len": config.data.max_seq_len,

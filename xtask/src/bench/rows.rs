@@ -1,0 +1,345 @@
+//! Rows to batches: preparing a data set, opening it, and what a loader makes of it, on a data set
+//! that is made for it and removed again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use vlm_data::{
+    Batch, ChatTokenizer, FeatureCache, FeatureCacheWriter, FeatureKey, FeaturesDtype,
+    ImagePlaceholder, ImageProcessor, ImageReading, Loader, LoaderConfig, RowSource, open_source,
+};
+
+use super::dataset::{self, DatasetArgs, Form};
+use super::table::Table;
+use super::{DataArgs, Part};
+use crate::sys;
+use crate::workspace::Workspace;
+
+/// Distinct pictures of the set that features are cached of: few enough that the system keeps their
+/// features in memory, since a disk's speed is not what is measured.
+const NUM_PICTURES: usize = 2000;
+const BATCH_SIZE: usize = 16;
+/// Tokens an image has with ViT-B/16, and with the demo's encoder.
+const VIT_TOKENS: usize = 196;
+const DEMO_TOKENS: usize = 49;
+
+/// Measures.
+pub fn measure(
+    workspace: &Workspace,
+    args: &DataArgs,
+    scratch: &Path,
+    table: &mut Table,
+) -> Result<()> {
+    let bench = Rows { workspace, args, scratch };
+    if args.wants(Part::Preparing) {
+        bench.preparing(table)?;
+    }
+    if args.wants(Part::Features) {
+        bench.features(table)?;
+    }
+    if args.wants(Part::Padding) {
+        bench.padding(table)?;
+    }
+    if args.wants(Part::Raw) {
+        bench.raw(table)?;
+    }
+    Ok(())
+}
+
+struct Rows<'a> {
+    workspace: &'a Workspace,
+    args: &'a DataArgs,
+    scratch: &'a Path,
+}
+
+impl Rows<'_> {
+    /// A data set under `name`; its file of rows.
+    fn make(&self, name: &str, change: impl FnOnce(&mut DatasetArgs)) -> Result<PathBuf> {
+        let mut args = DatasetArgs {
+            output: self.scratch.join(name),
+            rows: self.args.rows,
+            form: Form::Jsonl,
+            damaged_share: 0.0,
+            text_share: 0.0,
+            picture_files: None,
+            picture_side: 64,
+            seed: 0,
+        };
+        change(&mut args);
+        eprintln!("making {} rows ({name})", args.rows);
+        Ok(dataset::make(self.workspace, &args, &mut |_| ())?.rows)
+    }
+
+    /// `cargo xtask prepare-data`, as a process of its own: its seconds and peak memory in bytes.
+    fn prepare(&self, rows: &Path, output: &Path, tokens_per_image: usize) -> Result<(f64, u64)> {
+        let started = Instant::now();
+        let child = Command::new(std::env::current_exe()?)
+            .arg("prepare-data")
+            .arg("--input")
+            .arg(rows)
+            .arg("--output")
+            .arg(output)
+            .arg("--tokenizer")
+            .arg(self.tokenizer_dir())
+            // As this measurement's own.
+            .args(["--image-token", ImagePlaceholder::default().token()])
+            .args(["--tokens-per-image", &tokens_per_image.to_string()])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("starting prepare-data")?;
+        let (status, peak_bytes) = sys::wait_with_peak_memory(child)?;
+        ensure!(status.success(), "prepare-data ended with {status}");
+        Ok((started.elapsed().as_secs_f64(), peak_bytes))
+    }
+
+    /// Speed and memory of prepare-data by the number of rows, and how the largest set is opened.
+    fn preparing(&self, table: &mut Table) -> Result<()> {
+        let all = self.args.rows;
+        let mut peaks = Vec::new();
+        for rows in [all / 100, all / 10, all].map(|rows| rows.max(1)) {
+            let input = self.make("to-prepare", |args| {
+                args.rows = rows;
+                args.form = Form::Llava;
+                args.damaged_share = 0.01;
+            })?;
+            let output = self.scratch.join("prepared");
+            let (seconds, peak) = self.prepare(&input, &output, DEMO_TOKENS)?;
+            let (speed, megabytes) = (rows as f64 / seconds, peak as f64 / 1e6);
+            let what = format!("prepare-data, {rows} rows with small pictures");
+            table.push(what, format!("{speed:.0} rows/s, {megabytes:.0} MB at most"));
+            peaks.push(megabytes);
+            fs::remove_dir_all(self.scratch.join("to-prepare"))?;
+            if rows < all {
+                fs::remove_dir_all(&output)?;
+            }
+        }
+        let growth = peaks[2] - peaks[0];
+        table.push_with_target(
+            "more memory for a hundred times as many rows",
+            format!("{growth:.0} MB"),
+            "<= 32 MB",
+            growth <= 32.0,
+        );
+        let opened = open_in_process(&self.scratch.join("prepared"))?;
+        table.push_with_target(
+            format!("opening {} prepared rows", opened.num_rows),
+            format!("{:.1} ms", opened.milliseconds),
+            "< 100 ms",
+            opened.milliseconds < 100.0,
+        );
+        table.push_with_target(
+            "resident memory of a process that did",
+            format!("{:.0} MB, {:.0} MB after reading all", opened.megabytes, opened.after_reading),
+            "< 50 MB",
+            opened.megabytes < 50.0,
+        );
+        fs::remove_dir_all(self.scratch.join("prepared"))?;
+        Ok(())
+    }
+
+    /// Prepared rows and cached features to batches.
+    fn features(&self, table: &mut Table) -> Result<()> {
+        let rows = self.make("shared", |args| {
+            args.rows = 20_000;
+            args.picture_files = Some(NUM_PICTURES);
+        })?;
+        let shapes = [("the demo's", DEMO_TOKENS, 192), ("ViT-B/16's", VIT_TOKENS, 768)];
+        for (encoder, num_patches, hidden_size) in shapes {
+            let output = self.scratch.join("prepared");
+            self.prepare(&rows, &output, num_patches)?;
+            let source = open_source(&output, None)?;
+            let features = self.scratch.join("features");
+            let key = FeatureKey::new(
+                "bench".into(),
+                "bench".into(),
+                FeaturesDtype::Bfloat16,
+                num_patches,
+                hidden_size,
+            );
+            fill_cache(source.as_ref(), &features, &key)?;
+            let cache = Arc::new(FeatureCache::open(&features, &key)?);
+            let reading = ImageReading::Features(cache);
+            let config = LoaderConfig { batch_size: BATCH_SIZE, ..self.config(num_patches) };
+            let loader = Loader::new(source, self.tokenizer()?, reading, config)?;
+            let speed = self.speed(&loader)?;
+            let gigabytes = speed * key.bytes_per_image() as f64 / 1e9;
+            table.push_with_target(
+                format!("prepared rows, {encoder} {num_patches}×{hidden_size} bfloat16 features"),
+                format!("{speed:.0} rows/s, {gigabytes:.1} GB/s"),
+                ">= 10000",
+                speed >= 1e4,
+            );
+            fs::remove_dir_all(&output)?;
+            fs::remove_dir_all(&features)?;
+        }
+        fs::remove_dir_all(self.scratch.join("shared"))?;
+        Ok(())
+    }
+
+    /// The share of padding with rows of like length put together.
+    fn padding(&self, table: &mut Table) -> Result<()> {
+        let rows = self.make("mixed", |args| {
+            args.rows = 20_000;
+            args.text_share = 0.3;
+            args.picture_files = Some(64);
+        })?;
+        for (tokens_per_image, form) in [
+            (DEMO_TOKENS, "JSON lines"),
+            (VIT_TOKENS, "JSON lines"),
+            (DEMO_TOKENS, "prepared"),
+            (VIT_TOKENS, "prepared"),
+        ] {
+            let output = self.scratch.join("prepared");
+            let path = if form == "prepared" {
+                self.prepare(&rows, &output, tokens_per_image)?;
+                &output
+            } else {
+                &rows
+            };
+            let (mut worst, mut shares) = (0f64, Vec::new());
+            for batch_size in [4, 8, 16, 32] {
+                let config = LoaderConfig { batch_size, ..self.config(tokens_per_image) };
+                let source = open_source(path, None)?;
+                let loader = Loader::new(source, self.tokenizer()?, ImageReading::Skip, config)?;
+                let share = 100.0 * padding_share(&loader)?;
+                worst = worst.max(share);
+                shares.push(format!("{share:.1}"));
+            }
+            table.push_with_target(
+                format!("padding, 30% text alone, {tokens_per_image} tokens an image, {form}"),
+                format!("{}% at 4, 8, 16, 32 rows", shares.join(", ")),
+                "< 5%",
+                worst < 5.0,
+            );
+            if output.exists() {
+                fs::remove_dir_all(&output)?;
+            }
+        }
+        fs::remove_dir_all(self.scratch.join("mixed"))?;
+        Ok(())
+    }
+
+    /// Rows as they are published, in a drawn order, pictures decoded.
+    fn raw(&self, table: &mut Table) -> Result<()> {
+        for (form, name) in [(Form::Jsonl, "JSON lines"), (Form::Parquet, "Parquet")] {
+            let rows = self.make("raw", |args| {
+                args.rows = 20_000;
+                args.form = form;
+            })?;
+            let settings = self.scratch.join("preprocessor_config.json");
+            fs::write(&settings, "{}")?;
+            let processor = Arc::new(ImageProcessor::from_file(&settings)?);
+            for (reading, what) in [
+                (ImageReading::Skip, "text alone"),
+                (ImageReading::Pixels(processor), "small pictures decoded"),
+            ] {
+                let loader = Loader::new(
+                    open_source(&rows, None)?,
+                    self.tokenizer()?,
+                    reading,
+                    self.config(DEMO_TOKENS),
+                )?;
+                let speed = self.speed(&loader)?;
+                table.push(format!("raw {name}, {what}"), format!("{speed:.0} rows/s"));
+            }
+            fs::remove_dir_all(self.scratch.join("raw"))?;
+        }
+        Ok(())
+    }
+
+    fn config(&self, tokens_per_image: usize) -> LoaderConfig {
+        LoaderConfig { tokens_per_image, num_workers: self.args.workers, ..LoaderConfig::default() }
+    }
+
+    fn tokenizer(&self) -> Result<Arc<ChatTokenizer>> {
+        Ok(Arc::new(ChatTokenizer::from_dir(&self.tokenizer_dir())?))
+    }
+
+    fn tokenizer_dir(&self) -> PathBuf {
+        let demo = || self.workspace.data_dir().join("demo-start");
+        self.args.tokenizer.clone().unwrap_or_else(demo)
+    }
+
+    /// Rows a second that come out, over whole epochs after the first hundred batches.
+    fn speed(&self, loader: &Loader) -> Result<f64> {
+        let limit = Duration::from_secs_f64(self.args.seconds);
+        let mut batches = (0..).flat_map(|epoch| loader.epoch(epoch, 0));
+        let mut take = || -> Result<Batch> { Ok(batches.next().context("no batch")??) };
+        for _ in 0..100.min(loader.batches_per_epoch()) {
+            take()?;
+        }
+        let started = Instant::now();
+        let mut num_rows = 0;
+        while started.elapsed() < limit {
+            let batch = take()?;
+            ensure!(batch.rejected.is_empty(), "rejected rows: {:?}", batch.rejected);
+            num_rows += batch.batch_size;
+        }
+        Ok(num_rows as f64 / started.elapsed().as_secs_f64())
+    }
+}
+
+fn padding_share(loader: &Loader) -> Result<f64> {
+    let (mut used, mut filled) = (0, 0);
+    for batch in loader.epoch(0, 0) {
+        let batch = batch?;
+        used += batch.lengths.iter().sum::<usize>();
+        filled += batch.input_ids.len();
+    }
+    Ok(1.0 - used as f64 / filled as f64)
+}
+
+/// Features of every picture of `source`: any bytes, since nobody learns from them.
+fn fill_cache(source: &dyn RowSource, folder: &Path, key: &FeatureKey) -> Result<()> {
+    let mut writer = FeatureCacheWriter::open(folder, key.clone())?;
+    let features = vec![0x3c; key.bytes_per_image()];
+    for index in 0..source.len() {
+        let row = source.prepared_row(index)?.context("a prepared row")?;
+        for hash in row.images.iter().filter_map(|image| image.hash) {
+            if !writer.known().contains(&hash) {
+                writer.append(&[hash], &features)?;
+            }
+        }
+    }
+    writer.finish()?;
+    Ok(())
+}
+
+/// What opening a prepared data set took.
+#[derive(Serialize, Deserialize)]
+struct Opened {
+    num_rows: usize,
+    milliseconds: f64,
+    /// Resident after opening, and after each row was looked at.
+    megabytes: f64,
+    after_reading: f64,
+}
+
+/// Opens in a new process, whose memory holds nothing else.
+fn open_in_process(dir: &Path) -> Result<Opened> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let output = command.args(["bench", "open-dataset"]).arg(dir).output()?;
+    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).context("the answer of open-dataset")
+}
+
+/// `cargo xtask bench open-dataset`: opens a data set and prints as JSON what that took.
+pub fn open_and_tell(dir: &Path) -> Result<()> {
+    let started = Instant::now();
+    let source = open_source(dir, None)?;
+    let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+    let megabytes = sys::resident_bytes()? as f64 / 1e6;
+    for index in 0..source.len() {
+        source.prepared_row(index)?;
+    }
+    let after_reading = sys::resident_bytes()? as f64 / 1e6;
+    let opened = Opened { num_rows: source.len(), milliseconds, megabytes, after_reading };
+    println!("{}", serde_json::to_string(&opened)?);
+    Ok(())
+}
