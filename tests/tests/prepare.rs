@@ -16,6 +16,7 @@ const TOKENS_PER_IMAGE: usize = 196;
 
 fn settings(output: &Path, num_workers: usize) -> PrepareSettings {
     PrepareSettings {
+        input_files: Vec::new(),
         tokenizer: Arc::new(ChatTokenizer::from_dir(&demo_start("")).unwrap()),
         tokens_per_image: TOKENS_PER_IMAGE,
         max_seq_len: 288,
@@ -102,6 +103,12 @@ fn prepared_bytes_do_not_depend_on_threads_or_interruptions() {
         prepare(&source, &broken, &mut |done, _| assert!(done < 13, "stop"))
     }));
     assert!(stopped.is_err() && !trial.path("broken/manifest.json").exists());
+    let changed = PrepareSettings {
+        input_files: vec!["rows.jsonl: changed".into()],
+        ..settings(&trial.path("broken"), 2)
+    };
+    let refused = prepare(&source, &changed, &mut |_, _| ()).unwrap_err().to_string();
+    assert!(refused.contains("another input"), "{refused}");
     let mut begun_at = None;
     prepare(&source, &broken, &mut |done, _| {
         begun_at.get_or_insert(done);
@@ -136,6 +143,44 @@ fn inspect_tells_what_a_prepared_data_set_holds() {
     ended.assert_success();
     for part in ["8 of 8", "supervised", "padding", "shorter side 48"] {
         assert!(ended.stdout.contains(part), "{part}: {}", ended.stdout);
+    }
+}
+
+#[test]
+fn json_lines_a_list_parquet_and_shards_give_the_same_losses() {
+    let trial = Trial::new();
+    let start = |args: &[&str]| {
+        let output = Command::new(xtask()).args(args).output().unwrap();
+        Ended::of(&output).assert_success();
+    };
+    let path = |name: &str| trial.path(name).display().to_string();
+    for form in ["jsonl", "llava", "parquet"] {
+        let output = path(form);
+        let made = ["bench", "make-dataset", "--rows", "24", "--text-share", "0.2", "--output"];
+        start(&[&made[..], &[output.as_str(), "--form", form, "--picture-side", "40"]].concat());
+    }
+    let (parquet, shards) = (path("parquet/rows.parquet"), path("shards"));
+    let (tokenizer, tokens) = (demo_start(""), TOKENS_PER_IMAGE.to_string());
+    let prepared = ["prepare-data", "--input", &parquet, "--output", &shards, "--tokenizer"];
+    let more = [tokenizer.to_str().unwrap(), "--tokens-per-image", &tokens];
+    start(&[&prepared[..], &more].concat());
+    // Lengths differ: windows put like ones together, in every form the same.
+    let flags = ["--max-seq-len", "640", "--bucket-window", "12", "--images-path"];
+    let train = |data: &str, images: &str| {
+        let images = path(images);
+        losses(
+            &trial,
+            &trial.path(data),
+            &format!("out-{}", data.replace('/', "-")),
+            &[&flags[..], &[images.as_str()]].concat(),
+        )
+    };
+    let expected = train("jsonl/rows.jsonl", "jsonl");
+    assert_eq!(expected.len(), 6);
+    for (data, images) in
+        [("llava/rows.json", "llava"), ("parquet/rows.parquet", "parquet"), ("shards", "jsonl")]
+    {
+        assert_eq!(train(data, images), expected, "{data}");
     }
 }
 

@@ -89,10 +89,11 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let source = DataPaths::from(args.input).open(args.images_path.as_deref());
-    let source = source.map_err(asked_wrongly)?;
+    let paths = DataPaths::from(args.input);
+    let source = paths.open(args.images_path.as_deref()).map_err(asked_wrongly)?;
     eprintln!("{} rows to {}", source.len(), args.output.display());
     let settings = PrepareSettings {
+        input_files: paths.file_states().map_err(asked_wrongly)?,
         tokenizer: Arc::new(tokenizer),
         tokens_per_image,
         max_seq_len: args.max_seq_len,

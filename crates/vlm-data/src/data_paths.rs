@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
 
@@ -53,6 +54,19 @@ impl From<&Path> for DataPaths {
 }
 
 impl DataPaths {
+    /// What shows that a file of the data sets was changed: names, sizes, times. Picture files are
+    /// not looked at.
+    ///
+    /// # Errors
+    /// The system's, with the path.
+    pub fn file_states(&self) -> Result<Vec<String>, DataError> {
+        let mut states = Vec::new();
+        for path in self.0.iter().map(|path| Path::new(split(path).0)) {
+            push_states(path, &mut states).map_err(DataError::io(path, "look at the rows"))?;
+        }
+        Ok(states)
+    }
+
     /// Opens the data sets as one: a single one as it is, several without weights behind one
     /// another, several with weights as a [`Mixture`].
     ///
@@ -87,6 +101,24 @@ impl DataPaths {
             }
         }
     }
+}
+
+/// Name, size and time of the last change of a file, or of each file of a folder.
+fn push_states(path: &Path, states: &mut Vec<String>) -> std::io::Result<()> {
+    let mut files = vec![path.to_owned()];
+    if path.is_dir() {
+        files = std::fs::read_dir(path)?
+            .map(|entry| Ok(entry?.path()))
+            .collect::<std::io::Result<_>>()?;
+        files.sort();
+    }
+    for file in files.iter().filter(|file| file.is_file()) {
+        let metadata = file.metadata()?;
+        let changed = metadata.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let name = file.file_name().unwrap_or_default().display();
+        states.push(format!("{name}: {} bytes of {}", metadata.len(), changed.as_nanos()));
+    }
+    Ok(())
 }
 
 /// `rows.jsonl:0.7` → the path and its weight. A path that exists with its colon is a path.

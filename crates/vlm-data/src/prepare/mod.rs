@@ -38,6 +38,9 @@ pub enum ImageStore {
 
 /// How a data set is prepared.
 pub struct PrepareSettings {
+    /// What shows that the input was changed since an earlier call that was interrupted, as
+    /// [`crate::DataPaths::file_states`] gives it. It leaves no trace in the shards.
+    pub input_files: Vec<String>,
     /// Makes token ids.
     pub tokenizer: Arc<ChatTokenizer>,
     /// Tokens an image has in the prompt.

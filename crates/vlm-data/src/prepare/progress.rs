@@ -23,6 +23,8 @@ const REJECTED_FILE: &str = "rejected.jsonl";
 pub(super) struct Identity {
     /// The number of rows and a hash of some.
     input: String,
+    /// Names, sizes and times of its files.
+    input_files: Vec<String>,
     pub(super) made_with: MadeWith,
 }
 
@@ -30,6 +32,7 @@ impl Identity {
     pub(super) fn new(source: &dyn RowSource, settings: &PrepareSettings) -> Self {
         Self {
             input: fingerprint(source),
+            input_files: settings.input_files.clone(),
             made_with: MadeWith {
                 tokenizer_hash: settings.tokenizer.hash().to_owned(),
                 image_placeholder: settings.tokenizer.placeholder().token().to_owned(),
