@@ -3,6 +3,7 @@
 mod loader;
 mod loader_rejects;
 mod preprocess;
+mod shards;
 mod sources;
 mod text_stream;
 mod tiny;

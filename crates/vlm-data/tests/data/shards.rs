@@ -1,0 +1,98 @@
+//! Prepared data sets: what is written is read, and damage is told by name.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use vlm_data::{ImageStore, PrepareSettings, RowSource, open_source, prepare};
+
+use crate::tiny::{Folder, TOKENS_PER_IMAGE, row};
+
+fn prepare_rows(folder: &Folder, rows: &[String]) -> PathBuf {
+    folder.write_rows(rows);
+    let output = folder.path().join("shards");
+    let source: Arc<dyn RowSource> = Arc::new(folder.source());
+    let settings = PrepareSettings {
+        input_files: Vec::new(),
+        tokenizer: folder.tokenizer(),
+        tokens_per_image: TOKENS_PER_IMAGE,
+        max_seq_len: 80,
+        image_store: ImageStore::Original,
+        rows_per_shard: 4,
+        num_workers: 1,
+        output: output.clone(),
+    };
+    prepare(&source, &settings, &mut |_, _| ()).unwrap();
+    output
+}
+
+fn mixed_rows() -> Folder {
+    let folder = Folder::new();
+    folder.add_image("a.png", 10);
+    folder.add_image("b.png", 200);
+    folder
+}
+
+fn rows() -> Vec<String> {
+    vec![
+        row("q", "text alone", ""),
+        row("<image>q", "one", "a.png"),
+        row("<image><image>q", "two", "a.png,b.png"),
+    ]
+}
+
+fn shard(output: &Path) -> PathBuf {
+    output.join("shard-00000.arrow")
+}
+
+#[test]
+fn rows_of_no_one_and_two_pictures_come_back_as_they_were() {
+    let folder = mixed_rows();
+    let output = prepare_rows(&folder, &rows());
+    let (raw, prepared) = (folder.source(), open_source(&output, None).unwrap());
+    assert_eq!(prepared.len(), 3);
+    for index in 0..3 {
+        let (before, after) = (raw.row(index).unwrap(), prepared.row(index).unwrap());
+        assert_eq!((&after.turns, after.images.len()), (&before.turns, index));
+        assert_eq!(prepared.length(index), raw.length(index));
+        assert_eq!(prepared.locate(index), raw.locate(index));
+        for (k, (a, b)) in before.images.iter().zip(&after.images).enumerate() {
+            let picture = prepared.image_bytes(index, k, b).unwrap();
+            assert_eq!(picture, raw.image_bytes(index, k, a).unwrap());
+            assert_eq!(b.hash, Some(*blake3::hash(&picture).as_bytes()));
+        }
+    }
+    assert!(prepared.row(3).is_err());
+}
+
+#[test]
+fn a_data_set_of_rejected_rows_alone_cannot_be_opened() {
+    let folder = Folder::new();
+    let output = prepare_rows(&folder, &[row("<image>q", "a", "none.png")]);
+    let error = open_source(&output, None).err().unwrap().to_string();
+    assert!(error.contains("all were rejected"), "{error}");
+}
+
+#[test]
+fn a_shard_with_a_wrong_byte_anywhere_rejects_rows_at_worst() {
+    let folder = mixed_rows();
+    let output = prepare_rows(&folder, &rows());
+    let whole = std::fs::read(shard(&output)).unwrap();
+    let mut num_rejected = 0;
+    for at in (0..whole.len()).step_by(11) {
+        let mut damaged = whole.clone();
+        damaged[at] ^= 0xFF;
+        std::fs::write(shard(&output), damaged).unwrap();
+        let source = open_source(&output, None).unwrap();
+        for index in 0..source.len() {
+            source.length(index);
+            let row = source.prepared_row(index);
+            num_rejected += usize::from(row.is_err());
+            for (k, image) in
+                row.ok().flatten().map_or(Vec::new(), |row| row.images).iter().enumerate()
+            {
+                let _ = source.image_bytes(index, k, image);
+            }
+        }
+    }
+    assert!(num_rejected > 0);
+}
