@@ -79,6 +79,8 @@ fn flags_that_make_no_sense_are_named() {
     trial.pretrain(&["--batch-size", "0"]).assert_error(2, &["--batch-size"]);
     trial.pretrain(&["--learning-rate", "-1"]).assert_error(2, &["--learning-rate"]);
     trial.pretrain(&["--device", "tpu"]).assert_error(2, &["--device", "tpu"]);
+    let features = ["--features", "features", "--eval-data", "rows.jsonl"];
+    trial.pretrain(&features).assert_error(2, &["--eval-data", "--features", "not loaded"]);
     trial.pretrain(&["--no-such-flag"]).assert_error(2, &["--no-such-flag"]);
     fs::write(trial.path("c.toml"), "batch-sizes = 3\n").unwrap();
     let config = trial.path("c.toml");

@@ -260,3 +260,52 @@ fn a_rank_that_is_killed_or_hangs_is_named_by_the_others_within_the_timeout() {
         println!("{signal} to rank {target}: reported after {took:?}");
     }
 }
+
+#[test]
+fn an_evaluation_longer_than_the_timeout_does_not_end_the_run() {
+    const TIMEOUT_SECS: f64 = 3.0;
+    let trial = trial();
+    let rows: Vec<String> =
+        (0..600).map(|k| row(&format!("{}.png", k % 8), "A circle beside a square.")).collect();
+    fs::write(trial.path("held_out.jsonl"), rows.join("\n")).unwrap();
+    let held_out = trial.path("held_out.jsonl");
+    let flags = ["--eval-data", held_out.to_str().unwrap(), "--eval-captions", "600"];
+    train(&trial, 2, "out", &[&flags[..], &["--timeout-secs", "3"]].concat());
+    let lines = metrics(&trial, "out");
+    let took = lines.iter().find_map(|line| line["eval_secs"].as_f64()).unwrap();
+    assert!(took > TIMEOUT_SECS, "{took} s are no trial of a timeout of {TIMEOUT_SECS} s");
+    assert_eq!(trial.summary()["status"], "finished");
+}
+
+#[test]
+fn a_rank_whose_rows_are_broken_does_not_end_a_run_that_has_few_broken_rows() {
+    let trial = trial();
+    let (image, broken) = (row("1.png", "A circle."), row("none.png", "A circle."));
+    // Twelve of 48 rows, all on rank 1: half of what it sees.
+    let mut rows = vec![image.clone(); 24];
+    for _ in 0..3 {
+        rows.extend(vec![image.clone(); 4]);
+        rows.extend(vec![broken.clone(); 4]);
+    }
+    trial.write_rows(&rows);
+    train(&trial, 2, "few", &["--no-shuffle", "--max-rejected-fraction", "0.3"]);
+    let flags = ["--no-shuffle", "--max-rejected-fraction", "0.2", "--batch-size", "4"];
+    for ended in end(start(&trial, "many", &vec![flags.to_vec(); 2])) {
+        ended.assert_error(1, &["12 of 48 rows cannot be used (12 missing-image)"]);
+    }
+}
+
+#[test]
+fn ranks_agree_on_the_updates_that_float16_skips_and_draw_their_own_dropout() {
+    let trial = trial();
+    let more = ["--dtype", "float16", "--dropout", "0.1", "--epochs", "4"];
+    let mut flags = vec!["--batch-size", "4", "--num-threads", "1", "--learning-rate", "1e-3"];
+    flags.extend(more);
+    for ended in end(start(&trial, "out", &vec![flags; 2])) {
+        ended.assert_success();
+        assert!(!ended.stderr.contains("no longer those of rank 0"), "{}", ended.stderr);
+    }
+    let losses: Vec<f64> =
+        metrics(&trial, "out").iter().filter_map(|line| line["loss"].as_f64()).collect();
+    assert!(losses.last().unwrap() < &losses[0], "{losses:?}");
+}

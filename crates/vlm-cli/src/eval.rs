@@ -59,7 +59,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             max_new_tokens: args.max_new_tokens,
         },
     )?;
-    let report = evaluator.evaluate(&trained.model, trained.dtype)?;
+    let report = evaluator.evaluate(&trained.model, trained.dtype, &|| ())?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

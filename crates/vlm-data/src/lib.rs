@@ -74,6 +74,7 @@ pub use row_length::RowLength;
 pub use rows::{IMAGE_TAG, Role, Row, RowImage, Turn};
 pub use shards::{MANIFEST_FILE, Manifest, ShardEntry, ShardSource};
 pub use source::{Encoding, PreparedRow, RowSource};
+pub use tally::Tally;
 pub use text_stream::TextStream;
 pub use webdataset::WebDatasetSource;
 pub use worker::ImageReading;

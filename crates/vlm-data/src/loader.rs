@@ -313,7 +313,7 @@ impl Iterator for Epoch {
             self.plan();
         }
         let batch = self.take_next().and_then(|batch| {
-            self.tally.add(&batch)?;
+            self.tally.add(batch.batch_size, &batch.rejected)?;
             Ok(batch)
         });
         self.next += 1;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::batch::Batch;
 use crate::error::DataError;
 use crate::reject::{RejectReason, Rejected};
 
@@ -11,9 +10,9 @@ use crate::reject::{RejectReason, Rejected};
 const MIN_REJECTED: usize = 10;
 const NUM_EXAMPLES: usize = 5;
 
-/// Counts an epoch's rows as they come.
+/// Counts an epoch's rows as they come: a loader's own, or those of all processes that train together.
 #[derive(Debug)]
-pub(crate) struct Tally {
+pub struct Tally {
     max_fraction: f64,
     num_seen: usize,
     by_reason: BTreeMap<RejectReason, usize>,
@@ -21,15 +20,18 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn new(max_fraction: f64) -> Self {
+    /// Of all rows, `max_fraction` may be rejected.
+    pub fn new(max_fraction: f64) -> Self {
         Self { max_fraction, num_seen: 0, by_reason: BTreeMap::new(), examples: Vec::new() }
     }
 
+    /// Counts `num_usable` rows, and those that are not.
+    ///
     /// # Errors
     /// [`DataError::TooManyRejected`] as soon as that is so.
-    pub(crate) fn add(&mut self, batch: &Batch) -> Result<(), DataError> {
-        self.num_seen += batch.batch_size + batch.rejected.len();
-        for rejected in &batch.rejected {
+    pub fn add(&mut self, num_usable: usize, rejected: &[Rejected]) -> Result<(), DataError> {
+        self.num_seen += num_usable + rejected.len();
+        for rejected in rejected {
             *self.by_reason.entry(rejected.reason).or_default() += 1;
             if self.examples.len() < NUM_EXAMPLES {
                 self.examples.push(rejected.clone());
@@ -106,24 +108,23 @@ fn advice(reason: RejectReason) -> &'static str {
 mod tests {
     use super::*;
 
-    fn batch(num_usable: usize, num_rejected: usize) -> Batch {
-        let rejected = (0..num_rejected)
+    fn rejected(num_rejected: usize) -> Vec<Rejected> {
+        (0..num_rejected)
             .map(|row| Rejected {
                 row,
                 location: format!("a.jsonl:{row}"),
                 reason: RejectReason::MissingImage,
                 detail: "no file".into(),
             })
-            .collect();
-        Batch { batch_size: num_usable, rejected, ..Batch::default() }
+            .collect()
     }
 
     #[test]
     fn few_rejected_rows_are_borne_and_many_are_not() {
         let mut tally = Tally::new(0.1);
-        tally.add(&batch(0, 9)).unwrap();
-        tally.add(&batch(91, 1)).unwrap();
-        let error = tally.add(&batch(0, 1)).unwrap_err().to_string();
+        tally.add(0, &rejected(9)).unwrap();
+        tally.add(91, &rejected(1)).unwrap();
+        let error = tally.add(0, &rejected(1)).unwrap_err().to_string();
         assert!(error.starts_with("11 of 102 rows cannot be used (11 missing-image)"), "{error}");
         assert!(error.contains("\n  a.jsonl:0: missing-image: no file"), "{error}");
         assert!(error.contains("--images-path"), "{error}");
@@ -132,9 +133,9 @@ mod tests {
     #[test]
     fn an_epoch_without_a_usable_row_is_an_error() {
         let mut tally = Tally::new(1.0);
-        tally.add(&batch(0, 3)).unwrap();
+        tally.add(0, &rejected(3)).unwrap();
         assert!(tally.at_end().is_err());
-        tally.add(&batch(1, 0)).unwrap();
+        tally.add(1, &rejected(0)).unwrap();
         assert!(tally.at_end().is_ok());
     }
 }

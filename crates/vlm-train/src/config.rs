@@ -319,6 +319,14 @@ impl TrainConfig {
                     .into(),
             ));
         }
+        if self.model.features.is_some() && self.eval.data_path.is_some() {
+            return Err(TrainError::Usage(
+                "--eval-data is judged on its pictures, for which the vision encoder is needed, and \
+                 with --features it is not loaded; leave one of them out, and use `vlm eval` on what \
+                 the run leaves"
+                    .into(),
+            ));
+        }
         if self.eval != EvalConfig::default() && self.eval.data_path.is_none() {
             return Err(TrainError::Usage(
                 "--eval-interval, --eval-images-path and --eval-captions are for --eval-data, \

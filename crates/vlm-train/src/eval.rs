@@ -101,22 +101,34 @@ impl Evaluator {
     }
 
     /// Judges a model. Neither its weights and gradients nor libtorch's random numbers are touched.
+    /// `goes_on` is called after each batch, for those that wait.
     ///
     /// # Errors
     /// The loader's, the model's.
-    pub fn evaluate(&self, model: &Vlm, dtype: Dtype) -> Result<EvalReport, TrainError> {
+    pub fn evaluate(
+        &self,
+        model: &Vlm,
+        dtype: Dtype,
+        goes_on: &dyn Fn(),
+    ) -> Result<EvalReport, TrainError> {
         let started = Instant::now();
-        let mut report = tch::no_grad(|| self.losses(model, dtype))?;
-        self.captions(model, dtype, &mut report)?;
+        let mut report = tch::no_grad(|| self.losses(model, dtype, goes_on))?;
+        self.captions(model, dtype, goes_on, &mut report)?;
         report.secs = started.elapsed().as_secs_f64();
         Ok(report)
     }
 
-    fn losses(&self, model: &Vlm, dtype: Dtype) -> Result<EvalReport, TrainError> {
+    fn losses(
+        &self,
+        model: &Vlm,
+        dtype: Dtype,
+        goes_on: &dyn Fn(),
+    ) -> Result<EvalReport, TrainError> {
         let transfer = Transfer::new(model.device(), &self.processor);
         let (mut rows, mut rejected_rows, mut supervised_tokens, mut sum) = (0, 0, 0, 0.0);
         for batch in self.loader.epoch(0, 0) {
             let batch = batch?;
+            goes_on();
             rejected_rows += batch.rejected.len() as u64;
             if batch.num_supervised == 0 {
                 continue;
@@ -147,6 +159,7 @@ impl Evaluator {
         &self,
         model: &Vlm,
         dtype: Dtype,
+        goes_on: &dyn Fn(),
         report: &mut EvalReport,
     ) -> Result<(), TrainError> {
         let answerer = Answerer {
@@ -162,6 +175,7 @@ impl Evaluator {
         let rows: Vec<usize> = (0..self.source.len().min(self.options.max_captions)).collect();
         let (mut exact, mut f1) = (0, 0.0);
         answerer.answer_rows(&*self.source, &rows, &mut |_, answers| {
+            goes_on();
             // A row that asks without an answer to compare with, or cannot be used, is no caption.
             for answer in answers.iter().flatten().filter(|answer| !answer.expected.is_empty()) {
                 report.captions += 1;

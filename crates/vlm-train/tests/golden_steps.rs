@@ -179,6 +179,7 @@ fn train(model: &Vlm, source: &GoldenBatches) -> Vec<serde_json::Value> {
         dtype: Dtype::Float32,
         position: Position::default(),
         rejects: Some(RejectLog::open(&folder.path().join("rejected.jsonl")).unwrap()),
+        tally: None,
         metrics: Some(MetricsFile::open(&metrics).unwrap()),
         pad_token_id: 0,
         team: None,

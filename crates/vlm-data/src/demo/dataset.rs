@@ -123,10 +123,13 @@ fn write_scaled(
         return Ok(files);
     }
     if fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some()) {
-        return Err(DemoError::Occupied(output.to_path_buf()));
+        // Another process may have put them there just now.
+        return demo_files(output).ok_or_else(|| DemoError::Occupied(output.to_path_buf()));
     }
+    static ATTEMPTS: AtomicUsize = AtomicUsize::new(0);
+    let attempt = format!("{}-{}", std::process::id(), ATTEMPTS.fetch_add(1, Ordering::Relaxed));
     let name = output.file_name().unwrap_or_default().to_string_lossy();
-    let partial = output.with_file_name(format!(".{name}.partial-{}", std::process::id()));
+    let partial = output.with_file_name(format!(".{name}.partial-{attempt}"));
     let written = write_into(&partial, num_train, held_out_per_group, progress).and_then(|()| {
         // An empty folder may stand in the way of the rename on some systems.
         let _ = fs::remove_dir(output);
@@ -134,7 +137,8 @@ fn write_scaled(
     });
     if let Err(error) = written {
         let _ = fs::remove_dir_all(&partial);
-        return Err(error);
+        // Ranks that start together all draw: the first one's files serve all.
+        return demo_files(output).ok_or(error);
     }
     demo_files(output).ok_or_else(|| DemoError::Occupied(output.to_path_buf()))
 }
@@ -269,6 +273,21 @@ mod tests {
 
     fn small(output: &Path) -> Result<(), DemoError> {
         write_into(output, 12, &[2, 1, 2, 1], &mut |_, _| ())
+    }
+
+    #[test]
+    fn several_that_draw_at_once_all_get_one_complete_set() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("demo");
+        let draw =
+            || write_scaled(&output, NUM_TRAIN_PICTURES, &HELD_OUT_PER_GROUP, &mut |_, _| ());
+        std::thread::scope(|scope| {
+            let all: Vec<_> = (0..2).map(|_| scope.spawn(draw)).collect();
+            for one in all {
+                assert!(one.join().unwrap().unwrap().train.exists());
+            }
+        });
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the whole set is left");
     }
 
     #[test]

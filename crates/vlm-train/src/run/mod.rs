@@ -191,6 +191,7 @@ impl Run {
             position,
             pad_token_id: self.tokenizer.pad_token_id(),
             rejects,
+            tally: None,
             metrics,
             team,
             reducer,

@@ -60,7 +60,7 @@ impl Parts {
 
     /// What must be the same on all ranks. Where files lie need not be.
     pub(super) fn identity(&self, config: &TrainConfig) -> Identity {
-        let TrainConfig { stage, data, run, optim, model, eval: _ } = config;
+        let TrainConfig { stage, data, run, optim, model, eval } = config;
         let settings = serde_json::json!({
             "stage": stage,
             "optim": optim,
@@ -76,6 +76,8 @@ impl Parts {
             "save_interval": run.save_interval,
             "max_steps": run.max_steps,
             "timeout_secs": run.timeout_secs,
+            "evaluates": eval.data_path.is_some(),
+            "eval_interval": eval.interval,
             "lm": self.shapes.lm,
             "vision": self.shapes.vision,
             "projector": self.shapes.projector,
@@ -122,7 +124,8 @@ fn loader_config(
         num_workers: config.data.num_workers,
         prefetch_batches: config.data.prefetch_batches,
         bucket_window: config.data.bucket_window,
-        max_rejected_fraction: config.data.max_rejected_fraction,
+        // Of several ranks, the share of all their rows counts: the trainer looks at it.
+        max_rejected_fraction: team.map_or(config.data.max_rejected_fraction, |_| 1.0),
     }
 }
 

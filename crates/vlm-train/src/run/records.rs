@@ -8,6 +8,7 @@ use super::resume::identity;
 use super::{Run, Summary, world_size};
 use crate::TrainError;
 use crate::demo::DemoReport;
+use crate::parallel::Phase;
 use crate::trainer::Trainer;
 use crate::{checkpoint, encoder_files, report};
 
@@ -30,9 +31,17 @@ impl Run {
                 );
             }
         }
-        if !self.is_first_rank() {
-            return Ok(());
+        match &self.team {
+            None => self.write_checkpoint(trainer, &|| ()),
+            Some(team) => {
+                let write = || self.write_checkpoint(trainer, &|| team.goes_on());
+                team.on_first_rank(trainer.position.counters.step, Phase::Save, write).map(drop)
+            }
         }
+    }
+
+    /// `goes_on` is called after each part, for those that wait.
+    fn write_checkpoint(&self, trainer: &Trainer, goes_on: &dyn Fn()) -> Result<(), TrainError> {
         let weights = self.weights();
         let mut all = self.weights();
         all.extend(encoder_files::checkpointed(&self.model));
@@ -44,9 +53,11 @@ impl Run {
             identity(&self.config, world_size(self.team.as_ref())),
             self.config.run.keep_checkpoints,
         )?;
+        goes_on();
         for (extension, format) in [("pth", Format::Pth), ("safetensors", Format::Safetensors)] {
             let path = self.out_dir.join(format!("{}.{extension}", self.weights_name()));
             weights::save(&path, &weights, format).map_err(|e| TrainError::at(&path, e))?;
+            goes_on();
         }
         let encoder = &self.config.model.vision;
         encoder_files::save(&self.model, &self.shapes, encoder, self.out_dir.path())

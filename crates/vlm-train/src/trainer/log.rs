@@ -9,8 +9,9 @@ use vlm_torch::peak_memory_bytes;
 use super::Trainer;
 use super::step::MicroLoss;
 use crate::TrainError;
+use crate::eval::EvalReport;
 use crate::metrics::{Display, EvalLine, LogLine, Meter};
-use crate::parallel::Totals;
+use crate::parallel::{Phase, Totals};
 
 /// The loss of a micro-batch over all ranks, as the log has it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -103,11 +104,29 @@ impl Trainer<'_> {
         })
     }
 
+    /// What rank 0 finds, on rank 0; the others wait for it.
+    fn report(&self) -> Result<Option<EvalReport>, TrainError> {
+        let goes_on = || self.team.iter().for_each(|team| team.goes_on());
+        let judge = || {
+            let judged = self.evaluator.map(|e| e.evaluate(self.model, self.dtype, &goes_on));
+            judged.transpose()
+        };
+        match self.team {
+            None => judge(),
+            Some(team) => {
+                let step = self.position.counters.step;
+                Ok(team.on_first_rank(step, Phase::Evaluate, judge)?.flatten())
+            }
+        }
+    }
+
     /// Judges the model as it is now, if it is to be judged, and writes a line of the log.
     pub(super) fn evaluate(&mut self, epoch: u64, screen: &mut Screen) -> Result<(), TrainError> {
-        let Some(evaluator) = self.evaluator else { return Ok(()) };
+        if self.config.eval.data_path.is_none() {
+            return Ok(());
+        }
         let started = Instant::now();
-        let report = evaluator.evaluate(self.model, self.dtype)?;
+        let Some(report) = self.report()? else { return Ok(()) };
         let number = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.4}"));
         screen.display.say(&format!(
             "step {}  held-out loss {}  exact {}  token F1 {}  of {} rows, {} answered",

@@ -28,16 +28,22 @@ impl Trainer<'_> {
         Ok((batch, totals))
     }
 
+    /// Writes down the rows of all ranks that cannot be used, and ends the run when they are too
+    /// many: every rank counts the same, so all end alike.
     pub(super) fn set_aside(&mut self, batch: &Batch, totals: &Totals) -> Result<(), TrainError> {
-        if totals.rejected == 0 {
+        let all = match self.team {
+            _ if totals.rejected == 0 => Vec::new(),
+            None => batch.rejected.clone(),
+            Some(team) => team.gather(&batch.rejected)?.concat(),
+        };
+        if let Some(tally) = &mut self.tally {
+            tally.add(totals.rows as usize, &all)?;
+        }
+        if all.is_empty() {
             return Ok(());
         }
-        let all = match self.team {
-            None => vec![batch.rejected.clone()],
-            Some(team) => team.gather(&batch.rejected)?,
-        };
         let Some(log) = &mut self.rejects else { return Ok(()) };
-        for rejected in all.iter().flatten() {
+        for rejected in &all {
             if log.record(rejected)? {
                 self.position.counters.rejected_rows += 1;
             }

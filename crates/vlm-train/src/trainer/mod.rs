@@ -9,7 +9,7 @@ mod update;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use vlm_data::RejectLog;
+use vlm_data::{RejectLog, Tally};
 use vlm_model::Vlm;
 use vlm_torch::Reducer;
 
@@ -76,6 +76,8 @@ pub struct Trainer<'a> {
     pub pad_token_id: i64,
     /// Where rows that cannot be used are written down; rank 0 only.
     pub rejects: Option<RejectLog>,
+    /// Counts the rows of all ranks that cannot be used; a single process's loader does so itself.
+    pub tally: Option<Tally>,
     /// The log; rank 0 only.
     pub metrics: Option<MetricsFile>,
     /// The other ranks, if there are any.
@@ -137,6 +139,7 @@ impl Trainer<'_> {
         let end = source.batches_per_epoch().min(first + steps_left as usize);
         let mut batches = source.epoch(epoch, first);
         let mut window = Window::default();
+        self.tally = self.team.map(|_| Tally::new(self.config.data.max_rejected_fraction));
         let eval_interval = self.config.eval.interval.unwrap_or(self.config.run.save_interval);
         let (mut save_is_due, mut eval_is_due) = (false, false);
         for index in first..end {
