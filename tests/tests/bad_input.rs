@@ -7,6 +7,15 @@ use std::path::Path;
 use crate::support::{Trial, demo_start, json_lines, row, vlm};
 
 #[test]
+fn packing_and_filling_up_at_once_is_refused() {
+    let trial = Trial::new();
+    let ended = trial.pretrain(&["--pack", "--padding", "max"]);
+    assert_eq!(ended.code, 2);
+    assert!(ended.stderr.contains("--pack") && ended.stderr.contains("--padding max"));
+    assert!(!trial.path("out").exists());
+}
+
+#[test]
 fn a_missing_data_file_is_named() {
     let trial = Trial::new();
     let ended = trial.pretrain(&["--data-path", "/nowhere/rows.jsonl"]);

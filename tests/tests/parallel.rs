@@ -113,6 +113,27 @@ fn assert_equal(trial: &Trial, one: &str, other: &str) {
 }
 
 #[test]
+fn packed_rows_learn_as_padded_ones_on_one_process_and_on_two() {
+    let trial = trial();
+    let epochs = ["--epochs", "6", "--train-lm"];
+    for (k, more) in [&[][..], &["--accumulation-steps", "2"], &["--activation-checkpointing"]]
+        .into_iter()
+        .enumerate()
+    {
+        let flags = [&epochs[..], more].concat();
+        let [plain, packed, shared] = ["plain", "packed", "shared"].map(|out| format!("{out}{k}"));
+        train(&trial, 1, &plain, &flags);
+        let flags = [&flags[..], &["--pack"]].concat();
+        train(&trial, 1, &packed, &flags);
+        assert_equal(&trial, &plain, &packed);
+        if k < 2 {
+            train(&trial, 2, &shared, &flags);
+            assert_equal(&trial, &plain, &shared);
+        }
+    }
+}
+
+#[test]
 fn two_and_four_processes_train_as_one_with_the_same_global_batches() {
     let trial = trial();
     let flags = ["--epochs", "3", "--accumulation-steps", "2"];

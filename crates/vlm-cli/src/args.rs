@@ -170,6 +170,10 @@ pub struct PretrainArgs {
     /// longest (row of the batch) or max (--max-seq-len) [default: longest].
     #[arg(long, value_name = "TO", value_parser = parse_named::<Padding>)]
     pub padding: Option<Padding>,
+    /// Put the rows of a micro-batch end to end, each seeing only itself, instead of filling them up:
+    /// the same losses for less arithmetic. As --padding none.
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
+    pub pack: Option<bool>,
     /// batch: mean of each micro-batch; token: per supervised token of the whole update
     /// [default: batch].
     #[arg(long, value_name = "OVER", value_parser = parse_named::<LossAverage>)]

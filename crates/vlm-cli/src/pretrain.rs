@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
 use anyhow::{Context, Result};
-use vlm_data::{DEFAULT_BUCKET_WINDOW, DataPaths};
+use vlm_data::{DEFAULT_BUCKET_WINDOW, DataPaths, Padding};
 use vlm_train::config::{
     DataConfig, EvalConfig, ModelConfig, OptimConfig, Resume, RunConfig, ShapeRequest, Stage,
 };
@@ -105,7 +105,7 @@ pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
             })?,
             images_path: args.images_path,
             max_seq_len: args.max_seq_len.unwrap_or(stage.max_seq_len()),
-            padding: args.padding.unwrap_or(vlm_data::Padding::Longest),
+            padding: padding(args.padding, args.pack)?,
             shuffle,
             bucket_window: args.bucket_window.unwrap_or(default_window),
             drop_last: args.drop_last.unwrap_or(args.no_drop_last == Some(false)),
@@ -175,6 +175,24 @@ pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
             ..eval
         },
     })
+}
+
+/// What `--padding` and `--pack` say together.
+fn padding(padding: Option<Padding>, pack: Option<bool>) -> Result<Padding, TrainError> {
+    match (padding, pack) {
+        (Some(filled @ (Padding::Longest | Padding::Max)), Some(true)) => {
+            Err(TrainError::Usage(format!(
+                "--pack puts rows end to end, so nothing of them is filled up, and --padding {} \
+                 wants that: give one of the two",
+                if filled == Padding::Max { "max" } else { "longest" }
+            )))
+        }
+        (Some(Padding::None), Some(false)) => Err(TrainError::Usage(
+            "--padding none is what --pack does, and --pack false wants the opposite".into(),
+        )),
+        (_, Some(true)) => Ok(Padding::None),
+        (padding, _) => Ok(padding.unwrap_or_default()),
+    }
 }
 
 /// Cores of one of several processes on this machine. Our launcher binds each to its own, torchrun

@@ -18,6 +18,8 @@ pub enum Padding {
     Longest,
     /// To the length limit, as the reference does.
     Max,
+    /// Not at all: the rows lie end to end, and no arithmetic is spent on what is not a token.
+    None,
 }
 
 /// Where an image's features go in a batch.
@@ -88,9 +90,11 @@ pub struct Batch {
     pub batch_size: usize,
     /// T: of the longest row, or the length limit less one.
     pub seq_len: usize,
-    /// `[B, T]`, row by row: the ids without the last one, then padding.
+    /// Whether the rows lie end to end ([`Padding::None`]).
+    pub is_packed: bool,
+    /// `[B, T]`, row by row: the ids without the last one, then padding. Packed `[sum of lengths]`.
     pub input_ids: Vec<i64>,
-    /// `[B, T]`: what each position should predict, [`IGNORE_INDEX`] where nothing.
+    /// As `input_ids`: what each position should predict, [`IGNORE_INDEX`] where nothing.
     pub labels: Vec<i64>,
     /// `[B]`: tokens of `input_ids` that are not padding.
     pub lengths: Vec<usize>,
@@ -124,19 +128,25 @@ pub(crate) enum SampleImages {
 }
 
 impl Batch {
-    /// Puts `samples` side by side. `max_len` is the T to fill up to, or `None` for the longest.
-    /// Features are not read here: the batch comes without.
+    /// Puts `samples` side by side, or end to end. `max_len` is the T of [`Padding::Max`]. Features
+    /// are not read here: the batch comes without.
     pub(crate) fn collate(
         index: usize,
         samples: Vec<Sample>,
         rejected: Vec<Rejected>,
-        max_len: Option<usize>,
+        padding: Padding,
+        max_len: usize,
         pad_token_id: i64,
     ) -> Self {
         let shifted_len = |sample: &Sample| sample.encoded.input_ids.len().saturating_sub(1);
         let longest = samples.iter().map(shifted_len).max().unwrap_or(0);
-        let seq_len = if samples.is_empty() { 0 } else { max_len.unwrap_or(longest).max(longest) };
-        let num_tokens = samples.len() * seq_len;
+        let seq_len = match padding {
+            Padding::Max if !samples.is_empty() => max_len.max(longest),
+            _ => longest,
+        };
+        let is_packed = padding == Padding::None;
+        let lengths: Vec<usize> = samples.iter().map(shifted_len).collect();
+        let num_tokens = if is_packed { lengths.iter().sum() } else { samples.len() * seq_len };
         let crops = |sample: &Sample| match &sample.images {
             SampleImages::Pixels(crops) => crops.iter().map(Vec::len).sum(),
             _ => 0,
@@ -147,18 +157,19 @@ impl Batch {
             rows: samples.iter().map(|sample| sample.row).collect(),
             batch_size: samples.len(),
             seq_len,
+            is_packed,
             input_ids: vec![pad_token_id; num_tokens],
             labels: vec![IGNORE_INDEX; num_tokens],
-            lengths: samples.iter().map(shifted_len).collect(),
+            lengths,
             image_data: ImageData::None,
             images: Vec::new(),
             num_supervised: 0,
             rejected,
         };
-        for (row, sample) in samples.into_iter().enumerate() {
+        let starts = batch.row_starts();
+        for ((row, sample), at) in samples.into_iter().enumerate().zip(starts) {
             let ids = &sample.encoded.input_ids;
             let length = batch.lengths[row];
-            let at = row * seq_len;
             batch.input_ids[at..at + length].copy_from_slice(&ids[..length]);
             for span in &sample.encoded.supervised {
                 // Position t predicts token t + 1; the first token of all is predicted by none.
@@ -182,10 +193,22 @@ impl Batch {
         batch
     }
 
+    /// `[B]`: where each row begins in `input_ids`.
+    pub fn row_starts(&self) -> Vec<usize> {
+        if !self.is_packed {
+            return (0..self.batch_size).map(|row| row * self.seq_len).collect();
+        }
+        let start = |end: &mut usize, &length: &usize| {
+            *end += length;
+            Some(*end - length)
+        };
+        self.lengths.iter().scan(0, start).collect()
+    }
+
     /// Fills the rows up to `seq_len` tokens. Nothing happens to rows that are that long already,
-    /// or when there are none.
+    /// to packed ones, or when there are none.
     pub fn pad_to(&mut self, seq_len: usize, pad_token_id: i64) {
-        if self.batch_size == 0 || seq_len <= self.seq_len {
+        if self.batch_size == 0 || self.is_packed || seq_len <= self.seq_len {
             return;
         }
         let widen = |values: &[i64], fill: i64| {
@@ -220,7 +243,7 @@ mod tests {
     #[test]
     fn labels_are_the_ids_one_position_later() {
         let samples = vec![sample(4, &[1, 2, 3, 4], 2..4), sample(9, &[5, 6, 7], 0..2)];
-        let batch = Batch::collate(3, samples.clone(), Vec::new(), None, 0);
+        let batch = Batch::collate(3, samples.clone(), Vec::new(), Padding::Longest, 8, 0);
         let none = IGNORE_INDEX;
         assert_eq!((batch.index, batch.batch_size, batch.seq_len), (3, 2, 3));
         assert_eq!(batch.rows, [4, 9]);
@@ -232,7 +255,7 @@ mod tests {
         let places = [ImagePlace { row: 0, start: 1 }, ImagePlace { row: 1, start: 1 }];
         assert_eq!(batch.images, places);
 
-        let padded = Batch::collate(3, samples, Vec::new(), Some(5), 9);
+        let padded = Batch::collate(3, samples, Vec::new(), Padding::Max, 5, 9);
         assert_eq!(padded.seq_len, 5);
         assert_eq!(padded.input_ids, [1, 2, 3, 9, 9, 5, 6, 9, 9, 9]);
         assert_eq!(padded.num_supervised, 3);
@@ -241,16 +264,33 @@ mod tests {
     #[test]
     fn a_batch_that_is_padded_later_is_the_batch_padded_at_once() {
         let samples = vec![sample(4, &[1, 2, 3, 4], 2..4), sample(9, &[5, 6, 7], 0..2)];
-        let mut batch = Batch::collate(3, samples.clone(), Vec::new(), None, 9);
+        let mut batch = Batch::collate(3, samples.clone(), Vec::new(), Padding::Longest, 8, 9);
         batch.pad_to(5, 9);
-        assert_eq!(batch, Batch::collate(3, samples, Vec::new(), Some(5), 9));
+        assert_eq!(batch, Batch::collate(3, samples, Vec::new(), Padding::Max, 5, 9));
         batch.pad_to(2, 9);
         assert_eq!(batch.seq_len, 5);
     }
 
     #[test]
+    fn a_packed_batch_has_the_same_rows_without_what_fills_them_up() {
+        let samples = vec![sample(4, &[1, 2, 3, 4], 2..4), sample(9, &[5, 6, 7], 0..2)];
+        let beside = Batch::collate(3, samples.clone(), Vec::new(), Padding::Longest, 8, 0);
+        let mut packed = Batch::collate(3, samples, Vec::new(), Padding::None, 8, 0);
+        assert_eq!(packed.row_starts(), [0, 3]);
+        assert_eq!(packed.input_ids, [1, 2, 3, 5, 6]);
+        for (row, &at) in packed.row_starts().iter().enumerate() {
+            let (length, beside_at) = (packed.lengths[row], beside.row_starts()[row]);
+            assert_eq!(packed.labels[at..at + length], beside.labels[beside_at..][..length]);
+        }
+        assert_eq!(packed.images, beside.images);
+        assert_eq!((packed.num_supervised, packed.seq_len), (beside.num_supervised, 3));
+        packed.pad_to(6, 0);
+        assert_eq!((packed.input_ids.len(), packed.seq_len), (5, 3));
+    }
+
+    #[test]
     fn a_batch_of_rejected_rows_is_empty() {
-        let batch = Batch::collate(0, Vec::new(), Vec::new(), Some(5), 0);
+        let batch = Batch::collate(0, Vec::new(), Vec::new(), Padding::Max, 5, 0);
         assert_eq!((batch.batch_size, batch.seq_len, batch.input_ids.len()), (0, 0, 0));
     }
 }

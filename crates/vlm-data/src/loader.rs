@@ -142,10 +142,6 @@ impl Loader {
             tokens_per_image: config.tokens_per_image,
             max_seq_len: config.max_seq_len,
         })?;
-        let max_len = match config.padding {
-            Padding::Longest => None,
-            Padding::Max => Some(config.max_seq_len - 1),
-        };
         let maker = RowMaker {
             lengths: OnceLock::new(),
             source,
@@ -153,7 +149,7 @@ impl Loader {
             images: images.into(),
             tokens_per_image: config.tokens_per_image,
             max_seq_len: config.max_seq_len,
-            max_len,
+            padding: config.padding,
         };
         Ok(Self { maker: Arc::new(maker), config })
     }

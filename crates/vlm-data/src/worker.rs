@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender};
 
-use crate::batch::{Batch, ImageData, Sample, SampleImages};
+use crate::batch::{Batch, ImageData, Padding, Sample, SampleImages};
 use crate::chat::{ChatTokenizer, EncodedRow};
 use crate::error::DataError;
 use crate::feature_cache::FeatureCache;
@@ -43,8 +43,7 @@ pub(crate) struct RowMaker {
     pub(crate) lengths: OnceLock<LengthScale>,
     pub(crate) tokens_per_image: usize,
     pub(crate) max_seq_len: usize,
-    /// T to fill up to; `None` for the longest row.
-    pub(crate) max_len: Option<usize>,
+    pub(crate) padding: Padding,
 }
 
 /// A row that was tried: usable, set aside, or the end of the run.
@@ -241,7 +240,14 @@ impl RowMaker {
             .copied()
             .collect();
         let pad_token_id = self.tokenizer.pad_token_id();
-        let mut batch = Batch::collate(index, samples, rejected, self.max_len, pad_token_id);
+        let mut batch = Batch::collate(
+            index,
+            samples,
+            rejected,
+            self.padding,
+            self.max_seq_len - 1,
+            pad_token_id,
+        );
         if let (ImageReading::Features(cache), false) = (&self.images, places.is_empty()) {
             batch.image_data = ImageData::Features(cache.gather(&places)?);
         }

@@ -7,6 +7,7 @@ use tch::{Kind, Tensor};
 use crate::config::{LmConfig, LmFamily};
 use crate::layers::Linear;
 use crate::lm::inits;
+use crate::packed_rows::PackedRows;
 use crate::params::{Init, Scope};
 
 /// SwiGLU (Shazeer 2020): `down(silu(gate x) · up x)`.
@@ -98,7 +99,12 @@ impl MixtureOfExperts {
     }
 
     /// `[B, T, H]` → `[B, T, H]`, and in training the auxiliary loss (scalar, times its alpha).
-    fn forward(&self, x_bth: &Tensor, train: bool) -> (Tensor, Option<Tensor>) {
+    fn forward(
+        &self,
+        x_bth: &Tensor,
+        packed: Option<&PackedRows>,
+        train: bool,
+    ) -> (Tensor, Option<Tensor>) {
         let (batch, len, hidden) = x_bth.size3().expect("[B, T, H] by construction");
         let x_nh = x_bth.reshape([-1, hidden]);
         let logits_ne = self.gate_logits(&x_nh);
@@ -113,8 +119,13 @@ impl MixtureOfExperts {
         }
         let aux_loss = self.has_aux_loss(train).then(|| {
             let experts = self.experts.len() as i64;
-            let scores_bte = scores_ne.view([batch, len, experts]);
-            self.auxiliary_loss(&scores_bte, &chosen_nk.view([batch, -1]))
+            match packed.filter(|_| self.balance == Balance::Row) {
+                Some(rows) => self.auxiliary_loss_of(rows, &scores_ne, &chosen_nk),
+                None => {
+                    let scores_bte = scores_ne.view([batch, len, experts]);
+                    self.auxiliary_loss(&scores_bte, &chosen_nk.view([batch, -1]))
+                }
+            }
         });
         (y_nh.view([batch, len, hidden]), aux_loss)
     }
@@ -167,6 +178,26 @@ impl MixtureOfExperts {
             .scatter_add(1, chosen_bm, &ones)
             / (choices as f64 / experts as f64);
         let mean_scores_be = scores_bte.mean_dim(1, false, Kind::Float);
+        self.balance_loss(&load_be, &mean_scores_be)
+    }
+
+    /// The same for each of the packed rows, of whatever length.
+    fn auxiliary_loss_of(
+        &self,
+        rows: &PackedRows,
+        scores_ne: &Tensor,
+        chosen_nk: &Tensor,
+    ) -> Tensor {
+        let experts = self.experts.len() as f64;
+        let lengths_r1 = rows.sums(&scores_ne.slice(1, 0, 1, 1).ones_like());
+        let choices_ne = scores_ne.zeros_like().scatter_add(1, chosen_nk, &scores_ne.ones_like());
+        let choices_r1 = &lengths_r1 * self.experts_per_token as f64;
+        let load_re = rows.sums(&choices_ne) * experts / choices_r1;
+        let mean_scores_re = rows.sums(scores_ne) / lengths_r1;
+        self.balance_loss(&load_re, &mean_scores_re)
+    }
+
+    fn balance_loss(&self, load_be: &Tensor, mean_scores_be: &Tensor) -> Tensor {
         let per_row = (load_be * mean_scores_be).sum_dim_intlist(1, false, Kind::Float);
         per_row.mean(Kind::Float) * self.aux_loss_alpha
     }
@@ -197,10 +228,15 @@ impl FeedForward {
     }
 
     /// `[B, T, H]` → `[B, T, H]`, and the auxiliary loss where there is one.
-    pub(crate) fn forward(&self, x_bth: &Tensor, train: bool) -> (Tensor, Option<Tensor>) {
+    pub(crate) fn forward(
+        &self,
+        x_bth: &Tensor,
+        packed: Option<&PackedRows>,
+        train: bool,
+    ) -> (Tensor, Option<Tensor>) {
         match self {
             Self::Dense(layer) => (layer.forward(x_bth, train), None),
-            Self::Experts(layer) => layer.forward(x_bth, train),
+            Self::Experts(layer) => layer.forward(x_bth, packed, train),
         }
     }
 }

@@ -78,6 +78,7 @@ pub fn generate(
             let next: Vec<i64> = going_on.iter().map(|&k| ids[k]).collect();
             let batch = ModelBatch {
                 input_ids: Tensor::from_slice(&next).unsqueeze(1).to_device(model.device()),
+                packed_lengths: None,
                 images: ImageInput::None,
                 image_starts: Vec::new(),
             };
@@ -115,7 +116,7 @@ fn left_padded(
     };
     let shape = [prompts.len() as i64, longest as i64];
     let input_ids = Tensor::from_slice(&ids).view(shape).to_device(device);
-    Ok((ModelBatch { input_ids, images, image_starts }, cache))
+    Ok((ModelBatch { input_ids, packed_lengths: None, images, image_starts }, cache))
 }
 
 /// The next token of each row that is alive.

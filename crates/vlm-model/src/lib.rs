@@ -27,6 +27,7 @@
 //! # Ok::<(), vlm_model::ModelError>(())
 //! ```
 
+mod attention;
 pub mod config;
 mod error;
 mod feed_forward;
@@ -35,6 +36,7 @@ mod kv_cache;
 pub mod layers;
 pub mod lm;
 pub mod names;
+mod packed_rows;
 pub mod params;
 mod projector;
 mod rope;

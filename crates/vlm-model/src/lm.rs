@@ -6,115 +6,21 @@
 //! and name; it does not follow them in making logits for all positions: [`CausalLm::logits`] is a
 //! separate step, for the positions that matter.
 //!
-//! Dimensions: B batch · T tokens · H hidden size · N heads · K key/value heads · D head width
+//! Dimensions: B batch · T tokens · N tokens of all rows · H hidden size
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, Tensor};
 
+use crate::attention::{Attention, CacheSlot, Pass};
 use crate::config::{LmConfig, LmFamily};
 use crate::feed_forward::FeedForward;
 use crate::kv_cache::KvCache;
-use crate::layers::{Linear, RmsNorm};
+use crate::layers::RmsNorm;
 use crate::names::LmNames;
+use crate::packed_rows::PackedRows;
 use crate::params::{Init, Scope};
-use crate::rope::{Pairing, RotaryAngles, rotate};
-
-/// What every block of one forward pass shares.
-struct Pass {
-    rotations: Tensor,
-    /// `None`: plainly causal. Else `[T, seen + T]` or `[B, 1, T, seen + T]`, true where a token
-    /// may look.
-    mask: Option<Tensor>,
-    train: bool,
-}
-
-impl Pass {
-    /// Another handle of the same tensors.
-    fn share(&self) -> Self {
-        Self {
-            rotations: self.rotations.shallow_clone(),
-            mask: self.mask.as_ref().map(Tensor::shallow_clone),
-            train: self.train,
-        }
-    }
-}
-
-/// The cache and a block's number in it.
-type CacheSlot<'a> = Option<(&'a mut KvCache, usize)>;
-
-/// Grouped-query attention (Ainslie et al. 2023) through libtorch's fused kernel.
-#[derive(Debug)]
-struct Attention {
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
-    /// Of the queries and of the keys, over the width of a head.
-    norms: Option<(RmsNorm, RmsNorm)>,
-    pairing: Pairing,
-    n_heads: i64,
-    n_kv_heads: i64,
-    head_dim: i64,
-    dropout: f64,
-}
-
-impl Attention {
-    fn new(scope: &Scope, config: &LmConfig) -> Self {
-        let (dim, head_dim, names) = (config.dim, config.head_dim(), config.names());
-        let (init, residual) = inits(config);
-        let (q_dim, kv_dim) = (config.n_heads * head_dim, config.n_kv_heads * head_dim);
-        let norm = |name: &str| RmsNorm::new(&scope.sub(name), head_dim, config.norm_eps);
-        Self {
-            query: Linear::without_bias(&scope.sub(names.query), dim, q_dim, init),
-            key: Linear::without_bias(&scope.sub(names.key), dim, kv_dim, init),
-            value: Linear::without_bias(&scope.sub(names.value), dim, kv_dim, init),
-            output: Linear::without_bias(&scope.sub(names.attention_output), q_dim, dim, residual),
-            norms: config.qk_norm.then(|| (norm(names.query_norm), norm(names.key_norm))),
-            pairing: match config.family {
-                LmFamily::MiniMind => Pairing::Adjacent,
-                LmFamily::MiniMind3 | LmFamily::Llama => Pairing::Halves,
-            },
-            n_heads: config.n_heads,
-            n_kv_heads: config.n_kv_heads,
-            head_dim,
-            dropout: config.dropout,
-        }
-    }
-
-    fn forward(&self, x_bth: &Tensor, pass: &Pass, cache: CacheSlot) -> Tensor {
-        let (batch, len, _) = x_bth.size3().expect("[B, T, H] by construction");
-        let split = |x: Tensor, heads| x.view([batch, len, heads, self.head_dim]);
-        let mut q = split(self.query.forward(x_bth), self.n_heads);
-        let mut k = split(self.key.forward(x_bth), self.n_kv_heads);
-        let v = split(self.value.forward(x_bth), self.n_kv_heads);
-        if let Some((query_norm, key_norm)) = &self.norms {
-            (q, k) = (query_norm.forward(&q), key_norm.forward(&k));
-        }
-        let q = rotate(&q, &pass.rotations, self.pairing);
-        let k = rotate(&k, &pass.rotations, self.pairing);
-
-        let q_bntd = q.transpose(1, 2);
-        let (mut k_bktd, mut v_bktd) = (k.transpose(1, 2), v.transpose(1, 2));
-        if let Some((cache, block)) = cache {
-            (k_bktd, v_bktd) = cache.extend(block, &k_bktd, &v_bktd);
-        }
-        let is_causal = pass.mask.is_none() && len > 1;
-        let dropout = if pass.train { self.dropout } else { 0.0 };
-        let mixed_bntd = Tensor::scaled_dot_product_attention(
-            &q_bntd,
-            &k_bktd,
-            &v_bktd,
-            pass.mask.as_ref(),
-            dropout,
-            is_causal,
-            None,
-            self.n_heads != self.n_kv_heads,
-        );
-        let out = self.output.forward(&mixed_bntd.transpose(1, 2).reshape([batch, len, -1]));
-        out.dropout(self.dropout, pass.train)
-    }
-}
+use crate::rope::RotaryAngles;
 
 /// One transformer block.
 #[derive(Debug)]
@@ -141,7 +47,11 @@ impl Block {
     fn forward(&self, x_bth: &Tensor, pass: &Pass, cache: CacheSlot) -> (Tensor, Option<Tensor>) {
         let attended = self.attention.forward(&self.attention_norm.forward(x_bth), pass, cache);
         let x_bth = x_bth + attended;
-        let (fed, aux_loss) = self.feed_forward.forward(&self.ffn_norm.forward(&x_bth), pass.train);
+        let (fed, aux_loss) = self.feed_forward.forward(
+            &self.ffn_norm.forward(&x_bth),
+            pass.packed.as_ref(),
+            pass.train,
+        );
         (x_bth + fed, aux_loss)
     }
 }
@@ -273,7 +183,7 @@ impl CausalLm {
     pub fn forward(
         &self,
         inputs_bth: &Tensor,
-        mut cache: Option<&mut KvCache>,
+        cache: Option<&mut KvCache>,
         train: bool,
     ) -> LmOutput {
         let len = inputs_bth.size()[1];
@@ -290,15 +200,31 @@ impl CausalLm {
                 .as_deref()
                 .and_then(|cache| cache.mask(len))
                 .or_else(|| (seen > 0 && len > 1).then(follows)),
+            packed: None,
             train,
         };
+        self.run(inputs_bth, &pass, cache)
+    }
+
+    /// As [`Self::forward`] for rows that lie end to end: embeddings `[1, N, H]` of rows with these
+    /// `lengths`, which add up to N. Each row is as if it were alone: its positions begin at 0, and
+    /// it sees no other. The experts' auxiliary loss is over tokens alone, there being no padding.
+    pub fn forward_packed(&self, inputs_1nh: &Tensor, lengths: &[i64], train: bool) -> LmOutput {
+        let packed = PackedRows::new(lengths, inputs_1nh.device());
+        let rotations = self.angles.at_each(&packed.positions());
+        let pass = Pass { rotations, mask: None, packed: Some(packed), train };
+        self.run(inputs_1nh, &pass, None)
+    }
+
+    fn run(&self, inputs_bth: &Tensor, pass: &Pass, mut cache: Option<&mut KvCache>) -> LmOutput {
+        let train = pass.train;
         let mut x_bth = inputs_bth.dropout(self.config.dropout, train);
         let mut aux_losses = Vec::new();
         for (index, block) in self.blocks.iter().enumerate() {
             let (output_bth, aux_loss) = if train && self.activation_checkpointing {
-                block.forward_checkpointed(&x_bth, &pass)
+                block.forward_checkpointed(&x_bth, pass)
             } else {
-                block.forward(&x_bth, &pass, cache.as_deref_mut().map(|cache| (cache, index)))
+                block.forward(&x_bth, pass, cache.as_deref_mut().map(|cache| (cache, index)))
             };
             x_bth = output_bth;
             aux_losses.extend(aux_loss);

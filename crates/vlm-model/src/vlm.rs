@@ -29,12 +29,42 @@ pub enum ImageInput {
 /// A batch on the model's device.
 #[derive(Debug)]
 pub struct ModelBatch {
-    /// `[B, T]`, i64; padded on the right.
+    /// `[B, T]`, i64; padded on the right. Packed `[1, sum of lengths]`.
     pub input_ids: Tensor,
+    /// The rows' lengths, `[B]`, where they are packed: they lie end to end.
+    pub packed_lengths: Option<Vec<i64>>,
     /// The images, in the order of `image_starts`.
     pub images: ImageInput,
-    /// Where each image's placeholder run starts: `(row, position)`.
+    /// Where each image's placeholder run starts: `(row, position in the row)`.
     pub image_starts: Vec<(i64, i64)>,
+}
+
+impl ModelBatch {
+    /// Where each row begins, flat, and how many tokens it has.
+    ///
+    /// # Errors
+    /// Ids of another shape than they should have.
+    fn rows(&self) -> Result<Vec<(i64, i64)>, ModelError> {
+        let size = self.input_ids.size();
+        match (&self.packed_lengths, size.as_slice()) {
+            (None, &[rows, len]) => Ok((0..rows).map(|row| (row * len, len)).collect()),
+            (Some(lengths), &[1, total]) if lengths.iter().sum::<i64>() == total => {
+                let start = |end: &mut i64, &len: &i64| {
+                    *end += len;
+                    Some((*end - len, len))
+                };
+                Ok(lengths.iter().scan(0, start).collect())
+            }
+            (None, _) => {
+                Err(ModelError::Shape(format!("input_ids have shape {size:?}; expected [B, T]")))
+            }
+            (Some(lengths), _) => Err(ModelError::Shape(format!(
+                "input_ids have shape {size:?}; expected [1, {}], for packed rows of {lengths:?} \
+                 tokens",
+                lengths.iter().sum::<i64>()
+            ))),
+        }
+    }
 }
 
 /// The summed loss of the supervised positions.
@@ -241,12 +271,7 @@ impl Vlm {
     /// Shapes that do not agree, an image run that does not fit its row, token ids outside of the
     /// vocabulary (only checked on the CPU, where it costs nothing).
     pub fn embed(&self, batch: &ModelBatch) -> Result<Tensor, ModelError> {
-        let (rows, len) = batch.input_ids.size2().map_err(|_| {
-            ModelError::Shape(format!(
-                "input_ids have shape {:?}; expected [B, T]",
-                batch.input_ids.size()
-            ))
-        })?;
+        let rows = batch.rows()?;
         let embedded_bth = self.lm.embed(&batch.input_ids);
         let features_npv = match &batch.images {
             ImageInput::None => None,
@@ -271,29 +296,33 @@ impl Vlm {
             )));
         }
         let run = self.tokens_per_image();
+        let mut flat_starts = Vec::with_capacity(batch.image_starts.len());
         for &(row, start) in &batch.image_starts {
-            if row < 0 || row >= rows || start < 0 || start + run > len {
-                return Err(ModelError::Shape(format!(
-                    "an image run of {run} tokens at row {row}, position {start} does not fit a \
-                     batch of shape [{rows}, {len}]"
-                )));
+            let of_row = usize::try_from(row).ok().and_then(|row| rows.get(row));
+            match of_row.filter(|(_, len)| start >= 0 && start + run <= *len) {
+                Some((row_start, _)) => flat_starts.push(row_start + start),
+                None => {
+                    return Err(ModelError::Shape(format!(
+                        "an image run of {run} tokens at row {row}, position {start} does not fit \
+                         a batch of {} rows{}",
+                        rows.len(),
+                        of_row.map_or(String::new(), |(_, len)| format!(" ({len} tokens there)")),
+                    )));
+                }
             }
         }
-        Ok(self.put_features(&embedded_bth, &features_npv, &batch.image_starts))
+        Ok(self.put_features(&embedded_bth, &features_npv, &flat_starts))
     }
 
     fn put_features(
         &self,
         embedded_bth: &Tensor,
         features_npv: &Tensor,
-        starts: &[(i64, i64)],
+        flat_starts: &[i64],
     ) -> Tensor {
         let size = embedded_bth.size();
-        let (len, hidden, run) = (size[1], size[2], self.tokens_per_image());
-        let places: Vec<i64> = starts
-            .iter()
-            .flat_map(|&(row, start)| (0..run).map(move |p| row * len + start + p))
-            .collect();
+        let (hidden, run) = (size[2], self.tokens_per_image());
+        let places: Vec<i64> = flat_starts.iter().flat_map(|&start| start..start + run).collect();
         let places = Tensor::from_slice(&places).to_device(embedded_bth.device());
         let projected = self.projector.forward(features_npv).view([-1, hidden]);
         embedded_bth
@@ -302,7 +331,7 @@ impl Vlm {
             .view(size.as_slice())
     }
 
-    /// Hidden states `[B, T, H]` of a batch, before the last norm, and the auxiliary loss.
+    /// Hidden states `[B, T, H]` (packed `[1, sum of lengths, H]`) of a batch, before the last norm, and the auxiliary loss.
     ///
     /// # Errors
     /// As [`Self::embed`].
@@ -313,7 +342,11 @@ impl Vlm {
         train: bool,
     ) -> Result<LmOutput, ModelError> {
         let embedded_bth = self.embed(batch)?;
-        let total = embedded_bth.size()[1] + cache.as_deref().map_or(0, KvCache::len);
+        let longest = match &batch.packed_lengths {
+            None => embedded_bth.size()[1],
+            Some(lengths) => lengths.iter().copied().max().unwrap_or(0),
+        };
+        let total = longest + cache.as_deref().map_or(0, KvCache::len);
         if total > self.lm.max_positions() {
             return Err(ModelError::Shape(format!(
                 "{total} tokens, but there are rotary angles for {}; shorten the prompt or raise \
@@ -321,12 +354,18 @@ impl Vlm {
                 self.lm.max_positions()
             )));
         }
-        Ok(self.lm.forward(&embedded_bth, cache, train))
+        match (&batch.packed_lengths, &cache) {
+            (None, _) => Ok(self.lm.forward(&embedded_bth, cache, train)),
+            (Some(lengths), None) => Ok(self.lm.forward_packed(&embedded_bth, lengths, train)),
+            (Some(_), Some(_)) => {
+                Err(ModelError::Shape("packed rows have no cache; give them side by side".into()))
+            }
+        }
     }
 
     /// Cross-entropy of a batch, summed over its supervised positions.
     ///
-    /// `supervised` `[S]` (i64) are flat positions in `[B · T]`, `targets` `[S]` the token each
+    /// `supervised` `[S]` (i64) are flat positions in the ids, `targets` `[S]` the token each
     /// should predict. Logits are made for these positions alone, so memory does not follow
     /// vocabulary × padding.
     ///

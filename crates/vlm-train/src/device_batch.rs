@@ -11,7 +11,7 @@ use crate::TrainError;
 pub struct DeviceBatch {
     /// The model's input.
     pub model: ModelBatch,
-    /// Flat positions in `[B · T]` of the supervised tokens, `[S]`, i64.
+    /// Flat positions in the ids of the supervised tokens, `[S]`, i64.
     pub supervised: Tensor,
     /// What each of them should predict, `[S]`, i64.
     pub targets: Tensor,
@@ -80,7 +80,12 @@ impl Transfer {
     /// # Errors
     /// Pixels or features of another shape than they should be; a device without memory.
     pub fn send(&self, batch: &Batch) -> Result<DeviceBatch, TrainError> {
-        let shape = [batch.batch_size as i64, batch.seq_len as i64];
+        let lengths = || batch.lengths.iter().map(|&length| length as i64).collect();
+        let packed_lengths: Option<Vec<i64>> = batch.is_packed.then(lengths);
+        let shape = match packed_lengths {
+            Some(_) => [1, batch.input_ids.len() as i64],
+            None => [batch.batch_size as i64, batch.seq_len as i64],
+        };
         let supervised: Vec<i64> = (0..batch.labels.len() as i64)
             .filter(|&at| batch.labels[at as usize] != IGNORE_INDEX)
             .collect();
@@ -94,6 +99,7 @@ impl Transfer {
         Ok(DeviceBatch {
             model: ModelBatch {
                 input_ids: copy(Tensor::from_slice(&batch.input_ids), self.device)?.view(shape),
+                packed_lengths,
                 images,
                 image_starts: batch.images.iter().map(place).collect(),
             },

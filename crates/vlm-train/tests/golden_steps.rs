@@ -70,6 +70,7 @@ fn batch(x: &Tensor, y: &Tensor, mask: &Tensor, features: &Tensor) -> Batch {
         batch_size: rows,
         seq_len: len,
         num_supervised: labels.iter().filter(|&&id| id != IGNORE_INDEX).count(),
+        is_packed: false,
         input_ids,
         labels,
         lengths: vec![len; rows],

@@ -57,6 +57,7 @@ fn minimind3v(folder: &str) -> (LmConfig, Vlm) {
 fn batch(expected: &std::collections::HashMap<String, Tensor>) -> ModelBatch {
     ModelBatch {
         input_ids: expected["input_ids"].shallow_clone(),
+        packed_lengths: None,
         images: ImageInput::Features(expected["features"].shallow_clone()),
         image_starts: vec![(0, 3), (1, 9)],
     }

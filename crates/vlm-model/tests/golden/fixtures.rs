@@ -77,6 +77,7 @@ pub fn rows(x: &Tensor, y: &Tensor, mask: &Tensor, image_index: &Tensor) -> Rows
     }
     let batch = ModelBatch {
         input_ids: x.shallow_clone(),
+        packed_lengths: None,
         images: ImageInput::Pixels(pixels(&Tensor::from_slice(&shown))),
         image_starts,
     };

@@ -53,6 +53,7 @@ fn greedy_tokens_equal_the_reference() {
         whole.extend(&case.tokens[..39]);
         let batch = ModelBatch {
             input_ids: Tensor::from_slice(&whole).unsqueeze(0),
+            packed_lengths: None,
             images: ImageInput::Pixels(pixels(&Tensor::from_slice(&[case.image]))),
             image_starts: vec![(0, case.prompt.image_starts[0])],
         };

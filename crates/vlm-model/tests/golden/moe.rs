@@ -54,6 +54,7 @@ fn an_expert_without_tokens_gets_a_gradient_of_zero() {
     let ids = Tensor::full([1, 1], 7, (tch::Kind::Int64, tch::Device::Cpu));
     let batch = vlm_model::ModelBatch {
         input_ids: ids,
+        packed_lengths: None,
         images: vlm_model::ImageInput::None,
         image_starts: Vec::new(),
     };

@@ -74,6 +74,7 @@ fn adjacent_images_do_not_overwrite_each_other() {
     {
         let alone = vlm_model::ModelBatch {
             input_ids: Tensor::full([1, IMAGE_TOKENS], 34, (tch::Kind::Int64, tch::Device::Cpu)),
+            packed_lengths: None,
             images: vlm_model::ImageInput::Pixels(pixels(&Tensor::from_slice(&[image]))),
             image_starts: vec![(0, 0)],
         };
