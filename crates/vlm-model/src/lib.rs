@@ -20,6 +20,7 @@
 //! // A row of 20 tokens with an image of 4 × 4 patches from position 2 on.
 //! let batch = ModelBatch {
 //!     input_ids: Tensor::ones([1, 20], (Kind::Int64, Device::Cpu)),
+//!     packed_lengths: None,
 //!     images: ImageInput::Pixels(Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu))),
 //!     image_starts: vec![(0, 2)],
 //! };

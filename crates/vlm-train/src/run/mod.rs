@@ -28,7 +28,7 @@ use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
 use crate::parallel::{LaunchEnv, Phase, Team, agree, gradient_bytes, start_up};
 use crate::precision::Dtype;
-use crate::trainer::{Ending, Position, Trainer};
+use crate::trainer::{Ending, Position, Trainer, is_image_path};
 
 /// A run that has been checked and assembled, and not yet begun.
 pub struct Run {
@@ -229,7 +229,14 @@ impl Run {
     }
 
     fn reducer<'a>(&self, team: &'a Team) -> Result<Reducer<'a>, TrainError> {
-        let trainable = self.model.trainable();
+        // Buckets travel in the reverse of this order: what gets its gradient last must come first,
+        // or it would hold up all the others.
+        let mut trainable = self.model.vision_params().trainable();
+        let of_lm = self.model.params().trainable();
+        let (image_path, text): (Vec<_>, Vec<_>) =
+            of_lm.into_iter().partition(|(name, _)| is_image_path(name));
+        trainable.extend(image_path);
+        trainable.extend(text);
         let defaults = ReducerOptions::default();
         // A bucket travels when all of it is computed: small models need smaller ones than usual,
         // or all of them would wait for the end of the backward pass.

@@ -15,6 +15,7 @@ use vlm_torch::Reducer;
 
 use self::log::Screen;
 pub use self::source::{BatchSource, Batches};
+pub(crate) use self::step::is_image_path;
 use self::step::{Place, Window};
 use crate::TrainError;
 use crate::config::TrainConfig;

@@ -163,6 +163,6 @@ impl Trainer<'_> {
 }
 
 /// Whether only rows with images give a parameter of this name a gradient.
-fn is_image_path(name: &str) -> bool {
+pub(crate) fn is_image_path(name: &str) -> bool {
     name.starts_with("vision_")
 }
