@@ -1,5 +1,6 @@
 //! Whole runs through the real `vlm` binary, as a user starts it.
 
+mod acceptance;
 mod answers;
 mod bad_input;
 mod convert;

@@ -3,19 +3,19 @@
 
 use std::fs;
 use std::net::TcpListener;
-use std::path::Path;
-use std::process::{Child, Output, Stdio};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use safetensors::SafeTensors;
 
-use crate::support::{Ended, Trial, row};
+use crate::support::{Ended, Trial, program, row};
 
 const TOKEN: [&str; 2] = ["--loss-average", "token"];
 
 /// A trial of 21 rows with captions of several lengths, so that shares differ in tokens, and the
 /// last batch of eight is uneven: five rows, of which four processes get 2, 1, 1 and 1.
-fn trial() -> Trial {
+pub fn trial() -> Trial {
     let trial = Trial::new();
     let rows: Vec<String> = (0..21)
         .map(|k| row(&format!("{}.png", k % 8), &"A circle beside a square. ".repeat(1 + k % 3)))
@@ -26,15 +26,18 @@ fn trial() -> Trial {
 
 /// Starts one process a rank. `more` are the flags of each rank.
 fn start(trial: &Trial, out: &str, more: &[Vec<&str>]) -> Vec<Child> {
-    let world_size = more.len();
+    let out_dir = trial.path(out);
+    let out_dir = ["--out-dir", out_dir.to_str().unwrap()];
+    start_all(more.iter().map(|more| trial.command(&[&out_dir[..], more].concat())).collect())
+}
+
+/// Starts the commands as the ranks of one group; one command alone as no group.
+fn start_all(commands: Vec<Command>) -> Vec<Child> {
+    let world_size = commands.len();
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
-    let out_dir = trial.path(out);
-    let launch = |(rank, more): (usize, &Vec<&str>)| {
-        let mut flags = vec!["--out-dir", out_dir.to_str().unwrap()];
-        flags.extend(more);
-        let mut command = trial.command(&flags);
+    let launch = |(rank, mut command): (usize, Command)| {
         command.stdout(Stdio::piped()).stderr(Stdio::piped()).env_remove("WORLD_SIZE");
         if world_size > 1 {
             for (name, value) in [
@@ -50,7 +53,7 @@ fn start(trial: &Trial, out: &str, more: &[Vec<&str>]) -> Vec<Child> {
         }
         command.spawn().unwrap()
     };
-    more.iter().enumerate().map(launch).collect()
+    commands.into_iter().enumerate().map(launch).collect()
 }
 
 fn end(children: Vec<Child>) -> Vec<Ended> {
@@ -59,12 +62,17 @@ fn end(children: Vec<Child>) -> Vec<Ended> {
     outputs.iter().map(Ended::of).collect()
 }
 
-/// Trains with `world_size` processes that share batches of eight.
-fn train(trial: &Trial, world_size: usize, out: &str, more: &[&str]) {
+/// The flags of one of `world_size` processes that share batches of eight.
+pub fn shared_batches(world_size: usize, more: &[&str]) -> Vec<String> {
     let batch_size = (8 / world_size).to_string();
-    let mut flags = vec!["--batch-size", &batch_size, "--num-threads", "1", "--num-workers", "1"];
-    flags.extend(TOKEN);
-    flags.extend(more);
+    let flags = ["--batch-size", &batch_size, "--num-threads", "1", "--num-workers", "1"];
+    [&flags[..], &TOKEN, more].concat().into_iter().map(str::to_owned).collect()
+}
+
+/// Trains with `world_size` processes that share batches of eight.
+pub fn train(trial: &Trial, world_size: usize, out: &str, more: &[&str]) {
+    let flags = shared_batches(world_size, more);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
     for ended in end(start(trial, out, &vec![flags; world_size])) {
         ended.assert_success();
     }
@@ -91,25 +99,54 @@ fn largest_difference(one: &Path, other: &Path) -> f32 {
     largest
 }
 
+/// How far two runs are from each other.
+pub struct Difference {
+    /// Steps that learned, and have a loss.
+    pub losses: usize,
+    /// The largest of one step's loss.
+    pub loss: f64,
+    /// The largest of one weight.
+    pub weight: f32,
+}
+
+impl Difference {
+    /// Fails unless counters are the same step by step, and the same steps have a loss.
+    pub fn between(trial: &Trial, one: &str, other: &str) -> Self {
+        let (a, b) = (metrics(trial, one), metrics(trial, other));
+        assert_eq!(a.len(), b.len());
+        let (mut losses, mut loss) = (0, 0f64);
+        for (a, b) in a.iter().zip(&b) {
+            for key in ["step", "update", "epoch", "lr", "samples", "tokens", "supervised_tokens"] {
+                assert_eq!(a[key], b[key], "{key} of step {}", a["step"]);
+            }
+            let [one, other] = [a, b].map(|line| line["loss"].as_f64());
+            assert_eq!(one.is_some(), other.is_some(), "step {}", a["step"]);
+            if let (Some(one), Some(other)) = (one, other) {
+                assert!(one.is_finite() && other.is_finite(), "{one} and {other}: {}", a["step"]);
+                losses += 1;
+                loss = loss.max((one - other).abs());
+            }
+        }
+        let weight = largest_difference(&weights(trial, one), &weights(trial, other));
+        Self { losses, loss, weight }
+    }
+
+    /// Sums in another order; Adam turns rounding of a small gradient into a visible part of a step.
+    pub fn assert_small(&self) {
+        assert!(self.loss <= 1e-5, "losses differ by {:e}", self.loss);
+        assert!(self.weight <= 1e-5, "weights differ by {:e}", self.weight);
+    }
+}
+
+/// The weights that the last stage in a folder left: `sft_…` comes after `pretrain_…`.
+fn weights(trial: &Trial, out: &str) -> PathBuf {
+    let files = fs::read_dir(trial.path(out)).unwrap().flatten().map(|entry| entry.path());
+    files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).max().unwrap()
+}
+
 /// Losses and counters step by step, then the weights.
 fn assert_equal(trial: &Trial, one: &str, other: &str) {
-    let (a, b) = (metrics(trial, one), metrics(trial, other));
-    assert_eq!(a.len(), b.len());
-    for (a, b) in a.iter().zip(&b) {
-        for key in ["step", "update", "epoch", "lr", "samples", "tokens", "supervised_tokens"] {
-            assert_eq!(a[key], b[key], "{key} of step {}", a["step"]);
-        }
-        let [one, other] = [a, b].map(|line| line["loss"].as_f64());
-        assert_eq!(one.is_some(), other.is_some(), "step {}", a["step"]);
-        let difference = (one.unwrap_or(0.0) - other.unwrap_or(0.0)).abs();
-        assert!(difference <= 1e-5, "step {}: losses differ by {difference:e}", a["step"]);
-    }
-    // Sums in another order; Adam turns rounding of a small gradient into a visible part of a step.
-    let weights = |out: &str| fs::read_dir(trial.path(out)).unwrap().flatten().map(|e| e.path());
-    let weights =
-        |out: &str| weights(out).find(|p| p.extension().is_some_and(|e| e == "safetensors"));
-    let largest = largest_difference(&weights(one).unwrap(), &weights(other).unwrap());
-    assert!(largest <= 1e-5, "weights differ by {largest:e}");
+    Difference::between(trial, one, other).assert_small();
 }
 
 #[test]
@@ -329,4 +366,53 @@ fn ranks_agree_on_the_updates_that_float16_skips_and_draw_their_own_dropout() {
     let losses: Vec<f64> =
         metrics(&trial, "out").iter().filter_map(|line| line["loss"].as_f64()).collect();
     assert!(losses.last().unwrap() < &losses[0], "{losses:?}");
+}
+
+fn losses(trial: &Trial, out: &str) -> Vec<f64> {
+    metrics(trial, out).iter().filter_map(|line| line["loss"].as_f64()).collect()
+}
+
+/// What every rank holds at a save is compared there, bit by bit; rank 0 tells of differences.
+fn assert_ranks_agree(ended: &[Ended]) {
+    for ended in ended {
+        ended.assert_success();
+        assert!(!ended.stderr.contains("no longer those of rank 0"), "{}", ended.stderr);
+    }
+}
+
+#[test]
+fn second_stage_on_two_processes_learns_as_on_one() {
+    let trial = trial();
+    for (out, world_size) in [("one", 1), ("two", 2)] {
+        train(&trial, 1, out, &[]);
+        let flags = shared_batches(world_size, &["--epochs", "3", "--log-interval", "1"]);
+        let command = |_| {
+            let mut command = program();
+            command.args(["sft", "--device", "cpu", "--max-seq-len", "288"]).args(&flags);
+            command.arg("--data-path").arg(trial.path("rows.jsonl"));
+            command.arg("--images-path").arg(trial.path("images"));
+            command.arg("--out-dir").arg(trial.path(out));
+            command
+        };
+        assert_ranks_agree(&end(start_all((0..world_size).map(command).collect())));
+        assert!(weights(&trial, out).ends_with("sft_vlm_32.safetensors"));
+        assert!(losses(&trial, out).len() == 9, "{:?}", losses(&trial, out));
+    }
+    assert_equal(&trial, "one", "two");
+}
+
+#[test]
+fn bfloat16_on_two_processes_learns_nearly_as_on_one() {
+    let trial = trial();
+    let more = ["--dtype", "bfloat16", "--epochs", "6", "--train-lm", "--learning-rate", "1e-3"];
+    train(&trial, 1, "one", &more);
+    let flags = shared_batches(2, &more);
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    assert_ranks_agree(&end(start(&trial, "two", &vec![flags; 2])));
+    let (one, two) = (losses(&trial, "one"), losses(&trial, "two"));
+    assert_eq!((one.len(), two.len()), (18, 18));
+    assert!(two[17] < 0.9 * two[0], "nothing was learned: {two:?}");
+    for (step, (a, b)) in one.iter().zip(&two).enumerate() {
+        assert!((a - b).abs() <= 0.01 * a, "step {}: {a} and {b}", step + 1);
+    }
 }

@@ -1,27 +1,48 @@
 //! What `cargo xtask plan` counts, against a run.
 
+use std::path::Path;
 use std::process::Command;
 
+use serde_json::Value;
+
+use crate::parallel;
 use crate::support::{Trial, xtask};
+
+/// What was planned and what was found, by its name, for a finished run.
+fn compared(out_dir: &Path, what: &str) -> (Value, Value) {
+    let mut plan = Command::new(xtask());
+    let output = plan.args(["plan", "--json", "--from-run"]).arg(out_dir).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let rows = found["rows"].as_array().unwrap();
+    let row = rows.iter().find(|row| row["what"] == what).unwrap();
+    (row["planned"].clone(), row["found"].clone())
+}
 
 #[test]
 fn plan_counts_parameters_and_checkpoint_bytes_as_a_run_writes_them() {
     for more in [&["--epochs", "1"][..], &["--use-moe", "--unfreeze-first-layers", "1"]] {
         let trial = Trial::new();
         trial.pretrain(more).assert_success();
-        let out_dir = trial.path("out");
-        let mut plan = Command::new(xtask());
-        let output = plan.args(["plan", "--json", "--from-run"]).arg(&out_dir).output().unwrap();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
-        let rows = found["rows"].as_array().unwrap();
         for what in
             ["trained parameters", "model.safetensors, bytes", "optimizer.safetensors, bytes"]
         {
-            let row = rows.iter().find(|row| row["what"] == what).unwrap();
-            assert!(row["planned"].as_u64().unwrap() > 0);
-            assert_eq!(row["planned"], row["found"], "{what} with {more:?}");
+            let (planned, found) = compared(&trial.path("out"), what);
+            assert!(planned.as_u64().unwrap() > 0);
+            assert_eq!(planned, found, "{what} with {more:?}");
         }
+    }
+}
+
+#[test]
+fn plan_counts_the_gradient_bytes_that_two_processes_exchange() {
+    for more in [&[][..], &["--use-moe", "--train-lm"], &["--dtype", "bfloat16"]] {
+        let trial = parallel::trial();
+        parallel::train(&trial, 2, "out", more);
+        let (planned, found) = compared(&trial.path("out"), "gradient bytes an update");
+        assert_eq!(found, trial.summary()["gradient_bytes_per_update"]);
+        assert!(found.as_u64().unwrap() > 0);
+        assert_eq!(planned, found, "{more:?}");
     }
 }
 
