@@ -1,5 +1,5 @@
 //! Data-parallel training held to one process over more than fifty steps:
-//! `cargo xtask test -- --ignored acceptance --nocapture`.
+//! `cargo xtask test -p vlm-tests -- --ignored acceptance --nocapture`.
 
 use std::env;
 use std::path::PathBuf;

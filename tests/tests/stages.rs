@@ -197,24 +197,33 @@ fn curve(dtype: &str, epochs: &str, more: &[&str]) -> Vec<f64> {
     losses(&trial)
 }
 
+/// Fails where the means of `window` losses differ by more than 2%.
+fn assert_alike(float32: &[f64], bfloat16: &[f64], window: usize, what: &str) {
+    assert!(float32 != bfloat16, "{what}: both ran in one precision");
+    for (k, (a, b)) in float32.chunks(window).zip(bfloat16.chunks(window)).enumerate() {
+        let (a, b) = (mean(a), mean(b));
+        assert!((a - b).abs() <= 0.02 * a, "{what} from step {}: {a} and {b}", window * k);
+    }
+}
+
+fn mean(values: &[f64]) -> f64 {
+    values.iter().sum::<f64>() / values.len() as f64
+}
+
 #[test]
 fn bfloat16_and_float32_learn_alike() {
     for (epochs, more) in [("100", &[][..]), ("50", &["--use-moe"])] {
         let float32 = curve("float32", epochs, more);
         let bfloat16 = curve("bfloat16", epochs, more);
-        let mean = |curve: &[f64]| curve.iter().sum::<f64>() / curve.len() as f64;
         let (first, last) = (float32[0], mean(&float32[float32.len() - 10..]));
         assert!(last < 0.6 * first, "nothing was learned: {first} to {last}");
-        assert!(float32 != bfloat16, "both ran in one precision");
-        for (k, (a, b)) in float32.chunks(20).zip(bfloat16.chunks(20)).enumerate() {
-            let (a, b) = (mean(a), mean(b));
-            assert!((a - b).abs() <= 0.02 * a, "{more:?} from step {}: {a} and {b}", 20 * k);
-        }
+        assert_alike(&float32, &bfloat16, 20, &more.concat());
     }
 }
 
 /// The embedded demo at the usual learning rate: 200 steps that bring the loss from 1.3 to 0.4. Over
-/// means of 50 steps the two were seen to differ by at most 0.9%.
+/// means of 50 steps the two were seen to differ by at most 0.9%. At the demo's own rate of 2e-3, where
+/// the loss falls to 0.02, they part by more than the 2% that are held here.
 #[test]
 fn bfloat16_and_float32_learn_alike_on_the_demo() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/demo/train.jsonl");
@@ -234,13 +243,8 @@ fn bfloat16_and_float32_learn_alike_on_the_demo() {
         losses(&trial)
     };
     let (float32, bfloat16) = (curve("float32"), curve("bfloat16"));
-    let mean = |curve: &[f64]| curve.iter().sum::<f64>() / curve.len() as f64;
     assert!(mean(&float32[150..]) < 0.5 * float32[0], "nothing was learned: {float32:?}");
-    assert!(float32 != bfloat16, "both ran in one precision");
-    for (k, (a, b)) in float32.chunks(50).zip(bfloat16.chunks(50)).enumerate() {
-        let (a, b) = (mean(a), mean(b));
-        assert!((a - b).abs() <= 0.02 * a, "from step {}: {a} and {b}", 50 * k);
-    }
+    assert_alike(&float32, &bfloat16, 50, "the demo");
 }
 
 #[test]

@@ -35,7 +35,8 @@ pub struct Statistics {
 pub struct PaddingWaste {
     /// Rows in a drawn order, filled up to the longest of a batch.
     pub drawn: f64,
-    /// The same with rows of like length put together, within 64 batches.
+    /// The same with rows of like length put together, within 64 batches, by their exact lengths. A
+    /// loader estimates these from the text, and so pads more.
     pub bucketed: f64,
     /// Every row filled up to the length limit, as the reference does.
     pub to_limit: f64,
@@ -198,7 +199,7 @@ impl fmt::Display for Report<'_> {
         let waste = statistics.padding_waste(self.batch_size, made_with.max_seq_len);
         write!(
             f,
-            "padding     at batch size {}: {:.1}% in a drawn order, {:.1}% bucketed, {:.1}% filled \
+            "padding     at batch size {}: {:.1}% in a drawn order, {:.1}% bucketed by exact lengths, {:.1}% filled \
              up to {}",
             self.batch_size,
             100.0 * waste.drawn,

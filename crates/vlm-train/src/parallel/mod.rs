@@ -8,6 +8,7 @@ mod agreement;
 mod launch_env;
 mod patience;
 mod progress;
+mod reporter;
 mod share;
 pub mod start_up;
 mod team;

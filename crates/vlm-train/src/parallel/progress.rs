@@ -12,18 +12,11 @@ use serde::{Deserialize, Serialize};
 use vlm_torch::{GroupOptions, Store};
 
 use super::patience::Patience;
+use super::reporter::{DONE_KEY, Reporter, word_key};
 
 /// Looks at the others, an interval apart, after which one whose reports have not changed is taken
 /// for ended.
 const LOOKS_OF_SILENCE: u64 = 3;
-/// Intervals between two looks at the others while nothing is the matter.
-const CALM_INTERVALS: u32 = 8;
-/// Between two questions whether rank 0 is done: short at first, so that quick work costs little.
-const FIRST_QUESTION: Duration = Duration::from_millis(1);
-/// The longest such pause.
-const LAST_QUESTION: Duration = Duration::from_millis(100);
-/// Number of the last work that rank 0 did alone.
-const DONE_KEY: &str = "done-by-rank-0";
 
 /// Parts of a step, as messages name them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,13 +60,13 @@ impl Phase {
 
 /// A rank's word about itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Report {
+pub(super) struct Report {
     /// Counts the reports: one that does not change comes from a process that is stopped or gone.
-    number: u64,
-    step: u64,
-    phase: String,
+    pub(super) number: u64,
+    pub(super) step: u64,
+    pub(super) phase: String,
     /// How long it has been in that phase, or since it last showed that it goes on there.
-    phase_ms: u64,
+    pub(super) phase_ms: u64,
 }
 
 impl std::fmt::Display for Report {
@@ -84,16 +77,16 @@ impl std::fmt::Display for Report {
 
 /// What this rank knows of another.
 #[derive(Debug, Clone, Default)]
-struct Other {
-    report: Option<Report>,
+pub(super) struct Other {
+    pub(super) report: Option<Report>,
     /// Looks since the report last changed, while watching.
-    silent_looks: u64,
+    pub(super) silent_looks: u64,
     /// Why it ended, in its own words.
-    word: Option<String>,
+    pub(super) word: Option<String>,
 }
 
 impl Other {
-    fn saw(&mut self, report: Option<Report>) {
+    pub(super) fn saw(&mut self, report: Option<Report>) {
         let number = |report: &Option<Report>| report.as_ref().map(|report| report.number);
         let has_changed = number(&report) != number(&self.report);
         self.silent_looks = if has_changed { 0 } else { self.silent_looks + 1 };
@@ -116,51 +109,55 @@ impl Other {
 
 /// What the threads of this rank tell each other.
 #[derive(Debug)]
-struct State {
-    step: u64,
-    phase: Phase,
-    since: Instant,
-    others: Vec<Other>,
+pub(super) struct State {
+    pub(super) step: u64,
+    pub(super) phase: Phase,
+    pub(super) since: Instant,
+    pub(super) others: Vec<Other>,
     /// Looks at the others that were answered.
-    looks: u64,
+    pub(super) looks: u64,
     /// Whether to look at the others at every interval.
-    is_watching: bool,
+    pub(super) is_watching: bool,
     /// When the store last answered.
-    answered: Instant,
+    pub(super) answered: Instant,
     /// The store has broken the connection, or has kept this rank waiting for too long: nobody waits
     /// for it again.
-    is_cut_off: bool,
+    pub(super) is_cut_off: bool,
     /// What to write to the store, by key.
-    notes: Vec<(String, Vec<u8>)>,
+    pub(super) notes: Vec<(String, Vec<u8>)>,
     /// The work of rank 0 that is waited for; 0: none.
-    awaited: u64,
+    pub(super) awaited: u64,
     /// The last work of rank 0 that is known to be done.
-    done: u64,
+    pub(super) done: u64,
     /// Asked of the thread, and said by it.
-    stop: bool,
-    has_ended: bool,
+    pub(super) stop: bool,
+    pub(super) has_ended: bool,
 }
 
 #[derive(Debug)]
-struct Shared {
-    state: Mutex<State>,
+pub(super) struct Shared {
+    pub(super) state: Mutex<State>,
     /// Something of the state has changed that is worth looking at.
-    changed: Condvar,
+    pub(super) changed: Condvar,
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes the state, and wakes those that wait for it.
-    fn tell(&self, change: impl FnOnce(&mut State)) {
+    pub(super) fn tell(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.lock());
         self.changed.notify_all();
     }
 
     /// Waits while it `is_so`, no longer than `time`; the state after that.
-    fn wait(&self, time: Duration, is_so: impl Fn(&State) -> bool) -> MutexGuard<'_, State> {
+    pub(super) fn wait(
+        &self,
+        time: Duration,
+        is_so: impl Fn(&State) -> bool,
+    ) -> MutexGuard<'_, State> {
         let waited = self.changed.wait_timeout_while(self.lock(), time, |state| is_so(state));
         waited.unwrap_or_else(PoisonError::into_inner).0
     }
@@ -322,135 +319,6 @@ impl Drop for Progress {
             let _ = thread.join();
         }
     }
-}
-
-/// The only thread that speaks to the store.
-struct Reporter {
-    store: Store,
-    shared: Arc<Shared>,
-    rank: usize,
-    world_size: usize,
-    interval: Duration,
-    number: u64,
-}
-
-impl Reporter {
-    fn run(mut self) {
-        // A store that is gone shows in the next operation of the group, too.
-        let is_over = self.speak_until_told();
-        self.shared.tell(|state| {
-            state.is_cut_off |= is_over.is_err();
-            state.has_ended = true;
-        });
-    }
-
-    fn speak_until_told(&mut self) -> vlm_torch::Result<()> {
-        let (mut next_report, mut next_look) = (Instant::now() + self.interval, Instant::now());
-        let (mut question, mut was_watching) = (FIRST_QUESTION, false);
-        loop {
-            self.send_notes()?;
-            let now = Instant::now();
-            if now >= next_report {
-                self.report()?;
-                next_report = now + self.interval;
-            }
-            let (is_watching, awaited, stop) = {
-                let state = self.shared.lock();
-                (state.is_watching, state.awaited, state.stop)
-            };
-            if stop {
-                return self.send_notes();
-            }
-            if is_watching && !was_watching {
-                next_look = now;
-            }
-            was_watching = is_watching;
-            if now >= next_look {
-                self.look(is_watching)?;
-                next_look = now + if is_watching { self.interval } else { self.calm_interval() };
-            }
-            let mut sleep = next_report.min(next_look).saturating_duration_since(Instant::now());
-            if awaited == 0 {
-                question = FIRST_QUESTION;
-            } else if !self.ask_whether_done(awaited)? {
-                sleep = sleep.min(question);
-                question = LAST_QUESTION.min(2 * question);
-            }
-            drop(self.shared.wait(sleep, |state| {
-                state.notes.is_empty()
-                    && !state.stop
-                    && (state.is_watching, state.awaited) == (is_watching, awaited)
-            }));
-        }
-    }
-
-    /// The store answers one question at a time: many ranks ask less often.
-    fn calm_interval(&self) -> Duration {
-        self.interval * CALM_INTERVALS.max(self.world_size as u32)
-    }
-
-    fn send_notes(&self) -> vlm_torch::Result<()> {
-        let notes = self.shared.lock().notes.clone();
-        for (key, value) in &notes {
-            self.store.set(key, value)?;
-        }
-        if !notes.is_empty() {
-            self.shared.tell(|state| drop(state.notes.drain(..notes.len())));
-        }
-        Ok(())
-    }
-
-    fn report(&mut self) -> vlm_torch::Result<()> {
-        self.number += 1;
-        let report = {
-            let state = self.shared.lock();
-            Report {
-                number: self.number,
-                step: state.step,
-                phase: state.phase.name().into(),
-                phase_ms: state.since.elapsed().as_millis() as u64,
-            }
-        };
-        self.store.set(&report_key(self.rank), &serde_json::to_vec(&report).unwrap_or_default())
-    }
-
-    /// Reads what the others have reported, and their last words where that is of interest.
-    fn look(&self, is_watching: bool) -> vlm_torch::Result<()> {
-        for rank in (0..self.world_size).filter(|&rank| rank != self.rank) {
-            let report = self.store.get(&report_key(rank))?;
-            let report = report.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-            let word = if is_watching { self.store.get(&word_key(rank))? } else { None };
-            let mut state = self.shared.lock();
-            state.answered = Instant::now();
-            let other = &mut state.others[rank];
-            other.saw(report);
-            if !is_watching {
-                other.silent_looks = 0;
-            }
-            other.word = word.map(|word| String::from_utf8_lossy(&word).into_owned());
-        }
-        self.shared.tell(|state| {
-            state.answered = Instant::now();
-            state.looks += u64::from(is_watching);
-        });
-        Ok(())
-    }
-
-    fn ask_whether_done(&self, work: u64) -> vlm_torch::Result<bool> {
-        let done = self.store.get(DONE_KEY)?;
-        let done = done.and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse().ok());
-        let done = done.unwrap_or(0);
-        self.shared.tell(|state| (state.done, state.answered) = (done, Instant::now()));
-        Ok(done >= work)
-    }
-}
-
-fn report_key(rank: usize) -> String {
-    format!("progress/{rank}")
-}
-
-fn word_key(rank: usize) -> String {
-    format!("last-word/{rank}")
 }
 
 #[cfg(test)]
