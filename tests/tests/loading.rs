@@ -2,7 +2,9 @@
 //! made before instead of pictures.
 
 use std::fs;
+use std::path::Path;
 
+use crate::parallel::{end, start};
 use crate::support::{Trial, golden, json_lines, row, vlm};
 
 fn losses(trial: &Trial) -> Vec<f64> {
@@ -124,6 +126,33 @@ fn a_stale_cache_is_refused_before_anything_is_written() {
     *weights.last_mut().unwrap() ^= 1;
     fs::write(vision.join("model.safetensors"), weights).unwrap();
     refused("another vision encoder");
+}
+
+#[test]
+fn features_of_another_type_are_refused_between_ranks_and_when_a_run_goes_on() {
+    let trial = Trial::new();
+    for dtype in ["float32", "bfloat16"] {
+        cache(&trial, dtype, dtype);
+    }
+    let (exact, short) = (trial.path("float32"), trial.path("bfloat16"));
+    let features = |folder: &Path| vec!["--features".to_owned(), folder.display().to_string()];
+    let (exact_flags, short_flags) = (features(&exact), features(&short));
+    let of_ranks = [&exact_flags, &short_flags];
+    let of_ranks = of_ranks.map(|flags| flags.iter().map(String::as_str).collect::<Vec<_>>());
+    for ended in end(start(&trial, "out", &of_ranks)) {
+        ended.assert_error(2, &["features.dtype is \"float32\" on rank 0, \"bfloat16\" on rank 1"]);
+    }
+    assert!(!trial.path("out").exists(), "nothing was written");
+
+    let run = |features: &[&str], more: &[&str]| trial.pretrain(&[features, more].concat());
+    run(&of_ranks[0], &["--max-steps", "1"]).assert_success();
+    let ended = run(&of_ranks[1], &["--resume", "auto"]);
+    ended.assert_error(2, &["features.dtype was \"float32\" and is now \"bfloat16\""]);
+    // Where the same features lie is of no account.
+    let moved = trial.path("moved");
+    fs::rename(&exact, &moved).unwrap();
+    run(&["--features", moved.to_str().unwrap()], &["--resume", "auto"]).assert_success();
+    assert_eq!(trial.summary()["steps"], 2);
 }
 
 #[test]

@@ -25,7 +25,7 @@ pub fn trial() -> Trial {
 }
 
 /// Starts one process a rank. `more` are the flags of each rank.
-fn start(trial: &Trial, out: &str, more: &[Vec<&str>]) -> Vec<Child> {
+pub fn start(trial: &Trial, out: &str, more: &[Vec<&str>]) -> Vec<Child> {
     let out_dir = trial.path(out);
     let out_dir = ["--out-dir", out_dir.to_str().unwrap()];
     start_all(more.iter().map(|more| trial.command(&[&out_dir[..], more].concat())).collect())
@@ -56,7 +56,8 @@ fn start_all(commands: Vec<Command>) -> Vec<Child> {
     commands.into_iter().enumerate().map(launch).collect()
 }
 
-fn end(children: Vec<Child>) -> Vec<Ended> {
+/// How each of them ended.
+pub fn end(children: Vec<Child>) -> Vec<Ended> {
     let outputs: Vec<Output> =
         children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
     outputs.iter().map(Ended::of).collect()

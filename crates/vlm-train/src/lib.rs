@@ -15,6 +15,7 @@ mod error;
 pub mod eval;
 pub mod event_file;
 mod export;
+mod leaves;
 pub mod metrics;
 pub mod optimizer;
 mod out_dir;

@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::team::Team;
 use crate::TrainError;
+use crate::leaves::leaves;
 
 /// What must be the same on all ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,6 +27,10 @@ impl Identity {
     pub fn new(data: String, settings: Value) -> Self {
         Self { program: program(), data, settings }
     }
+
+    fn leaves(&self) -> BTreeMap<String, String> {
+        leaves(&serde_json::to_value(self).unwrap_or_default())
+    }
 }
 
 /// Refuses ranks that differ in anything: every rank gets the same error, with the name and all
@@ -35,7 +40,7 @@ impl Identity {
 /// As told; a rank that is gone or hangs.
 pub fn agree(team: &Team, own: &Identity) -> Result<(), TrainError> {
     let all: Vec<Identity> = team.gather(own)?;
-    let all: Vec<_> = all.iter().map(leaves).collect();
+    let all: Vec<_> = all.iter().map(Identity::leaves).collect();
     let differences = differences(&all);
     if differences.is_empty() {
         return Ok(());
@@ -45,26 +50,6 @@ pub fn agree(team: &Team, own: &Identity) -> Result<(), TrainError> {
          data",
         differences.join("; ")
     )))
-}
-
-/// Every number, text and truth value with the path of names that leads to it.
-fn leaves(identity: &Identity) -> BTreeMap<String, String> {
-    fn walk(path: &str, value: &Value, found: &mut BTreeMap<String, String>) {
-        match value {
-            Value::Object(map) => {
-                for (key, value) in map {
-                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
-                    walk(&path, value, found);
-                }
-            }
-            other => {
-                found.insert(path.to_owned(), other.to_string());
-            }
-        }
-    }
-    let mut found = BTreeMap::new();
-    walk("", &serde_json::to_value(identity).unwrap_or_default(), &mut found);
-    found
 }
 
 fn differences(all: &[BTreeMap<String, String>]) -> Vec<String> {
@@ -114,7 +99,7 @@ mod tests {
 
     fn identity(lr: f64, data: &str) -> BTreeMap<String, String> {
         let settings = serde_json::json!({"optim": {"learning_rate": lr, "epochs": 4}});
-        leaves(&Identity { program: "vlm 1".into(), data: data.into(), settings })
+        Identity { program: "vlm 1".into(), data: data.into(), settings }.leaves()
     }
 
     #[test]

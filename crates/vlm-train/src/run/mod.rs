@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use vlm_data::{ChatTokenizer, ImageProcessor, Loader, RejectLog};
 use vlm_model::Vlm;
 use vlm_torch::{Reducer, ReducerOptions};
@@ -42,6 +43,8 @@ pub struct Run {
     evaluator: Option<Evaluator>,
     model: Vlm,
     dtype: Dtype,
+    /// What a run that continues this one must have in common with it.
+    identity: Value,
     /// On rank 0 only.
     resumed: Option<Checkpoint>,
     team: Option<Team>,
@@ -84,7 +87,7 @@ impl Run {
         if let Some(team) = team {
             let nccl = all_ready(Some(team), team.use_device(parts.device))?;
             start_up::introduce(team, parts.device, nccl.as_deref());
-            agree(team, &parts.identity(&config))?;
+            agree(team, &parts.common(&config))?;
         }
         let is_first = team.is_none_or(|team| team.rank() == 0);
         let out_dir = if is_first {
@@ -93,8 +96,8 @@ impl Run {
             Ok(OutDir::of_another(&config.run.out_dir))
         };
         let out_dir = all_ready(team, out_dir)?;
-        let Parts { tokenizer, processor, loader, evaluator, shapes, resumed, device, dtype } =
-            parts;
+        let Parts { tokenizer, processor, loader, evaluator, shapes, device, dtype, .. } = parts;
+        let (identity, resumed) = (parts.identity, parts.resumed);
         let model = build_model(&config.model, &shapes, config.run.seed, device);
         let mut model = all_ready(team, model)?;
         model.set_activation_checkpointing(config.model.activation_checkpointing);
@@ -115,6 +118,7 @@ impl Run {
             evaluator,
             model,
             dtype,
+            identity,
             resumed,
         })
     }

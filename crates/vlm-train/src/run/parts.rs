@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use serde_json::Value;
 use tch::Device;
 use vlm_data::{
-    ChatTokenizer, FeatureCache, FeaturesDtype, ImageProcessor, ImageReading, Loader, LoaderConfig,
+    ChatTokenizer, FeatureCache, FeatureKey, FeaturesDtype, ImageProcessor, ImageReading, Loader,
+    LoaderConfig,
 };
 
-use super::resume::find_checkpoint;
+use super::resume::{find_checkpoint, identity};
 use super::world_size;
 use crate::TrainError;
 use crate::assemble::{Shapes, open_tokenizer, settle_shapes};
@@ -29,6 +31,10 @@ pub(super) struct Parts {
     pub(super) evaluator: Option<Evaluator>,
     pub(super) device: Device,
     pub(super) dtype: Dtype,
+    /// What made the features, where they come from a cache.
+    features: Option<FeatureKey>,
+    /// What a run that continues this one must have in common with it.
+    pub(super) identity: Value,
     pub(super) resumed: Option<Checkpoint>,
 }
 
@@ -43,23 +49,40 @@ impl Parts {
         let image_size = shapes.vision.image_size;
         let processor = Arc::new(image_processor(&config.model.vision, image_size)?);
         let source = config.data.data_path.open(config.data.images_path.as_deref())?;
+        let images = images(&config.model, &shapes, &processor)?;
+        let features = match &images {
+            ImageReading::Features(cache) => Some(cache.key().clone()),
+            ImageReading::Skip | ImageReading::Pixels(_) => None,
+        };
         let loader = Loader::new(
             source,
             Arc::clone(&tokenizer),
-            images(&config.model, &shapes, &processor)?,
+            images,
             loader_config(config, shapes.tokens_per_image(), team),
         )?;
         let is_first = team.is_none_or(|team| team.rank() == 0);
-        let resumed = if is_first { find_checkpoint(config, world_size(team))? } else { None };
+        let identity = identity(config, world_size(team), features.as_ref());
+        let resumed = if is_first { find_checkpoint(config, &identity)? } else { None };
         let tokens_per_image = shapes.tokens_per_image();
         let judge = || evaluator(config, &tokenizer, &processor, tokens_per_image);
         let evaluator = if is_first { judge()? } else { None };
         let dtype = config.run.dtype.unwrap_or_else(|| Dtype::default_on(device));
-        Ok(Self { shapes, tokenizer, processor, loader, evaluator, device, dtype, resumed })
+        Ok(Self {
+            shapes,
+            tokenizer,
+            processor,
+            loader,
+            evaluator,
+            device,
+            dtype,
+            features,
+            identity,
+            resumed,
+        })
     }
 
     /// What must be the same on all ranks. Where files lie need not be.
-    pub(super) fn identity(&self, config: &TrainConfig) -> Identity {
+    pub(super) fn common(&self, config: &TrainConfig) -> Identity {
         let TrainConfig { stage, data, run, optim, model, eval } = config;
         let settings = serde_json::json!({
             "stage": stage,
@@ -84,6 +107,7 @@ impl Parts {
             "tokenizer": self.tokenizer.hash(),
             "image_processor": self.processor.hash(),
             "dtype": self.dtype,
+            "features": self.features,
             "device": if self.device.is_cuda() { "cuda" } else { "cpu" },
         });
         Identity::new(self.loader.fingerprint(), settings)

@@ -4,8 +4,7 @@ use tch::{Device, Tensor};
 use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{self, Format};
 
-use super::resume::identity;
-use super::{Run, Summary, world_size};
+use super::{Run, Summary};
 use crate::TrainError;
 use crate::demo::DemoReport;
 use crate::parallel::Phase;
@@ -50,7 +49,7 @@ impl Run {
             &all,
             &trainer.optimizer.state(),
             trainer.position,
-            identity(&self.config, world_size(self.team.as_ref())),
+            self.identity.clone(),
             self.config.run.keep_checkpoints,
         )?;
         goes_on();

@@ -1,10 +1,16 @@
 //! Going on where an earlier run stood.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
+use vlm_data::FeatureKey;
+
 use super::{Run, all_ready};
 use crate::TrainError;
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{OptimConfig, Resume, TrainConfig};
 use crate::encoder_files;
+use crate::leaves::leaves;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
 use crate::precision::Dtype;
@@ -64,13 +70,17 @@ impl Run {
 }
 
 /// The settings that decide which numbers a run computes. How many processes share a batch does not.
-pub(super) fn identity(config: &TrainConfig, world_size: usize) -> serde_json::Value {
+pub(super) fn identity(
+    config: &TrainConfig,
+    world_size: usize,
+    features: Option<&FeatureKey>,
+) -> Value {
     let global_batch_size = config.optim.batch_size.saturating_mul(world_size);
     let optim = OptimConfig { batch_size: global_batch_size, ..config.optim.clone() };
     serde_json::json!({
         "stage": config.stage,
         "data_path": config.data.data_path,
-        "features": config.model.features,
+        "features": features,
         "shuffle": config.data.shuffle,
         "bucket_window": config.data.bucket_window,
         "max_seq_len": config.data.max_seq_len,
@@ -80,9 +90,10 @@ pub(super) fn identity(config: &TrainConfig, world_size: usize) -> serde_json::V
     })
 }
 
+/// The checkpoint that the run asks to continue from, if it was made under `identity`.
 pub(super) fn find_checkpoint(
     config: &TrainConfig,
-    world_size: usize,
+    identity: &Value,
 ) -> Result<Option<Checkpoint>, TrainError> {
     let checkpoint = match &config.run.resume {
         None => return Ok(None),
@@ -100,17 +111,16 @@ pub(super) fn find_checkpoint(
             checkpoint
         }
     };
-    let now = identity(config, world_size);
-    if checkpoint.state.identity != now {
-        let changed: Vec<String> = now
-            .as_object()
+    if checkpoint.state.identity != *identity {
+        let (before, now) = (leaves(&checkpoint.state.identity), leaves(identity));
+        let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
+        let of = |side: &BTreeMap<String, String>, name: &String| {
+            side.get(name).map_or("nothing".to_owned(), String::clone)
+        };
+        let changed: Vec<String> = names
             .into_iter()
-            .flatten()
-            .filter(|(key, value)| checkpoint.state.identity.get(key) != Some(value))
-            .map(|(key, value)| {
-                let before = checkpoint.state.identity.get(key).cloned().unwrap_or_default();
-                format!("{key} was {before} and is now {value}")
-            })
+            .filter(|name| before.get(*name) != now.get(*name))
+            .map(|name| format!("{name} was {} and is now {}", of(&before, name), of(&now, name)))
             .collect();
         return Err(TrainError::Usage(format!(
             "{}: the run to continue had other settings: {}; give the same, or start anew in \

@@ -1,0 +1,26 @@
+//! A tree of settings as a flat list, so that two can be held against each other by name.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+/// Every number, text, truth value and list with the path of names that leads to it:
+/// `optim.learning_rate` → `0.0004`.
+pub(crate) fn leaves(tree: &Value) -> BTreeMap<String, String> {
+    fn walk(path: &str, value: &Value, found: &mut BTreeMap<String, String>) {
+        match value {
+            Value::Object(map) => {
+                for (key, value) in map {
+                    let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    walk(&path, value, found);
+                }
+            }
+            other => {
+                found.insert(path.to_owned(), other.to_string());
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk("", tree, &mut found);
+    found
+}
