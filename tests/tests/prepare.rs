@@ -224,6 +224,64 @@ fn a_full_disk_ends_the_preparation_with_1_and_it_goes_on_when_there_is_room() {
 }
 
 #[test]
+fn the_configuration_file_of_a_run_says_how_its_data_is_prepared() {
+    let trial = Trial::new();
+    let path = |name: &str| trial.path(name).display().to_string();
+    let file = path("run.toml");
+    let write = |more: &str| {
+        let (rows, images, tokenizer) = (path("rows.jsonl"), path("images"), demo_start(""));
+        let text = format!(
+            "data-path = {rows:?}\nimages-path = {images:?}\ntokenizer = {tokenizer:?}\nvision = \
+             {:?}\nprojector = \"pixel-shuffle\"\nmax-seq-len = 200\nepochs = 3\n{more}",
+            golden("vision_tower")
+        );
+        fs::write(&file, text).unwrap();
+    };
+    let prepare = |output: &str, more: &[&str]| {
+        let output = path(output);
+        let flags = ["prepare-data", "--config", &file, "--output", &output];
+        Ended::of(&Command::new(xtask()).args(flags).args(more).output().unwrap())
+    };
+    let made_with = |output: &str, key: &str| {
+        let text = fs::read_to_string(trial.path(output).join("manifest.json")).unwrap();
+        serde_json::from_str::<serde_json::Value>(&text).unwrap()["made_with"][key].clone()
+    };
+    write("");
+    prepare("shards", &[]).assert_success();
+    let key = |key: &str| made_with("shards", key);
+    assert_eq!((key("tokens_per_image"), key("max_seq_len")), (49.into(), 200.into()));
+    prepare("shorter", &["--max-seq-len", "120"]).assert_success();
+    assert_eq!(made_with("shorter", "max_seq_len"), 120);
+    // What was prepared so is what the run takes.
+    let (shards, more) = (path("shards"), ["--max-seq-len", "200"]);
+    let flags = ["--config", &file, "--data-path", &shards];
+    trial.pretrain(&[&flags[..], &more].concat()).assert_success();
+
+    write("max-seq-lens = 9");
+    trial.pretrain(&["--config", &file]).assert_error(2, &["run.toml", "max-seq-lens"]);
+    let ended = prepare("other", &[]);
+    ended.assert_error(2, &["run.toml", "max-seq-lens"]);
+    assert!(!trial.path("other").exists());
+    // Both know the same names.
+    let mut known: Vec<&str> =
+        ended.stderr.split_once("without --: ").unwrap().1.trim().split(", ").collect();
+    known.extend(["config", "help", "verbose"]);
+    let help = vlm(&["pretrain", "--help"]).stdout;
+    let mut flags: Vec<&str> = help
+        .lines()
+        .filter_map(|line| line.trim_start().trim_start_matches("-v, ").strip_prefix("--"))
+        .map(|flag| flag.split([' ', '[', '<']).next().unwrap())
+        .collect();
+    flags.push("help");
+    known.sort_unstable();
+    flags.sort_unstable();
+    flags.dedup();
+    assert_eq!(flags, known);
+    fs::write(&file, "epochs = 3").unwrap();
+    prepare("other", &[]).assert_error(2, &["data-path", "--input"]);
+}
+
+#[test]
 fn data_sets_are_mixed_by_weight() {
     let trial = Trial::new();
     fs::copy(trial.path("rows.jsonl"), trial.path("more.jsonl")).unwrap();

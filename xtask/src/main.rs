@@ -15,6 +15,7 @@ mod plan;
 mod prepare;
 mod proof;
 mod python;
+mod run_file;
 mod run_tests;
 mod setup;
 mod sys;

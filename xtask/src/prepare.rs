@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::Result;
-use clap::{Args, ValueEnum};
+use clap::{ArgGroup, Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use vlm_data::{
@@ -13,6 +13,7 @@ use vlm_data::{
     PrepareSettings, prepare,
 };
 
+use crate::run_file::{Projector, RunFile};
 use crate::workspace::{Workspace, usage_error};
 use crate::{demo, sys};
 
@@ -20,34 +21,40 @@ use crate::{demo, sys};
 const IMAGE_TOKENS: [&str; 5] = ["<|image_pad|>", "<|image|>", "<image>", "<empty_output>", "@"];
 
 #[derive(Args)]
+#[command(group = ArgGroup::new("rows").args(["input", "config"]).multiple(true))]
 pub struct PrepareDataArgs {
     /// Data set to prepare: .jsonl, .json (a list), .parquet, .tar (WebDataset) or a folder of
-    /// these; without it the demo's is made
+    /// these; without it, and without --config, the demo's is made
     #[arg(long, value_name = "PATH")]
     input: Vec<String>,
+    /// The configuration file of the run that the data is for, as `vlm pretrain` takes it: its
+    /// data-path, images-path, tokenizer, image-token, vision, projector, max-seq-len and batch-size
+    /// count; flags win
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
     /// Root folder of the image names in the rows [default: the folder of the rows]
-    #[arg(long, alias = "images_path", value_name = "DIR", requires = "input")]
+    #[arg(long, alias = "images_path", value_name = "DIR", requires = "rows")]
     images_path: Option<PathBuf>,
     /// Folder to write
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Folder with tokenizer.json and tokenizer_config.json [default: the demo's]
-    #[arg(long, value_name = "DIR", requires = "input")]
+    #[arg(long, value_name = "DIR", requires = "rows")]
     tokenizer: Option<PathBuf>,
     /// Spelling of an image's tokens [default: the first of <|image_pad|>, <|image|>, <image>,
     /// <empty_output>, @ that is one token]
-    #[arg(long, alias = "image_token", value_name = "TOKEN", requires = "input")]
+    #[arg(long, alias = "image_token", value_name = "TOKEN", requires = "rows")]
     image_token: Option<String>,
     /// Vision encoder, a folder in Hugging Face form: how many features an image has [default: the
     /// demo's]
-    #[arg(long, value_name = "DIR", requires = "input")]
+    #[arg(long, value_name = "DIR", requires = "rows")]
     vision: Option<PathBuf>,
-    /// Features an image has, instead of what --vision says
-    #[arg(long, alias = "tokens_per_image", value_name = "N", requires = "input")]
+    /// Tokens that an image takes, instead of what --vision (and the projector of --config) says
+    #[arg(long, alias = "tokens_per_image", value_name = "N", requires = "rows")]
     tokens_per_image: Option<usize>,
-    /// Tokens a row is cut at
-    #[arg(long, alias = "max_seq_len", value_name = "N", default_value_t = 640)]
-    max_seq_len: usize,
+    /// Tokens a row is cut at [default: 640]
+    #[arg(long, alias = "max_seq_len", value_name = "N")]
+    max_seq_len: Option<usize>,
     /// Keep pictures as they were, or resized to what --vision takes (as PNG)
     #[arg(long, alias = "image_store", value_enum, default_value = "original")]
     image_store: StoreChoice,
@@ -57,9 +64,9 @@ pub struct PrepareDataArgs {
     /// Threads [default: cores]
     #[arg(long, alias = "num_workers", value_name = "N")]
     num_workers: Option<usize>,
-    /// Rows of a batch whose padding is told at the end
-    #[arg(long, alias = "batch_size", value_name = "N", default_value_t = 16)]
-    batch_size: usize,
+    /// Rows of a batch whose padding is told at the end [default: 16]
+    #[arg(long, alias = "batch_size", value_name = "N")]
+    batch_size: Option<usize>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -70,17 +77,30 @@ enum StoreChoice {
 
 /// Runs the command. Interrupted, it goes on from the last finished shard when started again.
 pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
-    if args.input.is_empty() {
+    if args.input.is_empty() && args.config.is_none() {
         demo::write(&args.output)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let run = args.config.as_deref().map(RunFile::read).transpose()?.unwrap_or_default();
+    let input = if args.input.is_empty() { run.data_path.clone() } else { args.input };
+    if input.is_empty() {
+        return Err(usage_error("the --config has no data-path; give the rows with --input"));
+    }
     let demo_start = workspace.data_dir().join("demo-start");
-    let tokenizer = tokenizer(&args, &demo_start).map_err(asked_wrongly)?;
-    let vision = args.vision.clone().unwrap_or_else(|| demo_start.join("vision"));
+    let within_lm = |name: &str, mark: &str| run.within_lm(name, mark);
+    let tokenizer_dir = args.tokenizer.or_else(|| run.tokenizer.clone());
+    let tokenizer_dir = tokenizer_dir.or_else(|| within_lm("", "tokenizer.json"));
+    let tokenizer_dir = tokenizer_dir.unwrap_or_else(|| demo_start.clone());
+    let image_token = args.image_token.as_deref().or(run.image_token.as_deref());
+    let tokenizer = tokenizer(&tokenizer_dir, image_token).map_err(asked_wrongly)?;
+    let vision = args.vision.or_else(|| run.vision.clone());
+    let vision = vision.or_else(|| within_lm("vision", "config.json"));
+    let vision = vision.unwrap_or_else(|| demo_start.join("vision"));
     let tokens_per_image = match args.tokens_per_image {
         Some(count) => count,
-        None => features_of(&vision)?,
+        None => tokens_of(&vision, run.projector().unwrap_or_default())?,
     };
+    let max_seq_len = args.max_seq_len.or(run.max_seq_len).unwrap_or(640);
     let image_store = match args.image_store {
         StoreChoice::Original => ImageStore::Original,
         StoreChoice::Resized => {
@@ -89,14 +109,20 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let paths = DataPaths::from(args.input);
-    let source = paths.open(args.images_path.as_deref()).map_err(asked_wrongly)?;
-    eprintln!("{} rows to {}", source.len(), args.output.display());
+    let paths = DataPaths::from(input);
+    let images_path = args.images_path.or_else(|| run.images_path.clone());
+    let source = paths.open(images_path.as_deref()).map_err(asked_wrongly)?;
+    eprintln!(
+        "{} rows to {}, cut at {max_seq_len} tokens; an image is {tokens_per_image} times {:?}",
+        source.len(),
+        args.output.display(),
+        tokenizer.placeholder().token(),
+    );
     let settings = PrepareSettings {
         input_files: paths.file_states().map_err(asked_wrongly)?,
         tokenizer: Arc::new(tokenizer),
         tokens_per_image,
-        max_seq_len: args.max_seq_len,
+        max_seq_len,
         image_store,
         rows_per_shard: args.rows_per_shard,
         num_workers: args.num_workers.unwrap_or(cores),
@@ -124,7 +150,7 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         "{}: {num_done} rows in {seconds:.1} s ({:.0} rows/s), with {peak:.0} MB of memory\n{}",
         settings.output.display(),
         num_done as f64 / seconds.max(1e-3),
-        manifest.report(args.batch_size)
+        manifest.report(args.batch_size.or(run.batch_size).unwrap_or(16))
     );
     let num_rejected: usize = manifest.rejected.values().sum();
     if num_rejected > 0 {
@@ -133,16 +159,16 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn tokenizer(args: &PrepareDataArgs, demo_start: &Path) -> Result<ChatTokenizer, DataError> {
-    let dir = args.tokenizer.as_deref().unwrap_or(demo_start);
-    match &args.image_token {
-        Some(token) => ChatTokenizer::with_placeholder(dir, ImagePlaceholder::new(token.as_str())),
+fn tokenizer(dir: &Path, image_token: Option<&str>) -> Result<ChatTokenizer, DataError> {
+    match image_token {
+        Some(token) => ChatTokenizer::with_placeholder(dir, ImagePlaceholder::new(token)),
         None => ChatTokenizer::with_first_of(dir, &IMAGE_TOKENS.map(ImagePlaceholder::new)),
     }
 }
 
-/// Patches of an image by the encoder's `config.json`: its side over a patch's, squared.
-fn features_of(vision: &Path) -> Result<usize> {
+/// Tokens of an image: the patches that the encoder's `config.json` tells of, as far as the
+/// projector leaves them apart.
+fn tokens_of(vision: &Path, projector: Projector) -> Result<usize> {
     let path = vision.join("config.json");
     let wrong = |problem: String| {
         usage_error(format!("{}: {problem}; or give --tokens-per-image", path.display()))
@@ -152,7 +178,7 @@ fn features_of(vision: &Path) -> Result<usize> {
     let number = |key: &str| config["vision_config"][key].as_u64().or(config[key].as_u64());
     match (number("image_size"), number("patch_size")) {
         (Some(side), Some(patch)) if patch > 0 && side >= patch => {
-            Ok(((side / patch) * (side / patch)) as usize)
+            projector.tokens((side / patch) as usize).map_err(wrong)
         }
         _ => Err(wrong("expected image_size and patch_size of a vision encoder".into())),
     }
@@ -177,11 +203,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_encoders_configuration_says_how_many_features_an_image_has() {
+    fn an_encoders_configuration_says_how_many_tokens_an_image_has() {
         let folder = tempfile::tempdir().unwrap();
         let count = |text: &str| {
             std::fs::write(folder.path().join("config.json"), text).unwrap();
-            features_of(folder.path()).map_err(|e| e.to_string())
+            tokens_of(folder.path(), Projector::Linear).map_err(|e| e.to_string())
         };
         assert_eq!(count(r#"{"image_size": 224, "patch_size": 16}"#), Ok(196));
         assert_eq!(count(r#"{"vision_config": {"image_size": 224, "patch_size": 32}}"#), Ok(49));
