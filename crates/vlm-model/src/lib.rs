@@ -28,6 +28,10 @@
 //! # Ok::<(), vlm_model::ModelError>(())
 //! ```
 
+// The golden tests' helpers, which a test within uses too, know this crate by its name.
+#[cfg(test)]
+extern crate self as vlm_model;
+
 mod attention;
 pub mod config;
 mod error;
@@ -40,6 +44,8 @@ pub mod names;
 mod packed_rows;
 pub mod params;
 mod projector;
+#[cfg(test)]
+mod reference_accident;
 mod rope;
 pub mod sampling;
 pub mod vision;
