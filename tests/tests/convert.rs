@@ -160,6 +160,20 @@ fn malicious(folder: &Path) -> Vec<(PathBuf, &'static str)> {
 }
 
 #[test]
+fn names_that_would_move_the_terminals_cursor_or_columns_are_shown_tamely() {
+    use safetensors::tensor::{Dtype, TensorView};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.safetensors");
+    let names = ["\x1b[2J\x1b]0;owned\x07".to_owned(), "n".repeat(70_000)];
+    let views = names.map(|name| (name, TensorView::new(Dtype::F32, vec![1], &[0; 4]).unwrap()));
+    safetensors::serialize_to_file(views, None, &path).unwrap();
+    let ended = vlm(&["inspect", text(&path)]);
+    ended.assert_success();
+    assert!(!ended.stdout.contains('\x1b') && ended.stdout.contains("u{1b}[2J"));
+    assert!(ended.stdout.contains("2 tensors, 2 elements"), "{}", ended.stdout);
+}
+
+#[test]
 fn files_that_attack_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.safetensors");

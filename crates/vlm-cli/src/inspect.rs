@@ -1,5 +1,6 @@
 //! `vlm inspect`: what a weight file holds, and the configuration beside it.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
@@ -9,6 +10,9 @@ use vlm_data::{MANIFEST_FILE, Manifest, verify};
 use vlm_model::weights::Weights;
 use vlm_model::{LmConfig, VisionConfig};
 use vlm_train::TrainError;
+
+/// A longer name moves its own line's columns only.
+const MAX_NAME_WIDTH: usize = 80;
 
 /// Flags of `vlm inspect`.
 #[derive(Debug, Args)]
@@ -75,14 +79,15 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     if let Some(key) = weights.nested_under() {
         println!("under the key {key:?}:");
     }
-    let width = rows.iter().map(|row| row.info.name.len()).max().unwrap_or(0);
+    let width = rows.iter().map(|row| row.info.name.len()).max().unwrap_or(0).min(MAX_NAME_WIDTH);
     for row in &rows {
         let info = &row.info;
         let shape = format!("{:?}", info.shape);
-        let shared = info.shared_with.as_ref().map_or(String::new(), |name| format!("  = {name}"));
+        let shared = info.shared_with.as_ref();
+        let shared = shared.map_or(String::new(), |name| format!("  = {}", plain(name)));
         println!(
             "{:width$}  {shape:>18}  {:8}  sum {:.6}{shared}",
-            info.name,
+            plain(&info.name),
             dtype(info.kind),
             row.sum
         );
@@ -95,6 +100,15 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         println!("{line}");
     }
     Ok(())
+}
+
+/// A name as a terminal may show it: a stranger's could hold what moves its cursor.
+fn plain(name: &str) -> Cow<'_, str> {
+    if name.chars().any(char::is_control) {
+        name.escape_debug().to_string().into()
+    } else {
+        name.into()
+    }
 }
 
 /// What the folder's `config.json` says of the models it describes; nothing where it describes

@@ -124,7 +124,10 @@ fn check_entries(zip: &mut ZipArchive<BufReader<File>>, file_bytes: u64) -> Resu
             .map_err(|error| Refusal(format!("record {index} of the zip: {error}")))?;
         let (name, size, packed) = (entry.name(), entry.size(), entry.compressed_size());
         if entry.enclosed_name().is_none() || name.contains('\\') || name.contains("..") {
-            return refuse!("the record name {name:?} leaves the archive");
+            return refuse!(
+                "the record name {name:?} leaves the archive: torch.save makes no such names, and \
+                 nothing was written there"
+            );
         }
         if packed > file_bytes {
             return refuse!("record {name} claims {packed} bytes; the whole file has {file_bytes}");
@@ -140,7 +143,8 @@ fn check_entries(zip: &mut ZipArchive<BufReader<File>>, file_bytes: u64) -> Resu
                 if size > HARMLESS_BYTES && size / packed.max(1) > MAX_RATIO =>
             {
                 return refuse!(
-                    "record {name} claims to unpack {packed} bytes to {size}: weights do not"
+                    "record {name} claims to unpack {packed} bytes to {size}: weights do not, this \
+                     may be a zip bomb, and nothing of it was unpacked"
                 );
             }
             CompressionMethod::Deflated => {}

@@ -65,8 +65,13 @@ pub(super) fn resolve(path: &Path) -> Result<PathBuf, WeightsError> {
 /// # Errors
 /// None of the known contents, with a guess at what it is.
 pub(super) fn sniff(path: &Path) -> Result<Content, WeightsError> {
+    let metadata = fs::metadata(path).map_err(WeightsError::io(path))?;
+    if !metadata.is_file() {
+        // Opening a named pipe would wait for ever.
+        return Err(Refusal("it is no regular file".to_owned()).in_file(path));
+    }
     let mut file = File::open(path).map_err(WeightsError::io(path))?;
-    let file_bytes = file.metadata().map_err(WeightsError::io(path))?.len();
+    let file_bytes = metadata.len();
     let mut start = Vec::new();
     file.by_ref().take(64).read_to_end(&mut start).map_err(WeightsError::io(path))?;
     if start.starts_with(b"PK\x03\x04") {
@@ -114,7 +119,8 @@ pub(super) fn parts(index: &Path) -> Result<Vec<(PathBuf, Vec<String>)>, Weights
     for (name, file) in map {
         let Some(file) = file.as_str().filter(|file| is_plain_name(file)) else {
             return Err(refused(format!(
-                "tensor {name:?} is said to be in {file}; expected a file name"
+                "tensor {name:?} is said to be in {file}; expected a file name, of a file in the \
+                 same folder: nothing outside it was read"
             )));
         };
         let path = index.with_file_name(file);

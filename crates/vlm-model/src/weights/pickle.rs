@@ -14,6 +14,9 @@ use super::rebuild::{Global, StorageRef, TensorRef};
 /// No function that weights need takes more than seven.
 const MAX_ARGUMENTS: usize = 16;
 
+/// A tensor takes some forty. A byte may make a list, which is a hundred bytes here.
+const MAX_OPERATIONS: usize = 5_000_000;
+
 /// A value on the machine's stack. Containers and tensors are numbers into the [`Heap`].
 #[derive(Debug, Clone)]
 pub(super) enum Value {
@@ -84,13 +87,17 @@ pub(super) fn unpickle(bytes: &[u8]) -> Result<(Value, Heap), Refusal> {
         memo: HashMap::new(),
         heap: Heap::default(),
     };
-    loop {
+    for _ in 0..MAX_OPERATIONS {
         let opcode = machine.byte()?;
         if opcode == b'.' {
             return Ok((machine.pop()?, machine.heap));
         }
         machine.execute(opcode)?;
     }
+    refuse!(
+        "the pickle has more than {MAX_OPERATIONS} operations, enough for a hundred thousand \
+         tensors: weights do not, so it was not read to its end"
+    )
 }
 
 struct Machine<'a> {
@@ -401,6 +408,12 @@ mod tests {
         bytes.extend(std::iter::repeat_n(0x85, 2_000_000));
         bytes.push(b'.');
         assert!(matches!(unpickle(&bytes), Ok((Value::Tuple(_), _))));
+    }
+
+    #[test]
+    fn a_pickle_that_only_fills_memory_is_not_read_to_its_end() {
+        let message = unpickle(&[b']'; MAX_OPERATIONS + 1]).unwrap_err().0;
+        assert!(message.contains("more than 5000000 operations"), "{message}");
     }
 
     #[test]

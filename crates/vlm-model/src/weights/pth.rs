@@ -45,7 +45,8 @@ impl PthFile {
             let found = archive.size(&format!("data/{}", storage.key))?;
             if found < needed {
                 return archive.refused(format!(
-                    "tensor {name:?}: storage {} has {found} bytes, its {} elements take {needed}",
+                    "tensor {name:?}: storage {} has {found} bytes, its {} elements take {needed}: \
+                     the file is damaged, or made to mislead; fetch it again, from where you trust",
                     storage.key, storage.numel
                 ));
             }

@@ -199,11 +199,11 @@ pub(super) fn write(
     if !tied.is_empty() {
         header["__metadata__"][TIED] = json!(json!(tied).to_string());
     }
-    let header = header.to_string();
-    let padded = header.len().next_multiple_of(8);
+    let mut header = header.to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
     let io = || WeightsError::io(path);
-    out.write_all(&(padded as u64).to_le_bytes()).map_err(io())?;
-    write!(out, "{header:padded$}").map_err(io())?;
+    out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io())?;
+    out.write_all(&header).map_err(io())?;
     for (name, tensor) in order {
         let bytes = vlm_torch::tensor_to_bytes(tensor)
             .map_err(|source| WeightsError::Tensor { name: name.clone(), source })?;

@@ -190,6 +190,14 @@ fn other_files_are_told_apart() {
 }
 
 #[test]
+fn a_named_pipe_is_refused_and_not_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.pth");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    assert_says(&refusal(&path), "w.pth: it is no regular file");
+}
+
+#[test]
 fn safetensors_headers_that_lie_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.safetensors");

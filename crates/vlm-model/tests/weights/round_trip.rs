@@ -226,6 +226,24 @@ fn parts_are_read_through_their_index() {
 }
 
 #[test]
+fn thousands_of_tensors_come_back_from_either_format() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = |k: i64| (format!("model.layers.{k}.mlp.experts.{k}.gate.weight"), Tensor::from(k));
+    let tensors: Vec<_> = (0..2000).map(own).collect();
+    for (name, format) in [("w.safetensors", Format::Safetensors), ("w.pth", Format::Pth)] {
+        let path = folder.path().join(name);
+        save(&path, &tensors, format).unwrap();
+        let weights = Weights::open(&path).unwrap();
+        assert_eq!(weights.names().count(), 2000);
+        let last = weights.get("model.layers.1999.mlp.experts.1999.gate.weight").unwrap();
+        assert_eq!(i64::try_from(last).unwrap(), 1999);
+    }
+    let bytes = std::fs::read(folder.path().join("w.safetensors")).unwrap();
+    let header = u64::from_le_bytes(*bytes.first_chunk::<8>().unwrap());
+    assert!(header > u64::from(u16::MAX) && header.is_multiple_of(8), "{header}");
+}
+
+#[test]
 fn weights_one_level_down_are_found_and_said_to_be() {
     let folder = tempfile::tempdir().unwrap();
     let model = Pickle::new().raw(b"}(").text("epoch").int(3).text("model").raw(b"}(").text("a");
