@@ -336,6 +336,94 @@ fn an_evaluation_longer_than_the_timeout_does_not_end_the_run() {
     assert_eq!(trial.summary()["status"], "finished");
 }
 
+/// A library that makes the disk of programs slow; see `preload/slow_disk.c`.
+fn slow_disk(trial: &Trial) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("preload/slow_disk.c");
+    let library = trial.path("slow_disk.so");
+    let compiled = Command::new("cc")
+        .args(["-shared", "-fPIC", "-O2", "-o"])
+        .args([&library, &source])
+        .arg("-ldl")
+        .status();
+    assert!(compiled.unwrap().success());
+    library
+}
+
+#[test]
+fn a_save_longer_than_the_timeout_does_not_end_the_run() {
+    // Each of three files takes four seconds to reach the disk, and the ranks wait for three.
+    const BYTES_PER_SEC: &str = "6000000";
+    let trial = trial();
+    let library = slow_disk(&trial);
+    let flags = ["--dim", "512", "--n-heads", "8", "--unfreeze-last-layers", "0"];
+    let flags = [&flags[..], &["--max-steps", "1", "--timeout-secs", "4"]].concat();
+    let command = |_| {
+        let mut command = trial.command(&flags);
+        command.env("LD_PRELOAD", &library).env("SLOW_DISK_BYTES_PER_SEC", BYTES_PER_SEC);
+        command
+    };
+    let started = Instant::now();
+    for ended in end(start_all((0..2).map(command).collect())) {
+        ended.assert_success();
+    }
+    let took = started.elapsed();
+    let bytes = fs::metadata(trial.path("out/pretrain_vlm_512.safetensors")).unwrap().len();
+    assert!(bytes > 20_000_000 && took > Duration::from_secs(11), "{bytes} bytes in {took:?}");
+}
+
+#[test]
+fn an_evaluation_is_cut_short_by_a_request_to_stop_and_made_up_for() {
+    let trial = trial();
+    let rows: Vec<String> =
+        (0..600).map(|k| row(&format!("{}.png", k % 8), "A circle beside a square.")).collect();
+    fs::write(trial.path("held_out.jsonl"), rows.join("\n")).unwrap();
+    let held_out = trial.path("held_out.jsonl");
+    let flags = ["--eval-data", held_out.to_str().unwrap(), "--eval-captions", "600"];
+    let flags = [&flags[..], &["--eval-interval", "2", "--max-steps", "3"]].concat();
+    train(&trial, 2, "whole", &flags);
+    let is_judgement = |line: &serde_json::Value| !line["eval_loss"].is_null();
+
+    let resumed = [&flags[..], &["--resume", "auto"]].concat();
+    // Rank 0 judges: the second is told by the one that waits for it.
+    for (target, world_size) in [(0, 1), (1, 2)] {
+        let shared = shared_batches(world_size, &resumed);
+        let shared: Vec<&str> = shared.iter().map(String::as_str).collect();
+        let out = format!("out{world_size}");
+        let children = start(&trial, &out, &vec![shared; world_size]);
+        let log = trial.path(&format!("{out}/metrics.jsonl"));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 2 {
+            assert!(Instant::now() < deadline, "no two steps in a minute");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        crate::support::signal(&children[target], "TERM");
+        for ended in end(children) {
+            ended.assert_success();
+        }
+        let lines = metrics(&trial, &out);
+        assert!(lines.len() == 2 && !lines.iter().any(is_judgement), "{lines:?}");
+        let summary = fs::read_to_string(trial.path(&format!("{out}/summary.json"))).unwrap();
+        let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+        assert_eq!(
+            (summary["status"].as_str(), summary["steps"].as_u64()),
+            (Some("interrupted"), Some(2))
+        );
+
+        train(&trial, world_size, &out, &resumed);
+        let (whole, cut) = (metrics(&trial, "whole"), metrics(&trial, &out));
+        assert_eq!((whole.len(), cut.len()), (5, 5));
+        for (whole, cut) in whole.iter().zip(&cut) {
+            for key in ["step", "epoch", "eval_rows", "eval_captions", "eval_exact"] {
+                assert_eq!(whole[key], cut[key], "{key}");
+            }
+            for key in ["loss", "eval_loss"] {
+                let [whole, cut] = [whole, cut].map(|line| line[key].as_f64().unwrap_or(0.0));
+                assert!((whole - cut).abs() <= 1e-5, "{key}: {whole} and {cut}");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_rank_whose_rows_are_broken_does_not_end_a_run_that_has_few_broken_rows() {
     let trial = trial();

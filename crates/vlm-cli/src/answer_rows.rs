@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::Instant;
 
@@ -75,7 +76,7 @@ pub fn of_data(
             };
             lines.write(&line).map_err(|e| TrainError::Failed(format!("{e:#}")))?;
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     })?;
     lines.finish()
 }

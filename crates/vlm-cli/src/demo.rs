@@ -1,14 +1,15 @@
 //! The embedded demo: `vlm pretrain` without `--data-path`, and `vlm demo-weights`.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use vlm_data::demo::{DemoFiles, demo_files, write_demo_dataset};
 use vlm_train::Run;
 use vlm_train::config::Stage;
 use vlm_train::demo::{
-    DemoReport, HeldOut, Pictures, StartingWeightsOptions, alignment, make_starting_weights,
+    DemoReport, GroupAccuracy, HeldOut, Pictures, StartingWeightsOptions, alignment,
+    make_starting_weights,
 };
 
 use crate::args::{DemoWeightsArgs, PretrainArgs};
@@ -26,31 +27,45 @@ pub fn pretrain(args: PretrainArgs, stop: &AtomicBool) -> Result<()> {
     let files = prepared(&data.join("demo"))?;
     let mut run =
         Run::prepare(configuration(with_demo_defaults(args, &data, &files), Stage::Pretrain)?)?;
-    if !run.is_first_rank() {
-        // Rank 0 examines and reports; the others only train.
-        run.train(stop)?;
-        return Ok(());
-    }
-    let held_out = HeldOut::open(&files)?;
-    println!("captioning {} held-out pictures before training …", held_out.num_pictures());
-    let before = held_out.examine(&run, Pictures::Shown)?.accuracy;
+    let examined = run.on_first_rank(stop, |goes_on| -> Result<_> {
+        let held_out = HeldOut::open(&files)?;
+        println!("captioning {} held-out pictures before training …", held_out.num_pictures());
+        let before = held_out.examine(&run, Pictures::Shown, goes_on)?;
+        Ok((held_out, before.map(|examined| examined.accuracy)))
+    })?;
     let mut summary = run.train(stop)?;
+    // Rank 0 examines and reports; the others only train.
+    let Some((held_out, before)) = examined else { return Ok(()) };
     let mut judged = None;
-    if summary.status == "finished" {
-        println!("captioning them again, and once with blank pictures …");
-        let after = held_out.examine(&run, Pictures::Shown)?;
-        let blank = held_out.examine(&run, Pictures::Blank)?.accuracy;
-        let sheet = run.out_dir().join(vlm_train::report::CONTACT_SHEET);
-        held_out.write_contact_sheet(&after, &sheet)?;
-        let result = DemoReport { before, after: after.accuracy, blank };
+    if let Some(before) = before.filter(|_| summary.status == "finished") {
+        judged = examine_again(&held_out, &run, before, stop)?;
+    }
+    if let Some(result) = &judged {
         summary.extra.extend(result.summary());
-        println!("{}pictures with their captions: {}", result.table(), sheet.display());
-        judged = Some(result);
     }
     run.write_summary(&summary)?;
     run.write_report(judged.as_ref());
     report(&run, &summary);
     Ok(())
+}
+
+/// Captions the pictures after the training, shows how good that is beside `before`, and draws the
+/// sheet; `None` when the user asked to stop meanwhile.
+fn examine_again(
+    held_out: &HeldOut,
+    run: &Run,
+    before: GroupAccuracy,
+    stop: &AtomicBool,
+) -> Result<Option<DemoReport>> {
+    println!("captioning them again, and once with blank pictures …");
+    let goes_on = || !stop.load(Ordering::Relaxed);
+    let Some(after) = held_out.examine(run, Pictures::Shown, &goes_on)? else { return Ok(None) };
+    let Some(blank) = held_out.examine(run, Pictures::Blank, &goes_on)? else { return Ok(None) };
+    let sheet = run.out_dir().join(vlm_train::report::CONTACT_SHEET);
+    held_out.write_contact_sheet(&after, &sheet)?;
+    let result = DemoReport { before, after: after.accuracy, blank: blank.accuracy };
+    println!("{}pictures with their captions: {}", result.table(), sheet.display());
+    Ok(Some(result))
 }
 
 /// Makes the starting weights anew.

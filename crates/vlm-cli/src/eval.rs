@@ -59,7 +59,10 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             max_new_tokens: args.max_new_tokens,
         },
     )?;
-    let report = evaluator.evaluate(&trained.model, trained.dtype, &|| ())?;
+    // Nobody asks this command to stop but by ending it.
+    let Some(report) = evaluator.evaluate(&trained.model, trained.dtype, &|| true)? else {
+        return Ok(());
+    };
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
     } else {

@@ -7,16 +7,68 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
+/// What is flushed to the disk at once where somebody waits for a sign of life: a flush gives none.
+const FLUSHED_BYTES: usize = 4 << 20;
+
+/// A file on its way to the disk.
+#[derive(Debug)]
+pub struct Flushing<'a> {
+    file: File,
+    unflushed: usize,
+    goes_on: Option<GoesOn<'a>>,
+}
+
+/// Called as long as something gets on.
+#[derive(Clone, Copy)]
+pub struct GoesOn<'a>(pub &'a dyn Fn());
+
+impl std::fmt::Debug for GoesOn<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("GoesOn")
+    }
+}
+
+impl Write for Flushing<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(&bytes[..bytes.len().min(FLUSHED_BYTES)])?;
+        if let Some(GoesOn(goes_on)) = self.goes_on {
+            self.unflushed += written;
+            if self.unflushed >= FLUSHED_BYTES {
+                self.file.sync_data()?;
+                self.unflushed = 0;
+            }
+            goes_on();
+        }
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// Lets `fill` write a file beside `path` under a temporary name, then flushes it to the disk and
 /// gives it its name. What was at `path` before stays until then; a failure leaves nothing behind.
 /// # Errors
 /// The system's, with the path; whatever `fill` returns.
 pub fn write_atomically<E: From<Error>>(
     path: &Path,
-    fill: impl FnOnce(&mut BufWriter<File>) -> std::result::Result<(), E>,
+    fill: impl FnOnce(&mut BufWriter<Flushing>) -> std::result::Result<(), E>,
+) -> std::result::Result<(), E> {
+    write_atomically_with(path, None, fill)
+}
+
+/// As [`write_atomically`]. `goes_on` is called again and again, however slow the disk is: at every
+/// few megabytes that have reached it.
+/// # Errors
+/// As [`write_atomically`].
+pub fn write_atomically_with<E: From<Error>>(
+    path: &Path,
+    goes_on: Option<GoesOn>,
+    fill: impl FnOnce(&mut BufWriter<Flushing>) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
     let temporary = temporary_name(path)?;
-    let written = write_and_sync(&temporary, fill)
+    let written = write_and_sync(&temporary, goes_on, fill)
         .and_then(|()| {
             fs::rename(&temporary, path).map_err(|e| Error::io("rename to", path, e).into())
         })
@@ -66,13 +118,15 @@ fn put_in_place(temporary: &Path, path: &Path) -> Result<()> {
 
 fn write_and_sync<E: From<Error>>(
     path: &Path,
-    fill: impl FnOnce(&mut BufWriter<File>) -> std::result::Result<(), E>,
+    goes_on: Option<GoesOn>,
+    fill: impl FnOnce(&mut BufWriter<Flushing>) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
     let file = File::create(path).map_err(|e| Error::io("create", path, e))?;
-    let mut writer = BufWriter::with_capacity(1 << 20, file);
+    let flushing = Flushing { file, unflushed: 0, goes_on };
+    let mut writer = BufWriter::with_capacity(1 << 20, flushing);
     fill(&mut writer)?;
     writer.flush().map_err(|e| Error::io("write", path, e))?;
-    writer.get_ref().sync_all().map_err(|e| Error::io("flush to disk", path, e))?;
+    writer.get_ref().file.sync_all().map_err(|e| Error::io("flush to disk", path, e))?;
     Ok(())
 }
 

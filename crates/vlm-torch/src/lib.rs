@@ -24,11 +24,13 @@ pub use bytes::{tensor_from_bytes, tensor_to_bytes};
 pub use checkpoint::{checkpoint, checkpoint_many};
 pub use cuda::{LIBTORCH_VERSION, load_cuda};
 pub use error::{Error, Result, plain_message};
-pub use files::{write_atomically, write_folder_atomically};
+pub use files::{
+    Flushing, GoesOn, write_atomically, write_atomically_with, write_folder_atomically,
+};
 pub use gradients::{clip_grad_norm, set_grad_none, unscale_gradients};
 pub use memory::{peak_memory_bytes, reset_peak};
 pub use optimizer::{AdamWStep, LossScale, deterministic_algorithms, fused_adamw_step};
 pub use process_group::{GroupOptions, ProcessGroup};
-pub use pth::save_pth;
+pub use pth::{save_pth, save_pth_with};
 pub use reducer::{Reducer, ReducerOptions, ReducerTimes};
 pub use store::Store;

@@ -2,14 +2,14 @@
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{c_char, c_int, c_void};
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Result, ffi, write_atomically};
+use crate::files::Flushing;
+use crate::{Error, GoesOn, Result, ffi, write_atomically_with};
 
 const OPERATION: &str = "save_pth";
 
@@ -20,12 +20,23 @@ const OPERATION: &str = "save_pth";
 /// # Errors
 /// A name that occurs twice; the file system's, with the path; libtorch's.
 pub fn save_pth(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    save_pth_with(path, tensors, None)
+}
+
+/// As [`save_pth`]; for `goes_on` see [`write_atomically_with`].
+/// # Errors
+/// As [`save_pth`].
+pub fn save_pth_with(
+    path: &Path,
+    tensors: &[(String, Tensor)],
+    goes_on: Option<GoesOn>,
+) -> Result<()> {
     let mut seen = HashSet::new();
     if let Some((name, _)) = tensors.iter().find(|(name, _)| !seen.insert(name)) {
         return Err(Error::argument(OPERATION, format!("the name {name:?} occurs twice")));
     }
     let on_cpu = detached_on_cpu(tensors)?;
-    write_atomically(path, |file| write(file, tensors, &on_cpu))
+    write_atomically_with(path, goes_on, |file| write(file, tensors, &on_cpu))
 }
 
 /// What makes two tensors on a device the same values in the same memory.
@@ -55,7 +66,11 @@ fn detached_on_cpu(tensors: &[(String, Tensor)]) -> Result<Vec<Tensor>> {
     Ok(result)
 }
 
-fn write(file: &mut BufWriter<File>, named: &[(String, Tensor)], tensors: &[Tensor]) -> Result<()> {
+fn write(
+    file: &mut BufWriter<Flushing>,
+    named: &[(String, Tensor)],
+    tensors: &[Tensor],
+) -> Result<()> {
     let names: Vec<_> = named.iter().map(|(name, _)| name.as_ptr()).collect();
     let name_sizes: Vec<_> = named.iter().map(|(name, _)| name.len()).collect();
     let handles = ffi::handles(tensors);
@@ -77,7 +92,7 @@ fn write(file: &mut BufWriter<File>, named: &[(String, Tensor)], tensors: &[Tens
 /// Hands bytes of the archive to the file.
 ///
 /// # Safety
-/// `context` is the `BufWriter<File>` of [`write`], used by nobody else; `bytes` are `count` readable
+/// `context` is the `BufWriter<Flushing>` of [`write`], used by nobody else; `bytes` are `count` readable
 /// bytes.
 unsafe extern "C" fn write_bytes(
     context: *mut c_void,
@@ -91,7 +106,7 @@ unsafe extern "C" fn write_bytes(
         // SAFETY: by the contract above.
         let (file, bytes) = unsafe {
             (
-                &mut *context.cast::<BufWriter<File>>(),
+                &mut *context.cast::<BufWriter<Flushing>>(),
                 std::slice::from_raw_parts(bytes.cast::<u8>(), count),
             )
         };

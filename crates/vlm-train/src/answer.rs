@@ -1,6 +1,8 @@
 //! Answers of a model: to conversations, and to the rows of a data set. What the demo, the
 //! evaluation and `vlm generate` share.
 
+use std::ops::ControlFlow;
+
 use tch::Tensor;
 use vlm_data::{
     ChatTokenizer, IMAGE_TAG, ImageProcessor, Reject, RejectReason, Role, RowSource, Turn,
@@ -42,7 +44,9 @@ pub struct Answer {
 }
 
 /// Takes the answers of a batch of rows, each or why there is none, with the number of the first.
-pub type OnAnswers<'a> = dyn FnMut(usize, &[Result<Answer, Reject>]) -> Result<(), TrainError> + 'a;
+/// [`ControlFlow::Break`]: no more are wanted.
+pub type OnAnswers<'a> =
+    dyn FnMut(usize, &[Result<Answer, Reject>]) -> Result<ControlFlow<()>, TrainError> + 'a;
 
 /// A conversation whose next answer is asked for.
 #[derive(Debug, Clone)]
@@ -153,16 +157,23 @@ impl Answerer<'_> {
             for answer in answers.iter_mut().flatten() {
                 answer.text = texts.next().unwrap_or_default();
             }
-            on_answers(k * self.batch_size, &answers)?;
+            if on_answers(k * self.batch_size, &answers)?.is_break() {
+                break;
+            }
         }
         Ok(())
     }
 
-    /// Answers to the first question of every row, in the order of the source.
+    /// Answers to the first question of every row, in the order of the source; `None` when
+    /// `goes_on`, asked after each batch, says that they are no longer wanted.
     ///
     /// # Errors
     /// A row that cannot be used, by its place; the model's.
-    pub fn answer_all(&self, source: &dyn RowSource) -> Result<Vec<Answer>, TrainError> {
+    pub fn answer_all(
+        &self,
+        source: &dyn RowSource,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Answer>>, TrainError> {
         let rows: Vec<usize> = (0..source.len()).collect();
         let mut all = Vec::with_capacity(rows.len());
         self.answer_rows(source, &rows, &mut |first, answers| {
@@ -171,9 +182,9 @@ impl Answerer<'_> {
                     TrainError::Failed(format!("{}: {}", source.locate(first + k), e.detail))
                 })?);
             }
-            Ok(())
+            Ok(if goes_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
         })?;
-        Ok(all)
+        Ok((all.len() == rows.len()).then_some(all))
     }
 
     /// The first question of a row that has an answer, and that answer; of a row without one, all

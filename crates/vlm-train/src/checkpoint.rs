@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
+use vlm_model::weights::{self, Format};
+use vlm_torch::GoesOn;
 
 use crate::TrainError;
 use crate::out_dir::write_json;
@@ -48,7 +50,8 @@ pub struct Checkpoint {
     pub state: State,
 }
 
-/// Writes `folder/step-…`, then removes the oldest beyond `keep`; the new one's path.
+/// Writes `folder/step-…`, then removes the oldest beyond `keep`; the new one's path. `goes_on` is
+/// called again and again, however slow the disk is.
 ///
 /// # Errors
 /// The system's, with the path; nothing half-written stays under the checkpoint's name.
@@ -59,13 +62,14 @@ pub fn save(
     position: Position,
     identity: serde_json::Value,
     keep: usize,
+    goes_on: GoesOn,
 ) -> Result<PathBuf, TrainError> {
     let name = format!("step-{:08}", position.counters.step);
     let (target, temporary) = (folder.join(&name), folder.join(format!(".{name}.tmp")));
     fs::create_dir_all(folder).map_err(|e| TrainError::at(folder, e))?;
     remove_if_there(&temporary)?;
     fs::create_dir(&temporary).map_err(|e| TrainError::at(&temporary, e))?;
-    let written = fill(&temporary, model, optimizer, position, identity).and_then(|()| {
+    let written = fill(&temporary, model, optimizer, position, identity, goes_on).and_then(|()| {
         remove_if_there(&target)?;
         fs::rename(&temporary, &target).map_err(|e| TrainError::at(&target, e))?;
         sync(folder)
@@ -88,13 +92,14 @@ fn fill(
     optimizer: &[(String, Tensor)],
     position: Position,
     identity: serde_json::Value,
+    goes_on: GoesOn,
 ) -> Result<(), TrainError> {
     let mut checksums = std::collections::BTreeMap::new();
     for (name, tensors) in [(MODEL, model), (OPTIMIZER, optimizer)] {
         let path = folder.join(name);
-        vlm_model::weights::save(&path, tensors, vlm_model::weights::Format::Safetensors)
+        weights::save_with(&path, tensors, Format::Safetensors, Some(goes_on))
             .map_err(|e| TrainError::at(&path, e))?;
-        checksums.insert(name.to_owned(), checksum(&path)?);
+        checksums.insert(name.to_owned(), checksum(&path, goes_on)?);
     }
     let program = env!("CARGO_PKG_VERSION").to_owned();
     let state = State { version: FORMAT_VERSION, program, position, identity, checksums };
@@ -121,7 +126,7 @@ pub fn load(path: &Path) -> Result<Checkpoint, TrainError> {
     }
     for (name, expected) in &state.checksums {
         let file = path.join(name);
-        if checksum(&file)? != *expected {
+        if checksum(&file, GoesOn(&|| ()))? != *expected {
             return Err(TrainError::at(
                 &file,
                 "its checksum is not the one in state.json: the file was changed or is damaged; \
@@ -189,7 +194,7 @@ fn sync(folder: &Path) -> Result<(), TrainError> {
 }
 
 /// BLAKE3 of a file's bytes, in hexadecimal.
-fn checksum(path: &Path) -> Result<String, TrainError> {
+fn checksum(path: &Path, GoesOn(goes_on): GoesOn) -> Result<String, TrainError> {
     let mut file = File::open(path).map_err(|e| TrainError::at(path, e))?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 20];
@@ -199,6 +204,7 @@ fn checksum(path: &Path) -> Result<String, TrainError> {
             return Ok(hasher.finalize().to_hex().to_string());
         }
         hasher.write_all(&buffer[..read]).map_err(|e| TrainError::at(path, e))?;
+        goes_on();
     }
 }
 
@@ -215,7 +221,8 @@ mod tests {
         let mut position = Position::default();
         position.counters.step = step;
         let (model, optimizer) = (tensors(step as f64), tensors(0.5));
-        save(folder, &model, &optimizer, position, serde_json::Value::Null, keep).unwrap()
+        let identity = serde_json::Value::Null;
+        save(folder, &model, &optimizer, position, identity, keep, GoesOn(&|| ())).unwrap()
     }
 
     #[test]

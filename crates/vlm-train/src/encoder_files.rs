@@ -7,6 +7,7 @@ use std::path::Path;
 use tch::Tensor;
 use vlm_model::Vlm;
 use vlm_model::weights::{self, Format};
+use vlm_torch::GoesOn;
 
 use crate::TrainError;
 use crate::assemble::Shapes;
@@ -38,6 +39,7 @@ pub(crate) fn save(
     shapes: &Shapes,
     from: &Path,
     out_dir: &Path,
+    goes_on: GoesOn,
 ) -> Result<(), TrainError> {
     if model.vision_params().trainable().is_empty() {
         return Ok(());
@@ -45,7 +47,8 @@ pub(crate) fn save(
     let folder = out_dir.join(FOLDER);
     fs::create_dir_all(&folder).map_err(|e| TrainError::at(&folder, e))?;
     let file = folder.join("model.safetensors");
-    weights::save(&file, &model.vision_params().named(), Format::Safetensors)
+    let named = model.vision_params().named();
+    weights::save_with(&file, &named, Format::Safetensors, Some(goes_on))
         .map_err(|e| TrainError::at(&file, e))?;
     let preprocessor = "preprocessor_config.json";
     let source = from.join(preprocessor);

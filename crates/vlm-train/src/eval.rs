@@ -1,5 +1,6 @@
 //! Judging a model on rows it was not trained on: loss, perplexity, captions.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
@@ -101,7 +102,8 @@ impl Evaluator {
     }
 
     /// Judges a model. Neither its weights and gradients nor libtorch's random numbers are touched.
-    /// `goes_on` is called after each batch, for those that wait.
+    /// `goes_on` is asked at each batch; when it says no, there is no report: what was counted until
+    /// then is not of all rows.
     ///
     /// # Errors
     /// The loader's, the model's.
@@ -109,26 +111,32 @@ impl Evaluator {
         &self,
         model: &Vlm,
         dtype: Dtype,
-        goes_on: &dyn Fn(),
-    ) -> Result<EvalReport, TrainError> {
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<Option<EvalReport>, TrainError> {
         let started = Instant::now();
-        let mut report = tch::no_grad(|| self.losses(model, dtype, goes_on))?;
-        self.captions(model, dtype, goes_on, &mut report)?;
+        let Some(mut report) = tch::no_grad(|| self.losses(model, dtype, goes_on))? else {
+            return Ok(None);
+        };
+        if self.captions(model, dtype, goes_on, &mut report)?.is_break() {
+            return Ok(None);
+        }
         report.secs = started.elapsed().as_secs_f64();
-        Ok(report)
+        Ok(Some(report))
     }
 
     fn losses(
         &self,
         model: &Vlm,
         dtype: Dtype,
-        goes_on: &dyn Fn(),
-    ) -> Result<EvalReport, TrainError> {
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<Option<EvalReport>, TrainError> {
         let transfer = Transfer::new(model.device(), &self.processor);
         let (mut rows, mut rejected_rows, mut supervised_tokens, mut sum) = (0, 0, 0, 0.0);
         for batch in self.loader.epoch(0, 0) {
             let batch = batch?;
-            goes_on();
+            if !goes_on() {
+                return Ok(None);
+            }
             rejected_rows += batch.rejected.len() as u64;
             if batch.num_supervised == 0 {
                 continue;
@@ -142,7 +150,7 @@ impl Evaluator {
             sum += f64::try_from(&loss.sum).map_err(ModelError::from)?;
         }
         let loss = (supervised_tokens > 0).then(|| sum / supervised_tokens as f64);
-        Ok(EvalReport {
+        Ok(Some(EvalReport {
             rows,
             rejected_rows,
             supervised_tokens,
@@ -152,16 +160,16 @@ impl Evaluator {
             exact: None,
             token_f1: None,
             secs: 0.0,
-        })
+        }))
     }
 
     fn captions(
         &self,
         model: &Vlm,
         dtype: Dtype,
-        goes_on: &dyn Fn(),
+        goes_on: &dyn Fn() -> bool,
         report: &mut EvalReport,
-    ) -> Result<(), TrainError> {
+    ) -> Result<ControlFlow<()>, TrainError> {
         let answerer = Answerer {
             model,
             tokenizer: &self.tokenizer,
@@ -174,20 +182,23 @@ impl Evaluator {
         };
         let rows: Vec<usize> = (0..self.source.len().min(self.options.max_captions)).collect();
         let (mut exact, mut f1) = (0, 0.0);
+        let mut flow = ControlFlow::Continue(());
         answerer.answer_rows(&*self.source, &rows, &mut |_, answers| {
-            goes_on();
+            if !goes_on() {
+                flow = ControlFlow::Break(());
+            }
             // A row that asks without an answer to compare with, or cannot be used, is no caption.
             for answer in answers.iter().flatten().filter(|answer| !answer.expected.is_empty()) {
                 report.captions += 1;
                 exact += u64::from(is_exact(&answer.text, &answer.expected));
                 f1 += token_f1(&answer.text, &answer.expected);
             }
-            Ok(())
+            Ok(flow)
         })?;
         if report.captions > 0 {
             report.exact = Some(exact as f64 / report.captions as f64);
             report.token_f1 = Some(f1 / report.captions as f64);
         }
-        Ok(())
+        Ok(flow)
     }
 }

@@ -6,8 +6,8 @@ use std::io::{self, IsTerminal};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -40,9 +40,19 @@ pub struct Job {
     pub env: Vec<(OsString, OsString)>,
 }
 
+/// Whoever ends a whole job (a batch system, a terminal that closes) may send more than one signal:
+/// what follows the first so soon is one request.
+const ONE_REQUEST: Duration = Duration::from_millis(500);
+
 /// Counts how often the user asked to stop.
 #[derive(Debug, Clone, Default)]
-pub struct Signals(Arc<AtomicUsize>);
+pub struct Signals(Arc<Asked>);
+
+#[derive(Debug, Default)]
+struct Asked {
+    count: AtomicUsize,
+    first: OnceLock<Instant>,
+}
 
 impl Signals {
     /// Ctrl-C, SIGTERM and SIGHUP from now on no longer end this process, but are counted.
@@ -55,14 +65,17 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Counts one more.
+    /// Counts one more, unless it belongs to the first.
     pub fn raise(&self) {
-        self.0.fetch_add(1, Ordering::Relaxed);
+        let first = *self.0.first.get_or_init(Instant::now);
+        if self.count() == 0 || first.elapsed() >= ONE_REQUEST {
+            self.0.count.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// How many there were.
     pub fn count(&self) -> usize {
-        self.0.load(Ordering::Relaxed)
+        self.0.count.load(Ordering::Relaxed)
     }
 }
 

@@ -18,6 +18,8 @@ use super::{flags, output, setting};
 
 /// What the user asked wrongly is wrong the next time too.
 const USAGE_CODE: u8 = 2;
+/// The ranks were ended at once, since the user asked a second time: as `vlm` has it.
+const ENDED_AT_ONCE: u8 = 130;
 /// Between the end of this machine's ranks and their new start, where there are other machines:
 /// theirs are gone by then too (ten seconds after they saw ours go), so that no new rank meets an
 /// old one.
@@ -46,6 +48,10 @@ pub fn run(job: &Job, layout: &Layout, again: Again, signals: &Signals) -> Resul
         let Some(failure) = ranks::run(&job, layout, attempt, signals)? else {
             return Ok(ExitCode::SUCCESS);
         };
+        if signals.count() > 1 {
+            output::say("ended at once; what was saved before is as it was");
+            return Ok(ExitCode::from(ENDED_AT_ONCE));
+        }
         output::say(&format!("error: {failure}"));
         let is_over = failure.code() == USAGE_CODE || signals.count() > 0;
         if is_over || attempt == layout.max_restarts {

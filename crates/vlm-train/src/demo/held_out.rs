@@ -69,10 +69,16 @@ impl HeldOut {
         self.groups.len()
     }
 
-    /// Lets the run's model caption all pictures.
+    /// Lets the run's model caption all pictures; `None` when `goes_on`, asked after each batch, said
+    /// no.
     /// # Errors
     /// A picture that cannot be read; the model's.
-    pub fn examine(&self, run: &Run, pictures: Pictures) -> Result<Examined> {
+    pub fn examine(
+        &self,
+        run: &Run,
+        pictures: Pictures,
+        goes_on: &dyn Fn() -> bool,
+    ) -> Result<Option<Examined>> {
         let answerer = Answerer {
             model: run.model(),
             tokenizer: run.tokenizer(),
@@ -83,12 +89,14 @@ impl HeldOut {
             sampling: Sampling::default(),
             blank_pictures: pictures == Pictures::Blank,
         };
-        let answers = answerer.answer_all(&self.source)?;
+        let Some(answers) = answerer.answer_all(&self.source, goes_on)? else {
+            return Ok(None);
+        };
         let mut accuracy = GroupAccuracy::default();
         for (answer, &group) in answers.iter().zip(&self.groups) {
             accuracy.add(group, &answer.text, &answer.expected);
         }
-        Ok(Examined { answers, accuracy })
+        Ok(Some(Examined { answers, accuracy }))
     }
 
     /// Draws pictures of every group with their captions, English ones since the sheet's font has

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use vlm_torch::{GroupOptions, Store};
 
 use super::patience::Patience;
-use super::reporter::{DONE_KEY, Reporter, word_key};
+use super::reporter::{DONE_KEY, Reporter, STOP_KEY, word_key};
 
 /// Looks at the others, an interval apart, after which one whose reports have not changed is taken
 /// for ended.
@@ -129,6 +129,10 @@ pub(super) struct State {
     pub(super) awaited: u64,
     /// The last work of rank 0 that is known to be done.
     pub(super) done: u64,
+    /// On rank 0: whether it does work that another rank's being asked to stop ends.
+    pub(super) listens: bool,
+    /// Whether a rank that waits for rank 0 was asked to stop.
+    pub(super) stop_is_asked: bool,
     /// Asked of the thread, and said by it.
     pub(super) stop: bool,
     pub(super) has_ended: bool,
@@ -189,6 +193,8 @@ impl Progress {
             notes: Vec::new(),
             awaited: 0,
             done: 0,
+            listens: false,
+            stop_is_asked: false,
             stop: false,
             has_ended: false,
         };
@@ -240,18 +246,37 @@ impl Progress {
         self.note(DONE_KEY.into(), work.to_string().into_bytes());
     }
 
+    /// On rank 0: whether to hear of other ranks that are asked to stop.
+    pub(super) fn listens(&self, listens: bool) {
+        self.shared.tell(|state| state.listens = listens);
+    }
+
+    /// On rank 0, while it listens: whether another rank was asked to stop.
+    pub(super) fn another_is_asked_to_stop(&self) -> bool {
+        self.shared.lock().stop_is_asked
+    }
+
     fn note(&self, key: String, value: Vec<u8>) {
         self.shared.tell(|state| state.notes.push((key, value)));
     }
 
     /// On the others: waits for rank 0's work number `work`, however long it takes, as long as rank 0
-    /// shows that it goes on.
-    pub(super) fn await_done(&self, work: u64) -> Result<(), &'static str> {
+    /// shows that it goes on, and lets it know when this rank is asked to stop.
+    pub(super) fn await_done(
+        &self,
+        work: u64,
+        is_asked_to_stop: &dyn Fn() -> bool,
+    ) -> Result<(), &'static str> {
         let patience = self.patience.wait;
+        let mut has_told = false;
         self.shared.tell(|state| (state.awaited, state.is_watching) = (work, true));
         let started = Instant::now();
         let (mut number, mut changed) = (None, started);
         let result = loop {
+            if !has_told && is_asked_to_stop() {
+                self.note(STOP_KEY.into(), vec![1]);
+                has_told = true;
+            }
             let is_pending = |state: &State| state.done < work && !state.is_cut_off;
             let state = self.shared.wait(self.patience.interval, is_pending);
             if state.done >= work {

@@ -16,6 +16,8 @@ const FIRST_QUESTION: Duration = Duration::from_millis(1);
 const LAST_QUESTION: Duration = Duration::from_millis(100);
 /// Number of the last work that rank 0 did alone.
 pub(super) const DONE_KEY: &str = "done-by-rank-0";
+/// There as soon as a rank that waits for rank 0 was asked to stop.
+pub(super) const STOP_KEY: &str = "asked-to-stop";
 
 /// The only thread that speaks to the store.
 pub(super) struct Reporter {
@@ -46,6 +48,7 @@ impl Reporter {
             let now = Instant::now();
             if now >= next_report {
                 self.report()?;
+                self.listen()?;
                 next_report = now + self.interval;
             }
             let (is_watching, awaited, stop) = {
@@ -107,6 +110,14 @@ impl Reporter {
             }
         };
         self.store.set(&report_key(self.rank), &serde_json::to_vec(&report).unwrap_or_default())
+    }
+
+    /// On rank 0, while it works alone: whether another rank was asked to stop.
+    fn listen(&self) -> vlm_torch::Result<()> {
+        if self.shared.lock().listens && self.store.get(STOP_KEY)?.is_some() {
+            self.shared.tell(|state| state.stop_is_asked = true);
+        }
+        Ok(())
     }
 
     /// Reads what the others have reported, and their last words where that is of interest.

@@ -1,6 +1,7 @@
 //! The processes of one run, as one of them sees them: collective operations whose errors say which
 //! rank noticed what, at which step, and what is known of the others.
 
+use std::fmt::Display;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -15,8 +16,8 @@ use super::progress::{Phase, Progress};
 use super::share::Share;
 use crate::TrainError;
 
-/// All ranks of a run. Every operation but [`Self::reached`], [`Self::goes_on`] and
-/// [`Self::explain`] is collective: all ranks call it, in the same order.
+/// All ranks of a run. Every operation but [`Self::reached`] and [`Self::explain`] is collective: all
+/// ranks call it, in the same order.
 #[derive(Debug)]
 pub struct Team {
     // Dropped first: the reports end before the store does.
@@ -85,30 +86,33 @@ impl Team {
         self.progress.reached(step, phase);
     }
 
-    /// Notes that this rank gets on in its phase, for those that wait for it.
-    pub fn goes_on(&self) {
-        self.progress.goes_on();
-    }
-
     /// Lets rank 0 do work that may take longer than the timeout; the other ranks wait for as long
-    /// as it gets on ([`Self::goes_on`] once in a timeout), and get `None`.
+    /// as it gets on, and get `None`. The work is given a function to call once in a timeout at
+    /// least, which notes that it gets on, and says `false` as soon as any rank is asked to stop.
     ///
     /// # Errors
     /// The work's, on rank 0; on the others that rank 0 ended, is gone, or does not get on.
-    pub fn on_first_rank<T>(
+    pub fn on_first_rank<T, E: From<TrainError>>(
         &self,
         step: u64,
         phase: Phase,
-        work: impl FnOnce() -> Result<T, TrainError>,
-    ) -> Result<Option<T>, TrainError> {
+        is_asked_to_stop: &dyn Fn() -> bool,
+        work: impl FnOnce(&dyn Fn() -> bool) -> Result<T, E>,
+    ) -> Result<Option<T>, E> {
         let number = self.works.fetch_add(1, Ordering::Relaxed) + 1;
         self.reached(step, phase);
         if self.rank() == 0 {
-            let done = work()?;
+            self.progress.listens(true);
+            let done = work(&|| {
+                self.progress.goes_on();
+                !is_asked_to_stop() && !self.progress.another_is_asked_to_stop()
+            });
+            self.progress.listens(false);
+            let done = done?;
             self.progress.is_done(number);
             return Ok(Some(done));
         }
-        self.progress.await_done(number).map_err(|why| {
+        self.progress.await_done(number, is_asked_to_stop).map_err(|why| {
             self.explain(format!("rank 0 does this alone and was waited for, but {why}"))
         })?;
         Ok(None)
@@ -116,7 +120,7 @@ impl Team {
 
     /// An error of an operation that other ranks take part in, with this rank's place and what is
     /// known of the others. Takes a second or two.
-    pub fn explain(&self, error: impl std::fmt::Display) -> TrainError {
+    pub fn explain(&self, error: impl Display) -> TrainError {
         let place =
             format!("rank {} of {}, {}", self.rank(), self.world_size(), self.progress.place());
         TrainError::Failed(format!(
@@ -126,7 +130,7 @@ impl Team {
     }
 
     /// Leaves word of why this rank ends early, for the messages of the others.
-    pub fn leave_word(&self, error: &TrainError) {
+    pub fn leave_word(&self, error: &impl Display) {
         self.progress.leave_word(&format!("{}: {error}", self.progress.place()));
     }
 

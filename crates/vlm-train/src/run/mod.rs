@@ -6,8 +6,9 @@ mod records;
 mod resume;
 mod summary;
 
+use std::fmt::Display;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -146,6 +147,28 @@ impl Run {
     /// Where the run writes.
     pub fn out_dir(&self) -> &OutDir {
         &self.out_dir
+    }
+
+    /// Lets rank 0 do something with the model before the training, while the others wait for as long
+    /// as it gets on; they get `None`. The work is given a function to ask once in a while whether to
+    /// go on: no, as soon as any rank is asked to stop.
+    ///
+    /// # Errors
+    /// The work's, on rank 0; on the others that rank 0 ended, is gone, or does not get on.
+    pub fn on_first_rank<T, E: From<TrainError> + Display>(
+        &self,
+        stop: &AtomicBool,
+        work: impl FnOnce(&dyn Fn() -> bool) -> Result<T, E>,
+    ) -> Result<Option<T>, E> {
+        let is_asked_to_stop = || stop.load(Ordering::Relaxed);
+        let Some(team) = &self.team else {
+            return work(&|| !is_asked_to_stop()).map(Some);
+        };
+        let done = team.on_first_rank(0, Phase::Evaluate, &is_asked_to_stop, work);
+        if let Err(error) = &done {
+            team.leave_word(error);
+        }
+        done
     }
 
     /// Trains to the end, saving on the way, and writes the final weights. `stop` ends the run

@@ -3,6 +3,7 @@
 use tch::{Device, Tensor};
 use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{self, Format};
+use vlm_torch::GoesOn;
 
 use super::{Run, Summary};
 use crate::TrainError;
@@ -31,16 +32,20 @@ impl Run {
             }
         }
         match &self.team {
-            None => self.write_checkpoint(trainer, &|| ()),
+            None => self.write_checkpoint(trainer, GoesOn(&|| ())),
             Some(team) => {
-                let write = || self.write_checkpoint(trainer, &|| team.goes_on());
-                team.on_first_rank(trainer.position.counters.step, Phase::Save, write).map(drop)
+                let step = trainer.position.counters.step;
+                // What is begun is written to its end, whoever asks to stop.
+                team.on_first_rank(step, Phase::Save, &|| false, |goes_on| {
+                    self.write_checkpoint(trainer, GoesOn(&|| _ = goes_on()))
+                })
+                .map(drop)
             }
         }
     }
 
-    /// `goes_on` is called after each part, for those that wait.
-    fn write_checkpoint(&self, trainer: &Trainer, goes_on: &dyn Fn()) -> Result<(), TrainError> {
+    /// `goes_on` is for those that wait.
+    fn write_checkpoint(&self, trainer: &Trainer, goes_on: GoesOn) -> Result<(), TrainError> {
         let weights = self.weights();
         let mut all = self.weights();
         all.extend(encoder_files::checkpointed(&self.model));
@@ -51,15 +56,15 @@ impl Run {
             trainer.position,
             self.identity.clone(),
             self.config.run.keep_checkpoints,
+            goes_on,
         )?;
-        goes_on();
         for (extension, format) in [("pth", Format::Pth), ("safetensors", Format::Safetensors)] {
             let path = self.out_dir.join(format!("{}.{extension}", self.weights_name()));
-            weights::save(&path, &weights, format).map_err(|e| TrainError::at(&path, e))?;
-            goes_on();
+            weights::save_with(&path, &weights, format, Some(goes_on))
+                .map_err(|e| TrainError::at(&path, e))?;
         }
         let encoder = &self.config.model.vision;
-        encoder_files::save(&self.model, &self.shapes, encoder, self.out_dir.path())
+        encoder_files::save(&self.model, &self.shapes, encoder, self.out_dir.path(), goes_on)
     }
 
     /// All weights but the vision encoder's, under the family's own names.

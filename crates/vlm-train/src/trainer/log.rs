@@ -1,5 +1,6 @@
 //! What a step tells: on the screen and in the log; and what is told of the model on the way.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tch::{Device, Tensor};
@@ -104,29 +105,43 @@ impl Trainer<'_> {
         })
     }
 
-    /// What rank 0 finds, on rank 0; the others wait for it.
-    fn report(&self) -> Result<Option<EvalReport>, TrainError> {
-        let goes_on = || self.team.iter().for_each(|team| team.goes_on());
-        let judge = || {
-            let judged = self.evaluator.map(|e| e.evaluate(self.model, self.dtype, &goes_on));
-            judged.transpose()
+    /// What rank 0 finds, on rank 0 (the others wait for it), and whether all of it: when any rank
+    /// is asked to stop meanwhile, it ends without a report, and all ranks know.
+    fn report(&self, stop: &AtomicBool) -> Result<(Option<EvalReport>, bool), TrainError> {
+        let is_asked_to_stop = || stop.load(Ordering::Relaxed);
+        let judge = |goes_on: &dyn Fn() -> bool| {
+            let judged = self.evaluator.map(|e| e.evaluate(self.model, self.dtype, goes_on));
+            judged.transpose().map(Option::flatten)
         };
-        match self.team {
-            None => judge(),
-            Some(team) => {
-                let step = self.position.counters.step;
-                Ok(team.on_first_rank(step, Phase::Evaluate, judge)?.flatten())
-            }
-        }
+        let Some(team) = self.team else {
+            let report = judge(&|| !is_asked_to_stop())?;
+            let is_whole = report.is_some();
+            return Ok((report, is_whole));
+        };
+        let step = self.position.counters.step;
+        let report = team.on_first_rank(step, Phase::Evaluate, &is_asked_to_stop, judge)?;
+        let report = report.flatten();
+        let is_whole = team.first_ranks(&report.is_some())?;
+        Ok((report, is_whole))
     }
 
-    /// Judges the model as it is now, if it is to be judged, and writes a line of the log.
-    pub(super) fn evaluate(&mut self, epoch: u64, screen: &mut Screen) -> Result<(), TrainError> {
+    /// Judges the model as it is now, if it is to be judged, and writes a line of the log. `false`
+    /// when that was cut short, on all ranks alike: the evaluation is then still due, and the run is
+    /// to stop.
+    pub(super) fn evaluate(
+        &mut self,
+        stop: &AtomicBool,
+        screen: &mut Screen,
+    ) -> Result<bool, TrainError> {
         if self.config.eval.data_path.is_none() {
-            return Ok(());
+            self.position.eval_is_due = false;
+            return Ok(true);
         }
         let started = Instant::now();
-        let Some(report) = self.report()? else { return Ok(()) };
+        let (report, is_whole) = self.report(stop)?;
+        self.position.eval_is_due = !is_whole;
+        screen.meter.paused(started.elapsed());
+        let Some(report) = report else { return Ok(is_whole) };
         let number = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.4}"));
         screen.display.say(&format!(
             "step {}  held-out loss {}  exact {}  token F1 {}  of {} rows, {} answered",
@@ -138,9 +153,8 @@ impl Trainer<'_> {
             report.captions,
         ));
         if let Some(metrics) = &mut self.metrics {
-            metrics.append(&EvalLine::new(self.position.counters, epoch, &report))?;
+            metrics.append(&EvalLine::new(self.position.counters, self.position.epoch, &report))?;
         }
-        screen.meter.paused(started.elapsed());
-        Ok(())
+        Ok(is_whole)
     }
 }

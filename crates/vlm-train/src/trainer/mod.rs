@@ -42,6 +42,9 @@ pub struct Position {
     pub last_loss: Option<f64>,
     /// Updates left out since the last good one.
     pub skipped_in_a_row: u64,
+    /// Whether the model is still to be judged as it is now.
+    #[serde(default)]
+    pub eval_is_due: bool,
     /// Loss scaling, with float16 only.
     pub scaler: Option<LossScaler>,
 }
@@ -94,8 +97,8 @@ impl Trainer<'_> {
     }
 
     /// Trains from the present position to the end. `save` is called with the trainer at every
-    /// `save_interval` (at the next end of an update) and when the run is stopped; `stop` ends
-    /// the run after the present update.
+    /// `save_interval` (at the next end of an update), but not at the end; `stop` ends the run after
+    /// the present update, or in the middle of an evaluation, which is then still due.
     ///
     /// # Errors
     /// Data, model, disk; too many updates in a row that were not finite. Weights on disk are left
@@ -117,6 +120,10 @@ impl Trainer<'_> {
             samples_per_sec: 0.0,
         };
         let mut ending = Ending::Finished;
+        // The run that is continued was stopped in the middle of its evaluation.
+        if self.position.eval_is_due && !self.evaluate(stop, &mut screen)? {
+            ending = Ending::Interrupted;
+        }
         while self.position.epoch < self.config.optim.epochs
             && self.position.counters.step < last_step
             && ending == Ending::Finished
@@ -142,7 +149,7 @@ impl Trainer<'_> {
         let mut window = Window::default();
         self.tally = self.team.map(|_| Tally::new(self.config.data.max_rejected_fraction));
         let eval_interval = self.config.eval.interval.unwrap_or(self.config.run.save_interval);
-        let (mut save_is_due, mut eval_is_due) = (false, false);
+        let mut save_is_due = false;
         for index in first..end {
             let step = self.position.counters.step;
             let asked = Instant::now();
@@ -174,26 +181,26 @@ impl Trainer<'_> {
             self.log(lr, loss, grad_norm, epoch, is_last, screen)?;
             save_is_due |=
                 self.position.counters.step.is_multiple_of(self.config.run.save_interval);
-            eval_is_due |= is_last || self.position.counters.step.is_multiple_of(eval_interval);
+            self.position.eval_is_due |=
+                is_last || self.position.counters.step.is_multiple_of(eval_interval);
             if !place.is_last {
                 continue;
             }
-            if eval_is_due {
-                self.evaluate(epoch, screen)?;
-                eval_is_due = false;
-            }
             // Several ranks stop by what they agreed on, so that all stop at one step.
-            let stopped = match self.team {
+            let mut stopped = match self.team {
                 None => stop.load(Ordering::Relaxed),
                 Some(_) => stop_agreed,
             };
-            self.reached(Phase::Save);
-            if (save_is_due || stopped) && self.position.counters.step < last_step {
-                save(self)?;
-                save_is_due = false;
+            if self.position.eval_is_due && !stopped {
+                stopped = !self.evaluate(stop, screen)?;
             }
             if stopped {
                 return Ok(Ending::Interrupted);
+            }
+            self.reached(Phase::Save);
+            if save_is_due && self.position.counters.step < last_step {
+                save(self)?;
+                save_is_due = false;
             }
         }
         if end == source.batches_per_epoch() {
