@@ -82,10 +82,10 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let run = args.config.as_deref().map(RunFile::read).transpose()?.unwrap_or_default();
-    let input = if args.input.is_empty() { run.data_path.clone() } else { args.input };
-    if input.is_empty() {
-        return Err(usage_error("the --config has no data-path; give the rows with --input"));
-    }
+    let given = Some(args.input).filter(|input| !input.is_empty()).map(DataPaths::from);
+    let paths = given
+        .or_else(|| run.data_path.clone())
+        .ok_or_else(|| usage_error("the --config has no data-path; give the rows with --input"))?;
     let demo_start = workspace.data_dir().join("demo-start");
     let within_lm = |name: &str, mark: &str| run.within_lm(name, mark);
     let tokenizer_dir = args.tokenizer.or_else(|| run.tokenizer.clone());
@@ -109,7 +109,6 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let paths = DataPaths::from(input);
     let images_path = args.images_path.or_else(|| run.images_path.clone());
     let source = paths.open(images_path.as_deref()).map_err(asked_wrongly)?;
     eprintln!(

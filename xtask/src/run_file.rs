@@ -4,9 +4,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::Value;
 use toml::Table;
+use vlm_data::DataPaths;
 
 use crate::workspace::usage_error;
 
@@ -75,9 +76,7 @@ const NAMES: [&str; 56] = [
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "kebab-case")]
 pub struct RunFile {
-    /// The rows, each with its weight.
-    #[serde(deserialize_with = "one_or_many")]
-    pub data_path: Vec<String>,
+    pub data_path: Option<DataPaths>,
     pub images_path: Option<PathBuf>,
     lm: Option<PathBuf>,
     pub vision: Option<PathBuf>,
@@ -165,20 +164,6 @@ impl Projector {
     }
 }
 
-/// A text, or a list of them.
-fn one_or_many<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<String>, D::Error> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum OneOrMany {
-        One(String),
-        Many(Vec<String>),
-    }
-    Ok(match OneOrMany::deserialize(from)? {
-        OneOrMany::One(path) => vec![path],
-        OneOrMany::Many(paths) => paths,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,10 +175,13 @@ mod tests {
              projector = \"merged-mlp\"\nimage-token = \"@\"",
         )
         .unwrap();
-        assert_eq!(run.data_path, ["a.jsonl:0.7", "b.jsonl:0.3"]);
+        let paths = |paths: &[&str]| {
+            Some(DataPaths::from(paths.iter().map(|&path| path.to_owned()).collect::<Vec<_>>()))
+        };
+        assert_eq!(run.data_path, paths(&["a.jsonl:0.7", "b.jsonl:0.3"]));
         assert_eq!((run.max_seq_len, run.batch_size), (Some(288), None));
         assert_eq!(run.projector().unwrap().tokens(16), Ok(64));
-        assert_eq!(RunFile::parse("data-path = \"a\"").unwrap().data_path, ["a"]);
+        assert_eq!(RunFile::parse("data-path = \"a\"").unwrap().data_path, paths(&["a"]));
     }
 
     #[test]

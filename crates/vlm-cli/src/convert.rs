@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::Args;
 use vlm_model::weights::{self, Format, Weights, WeightsError, save_shards};
-use vlm_train::{ExportSource, TrainError, export_hf};
+use vlm_train::{ExportSource, TrainError, export_hf, is_exported_name};
 
 /// Flags of `vlm convert`.
 #[derive(Debug, Args)]
@@ -36,22 +36,6 @@ pub struct ConvertArgs {
 
 /// Above this an exported model is split, as Hugging Face's own writer does.
 const USUAL_SHARD_BYTES: u64 = 5_000_000_000;
-
-/// Names that a folder written here may hold; one with others is not replaced.
-const OWN_NAMES: [&str; 12] = [
-    "config.json",
-    "preprocessor_config.json",
-    "vision",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "generation_config.json",
-    "model.safetensors.index.json",
-];
 
 /// Runs the command.
 pub fn run(args: &ConvertArgs) -> Result<()> {
@@ -129,7 +113,9 @@ fn check_folder(folder: &Path, force: bool) -> Result<()> {
         return Err(occupied(folder));
     }
     let is_own = |name: &str| {
-        OWN_NAMES.contains(&name) || name.starts_with("model") && name.ends_with(".safetensors")
+        is_exported_name(name)
+            || name == "model.safetensors.index.json"
+            || name.starts_with("model") && name.ends_with(".safetensors")
     };
     match names.iter().find(|name| !is_own(name)) {
         None => Ok(()),

@@ -16,7 +16,7 @@ use crate::TrainError;
 use crate::assemble::{Shapes, adopt, open_tokenizer, starting_shape};
 use crate::config::{ModelConfig, ShapeRequest};
 use crate::out_dir::write_json;
-use crate::trained::{find_part, find_weights, image_processor, read_config};
+use crate::trained::{Origin, image_processor};
 
 /// The files of a tokenizer, as far as there are any.
 const TOKENIZER_FILES: [&str; 8] = [
@@ -31,6 +31,11 @@ const TOKENIZER_FILES: [&str; 8] = [
 ];
 
 const PREPROCESSOR: &str = "preprocessor_config.json";
+
+/// Whether [`export_hf`] writes a file or folder of this name, weights apart.
+pub fn is_exported_name(name: &str) -> bool {
+    ["config.json", PREPROCESSOR, "vision"].contains(&name) || TOKENIZER_FILES.contains(&name)
+}
 
 /// What is exported.
 #[derive(Debug, Clone)]
@@ -83,24 +88,15 @@ pub fn export_hf(
 
 impl Parts {
     fn find(source: &ExportSource) -> Result<Self, TrainError> {
-        let folder = if source.model.is_dir() {
-            source.model.as_path()
-        } else {
-            source.model.parent().unwrap_or(Path::new("."))
-        };
-        let written = read_config(folder);
-        let path = find_weights(&source.model, &written)?;
+        let origin = Origin::find(&source.model)?;
+        let (written, path) = (&origin.written, origin.weights.clone());
         let weights = Weights::open(&path).map_err(|e| TrainError::Usage(e.to_string()))?;
         let (mut lm, beside) = starting_shape(&path)?;
         adopt(&mut lm, &weights, beside.as_deref())?;
         lm.check_tied(&weights).map_err(|e| TrainError::Usage(e.to_string()))?;
-        let part = |given: &Option<PathBuf>, name: &str, beside: PathBuf| match given {
-            Some(path) => Ok(path.clone()),
-            None => find_part(folder, &written, name, beside),
-        };
-        let tokenizer = part(&source.tokenizer, "tokenizer", folder.to_owned())?;
+        let tokenizer = origin.part(&source.tokenizer, "tokenizer")?;
         let sees = source.vision.is_some() || weights.names().any(is_projector);
-        let vision = sees.then(|| part(&source.vision, "vision", folder.join("vision")));
+        let vision = sees.then(|| origin.part(&source.vision, "vision"));
         let vision = vision.transpose()?;
         let opened = open_tokenizer(&ModelConfig {
             lm: Some(path),

@@ -32,7 +32,7 @@ pub mod trainer;
 pub use assemble::{Shapes, build_model, settle_shapes};
 pub use config::TrainConfig;
 pub use error::TrainError;
-pub use export::{ExportSource, export_hf};
+pub use export::{ExportSource, export_hf, is_exported_name};
 pub use out_dir::OutDir;
 pub use run::{Run, Summary};
 pub use trained::{TrainedModel, TrainedSource, part_of_run, shape_of_run};

@@ -50,22 +50,13 @@ impl TrainedModel {
     /// weights without a projector.
     pub fn open(source: &TrainedSource) -> Result<Self, TrainError> {
         let device = precision::device(&source.device, None)?;
-        let folder = if source.model.is_dir() {
-            source.model.as_path()
-        } else {
-            source.model.parent().unwrap_or(Path::new("."))
-        };
-        let written = read_config(folder);
-        let weights = find_weights(&source.model, &written)?;
-        let part = |given: &Option<PathBuf>, name: &str, beside: PathBuf| match given {
-            Some(path) => Ok(path.clone()),
-            None => find_part(folder, &written, name, beside),
-        };
+        let origin = Origin::find(&source.model)?;
+        let weights = origin.weights.clone();
         let config = ModelConfig {
             lm: Some(weights.clone()),
-            vision: part(&source.vision, "vision", folder.join("vision"))?,
-            tokenizer: part(&source.tokenizer, "tokenizer", folder.to_owned())?,
-            image_token: written["image_token"].as_str().map(str::to_owned),
+            vision: origin.part(&source.vision, "vision")?,
+            tokenizer: origin.part(&source.tokenizer, "tokenizer")?,
+            image_token: origin.written["image_token"].as_str().map(str::to_owned),
             features: None,
             projector: None,
             shape: ShapeRequest::default(),
@@ -84,13 +75,46 @@ impl TrainedModel {
     }
 }
 
-pub(crate) fn read_config(folder: &Path) -> Value {
+/// Where a model was found, before its parts are looked for.
+pub(crate) struct Origin {
+    /// That of a run, or the one that the weights lie in.
+    folder: PathBuf,
+    /// What `config.json` there says.
+    pub(crate) written: Value,
+    /// The weight file, or a folder that stands for one.
+    pub(crate) weights: PathBuf,
+}
+
+impl Origin {
+    /// # Errors
+    /// No weights there.
+    pub(crate) fn find(model: &Path) -> Result<Self, TrainError> {
+        let folder = if model.is_dir() { Some(model) } else { model.parent() };
+        let folder = folder.unwrap_or(Path::new(".")).to_owned();
+        let written = read_config(&folder);
+        let weights = find_weights(model, &written)?;
+        Ok(Self { folder, written, weights })
+    }
+
+    /// The `vision` or `tokenizer` folder: the one given, else as [`part_of_run`].
+    ///
+    /// # Errors
+    /// Says that there is none, and the flag that names one.
+    pub(crate) fn part(&self, given: &Option<PathBuf>, name: &str) -> Result<PathBuf, TrainError> {
+        match given {
+            Some(path) => Ok(path.clone()),
+            None => find_part(&self.folder, &self.written, name),
+        }
+    }
+}
+
+fn read_config(folder: &Path) -> Value {
     let text = std::fs::read_to_string(folder.join("config.json")).unwrap_or_default();
     serde_json::from_str(&text).unwrap_or_default()
 }
 
 /// A weight file as it is; of a run's folder the later stage's weights, whole.
-pub(crate) fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, TrainError> {
+fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, TrainError> {
     if model.is_file() {
         return Ok(model.to_owned());
     }
@@ -126,8 +150,7 @@ pub(crate) fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, Tra
 /// The `vision` or `tokenizer` folder that belongs to these weights of a run.
 pub fn part_of_run(weights: &Path, part: &str) -> Option<PathBuf> {
     let folder = if weights.is_dir() { weights } else { weights.parent()? };
-    let beside = if part == "vision" { folder.join("vision") } else { folder.to_owned() };
-    find_part(folder, &read_config(folder), part, beside).ok()
+    find_part(folder, &read_config(folder), part).ok()
 }
 
 /// `dim` and `use_moe` of the run in `folder`, as its `config.json` says.
@@ -139,13 +162,11 @@ pub fn shape_of_run(folder: &Path) -> Option<(i64, bool)> {
 
 /// The part in the model's own folder (an encoder that was trained too, all parts of an exported
 /// model), else the one that the run's `config.json` names.
-pub(crate) fn find_part(
-    folder: &Path,
-    written: &Value,
-    name: &str,
-    beside: PathBuf,
-) -> Result<PathBuf, TrainError> {
-    let mark = if name == "tokenizer" { "tokenizer.json" } else { "config.json" };
+fn find_part(folder: &Path, written: &Value, name: &str) -> Result<PathBuf, TrainError> {
+    let (beside, mark) = match name {
+        "tokenizer" => (folder.to_owned(), "tokenizer.json"),
+        _ => (folder.join(name), "config.json"),
+    };
     if beside.join(mark).is_file() {
         return Ok(beside);
     }
