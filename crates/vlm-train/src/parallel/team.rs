@@ -39,8 +39,10 @@ impl Team {
         let options = env.group_options(patience.wait);
         let group = ProcessGroup::connect(&options).map_err(|error| {
             TrainError::Failed(format!(
-                "{error}. The ranks meet at MASTER_ADDR {}, MASTER_PORT {}: all {} must be started, \
+                "{}. The ranks meet at MASTER_ADDR {}, MASTER_PORT {}: all {} must be started, \
                  and reach it within --timeout-secs {}",
+                // Some of libtorch's own messages end with a full stop.
+                error.to_string().trim_end_matches('.'),
                 env.master_addr,
                 env.master_port,
                 env.world_size,
