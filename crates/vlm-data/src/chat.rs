@@ -213,6 +213,19 @@ impl ChatTokenizer {
         EncodedRow { input_ids, supervised, image_starts }.cut(max_seq_len, tokens_per_image)
     }
 
+    /// How many tokens a row with these turns has, uncut: as [`Self::encode_row`] makes, for less.
+    ///
+    /// # Errors
+    /// [`RejectReason::TemplateRefused`], [`RejectReason::TokenizerFailed`].
+    pub fn num_tokens(&self, turns: &[Turn], tokens_per_image: usize) -> Result<usize, Reject> {
+        let prompt = self.mark(turns, tokens_per_image, false)?;
+        let encoding = self
+            .tokenizer
+            .encode_fast(prompt.text.as_str(), false)
+            .map_err(|e| Reject::new(RejectReason::TokenizerFailed, e.to_string()))?;
+        Ok(encoding.len())
+    }
+
     /// Token ids of a conversation whose next answer is to be generated, and the first token of
     /// each of its images. Templates of the seed's form open the answer behind every user's turn;
     /// others do so on being asked.

@@ -37,7 +37,6 @@ mod preprocess;
 mod preprocess_config;
 mod reject;
 mod reject_log;
-mod row_length;
 mod row_text;
 mod rows;
 mod shards;
@@ -47,6 +46,7 @@ mod template;
 mod text_stream;
 mod tokenizer_files;
 mod webdataset;
+mod windows;
 mod worker;
 
 pub use batch::{Batch, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImagePlace, Padding};
@@ -70,7 +70,6 @@ pub use prepare::{ImageStore, PaddingWaste, PrepareSettings, Statistics, prepare
 pub use preprocess::ImageProcessor;
 pub use reject::{Reject, RejectReason, Rejected};
 pub use reject_log::RejectLog;
-pub use row_length::RowLength;
 pub use rows::{IMAGE_TAG, Role, Row, RowImage, Turn};
 pub use shards::{MANIFEST_FILE, Manifest, ShardEntry, ShardSource};
 pub use source::{Encoding, PreparedRow, RowSource};

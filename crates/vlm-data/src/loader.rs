@@ -2,8 +2,8 @@
 //! the same whatever the number of threads.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender};
@@ -15,6 +15,7 @@ use crate::fingerprint::fingerprint;
 use crate::order::{EpochOrder, OrderConfig, share};
 use crate::source::{Encoding, RowSource};
 use crate::tally::Tally;
+use crate::windows::Windows;
 use crate::worker::{ImageReading, Made, PendingBatch, RowMaker, Task, work};
 
 /// Rows within which similar lengths are put together unless told otherwise. `cargo xtask bench data
@@ -143,7 +144,6 @@ impl Loader {
             max_seq_len: config.max_seq_len,
         })?;
         let maker = RowMaker {
-            lengths: OnceLock::new(),
             source,
             tokenizer,
             images: images.into(),
@@ -181,8 +181,8 @@ impl Loader {
 
     /// The rows that all ranks together take as batch `index` of `epoch`.
     pub fn global_batch(&self, epoch: u64, index: usize) -> Vec<usize> {
-        EpochOrder::new(self.config.order(), self.num_rows(), epoch)
-            .global_batch(index, |row| self.maker.length_key(row))
+        let order = EpochOrder::new(self.config.order(), self.num_rows(), epoch);
+        Windows::new(Arc::clone(&self.maker), order, false).global_batch(index)
     }
 
     /// This rank's batches of `epoch` from number `start_batch` on. A batch whose rows were all
@@ -197,7 +197,7 @@ impl Loader {
 /// The batches of an epoch, in order; see [`Loader::epoch`].
 pub struct Epoch {
     maker: Arc<RowMaker>,
-    order: EpochOrder,
+    windows: Windows,
     num_batches: usize,
     rank: usize,
     world_size: usize,
@@ -238,8 +238,8 @@ impl Epoch {
             early: BTreeMap::new(),
             tally: Tally::new(config.max_rejected_fraction),
             is_over,
+            windows: Windows::new(Arc::clone(&maker), order, num_workers > 0),
             maker,
-            order,
             num_batches,
             rank: config.rank,
             world_size: config.world_size,
@@ -248,9 +248,7 @@ impl Epoch {
 
     /// This rank's rows of batch `index`.
     fn rows(&mut self, index: usize) -> Vec<usize> {
-        let maker = &self.maker;
-        let rows = self.order.global_batch(index, |row| maker.length_key(row));
-        share(&rows, self.rank, self.world_size).to_vec()
+        share(&self.windows.global_batch(index), self.rank, self.world_size).to_vec()
     }
 
     /// Keeps the workers supplied, but no further ahead than memory shall hold.

@@ -6,8 +6,7 @@ use bytes::Bytes;
 
 use crate::error::DataError;
 use crate::reject::Reject;
-use crate::row_length::RowLength;
-use crate::rows::{Row, RowImage};
+use crate::rows::{Row, RowImage, Turn};
 use crate::source::{Encoding, PreparedRow, RowSource};
 
 /// Sources one behind the other.
@@ -192,9 +191,14 @@ impl<T: Composed> RowSource for T {
         source.locate(row)
     }
 
-    fn length(&self, index: usize) -> RowLength {
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, Reject> {
         let (source, row) = self.part_of(index);
-        source.length(row)
+        source.turns(row)
+    }
+
+    fn num_tokens(&self, index: usize) -> Option<usize> {
+        let (source, row) = self.part_of(index);
+        source.num_tokens(row)
     }
 
     fn check_encoding(&self, wanted: &Encoding<'_>) -> Result<(), DataError> {

@@ -1,8 +1,7 @@
 //! In what order an epoch takes the rows, and which of them form a batch.
 //!
-//! Every batch is computed from its number alone, so that a run can begin anywhere, and nothing is
-//! kept but the window at hand. What all ranks take together at one step is a global batch; it
-//! does not depend on how many ranks share it.
+//! Every batch is computed from its number alone, so that a run can begin anywhere. What all ranks
+//! take together at one step is a global batch; it does not depend on how many ranks share it.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -48,49 +47,76 @@ pub(crate) struct EpochOrder {
     num_rows: usize,
     epoch: u64,
     permutation: Option<Permutation>,
-    /// The window asked for last.
-    window: Option<Window>,
 }
 
 /// Rows that were put in order together.
 #[derive(Debug)]
-struct Window {
-    index: usize,
+pub(crate) struct Window {
+    pub(crate) index: usize,
     /// Batch after batch.
     rows: Vec<usize>,
 }
+
+/// A row with its number of tokens.
+pub(crate) type RowLength = (usize, usize);
 
 impl EpochOrder {
     pub(crate) fn new(config: OrderConfig, num_rows: usize, epoch: u64) -> Self {
         let permutation =
             config.shuffle.then(|| Permutation::new(num_rows, key(config.seed, epoch, 0)));
-        Self { config, num_rows, epoch, permutation, window: None }
+        Self { config, num_rows, epoch, permutation }
     }
 
     pub(crate) fn num_batches(&self) -> usize {
         self.config.num_batches(self.num_rows)
     }
 
-    /// The rows of global batch `index`.
-    pub(crate) fn global_batch(
-        &mut self,
+    /// The window that global batch `index` is in; `None` where rows come as they were drawn.
+    pub(crate) fn window_of(&self, index: usize) -> Option<usize> {
+        let window_len = self.config.window_len()?;
+        Some(index * self.config.global_batch_size / window_len)
+    }
+
+    /// How many windows there are.
+    pub(crate) fn num_windows(&self) -> usize {
+        self.config.window_len().map_or(0, |window_len| self.num_rows.div_ceil(window_len))
+    }
+
+    /// Window `index`. `measure` is given its rows, and gives them back with their lengths in any
+    /// order of its own that depends on the rows alone.
+    pub(crate) fn window(
+        &self,
         index: usize,
-        length: impl Fn(usize) -> u64,
-    ) -> Vec<usize> {
+        measure: impl FnOnce(Vec<usize>) -> Vec<RowLength>,
+    ) -> Window {
+        let window_len = self.config.window_len().unwrap_or(self.num_rows);
+        let size = self.config.global_batch_size;
+        let start = index * window_len;
+        let rows = self.permuted(start..(start + window_len).min(self.num_rows));
+        let mut rng = ChaCha8Rng::from_seed(key(self.config.seed, self.epoch, 1 + index as u64));
+        let mut measured = measure(rows);
+        // Rows of one length are together by chance alone.
+        measured.shuffle(&mut rng);
+        measured.sort_by_key(|&(_, length)| length);
+        // The model shall not see short rows first in every window. A batch that is not full
+        // stays the last one.
+        let num_full = measured.len() / size;
+        let mut batches: Vec<&[RowLength]> = measured.chunks(size).collect();
+        batches[..num_full].shuffle(&mut rng);
+        let rows = batches.concat().into_iter().map(|(row, _)| row).collect();
+        Window { index, rows }
+    }
+
+    /// The rows of global batch `index`, of which `window` is the window where it is in one.
+    pub(crate) fn global_batch(&self, index: usize, window: Option<&Window>) -> Vec<usize> {
         let size = self.config.global_batch_size;
         let start = index * size;
         let end = (start + size).min(self.num_rows);
-        let Some(window_len) = self.config.window_len() else {
+        let (Some(window), Some(window_len)) = (window, self.config.window_len()) else {
             return self.permuted(start..end);
         };
-        let window_index = start / window_len;
-        if self.window.as_ref().is_none_or(|window| window.index != window_index) {
-            let rows = self.window_rows(window_index, window_len, length);
-            self.window = Some(Window { index: window_index, rows });
-        }
-        let first = window_index * window_len;
-        let rows = self.window.as_ref().map_or(&[][..], |window| &window.rows);
-        rows[start - first..end - first].to_vec()
+        let first = window.index * window_len;
+        window.rows[start - first..end - first].to_vec()
     }
 
     fn permuted(&self, positions: std::ops::Range<usize>) -> Vec<usize> {
@@ -98,25 +124,6 @@ impl EpochOrder {
             None => positions.collect(),
             Some(permutation) => positions.map(|position| permutation.at(position)).collect(),
         }
-    }
-
-    fn window_rows(
-        &self,
-        index: usize,
-        window_len: usize,
-        length: impl Fn(usize) -> u64,
-    ) -> Vec<usize> {
-        let size = self.config.global_batch_size;
-        let start = index * window_len;
-        let mut rows = self.permuted(start..(start + window_len).min(self.num_rows));
-        rows.sort_by_cached_key(|&row| length(row));
-        // The model shall not see short rows first in every window. A batch that is not full
-        // stays the last one.
-        let num_full = rows.len() / size;
-        let mut batches: Vec<&[usize]> = rows.chunks(size).collect();
-        let mut rng = ChaCha8Rng::from_seed(key(self.config.seed, self.epoch, 1 + index as u64));
-        batches[..num_full].shuffle(&mut rng);
-        batches.concat()
     }
 }
 
@@ -148,13 +155,19 @@ mod tests {
         bucket_window: 0,
     };
 
-    fn length(row: usize) -> u64 {
-        (row as u64 * 37) % 50
+    fn length(row: usize) -> usize {
+        (row * 37) % 50
+    }
+
+    fn global_batch(order: &EpochOrder, index: usize) -> Vec<usize> {
+        let measure = |rows: Vec<usize>| rows.into_iter().map(|row| (row, length(row))).collect();
+        let window = order.window_of(index).map(|window| order.window(window, measure));
+        order.global_batch(index, window.as_ref())
     }
 
     fn batches(config: OrderConfig, epoch: u64) -> Vec<Vec<usize>> {
-        let mut order = EpochOrder::new(config, 50, epoch);
-        (0..order.num_batches()).map(|index| order.global_batch(index, length)).collect()
+        let order = EpochOrder::new(config, 50, epoch);
+        (0..order.num_batches()).map(|index| global_batch(&order, index)).collect()
     }
 
     fn sorted(batches: Vec<Vec<usize>>) -> Vec<usize> {
@@ -183,8 +196,7 @@ mod tests {
             let config = OrderConfig { bucket_window, ..CONFIG };
             let all = batches(config, 2);
             for (index, batch) in all.iter().enumerate().rev() {
-                let mut order = EpochOrder::new(config, 50, 2);
-                assert_eq!(order.global_batch(index, length), *batch);
+                assert_eq!(global_batch(&EpochOrder::new(config, 50, 2), index), *batch);
             }
         }
     }
@@ -221,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_bucket_holds_rows_of_like_length() {
-        let spread = |config| -> u64 {
+        let spread = |config| -> usize {
             let spread = |batch: &Vec<usize>| {
                 let lengths = || batch.iter().map(|&row| length(row));
                 lengths().max().unwrap() - lengths().min().unwrap()
@@ -234,12 +246,14 @@ mod tests {
     #[test]
     fn a_billion_rows_cost_nothing_until_they_are_asked_for() {
         let config = OrderConfig { bucket_window: 64, ..CONFIG };
-        let mut order = EpochOrder::new(config, 1_000_000_000, 0);
-        let num_asked = std::cell::Cell::new(0);
-        let rows = order.global_batch(123_456_789, |row| {
-            num_asked.set(num_asked.get() + 1);
-            row as u64
+        let order = EpochOrder::new(config, 1_000_000_000, 0);
+        let index = 123_456_789;
+        let mut num_asked = 0;
+        let window = order.window(order.window_of(index).unwrap(), |rows| {
+            num_asked = rows.len();
+            rows.into_iter().map(|row| (row, row)).collect()
         });
-        assert_eq!((rows.len(), num_asked.get()), (4, 64));
+        let rows = order.global_batch(index, Some(&window));
+        assert_eq!((rows.len(), num_asked), (4, 64));
     }
 }

@@ -5,8 +5,7 @@ use bytes::Bytes;
 use crate::chat::{ChatTokenizer, EncodedRow};
 use crate::error::DataError;
 use crate::reject::Reject;
-use crate::row_length::RowLength;
-use crate::rows::{Row, RowImage};
+use crate::rows::{Row, RowImage, Turn};
 
 /// Rows by index, with the bytes of their images. Many threads read at once, in any order.
 pub trait RowSource: Send + Sync {
@@ -42,10 +41,19 @@ pub trait RowSource: Send + Sync {
     /// Where a person finds the row: `captions.jsonl:17`.
     fn locate(&self, index: usize) -> String;
 
-    /// What decides the row's number of tokens: the same for a row whatever file it lies in, so that
-    /// batches of rows of like length are the same too. Nothing for a row that cannot be used.
-    fn length(&self, index: usize) -> RowLength {
-        self.row(index).map_or_else(|_| RowLength::default(), |row| row.length())
+    /// The turns of row `index` alone. Sources that hold pictures beside the text do not read them
+    /// for it.
+    ///
+    /// # Errors
+    /// Why the row cannot be used.
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, Reject> {
+        Ok(self.row(index)?.turns)
+    }
+
+    /// How many tokens row `index` has, where [`Self::prepared_row`] has them. They are not read for
+    /// it.
+    fn num_tokens(&self, _index: usize) -> Option<usize> {
+        None
     }
 
     /// Whether token ids that the source holds are those that `wanted` would make now.

@@ -13,9 +13,8 @@ use bytes::Bytes;
 use crate::error::DataError;
 use crate::image_root::MAX_FILE_BYTES;
 use crate::reject::{Reject, RejectReason};
-use crate::row_length::RowLength;
 use crate::row_text::{file_name, read_row_text};
-use crate::rows::{Row, RowImage};
+use crate::rows::{Row, RowImage, Turn};
 use crate::source::RowSource;
 
 /// Extensions of members that are pictures.
@@ -185,13 +184,8 @@ impl RowSource for WebDatasetSource {
         }
     }
 
-    fn length(&self, index: usize) -> RowLength {
-        // Without the pictures, which need not be read for it.
-        let turns = self.conversation(index).map(|row| row.turns);
-        turns.map_or_else(
-            |_| RowLength::default(),
-            |turns| RowLength::of(&turns, self.members(index).len()),
-        )
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, Reject> {
+        Ok(self.conversation(index)?.turns)
     }
 }
 
@@ -283,7 +277,7 @@ mod tests {
         assert_eq!(source.row(3).unwrap_err().reason, RejectReason::InvalidRow);
         assert_eq!(source.row(4).unwrap_err().reason, RejectReason::MissingImage);
         assert_eq!(source.locate(1), "00000.tar:b.json");
-        assert_eq!(source.length(1), source.row(1).unwrap().length());
+        assert_eq!(source.turns(1).unwrap(), source.row(1).unwrap().turns);
     }
 
     #[test]

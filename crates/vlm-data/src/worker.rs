@@ -3,17 +3,18 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crossbeam_channel::{Receiver, Sender};
+use rayon::prelude::*;
 
 use crate::batch::{Batch, ImageData, Padding, Sample, SampleImages};
 use crate::chat::{ChatTokenizer, EncodedRow};
 use crate::error::DataError;
 use crate::feature_cache::FeatureCache;
+use crate::order::RowLength;
 use crate::preprocess::ImageProcessor;
 use crate::reject::{Reject, RejectReason, Rejected};
-use crate::row_length::LengthScale;
 use crate::rows::RowImage;
 use crate::source::{PreparedRow, RowSource};
 
@@ -39,8 +40,6 @@ pub(crate) struct RowMaker {
     pub(crate) source: Arc<dyn RowSource>,
     pub(crate) tokenizer: Arc<ChatTokenizer>,
     pub(crate) images: ImageReading,
-    /// Learned when first needed.
-    pub(crate) lengths: OnceLock<LengthScale>,
     pub(crate) tokens_per_image: usize,
     pub(crate) max_seq_len: usize,
     pub(crate) padding: Padding,
@@ -131,13 +130,24 @@ pub(crate) fn work(
 }
 
 impl RowMaker {
-    /// By which rows of like length are found.
-    pub(crate) fn length_key(&self, row: usize) -> u64 {
-        let scale = self.lengths.get_or_init(|| {
-            let (source, tokenizer) = (self.source.as_ref(), self.tokenizer.as_ref());
-            LengthScale::measure(source, tokenizer, self.tokens_per_image, self.max_seq_len)
-        });
-        scale.key(self.source.length(row))
+    /// `rows` with their numbers of tokens, in the order of the source: neighbours may lie in one
+    /// piece of it. All cores take part.
+    pub(crate) fn lengths(&self, mut rows: Vec<usize>) -> Vec<RowLength> {
+        rows.sort_unstable();
+        rows.into_par_iter().with_min_len(16).map(|row| (row, self.num_tokens(row))).collect()
+    }
+
+    /// Tokens of a row, the same whatever kind of source it lies in; none where there is something
+    /// wrong with it, which is told when the row is made.
+    fn num_tokens(&self, row: usize) -> usize {
+        let count = || {
+            self.source.num_tokens(row).or_else(|| {
+                let turns = self.source.turns(row).ok()?;
+                self.tokenizer.num_tokens(&turns, self.tokens_per_image).ok()
+            })
+        };
+        let num_tokens = catch_unwind(AssertUnwindSafe(count)).ok().flatten();
+        num_tokens.unwrap_or(0).min(self.max_seq_len)
     }
 
     /// The batch of `rows`, made in this thread.

@@ -9,7 +9,7 @@ mod cache;
 mod pages;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use parquet::basic::{ConvertedType, Type};
@@ -21,9 +21,8 @@ use pages::{Column, Pages};
 use crate::error::DataError;
 use crate::image_root::ImageRoot;
 use crate::reject::{Reject, RejectReason};
-use crate::row_length::RowLength;
 use crate::row_text::{file_name, folder_of};
-use crate::rows::{IMAGE_TAG, Row, RowImage, Turn, split_image_names};
+use crate::rows::{Row, RowImage, Turn, split_image_names};
 use crate::source::RowSource;
 
 const CONVERSATIONS: &str = "conversations";
@@ -39,8 +38,6 @@ pub struct ParquetSource {
     conversations: Column,
     images: Images,
     cache: Arc<PageCache>,
-    /// Of each row, found when first asked for.
-    lengths: OnceLock<Vec<RowLength>>,
 }
 
 #[derive(Debug)]
@@ -89,8 +86,7 @@ impl ParquetSource {
             }
             (None, None) => Images::None,
         };
-        let lengths = OnceLock::new();
-        Ok(Self { path: path.to_owned(), pages, conversations, images, cache, lengths })
+        Ok(Self { path: path.to_owned(), pages, conversations, images, cache })
     }
 
     /// The values of `column` in row `index`, nulls left out.
@@ -105,7 +101,7 @@ impl ParquetSource {
         Ok(rows.row(page.row_in_page).map(Bytes::copy_from_slice).collect())
     }
 
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, Reject> {
+    fn read_turns(&self, index: usize) -> Result<Vec<Turn>, Reject> {
         let invalid = |e: &str| Reject::new(RejectReason::InvalidRow, e);
         if index >= self.len() {
             return Err(invalid(&format!("row {index} of {}", self.len())));
@@ -124,7 +120,7 @@ impl RowSource for ParquetSource {
     }
 
     fn row(&self, index: usize) -> Result<Row, Reject> {
-        let turns = self.turns(index)?;
+        let turns = self.read_turns(index)?;
         let images = match &self.images {
             Images::None => Vec::new(),
             Images::Bytes(column) => self
@@ -166,26 +162,8 @@ impl RowSource for ParquetSource {
         format!("{}[{index}]", file_name(&self.path))
     }
 
-    fn length(&self, index: usize) -> RowLength {
-        let lengths = self.lengths.get_or_init(|| {
-            // A page that cannot be decoded rejects its rows when they are read; here it ends the
-            // knowledge of lengths, and what has none counts as short.
-            let mut lengths = Vec::with_capacity(self.len());
-            let mut take = |value: Option<&[u8]>| {
-                let text = value.and_then(|bytes| std::str::from_utf8(bytes).ok());
-                let turns = text.and_then(|text| Row::turns_from_json(text).ok());
-                lengths.push(turns.map_or_else(RowLength::default, |turns| {
-                    // Each image has its tag, or the row is rejected.
-                    let tags = turns.iter().map(|turn| turn.content.matches(IMAGE_TAG).count());
-                    RowLength::of(&turns, tags.sum())
-                }));
-            };
-            if let Err(problem) = self.pages.for_each_row(&self.conversations, &mut take) {
-                tracing::warn!("{}: lengths of rows: {problem}", self.path.display());
-            }
-            lengths
-        });
-        lengths.get(index).copied().unwrap_or_default()
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, Reject> {
+        self.read_turns(index)
     }
 }
 

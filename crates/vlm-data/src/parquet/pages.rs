@@ -160,23 +160,6 @@ impl Pages {
         Ok(levels.rows(num_rows))
     }
 
-    /// Calls `take` with the first value of each row in turn, once each.
-    pub(super) fn for_each_row(
-        &self,
-        column: &Column,
-        take: &mut dyn FnMut(Option<&[u8]>),
-    ) -> Result<(), String> {
-        for group in 0..self.chunks.len() {
-            let num_pages = self.chunk(group, column)?.locations.len();
-            for number in 0..num_pages {
-                let place = PagePlace { group, number, row_in_page: 0 };
-                let rows = self.decode(column, place)?;
-                (0..rows.ends.len()).for_each(|row| take(rows.row(row).next()));
-            }
-        }
-        Ok(())
-    }
-
     fn chunk(&self, group: usize, column: &Column) -> Result<&ChunkPages, String> {
         let find = || self.find_pages(group, column).map_err(|e| e.to_string());
         self.chunks[group][column.leaf].get_or_init(find).as_ref().map_err(String::clone)

@@ -57,13 +57,7 @@ impl RowChecker {
         Ok(KeptRow {
             is_cut: encoded.input_ids.len() < num_tokens,
             image_sizes,
-            row: ShardRow {
-                encoded,
-                images,
-                conversations,
-                location: self.source.locate(index),
-                text_bytes: row.length().text_bytes,
-            },
+            row: ShardRow { encoded, images, conversations, location: self.source.locate(index) },
         })
     }
 

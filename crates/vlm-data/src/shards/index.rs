@@ -17,8 +17,7 @@ mod buffers {
     pub(super) const IMAGES: (usize, usize, usize) = (17, 19, 20);
     pub(super) const CONVERSATIONS: (usize, usize) = (22, 23);
     pub(super) const LOCATION: (usize, usize) = (25, 26);
-    pub(super) const TEXT_BYTES: usize = 28;
-    pub(super) const COUNT: usize = 29;
+    pub(super) const COUNT: usize = 27;
 }
 
 /// A column of lists: where the values begin in the file, and which are whose.
@@ -60,7 +59,6 @@ pub(super) struct BatchIndex {
     pub(super) pictures: Lists,
     pub(super) conversations: Lists,
     pub(super) location: Lists,
-    pub(super) text_bytes: Vec<u32>,
 }
 
 /// A shard's record batches, each read when it is first needed: some forty bytes a row.
@@ -135,7 +133,6 @@ impl BatchIndex {
         let num_pictures = images.offsets.last().copied().unwrap_or(0) as usize;
         let pictures =
             Lists { start: places[bytes].0, offsets: offsets(of_pictures, num_pictures)? };
-        let text_bytes = read_at(file, places[buffers::TEXT_BYTES].0, num_rows * 4)?;
         Ok(Self {
             input_ids: lists(buffers::INPUT_IDS)?,
             supervised: lists(buffers::SUPERVISED)?,
@@ -145,7 +142,6 @@ impl BatchIndex {
             pictures,
             conversations: lists(buffers::CONVERSATIONS)?,
             location: lists(buffers::LOCATION)?,
-            text_bytes: numbers(&text_bytes),
         })
     }
 }

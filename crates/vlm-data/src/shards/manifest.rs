@@ -14,7 +14,7 @@ use crate::source::Encoding;
 pub const MANIFEST_FILE: &str = "manifest.json";
 
 const FORMAT: &str = "vlm prepared data";
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 /// What stands in `manifest.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

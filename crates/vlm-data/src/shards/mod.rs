@@ -30,8 +30,6 @@ mod columns {
     pub(super) const CONVERSATIONS: &str = "conversations";
     /// Where the row came from.
     pub(super) const LOCATION: &str = "location";
-    /// Of all turns.
-    pub(super) const TEXT_BYTES: &str = "text_bytes";
 }
 
 /// Bytes of a BLAKE3 hash.

@@ -11,7 +11,6 @@ use super::{HASH_BYTES, Manifest};
 use crate::chat::EncodedRow;
 use crate::error::DataError;
 use crate::reject::{Reject, RejectReason};
-use crate::row_length::RowLength;
 use crate::rows::{Row, RowImage};
 use crate::source::{Encoding, PreparedRow, RowSource};
 
@@ -155,12 +154,9 @@ impl RowSource for ShardSource {
         location.unwrap_or_else(|| format!("{}[{index}]", self.dir.display()))
     }
 
-    fn length(&self, index: usize) -> RowLength {
-        let Ok(Place { batch, row, .. }) = self.place(index) else { return RowLength::default() };
-        RowLength {
-            text_bytes: batch.text_bytes.get(row).copied().unwrap_or(0),
-            num_images: batch.images.range(row).len() as u32,
-        }
+    fn num_tokens(&self, index: usize) -> Option<usize> {
+        let Place { batch, row, .. } = self.place(index).ok()?;
+        Some(batch.input_ids.range(row).len())
     }
 
     fn check_encoding(&self, wanted: &Encoding<'_>) -> Result<(), DataError> {

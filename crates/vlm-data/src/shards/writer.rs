@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arrow_array::builder::{
-    BinaryBuilder, FixedSizeBinaryBuilder, Int32Builder, ListBuilder, StringBuilder, UInt32Builder,
+    BinaryBuilder, FixedSizeBinaryBuilder, Int32Builder, ListBuilder, StringBuilder,
 };
 use arrow_array::{ArrayRef, RecordBatch};
 use arrow_ipc::writer::FileWriter;
@@ -28,7 +28,6 @@ pub(crate) struct ShardRow {
     pub(crate) images: Vec<(Bytes, [u8; 32])>,
     pub(crate) conversations: String,
     pub(crate) location: String,
-    pub(crate) text_bytes: u32,
 }
 
 /// A shard being written under a temporary name.
@@ -111,7 +110,6 @@ fn schema() -> Schema {
         list(columns::IMAGES, DataType::Binary),
         Field::new(columns::CONVERSATIONS, DataType::Utf8, false),
         Field::new(columns::LOCATION, DataType::Utf8, false),
-        Field::new(columns::TEXT_BYTES, DataType::UInt32, false),
     ])
 }
 
@@ -122,7 +120,6 @@ fn arrays(rows: &[ShardRow]) -> Result<Vec<ArrayRef>, DataError> {
     let mut hashes = ListBuilder::new(FixedSizeBinaryBuilder::new(HASH_BYTES as i32));
     let mut images = ListBuilder::new(BinaryBuilder::new());
     let (mut conversations, mut locations) = (StringBuilder::new(), StringBuilder::new());
-    let mut text_bytes = UInt32Builder::new();
     for row in rows {
         // Ids, and places in a row, are far below 2³¹: a vocabulary or a row of that size would
         // not fit into memory.
@@ -145,7 +142,6 @@ fn arrays(rows: &[ShardRow]) -> Result<Vec<ArrayRef>, DataError> {
         images.append(true);
         conversations.append_value(&row.conversations);
         locations.append_value(&row.location);
-        text_bytes.append_value(row.text_bytes);
     }
     Ok(vec![
         Arc::new(ids.finish()),
@@ -155,7 +151,6 @@ fn arrays(rows: &[ShardRow]) -> Result<Vec<ArrayRef>, DataError> {
         Arc::new(images.finish()),
         Arc::new(conversations.finish()),
         Arc::new(locations.finish()),
-        Arc::new(text_bytes.finish()),
     ])
 }
 

@@ -53,7 +53,8 @@ fn rows_of_no_one_and_two_pictures_come_back_as_they_were() {
     for index in 0..3 {
         let (before, after) = (raw.row(index).unwrap(), prepared.row(index).unwrap());
         assert_eq!((&after.turns, after.images.len()), (&before.turns, index));
-        assert_eq!(prepared.length(index), raw.length(index));
+        let num_tokens = folder.tokenizer().num_tokens(&before.turns, TOKENS_PER_IMAGE).unwrap();
+        assert_eq!(prepared.num_tokens(index), Some(num_tokens));
         assert_eq!(prepared.locate(index), raw.locate(index));
         for (k, (a, b)) in before.images.iter().zip(&after.images).enumerate() {
             let picture = prepared.image_bytes(index, k, b).unwrap();
@@ -84,7 +85,7 @@ fn a_shard_with_a_wrong_byte_anywhere_rejects_rows_at_worst() {
         std::fs::write(shard(&output), damaged).unwrap();
         let source = open_source(&output, None).unwrap();
         for index in 0..source.len() {
-            source.length(index);
+            source.num_tokens(index);
             let row = source.prepared_row(index);
             num_rejected += usize::from(row.is_err());
             for (k, image) in
