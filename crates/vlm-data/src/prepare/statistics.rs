@@ -9,6 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::check::KeptRow;
+use crate::loader::DEFAULT_BUCKET_WINDOW;
 use crate::shards::Manifest;
 
 /// Counts over the rows of a data set. Sums and histograms only, so that parts can be joined.
@@ -35,8 +36,7 @@ pub struct Statistics {
 pub struct PaddingWaste {
     /// Rows in a drawn order, filled up to the longest of a batch.
     pub drawn: f64,
-    /// The same with rows of like length put together, within 64 batches, by their exact lengths. A
-    /// loader estimates these from the text, and so pads more.
+    /// The same with rows of like length put together, as a loader does unless told otherwise.
     pub bucketed: f64,
     /// Every row filled up to the length limit, as the reference does.
     pub to_limit: f64,
@@ -78,7 +78,6 @@ impl Statistics {
     /// Padding at batches of `batch_size` rows, by the lengths of at most a hundred thousand rows.
     pub fn padding_waste(&self, batch_size: usize, max_seq_len: usize) -> PaddingWaste {
         const MAX_SAMPLES: u64 = 100_000;
-        const BATCHES_A_WINDOW: usize = 64;
         let num_rows: u64 = self.rows_by_tokens.values().sum();
         let step = num_rows.div_ceil(MAX_SAMPLES).max(1);
         let mut lengths: Vec<u32> = Vec::new();
@@ -92,7 +91,8 @@ impl Statistics {
         lengths.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
         let batch_size = batch_size.max(1);
         let drawn = waste(lengths.chunks(batch_size));
-        for window in lengths.chunks_mut(batch_size * BATCHES_A_WINDOW) {
+        let batches_a_window = (DEFAULT_BUCKET_WINDOW / batch_size).max(1);
+        for window in lengths.chunks_mut(batch_size * batches_a_window) {
             window.sort_unstable();
         }
         let used: u64 = lengths.iter().map(|&length| u64::from(length)).sum();
@@ -199,8 +199,8 @@ impl fmt::Display for Report<'_> {
         let waste = statistics.padding_waste(self.batch_size, made_with.max_seq_len);
         write!(
             f,
-            "padding     at batch size {}: {:.1}% in a drawn order, {:.1}% bucketed by exact lengths, {:.1}% filled \
-             up to {}",
+            "padding     at batch size {}: {:.1}% in a drawn order, {:.1}% with rows of like length \
+             together, {:.1}% filled up to {}",
             self.batch_size,
             100.0 * waste.drawn,
             100.0 * waste.bucketed,

@@ -52,6 +52,22 @@ fn batches_are_the_same_whatever_the_number_of_workers() {
     }
 }
 
+#[test]
+fn rows_of_equally_many_tokens_share_a_batch_however_long_their_text_is() {
+    let folder = Folder::new();
+    // Five letters that are one token, and one that is one.
+    let spelled = |word: &str, tokens: usize| row("q", &word.repeat(tokens), "");
+    let lengths = [3, 9, 20, 30];
+    let rows = lengths.map(|tokens| [spelled("<unk>", tokens), spelled("a", tokens)]);
+    let rows: Vec<_> = [rows.concat(), rows.concat()].concat();
+    folder.write_rows(&rows);
+    for batch in batches(&folder.loader(LoaderConfig { bucket_window: 16, ..config() }), 0, 0) {
+        assert_eq!(batch.lengths, [batch.lengths[0]; 4]);
+    }
+    let unsorted = batches(&folder.loader(LoaderConfig { bucket_window: 0, ..config() }), 0, 0);
+    assert!(unsorted.iter().any(|batch| batch.lengths != [batch.lengths[0]; 4]));
+}
+
 /// The rows that were drawn for a batch, usable or not.
 fn drawn(batch: &Batch) -> Vec<usize> {
     let rejected = batch.rejected.iter().map(|rejected| rejected.row);
