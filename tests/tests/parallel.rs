@@ -47,6 +47,7 @@ fn start_all(commands: Vec<Command>) -> Vec<Child> {
                 ("LOCAL_WORLD_SIZE", world_size.to_string()),
                 ("MASTER_ADDR", "127.0.0.1".to_owned()),
                 ("MASTER_PORT", port.to_string()),
+                ("TORCHELASTIC_RUN_ID", format!("{}-{port}", std::process::id())),
             ] {
                 command.env(name, value);
             }

@@ -9,9 +9,19 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <torch/csrc/distributed/c10d/comm.hpp>
 
+#include <cstdlib>
 #include <memory>
+#include <mutex>
 
 namespace {
+// libtorch keeps a record of the last collectives, one for the whole process, and enters a group's
+// first one without a lock: two groups that two threads use end in a crash. Nobody here reads the
+// record; whoever wants it has only to set its size.
+void without_flight_recorder() {
+  static std::once_flag once;
+  std::call_once(once, [] { setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0); });
+}
+
 // As DistributedDataParallel: small tensors travel together.
 constexpr size_t kBroadcastBufferBytes = 250 * 1024 * 1024;
 
@@ -34,6 +44,7 @@ int vlm_group_connect(
     const char* host, uint16_t port, int rank, int world_size, int is_server, int64_t timeout_ms,
     const char* prefix, const char* address, vlm::Group** out) noexcept {
   return vlm::guard([&] {
+    without_flight_recorder();
     auto timeout = std::chrono::milliseconds(timeout_ms);
     c10d::TCPStoreOptions options;
     options.port = port;
@@ -87,12 +98,11 @@ int vlm_group_broadcast(vlm::Group* group, at::Tensor* const* tensors, size_t co
   });
 }
 
-// Over the CPU whatever other backends there are: hosts wait for hosts.
+// Over the CPU whatever other backends there are: hosts wait for hosts. By the backend itself, since
+// ProcessGroup::barrier writes to a tensor that all groups of the process have in common.
 int vlm_group_barrier(vlm::Group* group) noexcept {
   return vlm::guard([&] {
-    c10d::BarrierOptions options;
-    options.device = at::Device(at::kCPU);
-    group->group->barrier(options)->wait();
+    group->group->getBackend(c10::DeviceType::CPU)->barrier(c10d::BarrierOptions())->wait();
   });
 }
 }

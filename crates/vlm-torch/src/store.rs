@@ -46,7 +46,8 @@ impl Store {
         Ok(Self { handle })
     }
 
-    /// Puts `value` under `key`, in the place of what is there.
+    /// Puts `value` under `key`, in the place of what is there. Others may see it a moment later; what
+    /// this client asks next is answered after it.
     /// # Errors
     /// The store is gone.
     pub fn set(&self, key: &str, value: &[u8]) -> Result<()> {

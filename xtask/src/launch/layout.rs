@@ -1,10 +1,15 @@
 //! Which ranks there are, on which machines, and what each is told: torchrun's environment.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::net::TcpListener;
 use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+
+const RUN_ID: &str = "TORCHELASTIC_RUN_ID";
 
 /// Processes over machines, the same number on each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -21,6 +26,15 @@ pub struct Layout {
     pub master_port: Option<u16>,
     /// How often all ranks are started again after one failed.
     pub max_restarts: usize,
+}
+
+/// Where and as whom the ranks of one attempt meet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Meeting {
+    pub port: u16,
+    pub run_id: String,
+    /// From 0.
+    pub attempt: usize,
 }
 
 impl Layout {
@@ -46,12 +60,18 @@ impl Layout {
     pub fn port(&self) -> Result<u16> {
         match self.master_port {
             Some(port) => Ok(port),
-            None => {
-                let probe = TcpListener::bind((self.master_addr.as_str(), 0))
-                    .with_context(|| format!("asking for a free port on {}", self.master_addr))?;
-                Ok(probe.local_addr().context("asking for the free port's number")?.port())
-            }
+            None => free_port(&self.master_addr),
         }
+    }
+
+    /// What tells the ranks of this run from those of others. Machines that start on their own can
+    /// only be told the same one.
+    fn run_id(&self) -> String {
+        if self.nnodes > 1 {
+            return std::env::var(RUN_ID).unwrap_or_else(|_| "none".to_owned());
+        }
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        format!("{}-{}", std::process::id(), started.as_nanos())
     }
 
     /// Ranks meet under the number of their attempt. Machines count theirs apart, and might never
@@ -60,8 +80,15 @@ impl Layout {
         if self.nnodes == 1 { attempt } else { 0 }
     }
 
-    /// What rank `rank` of this machine is told. `attempt` counts from 0.
-    pub fn environment(&self, rank: usize, port: u16, attempt: usize) -> Vec<(OsString, OsString)> {
+    /// What the ranks of an attempt are told alike.
+    /// # Errors
+    /// As [`Self::port`].
+    pub fn meeting(&self, attempt: usize) -> Result<Meeting> {
+        Ok(Meeting { port: self.port()?, run_id: self.run_id(), attempt })
+    }
+
+    /// What rank `rank` of this machine is told.
+    pub fn environment(&self, rank: usize, meeting: &Meeting) -> Vec<(OsString, OsString)> {
         [
             ("RANK", rank.to_string()),
             ("LOCAL_RANK", (rank - self.ranks().start).to_string()),
@@ -70,15 +97,37 @@ impl Layout {
             ("GROUP_RANK", self.node_rank.to_string()),
             ("GROUP_WORLD_SIZE", self.nnodes.to_string()),
             ("MASTER_ADDR", self.master_addr.clone()),
-            ("MASTER_PORT", port.to_string()),
+            ("MASTER_PORT", meeting.port.to_string()),
             // Rank 0 runs the store: there is no agent here that does, whatever started us says.
             ("TORCHELASTIC_USE_AGENT_STORE", "False".to_owned()),
-            ("TORCHELASTIC_RESTART_COUNT", self.told_attempt(attempt).to_string()),
+            (RUN_ID, meeting.run_id.clone()),
+            ("TORCHELASTIC_RESTART_COUNT", self.told_attempt(meeting.attempt).to_string()),
             ("TORCHELASTIC_MAX_RESTARTS", self.max_restarts.to_string()),
         ]
         .map(|(name, value)| (name.into(), value.into()))
         .into()
     }
+}
+
+/// A port that nobody listens on, and that the system gives nobody between now and rank 0's asking
+/// for it: it hands out ports from 32768 on. Launchers begin their search apart.
+fn free_port(address: &str) -> Result<u16> {
+    const FIRST: u32 = 20_000;
+    const COUNT: u32 = 12_000;
+    static NUM_DRAWN: AtomicU32 = AtomicU32::new(0);
+    for _ in 0..COUNT {
+        let step = NUM_DRAWN.fetch_add(1, Ordering::Relaxed);
+        let offset = std::process::id().wrapping_mul(61).wrapping_add(step) % COUNT;
+        let port = u16::try_from(FIRST + offset).context("a port's number")?;
+        match TcpListener::bind((address, port)) {
+            Ok(_) => return Ok(port),
+            Err(e) if e.kind() == ErrorKind::AddrInUse => {}
+            Err(e) => {
+                return Err(e).with_context(|| format!("asking for a free port on {address}"));
+            }
+        }
+    }
+    bail!("no port of {address} from {FIRST} to {} is free", FIRST + COUNT - 1)
 }
 
 #[cfg(test)]
@@ -96,7 +145,7 @@ mod tests {
             max_restarts: 3,
         };
         assert_eq!((layout.world_size(), layout.ranks()), (8, 4..8));
-        let told = layout.environment(6, layout.port().unwrap(), 2);
+        let told = layout.environment(6, &layout.meeting(2).unwrap());
         let value = |name: &str| {
             told.iter().find(|(key, _)| key == name).and_then(|(_, value)| value.to_str()).unwrap()
         };
@@ -104,5 +153,21 @@ mod tests {
         assert_eq!((value("LOCAL_WORLD_SIZE"), value("GROUP_RANK")), ("4", "1"));
         assert_eq!((value("MASTER_ADDR"), value("MASTER_PORT")), ("10.0.0.1", "29500"));
         assert_eq!(value("TORCHELASTIC_RESTART_COUNT"), "0", "machines count apart");
+    }
+
+    #[test]
+    fn runs_on_one_machine_are_told_apart() {
+        let layout = Layout {
+            nproc_per_node: 2,
+            nnodes: 1,
+            node_rank: 0,
+            master_addr: "127.0.0.1".to_owned(),
+            master_port: None,
+            max_restarts: 0,
+        };
+        let (one, other) = (layout.meeting(0).unwrap(), layout.meeting(0).unwrap());
+        assert_ne!(one.run_id, other.run_id);
+        assert_ne!(one.port, other.port);
+        assert!(one.port < 32_768, "given to others by the system");
     }
 }

@@ -167,9 +167,9 @@ struct Group {
 
 impl Group {
     fn start(job: &Job, layout: &Layout, attempt: usize) -> Result<Self> {
-        let port = layout.port()?;
+        let meeting = layout.meeting(attempt)?;
         let shares = cores::shares(layout.nproc_per_node);
-        announce(layout, port, shares.as_deref());
+        announce(layout, meeting.port, shares.as_deref());
         let mut group = Self { ranks: Vec::new(), streams: Vec::new() };
         for (local_rank, rank) in layout.ranks().enumerate() {
             let share = shares.as_ref().map_or(&[][..], |shares| &shares[local_rank]);
@@ -179,7 +179,7 @@ impl Group {
                 command.env("OMP_NUM_THREADS", share.len().max(1).to_string());
             }
             command.envs(job.env.iter().cloned());
-            command.envs(layout.environment(rank, port, attempt));
+            command.envs(layout.environment(rank, &meeting));
             // A group of its own: Ctrl-C on the terminal is for us, who pass it on once.
             command.process_group(0);
             sys::bind_child(&mut command, share);

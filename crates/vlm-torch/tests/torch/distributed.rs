@@ -1,4 +1,5 @@
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,18 +21,34 @@ fn options(port: u16, rank: usize, timeout: Duration) -> GroupOptions {
         is_server: rank == 0,
         timeout,
         is_on_one_machine: true,
-        prefix: "attempt_0".to_owned(),
+        // Nobody else's rank takes part, should it come to this port.
+        prefix: format!("{}/{port}", std::process::id()),
+    }
+}
+
+/// Below those that the system hands out, so that nobody is given it in the meantime.
+fn free_port() -> u16 {
+    static NUM_DRAWN: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let step = NUM_DRAWN.fetch_add(1, Ordering::Relaxed);
+        let port =
+            10_000 + (std::process::id().wrapping_mul(61).wrapping_add(step) % 10_000) as u16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
     }
 }
 
 /// Runs one thread a rank, each with a group of its own, as processes would.
 fn on_two_ranks<T: Send + 'static>(run: fn(&ProcessGroup) -> T) -> Vec<T> {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
+    let port = free_port();
     let start = |rank| {
         thread::spawn(move || {
-            run(&ProcessGroup::connect(&options(port, rank, Duration::from_secs(20))).unwrap())
+            let options = options(port, rank, Duration::from_secs(20));
+            let group = ProcessGroup::connect(&options).unwrap();
+            // Whoever left before the other has connected would be missed by it.
+            group.barrier().unwrap();
+            run(&group)
         })
     };
     let ranks: Vec<_> = (0..RANKS).map(start).collect();
@@ -73,7 +90,10 @@ fn values_in_the_store_are_seen_by_the_other_rank() {
     let found = on_two_ranks(|group| {
         let store = Store::connect(group.options(), Duration::from_secs(20)).unwrap();
         assert_eq!(store.get("nobody set this").unwrap(), None);
-        store.set(&format!("rank/{}", group.rank()), &[group.rank() as u8, 0, 9]).unwrap();
+        let own = format!("rank/{}", group.rank());
+        store.set(&own, &[group.rank() as u8, 0, 9]).unwrap();
+        // Setting does not wait for the store to have it; what is asked after it does.
+        assert!(store.get(&own).unwrap().is_some());
         group.barrier().unwrap();
         let other = store.get(&format!("rank/{}", 1 - group.rank())).unwrap();
         group.barrier().unwrap();
@@ -99,9 +119,7 @@ fn rank_that_goes_away_is_an_error_that_says_who_noticed() {
 
 #[test]
 fn rank_that_never_comes_is_an_error_after_the_timeout() {
-    let free = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = free.local_addr().unwrap().port();
-    drop(free);
+    let port = free_port();
     let error = ProcessGroup::connect(&options(port, 0, Duration::from_millis(500)))
         .unwrap_err()
         .to_string();

@@ -23,6 +23,9 @@ pub struct LaunchEnv {
     pub master_port: u16,
     /// Whether the launcher keeps the store itself (`TORCHELASTIC_USE_AGENT_STORE`); else rank 0 does.
     pub agent_store: bool,
+    /// `TORCHELASTIC_RUN_ID`: of which run; `none`, as torchrun has it, when it is not set. Ranks of
+    /// another run that come to this one's port are left waiting, instead of taking part.
+    pub run_id: String,
     /// `TORCHELASTIC_RESTART_COUNT`: which attempt this is; a launcher's store outlives the processes.
     pub attempt: u64,
 }
@@ -75,6 +78,7 @@ impl LaunchEnv {
             master_addr: get("MASTER_ADDR").ok_or_else(|| needed("MASTER_ADDR"))?,
             master_port,
             agent_store: get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(is_true),
+            run_id: get("TORCHELASTIC_RUN_ID").unwrap_or_else(|| "none".to_owned()),
             attempt: number(get, "TORCHELASTIC_RESTART_COUNT")?.unwrap_or(0) as u64,
         }))
     }
@@ -89,7 +93,7 @@ impl LaunchEnv {
             is_server: self.rank == 0 && !self.agent_store,
             timeout,
             is_on_one_machine: self.local_world_size == self.world_size,
-            prefix: format!("vlm/attempt_{}", self.attempt),
+            prefix: format!("vlm/{}/attempt_{}", self.run_id, self.attempt),
         }
     }
 }
@@ -108,7 +112,7 @@ fn number(get: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<Option<usi
 mod tests {
     use super::*;
 
-    const TORCHRUN: [(&str, &str); 8] = [
+    const TORCHRUN: [(&str, &str); 9] = [
         ("RANK", "3"),
         ("LOCAL_RANK", "1"),
         ("WORLD_SIZE", "4"),
@@ -116,6 +120,7 @@ mod tests {
         ("MASTER_ADDR", "node0"),
         ("MASTER_PORT", "29500"),
         ("TORCHELASTIC_USE_AGENT_STORE", "True"),
+        ("TORCHELASTIC_RUN_ID", "night"),
         ("TORCHELASTIC_RESTART_COUNT", "2"),
     ];
 
@@ -133,7 +138,7 @@ mod tests {
         assert_eq!((env.rank, env.local_rank, env.world_size, env.local_world_size), (3, 1, 4, 2));
         let options = env.group_options(Duration::from_secs(9));
         assert_eq!((options.master_addr.as_str(), options.master_port), ("node0", 29500));
-        assert_eq!(options.prefix, "vlm/attempt_2");
+        assert_eq!(options.prefix, "vlm/night/attempt_2");
         assert!(!options.is_server && !options.is_on_one_machine);
     }
 
