@@ -224,6 +224,55 @@ fn a_full_disk_ends_the_preparation_with_1_and_it_goes_on_when_there_is_room() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_disk_that_fails_under_a_picture_ends_the_work_and_its_row_is_not_at_fault() {
+    let trial = Trial::new();
+    let text = serde_json::json!({"conversations": [
+        {"role": "user", "content": "Hello."},
+        {"role": "assistant", "content": "Good day."},
+    ]});
+    // A process's memory is a file that opens and, at its beginning, cannot be read.
+    let mut rows = vec![text.to_string(); 20];
+    rows[17] = row("mem", "A circle.");
+    trial.write_rows(&rows);
+    let path = |name: &str| trial.path(name).display().to_string();
+    let (input, output) = (path("rows.jsonl"), path("shards"));
+    let prepare = |images: &str| {
+        let flags = ["prepare-data", "--input", &input, "--output", &output, "--images-path"];
+        let more = [images, "--rows-per-shard", "3", "--tokenizer"];
+        let mut command = Command::new(xtask());
+        command.args(flags).args(more).arg(demo_start(""));
+        Ended::of(&command.args(["--tokens-per-image", "196"]).output().unwrap())
+    };
+    let told = ["rows.jsonl:18", "/mem: cannot read the image", "the same command again"];
+    prepare("/proc/self").assert_error(1, &told);
+    assert!(trial.path("shards/shard-00004.arrow").exists(), "what is finished is kept");
+    assert!(!trial.path("shards/manifest.json").exists());
+    let flags = ["--images-path", "/proc/self", "--no-shuffle", "--save-interval", "1"];
+    trial.pretrain(&[&flags[..], &["--batch-size", "3"]].concat()).assert_error(1, &told);
+    assert_eq!(trial.metrics().len(), 5, "the batches before it");
+    assert!(trial.path("out/checkpoints/step-00000005").exists());
+    assert_eq!(fs::read_to_string(trial.path("out/rejected.jsonl")).unwrap(), "");
+    let (features, vision) = (path("features"), golden("vision_tower").display().to_string());
+    let cache = ["cache-features", "--data-path", &input, "--images-path", "/proc/self"];
+    let more = ["--vision", &vision, "--output", &features, "--device", "cpu"];
+    vlm(&[&cache[..], &more].concat()).assert_error(1, &told);
+
+    // Where it can be read again, both go on.
+    fs::copy(trial.path("images/0.png"), trial.path("images/mem")).unwrap();
+    prepare(&path("images")).assert_success();
+    let manifest = fs::read_to_string(trial.path("shards/manifest.json")).unwrap();
+    let manifest: serde_json::Value = serde_json::from_str(&manifest).unwrap();
+    assert_eq!(
+        (&manifest["num_rows"], &manifest["rejected"]),
+        (&20.into(), &serde_json::json!({}))
+    );
+    let more = ["--no-shuffle", "--batch-size", "3", "--resume", "auto"];
+    trial.pretrain(&more).assert_success();
+    assert_eq!(trial.summary()["steps"], 7);
+}
+
+#[test]
 fn the_configuration_file_of_a_run_says_how_its_data_is_prepared() {
     let trial = Trial::new();
     let path = |name: &str| trial.path(name).display().to_string();

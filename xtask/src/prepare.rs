@@ -192,7 +192,9 @@ fn asked_wrongly(error: DataError) -> anyhow::Error {
 /// disk was not.
 fn failed_on_the_way(error: DataError) -> anyhow::Error {
     match error {
-        DataError::Io { .. } | DataError::WorkerPanic { .. } => error.into(),
+        DataError::Io { .. } | DataError::Row { .. } | DataError::WorkerPanic { .. } => {
+            error.into()
+        }
         other => usage_error(other.to_string()),
     }
 }

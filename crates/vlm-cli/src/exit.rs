@@ -45,7 +45,10 @@ fn is_usage(error: &anyhow::Error) -> bool {
 }
 
 fn is_data_usage(error: &DataError) -> bool {
-    !matches!(error, DataError::TooManyRejected { .. })
+    !matches!(
+        error,
+        DataError::TooManyRejected { .. } | DataError::WorkerPanic { .. } | DataError::Row { .. }
+    )
 }
 
 /// A panic is this program's own fault. Say so in one line instead of a trace of frames; the exit

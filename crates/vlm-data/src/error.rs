@@ -38,6 +38,18 @@ pub enum DataError {
         /// What the panic said.
         message: String,
     },
+    /// A disk, or what connects it, failed while a row was read.
+    #[error(
+        "{location}: {source}. The disk or the connection to it failed and not the row, which is \
+         not set aside: once it can be read, start the same command again (training with --resume \
+         auto), and it goes on"
+    )]
+    Row {
+        /// The row, as [`RowSource::locate`](crate::RowSource::locate) names it.
+        location: String,
+        /// The file, what was tried, the system's answer.
+        source: Box<DataError>,
+    },
     /// So many rows were set aside that the data or the settings must be wrong.
     #[error("{0}")]
     TooManyRejected(String),

@@ -1,6 +1,7 @@
 //! Whether two sources hold the same rows, without reading all of them.
 
-use crate::reject::Reject;
+use crate::error::DataError;
+use crate::obstacle::Obstacle;
 use crate::rows::{Row, RowImage};
 use crate::source::RowSource;
 
@@ -9,7 +10,10 @@ const NUM_SAMPLES: usize = 64;
 
 /// A hash of the number of rows and of the content of up to 64 of them, spread evenly: the same on
 /// every machine that has the same rows, wherever they lie. Images are not looked at.
-pub fn fingerprint(source: &dyn RowSource) -> String {
+///
+/// # Errors
+/// A disk that fails.
+pub fn fingerprint(source: &dyn RowSource) -> Result<String, DataError> {
     let num_rows = source.len();
     let mut hasher = blake3::Hasher::new();
     hasher.update(&(num_rows as u64).to_le_bytes());
@@ -25,17 +29,18 @@ pub fn fingerprint(source: &dyn RowSource) -> String {
                 }
             }
             // A row that cannot be used must be the same unusable row everywhere.
-            Err(reject) => {
+            Err(obstacle) => {
+                let reject = obstacle.at(source.locate(index))?;
                 hasher.update(reject.reason.name().as_bytes());
             }
         }
         hasher.update(&[0xff]);
     }
-    format!("{num_rows} rows, {}", &hasher.finalize().to_hex()[..16])
+    Ok(format!("{num_rows} rows, {}", &hasher.finalize().to_hex()[..16]))
 }
 
 /// A row's token ids, where the source holds them, or else its text; and its images.
-fn content(source: &dyn RowSource, index: usize) -> Result<(Vec<u8>, Vec<RowImage>), Reject> {
+fn content(source: &dyn RowSource, index: usize) -> Result<(Vec<u8>, Vec<RowImage>), Obstacle> {
     if let Some(prepared) = source.prepared_row(index)? {
         let ids = prepared.encoded.input_ids.iter().flat_map(|id| id.to_le_bytes());
         return Ok((ids.collect(), prepared.images));
@@ -50,7 +55,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::reject::RejectReason;
+    use crate::reject::{Reject, RejectReason};
     use crate::rows::{Role, Turn};
 
     struct Numbers(Vec<u32>);
@@ -60,13 +65,13 @@ mod tests {
             self.0.len()
         }
 
-        fn row(&self, index: usize) -> Result<Row, Reject> {
+        fn row(&self, index: usize) -> Result<Row, Obstacle> {
             let turns = vec![Turn::new(Role::User, self.0[index].to_string())];
             Ok(Row { turns, ..Row::default() })
         }
 
-        fn image_bytes(&self, _: usize, _: usize, _: &RowImage) -> Result<Bytes, Reject> {
-            Err(Reject::new(RejectReason::MissingImage, "none"))
+        fn image_bytes(&self, _: usize, _: usize, _: &RowImage) -> Result<Bytes, Obstacle> {
+            Err(Reject::new(RejectReason::MissingImage, "none").into())
         }
 
         fn locate(&self, index: usize) -> String {
@@ -76,7 +81,7 @@ mod tests {
 
     #[test]
     fn other_rows_or_another_number_of_them_have_another_fingerprint() {
-        let of = |rows: Vec<u32>| fingerprint(&Numbers(rows));
+        let of = |rows: Vec<u32>| fingerprint(&Numbers(rows)).unwrap();
         let base = of((0..200).collect());
         assert_eq!(base, of((0..200).collect()));
         assert_ne!(base, of((0..201).collect()));

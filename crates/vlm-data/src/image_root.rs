@@ -5,6 +5,7 @@ use std::io::{ErrorKind, Read};
 use std::path::{Component, Path, PathBuf};
 
 use crate::error::DataError;
+use crate::obstacle::Obstacle;
 use crate::reject::{Reject, RejectReason};
 
 /// An encoded picture larger than this, in bytes, is not read at all.
@@ -35,31 +36,30 @@ impl ImageRoot {
     /// Reads the file called `name` under the folder.
     ///
     /// # Errors
-    /// A name that leads outside, a missing file, or one that cannot be read.
-    pub fn read(&self, name: &str) -> Result<Vec<u8>, Reject> {
+    /// A name that leads outside, a missing file, or one that cannot be read; a disk that fails.
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, Obstacle> {
         let path = self.resolve(name)?;
-        let unreadable = |problem: String| {
-            Reject::new(RejectReason::UnreadableImage, format!("{name:?}: {problem}"))
-        };
+        let unreadable = |problem: String| unreadable(name, problem);
+        let failed = |e| Obstacle::of_system(&path, "read the image", e, unreadable);
         // Looked at before it is opened: opening a named pipe would wait for ever.
-        let metadata = path.metadata().map_err(|e| unreadable(e.to_string()))?;
+        let metadata = path.metadata().map_err(failed)?;
         if !metadata.is_file() {
-            return Err(unreadable("not a regular file".into()));
+            return Err(unreadable("not a regular file".into()).into());
         }
         if metadata.len() > MAX_FILE_BYTES {
-            return Err(Reject::new(
+            return Err(Obstacle::Row(Reject::new(
                 RejectReason::ImageTooLarge,
                 format!("{name:?}: {} bytes; at most {MAX_FILE_BYTES} are read", metadata.len()),
-            ));
+            )));
         }
         let mut bytes = Vec::with_capacity(metadata.len() as usize);
         File::open(&path)
             .and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut bytes))
-            .map_err(|e| unreadable(e.to_string()))?;
+            .map_err(failed)?;
         Ok(bytes)
     }
 
-    fn resolve(&self, name: &str) -> Result<PathBuf, Reject> {
+    fn resolve(&self, name: &str) -> Result<PathBuf, Obstacle> {
         let outside = |problem: &str| {
             Reject::new(
                 RejectReason::ImageOutsideRoot,
@@ -70,29 +70,29 @@ impl ImageRoot {
         for component in relative.components() {
             match component {
                 Component::Normal(_) | Component::CurDir => {}
-                Component::ParentDir => return Err(outside("has a \"..\"")),
+                Component::ParentDir => return Err(outside("has a \"..\"").into()),
                 Component::RootDir | Component::Prefix(_) => {
-                    return Err(outside("is an absolute path"));
+                    return Err(outside("is an absolute path").into());
                 }
             }
         }
-        let path = match self.path.join(relative).canonicalize() {
-            Ok(path) => path,
-            Err(e) if e.kind() == ErrorKind::NotFound => {
-                return Err(Reject::new(
-                    RejectReason::MissingImage,
-                    format!("no file {name:?} in the images folder"),
-                ));
-            }
-            Err(e) => {
-                return Err(Reject::new(RejectReason::UnreadableImage, format!("{name:?}: {e}")));
-            }
-        };
+        let joined = self.path.join(relative);
+        let path = joined.canonicalize().map_err(|e| match e.kind() {
+            ErrorKind::NotFound => Obstacle::Row(Reject::new(
+                RejectReason::MissingImage,
+                format!("no file {name:?} in the images folder"),
+            )),
+            _ => Obstacle::of_system(&joined, "find the image", e, |e| unreadable(name, e)),
+        })?;
         if !path.starts_with(&self.path) {
-            return Err(outside("leads elsewhere through a symbolic link"));
+            return Err(outside("leads elsewhere through a symbolic link").into());
         }
         Ok(path)
     }
+}
+
+fn unreadable(name: &str, problem: String) -> Reject {
+    Reject::new(RejectReason::UnreadableImage, format!("{name:?}: {problem}"))
 }
 
 #[cfg(test)]
@@ -108,7 +108,7 @@ mod tests {
         std::fs::write(root_path.join("sub/a.jpg"), b"a").unwrap();
         let root = ImageRoot::open(&root_path).unwrap();
         assert_eq!(root.read("./sub/a.jpg").unwrap(), b"a");
-        let reason = |name: &str| root.read(name).unwrap_err().reason;
+        let reason = |name: &str| root.read(name).unwrap_err().reject().unwrap().reason;
         assert_eq!(reason("../secret"), RejectReason::ImageOutsideRoot);
         assert_eq!(reason("sub/../../secret"), RejectReason::ImageOutsideRoot);
         assert_eq!(reason("/etc/passwd"), RejectReason::ImageOutsideRoot);
@@ -122,5 +122,13 @@ mod tests {
             assert_eq!(reason("link.jpg"), RejectReason::ImageOutsideRoot);
         }
         assert!(ImageRoot::open(&folder.path().join("nowhere")).is_err());
+    }
+
+    #[test]
+    fn a_file_that_the_system_fails_to_read_is_no_fault_of_its_row() {
+        let root = ImageRoot::open(Path::new("/proc/self")).unwrap();
+        let Err(Obstacle::Run(error)) = root.read("mem") else { panic!("expected a failure") };
+        let told = error.to_string();
+        assert!(told.contains("/mem: cannot read the image: "), "{told}");
     }
 }

@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::error::DataError;
 use crate::feature_cache::ImageHash;
+use crate::obstacle::Obstacle;
 use crate::preprocess::ImageProcessor;
 use crate::reject::{Reject, RejectReason, Rejected};
 use crate::rows::RowImage;
@@ -45,7 +46,7 @@ pub struct ScannedChunk {
 
 /// The chunks of a scan, in the order of the rows, made ahead by threads of its own.
 pub struct ImageScan {
-    chunks: Receiver<ScannedChunk>,
+    chunks: Receiver<Result<ScannedChunk, DataError>>,
     num_rows_left: usize,
 }
 
@@ -126,24 +127,29 @@ impl Iterator for ImageScan {
                     .into(),
             )));
         };
-        self.num_rows_left -= chunk.num_rows;
-        Some(Ok(chunk))
+        self.num_rows_left = match &chunk {
+            Ok(chunk) => self.num_rows_left - chunk.num_rows,
+            Err(_) => 0,
+        };
+        Some(chunk)
     }
 }
 
 impl Scanner {
-    fn run(&mut self, chunks: &SyncSender<ScannedChunk>) {
+    fn run(&mut self, chunks: &SyncSender<Result<ScannedChunk, DataError>>) {
         let rows: Vec<usize> = (0..self.source.len()).collect();
         let chunk_len = ROWS_A_THREAD * self.pool.current_num_threads();
         for rows in rows.chunks(chunk_len) {
+            let chunk = self.chunk(rows);
+            let is_last = chunk.is_err();
             // Whoever asked for the scan may have gone.
-            if chunks.send(self.chunk(rows)).is_err() {
+            if chunks.send(chunk).is_err() || is_last {
                 return;
             }
         }
     }
 
-    fn chunk(&mut self, rows: &[usize]) -> ScannedChunk {
+    fn chunk(&mut self, rows: &[usize]) -> Result<ScannedChunk, DataError> {
         let read = |&row: &usize| (row, self.read_images(row));
         let read: Vec<_> = self.pool.install(|| rows.par_iter().map(read).collect());
         let mut rejected = Vec::new();
@@ -160,7 +166,7 @@ impl Scanner {
                         }
                     }
                 }
-                Err(problem) => reject(row, problem),
+                Err(obstacle) => reject(row, obstacle.at(self.source.locate(row))?),
             }
         }
         let crop = |(row, hash, name, bytes): (usize, ImageHash, String, bytes::Bytes)| {
@@ -180,11 +186,11 @@ impl Scanner {
                 Err(problem) => reject(row, problem),
             }
         }
-        ScannedChunk { num_rows: rows.len(), images, rejected }
+        Ok(ScannedChunk { num_rows: rows.len(), images, rejected })
     }
 
     /// Hash, name and encoded bytes of each image of a row.
-    fn read_images(&self, row: usize) -> Result<Vec<(ImageHash, String, bytes::Bytes)>, Reject> {
+    fn read_images(&self, row: usize) -> Result<Vec<(ImageHash, String, bytes::Bytes)>, Obstacle> {
         let images = images_of(self.source.as_ref(), row)?;
         let mut read = Vec::with_capacity(images.len());
         for (k, image) in images.into_iter().enumerate() {
@@ -199,7 +205,7 @@ impl Scanner {
     }
 }
 
-fn images_of(source: &dyn RowSource, row: usize) -> Result<Vec<RowImage>, Reject> {
+fn images_of(source: &dyn RowSource, row: usize) -> Result<Vec<RowImage>, Obstacle> {
     Ok(match source.prepared_row(row)? {
         Some(PreparedRow { images, .. }) => images,
         None => source.row(row)?.images,

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use crate::error::DataError;
 use crate::image_root::ImageRoot;
+use crate::obstacle::Obstacle;
 use crate::reject::{Reject, RejectReason};
 use crate::row_text::{file_name, folder_of, read_row_text};
 use crate::rows::{Row, RowImage};
@@ -59,17 +60,17 @@ impl RowSource for JsonListSource {
         self.rows.len()
     }
 
-    fn row(&self, index: usize) -> Result<Row, Reject> {
+    fn row(&self, index: usize) -> Result<Row, Obstacle> {
         let Some(Element { offset, bytes }) = self.rows.get(index).copied() else {
-            return Err(Reject::new(
+            return Err(Obstacle::Row(Reject::new(
                 RejectReason::InvalidRow,
                 format!("row {index} of {}", self.rows.len()),
-            ));
+            )));
         };
-        Row::from_json(&read_row_text(&self.file, offset, bytes)?)
+        Ok(Row::from_json(&read_row_text(&self.file, &self.path, offset, bytes)?)?)
     }
 
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Reject> {
+    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
         self.images.read(&image.name).map(Bytes::from)
     }
 

@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use crate::error::DataError;
 use crate::image_root::ImageRoot;
+use crate::obstacle::Obstacle;
 use crate::reject::{Reject, RejectReason};
 use crate::row_text::{file_name, folder_of, read_row_text};
 use crate::rows::{Row, RowImage};
@@ -59,15 +60,16 @@ impl RowSource for JsonlSource {
         self.lines.len()
     }
 
-    fn row(&self, index: usize) -> Result<Row, Reject> {
+    fn row(&self, index: usize) -> Result<Row, Obstacle> {
         let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
         let Some(line) = self.lines.get(index) else {
-            return Err(invalid(format!("row {index} of {}", self.lines.len())));
+            return Err(invalid(format!("row {index} of {}", self.lines.len())).into());
         };
-        Row::from_json(&read_row_text(&self.file, line.offset, line.bytes)?)
+        let text = read_row_text(&self.file, &self.path, line.offset, line.bytes)?;
+        Ok(Row::from_json(&text)?)
     }
 
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Reject> {
+    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
         self.images.read(&image.name).map(Bytes::from)
     }
 
@@ -119,6 +121,7 @@ fn index_lines(file: &File) -> std::io::Result<Vec<Line>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::obstacle::failing_file;
 
     const ROW: &str = r#"{"conversations":[{"content":"好"}],"image":"a.jpg"}"#;
 
@@ -133,13 +136,26 @@ mod tests {
         let row = source.row(0).unwrap();
         assert_eq!(row.turns[0].content, "好");
         assert_eq!(source.image_bytes(0, 0, &row.images[0]).unwrap(), &b"picture"[..]);
+        let reason = |obstacle: Obstacle| obstacle.reject().unwrap().reason;
         let missing = source.image_bytes(0, 1, &RowImage::named("b.jpg")).unwrap_err();
-        assert_eq!(missing.reason, RejectReason::MissingImage);
-        assert_eq!(source.row(1).unwrap_err().reason, RejectReason::InvalidRow);
+        assert_eq!(reason(missing), RejectReason::MissingImage);
+        assert_eq!(reason(source.row(1).unwrap_err()), RejectReason::InvalidRow);
         assert_eq!(source.row(2).unwrap(), row);
-        assert_eq!(source.row(3).unwrap_err().reason, RejectReason::InvalidRow);
+        assert_eq!(reason(source.row(3).unwrap_err()), RejectReason::InvalidRow);
         assert_eq!(source.locate(1), "rows.jsonl:4");
         assert_eq!(source.locate(2), "rows.jsonl:5");
+    }
+
+    #[test]
+    fn a_row_that_the_system_fails_to_read_ends_the_work_and_is_not_at_fault() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("rows.jsonl");
+        std::fs::write(&path, ROW).unwrap();
+        let source =
+            JsonlSource { file: failing_file(), ..JsonlSource::open(&path, None).unwrap() };
+        let Err(Obstacle::Run(error)) = source.row(0) else { panic!("expected a failure") };
+        let told = error.to_string();
+        assert!(told.contains("rows.jsonl: cannot read the row: "), "{told}");
     }
 
     #[test]

@@ -170,7 +170,10 @@ impl Loader {
     }
 
     /// A hash of the rows; see [`crate::fingerprint`].
-    pub fn fingerprint(&self) -> String {
+    ///
+    /// # Errors
+    /// A disk that fails.
+    pub fn fingerprint(&self) -> Result<String, DataError> {
         fingerprint(self.maker.source.as_ref())
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::DataError;
-use crate::reject::Reject;
+use crate::obstacle::Obstacle;
 use crate::rows::{Row, RowImage, Turn};
 use crate::source::{Encoding, PreparedRow, RowSource};
 
@@ -171,17 +171,17 @@ impl<T: Composed> RowSource for T {
         self.num_rows()
     }
 
-    fn row(&self, index: usize) -> Result<Row, Reject> {
+    fn row(&self, index: usize) -> Result<Row, Obstacle> {
         let (source, row) = self.part_of(index);
         source.row(row)
     }
 
-    fn prepared_row(&self, index: usize) -> Result<Option<PreparedRow>, Reject> {
+    fn prepared_row(&self, index: usize) -> Result<Option<PreparedRow>, Obstacle> {
         let (source, row) = self.part_of(index);
         source.prepared_row(row)
     }
 
-    fn image_bytes(&self, index: usize, k: usize, image: &RowImage) -> Result<Bytes, Reject> {
+    fn image_bytes(&self, index: usize, k: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
         let (source, row) = self.part_of(index);
         source.image_bytes(row, k, image)
     }
@@ -191,7 +191,7 @@ impl<T: Composed> RowSource for T {
         source.locate(row)
     }
 
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, Reject> {
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
         let (source, row) = self.part_of(index);
         source.turns(row)
     }
@@ -209,7 +209,7 @@ impl<T: Composed> RowSource for T {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reject::RejectReason;
+    use crate::reject::{Reject, RejectReason};
 
     /// Rows that are their name and number.
     struct Named(&'static str, usize);
@@ -219,11 +219,11 @@ mod tests {
             self.1
         }
 
-        fn row(&self, _: usize) -> Result<Row, Reject> {
-            Err(Reject::new(RejectReason::InvalidRow, self.0))
+        fn row(&self, _: usize) -> Result<Row, Obstacle> {
+            Err(Reject::new(RejectReason::InvalidRow, self.0).into())
         }
 
-        fn image_bytes(&self, _: usize, _: usize, _: &RowImage) -> Result<Bytes, Reject> {
+        fn image_bytes(&self, _: usize, _: usize, _: &RowImage) -> Result<Bytes, Obstacle> {
             Ok(Bytes::new())
         }
 

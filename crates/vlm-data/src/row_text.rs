@@ -4,26 +4,32 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use crate::obstacle::Obstacle;
 use crate::reject::{Reject, RejectReason};
 
 /// A row longer than this, in bytes, is rejected unread.
 const MAX_ROW_BYTES: u64 = 64 << 20;
 
-/// The `bytes` bytes at `offset`.
+/// The `bytes` bytes at `offset` of the file at `path`.
 ///
 /// # Errors
-/// [`RejectReason::InvalidRow`]: too long, not there, not UTF-8.
-pub(crate) fn read_row_text(file: &File, offset: u64, bytes: u64) -> Result<String, Reject> {
+/// [`RejectReason::InvalidRow`]: too long, not there, not UTF-8. A disk that fails.
+pub(crate) fn read_row_text(
+    file: &File,
+    path: &Path,
+    offset: u64,
+    bytes: u64,
+) -> Result<String, Obstacle> {
     let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
     if bytes > MAX_ROW_BYTES {
-        return Err(invalid(format!(
-            "the row has {bytes} bytes; at most {MAX_ROW_BYTES} are read"
-        )));
+        let problem = format!("the row has {bytes} bytes; at most {MAX_ROW_BYTES} are read");
+        return Err(invalid(problem).into());
     }
     let mut text = vec![0; bytes as usize];
+    let changed = |e: String| invalid(format!("cannot be read (did the file change?): {e}"));
     file.read_exact_at(&mut text, offset)
-        .map_err(|e| invalid(format!("cannot be read (did the file change?): {e}")))?;
-    String::from_utf8(text).map_err(|e| invalid(format!("not UTF-8: {e}")))
+        .map_err(|e| Obstacle::of_system(path, "read the row", e, changed))?;
+    Ok(String::from_utf8(text).map_err(|e| invalid(format!("not UTF-8: {e}")))?)
 }
 
 /// The last part of a path, for a person.

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::chat::{ChatTokenizer, EncodedRow};
 use crate::error::DataError;
-use crate::reject::Reject;
+use crate::obstacle::Obstacle;
 use crate::rows::{Row, RowImage, Turn};
 
 /// Rows by index, with the bytes of their images. Many threads read at once, in any order.
@@ -20,23 +20,23 @@ pub trait RowSource: Send + Sync {
     /// The conversation of row `index`, from 0, with its images.
     ///
     /// # Errors
-    /// Why the row cannot be used.
-    fn row(&self, index: usize) -> Result<Row, Reject>;
+    /// Why the row cannot be used, or the disk that failed.
+    fn row(&self, index: usize) -> Result<Row, Obstacle>;
 
     /// Row `index` as token ids, where the source holds them: then nobody need tokenize it.
     /// [`Self::check_encoding`] says whether the ids are the ones wanted.
     ///
     /// # Errors
-    /// Why the row cannot be used.
-    fn prepared_row(&self, _index: usize) -> Result<Option<PreparedRow>, Reject> {
+    /// Why the row cannot be used, or the disk that failed.
+    fn prepared_row(&self, _index: usize) -> Result<Option<PreparedRow>, Obstacle> {
         Ok(None)
     }
 
     /// The encoded bytes (JPEG, PNG, …) of `image`, which is number `k` of row `index`.
     ///
     /// # Errors
-    /// Why the image cannot be had.
-    fn image_bytes(&self, index: usize, k: usize, image: &RowImage) -> Result<Bytes, Reject>;
+    /// Why the image cannot be had, or the disk that failed.
+    fn image_bytes(&self, index: usize, k: usize, image: &RowImage) -> Result<Bytes, Obstacle>;
 
     /// Where a person finds the row: `captions.jsonl:17`.
     fn locate(&self, index: usize) -> String;
@@ -45,8 +45,8 @@ pub trait RowSource: Send + Sync {
     /// for it.
     ///
     /// # Errors
-    /// Why the row cannot be used.
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, Reject> {
+    /// Why the row cannot be used, or the disk that failed.
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
         Ok(self.row(index)?.turns)
     }
 

@@ -12,6 +12,7 @@ use bytes::Bytes;
 
 use crate::error::DataError;
 use crate::image_root::MAX_FILE_BYTES;
+use crate::obstacle::Obstacle;
 use crate::reject::{Reject, RejectReason};
 use crate::row_text::{file_name, read_row_text};
 use crate::rows::{Row, RowImage, Turn};
@@ -150,13 +151,13 @@ impl RowSource for WebDatasetSource {
         self.samples.len()
     }
 
-    fn row(&self, index: usize) -> Result<Row, Reject> {
+    fn row(&self, index: usize) -> Result<Row, Obstacle> {
         let row = self.conversation(index)?;
         let members = self.members(index);
         // With one picture there is nothing to mix up, so its name in the row need not fit.
         let order = match (members.len(), row.images.len()) {
             (0, 0) => Vec::new(),
-            (0, _) => return Err(missing(&row.images[0])),
+            (0, _) => return Err(missing(&row.images[0]).into()),
             (1, _) => vec![0],
             (count, 0) => (0..count).collect(),
             _ => self.match_names(members, &row.images)?,
@@ -167,12 +168,12 @@ impl RowSource for WebDatasetSource {
                 let bytes = self.read_image(members[k])?;
                 Ok(RowImage { name: self.name_of(members[k]), bytes: Some(bytes), hash: None })
             })
-            .collect::<Result<_, Reject>>()?;
+            .collect::<Result<_, Obstacle>>()?;
         Ok(Row { turns: row.turns, images })
     }
 
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Reject> {
-        image.bytes.clone().ok_or_else(|| missing(image))
+    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
+        image.bytes.clone().ok_or_else(|| missing(image).into())
     }
 
     fn locate(&self, index: usize) -> String {
@@ -184,31 +185,35 @@ impl RowSource for WebDatasetSource {
         }
     }
 
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, Reject> {
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
         Ok(self.conversation(index)?.turns)
     }
 }
 
 impl WebDatasetSource {
     /// The row as its JSON has it.
-    fn conversation(&self, index: usize) -> Result<Row, Reject> {
+    fn conversation(&self, index: usize) -> Result<Row, Obstacle> {
         let json = self.samples.get(index).and_then(|sample| sample.json).ok_or_else(|| {
             Reject::new(RejectReason::InvalidRow, "no .json beside the picture in the archive")
         })?;
-        Row::from_json(&read_row_text(&self.file, json.offset, json.bytes)?)
+        let text = read_row_text(&self.file, &self.path, json.offset, json.bytes)?;
+        Ok(Row::from_json(&text)?)
     }
 
-    fn read_image(&self, member: Member) -> Result<Bytes, Reject> {
+    fn read_image(&self, member: Member) -> Result<Bytes, Obstacle> {
         if member.bytes > MAX_FILE_BYTES {
-            return Err(Reject::new(
+            return Err(Obstacle::Row(Reject::new(
                 RejectReason::ImageTooLarge,
                 format!("{} bytes; at most {MAX_FILE_BYTES} are read", member.bytes),
-            ));
+            )));
         }
         let mut bytes = vec![0; member.bytes as usize];
-        self.file.read_exact_at(&mut bytes, member.offset).map_err(|e| {
+        let unreadable = |e: String| {
             Reject::new(RejectReason::UnreadableImage, format!("{:?}: {e}", self.name_of(member)))
-        })?;
+        };
+        self.file
+            .read_exact_at(&mut bytes, member.offset)
+            .map_err(|e| Obstacle::of_system(&self.path, "read the image", e, unreadable))?;
         Ok(bytes.into())
     }
 }
@@ -228,6 +233,7 @@ fn split_name(name: &str) -> Option<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::obstacle::failing_file;
 
     fn write_tar(path: &Path, members: &[(&str, &[u8])]) {
         let mut builder = tar::Builder::new(File::create(path).unwrap());
@@ -274,10 +280,16 @@ mod tests {
         assert_eq!(pictures(0), [&b"A"[..]]);
         assert_eq!(pictures(1), [&b"B2"[..], b"B1"], "in the order of the row");
         assert!(pictures(2).is_empty());
-        assert_eq!(source.row(3).unwrap_err().reason, RejectReason::InvalidRow);
-        assert_eq!(source.row(4).unwrap_err().reason, RejectReason::MissingImage);
+        let reason = |row: usize| source.row(row).unwrap_err().reject().unwrap().reason;
+        assert_eq!(reason(3), RejectReason::InvalidRow);
+        assert_eq!(reason(4), RejectReason::MissingImage);
         assert_eq!(source.locate(1), "00000.tar:b.json");
         assert_eq!(source.turns(1).unwrap(), source.row(1).unwrap().turns);
+        // A picture that the system fails to read is no fault of its row.
+        let member = source.images[0];
+        let failing = WebDatasetSource { file: failing_file(), ..source };
+        assert!(matches!(failing.read_image(member), Err(Obstacle::Run(_))));
+        assert!(matches!(failing.row(0), Err(Obstacle::Run(_))));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::batch::{Batch, ImageData, Padding, Sample, SampleImages};
 use crate::chat::{ChatTokenizer, EncodedRow};
 use crate::error::DataError;
 use crate::feature_cache::FeatureCache;
+use crate::obstacle::Obstacle;
 use crate::order::RowLength;
 use crate::preprocess::ImageProcessor;
 use crate::reject::{Reject, RejectReason, Rejected};
@@ -47,26 +48,6 @@ pub(crate) struct RowMaker {
 
 /// A row that was tried: usable, set aside, or the end of the run.
 type Outcome = Result<Result<Sample, Rejected>, DataError>;
-
-/// Why there is no sample.
-enum Obstacle {
-    /// The row is set aside.
-    Row(Reject),
-    /// The run ends.
-    Run(DataError),
-}
-
-impl From<Reject> for Obstacle {
-    fn from(reject: Reject) -> Self {
-        Self::Row(reject)
-    }
-}
-
-impl From<DataError> for Obstacle {
-    fn from(error: DataError) -> Self {
-        Self::Run(error)
-    }
-}
 
 /// One row of a batch, to be made.
 pub(crate) struct Task {
@@ -159,9 +140,10 @@ impl RowMaker {
         // A decoder that panics on a hostile file must not take the run with it unnamed.
         match catch_unwind(AssertUnwindSafe(|| self.try_make(row))) {
             Ok(Ok(sample)) => Ok(Ok(sample)),
-            Ok(Err(Obstacle::Run(error))) => Err(error),
-            Ok(Err(Obstacle::Row(Reject { reason, detail }))) => {
-                Ok(Err(Rejected { row, location: self.source.locate(row), reason, detail }))
+            Ok(Err(obstacle)) => {
+                let location = self.source.locate(row);
+                let Reject { reason, detail } = obstacle.at(location.clone())?;
+                Ok(Err(Rejected { row, location, reason, detail }))
             }
             Err(panic) => Err(DataError::WorkerPanic {
                 location: self.source.locate(row),
@@ -194,12 +176,13 @@ impl RowMaker {
         index: usize,
         k: usize,
         image: &RowImage,
-    ) -> Result<Vec<u8>, Reject> {
+    ) -> Result<Vec<u8>, Obstacle> {
         let bytes = self.source.image_bytes(index, k, image)?;
-        processor.crop_u8(&bytes).map_err(|reject| match reject.reason {
+        let cropped = processor.crop_u8(&bytes).map_err(|reject| match reject.reason {
             RejectReason::MissingImage => reject,
             reason => Reject::new(reason, format!("{:?}: {}", image.name, reject.detail)),
-        })
+        });
+        Ok(cropped?)
     }
 
     /// Where the image's features are.
@@ -224,7 +207,7 @@ impl RowMaker {
     }
 
     /// The row's token ids, as the source holds them or made here, and its images, unopened.
-    fn encode(&self, index: usize) -> Result<(EncodedRow, Vec<RowImage>), Reject> {
+    fn encode(&self, index: usize) -> Result<(EncodedRow, Vec<RowImage>), Obstacle> {
         if let Some(PreparedRow { encoded, images }) = self.source.prepared_row(index)? {
             return Ok((encoded.cut(self.max_seq_len, self.tokens_per_image)?, images));
         }

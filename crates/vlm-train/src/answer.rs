@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use tch::Tensor;
 use vlm_data::{
-    ChatTokenizer, IMAGE_TAG, ImageProcessor, Reject, RejectReason, Role, RowSource, Turn,
+    ChatTokenizer, IMAGE_TAG, ImageProcessor, Obstacle, Reject, RejectReason, Role, RowSource, Turn,
 };
 use vlm_model::generate::{GenerateOptions, Prompt, generate};
 use vlm_model::sampling::Sampling;
@@ -138,7 +138,7 @@ impl Answerer<'_> {
     /// the number in `rows` of its first.
     ///
     /// # Errors
-    /// The model's.
+    /// The model's; a disk that fails.
     pub fn answer_rows(
         &self,
         source: &dyn RowSource,
@@ -148,10 +148,13 @@ impl Answerer<'_> {
         for (k, rows) in rows.chunks(self.batch_size).enumerate() {
             let (mut answers, mut questions) = (Vec::new(), Vec::new());
             for &row in rows {
-                answers.push(self.question_of(source, row).map(|(question, expected)| {
-                    questions.push(question);
-                    Answer { text: String::new(), expected }
-                }));
+                answers.push(match self.question_of(source, row) {
+                    Ok((question, expected)) => {
+                        questions.push(question);
+                        Ok(Answer { text: String::new(), expected })
+                    }
+                    Err(obstacle) => Err(obstacle.at(source.locate(row))?),
+                });
             }
             let mut texts = self.answer_batch(&questions)?.into_iter();
             for answer in answers.iter_mut().flatten() {
@@ -193,13 +196,13 @@ impl Answerer<'_> {
         &self,
         source: &dyn RowSource,
         row: usize,
-    ) -> Result<(Question, String), Reject> {
+    ) -> Result<(Question, String), Obstacle> {
         let whole = source.row(row)?;
         let is_answer = |turn: &Turn| turn.role == Role::Assistant;
         let at = whole.turns.iter().position(is_answer).unwrap_or(whole.turns.len());
         let asked = &whole.turns[..at];
         if asked.is_empty() {
-            return Err(Reject::new(RejectReason::InvalidRow, "the row asks nothing"));
+            return Err(Reject::new(RejectReason::InvalidRow, "the row asks nothing").into());
         }
         // Images of later turns are not shown yet. Where tags and images do not agree, the prompt
         // says so.
@@ -208,7 +211,7 @@ impl Answerer<'_> {
         } else {
             whole.images.len()
         };
-        let images: Result<Vec<_>, Reject> = whole
+        let images: Result<Vec<_>, Obstacle> = whole
             .images
             .iter()
             .take(shown)

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::pages::PageRows;
+use crate::obstacle::ReadError;
 
 /// All pages kept together, in bytes.
 const MAX_BYTES: usize = 64 << 20;
@@ -23,8 +24,8 @@ impl PageCache {
     pub(super) fn get_or_decode(
         &self,
         key: Key,
-        decode: impl FnOnce() -> Result<PageRows, String>,
-    ) -> Result<Arc<PageRows>, String> {
+        decode: impl FnOnce() -> Result<PageRows, ReadError>,
+    ) -> Result<Arc<PageRows>, ReadError> {
         if let Some(found) = self.find(&key) {
             return Ok(found);
         }

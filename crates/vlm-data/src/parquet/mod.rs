@@ -20,6 +20,7 @@ use pages::{Column, Pages};
 
 use crate::error::DataError;
 use crate::image_root::ImageRoot;
+use crate::obstacle::{Obstacle, ReadError};
 use crate::reject::{Reject, RejectReason};
 use crate::row_text::{file_name, folder_of};
 use crate::rows::{Row, RowImage, Turn, split_image_names};
@@ -90,27 +91,30 @@ impl ParquetSource {
     }
 
     /// The values of `column` in row `index`, nulls left out.
-    fn values(&self, column: &Column, index: usize) -> Result<Vec<Bytes>, Reject> {
-        let invalid = |e: String| Reject::new(RejectReason::InvalidRow, e);
-        let page = self.pages.locate(column, index).map_err(invalid)?;
+    fn values(&self, column: &Column, index: usize) -> Result<Vec<Bytes>, Obstacle> {
+        let unreadable = |e: ReadError| {
+            let told = |e: String| format!("column {:?}: {e}", column.name());
+            e.in_file(&self.path, |e| Reject::new(RejectReason::InvalidRow, told(e)))
+        };
+        let page = self.pages.locate(column, index).map_err(unreadable)?;
         let key = (self.pages.id(), column.leaf(), page.group, page.number);
         let rows = self
             .cache
             .get_or_decode(key, || self.pages.decode(column, page))
-            .map_err(|e| invalid(format!("column {:?}: {e}", column.name())))?;
+            .map_err(unreadable)?;
         Ok(rows.row(page.row_in_page).map(Bytes::copy_from_slice).collect())
     }
 
-    fn read_turns(&self, index: usize) -> Result<Vec<Turn>, Reject> {
+    fn read_turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
         let invalid = |e: &str| Reject::new(RejectReason::InvalidRow, e);
         if index >= self.len() {
-            return Err(invalid(&format!("row {index} of {}", self.len())));
+            return Err(invalid(&format!("row {index} of {}", self.len())).into());
         }
         let values = self.values(&self.conversations, index)?;
         let text = values.first().ok_or_else(|| invalid("\"conversations\" is null"))?;
         let text =
             std::str::from_utf8(text).map_err(|_| invalid("\"conversations\": not UTF-8"))?;
-        Row::turns_from_json(text)
+        Ok(Row::turns_from_json(text)?)
     }
 }
 
@@ -119,7 +123,7 @@ impl RowSource for ParquetSource {
         self.pages.num_rows()
     }
 
-    fn row(&self, index: usize) -> Result<Row, Reject> {
+    fn row(&self, index: usize) -> Result<Row, Obstacle> {
         let turns = self.read_turns(index)?;
         let images = match &self.images {
             Images::None => Vec::new(),
@@ -147,14 +151,14 @@ impl RowSource for ParquetSource {
         Ok(Row { turns, images })
     }
 
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Reject> {
+    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
         match (&image.bytes, &self.images) {
             (Some(bytes), _) => Ok(bytes.clone()),
             (None, Images::Names(_, root)) => root.read(&image.name).map(Bytes::from),
-            (None, _) => Err(Reject::new(
+            (None, _) => Err(Obstacle::Row(Reject::new(
                 RejectReason::MissingImage,
                 format!("the row holds no picture {:?}", image.name),
-            )),
+            ))),
         }
     }
 
@@ -162,7 +166,7 @@ impl RowSource for ParquetSource {
         format!("{}[{index}]", file_name(&self.path))
     }
 
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, Reject> {
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
         self.read_turns(index)
     }
 }

@@ -20,6 +20,7 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::{ColumnDescPtr, ColumnDescriptor, SchemaDescriptor};
 
 use crate::error::DataError;
+use crate::obstacle::ReadError;
 
 /// A leaf column of binary values: none, one or several a row.
 #[derive(Debug)]
@@ -98,7 +99,7 @@ pub(super) struct Pages {
     /// First row of each group, and the number of all rows.
     group_starts: Vec<usize>,
     /// By group and leaf column, found when first needed.
-    chunks: Vec<Vec<OnceLock<Result<ChunkPages, String>>>>,
+    chunks: Vec<Vec<OnceLock<Result<ChunkPages, ReadError>>>>,
 }
 
 impl Pages {
@@ -136,20 +137,21 @@ impl Pages {
     }
 
     /// The page in which row `index`, which exists, begins.
-    pub(super) fn locate(&self, column: &Column, index: usize) -> Result<PagePlace, String> {
+    pub(super) fn locate(&self, column: &Column, index: usize) -> Result<PagePlace, ReadError> {
         let group = self.group_starts.partition_point(|&start| start <= index) - 1;
         let row = index - self.group_starts[group];
         let chunk = self.chunk(group, column)?;
         let number = chunk.starts.partition_point(|&start| start <= row).saturating_sub(1);
         if number >= chunk.locations.len() {
             let known = chunk.starts.last().copied().unwrap_or(0);
-            return Err(format!("row group {group} holds {known} values, not one for row {row}"));
+            let problem = format!("row group {group} holds {known} values, not one for row {row}");
+            return Err(problem.into());
         }
         Ok(PagePlace { group, number, row_in_page: row - chunk.starts[number] })
     }
 
     /// The rows that begin in the page of `place`.
-    pub(super) fn decode(&self, column: &Column, place: PagePlace) -> Result<PageRows, String> {
+    pub(super) fn decode(&self, column: &Column, place: PagePlace) -> Result<PageRows, ReadError> {
         let chunk = self.chunk(place.group, column)?;
         let mut last = place.number;
         while chunk.continues.get(last + 1) == Some(&true) {
@@ -160,9 +162,9 @@ impl Pages {
         Ok(levels.rows(num_rows))
     }
 
-    fn chunk(&self, group: usize, column: &Column) -> Result<&ChunkPages, String> {
-        let find = || self.find_pages(group, column).map_err(|e| e.to_string());
-        self.chunks[group][column.leaf].get_or_init(find).as_ref().map_err(String::clone)
+    fn chunk(&self, group: usize, column: &Column) -> Result<&ChunkPages, ReadError> {
+        let find = || self.find_pages(group, column).map_err(ReadError::from);
+        self.chunks[group][column.leaf].get_or_init(find).as_ref().map_err(ReadError::clone)
     }
 
     fn chunk_metadata(&self, group: usize, column: &Column) -> &ColumnChunkMetaData {
@@ -204,9 +206,7 @@ impl Pages {
             let (count, continues) = match count {
                 Some(count) => (count, false),
                 None => {
-                    let levels = self
-                        .read(group, column, &chunk.locations, number..=number)
-                        .map_err(ParquetError::General)?;
+                    let levels = self.read(group, column, &chunk.locations, number..=number)?;
                     let count = levels.repetition.iter().filter(|&&level| level == 0).count();
                     (count, levels.repetition.first().is_some_and(|&level| level != 0))
                 }
@@ -219,16 +219,6 @@ impl Pages {
 
     /// Decodes some pages that follow one another.
     fn read(
-        &self,
-        group: usize,
-        column: &Column,
-        locations: &[PageLocation],
-        numbers: std::ops::RangeInclusive<usize>,
-    ) -> Result<Levels, String> {
-        self.try_read(group, column, locations, numbers).map_err(|e| e.to_string())
-    }
-
-    fn try_read(
         &self,
         group: usize,
         column: &Column,
@@ -404,5 +394,40 @@ impl Read for ReadFrom {
         let read = self.file.read_at(buffer, self.offset)?;
         self.offset += read as u64;
         Ok(read)
+    }
+}
+
+impl From<ParquetError> for ReadError {
+    fn from(error: ParquetError) -> Self {
+        match error {
+            ParquetError::External(inner) => match inner.downcast::<std::io::Error>() {
+                Ok(system) => Self::from(*system),
+                Err(other) => Self::Content(other.to_string()),
+            },
+            other => Self::Content(other.to_string()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::obstacle::failing_file;
+
+    #[test]
+    fn pages_that_the_system_fails_to_read_are_no_fault_of_their_rows() {
+        let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/parquet");
+        let path = Path::new(golden).join("names.parquet");
+        let whole = Pages::open(&path).unwrap();
+        let length = whole.reader.length;
+        let reader = Arc::new(FileAt { file: failing_file(), length, header_starts: None });
+        let column = Column::new(0, &whole.schema().columns()[0].clone());
+        assert!(whole.locate(&column, 0).is_ok());
+        // Fails where the headers of the pages are looked for, and where a page is.
+        let fresh = Pages { reader: Arc::clone(&reader), ..Pages::open(&path).unwrap() };
+        assert!(matches!(fresh.locate(&column, 0), Err(ReadError::System(_))));
+        let place = whole.locate(&column, 0).unwrap();
+        let failing = Pages { reader, ..whole };
+        assert!(matches!(failing.decode(&column, place), Err(ReadError::System(_))));
     }
 }

@@ -62,7 +62,7 @@ pub struct PrepareSettings {
 ///
 /// # Errors
 /// A folder that holds something else, or was begun with other settings or another input; a file
-/// that cannot be written.
+/// that cannot be written; a disk that fails under the input.
 pub fn prepare(
     source: &Arc<dyn RowSource>,
     settings: &PrepareSettings,
@@ -74,7 +74,7 @@ pub fn prepare(
                 .into(),
         ));
     }
-    let identity = Identity::new(source.as_ref(), settings);
+    let identity = Identity::new(source.as_ref(), settings)?;
     let store = Progress::open(&settings.output, &identity)?;
     let num_rows = source.len();
     if let Some(manifest) = store.finished()? {

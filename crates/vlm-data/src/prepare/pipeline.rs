@@ -11,7 +11,7 @@ use crossbeam_channel::{Receiver, Sender};
 
 use super::check::{KeptRow, RowChecker};
 use crate::error::DataError;
-use crate::reject::Rejected;
+use crate::reject::{Reject, Rejected};
 use crate::worker::panic_message;
 
 /// Rows that a thread takes at once: few, since each may carry a large picture.
@@ -134,12 +134,10 @@ fn check(checker: &RowChecker, row: usize) -> Result<RowOutcome, DataError> {
     // A decoder that panics on a hostile file must not take the work with it unnamed.
     match catch_unwind(AssertUnwindSafe(|| checker.check(row))) {
         Ok(Ok(kept)) => Ok(RowOutcome::Kept(Box::new(kept))),
-        Ok(Err(reject)) => Ok(RowOutcome::Rejected(Rejected {
-            row,
-            location: location(),
-            reason: reject.reason,
-            detail: reject.detail,
-        })),
+        Ok(Err(obstacle)) => {
+            let Reject { reason, detail } = obstacle.at(location())?;
+            Ok(RowOutcome::Rejected(Rejected { row, location: location(), reason, detail }))
+        }
         Err(panic) => Err(DataError::WorkerPanic {
             location: location(),
             message: panic_message(panic.as_ref()),

@@ -29,9 +29,12 @@ pub(super) struct Identity {
 }
 
 impl Identity {
-    pub(super) fn new(source: &dyn RowSource, settings: &PrepareSettings) -> Self {
-        Self {
-            input: fingerprint(source),
+    pub(super) fn new(
+        source: &dyn RowSource,
+        settings: &PrepareSettings,
+    ) -> Result<Self, DataError> {
+        Ok(Self {
+            input: fingerprint(source)?,
             input_files: settings.input_files.clone(),
             made_with: MadeWith {
                 tokenizer_hash: settings.tokenizer.hash().to_owned(),
@@ -44,7 +47,7 @@ impl Identity {
                 },
                 rows_per_shard: settings.rows_per_shard,
             },
-        }
+        })
     }
 }
 

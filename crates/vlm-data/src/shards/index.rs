@@ -7,6 +7,8 @@ use std::sync::OnceLock;
 use arrow_ipc::reader::read_footer_length;
 use arrow_ipc::{root_as_footer, root_as_message};
 
+use crate::obstacle::ReadError;
+
 /// Buffers of a record batch: validity, offsets, … of each column in turn, as the Arrow format
 /// orders them.
 mod buffers {
@@ -41,7 +43,7 @@ impl Lists {
         file: &File,
         range: std::ops::Range<usize>,
         width: usize,
-    ) -> Result<Vec<u8>, String> {
+    ) -> Result<Vec<u8>, ReadError> {
         read_at(file, self.start + (range.start * width) as u64, range.len() * width)
     }
 }
@@ -68,7 +70,7 @@ pub(super) struct ShardIndex {
     /// First row of each batch, and the number of all rows.
     pub(super) starts: Vec<usize>,
     blocks: Vec<Block>,
-    batches: Vec<OnceLock<Result<BatchIndex, String>>>,
+    batches: Vec<OnceLock<Result<BatchIndex, ReadError>>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -79,9 +81,9 @@ struct Block {
 
 impl ShardIndex {
     /// Reads the footer and the header of each record batch.
-    pub(super) fn read(file: File) -> Result<Self, String> {
+    pub(super) fn read(file: File) -> Result<Self, ReadError> {
         const TRAILER: u64 = 10;
-        let length = file.metadata().map_err(|e| e.to_string())?.len();
+        let length = file.metadata()?.len();
         let trailer_start = length.checked_sub(TRAILER).ok_or("not an Arrow file")?;
         let trailer = read_at(&file, trailer_start, TRAILER as usize)?;
         let trailer = <[u8; 10]>::try_from(trailer).map_err(|_| "not an Arrow file")?;
@@ -105,19 +107,19 @@ impl ShardIndex {
     }
 
     /// The batch of row `row`, and its place in it.
-    pub(super) fn batch(&self, row: usize) -> Result<(&BatchIndex, usize), String> {
+    pub(super) fn batch(&self, row: usize) -> Result<(&BatchIndex, usize), ReadError> {
         let number = self.starts.partition_point(|&start| start <= row) - 1;
         let batch = self.batches.get(number).ok_or("the shard has no such row")?;
         let read = || BatchIndex::read(&self.file, self.blocks[number]);
-        let index = batch.get_or_init(read).as_ref().map_err(String::clone)?;
+        let index = batch.get_or_init(read).as_ref().map_err(ReadError::clone)?;
         Ok((index, row - self.starts[number]))
     }
 }
 
 impl BatchIndex {
-    fn read(file: &File, block: Block) -> Result<Self, String> {
+    fn read(file: &File, block: Block) -> Result<Self, ReadError> {
         let (num_rows, places) = header(file, block)?;
-        let offsets = |buffer: usize, count: usize| -> Result<Vec<u32>, String> {
+        let offsets = |buffer: usize, count: usize| -> Result<Vec<u32>, ReadError> {
             let (start, length) = places[buffer];
             if length < (count + 1) as u64 * 4 {
                 // The format lets the offsets of no values be left out.
@@ -125,7 +127,7 @@ impl BatchIndex {
             }
             Ok(numbers(&read_at(file, start, (count + 1) * 4)?))
         };
-        let lists = |(of, values): (usize, usize)| -> Result<Lists, String> {
+        let lists = |(of, values): (usize, usize)| -> Result<Lists, ReadError> {
             Ok(Lists { start: places[values].0, offsets: offsets(of, num_rows)? })
         };
         let (of_images, of_pictures, bytes) = buffers::IMAGES;
@@ -147,7 +149,7 @@ impl BatchIndex {
 }
 
 /// Rows of a record batch, and start and length in the file of each of its buffers.
-fn header(file: &File, block: Block) -> Result<(usize, Vec<(u64, u64)>), String> {
+fn header(file: &File, block: Block) -> Result<(usize, Vec<(u64, u64)>), ReadError> {
     /// The marker of a message and its length come before it.
     const PREFIX: usize = 8;
     let bytes = read_at(file, block.offset, block.metadata_bytes)?;
@@ -172,12 +174,12 @@ pub(super) fn numbers(bytes: &[u8]) -> Vec<u32> {
     bytes.as_chunks::<4>().0.iter().map(|&number| u32::from_le_bytes(number)).collect()
 }
 
-fn read_at(file: &File, offset: u64, length: usize) -> Result<Vec<u8>, String> {
-    let end = file.metadata().map_err(|e| e.to_string())?.len();
+fn read_at(file: &File, offset: u64, length: usize) -> Result<Vec<u8>, ReadError> {
+    let end = file.metadata()?.len();
     if offset.saturating_add(length as u64) > end {
         return Err("the shard is cut off".into());
     }
     let mut bytes = vec![0; length];
-    file.read_exact_at(&mut bytes, offset).map_err(|e| e.to_string())?;
+    file.read_exact_at(&mut bytes, offset)?;
     Ok(bytes)
 }

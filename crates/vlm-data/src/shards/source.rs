@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
@@ -10,6 +10,7 @@ use super::index::{BatchIndex, ShardIndex, numbers};
 use super::{HASH_BYTES, Manifest};
 use crate::chat::EncodedRow;
 use crate::error::DataError;
+use crate::obstacle::{Obstacle, ReadError};
 use crate::reject::{Reject, RejectReason};
 use crate::rows::{Row, RowImage};
 use crate::source::{Encoding, PreparedRow, RowSource};
@@ -21,7 +22,7 @@ pub struct ShardSource {
     manifest: Manifest,
     /// First row of each shard, and the number of all rows.
     starts: Vec<usize>,
-    shards: Vec<OnceLock<Result<ShardIndex, String>>>,
+    shards: Vec<OnceLock<Result<ShardIndex, ReadError>>>,
 }
 
 /// A row in its batch in its file.
@@ -62,26 +63,39 @@ impl ShardSource {
         &self.manifest
     }
 
-    fn place(&self, index: usize) -> Result<Place<'_>, Reject> {
+    fn place(&self, index: usize) -> Result<Place<'_>, Obstacle> {
         if index >= self.manifest.num_rows {
-            return Err(invalid(format!("row {index} of {}", self.manifest.num_rows)));
+            return Err(invalid(format!("row {index} of {}", self.manifest.num_rows)).into());
         }
         let number = self.starts.partition_point(|&start| start <= index) - 1;
-        let path = self.dir.join(&self.manifest.shards[number].file);
-        let open = || ShardIndex::read(File::open(&path).map_err(|e| e.to_string())?);
+        // There when the data set was opened: whatever keeps it from being opened is no row's fault.
+        let open = || {
+            let file = File::open(self.shard_path(number)).map_err(Arc::new);
+            ShardIndex::read(file.map_err(ReadError::System)?)
+        };
         let shard = self.shards[number].get_or_init(open).as_ref();
-        let place = shard.map_err(String::clone).and_then(|shard| {
+        let place = shard.map_err(ReadError::clone).and_then(|shard| {
             let (batch, row) = shard.batch(index - self.starts[number])?;
             Ok(Place { file: &shard.file, batch, row })
         });
-        place.map_err(|problem| invalid(format!("{}: {problem}", path.display())))
+        place.map_err(|e| self.unreadable(index, e))
+    }
+
+    fn shard_path(&self, number: usize) -> PathBuf {
+        self.dir.join(&self.manifest.shards[number].file)
+    }
+
+    /// What keeps row `index`, which exists, from being read.
+    fn unreadable(&self, index: usize, error: ReadError) -> Obstacle {
+        let path = self.shard_path(self.starts.partition_point(|&start| start <= index) - 1);
+        error.in_file(&path, |problem| invalid(format!("{}: {problem}", path.display())))
     }
 }
 
 impl Place<'_> {
-    fn encoded(&self) -> Result<EncodedRow, String> {
+    fn encoded(&self) -> Result<EncodedRow, ReadError> {
         let Place { file, batch, row } = *self;
-        let read = |lists: &super::index::Lists| -> Result<Vec<u32>, String> {
+        let read = |lists: &super::index::Lists| -> Result<Vec<u32>, ReadError> {
             Ok(numbers(&lists.read(file, lists.range(row), 4)?))
         };
         let spans = read(&batch.supervised)?;
@@ -98,7 +112,7 @@ impl Place<'_> {
         })
     }
 
-    fn images(&self) -> Result<Vec<RowImage>, String> {
+    fn images(&self) -> Result<Vec<RowImage>, ReadError> {
         let Place { file, batch, row } = *self;
         let range = batch.image_hashes.range(row);
         let hashes = batch.image_hashes.read(file, range, HASH_BYTES)?;
@@ -110,15 +124,15 @@ impl Place<'_> {
         Ok(hashes.as_chunks::<HASH_BYTES>().0.iter().enumerate().map(image).collect())
     }
 
-    fn picture(&self, k: usize) -> Result<Vec<u8>, String> {
+    fn picture(&self, k: usize) -> Result<Vec<u8>, ReadError> {
         let Place { file, batch, row } = *self;
         let picture = batch.images.range(row).nth(k).ok_or("the row has no such picture")?;
         batch.pictures.read(file, batch.pictures.range(picture), 1)
     }
 
-    fn text(&self, column: &super::index::Lists) -> Result<String, String> {
+    fn text(&self, column: &super::index::Lists) -> Result<String, ReadError> {
         let bytes = column.read(self.file, column.range(self.row), 1)?;
-        String::from_utf8(bytes).map_err(|e| e.to_string())
+        String::from_utf8(bytes).map_err(|e| e.to_string().into())
     }
 }
 
@@ -131,22 +145,24 @@ impl RowSource for ShardSource {
         self.manifest.num_rows
     }
 
-    fn row(&self, index: usize) -> Result<Row, Reject> {
+    fn row(&self, index: usize) -> Result<Row, Obstacle> {
         let place = self.place(index)?;
-        let turns =
-            Row::turns_from_json(&place.text(&place.batch.conversations).map_err(invalid)?)?;
-        Ok(Row { turns, images: place.images().map_err(invalid)? })
+        let unreadable = |e| self.unreadable(index, e);
+        let text = place.text(&place.batch.conversations).map_err(unreadable)?;
+        let turns = Row::turns_from_json(&text)?;
+        Ok(Row { turns, images: place.images().map_err(unreadable)? })
     }
 
-    fn prepared_row(&self, index: usize) -> Result<Option<PreparedRow>, Reject> {
+    fn prepared_row(&self, index: usize) -> Result<Option<PreparedRow>, Obstacle> {
         let place = self.place(index)?;
-        let encoded = place.encoded().map_err(invalid)?;
-        Ok(Some(PreparedRow { encoded, images: place.images().map_err(invalid)? }))
+        let unreadable = |e| self.unreadable(index, e);
+        let encoded = place.encoded().map_err(unreadable)?;
+        Ok(Some(PreparedRow { encoded, images: place.images().map_err(unreadable)? }))
     }
 
-    fn image_bytes(&self, index: usize, k: usize, _: &RowImage) -> Result<Bytes, Reject> {
-        let unreadable = |e: String| Reject::new(RejectReason::UnreadableImage, e);
-        self.place(index)?.picture(k).map(Bytes::from).map_err(unreadable)
+    fn image_bytes(&self, index: usize, k: usize, _: &RowImage) -> Result<Bytes, Obstacle> {
+        let bytes = self.place(index)?.picture(k).map_err(|e| self.unreadable(index, e))?;
+        Ok(bytes.into())
     }
 
     fn locate(&self, index: usize) -> String {

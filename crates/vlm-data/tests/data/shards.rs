@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vlm_data::{ImageStore, PrepareSettings, RowSource, open_source, prepare};
+use vlm_data::{ImageStore, Obstacle, PrepareSettings, RowSource, open_source, prepare};
 
 use crate::tiny::{Folder, TOKENS_PER_IMAGE, row};
 
@@ -71,6 +71,17 @@ fn a_data_set_of_rejected_rows_alone_cannot_be_opened() {
     let output = prepare_rows(&folder, &[row("<image>q", "a", "none.png")]);
     let error = open_source(&output, None).err().unwrap().to_string();
     assert!(error.contains("all were rejected"), "{error}");
+}
+
+#[test]
+fn a_shard_that_is_gone_is_no_fault_of_its_rows() {
+    let folder = mixed_rows();
+    let output = prepare_rows(&folder, &rows());
+    let source = open_source(&output, None).unwrap();
+    std::fs::remove_file(shard(&output)).unwrap();
+    let Err(Obstacle::Run(error)) = source.prepared_row(0) else { panic!("expected a failure") };
+    let told = error.to_string();
+    assert!(told.contains("shard-00000.arrow: cannot read the rows: "), "{told}");
 }
 
 #[test]

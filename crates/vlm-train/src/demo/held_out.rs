@@ -124,9 +124,9 @@ impl HeldOut {
         let place = || self.source.locate(row);
         let read = self.source.row(row).and_then(|whole| match whole.images.first() {
             Some(image) => self.source.image_bytes(row, 0, image),
-            None => Err(Reject::new(RejectReason::MissingImage, "the row has no image")),
+            None => Err(Reject::new(RejectReason::MissingImage, "the row has no image").into()),
         });
-        let bytes = read.map_err(|reject| anyhow::anyhow!("{}: {}", place(), reject.detail))?;
+        let bytes = read.map_err(|obstacle| anyhow::anyhow!("{}: {obstacle}", place()))?;
         Ok(image::load_from_memory(&bytes).with_context(place)?.to_rgb8())
     }
 }

@@ -88,7 +88,7 @@ impl Run {
         if let Some(team) = team {
             let nccl = all_ready(Some(team), team.use_device(parts.device))?;
             start_up::introduce(team, parts.device, nccl.as_deref());
-            agree(team, &parts.common(&config))?;
+            agree(team, &all_ready(Some(team), parts.common(&config))?)?;
         }
         let is_first = team.is_none_or(|team| team.rank() == 0);
         let out_dir = if is_first {

@@ -82,7 +82,7 @@ impl Parts {
     }
 
     /// What must be the same on all ranks. Where files lie need not be.
-    pub(super) fn common(&self, config: &TrainConfig) -> Identity {
+    pub(super) fn common(&self, config: &TrainConfig) -> Result<Identity, TrainError> {
         let TrainConfig { stage, data, run, optim, model, eval } = config;
         let settings = serde_json::json!({
             "stage": stage,
@@ -110,7 +110,7 @@ impl Parts {
             "features": self.features,
             "device": if self.device.is_cuda() { "cuda" } else { "cpu" },
         });
-        Identity::new(self.loader.fingerprint(), settings)
+        Ok(Identity::new(self.loader.fingerprint()?, settings))
     }
 }
 

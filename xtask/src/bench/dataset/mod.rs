@@ -274,10 +274,13 @@ mod tests {
                 assert_eq!(same.turns, row.turns);
                 let bytes = same.images.first().map(|image| other.image_bytes(index, 0, image));
                 let found = bytes.and_then(Result::ok);
-                assert!(found == picture.clone().and_then(Result::ok), "row {index}");
+                assert!(
+                    found.as_ref() == picture.as_ref().and_then(|p| p.as_ref().ok()),
+                    "row {index}"
+                );
             }
             let Some(picture) = picture else { continue };
-            let fate = match picture.and_then(|bytes| processor.crop_u8(&bytes)) {
+            let fate = match picture.and_then(|bytes| Ok(processor.crop_u8(&bytes)?)) {
                 Ok(_) => "kept",
                 Err(_) => "rejected",
             };

@@ -1,0 +1,155 @@
+//! Why a row cannot be had: by its own fault, or by that of what it lies on.
+
+use std::io::{Error, ErrorKind};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::DataError;
+use crate::reject::Reject;
+
+/// Why a row cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Obstacle {
+    /// The row is at fault: it is set aside, and the work goes on.
+    #[error(transparent)]
+    Row(#[from] Reject),
+    /// A disk or the connection to it is, and nothing is known of the row: the work ends.
+    #[error(transparent)]
+    Run(#[from] DataError),
+}
+
+impl Obstacle {
+    /// The row's fault, where it is the row's.
+    pub fn reject(self) -> Option<Reject> {
+        match self {
+            Self::Row(reject) => Some(reject),
+            Self::Run(_) => None,
+        }
+    }
+
+    /// The system's answer to `action` on the file at `path`, where `reject` says what it would mean
+    /// of the row.
+    pub(crate) fn of_system(
+        path: &Path,
+        action: &'static str,
+        error: Error,
+        reject: impl FnOnce(String) -> Reject,
+    ) -> Self {
+        if is_of_disk(&error) {
+            Self::Run(DataError::io(path, action)(error))
+        } else {
+            Self::Row(reject(error.to_string()))
+        }
+    }
+
+    /// Why the row at `location` is set aside.
+    ///
+    /// # Errors
+    /// The end of the work, with the row's place.
+    pub fn at(self, location: String) -> Result<Reject, DataError> {
+        match self {
+            Self::Row(reject) => Ok(reject),
+            Self::Run(source @ DataError::Io { .. }) => {
+                Err(DataError::Row { location, source: Box::new(source) })
+            }
+            Self::Run(other) => Err(other),
+        }
+    }
+}
+
+/// Whether the system says that it cannot read, where others say that there is nothing to be read,
+/// or not by this name or user.
+fn is_of_disk(error: &Error) -> bool {
+    /// ELOOP, which has no stable kind yet.
+    const TOO_MANY_LINKS: i32 = if cfg!(target_os = "linux") { 40 } else { 62 };
+    let is_of_file = matches!(
+        error.kind(),
+        ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::NotADirectory
+            | ErrorKind::IsADirectory
+            | ErrorKind::InvalidInput
+            | ErrorKind::InvalidFilename
+    );
+    // What is not the system's answer is about content: an end too early, damaged compression.
+    error.raw_os_error().is_some_and(|code| code != TOO_MANY_LINKS) && !is_of_file
+}
+
+/// Why a part of a file cannot be read; may be kept and told again.
+#[derive(Debug, Clone)]
+pub(crate) enum ReadError {
+    /// What it holds is not what it should.
+    Content(String),
+    /// The system's answer.
+    System(Arc<Error>),
+}
+
+impl ReadError {
+    /// What it means for a row in the file at `path`; `reject` says what broken content would.
+    pub(crate) fn in_file(self, path: &Path, reject: impl FnOnce(String) -> Reject) -> Obstacle {
+        match self {
+            Self::Content(problem) => Obstacle::Row(reject(problem)),
+            Self::System(error) => {
+                let error = match error.raw_os_error() {
+                    Some(code) => Error::from_raw_os_error(code),
+                    None => Error::new(error.kind(), error.to_string()),
+                };
+                Obstacle::Run(DataError::io(path, "read the rows")(error))
+            }
+        }
+    }
+}
+
+impl From<Error> for ReadError {
+    fn from(error: Error) -> Self {
+        if is_of_disk(&error) {
+            Self::System(Arc::new(error))
+        } else {
+            Self::Content(error.to_string())
+        }
+    }
+}
+
+impl From<String> for ReadError {
+    fn from(problem: String) -> Self {
+        Self::Content(problem)
+    }
+}
+
+impl From<&str> for ReadError {
+    fn from(problem: &str) -> Self {
+        Self::Content(problem.to_owned())
+    }
+}
+
+/// A file that can be opened and not be read, as on a failing disk: nothing is mapped at the start
+/// of a process's memory.
+#[cfg(test)]
+pub(crate) fn failing_file() -> std::fs::File {
+    std::fs::File::open("/proc/self/mem").unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+
+    #[test]
+    fn failing_disks_are_told_from_files_that_are_not_there_or_not_to_be_read() {
+        let failed = failing_file().read(&mut [0; 8]).unwrap_err();
+        assert_eq!(failed.raw_os_error(), Some(5), "EIO");
+        assert!(is_of_disk(&failed));
+        // ESTALE, EMFILE, ETIMEDOUT: a network disk that went away, a limit of this process.
+        for code in [116, 24, 110] {
+            assert!(is_of_disk(&Error::from_raw_os_error(code)), "{code}");
+        }
+        // ENOENT, EACCES, EPERM, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP.
+        for code in [2, 13, 1, 20, 21, 36, 40] {
+            assert!(!is_of_disk(&Error::from_raw_os_error(code)), "{code}");
+        }
+        for kind in [ErrorKind::UnexpectedEof, ErrorKind::InvalidData] {
+            assert!(!is_of_disk(&Error::from(kind)));
+        }
+    }
+}
