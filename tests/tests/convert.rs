@@ -64,8 +64,8 @@ fn weights_go_to_the_other_format_and_back_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     mixed(&at("a.safetensors"));
-    convert(&at("a.safetensors"), &at("b.pth"), &[]);
-    convert(&at("b.pth"), &at("c.safetensors"), &[]);
+    convert(&at("a.safetensors"), &at("new/b.pth"), &[]);
+    convert(&at("new/b.pth"), &at("c.safetensors"), &[]);
     assert_eq!(contents(&at("a.safetensors")), contents(&at("c.safetensors")));
     assert_eq!(contents(&at("a.safetensors")).len(), 5);
 

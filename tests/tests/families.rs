@@ -77,7 +77,7 @@ fn a_llama_and_a_siglip_learn_answer_and_are_exported() {
     assert_eq!((&config["model_type"], &config["hidden_size"]), (&json!("llama"), &json!(32)));
     assert_eq!(config["projector"], json!({"kind": "mlp", "tokens_per_image": 16}));
 
-    let hf = trial.path("hf");
+    let hf = trial.path("exports/hf");
     vlm(&["convert", out.to_str().unwrap(), "--export-hf", hf.to_str().unwrap()]).assert_success();
     let mut files: Vec<_> = fs::read_dir(&hf)
         .unwrap()

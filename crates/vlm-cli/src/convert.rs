@@ -1,8 +1,9 @@
 //! `vlm convert`: weights from one format to another, and models as folders in Hugging Face form.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::Args;
 use vlm_model::weights::{self, Format, Weights, WeightsError, save_shards};
 use vlm_train::{ExportSource, TrainError, export_hf, is_exported_name};
@@ -47,6 +48,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
             vision: args.vision.clone(),
             tokenizer: args.tokenizer.clone(),
         };
+        make_room(folder)?;
         export_hf(&source, folder, shard_bytes)?;
         println!("{}", folder.display());
         return Ok(());
@@ -58,6 +60,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
         tracing::info!("the tensors are those under the key {key:?}; what else is there stays");
     }
     let tensors = weights.all()?;
+    make_room(output)?;
     match format {
         Some(format) => weights::save(output, &tensors, format)?,
         None => vlm_torch::write_folder_atomically::<WeightsError>(output, |folder| {
@@ -66,6 +69,12 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     }
     println!("{}: {} tensors", output.display(), tensors.len());
     Ok(())
+}
+
+/// Makes the folder that the output will lie in, as other commands make theirs.
+fn make_room(output: &Path) -> Result<()> {
+    let folder = output.parent().unwrap_or(output);
+    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
 }
 
 /// The format of the file to write, `None` for a folder; checked to be free, or given up by

@@ -63,18 +63,25 @@ impl Tally {
         reasons.sort_by_key(|&(reason, &count)| (std::cmp::Reverse(count), *reason));
         let counts: Vec<_> =
             reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        let num_rejected = self.num_rejected();
+        // More than all cannot be allowed; an evaluation has no limit to raise either.
+        let (limit, or_allow) = if self.max_fraction >= 1.0 {
+            (String::new(), "")
+        } else {
+            let percent = self.max_fraction * 100.0;
+            let or_allow = " Or allow more with --max-rejected-fraction.";
+            (format!("; at most {percent:.0}% may be"), or_allow)
+        };
         let mut message = format!(
-            "{} of {} rows cannot be used ({}); at most {:.0}% may be. The first of them:",
-            self.num_rejected(),
+            "{num_rejected} of {} rows cannot be used ({}){limit}. The first of them:",
             self.num_seen,
             counts.join(", "),
-            self.max_fraction * 100.0
         );
         for Rejected { location, reason, detail, .. } in &self.examples {
             message += &format!("\n  {location}: {reason}: {detail}");
         }
         let advice = reasons.first().map_or("", |(reason, _)| advice(**reason));
-        message + "\n" + advice + " Or allow more with --max-rejected-fraction."
+        message + "\n" + advice + or_allow
     }
 }
 

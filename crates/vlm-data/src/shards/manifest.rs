@@ -86,18 +86,16 @@ impl Manifest {
         let path = dir.join(MANIFEST_FILE);
         let text = std::fs::read_to_string(&path).map_err(DataError::io(&path, "read"))?;
         let wrong = |problem: String| {
-            DataError::content(
-                &path,
-                format!(
-                    "{problem}; expected a data set that this version of `cargo xtask \
-                     prepare-data` made"
-                ),
-            )
+            let advice = "prepare the rows anew with `cargo xtask prepare-data`";
+            DataError::content(&path, format!("{problem}; {advice}"))
         };
         let manifest: Self =
             serde_json::from_str(&text).map_err(|e| wrong(format!("not its manifest: {e}")))?;
         if (manifest.format.as_str(), manifest.version) != (FORMAT, VERSION) {
-            return Err(wrong(format!("{} {}", manifest.format, manifest.version)));
+            return Err(wrong(format!(
+                "it says \"{} {}\", and this version reads \"{FORMAT} {VERSION}\"",
+                manifest.format, manifest.version
+            )));
         }
         Ok(manifest)
     }

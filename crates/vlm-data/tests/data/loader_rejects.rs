@@ -126,6 +126,7 @@ fn too_many_rejected_rows_end_the_epoch_with_counts_and_examples() {
     let Err(DataError::TooManyRejected(message)) = &results[2] else { panic!("{results:?}") };
     assert!(message.contains("12 of 12 rows") && message.contains("12 missing-image"), "{message}");
     assert!(message.contains("rows.jsonl:1: missing-image"), "{message}");
+    assert!(message.contains("at most 30% may be") && message.ends_with("-fraction."), "{message}");
 }
 
 #[test]
@@ -136,4 +137,8 @@ fn an_epoch_of_bad_rows_alone_ends_with_an_error_however_few_they_are() {
     assert_eq!(results[0].as_ref().unwrap().batch_size, 0);
     assert!(matches!(results[1], Err(DataError::TooManyRejected(_))));
     assert_eq!(results.len(), 2);
+    // Where all may be rejected, there is no more to allow.
+    let config = LoaderConfig { max_rejected_fraction: 1.0, ..config() };
+    let last = folder.loader(config).epoch(0, 0).last().unwrap().unwrap_err().to_string();
+    assert!(last.contains("1 of 1 rows") && !last.contains("fraction"), "{last}");
 }
