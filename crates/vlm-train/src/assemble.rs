@@ -276,6 +276,16 @@ pub(crate) fn adopt(
         .map_or("asked for".to_owned(), |path| format!("asked for (flags and {})", path.display()));
     lm.adopt(weights).map_err(|disagreement| {
         let (found, expected) = (disagreement.found, disagreement.expected);
+        if disagreement.field == "n_routed_experts" {
+            // No flag says how many.
+            return usage_at(
+                path,
+                format!(
+                    "holds {found} routed experts a block, but {expected} is {asked}; give the \
+                     config.json that belongs to these weights, or other weights"
+                ),
+            );
+        }
         let flag = disagreement.field.replace('_', "-");
         TrainError::Usage(format!(
             "{} has {flag} {found}, but {expected} is {asked}; pass --{flag} {found}, or other \

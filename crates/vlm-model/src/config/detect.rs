@@ -59,13 +59,7 @@ impl LmConfig {
         };
         let mut config = family.usual_config();
         let names = config.names();
-        let num_experts = (0..)
-            .take_while(|index| {
-                let expert = index.to_string();
-                let path = [names.feed_forward, names.experts, &expert, names.gate];
-                weights.find(&names.block_weight(0, &path)).is_some()
-            })
-            .count() as i64;
+        let num_experts = num_experts(weights, names);
         if num_experts > 0 {
             config.use_moe = true;
             config.moe.n_routed_experts = num_experts;
@@ -95,6 +89,10 @@ impl LmConfig {
         check("dim", length(embeddings.clone(), 1), self.dim)?;
         let num_layers = weights.names().filter_map(|name| names.block_of(name)).max();
         check("n_layers", Some(num_layers.map_or(0, |last| last + 1)), self.n_layers)?;
+        if self.use_moe {
+            let found = num_experts(weights, names);
+            check("n_routed_experts", Some(found), self.moe.n_routed_experts)?;
+        }
         self.vocab_size = length(embeddings, 0).unwrap_or(self.vocab_size);
 
         let query_norm = in_first(&[names.attention, names.query_norm], 0);
@@ -145,6 +143,16 @@ impl ProjectorKind {
         let kinds = [Self::Linear, Self::Mlp, Self::MergedMlp, Self::PixelShuffle];
         kinds.into_iter().find(|&kind| weights.find(projector::last_weight(kind)).is_some())
     }
+}
+
+/// Routed experts of the first block.
+fn num_experts(weights: &Weights, names: &LmNames) -> i64 {
+    let is_there = |index: &i64| {
+        let expert = index.to_string();
+        let path = [names.feed_forward, names.experts, &expert, names.gate];
+        weights.find(&names.block_weight(0, &path)).is_some()
+    };
+    (0..).take_while(is_there).count() as i64
 }
 
 /// Whether input and output embeddings are one, or equal; a file without output embeddings ties

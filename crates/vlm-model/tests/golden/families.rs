@@ -188,6 +188,13 @@ fn numbers_that_are_not_the_weights_are_named() {
     assert_eq!(disagreement(|c| c.n_layers = 3), Err(("n_layers", 2, 3)));
     assert_eq!(disagreement(|c| c.n_heads = 8), Err(("n_heads", 4, 8)));
     assert_eq!(disagreement(|c| c.n_kv_heads = 4), Err(("n_kv_heads", 2, 4)));
+    // So many would not fit into any memory: nothing is made before they are compared.
+    let experts = Weights::open(&golden("minimind3/experts")).unwrap();
+    let mut config = LmConfig::from_file(&golden("minimind3/experts/config.json")).unwrap();
+    assert_eq!(config.adopt(&experts), Ok(()));
+    let held = std::mem::replace(&mut config.moe.n_routed_experts, 3_000_000_000);
+    let disagreement = config.adopt(&experts).unwrap_err();
+    assert_eq!((disagreement.field, disagreement.found), ("n_routed_experts", held));
 }
 
 #[test]
