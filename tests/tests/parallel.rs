@@ -267,6 +267,20 @@ fn ranks_that_were_not_started_alike_are_refused_with_both_values() {
 }
 
 #[test]
+fn ranks_whose_rows_differ_in_one_of_many_are_refused() {
+    let trial = trial();
+    let mut rows = vec![row("1.png", "A circle."); 200];
+    trial.write_rows(&rows);
+    rows[101] = row("1.png", "A square.");
+    let other = trial.path("other.jsonl");
+    fs::write(&other, rows.join("\n") + "\n").unwrap();
+    let ended = end(start(&trial, "out", &[vec![], vec!["--data-path", other.to_str().unwrap()]]));
+    for ended in &ended {
+        ended.assert_error(2, &["data is \"200 rows, ", "on rank 0, ", "on rank 1"]);
+    }
+}
+
+#[test]
 fn what_one_rank_cannot_do_stops_all_of_them_with_its_reason() {
     let trial = trial();
     let ended = end(start(&trial, "out", &[vec![], vec!["--vision", "no/such/folder"]]));

@@ -35,6 +35,22 @@ fn plan_counts_parameters_and_checkpoint_bytes_as_a_run_writes_them() {
 }
 
 #[test]
+fn evaluations_on_the_way_leave_the_count_of_operations_as_it_is() {
+    let trial = Trial::new();
+    let flops = |more: &[&str]| {
+        let out = trial.path(&format!("out{}", more.len()));
+        trial.pretrain(&[&["--out-dir", out.to_str().unwrap()], more].concat()).assert_success();
+        let mut plan = Command::new(xtask());
+        let output = plan.args(["plan", "--json", "--from-run"]).arg(&out).output().unwrap();
+        let found: Value = serde_json::from_slice(&output.stdout).unwrap();
+        found["reached_gflops"].as_f64().unwrap() * found["step_ms"].as_f64().unwrap()
+    };
+    let rows = trial.path("rows.jsonl");
+    let (without, with) = (flops(&[]), flops(&["--eval-data", rows.to_str().unwrap()]));
+    assert!(without > 0.0 && (with / without - 1.0).abs() < 1e-9, "{without} and {with}");
+}
+
+#[test]
 fn plan_counts_the_gradient_bytes_that_two_processes_exchange() {
     for more in [&[][..], &["--use-moe", "--train-lm"], &["--dtype", "bfloat16"]] {
         let trial = parallel::trial();

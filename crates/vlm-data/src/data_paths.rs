@@ -7,8 +7,9 @@ use std::time::UNIX_EPOCH;
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
+use crate::file_hash::hash_file;
 use crate::mixture::{Concatenation, Mixture};
-use crate::open::open_source;
+use crate::open::{files_of_rows, open_source};
 use crate::source::RowSource;
 
 /// Data sets as a user names them: a path each, or `path:weight`.
@@ -65,6 +66,24 @@ impl DataPaths {
             push_states(path, &mut states).map_err(DataError::io(path, "look at the rows"))?;
         }
         Ok(states)
+    }
+
+    /// A hash of the files of the rows: of their sizes, and of small ones' whole content. Of a prepared
+    /// folder it is a hash of every byte. The same on every machine that has copies of the same files,
+    /// wherever they lie. Picture files are not looked at.
+    ///
+    /// # Errors
+    /// The system's, with the path.
+    pub fn fingerprint(&self) -> Result<String, DataError> {
+        let mut hasher = blake3::Hasher::new();
+        for path in self.0.iter().map(|path| Path::new(split(path).0)) {
+            let files = files_of_rows(path).map_err(DataError::io(path, "look at the rows"))?;
+            hasher.update(&files.len().to_le_bytes());
+            for file in &files {
+                hash_file(file, &mut hasher).map_err(DataError::io(file, "look at the rows"))?;
+            }
+        }
+        Ok(hasher.finalize().to_hex()[..16].to_owned())
     }
 
     /// Opens the data sets as one: a single one as it is, several without weights behind one
@@ -156,6 +175,20 @@ mod tests {
         assert_eq!(mixed, ["a.jsonl:1", "b.jsonl:1", "a.jsonl:2", "b.jsonl:1"]);
         assert_eq!(open(&[&format!("{a}:3")]).unwrap().len(), 2, "one path needs no weight");
         assert!(open(&[&a, &format!("{b}:0.5")]).unwrap_err().contains("1 of 2"));
+    }
+
+    #[test]
+    fn copies_have_one_fingerprint_and_one_changed_row_another() {
+        let [one, two] = [(), ()].map(|()| tempfile::tempdir().unwrap());
+        let of = |path: &str| DataPaths(vec![path.to_owned()]).fingerprint().unwrap();
+        let (a, b) = (rows(one.path(), "a.jsonl", 1000), rows(two.path(), "b.jsonl", 1000));
+        assert_eq!(of(&a), of(&b), "names and times need not be the same");
+        let text = std::fs::read_to_string(&b).unwrap();
+        let at = text.len() / 3;
+        let changed = text[at..].replacen('q', "Q", 1);
+        std::fs::write(&b, format!("{}{changed}", &text[..at])).unwrap();
+        assert_ne!(of(&a), of(&b), "a row that is none of the 64 that are read");
+        assert_eq!(of(&a), of(&format!("{a}:0.5")));
     }
 
     #[test]

@@ -9,7 +9,8 @@ use crate::source::RowSource;
 const NUM_SAMPLES: usize = 64;
 
 /// A hash of the number of rows and of the content of up to 64 of them, spread evenly: the same on
-/// every machine that has the same rows, wherever they lie. Images are not looked at.
+/// every machine that has the same rows, wherever they lie. Images are not looked at. What the other
+/// rows are shows in their files: [`crate::DataPaths::fingerprint`].
 ///
 /// # Errors
 /// A disk that fails.

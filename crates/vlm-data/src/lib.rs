@@ -18,6 +18,7 @@ mod error;
 mod feature_bytes;
 mod feature_cache;
 mod feature_cache_writer;
+mod file_hash;
 mod fingerprint;
 mod image_root;
 mod image_scan;

@@ -100,6 +100,27 @@ fn open_folder(path: &Path, images_root: Option<&Path>) -> Result<Arc<dyn RowSou
     Ok(Arc::new(Concatenation::new(parts)))
 }
 
+/// The files that [`open_source`] reads rows from, in their order; of a prepared folder its manifest,
+/// which has the hashes of all others. Pictures that lie in files of their own are not among them.
+///
+/// # Errors
+/// A folder that cannot be listed.
+pub(crate) fn files_of_rows(path: &Path) -> std::io::Result<Vec<PathBuf>> {
+    if !path.is_dir() {
+        return Ok(vec![path.to_owned()]);
+    }
+    let manifest = path.join(MANIFEST_FILE);
+    if manifest.exists() {
+        return Ok(vec![manifest]);
+    }
+    let mut files = visible_files(path)?;
+    let is_kind = |file: &PathBuf, kind: &str| {
+        file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(kind))
+    };
+    files.retain(|file| is_kind(file, "parquet") || is_kind(file, "tar"));
+    Ok(files)
+}
+
 /// The folder's files in the order of their names, without hidden ones.
 fn visible_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();

@@ -135,7 +135,9 @@ impl Measured {
             seq_len: (of_last("tokens") / samples).round() as u64,
             supervised: (of_last("supervised_tokens") / samples).round() as u64,
             images: 1,
-            features_are_cached: false,
+            features_are_cached: config
+                .pointer("/run/model/features")
+                .is_some_and(Value::is_string),
             accumulation_steps: number(&config, "/run/optim/accumulation_steps")?,
             is_bfloat16: config["dtype"] == "bfloat16",
             gpus: summary["world_size"].as_u64().unwrap_or(1),
@@ -168,11 +170,12 @@ fn read_json(path: &Path) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
 }
 
-/// All lines but the last, and the last.
+/// All lines of training but the last, and the last. Evaluations on the way have lines too.
 fn last_lines(path: &Path) -> Result<(Vec<Value>, Value)> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let mut lines: Vec<Value> =
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    lines.retain(|line| line["step_ms"].is_number());
     let last = lines.pop().ok_or_else(|| {
         usage_error(format!("{} is empty: expected a line a log step", path.display()))
     })?;

@@ -110,7 +110,9 @@ impl Parts {
             "features": self.features,
             "device": if self.device.is_cuda() { "cuda" } else { "cpu" },
         });
-        Ok(Identity::new(self.loader.fingerprint()?, settings))
+        let files = config.data.data_path.fingerprint()?;
+        let data = format!("{}, files {files}", self.loader.fingerprint()?);
+        Ok(Identity::new(data, settings))
     }
 }
 
