@@ -15,7 +15,7 @@ fn ctrl_c_saves_and_the_continued_run_equals_an_undisturbed_one() {
     let stopped = Trial::new();
     let mut child =
         stopped.command(&LONG).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    wait_for_lines(&stopped, 10);
+    wait_for_lines(&stopped, "out", 10);
     signal(&child, "INT");
     assert_eq!(child.wait().unwrap().code(), Some(0), "Ctrl-C is a clean end");
     assert_eq!(stopped.summary()["status"], "interrupted");

@@ -200,8 +200,8 @@ pub fn json_lines(path: &Path) -> Vec<serde_json::Value> {
 }
 
 /// Waits until the run has logged `count` steps.
-pub fn wait_for_lines(trial: &Trial, count: usize) {
-    let path = trial.path("out/metrics.jsonl");
+pub fn wait_for_lines(trial: &Trial, out: &str, count: usize) {
+    let path = trial.path(&format!("{out}/metrics.jsonl"));
     let deadline = Instant::now() + Duration::from_secs(120);
     while fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < count {
         assert!(Instant::now() < deadline, "no {count} steps in two minutes");

@@ -44,7 +44,7 @@ impl Trainer<'_> {
         }
         let Some(log) = &mut self.rejects else { return Ok(()) };
         for rejected in &all {
-            if log.record(rejected)? {
+            if log.record(rejected).map_err(TrainError::midway)? {
                 self.position.counters.rejected_rows += 1;
             }
         }

@@ -155,7 +155,7 @@ impl Trainer<'_> {
             let asked = Instant::now();
             self.reached(Phase::Data);
             let batch = match batches.next() {
-                Some(batch) => batch.map_err(TrainError::from),
+                Some(batch) => batch.map_err(TrainError::midway),
                 None => Err(TrainError::Failed(format!(
                     "the loader ended epoch {epoch} at batch {index} of {end}"
                 ))),
