@@ -98,22 +98,19 @@ impl Attention {
         let out = self.output.forward(&mixed_bntd.transpose(1, 2).reshape([batch, len, -1]));
         out.dropout(self.dropout, pass.train)
     }
-    /// What each query finds, `[B, N, T, D]`. Packed rows are attended one by one: nothing is spent
-    /// on pairs of tokens of different rows.
+
+    /// What each query finds, `[B, N, T, D]`. Of packed rows each sees only itself.
     fn mix(&self, q_bntd: &Tensor, k_bktd: &Tensor, v_bktd: &Tensor, pass: &Pass) -> Tensor {
         let dropout = if pass.train { self.dropout } else { 0.0 };
-        let attend = |q: &Tensor, k: &Tensor, v: &Tensor, mask: Option<&Tensor>| {
+        let attend = |[q, k, v]: [&Tensor; 3], mask: Option<&Tensor>| {
             let is_causal = mask.is_none() && q.size()[2] > 1;
             let grouped = self.n_heads != self.n_kv_heads;
             Tensor::scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, None, grouped)
         };
-        let Some(packed) = &pass.packed else {
-            return attend(q_bntd, k_bktd, v_bktd, pass.mask.as_ref());
-        };
-        let [queries, keys, values] =
-            [q_bntd, k_bktd, v_bktd].map(|x| x.split_with_sizes(packed.lengths(), 2));
-        let rows = queries.iter().zip(&keys).zip(&values);
-        let mixed: Vec<Tensor> = rows.map(|((q, k), v)| attend(q, k, v, None)).collect();
-        Tensor::cat(&mixed, 2)
+        let inputs = [q_bntd, k_bktd, v_bktd];
+        match &pass.packed {
+            Some(packed) => packed.groups().each(inputs, |inputs| attend(inputs, None)),
+            None => attend(inputs, pass.mask.as_ref()),
+        }
     }
 }
