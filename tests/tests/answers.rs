@@ -1,6 +1,6 @@
 //! Answers of trained models, and their judgement.
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
@@ -104,6 +104,40 @@ fn a_conversation_is_read_line_by_line() {
     let lines: Vec<&str> = ended.stdout.lines().collect();
     assert_eq!(lines[..2], ["A red circle.", "A purple circle."]);
     assert!(ended.stderr.contains("/nonsense is no command"), "{}", ended.stderr);
+}
+
+/// Which `GOMP_SPINCOUNT` a conversation runs with when it is started with these variables.
+fn spin_count(variables: &[(&str, &str)]) -> Option<String> {
+    let mut child = Command::new(binary())
+        .args(["generate", "--device", "cpu", "--model"])
+        .arg(trained().path("out"))
+        .env_remove("OMP_NUM_THREADS")
+        .env_remove("OMP_WAIT_POLICY")
+        .env_remove("GOMP_SPINCOUNT")
+        .envs(variables.iter().copied())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    writeln!(input, "{PROMPT}").unwrap();
+    // Once it answers it is what it will be.
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
+    let environment = std::fs::read(format!("/proc/{}/environ", child.id())).unwrap();
+    drop(input);
+    assert!(child.wait().unwrap().success());
+    let environment = String::from_utf8(environment).unwrap();
+    let count = |entry: &str| entry.strip_prefix("GOMP_SPINCOUNT=").map(str::to_owned);
+    environment.split('\0').find_map(count)
+}
+
+#[test]
+fn threads_spin_less_unless_the_user_has_settled_it() {
+    assert_eq!(spin_count(&[]).as_deref(), Some("10000"));
+    assert_eq!(spin_count(&[("GOMP_SPINCOUNT", "77")]).as_deref(), Some("77"));
+    assert_eq!(spin_count(&[("OMP_WAIT_POLICY", "active")]), None);
+    assert_eq!(spin_count(&[("OMP_NUM_THREADS", "1")]), None);
 }
 
 #[test]

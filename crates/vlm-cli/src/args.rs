@@ -46,6 +46,13 @@ pub enum Command {
     Convert(crate::convert::ConvertArgs),
 }
 
+impl Command {
+    /// Whether a model runs: the others read and write files.
+    pub fn computes(&self) -> bool {
+        !matches!(self, Self::Init(_) | Self::Inspect(_) | Self::Convert(_))
+    }
+}
+
 /// Flags of `vlm pretrain`. A configuration file holds the same names; flags win.
 #[derive(Debug, Default, Args, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]

@@ -13,6 +13,7 @@ mod init;
 mod inspect;
 mod interrupt;
 mod pretrain;
+mod spinning;
 mod trained;
 
 use std::process::ExitCode;
@@ -24,10 +25,13 @@ use vlm_train::config::Stage;
 
 fn main() -> ExitCode {
     exit::report_panics_as_errors();
-    // Before anything asks for CUDA: libtorch remembers the first answer.
-    let cuda = vlm_torch::load_cuda();
     let cli = Cli::parse_from(with_dashes(std::env::args_os()));
     exit::start_log(cli.verbose);
+    if cli.command.computes() {
+        spinning::limit();
+    }
+    // Before anything asks for CUDA: libtorch remembers the first answer.
+    let cuda = vlm_torch::load_cuda();
     if let Err(error) = cuda {
         tracing::warn!("CUDA is not used: {error}");
     }
