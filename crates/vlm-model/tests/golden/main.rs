@@ -2,6 +2,7 @@
 //! CPU, float32), reproduced. The files and the tolerances are described in
 //! `tests/golden/README.md` at the top of the workspace.
 
+mod autocast;
 mod checkpointing;
 mod dense;
 mod families;
