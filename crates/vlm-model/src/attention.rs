@@ -5,6 +5,7 @@
 use tch::Tensor;
 
 use crate::config::{LmConfig, LmFamily};
+use crate::fused_attention::{How, fused_attention};
 use crate::kv_cache::KvCache;
 use crate::layers::{Linear, RmsNorm};
 use crate::lm::inits;
@@ -102,10 +103,9 @@ impl Attention {
     /// What each query finds, `[B, N, T, D]`. Of packed rows each sees only itself.
     fn mix(&self, q_bntd: &Tensor, k_bktd: &Tensor, v_bktd: &Tensor, pass: &Pass) -> Tensor {
         let dropout = if pass.train { self.dropout } else { 0.0 };
-        let attend = |[q, k, v]: [&Tensor; 3], mask: Option<&Tensor>| {
-            let is_causal = mask.is_none() && q.size()[2] > 1;
-            let grouped = self.n_heads != self.n_kv_heads;
-            Tensor::scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, None, grouped)
+        let attend = |inputs: [&Tensor; 3], mask: Option<&Tensor>| {
+            let is_causal = mask.is_none() && inputs[0].size()[2] > 1;
+            fused_attention(inputs, &How { mask, dropout, is_causal })
         };
         let inputs = [q_bntd, k_bktd, v_bktd];
         match &pass.packed {

@@ -2,7 +2,7 @@
 //!
 //! Dimensions: B batch · T tokens · H hidden size · E routed experts · K experts a token
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use crate::config::{LmConfig, LmFamily};
 use crate::layers::Linear;
@@ -152,7 +152,7 @@ impl MixtureOfExperts {
             .split_with_sizes(counts, 0)
             .iter()
             .zip(&self.experts)
-            .map(|(rows, expert)| expert.forward(rows, train))
+            .map(|(rows, expert)| of_few_sizes(rows, |rows| expert.forward(rows, train)))
             .collect();
         let outputs = Tensor::cat(&pieces, 0);
         #[cfg(test)]
@@ -203,6 +203,24 @@ impl MixtureOfExperts {
         let per_row = (load_be * mean_scores_be).sum_dim_intlist(1, false, Kind::Float);
         per_row.mean(Kind::Float) * self.aux_loss_alpha
     }
+}
+
+/// Calls `f`, which takes rows one by one, on `rows` filled up to one of few numbers of them. On the
+/// CPU oneDNN compiles each 16-bit matrix product for its number of rows, about 1 ms each time it is
+/// new, and an expert's number is new at almost every step.
+fn of_few_sizes(rows: &Tensor, f: impl Fn(&Tensor) -> Tensor) -> Tensor {
+    const STEP: u64 = 64;
+    let is_compiled = rows.device() == Device::Cpu
+        && vlm_torch::is_autocast(rows.device()).expect("autocast knows the CPU");
+    let count = rows.size()[0];
+    let filled = match count as u64 {
+        few @ 1..STEP => few.next_power_of_two(),
+        many => many.next_multiple_of(STEP),
+    } as i64;
+    if !is_compiled || filled == count {
+        return f(rows);
+    }
+    f(&rows.constant_pad_nd([0, 0, 0, filled - count])).narrow(0, 0, count)
 }
 
 /// Either kind.

@@ -36,6 +36,7 @@ mod attention;
 pub mod config;
 mod error;
 mod feed_forward;
+mod fused_attention;
 pub mod generate;
 mod kv_cache;
 pub mod layers;

@@ -61,3 +61,17 @@ pub fn autocast<T>(device: Device, kind: Option<Kind>, body: impl FnOnce() -> T)
     let _guard = AutocastGuard::new(device, kind)?;
     Ok(body())
 }
+
+/// Whether autocast is on in this thread for the device's type.
+/// # Errors
+/// A device that is neither the CPU nor CUDA.
+pub fn is_autocast(device: Device) -> Result<bool> {
+    const OPERATION: &str = "is_autocast";
+    let device_type = ffi::device_type(OPERATION, device)?;
+    let (mut enabled, mut dtype) = (0, 0);
+    // SAFETY: the call takes a number that was checked above and writes two integers that outlive
+    // it.
+    let status = unsafe { ffi::vlm_autocast_state(device_type, &mut enabled, &mut dtype) };
+    ffi::check(OPERATION, status)?;
+    Ok(enabled != 0)
+}

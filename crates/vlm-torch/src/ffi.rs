@@ -84,6 +84,11 @@ unsafe extern "C" {
         previous_enabled: *mut c_int,
         previous_dtype: *mut c_int,
     ) -> c_int;
+    pub(crate) fn vlm_autocast_state(
+        device_type: c_int,
+        enabled: *mut c_int,
+        dtype: *mut c_int,
+    ) -> c_int;
     pub(crate) fn vlm_autocast_leave(
         device_type: c_int,
         previous_enabled: c_int,

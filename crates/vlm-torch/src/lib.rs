@@ -19,7 +19,7 @@ mod pth;
 mod reducer;
 mod store;
 
-pub use autocast::{AutocastGuard, autocast};
+pub use autocast::{AutocastGuard, autocast, is_autocast};
 pub use bytes::{tensor_from_bytes, tensor_to_bytes};
 pub use checkpoint::{checkpoint, checkpoint_many};
 pub use cuda::{LIBTORCH_VERSION, load_cuda};

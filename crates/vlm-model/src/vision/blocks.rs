@@ -6,6 +6,7 @@
 use tch::Tensor;
 
 use crate::config::VisionConfig;
+use crate::fused_attention::{How, fused_attention};
 use crate::layers::{LayerNorm, Linear};
 use crate::params::{Init, Scope};
 
@@ -42,16 +43,9 @@ impl Attention {
         let heads = |x: Tensor| {
             x.view([images, tokens, self.num_heads, width / self.num_heads]).transpose(1, 2)
         };
-        let mixed = Tensor::scaled_dot_product_attention(
-            &heads(self.q_proj.forward(x_npv)),
-            &heads(self.k_proj.forward(x_npv)),
-            &heads(self.v_proj.forward(x_npv)),
-            None::<Tensor>,
-            0.0,
-            false,
-            None,
-            false,
-        );
+        let [q, k, v] =
+            [&self.q_proj, &self.k_proj, &self.v_proj].map(|linear| heads(linear.forward(x_npv)));
+        let mixed = fused_attention([&q, &k, &v], &How::default());
         self.out_proj.forward(&mixed.transpose(1, 2).reshape([images, tokens, width]))
     }
 }
