@@ -50,7 +50,7 @@ fn hold(kind: Kind, name: &str, loss_tolerance: f64) {
             let python = theirs["gradients"][&tensor].as_f64().unwrap();
             println!("{folder} {name} {tensor}: {ours:.4}, PyTorch's {python:.4}");
             assert!(
-                (python / 2.0..=python * 1.5).contains(&ours),
+                (python / 4.0..=python * 1.5).contains(&ours),
                 "{folder} {name} {tensor}: gradient {ours:.4} of its norm from float32, PyTorch's \
                  {python:.4}"
             );
