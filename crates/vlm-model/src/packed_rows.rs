@@ -3,17 +3,15 @@
 //!
 //! Dimensions: R rows · N tokens of all rows · G rows of a group · L longest of them
 
-use std::sync::Arc;
-
 use tch::{Device, Tensor};
 
-/// A row joins a group when it has at least this share of the longest's tokens, as 3 / 4.
+/// A row joins a group when it has at least this share of the longest's tokens: 3 / 4.
 const LEAST_SHARE: (i64, i64) = (3, 4);
 
 /// Where the rows of a packed sequence are.
 #[derive(Debug)]
 pub(crate) struct PackedRows {
-    lengths: Arc<[i64]>,
+    num_rows: i64,
     groups: Groups,
     /// `[N]`, i64.
     row_of_token: Tensor,
@@ -32,7 +30,7 @@ impl PackedRows {
             Tensor::from_slice(&values).to_device(device)
         };
         Self {
-            lengths: lengths.into(),
+            num_rows: lengths.len() as i64,
             groups: Groups::new(lengths, device),
             row_of_token: of_each(&|row, _| row),
             positions: of_each(&|_, at| at),
@@ -42,7 +40,7 @@ impl PackedRows {
     /// Another handle of the same.
     pub(crate) fn share(&self) -> Self {
         Self {
-            lengths: Arc::clone(&self.lengths),
+            num_rows: self.num_rows,
             groups: self.groups.share(),
             row_of_token: self.row_of_token.shallow_clone(),
             positions: self.positions.shallow_clone(),
@@ -61,7 +59,7 @@ impl PackedRows {
 
     /// `[N, E]` → `[R, E]`: the sums over each row's tokens.
     pub(crate) fn sums(&self, values_ne: &Tensor) -> Tensor {
-        let size = [self.lengths.len() as i64, values_ne.size()[1]];
+        let size = [self.num_rows, values_ne.size()[1]];
         Tensor::zeros(size, (values_ne.kind(), values_ne.device())).index_add(
             0,
             &self.row_of_token,

@@ -227,8 +227,8 @@ fn check(folder: &str, steps: &str, parameters: &str) {
     let (outliers, others) = losses.split_at(rerouted);
     let worst_loss = others[0];
     println!(
-        "{folder}: loss {worst_loss:.1e} (beside it {outliers:?}), gradient norm {worst_norm:.1e} relative, parameters mean \
-         {mean:.1e}, largest {largest:.1e}"
+        "{folder}: loss {worst_loss:.1e} (beside it {outliers:?}), gradient norm {worst_norm:.1e} \
+         relative, parameters mean {mean:.1e}, largest {largest:.1e}"
     );
     assert!(worst_loss <= 2e-5, "loss differs by {worst_loss:e}");
     assert!(outliers.iter().all(|&loss| loss <= most), "a loss differs by {outliers:?}");
