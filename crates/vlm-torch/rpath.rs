@@ -2,7 +2,8 @@
 //! propagate from the crate that links it.
 
 fn main() {
-    println!("cargo:rerun-if-changed=build.rs");
+    // Relative to the package that names this file as its build script.
+    println!("cargo:rerun-if-changed=../vlm-torch/rpath.rs");
     if let Ok(lib) = std::env::var("DEP_VLM_TORCH_LIBTORCH_LIB") {
         println!("cargo:rustc-link-arg=-Wl,-rpath,{lib}");
     }
