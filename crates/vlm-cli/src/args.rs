@@ -11,7 +11,7 @@ use vlm_train::precision::Dtype;
 
 /// Pretrain small vision-language models.
 #[derive(Debug, Parser)]
-#[command(name = "vlm", version)]
+#[command(name = "vlm", version, args_override_self = true)]
 pub struct Cli {
     /// Say more in the log.
     #[arg(short, long, global = true)]
@@ -58,22 +58,23 @@ impl Command {
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct PretrainArgs {
     /// Rows: .jsonl, .json (a list), .parquet, .tar (WebDataset), a folder of these, or a prepared
-    /// one. May be given several times, with a weight each (PATH:0.7) to mix them. Without it, the
-    /// embedded demo.
-    #[arg(long, value_name = "PATH[:WEIGHT]")]
+    /// one. Several paths, or a quoted pattern such as 'data/*.parquet', are read one after another;
+    /// with a weight each (PATH:0.7) they are mixed. Without it, the embedded demo.
+    #[arg(long, value_name = "PATH[:WEIGHT]", num_args = 1..)]
     #[serde(deserialize_with = "one_or_many")]
     pub data_path: Option<Vec<String>>,
     /// Root folder of the image names in the rows.
     #[arg(long, value_name = "DIR")]
     pub images_path: Option<PathBuf>,
-    /// Language-model weights, .pth or .safetensors; "none": random [default:
-    /// {out-dir}/lm_{dim}.pth].
+    /// Language-model weights, .pth or .safetensors, a folder with them, or the --out-dir of a run;
+    /// "none": random [default: {out-dir}/lm_{dim}.pth].
     #[arg(long, value_name = "FILE|none")]
     pub lm: Option<PathBuf>,
-    /// Vision encoder, a folder in Hugging Face form.
+    /// Vision encoder, a folder in Hugging Face form [default: the one that --lm was trained with].
     #[arg(long, value_name = "DIR")]
     pub vision: Option<PathBuf>,
-    /// Folder with tokenizer.json and tokenizer_config.json.
+    /// Folder with tokenizer.json and tokenizer_config.json [default: the one that --lm was trained
+    /// with].
     #[arg(long, value_name = "DIR")]
     pub tokenizer: Option<PathBuf>,
     /// How an image is spelled in the prompt: a single token of the tokenizer [default: that of the
@@ -107,16 +108,16 @@ pub struct PretrainArgs {
     #[arg(long, value_name = "N")]
     pub warmup_iters: Option<u64>,
     /// Hidden size [default: 512, or config.json's beside the weights; the next five likewise].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "hidden-size")]
     pub dim: Option<i64>,
     /// Transformer blocks [default: 8].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "num-hidden-layers")]
     pub n_layers: Option<i64>,
     /// Query heads [default: 8].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "num-attention-heads")]
     pub n_heads: Option<i64>,
     /// Key and value heads [default: 2].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", alias = "num-key-value-heads")]
     pub n_kv_heads: Option<i64>,
     /// Tokens a row is cut at [default: 640].
     #[arg(long, value_name = "N")]
@@ -308,6 +309,24 @@ mod tests {
         let args = parse(&["--data_path", "a_b.jsonl", "--batch_size=4", "--use_moe", "False"]);
         assert_eq!(args.data_path.unwrap(), ["a_b.jsonl"]);
         assert_eq!((args.batch_size, args.use_moe), (Some(4), Some(false)));
+    }
+
+    #[test]
+    fn the_last_of_a_flag_given_twice_wins() {
+        let args = parse(&["--batch-size", "4", "--batch_size=8", "--pack", "--pack", "false"]);
+        assert_eq!((args.batch_size, args.pack), (Some(8), Some(false)));
+    }
+
+    #[test]
+    fn data_path_takes_several_words_and_may_be_repeated() {
+        let args = parse(&["--data-path", "a.jsonl", "b.jsonl", "--epochs", "1", "--data-path=c"]);
+        assert_eq!(args.data_path.unwrap(), ["a.jsonl", "b.jsonl", "c"]);
+    }
+
+    #[test]
+    fn hugging_faces_names_of_the_shape_are_understood() {
+        let args = parse(&["--hidden_size", "768", "--num-hidden-layers=16"]);
+        assert_eq!((args.dim, args.n_layers), (Some(768), Some(16)));
     }
 
     #[test]

@@ -8,8 +8,10 @@ mod convert;
 mod demo;
 mod eval;
 mod exit;
+mod foreign_flags;
 mod generate;
 mod init;
+mod inputs;
 mod inspect;
 mod interrupt;
 mod pretrain;
@@ -25,7 +27,8 @@ use vlm_train::config::Stage;
 
 fn main() -> ExitCode {
     exit::report_panics_as_errors();
-    let cli = Cli::parse_from(with_dashes(std::env::args_os()));
+    let cli = Cli::try_parse_from(with_dashes(std::env::args_os()))
+        .unwrap_or_else(|error| foreign_flags::explain(error).exit());
     exit::start_log(cli.verbose);
     if cli.command.computes() {
         spinning::limit();

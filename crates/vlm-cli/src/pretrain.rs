@@ -9,9 +9,10 @@ use vlm_train::config::{
     DataConfig, EvalConfig, ModelConfig, OptimConfig, Resume, RunConfig, ShapeRequest, Stage,
 };
 use vlm_train::parallel::LaunchEnv;
-use vlm_train::{Run, TrainConfig, TrainError, part_of_run, shape_of_run};
+use vlm_train::{Run, TrainConfig, TrainError, part_of_run, shape_of_run, weights_of_run};
 
 use crate::args::PretrainArgs;
+use crate::inputs::{Holds, require};
 use crate::{demo, interrupt};
 
 /// Runs the command.
@@ -72,6 +73,7 @@ pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
     let required = |value: Option<PathBuf>, flag: &str, what: &str| {
         value.ok_or_else(|| TrainError::Usage(format!("--{flag} is missing: {what}")))
     };
+    require_named_paths(&args)?;
     let out_dir = args.out_dir.unwrap_or_else(|| "out".into());
     let shape = ShapeRequest {
         dim: args.dim,
@@ -89,8 +91,8 @@ pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
         let folder = lm.as_deref()?.join(name);
         folder.join(mark).is_file().then_some(folder)
     };
-    // The second stage goes on with what the first one trained with.
-    let earlier = |part: &str| part_of_run(lm.as_deref().filter(|_| stage == Stage::Sft)?, part);
+    // Weights that a run left are used with the encoder and tokenizer that it trained with.
+    let earlier = |part: &str| part_of_run(lm.as_deref()?, part);
     let vision = args.vision.or_else(|| within("vision", "config.json"));
     let vision = vision.or_else(|| earlier("vision"));
     let tokenizer = args.tokenizer.or_else(|| within("", "tokenizer.json"));
@@ -177,6 +179,38 @@ pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
     })
 }
 
+/// Checks every path that was named, in the order of the help.
+fn require_named_paths(args: &PretrainArgs) -> Result<(), TrainError> {
+    let rows = "rows to train on (docs/data.md lists their forms)";
+    let encoder = "a vision encoder's folder in Hugging Face form; `vlm init` makes a random one";
+    for path in args.data_path.iter().flat_map(|paths| DataPaths::from(paths.clone()).paths()) {
+        require("data-path", &path, Holds::Data, rows)?;
+    }
+    let is_none = |path: &&PathBuf| path.as_os_str() == "none";
+    let lm = args.lm.as_ref().filter(|path| !is_none(path));
+    let resume = args.resume.as_ref().filter(|path| path.as_os_str() != "auto");
+    for (flag, path, holds, expected) in [
+        ("images-path", args.images_path.as_ref(), Holds::Data, "the root folder of the images"),
+        ("lm", lm, Holds::Model, "weights, a folder with them, or none for random ones"),
+        ("vision", args.vision.as_ref(), Holds::Model, encoder),
+        (
+            "tokenizer",
+            args.tokenizer.as_ref(),
+            Holds::Model,
+            "a folder with tokenizer.json and tokenizer_config.json",
+        ),
+        ("features", args.features.as_ref(), Holds::Data, "a folder of `vlm cache-features`"),
+        ("eval-data", args.eval_data.as_ref(), Holds::Data, "rows to evaluate on"),
+        ("eval-images-path", args.eval_images_path.as_ref(), Holds::Data, "a folder of images"),
+        ("resume", resume, Holds::Model, "auto, or a checkpoint's folder"),
+    ] {
+        if let Some(path) = path {
+            require(flag, path, holds, expected)?;
+        }
+    }
+    Ok(())
+}
+
 /// What `--padding` and `--pack` say together.
 fn padding(padding: Option<Padding>, pack: Option<bool>) -> Result<Padding, TrainError> {
     match (padding, pack) {
@@ -216,7 +250,7 @@ fn language_model(
     stage: Stage,
 ) -> Result<Option<PathBuf>, TrainError> {
     if let Some(path) = asked {
-        return Ok((path.as_os_str() != "none").then_some(path));
+        return Ok((path.as_os_str() != "none").then(|| weights_of_run(&path).unwrap_or(path)));
     }
     let path = match stage {
         Stage::Pretrain => {

@@ -1,6 +1,6 @@
 //! `--data-path`: one data set, several behind one another, or several mixed by weight.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
@@ -55,6 +55,11 @@ impl From<&Path> for DataPaths {
 }
 
 impl DataPaths {
+    /// Where the data sets are, without their weights.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.0.iter().map(|path| PathBuf::from(split(path).0)).collect()
+    }
+
     /// What shows that a file of the data sets was changed: names, sizes, times. Picture files are
     /// not looked at.
     ///

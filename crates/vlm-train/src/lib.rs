@@ -35,4 +35,4 @@ pub use error::TrainError;
 pub use export::{ExportSource, export_hf, is_exported_name};
 pub use out_dir::OutDir;
 pub use run::{Run, Summary};
-pub use trained::{TrainedModel, TrainedSource, part_of_run, shape_of_run};
+pub use trained::{TrainedModel, TrainedSource, part_of_run, shape_of_run, weights_of_run};

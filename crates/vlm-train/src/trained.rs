@@ -153,6 +153,14 @@ pub fn part_of_run(weights: &Path, part: &str) -> Option<PathBuf> {
     find_part(folder, &read_config(folder), part).ok()
 }
 
+/// The weight file that the run in `folder` left, the later stage's where there are two; `None` where
+/// `folder` is not the folder of a run.
+pub fn weights_of_run(folder: &Path) -> Option<PathBuf> {
+    let written = read_config(folder);
+    let is_run = folder.is_dir() && written["run"].is_object();
+    is_run.then(|| find_weights(folder, &written).ok())?
+}
+
 /// `dim` and `use_moe` of the run in `folder`, as its `config.json` says.
 pub fn shape_of_run(folder: &Path) -> Option<(i64, bool)> {
     let written = read_config(folder);
