@@ -6,7 +6,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::parallel;
-use crate::support::{Trial, xtask};
+use crate::support::{Trial, vlm, xtask};
 
 /// What was planned and what was found, by its name, for a finished run.
 fn compared(out_dir: &Path, what: &str) -> (Value, Value) {
@@ -32,6 +32,55 @@ fn plan_counts_parameters_and_checkpoint_bytes_as_a_run_writes_them() {
             assert_eq!(planned, found, "{what} with {more:?}");
         }
     }
+}
+
+#[test]
+fn plan_counts_models_in_hugging_faces_form_as_a_run_writes_them() {
+    for (family, more) in [
+        ("llama", &[][..]),
+        ("minimind3", &["--train-lm"]),
+        ("minimind3", &["--use-moe", "--unfreeze-last-layers", "2"]),
+    ] {
+        let trial = Trial::new();
+        let lm = trial.path("lm");
+        let mut init = vec!["init", "--out-dir", lm.to_str().unwrap(), "--vision", "none"];
+        init.extend(["--family", family, "--dim", "32", "--n-layers", "3", "--n-heads", "4"]);
+        init.extend(["--n-kv-heads", "2", "--vocab-size", "689"]);
+        init.extend(more.iter().filter(|flag| **flag == "--use-moe"));
+        vlm(&init).assert_success();
+        let lm = ["--lm", lm.to_str().unwrap(), "--n-layers", "3", "--n-kv-heads", "2"];
+        trial.pretrain(&[&lm[..], more].concat()).assert_success();
+        for what in
+            ["trained parameters", "model.safetensors, bytes", "optimizer.safetensors, bytes"]
+        {
+            let (planned, found) = compared(&trial.path("out"), what);
+            assert!(planned.as_u64().unwrap() > 0);
+            assert_eq!(planned, found, "{what} with {family} {more:?}");
+        }
+    }
+}
+
+#[test]
+fn a_finished_run_is_planned_for_the_gpu_that_is_named() {
+    let trial = Trial::new();
+    trial.pretrain(&[]).assert_success();
+    let plan = |more: &[&str]| {
+        let mut plan = Command::new(xtask());
+        let plan = plan.args(["plan", "--json", "--from-run"]).arg(trial.path("out")).args(more);
+        let output = plan.output().unwrap();
+        let found = serde_json::from_slice::<Value>(&output.stdout).unwrap_or_default();
+        (output.status.code(), found, String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (gpu, source) in [("b200", "NVIDIA DGX B200 data sheet"), ("3090", "Ampere GA102")] {
+        let (_, found, stderr) = plan(&["--gpu", gpu]);
+        let rests_on = found["plan"]["rests_on"].as_str().unwrap_or(&stderr);
+        assert!(rests_on.contains(source), "{rests_on}");
+        assert!(found["plan"]["step_ms"].as_f64().unwrap() > 0.0);
+    }
+    assert!(plan(&[]).1["plan"].is_null());
+    let (code, _, stderr) = plan(&["--dim", "768"]);
+    assert_eq!(code, Some(2));
+    assert!(stderr.contains("--dim together with --from-run"), "{stderr}");
 }
 
 #[test]

@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 
-use super::cost::Load;
+use super::cost::{Load, num_trained};
 use super::device::Device;
 use super::report::bytes;
-use super::shape::{Experts, Shape, Trained, Vision};
-use super::{Plan, report};
+use super::run_config::RunConfig;
+use super::shape::{Shape, Trained};
+use super::{Plan, PlanArgs, report};
 use crate::workspace::usage_error;
 
 /// What a finished run says of itself.
@@ -21,146 +22,228 @@ struct Measured {
     load: Load,
     rows_and_epochs: (u64, u64),
     step_ms: f64,
+    /// Whether `step_ms` is that of the run's first line.
+    is_short: bool,
     peak_memory: u64,
     trainable_parameters: u64,
     gradient_bytes: Option<u64>,
     checkpoint: PathBuf,
 }
 
-/// The comparison, as a table or JSON.
+/// Flags that say on what the run would take place, which a finished run leaves open.
+const DEVICE_FLAGS: [&str; 6] =
+    ["gpu", "gpus", "gpus_per_node", "network_gbits", "gflops", "memory_gbytes"];
+/// Flags that say how long it would take.
+const LENGTH_FLAGS: [&str; 2] = ["rows", "epochs"];
+/// Flags that say what is trained, which the finished run has settled.
+const RUN_FLAGS: [&str; 17] = [
+    "dim",
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "vocab_size",
+    "use_moe",
+    "vision",
+    "batch_size",
+    "accumulation_steps",
+    "seq_len",
+    "supervised",
+    "images",
+    "unfreeze_last_layers",
+    "unfreeze_first_layers",
+    "train_lm",
+    "train_vision",
+    "dtype",
+];
+
+/// The comparison, and the plan for other devices where the flags name some, as tables or JSON.
 /// # Errors
-/// A folder that holds no finished run.
-pub fn run(out_dir: &Path, as_json: bool) -> Result<String> {
+/// A folder that holds no finished run; a flag for what the run has settled.
+pub fn run(out_dir: &Path, args: &PlanArgs, is_given: &dyn Fn(&str) -> bool) -> Result<String> {
+    if let Some(flag) = RUN_FLAGS.iter().find(|flag| is_given(flag)) {
+        return Err(usage_error(format!(
+            "--{} together with --from-run: the run in {} says what that is; leave one of them out",
+            flag.replace('_', "-"),
+            out_dir.display()
+        )));
+    }
     let measured = Measured::read(out_dir)?;
-    let Measured { shape, trained, load, rows_and_epochs, .. } = &measured;
-    // Only what is counted is looked at, so the rate may be any.
-    let device = Device::find("cpu", Some(1.0), None)?;
-    let plan = Plan::new(shape.clone(), *trained, load.clone(), device, *rows_and_epochs);
-    let reached = plan.work.flops() / (measured.step_ms * 1e-3) / 1e9;
-    let size = |name: &str| fs::metadata(measured.checkpoint.join(name)).map_or(0, |m| m.len());
-    let model = size("model.safetensors");
-    let optimizer = size("optimizer.safetensors");
-    let planned = report::json(&plan);
-    let rows = [
-        (
-            "trained parameters",
-            planned["trainable_parameters"].as_u64(),
-            Some(measured.trainable_parameters),
-        ),
-        ("gradient bytes an update", Some(plan.memory.gradients), measured.gradient_bytes),
-        ("model.safetensors, bytes", Some(plan.checkpoint.model), Some(model)),
-        ("optimizer.safetensors, bytes", Some(plan.checkpoint.optimizer), Some(optimizer)),
-    ];
-    if as_json {
-        let rows: Vec<Value> = rows
-            .iter()
-            .map(|(name, planned, found)| json!({"what": name, "planned": planned, "found": found}))
-            .collect();
-        let found = json!({
-            "rows": rows,
-            "step_ms": measured.step_ms,
-            "reached_gflops": reached,
-            "planned_memory_bytes": plan.memory.total(),
-            "peak_memory_bytes": measured.peak_memory,
-        });
+    let elsewhere = DEVICE_FLAGS
+        .iter()
+        .chain(&LENGTH_FLAGS)
+        .any(|flag| is_given(flag))
+        .then(|| measured.plan_for(args, is_given))
+        .transpose()?;
+    if args.json {
+        let mut found = measured.json()?;
+        found["plan"] = elsewhere.as_ref().map_or(Value::Null, report::json);
         return Ok(format!("{found:#}\n"));
     }
-    let mut text = format!("{:<32}{:>16}{:>16}\n", "", "planned", "found");
-    for (name, planned, found) in rows {
-        let number = |n: Option<u64>| n.map_or("–".to_owned(), |n| n.to_string());
-        let equal = if planned == found || found.is_none() { "" } else { "  differs" };
-        text += &format!("{name:<32}{:>16}{:>16}{equal}\n", number(planned), number(found));
+    let mut text = measured.text()?;
+    if let Some(plan) = &elsewhere {
+        text += &format!("\nthe same run elsewhere:\n{}", report::text(plan));
     }
-    text += &format!(
-        "memory of the parts, peak       {:>16}{:>16}  (found: with the program itself and libtorch)\n",
-        bytes(plan.memory.total()),
-        bytes(measured.peak_memory)
-    );
-    // All the time is put down to products here, so the memory's share must not count twice.
-    text += &format!(
-        "a step took {:.1} ms for {:.2} G operations: {reached:.1} GFLOP/s reached, all told; a plan \
-         for this device: --gflops {reached:.1} --memory-gbytes 1e6\n",
-        measured.step_ms,
-        plan.work.flops() / 1e9,
-    );
     Ok(text)
 }
 
+/// What was counted beforehand, by name, and what the run says of it.
+type Row = (&'static str, Option<u64>, Option<u64>);
+
 impl Measured {
+    /// The plan of this run where it took place. Only what is counted of it means something, so the
+    /// device's rate may be any.
+    fn plan(&self) -> Result<Plan> {
+        let device = Device::find("cpu", Some(1.0), None)?;
+        let Self { shape, trained, load, rows_and_epochs, .. } = self;
+        Ok(Plan::new(shape.clone(), *trained, load.clone(), device, *rows_and_epochs))
+    }
+
+    /// The plan of this run on the devices that the flags name.
+    fn plan_for(&self, args: &PlanArgs, is_given: &dyn Fn(&str) -> bool) -> Result<Plan> {
+        let gpus = if is_given("gpus") { args.gpus } else { self.load.gpus };
+        let load = Load {
+            gpus,
+            gpus_per_node: args.gpus_per_node,
+            network_bytes_per_sec: args.network_gbits * 1e9 / 8.0,
+            ..self.load.clone()
+        };
+        if gpus == 0 || args.gpus_per_node == 0 {
+            return Err(usage_error("--gpus or --gpus-per-node is 0; it must be at least 1"));
+        }
+        let device = Device::find(&args.gpu, args.gflops, args.memory_gbytes)?;
+        let (rows, epochs) = self.rows_and_epochs;
+        let rows = if is_given("rows") { args.rows } else { rows };
+        let epochs = if is_given("epochs") { args.epochs } else { epochs };
+        Ok(Plan::new(self.shape.clone(), self.trained, load, device, (rows, epochs)))
+    }
+
+    fn rows(&self, plan: &Plan) -> [Row; 4] {
+        let size = |name: &str| fs::metadata(self.checkpoint.join(name)).map(|m| m.len()).ok();
+        [
+            (
+                "trained parameters",
+                Some(num_trained(&plan.shape, plan.trained, &plan.tensors)),
+                Some(self.trainable_parameters),
+            ),
+            ("gradient bytes an update", Some(plan.memory.gradients), self.gradient_bytes),
+            ("model.safetensors, bytes", Some(plan.checkpoint.model), size("model.safetensors")),
+            (
+                "optimizer.safetensors, bytes",
+                Some(plan.checkpoint.optimizer),
+                size("optimizer.safetensors"),
+            ),
+        ]
+    }
+
+    /// Operations a second that the run reached, all its time put down to them.
+    fn reached_gflops(&self, plan: &Plan) -> f64 {
+        plan.work.flops() / (self.step_ms * 1e-3) / 1e9
+    }
+
+    fn json(&self) -> Result<Value> {
+        let plan = self.plan()?;
+        let rows: Vec<Value> = self
+            .rows(&plan)
+            .iter()
+            .map(|(name, planned, found)| json!({"what": name, "planned": planned, "found": found}))
+            .collect();
+        Ok(json!({
+            "rows": rows,
+            "step_ms": self.step_ms,
+            "step_ms_includes_start": self.is_short,
+            "reached_gflops": self.reached_gflops(&plan),
+            "planned_memory_bytes": plan.memory.total(),
+            "peak_memory_bytes": self.peak_memory,
+        }))
+    }
+
+    fn text(&self) -> Result<String> {
+        let plan = self.plan()?;
+        let reached = self.reached_gflops(&plan);
+        let mut text = format!("{:<32}{:>16}{:>16}\n", "", "planned", "found");
+        for (name, planned, found) in self.rows(&plan) {
+            let number = |n: Option<u64>| n.map_or("–".to_owned(), |n| n.to_string());
+            let equal = if planned == found || found.is_none() { "" } else { "  differs" };
+            text += &format!("{name:<32}{:>16}{:>16}{equal}\n", number(planned), number(found));
+        }
+        text += &format!(
+            "memory of the parts, peak       {:>16}{:>16}  (found: with the program itself and libtorch)\n",
+            bytes(plan.memory.total()),
+            bytes(self.peak_memory)
+        );
+        // All the time is put down to products here, so the memory's share must not count twice.
+        text += &format!(
+            "a step took {:.1} ms for {:.2} G operations: {reached:.1} GFLOP/s reached, all told; a \
+             plan for this device: --gflops {reached:.1} --memory-gbytes 1e6\n",
+            self.step_ms,
+            plan.work.flops() / 1e9,
+        );
+        if self.is_short {
+            text += "the run logged its first step alone, which is slower than those that follow: \
+                     train longer, with a smaller --log-interval, to see the rate\n";
+        }
+        Ok(text)
+    }
+
     fn read(out_dir: &Path) -> Result<Self> {
         let config = read_json(&out_dir.join("config.json"))?;
         let summary = read_json(&out_dir.join("summary.json"))?;
-        let metrics = last_lines(&out_dir.join("metrics.jsonl"))?;
-        let number = |tree: &Value, path: &str| -> Result<u64> {
-            tree.pointer(path).and_then(Value::as_u64).with_context(|| {
-                format!("{}: no number at {path} of config.json", out_dir.display())
-            })
-        };
-        let flag = |path: &str| config.pointer(path).and_then(Value::as_bool).unwrap_or(false);
-        let dim = number(&config, "/dim")?;
-        let shape = Shape {
-            dim,
-            n_layers: number(&config, "/n_layers")?,
-            n_heads: number(&config, "/n_heads")?,
-            n_kv_heads: number(&config, "/n_kv_heads")?,
-            vocab_size: number(&config, "/vocab_size")?,
-            intermediate_size: config["hidden_dim"]
-                .as_u64()
-                .unwrap_or_else(|| super::shape::intermediate_size(dim)),
-            experts: flag("/use_moe").then(|| Experts {
-                routed: config["n_routed_experts"].as_u64().unwrap_or(4),
-                per_token: config["num_experts_per_tok"].as_u64().unwrap_or(2),
-                shared: config["n_shared_experts"].as_u64().is_some_and(|n| n > 0),
-            }),
-            vision: Vision {
-                hidden_size: number(&config, "/vision/hidden_size")?,
-                intermediate_size: number(&config, "/vision/intermediate_size")?,
-                num_hidden_layers: number(&config, "/vision/num_hidden_layers")?,
-                image_size: number(&config, "/vision/image_size")?,
-                patch_size: number(&config, "/vision/patch_size")?,
-            },
-        };
+        let lines = metric_lines(&out_dir.join("metrics.jsonl"))?;
+        let tree = RunConfig { tree: &config, out_dir };
         let freeze = "/run/model/freeze";
         let trained = Trained {
-            first_layers: number(&config, &format!("{freeze}/unfreeze_first_layers"))?,
-            last_layers: number(&config, &format!("{freeze}/unfreeze_last_layers"))?,
-            lm: flag(&format!("{freeze}/train_lm")),
-            vision: flag(&format!("{freeze}/train_vision")),
+            first_layers: tree.number(&format!("{freeze}/unfreeze_first_layers"))?,
+            last_layers: tree.number(&format!("{freeze}/unfreeze_last_layers"))?,
+            lm: tree.is_true(&format!("{freeze}/train_lm")),
+            vision: tree.is_true(&format!("{freeze}/train_vision")),
         };
-        let (first, last) = &metrics;
+        let last = lines.last().cloned().unwrap_or_default();
         let of_last = |name: &str| last[name].as_f64().unwrap_or(0.0);
         let samples = of_last("samples").max(1.0);
+        let shape = tree.shape()?;
         let load = Load {
-            batch_size: number(&config, "/run/optim/batch_size")?,
+            batch_size: tree.number("/run/optim/batch_size")?,
             seq_len: (of_last("tokens") / samples).round() as u64,
             supervised: (of_last("supervised_tokens") / samples).round() as u64,
             images: 1,
             features_are_cached: config
                 .pointer("/run/model/features")
                 .is_some_and(Value::is_string),
-            accumulation_steps: number(&config, "/run/optim/accumulation_steps")?,
+            accumulation_steps: tree.number("/run/optim/accumulation_steps")?,
             is_bfloat16: config["dtype"] == "bfloat16",
             gpus: summary["world_size"].as_u64().unwrap_or(1),
             gpus_per_node: 8,
             network_bytes_per_sec: 50e9,
         };
-        let step_ms = first.iter().chain([last]).filter_map(|line| line["step_ms"].as_f64());
-        let mut step_ms: Vec<f64> = step_ms.collect();
-        step_ms.sort_by(f64::total_cmp);
-        let epochs = number(&config, "/run/optim/epochs")?;
+        let (step_ms, is_short) = typical_step_ms(&lines);
         Ok(Self {
-            rows_and_epochs: (samples as u64, epochs),
+            rows_and_epochs: (samples as u64, tree.number("/run/optim/epochs")?),
             shape,
             trained,
             load,
-            // The median: the first steps allocate, and a busy machine makes outliers.
-            step_ms: step_ms[step_ms.len() / 2],
+            step_ms,
+            is_short,
             peak_memory: summary["peak_memory_bytes"].as_u64().unwrap_or(0),
             trainable_parameters: summary["trainable_parameters"].as_u64().unwrap_or(0),
             gradient_bytes: summary["gradient_bytes_per_update"].as_u64(),
             checkpoint: newest_checkpoint(&out_dir.join("checkpoints"))?,
         })
     }
+}
+
+/// The median time of a step, and whether nothing but the run's first line says it: the first steps
+/// start threads and allocate memory, so the first line counts only where there is no other.
+fn typical_step_ms(lines: &[Value]) -> (f64, bool) {
+    let of = |lines: &[Value]| -> Vec<f64> {
+        lines.iter().filter_map(|line| line["step_ms"].as_f64()).collect()
+    };
+    let mut later = of(lines.get(1..).unwrap_or_default());
+    let is_short = later.is_empty();
+    if is_short {
+        later = of(lines);
+    }
+    later.sort_by(f64::total_cmp);
+    (later.get(later.len() / 2).copied().unwrap_or(f64::NAN), is_short)
 }
 
 fn read_json(path: &Path) -> Result<Value> {
@@ -170,16 +253,19 @@ fn read_json(path: &Path) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
 }
 
-/// All lines of training but the last, and the last. Evaluations on the way have lines too.
-fn last_lines(path: &Path) -> Result<(Vec<Value>, Value)> {
+/// The lines of training steps. Evaluations on the way have lines too.
+fn metric_lines(path: &Path) -> Result<Vec<Value>> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let mut lines: Vec<Value> =
         text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     lines.retain(|line| line["step_ms"].is_number());
-    let last = lines.pop().ok_or_else(|| {
-        usage_error(format!("{} is empty: expected a line a log step", path.display()))
-    })?;
-    Ok((lines, last))
+    if lines.is_empty() {
+        return Err(usage_error(format!(
+            "{} has no line of a training step: expected a finished run",
+            path.display()
+        )));
+    }
+    Ok(lines)
 }
 
 /// The folder with the largest step; names sort as the steps do.
@@ -192,4 +278,19 @@ fn newest_checkpoint(folder: &Path) -> Result<PathBuf> {
         .filter(is_whole)
         .max()
         .ok_or_else(|| usage_error(format!("{} holds no checkpoint", folder.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_line_counts_only_where_there_is_no_other() {
+        let lines = |times: &[f64]| -> Vec<Value> {
+            times.iter().map(|ms| json!({"step_ms": ms})).collect()
+        };
+        assert_eq!(typical_step_ms(&lines(&[900.0, 100.0])), (100.0, false));
+        assert_eq!(typical_step_ms(&lines(&[900.0, 100.0, 120.0, 110.0])), (110.0, false));
+        assert_eq!(typical_step_ms(&lines(&[900.0])), (900.0, true));
+    }
 }

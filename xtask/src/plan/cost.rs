@@ -4,8 +4,10 @@
 //! A step's time is the larger of (matrix products + memory traffic) and the time to start its
 //! kernels, plus the communication that the backward pass does not hide, plus the update.
 
+use super::Projector;
 use super::device::Device;
-use super::shape::{Shape, Tensor, Trained};
+use super::shape::{Shape, Trained};
+use super::tensors::Tensor;
 
 /// Bytes of a float32 number.
 const F32: f64 = 4.0;
@@ -74,18 +76,19 @@ impl Work {
         let supervised = rows * number(load.supervised);
         let images = rows * number(load.images);
         let (dim, width) = (number(shape.dim), number(shape.intermediate_size));
-        let kv_dim = number(shape.kv_dim());
+        let (query_dim, kv_dim) = (number(shape.query_dim()), number(shape.kv_dim()));
         let ffs = shape.experts.map_or(1.0, |e| number(e.per_token + u64::from(e.shared)));
         let router = shape.experts.map_or(0.0, |e| number(e.routed));
 
-        let weights = 2.0 * dim * dim + 2.0 * dim * kv_dim + ffs * 3.0 * dim * width + router * dim;
+        let weights =
+            2.0 * dim * query_dim + 2.0 * dim * kv_dim + ffs * 3.0 * dim * width + router * dim;
         // Causal attention computes half of the scores; twice: scores, and their sum over values.
-        let attention = 2.0 * positions * number(load.seq_len) * dim;
+        let attention = 2.0 * positions * number(load.seq_len) * query_dim;
         let block = 2.0 * positions * weights + attention;
         let logits = 2.0 * supervised * dim * number(shape.vocab_size);
         let vision = &shape.vision;
         let features = images * number(vision.num_patches());
-        let projector = 2.0 * features * number(vision.hidden_size) * dim;
+        let projector = images * projector_flops(shape);
         let lm_flops = number(shape.n_layers) * block + logits + projector;
 
         let is_trained = |index| trained.has_block(index, shape.n_layers);
@@ -99,10 +102,10 @@ impl Work {
         let (vision_flops, vision_traffic, vision_kernels) = if load.features_are_cached {
             (0.0, 0.0, 0.0)
         } else {
-            let tokens = images * (number(vision.num_patches()) + 1.0);
+            let tokens = images * number(vision.num_positions());
             let (v, inner) = (number(vision.hidden_size), number(vision.intermediate_size));
             let patches = 2.0 * features * v * 3.0 * number(vision.patch_size.pow(2));
-            let scores = 4.0 * tokens * (number(vision.num_patches()) + 1.0) * v;
+            let scores = 4.0 * tokens * number(vision.num_positions()) * v;
             let block = 2.0 * tokens * (4.0 * v * v + 2.0 * v * inner) + scores;
             let layers = number(vision.num_hidden_layers);
             let half = if load.is_bfloat16 { 2.0 } else { F32 };
@@ -134,6 +137,19 @@ impl Work {
     pub fn flops(&self) -> f64 {
         self.vision_flops + self.lm_flops + self.backward_flops
     }
+}
+
+/// Operations of the projector for one image, forward.
+fn projector_flops(shape: &Shape) -> f64 {
+    let patches = shape.vision.num_patches();
+    let tokens = shape.tokens_per_image().unwrap_or(patches).max(1) as f64;
+    let merged = shape.vision.hidden_size as f64 * (patches as f64 / tokens);
+    let dim = shape.dim as f64;
+    let second = match shape.projector {
+        Projector::Mlp | Projector::MergedMlp => dim * dim,
+        Projector::Linear | Projector::PixelShuffle => 0.0,
+    };
+    2.0 * tokens * (merged * dim + second)
 }
 
 /// Elements that are trained, the vision encoder's included where it is.
@@ -212,23 +228,13 @@ fn communication_secs(work: &Work, load: &Load, device: &Device) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::shape::{Vision, intermediate_size};
     use super::*;
 
     const PRETRAINING: Trained =
         Trained { first_layers: 0, last_layers: 1, lm: false, vision: false };
 
     fn shape() -> Shape {
-        Shape {
-            dim: 512,
-            n_layers: 8,
-            n_heads: 8,
-            n_kv_heads: 2,
-            vocab_size: 6400,
-            intermediate_size: intermediate_size(512),
-            experts: None,
-            vision: Vision::clip_base(16),
-        }
+        Shape::minimind(512)
     }
 
     fn load(gpus: u64) -> Load {

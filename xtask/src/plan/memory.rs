@@ -1,7 +1,8 @@
 //! Memory of one rank by part, and the size of what a checkpoint holds.
 
 use super::cost::{Load, num_trained};
-use super::shape::{Shape, Tensor, Trained};
+use super::shape::{Shape, Trained};
+use super::tensors::Tensor;
 
 const F32: u64 = 4;
 
@@ -45,7 +46,8 @@ fn activations(shape: &Shape, trained: Trained, load: &Load) -> u64 {
     let half = if load.is_bfloat16 { 2 } else { F32 };
     let (dim, width) = (shape.dim, shape.intermediate_size);
     let ffs = shape.experts.map_or(1, |e| e.per_token + u64::from(e.shared));
-    let position = 2 * dim * F32 + (2 * dim + 2 * shape.kv_dim() + ffs * 3 * width) * half;
+    let position =
+        2 * dim * F32 + (2 * shape.query_dim() + 2 * shape.kv_dim() + ffs * 3 * width) * half;
     let inputs = (2 * dim + ffs * width) * half;
     let blocks: u64 = (0..shape.n_layers)
         .map(|index| position + if trained.has_block(index, shape.n_layers) { inputs } else { 0 })
@@ -54,7 +56,7 @@ fn activations(shape: &Shape, trained: Trained, load: &Load) -> u64 {
     // Logits, their log-softmax and its gradient.
     let logits = load.batch_size * load.supervised * shape.vocab_size * 3 * F32;
     let vision = &shape.vision;
-    let tokens = load.batch_size * load.images * (vision.num_patches() + 1);
+    let tokens = load.batch_size * load.images * vision.num_positions();
     let vision_block =
         tokens * (6 * vision.hidden_size * F32 + 3 * vision.intermediate_size * half);
     let kept = match (load.features_are_cached, trained.vision) {
@@ -78,11 +80,14 @@ pub struct CheckpointSize {
 
 impl CheckpointSize {
     /// To the byte, for a frozen vision encoder.
-    pub fn count(tensors: &[Tensor]) -> Self {
+    pub fn count(shape: &Shape, tensors: &[Tensor]) -> Self {
         let mut model: Vec<(String, &[u64])> =
             tensors.iter().map(|t| (t.name.clone(), &t.shape[..])).collect();
-        let tied = tensors.iter().find(|t| t.name == "tok_embeddings.weight");
-        model.extend(tied.map(|t| ("output.weight".to_owned(), &t.shape[..])));
+        let tied = shape.tied_names();
+        if let Some((output, input)) = tied {
+            let table = tensors.iter().find(|tensor| tensor.name == input);
+            model.extend(table.map(|table| (output.to_owned(), &table.shape[..])));
+        }
         let optimizer: Vec<(String, &[u64])> = tensors
             .iter()
             .filter(|t| t.is_trained)
@@ -95,10 +100,11 @@ impl CheckpointSize {
             })
             .collect();
         // The note that the two names are one tensor, JSON within JSON.
-        let note =
-            tied.map_or("", |_| r#","vlm.tied":"{\"output.weight\":\"tok_embeddings.weight\"}""#);
+        let note = tied.map_or(String::new(), |(output, input)| {
+            format!(r#","vlm.tied":"{{\"{output}\":\"{input}\"}}""#)
+        });
         Self {
-            model: safetensors_bytes(&model, note),
+            model: safetensors_bytes(&model, &note),
             optimizer: safetensors_bytes(&optimizer, ""),
         }
     }

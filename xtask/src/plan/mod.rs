@@ -6,24 +6,29 @@ mod cost;
 mod device;
 mod memory;
 mod report;
+mod run_config;
 mod shape;
+mod tensors;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::Parser;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
+use crate::run_file::Projector;
 use crate::workspace::usage_error;
 use cost::{Load, Time, Work};
 use device::Device;
 use memory::{CheckpointSize, Memory};
-use shape::{Experts, Shape, Tensor, Trained, Vision};
+use shape::{Experts, Shape, Trained, Vision};
+use tensors::Tensor;
 
 /// What a run will cost: time, memory, bytes. Nothing is started.
 #[derive(Debug, Clone, Parser)]
-#[command(name = "cargo xtask plan")]
+#[command(name = "cargo xtask plan", args_override_self = true)]
 struct PlanArgs {
     /// Processes, one a GPU.
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -100,8 +105,9 @@ struct PlanArgs {
     /// bfloat16 or float32 [default: bfloat16, float32 on the CPU].
     #[arg(long)]
     dtype: Option<String>,
-    /// Take shape, batch and rates from the out-dir of a finished run, and hold the plan against
-    /// what was measured there.
+    /// Take the model, the batch and the data from the out-dir of a finished run, and compare the
+    /// counts with what was measured there. With --gpu (or --gpus, --gflops, …) also the plan of
+    /// that run on such devices.
     #[arg(long, value_name = "OUT_DIR")]
     from_run: Option<PathBuf>,
     /// Print JSON.
@@ -138,7 +144,7 @@ impl Plan {
         Self {
             time: Time::of(&work, &load, &device),
             memory: Memory::count(&shape, trained, &load, &tensors),
-            checkpoint: CheckpointSize::count(&tensors),
+            checkpoint: CheckpointSize::count(&shape, &tensors),
             shape,
             trained,
             load,
@@ -158,10 +164,12 @@ impl Plan {
 /// Runs the command.
 pub fn run(args: Vec<OsString>) -> Result<ExitCode> {
     let name = OsString::from("cargo xtask plan");
-    let args = PlanArgs::parse_from(std::iter::once(name).chain(args.into_iter().map(with_dashes)));
+    let words = std::iter::once(name).chain(args.into_iter().map(with_dashes));
+    let matches = PlanArgs::command().get_matches_from(words);
+    let args = PlanArgs::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     if let Some(out_dir) = &args.from_run {
-        let text = check::run(out_dir, args.json)?;
-        print!("{text}");
+        let is_given = |name: &str| matches.value_source(name) == Some(ValueSource::CommandLine);
+        print!("{}", check::run(out_dir, &args, &is_given)?);
         return Ok(ExitCode::SUCCESS);
     }
     let plan = plan(&args)?;
@@ -233,14 +241,14 @@ fn plan(args: &PlanArgs) -> Result<Plan> {
         }
     };
     let shape = Shape {
-        dim: args.dim,
         n_layers: args.n_layers,
         n_heads: args.n_heads,
         n_kv_heads: args.n_kv_heads,
+        head_dim: args.dim / args.n_heads,
         vocab_size: args.vocab_size,
-        intermediate_size: shape::intermediate_size(args.dim),
         experts: args.use_moe.then_some(Experts::MINIMIND),
         vision,
+        ..Shape::minimind(args.dim)
     };
     let trained = Trained {
         first_layers: args.unfreeze_first_layers,

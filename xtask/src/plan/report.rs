@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::Plan;
 use super::cost::{NETWORK_SHARE, bytes_per_update, num_trained};
-use super::shape::Tensor;
+use super::tensors::Tensor;
 
 /// Milliseconds of one core for a row: decoding a 500×375 JPEG, the processor, template and ids.
 /// Measured with the Python reference on one core of a 2-core machine.

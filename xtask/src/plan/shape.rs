@@ -1,4 +1,6 @@
-//! Names and shapes of a model's tensors, as `vlm` has them, without making one.
+//! Shapes of a language model, its projector and its vision encoder, and what of them is trained.
+
+use super::Projector;
 
 /// A shape of the language model and its vision encoder; the numbers are those of `config.json`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,14 +13,35 @@ pub struct Shape {
     pub n_heads: u64,
     /// Key and value heads.
     pub n_kv_heads: u64,
+    /// Width of one head.
+    pub head_dim: u64,
     /// Rows of the embedding table.
     pub vocab_size: u64,
-    /// Width of a feed-forward layer.
+    /// Width of a feed-forward layer, or of one expert.
     pub intermediate_size: u64,
     /// Mixture of experts.
     pub experts: Option<Experts>,
+    /// How the tensors are named.
+    pub naming: Naming,
+    /// Whether input and output embeddings are one tensor.
+    pub is_tied: bool,
+    /// Whether queries and keys are normalised.
+    pub qk_norm: bool,
+    /// Whether queries, keys and values have biases.
+    pub has_qkv_bias: bool,
+    /// What joins encoder and language model.
+    pub projector: Projector,
     /// The vision encoder.
     pub vision: Vision,
+}
+
+/// Whose names the tensors of the language model have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// MiniMind of April 2025.
+    MiniMind,
+    /// Hugging Face's LLaMA, Qwen and MiniMind's present form.
+    HuggingFace,
 }
 
 /// A mixture of experts.
@@ -37,9 +60,11 @@ impl Experts {
     pub const MINIMIND: Self = Self { routed: 4, per_token: 2, shared: true };
 }
 
-/// A CLIP vision encoder.
+/// A CLIP or SigLIP vision encoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Vision {
+    /// Whether a class token stands in front of the patches (CLIP), or none does (SigLIP).
+    pub has_class_token: bool,
     /// Width.
     pub hidden_size: u64,
     /// Width of its feed-forward layer.
@@ -56,6 +81,7 @@ impl Vision {
     /// ViT-B at 224 pixels.
     pub const fn clip_base(patch_size: u64) -> Self {
         Self {
+            has_class_token: true,
             hidden_size: 768,
             intermediate_size: 3072,
             num_hidden_layers: 12,
@@ -64,9 +90,19 @@ impl Vision {
         }
     }
 
-    /// Patches of a picture: its tokens in the language model.
+    /// Patches along one side of an image.
+    pub fn patches_per_side(&self) -> u64 {
+        self.image_size / self.patch_size
+    }
+
+    /// Patches of an image.
     pub fn num_patches(&self) -> u64 {
-        (self.image_size / self.patch_size).pow(2)
+        self.patches_per_side().pow(2)
+    }
+
+    /// Positions of the encoder: the patches, and the class token where there is one.
+    pub fn num_positions(&self) -> u64 {
+        self.num_patches() + u64::from(self.has_class_token)
     }
 
     /// Elements of all its tensors.
@@ -75,9 +111,10 @@ impl Vision {
         let norm = 2 * width;
         let attention = 4 * (width * width + width);
         let mlp = width * inner + inner + inner * width + width;
-        let embeddings = width
-            + width * 3 * self.patch_size * self.patch_size
-            + (self.num_patches() + 1) * width;
+        // CLIP has a class token, SigLIP a bias of the patches' convolution.
+        let embeddings =
+            width + width * 3 * self.patch_size * self.patch_size + self.num_positions() * width;
+        // CLIP normalises before the blocks, SigLIP after them.
         embeddings + norm + self.num_hidden_layers * (attention + mlp + 2 * norm)
     }
 }
@@ -102,95 +139,58 @@ impl Trained {
     }
 }
 
-/// One float32 tensor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tensor {
-    /// The reference's name.
-    pub name: String,
-    /// Its shape.
-    pub shape: Vec<u64>,
-    /// Whether it is trained.
-    pub is_trained: bool,
-}
-
-impl Tensor {
-    /// Its elements.
-    pub fn numel(&self) -> u64 {
-        self.shape.iter().product()
-    }
-}
-
 /// LLaMA's rule for the feed-forward width, as MiniMind rounds it.
 pub fn intermediate_size(dim: u64) -> u64 {
     (2 * (4 * dim) / 3).next_multiple_of(64)
 }
 
 impl Shape {
-    /// Width of all key (or value) heads.
-    pub fn kv_dim(&self) -> u64 {
-        self.dim / self.n_heads * self.n_kv_heads
+    /// MiniMind's of April 2025, of a hidden size: 8 blocks, 8 heads and 2 for keys and values, with
+    /// ViT-B/16 and a linear projector.
+    pub fn minimind(dim: u64) -> Self {
+        Self {
+            dim,
+            n_layers: 8,
+            n_heads: 8,
+            n_kv_heads: 2,
+            head_dim: dim / 8,
+            vocab_size: 6400,
+            intermediate_size: intermediate_size(dim),
+            experts: None,
+            naming: Naming::MiniMind,
+            is_tied: true,
+            qk_norm: false,
+            has_qkv_bias: false,
+            projector: Projector::Linear,
+            vision: Vision::clip_base(16),
+        }
     }
 
-    /// Tensors of the language model and the projector, in the order that `vlm` makes them.
-    pub fn tensors(&self, trained: Trained) -> Vec<Tensor> {
-        let mut tensors = Vec::new();
-        let mut add = |name: String, shape: &[u64], is_trained: bool| {
-            tensors.push(Tensor { name, shape: shape.to_vec(), is_trained });
-        };
-        let dim = self.dim;
-        add("tok_embeddings.weight".into(), &[self.vocab_size, dim], trained.lm);
-        for index in 0..self.n_layers {
-            let is_trained = trained.has_block(index, self.n_layers);
-            let mut add = |name: &str, shape: &[u64]| {
-                add(format!("layers.{index}.{name}"), shape, is_trained);
-            };
-            add("attention.wq.weight", &[dim, dim]);
-            add("attention.wk.weight", &[self.kv_dim(), dim]);
-            add("attention.wv.weight", &[self.kv_dim(), dim]);
-            add("attention.wo.weight", &[dim, dim]);
-            let mut swiglu = |prefix: String| {
-                add(&format!("{prefix}.w1.weight"), &[self.intermediate_size, dim]);
-                add(&format!("{prefix}.w2.weight"), &[dim, self.intermediate_size]);
-                add(&format!("{prefix}.w3.weight"), &[self.intermediate_size, dim]);
-            };
-            match self.experts {
-                None => swiglu("feed_forward".into()),
-                Some(experts) => {
-                    (0..experts.routed).for_each(|e| swiglu(format!("feed_forward.experts.{e}")));
-                    add("feed_forward.gate.weight", &[experts.routed, dim]);
-                    if experts.shared {
-                        let prefix = "feed_forward.shared_experts";
-                        add(&format!("{prefix}.w1.weight"), &[self.intermediate_size, dim]);
-                        add(&format!("{prefix}.w2.weight"), &[dim, self.intermediate_size]);
-                        add(&format!("{prefix}.w3.weight"), &[self.intermediate_size, dim]);
-                    }
-                }
-            }
-            add("attention_norm.weight", &[dim]);
-            add("ffn_norm.weight", &[dim]);
-        }
-        add("norm.weight".into(), &[dim], trained.lm);
-        add("vision_proj.vision_proj.0.weight".into(), &[dim, self.vision.hidden_size], true);
-        add("vision_proj.vision_proj.0.bias".into(), &[dim], true);
-        tensors
+    /// Width of all query heads.
+    pub fn query_dim(&self) -> u64 {
+        self.head_dim * self.n_heads
+    }
+
+    /// Width of all key (or value) heads.
+    pub fn kv_dim(&self) -> u64 {
+        self.head_dim * self.n_kv_heads
+    }
+
+    /// Tokens that an image takes in the language model.
+    /// # Errors
+    /// Patches that the projector cannot put together.
+    pub fn tokens_per_image(&self) -> Result<u64, String> {
+        self.projector.tokens(self.vision.patches_per_side() as usize).map(|tokens| tokens as u64)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::tensors::Tensor;
     use super::*;
 
-    pub fn minimind(dim: u64, n_layers: u64, experts: Option<Experts>) -> Shape {
-        Shape {
-            dim,
-            n_layers,
-            n_heads: 8,
-            n_kv_heads: 2,
-            vocab_size: 6400,
-            intermediate_size: intermediate_size(dim),
-            experts,
-            vision: Vision::clip_base(16),
-        }
+    fn minimind(dim: u64, n_layers: u64, experts: Option<Experts>) -> Shape {
+        Shape { dim, n_layers, head_dim: dim / 8, experts, ..Shape::minimind(dim) }
     }
 
     const PRETRAINING: Trained =
