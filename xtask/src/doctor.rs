@@ -8,6 +8,7 @@ use std::process::{Command, ExitCode};
 use anyhow::Result;
 
 use crate::cache::{cache_dir, gigabytes, libtorch_entry};
+use crate::gpu;
 use crate::libtorch::{Flavour, Libtorch, VERSION};
 use crate::proof;
 use crate::python::Python;
@@ -21,10 +22,11 @@ const ENOUGH_MEMORY_BYTES: u64 = 3_000_000_000;
 /// Room for the build; set-up checks its own need when it installs.
 const ENOUGH_DISK_BYTES: u64 = 3_000_000_000;
 
-/// What was found, and what stands in the way of the main job.
+/// What was found, what to be warned of, and what stands in the way of the main job.
 #[derive(Default)]
 struct Report {
     lines: Vec<(&'static str, String)>,
+    warnings: Vec<String>,
     obstacles: Vec<String>,
 }
 
@@ -39,6 +41,9 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
         println!("{what:<14} {found}");
     }
     println!();
+    for warning in &report.warnings {
+        println!("warning: {warning}");
+    }
     if report.obstacles.is_empty() {
         println!("cargo xtask pretrain can run here.");
         return Ok(ExitCode::SUCCESS);
@@ -91,6 +96,7 @@ impl Report {
                 let flavour = libtorch.flavour().name();
                 let text = format!("{} ({flavour}) in {}", libtorch.version, folder.display());
                 self.line("libtorch", text);
+                self.warnings.extend(gpu::complaint(&libtorch));
             }
             (None, Err(_)) => self.libtorch_to_come(&pythons),
         }
@@ -122,11 +128,11 @@ impl Report {
     }
 
     fn gpus(&mut self) {
-        let driver = fs::read_to_string("/proc/driver/nvidia/version");
-        let Ok(driver) = driver else {
+        let Some(sign) = gpu::sign(Path::new("/")) else {
             return self.line("NVIDIA driver", "none: runs use the CPU");
         };
-        self.line("NVIDIA driver", driver.lines().next().unwrap_or("loaded").to_owned());
+        let version = gpu::driver().map(|(_, version)| version);
+        self.line("NVIDIA driver", version.unwrap_or_else(|| format!("{sign}, version unknown")));
         let query = ["--query-gpu=name,memory.total", "--format=csv,noheader"];
         match Command::new("nvidia-smi").args(query).output() {
             Ok(output) if output.status.success() => {

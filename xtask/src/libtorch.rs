@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use crate::gpu;
+
 /// The release that the pinned `tch` binds.
 pub const VERSION: &str = "2.11.0";
 
@@ -19,9 +21,9 @@ pub enum Flavour {
 }
 
 impl Flavour {
-    /// CUDA where the NVIDIA driver is loaded.
+    /// CUDA where there is a GPU.
     pub fn of_this_machine() -> Self {
-        if Path::new("/proc/driver/nvidia/version").exists() { Self::Cuda } else { Self::Cpu }
+        if gpu::sign(Path::new("/")).is_some() { Self::Cuda } else { Self::Cpu }
     }
 
     /// As it stands in folder names and flags.

@@ -6,6 +6,7 @@ mod cache;
 mod check;
 mod demo;
 mod doctor;
+mod gpu;
 mod launch;
 mod libtorch;
 mod link_farm;
@@ -32,7 +33,11 @@ use libtorch::Flavour;
 use workspace::{UsageError, Workspace};
 
 #[derive(Parser)]
-#[command(bin_name = "cargo xtask", about = "Set-up, data, training, tests and checks")]
+#[command(
+    bin_name = "cargo xtask",
+    args_override_self = true,
+    about = "Set-up, data, training, tests and checks"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -25,7 +25,7 @@ const IMAGE_TOKENS: [&str; 5] = ["<|image_pad|>", "<|image|>", "<image>", "<empt
 pub struct PrepareDataArgs {
     /// Data set to prepare: .jsonl, .json (a list), .parquet, .tar (WebDataset) or a folder of
     /// these; without it, and without --config, the demo's is made
-    #[arg(long, value_name = "PATH")]
+    #[arg(long, value_name = "PATH", num_args = 1..)]
     input: Vec<String>,
     /// The configuration file of the run that the data is for, as `vlm pretrain` takes it: its
     /// data-path, images-path, tokenizer, image-token, vision, projector, max-seq-len and batch-size
@@ -46,7 +46,7 @@ pub struct PrepareDataArgs {
     #[arg(long, alias = "image_token", value_name = "TOKEN", requires = "rows")]
     image_token: Option<String>,
     /// Vision encoder, a folder in Hugging Face form: how many features an image has [default: the
-    /// demo's]
+    /// demo's, for the demo's tokenizer alone]
     #[arg(long, value_name = "DIR", requires = "rows")]
     vision: Option<PathBuf>,
     /// Tokens that an image takes, instead of what --vision (and the projector of --config) says
@@ -90,20 +90,30 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     let within_lm = |name: &str, mark: &str| run.within_lm(name, mark);
     let tokenizer_dir = args.tokenizer.or_else(|| run.tokenizer.clone());
     let tokenizer_dir = tokenizer_dir.or_else(|| within_lm("", "tokenizer.json"));
+    let is_demo = tokenizer_dir.is_none();
     let tokenizer_dir = tokenizer_dir.unwrap_or_else(|| demo_start.clone());
     let image_token = args.image_token.as_deref().or(run.image_token.as_deref());
     let tokenizer = tokenizer(&tokenizer_dir, image_token).map_err(asked_wrongly)?;
     let vision = args.vision.or_else(|| run.vision.clone());
     let vision = vision.or_else(|| within_lm("vision", "config.json"));
-    let vision = vision.unwrap_or_else(|| demo_start.join("vision"));
-    let tokens_per_image = match args.tokens_per_image {
-        Some(count) => count,
-        None => tokens_of(&vision, run.projector().unwrap_or_default())?,
+    let vision = vision.or_else(|| is_demo.then(|| demo_start.join("vision")));
+    let tokens_per_image = match (args.tokens_per_image, &vision) {
+        (Some(count), _) => count,
+        (None, Some(vision)) => tokens_of(vision, run.projector().unwrap_or_default())?,
+        (None, None) => {
+            return Err(usage_error(
+                "how many tokens an image takes is not known: give --vision with the encoder that \
+                 the run will use, or --tokens-per-image with the number",
+            ));
+        }
     };
     let max_seq_len = args.max_seq_len.or(run.max_seq_len).unwrap_or(640);
     let image_store = match args.image_store {
         StoreChoice::Original => ImageStore::Original,
         StoreChoice::Resized => {
+            let vision = vision.ok_or_else(|| {
+                usage_error("--image-store resized needs --vision, which says to what size")
+            })?;
             let file = vision.join("preprocessor_config.json");
             ImageStore::Resized(Arc::new(ImageProcessor::from_file(&file).map_err(asked_wrongly)?))
         }

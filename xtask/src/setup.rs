@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::cache::{Cache, cache_dir, libtorch_entry};
+use crate::gpu;
 use crate::libtorch::{Flavour, Libtorch, VERSION};
 use crate::link_farm;
 use crate::nccl;
@@ -37,7 +38,12 @@ pub fn ensure(workspace: &Workspace) -> Result<()> {
         Some(folder) if !is_same_library(&folder, &current) => {
             run(workspace, &Request { from: Some(folder), flavour: None })
         }
-        _ => proof::prove(workspace, &current),
+        _ => {
+            if let Some(complaint) = gpu::complaint(&current) {
+                eprintln!("warning: {complaint}");
+            }
+            proof::prove(workspace, &current)
+        }
     }
 }
 
