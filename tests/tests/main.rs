@@ -3,6 +3,7 @@
 mod acceptance;
 mod answers;
 mod bad_input;
+mod command_line;
 mod convert;
 mod families;
 mod launching;

@@ -2,6 +2,7 @@
 //! that is wrong.
 
 mod dependencies;
+mod features;
 mod sources;
 
 use std::fmt;
@@ -41,6 +42,7 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
 
     eprintln!("check: house rules");
     let mut findings = dependencies::check(workspace)?;
+    findings.extend(features::check(workspace)?);
     findings.extend(sources::check(workspace)?);
     for finding in &findings {
         eprintln!("{finding}");

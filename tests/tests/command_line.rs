@@ -1,0 +1,91 @@
+//! How flags and paths are understood: the last of a flag given twice, several paths, and which wrong
+//! path is the one that is named.
+
+use std::fs;
+use std::process::Command;
+
+use crate::support::{Ended, Trial, demo_start, golden, vlm, xtask};
+
+#[test]
+fn the_first_wrong_path_is_the_one_that_is_named() {
+    let ended = vlm(&["pretrain", "--data-path", "nothere.jsonl"]);
+    ended.assert_error(2, &["--data-path nothere.jsonl", "no such file"]);
+    let trial = Trial::new();
+    let rows = trial.path("rows.jsonl");
+    let ended = vlm(&["pretrain", "--data-path", rows.to_str().unwrap(), "--lm", "nothere.pth"]);
+    ended.assert_error(2, &["--lm nothere.pth", "no such file"]);
+    let ended = trial.pretrain(&["--vision", "openai/clip-vit-base-patch16"]);
+    ended.assert_error(2, &["--vision openai/clip-vit-base-patch16", "hf download"]);
+    assert!(!trial.path("out").exists());
+}
+
+#[test]
+fn flags_of_other_trainers_are_answered_with_ours() {
+    let ended = vlm(&["pretrain", "--lr", "1e-3"]);
+    ended.assert_error(2, &["--lr", "--learning-rate"]);
+    let ended = vlm(&["pretrain", "--vision_tower", "clip"]);
+    ended.assert_error(2, &["--vision-tower", "--vision"]);
+}
+
+#[test]
+fn a_flag_given_twice_has_its_last_value_and_data_paths_several() {
+    let trial = Trial::new();
+    let rows = trial.path("rows.jsonl");
+    let more = trial.path("more.jsonl");
+    fs::copy(&rows, &more).unwrap();
+    let out = trial.path("out");
+    let ended = Ended::of(
+        &trial
+            .command(&["--batch-size", "2", "--batch-size", "8"])
+            .arg("--data-path")
+            .args([&rows, &more])
+            .output()
+            .unwrap(),
+    );
+    ended.assert_success();
+    // The rows are named twice here and once by the trial itself: 24 rows in batches of 8.
+    assert_eq!(trial.summary()["samples"], 24);
+    assert_eq!(trial.summary()["steps"], 3);
+    assert!(out.join("config.json").exists());
+}
+
+#[test]
+fn a_runs_folder_as_lm_brings_its_weights_encoder_and_tokenizer() {
+    let trial = Trial::new();
+    trial.pretrain(&[]).assert_success();
+    let (first, second) = (trial.path("out"), trial.path("second"));
+    let rows = trial.path("rows.jsonl");
+    let images = trial.path("images");
+    let flags = [
+        ("--data-path", rows.as_path()),
+        ("--images-path", images.as_path()),
+        ("--lm", first.as_path()),
+        ("--out-dir", second.as_path()),
+    ];
+    let mut args = vec!["pretrain", "--device", "cpu", "--epochs", "1", "--max-seq-len", "288"];
+    for (flag, path) in &flags {
+        args.extend([*flag, path.to_str().unwrap()]);
+    }
+    vlm(&args).assert_success();
+    let config: serde_json::Value =
+        serde_json::from_slice(&fs::read(second.join("config.json")).unwrap()).unwrap();
+    let model = &config["run"]["model"];
+    assert_eq!(model["vision"], golden("vision_tower").to_str().unwrap());
+    assert_eq!(model["tokenizer"], demo_start("").to_str().unwrap());
+    assert_eq!(model["lm"], first.join("pretrain_vlm_32.safetensors").to_str().unwrap());
+}
+
+#[test]
+fn prepared_rows_of_a_users_tokenizer_need_the_users_encoder() {
+    let trial = Trial::new();
+    let prepare = |more: &[&str]| {
+        let mut command = Command::new(xtask());
+        command.arg("prepare-data").arg("--input").arg(trial.path("rows.jsonl"));
+        command.arg("--images-path").arg(trial.path("images"));
+        command.arg("--tokenizer").arg(demo_start("")).arg("--output").arg(trial.path("prepared"));
+        Ended::of(&command.args(more).output().unwrap())
+    };
+    prepare(&[]).assert_error(2, &["--vision", "--tokens-per-image"]);
+    assert!(!trial.path("prepared").exists());
+    prepare(&["--tokens-per-image", "196"]).assert_success();
+}
