@@ -4,9 +4,10 @@
 use std::path::PathBuf;
 
 /// One file a purpose; each exports C functions that `src/ffi.rs` declares.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "cpp/autocast.cpp",
     "cpp/checkpoint.cpp",
+    "cpp/cuda.cpp",
     "cpp/guard.cpp",
     "cpp/optim.cpp",
     "cpp/process_group.cpp",

@@ -6,6 +6,7 @@ mod cache;
 mod check;
 mod demo;
 mod doctor;
+mod fake_cuda;
 mod gpu;
 mod launch;
 mod libtorch;
@@ -69,7 +70,8 @@ enum Command {
     /// Run any command of vlm: `cargo xtask vlm generate --help`
     #[command(disable_help_flag = true)]
     Vlm(Passed),
-    /// Build everything and run the tests; arguments go to `cargo test`
+    /// Build everything and run the tests; arguments go to `cargo test`. With --fake-cuda the tests on a
+    /// CUDA device without a GPU
     Test(Passed),
     /// Check format, house rules and lints
     Check,

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 
 use crate::workspace::{DATA_DIR_VARIABLE, Workspace};
-use crate::{demo, launch, setup};
+use crate::{demo, fake_cuda, launch, setup};
 
 /// Names the built program to the tests.
 const BINARY_VARIABLE: &str = "VLM_BIN";
@@ -17,7 +17,9 @@ const BINARY_VARIABLE: &str = "VLM_BIN";
 const LAUNCHER_VARIABLE: &str = "XTASK_BIN";
 
 /// Becomes `cargo test`; `args` may filter by name, or name packages instead of all.
-pub fn run(workspace: &Workspace, args: Vec<OsString>) -> Result<ExitCode> {
+pub fn run(workspace: &Workspace, mut args: Vec<OsString>) -> Result<ExitCode> {
+    let has_fake_cuda = args.iter().any(|arg| arg == fake_cuda::FLAG);
+    args.retain(|arg| arg != fake_cuda::FLAG);
     setup::ensure(workspace)?;
     // Release, as the program: the bindings are compiled once for both.
     let binary = launch::build_vlm(workspace)?;
@@ -26,7 +28,11 @@ pub fn run(workspace: &Workspace, args: Vec<OsString>) -> Result<ExitCode> {
     command.args(["test", "--release"]).env(BINARY_VARIABLE, binary);
     command.env(DATA_DIR_VARIABLE, workspace.data_dir());
     command.env(LAUNCHER_VARIABLE, env::current_exe().context("asking for our own path")?);
-    if !args.iter().any(|arg| names_a_package(&arg.to_string_lossy())) {
+    if has_fake_cuda {
+        let (fake_args, (variable, folder)) = fake_cuda::prepare(workspace, &args)?;
+        command.env(variable, folder);
+        args = fake_args;
+    } else if !args.iter().any(|arg| names_a_package(&arg.to_string_lossy())) {
         command.arg("--workspace");
     }
     let error = command.args(args).exec();

@@ -38,6 +38,7 @@ mod error;
 mod feed_forward;
 mod fused_attention;
 pub mod generate;
+mod indices;
 mod kv_cache;
 pub mod layers;
 pub mod lm;

@@ -5,6 +5,8 @@
 
 use tch::{Device, Tensor};
 
+use crate::indices::index_tensor;
+
 /// A row joins a group when it has at least this share of the longest's tokens: 3 / 4.
 const LEAST_SHARE: (i64, i64) = (3, 4);
 
@@ -27,7 +29,7 @@ impl PackedRows {
                 .flat_map(|(row, &length)| (0..length).map(move |at| (row as i64, at)))
                 .map(|(row, at)| value(row, at))
                 .collect();
-            Tensor::from_slice(&values).to_device(device)
+            index_tensor(&values, device)
         };
         Self {
             num_rows: lengths.len() as i64,
@@ -99,7 +101,7 @@ impl Groups {
         let mut longest_first: Vec<usize> =
             (0..lengths.len()).filter(|&row| lengths[row] > 0).collect();
         longest_first.sort_by_key(|&row| std::cmp::Reverse(lengths[row]));
-        let index = |values: &[i64]| Tensor::from_slice(values).to_device(device);
+        let index = |values: &[i64]| index_tensor(values, device);
 
         let mut places = vec![0; lengths.iter().sum::<i64>() as usize];
         let mut groups = Vec::new();

@@ -9,6 +9,7 @@ use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::ModelError;
 use crate::config::{LmConfig, ProjectorConfig, VisionConfig};
+use crate::indices::index_tensor;
 use crate::kv_cache::KvCache;
 use crate::lm::{CausalLm, LmOutput};
 use crate::params::ParamStore;
@@ -323,7 +324,7 @@ impl Vlm {
         let size = embedded_bth.size();
         let (hidden, run) = (size[2], self.tokens_per_image());
         let places: Vec<i64> = flat_starts.iter().flat_map(|&start| start..start + run).collect();
-        let places = Tensor::from_slice(&places).to_device(embedded_bth.device());
+        let places = index_tensor(&places, embedded_bth.device());
         let projected = self.projector.forward(features_npv).view([-1, hidden]);
         embedded_bth
             .view([-1, hidden])

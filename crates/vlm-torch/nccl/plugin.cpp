@@ -40,6 +40,12 @@ int vlm_nccl_add(vlm::Group* group, int rank, int world_size, int device, int64_
   });
 }
 
+// Ends NCCL's communicators while all ranks are still there. Left to the end of the process this races
+// with the store that rank 0 serves, and prints a warning.
+int vlm_nccl_shutdown(vlm::Group* group) noexcept {
+  return vlm::guard([&] { group->group->getBackend(c10::DeviceType::CUDA)->shutdown(); });
+}
+
 // 21809 for 2.18.9, as ncclGetVersion tells; 0 when it does not.
 int vlm_nccl_version() noexcept {
   int version = 0;

@@ -43,7 +43,8 @@ pub fn tensor_to_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn num_bytes(shape: &[i64], kind: Kind) -> Option<usize> {
+/// Bytes of a tensor; `None` where no tensor has this shape.
+pub(crate) fn num_bytes(shape: &[i64], kind: Kind) -> Option<usize> {
     shape
         .iter()
         .try_fold(kind.elt_size_in_bytes(), |product, &length| {

@@ -1,11 +1,11 @@
 //! CUDA for a program that was linked without it.
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use crate::{Error, Result};
+use crate::{Error, Result, ffi};
 
 const LIBRARY: &str = "libtorch_cuda.so";
 /// The release of libtorch that this crate is built for and runs with.
@@ -35,7 +35,45 @@ pub fn load_cuda() -> Result<bool> {
     if handle.is_null() {
         return Err(Error::Library { path: library, message: last_loader_error() });
     }
+    // SAFETY: takes nothing and changes a switch of libtorch's.
+    ffi::check("load_cuda", unsafe { ffi::vlm_cuda_prepare() })?;
     Ok(true)
+}
+
+/// Makes CUDA device `index` the one that this thread uses where none is named. A process that trains
+/// on another device than the first calls it before its first tensor: otherwise libtorch opens a
+/// context on device 0 too, which costs memory there.
+/// # Errors
+/// CUDA that is not loaded; a number that no device has.
+pub fn set_cuda_device(index: usize) -> Result<()> {
+    const OPERATION: &str = "set_cuda_device";
+    let index = c_int::try_from(index).map_err(|_| {
+        Error::argument(OPERATION, format!("no CUDA device has the number {index}"))
+    })?;
+    // SAFETY: takes one number.
+    ffi::check(OPERATION, unsafe { ffi::vlm_cuda_set_device(index) })
+}
+
+/// The address of CUDA device `index` on the bus of this machine, `0000:3b:00.0` say. Two processes that
+/// find the same one share a GPU, however they number their devices. `None` where CUDA does not tell.
+pub fn cuda_bus_id(index: usize) -> Option<String> {
+    type GetPciBusId = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
+    let device = c_int::try_from(index).ok()?;
+    // SAFETY: a NUL-terminated name, looked up in what the process has loaded.
+    let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"cudaDeviceGetPCIBusId".as_ptr()) };
+    if symbol.is_null() {
+        return None;
+    }
+    // SAFETY: the CUDA runtime declares the function with this type.
+    let get = unsafe { std::mem::transmute::<*mut libc::c_void, GetPciBusId>(symbol) };
+    let mut text = [0; 32];
+    // SAFETY: writes at most as many bytes as it is told, with a NUL at the end.
+    let status = unsafe { get(text.as_mut_ptr(), text.len() as c_int, device) };
+    if status != 0 {
+        return None;
+    }
+    // SAFETY: NUL-terminated as told above, copied here.
+    Some(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
 }
 
 /// Why the loader refused last, in its own words.

@@ -187,6 +187,10 @@ unsafe extern "C" {
     ) -> c_int;
 
     pub(crate) fn vlm_set_deterministic(on: c_int) -> c_int;
+    pub(crate) fn vlm_cuda_prepare() -> c_int;
+    pub(crate) fn vlm_cuda_set_device(device: c_int) -> c_int;
+    pub(crate) fn vlm_pinned_bytes(data: *const u8, count: usize, out: *mut *mut C_tensor)
+    -> c_int;
     pub(crate) fn vlm_cuda_peak_bytes(device: c_int, bytes: *mut i64) -> c_int;
     pub(crate) fn vlm_cuda_reset_peak(device: c_int) -> c_int;
 }

@@ -13,16 +13,18 @@ mod files;
 mod gradients;
 mod memory;
 mod nccl;
+mod network;
 mod optimizer;
 mod process_group;
 mod pth;
 mod reducer;
 mod store;
+mod upload;
 
 pub use autocast::{AutocastGuard, autocast, is_autocast};
 pub use bytes::{tensor_from_bytes, tensor_to_bytes};
 pub use checkpoint::{checkpoint, checkpoint_many};
-pub use cuda::{LIBTORCH_VERSION, load_cuda};
+pub use cuda::{LIBTORCH_VERSION, cuda_bus_id, load_cuda, set_cuda_device};
 pub use error::{Error, Result, plain_message};
 pub use files::{
     Flushing, GoesOn, write_atomically, write_atomically_with, write_folder_atomically,
@@ -34,3 +36,4 @@ pub use process_group::{GroupOptions, ProcessGroup};
 pub use pth::{save_pth, save_pth_with};
 pub use reducer::{Reducer, ReducerOptions, ReducerTimes};
 pub use store::Store;
+pub use upload::{bytes_to_device, slice_to_device};

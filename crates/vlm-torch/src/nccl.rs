@@ -6,15 +6,18 @@ use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
 
 use crate::cuda::last_loader_error;
 use crate::ffi::GroupHandle;
+use crate::network::interface_of;
 use crate::process_group::milliseconds;
 use crate::{Error, ProcessGroup, Result};
 
 const LIBRARY: &str = "libvlm_nccl.so";
 
 type Add = unsafe extern "C" fn(*mut GroupHandle, c_int, c_int, c_int, i64) -> c_int;
+type Shutdown = unsafe extern "C" fn(*mut GroupHandle) -> c_int;
 type Version = unsafe extern "C" fn() -> c_int;
 type LastError = unsafe extern "C" fn() -> *const c_char;
 
@@ -22,6 +25,7 @@ type LastError = unsafe extern "C" fn() -> *const c_char;
 #[derive(Debug, Clone, Copy)]
 struct Plugin {
     add: Add,
+    shutdown: Shutdown,
     version: Version,
     last_error: LastError,
 }
@@ -40,19 +44,55 @@ impl ProcessGroup {
         };
         let (rank, world_size) = (number(self.rank())?, number(self.world_size())?);
         let timeout_ms = milliseconds(self.options().timeout);
+        self.choose_interface();
         // SAFETY: the plugin was built from the same headers, so it knows the group's layout; the
         // group lives as long as `self`.
         let status =
             unsafe { (plugin.add)(self.handle(), rank, world_size, number(device)?, timeout_ms) };
-        if status != 0 {
-            // SAFETY: a NUL-terminated string of this thread, copied here.
-            let message = unsafe { CStr::from_ptr((plugin.last_error)()) };
-            let error = Error::torch(OPERATION, &message.to_string_lossy());
-            return Err(error.on_rank(self.rank(), self.world_size()));
-        }
+        self.check_nccl(plugin, OPERATION, status)?;
+        self.uses_nccl.store(true, Ordering::Relaxed);
         // SAFETY: takes nothing, returns a number.
         let version = unsafe { (plugin.version)() };
         Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
+    }
+
+    /// Ends NCCL's communicators, where there are any. Every rank calls it, when nothing is left to be
+    /// sent and all ranks are still there.
+    /// # Errors
+    /// NCCL's own.
+    pub fn shutdown_nccl(&self) -> Result<()> {
+        if !self.uses_nccl.swap(false, Ordering::Relaxed) {
+            return Ok(());
+        }
+        let plugin = plugin()?;
+        // SAFETY: as in `add_nccl`, which has made the backend.
+        let status = unsafe { (plugin.shutdown)(self.handle()) };
+        self.check_nccl(plugin, "shutdown_nccl", status)
+    }
+
+    /// Has NCCL connect over the interface through which the store is reached, as Gloo does: its own
+    /// choice may be one that other machines do not reach. `NCCL_SOCKET_IFNAME` wins.
+    fn choose_interface(&self) {
+        const VARIABLE: &str = "NCCL_SOCKET_IFNAME";
+        if self.options().is_on_one_machine || std::env::var_os(VARIABLE).is_some() {
+            return;
+        }
+        let address = self.options().address_towards_store();
+        if let Some(name) = address.filter(|ip| !ip.is_loopback()).and_then(interface_of) {
+            // SAFETY: the process group is made at the start of a run, before the threads that load
+            // data; the thread that reports progress does not read the environment.
+            unsafe { std::env::set_var(VARIABLE, format!("={name}")) };
+        }
+    }
+
+    fn check_nccl(&self, plugin: Plugin, operation: &'static str, status: c_int) -> Result<()> {
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: a NUL-terminated string of this thread, copied here.
+        let message = unsafe { CStr::from_ptr((plugin.last_error)()) };
+        let error = Error::torch(operation, &message.to_string_lossy());
+        Err(error.on_rank(self.rank(), self.world_size()))
     }
 }
 
@@ -100,10 +140,12 @@ fn load(path: &Path) -> Result<Plugin> {
     };
     let (add, version) = (symbol(c"vlm_nccl_add")?, symbol(c"vlm_nccl_version")?);
     let last_error = symbol(c"vlm_nccl_last_error")?;
-    // SAFETY: the three functions have these types in nccl/plugin.cpp.
+    let shutdown = symbol(c"vlm_nccl_shutdown")?;
+    // SAFETY: the four functions have these types in nccl/plugin.cpp.
     Ok(unsafe {
         Plugin {
             add: std::mem::transmute::<*mut c_void, Add>(add),
+            shutdown: std::mem::transmute::<*mut c_void, Shutdown>(shutdown),
             version: std::mem::transmute::<*mut c_void, Version>(version),
             last_error: std::mem::transmute::<*mut c_void, LastError>(last_error),
         }

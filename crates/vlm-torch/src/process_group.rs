@@ -2,8 +2,9 @@
 //! same c10d that Python's `torch.distributed` uses. `torchrun` can launch them.
 
 use std::ffi::{CString, c_int};
-use std::net::UdpSocket;
+use std::net::{IpAddr, UdpSocket};
 use std::ptr::{self, NonNull};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tch::{Device, Kind, Tensor};
@@ -43,12 +44,17 @@ impl GroupOptions {
         if std::env::var_os("GLOO_SOCKET_IFNAME").is_some() {
             return None;
         }
+        let address = self.address_towards_store()?;
+        let is_of_use = self.is_on_one_machine || !address.is_loopback();
+        is_of_use.then(|| CString::new(address.to_string()).ok()).flatten()
+    }
+
+    /// The address from which this machine reaches the store.
+    pub(crate) fn address_towards_store(&self) -> Option<IpAddr> {
         // Nothing is sent: a datagram socket that is connected only looks up its route.
         let socket = UdpSocket::bind(("0.0.0.0", 0)).ok()?;
         socket.connect((self.master_addr.as_str(), self.master_port)).ok()?;
-        let address = socket.local_addr().ok()?.ip();
-        let is_of_use = self.is_on_one_machine || !address.is_loopback();
-        is_of_use.then(|| CString::new(address.to_string()).ok()).flatten()
+        Some(socket.local_addr().ok()?.ip())
     }
 }
 
@@ -59,6 +65,8 @@ pub struct ProcessGroup {
     options: GroupOptions,
     rank: usize,
     world_size: usize,
+    /// Whether CUDA tensors travel by NCCL.
+    pub(crate) uses_nccl: AtomicBool,
 }
 
 impl ProcessGroup {
@@ -100,7 +108,13 @@ impl ProcessGroup {
         ffi::check(OPERATION, status).map_err(describe)?;
         let handle =
             NonNull::new(handle).ok_or_else(|| Error::torch(OPERATION, "no group was made"))?;
-        Ok(Self { handle, options: options.clone(), rank: *rank, world_size: *world_size })
+        Ok(Self {
+            handle,
+            options: options.clone(),
+            rank: *rank,
+            world_size: *world_size,
+            uses_nccl: AtomicBool::new(false),
+        })
     }
 
     /// What it was connected with.

@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 use vlm_data::{Batch, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImageProcessor};
 use vlm_model::{ImageInput, ModelBatch, ModelError};
+use vlm_torch::slice_to_device;
 
 use crate::TrainError;
 
@@ -61,7 +62,7 @@ impl Normalizer {
         let side = self.image_size;
         let num_images = bytes.len() as i64 / (side * side * 3);
         let shape = [num_images, side, side, 3];
-        let pixels = copy(vlm_torch::tensor_from_bytes(bytes, &shape, Kind::Uint8)?, self.device)?;
+        let pixels = vlm_torch::bytes_to_device(bytes, &shape, Kind::Uint8, self.device)?;
         let at = pixels.permute([0, 3, 1, 2]).to_kind(Kind::Int) + &self.first_level;
         let values = self.levels.f_index_select(0, &at.reshape([-1])).map_err(ModelError::from)?;
         Ok(values.view([num_images, 3, side, side]))
@@ -98,13 +99,13 @@ impl Transfer {
         let place = |image: &vlm_data::ImagePlace| (image.row as i64, image.start as i64);
         Ok(DeviceBatch {
             model: ModelBatch {
-                input_ids: copy(Tensor::from_slice(&batch.input_ids), self.device)?.view(shape),
+                input_ids: slice_to_device(&batch.input_ids, self.device)?.view(shape),
                 packed_lengths,
                 images,
                 image_starts: batch.images.iter().map(place).collect(),
             },
-            supervised: copy(Tensor::from_slice(&supervised), self.device)?,
-            targets: copy(Tensor::from_slice(&targets), self.device)?,
+            supervised: slice_to_device(&supervised, self.device)?,
+            targets: slice_to_device(&targets, self.device)?,
         })
     }
 
@@ -114,8 +115,8 @@ impl Transfer {
         let num_images = features.bytes.len() / (patches * width * features.dtype.size());
         let shape = [num_images, patches, width].map(|n| n as i64);
         let kind = features_kind(features.dtype);
-        let host = vlm_torch::tensor_from_bytes(&features.bytes, &shape, kind)?;
-        Ok(copy(host, self.device)?.to_kind(Kind::Float))
+        let sent = vlm_torch::bytes_to_device(&features.bytes, &shape, kind, self.device)?;
+        Ok(sent.to_kind(Kind::Float))
     }
 }
 
@@ -126,17 +127,6 @@ pub(crate) fn features_kind(dtype: FeaturesDtype) -> Kind {
         FeaturesDtype::Bfloat16 => Kind::BFloat16,
         FeaturesDtype::Float16 => Kind::Half,
     }
-}
-
-fn copy(host: Tensor, device: Device) -> Result<Tensor, TrainError> {
-    if device == Device::Cpu {
-        return Ok(host);
-    }
-    // libtorch keeps the page-locked copy until the device has read it.
-    let pinned = host.f_pin_memory(device).map_err(ModelError::from)?;
-    let kind = pinned.kind();
-    let sent = pinned.f_to_dtype_layout((kind, device), true, false);
-    Ok(sent.map_err(ModelError::from)?)
 }
 
 #[cfg(test)]

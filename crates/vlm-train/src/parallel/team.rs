@@ -80,7 +80,28 @@ impl Team {
     /// NCCL is not here, or sees no GPU.
     pub fn use_device(&self, device: Device) -> Result<Option<String>, TrainError> {
         let Device::Cuda(index) = device else { return Ok(None) };
+        self.refuse_shared_gpus(index)?;
+        vlm_torch::set_cuda_device(index)?;
         Ok(Some(self.group.add_nccl(index)?))
+    }
+
+    /// # Errors
+    /// Two ranks found the same GPU: NCCL would hang or fail with a message of its own.
+    fn refuse_shared_gpus(&self, index: usize) -> Result<(), TrainError> {
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let found = vlm_torch::cuda_bus_id(index).map(|bus| (host.trim().to_owned(), bus));
+        let all: Vec<Option<(String, String)>> = self.gather(&found)?;
+        for (rank, gpu) in all.iter().enumerate() {
+            let Some((host, bus)) = gpu else { continue };
+            if let Some(first) = all[..rank].iter().position(|other| other == gpu) {
+                return Err(TrainError::Usage(format!(
+                    "ranks {first} and {rank} both use GPU {bus} of {host}, and each needs one of its \
+                     own: start as many processes as there are GPUs, and let each see all of them \
+                     (CUDA_VISIBLE_DEVICES) or one that no other sees"
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// Notes where this rank is, for the messages of all.
@@ -266,6 +287,7 @@ impl Team {
     /// # Errors
     /// A rank that is gone or hangs.
     pub fn part(&self) -> Result<(), TrainError> {
-        self.group.barrier().map_err(|e| self.explain(e))
+        self.group.barrier().map_err(|e| self.explain(e))?;
+        self.group.shutdown_nccl().map_err(|e| self.explain(e))
     }
 }

@@ -1,0 +1,59 @@
+// What a program does with CUDA that is linked without it: everything goes through registries of c10,
+// which libtorch_cuda.so enters when it is loaded.
+#include "guard.h"
+
+#include <ATen/Context.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/CachingDeviceAllocator.h>
+#include <c10/core/impl/VirtualGuardImpl.h>
+
+#include <cstring>
+
+namespace {
+constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
+}
+
+extern "C" {
+
+// cuDNN's attention plans are cached by exact sizes and strides, so that every new batch or length costs
+// up to half a second; batches padded to their longest row have many. Flash and memory-efficient
+// attention have no such plans.
+int vlm_cuda_prepare() noexcept {
+  return vlm::guard([] { at::globalContext().setSDPUseCuDNN(false); });
+}
+
+// The device that this thread uses where none is named. Without it a thread that first touches CUDA
+// opens a context on device 0.
+int vlm_cuda_set_device(int device) noexcept {
+  return vlm::guard([&] {
+    c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA)
+        .setDevice(c10::Device(c10::kCUDA, static_cast<c10::DeviceIndex>(device)));
+  });
+}
+
+// A page-locked tensor of `count` bytes that holds a copy of `data`. Its memory is given back to
+// libtorch's cache, which waits for copies that still read it.
+int vlm_pinned_bytes(const void* data, size_t count, at::Tensor** out) noexcept {
+  return vlm::guard([&] {
+    auto options = at::TensorOptions().dtype(at::kByte).pinned_memory(true);
+    auto pinned = at::empty({static_cast<int64_t>(count)}, options);
+    if (count > 0) {
+      std::memcpy(pinned.data_ptr(), data, count);
+    }
+    *out = new at::Tensor(std::move(pinned));
+  });
+}
+
+int vlm_cuda_peak_bytes(int device, int64_t* bytes) noexcept {
+  return vlm::guard([&] {
+    auto stats = c10::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(device));
+    *bytes = stats.allocated_bytes[kAll].peak;
+  });
+}
+
+int vlm_cuda_reset_peak(int device) noexcept {
+  return vlm::guard([&] {
+    c10::getDeviceAllocator(c10::DeviceType::CUDA)->resetPeakStats(static_cast<c10::DeviceIndex>(device));
+  });
+}
+}

@@ -1,0 +1,140 @@
+//! Memory that runs out on a device: told as what it is, by part and with the settings that help,
+//! instead of as an error of this program.
+//!
+//! Most tensor operations of `tch` panic when libtorch refuses, so a panic with libtorch's words about
+//! memory is caught here. Every other panic passes through.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use vlm_model::Vlm;
+
+use crate::TrainError;
+
+/// How libtorch says that memory ran out, on CUDA and on the CPU.
+const MARKS: [&str; 3] =
+    ["out of memory", "can't allocate memory", "not enough memory: you tried to allocate"];
+
+/// Bytes of what a training run keeps on its device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryParts {
+    /// Weights of the language model, the projector and the vision encoder.
+    pub weights: u64,
+    /// Gradients of what is trained.
+    pub gradients: u64,
+    /// AdamW's two moments.
+    pub optimizer: u64,
+}
+
+impl MemoryParts {
+    /// What training `model` keeps.
+    pub fn of(model: &Vlm) -> Self {
+        let bytes = |named: Vec<(String, tch::Tensor)>| crate::parallel::gradient_bytes(&named);
+        let weights = bytes(model.params().named()) + bytes(model.vision_params().named());
+        let gradients = bytes(model.trainable());
+        Self { weights, gradients, optimizer: 2 * gradients }
+    }
+}
+
+/// Whether `message` is libtorch's about memory that ran out.
+pub fn is_out_of_memory(message: &str) -> bool {
+    MARKS.iter().any(|mark| message.contains(mark))
+}
+
+/// Runs `body`. Where memory runs out in it the error says so, with `parts` where they are known.
+///
+/// # Errors
+/// Those of `body`; memory that ran out.
+pub fn with_memory_advice<T>(
+    parts: Option<MemoryParts>,
+    body: impl FnOnce() -> Result<T, TrainError>,
+) -> Result<T, TrainError> {
+    match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Err(error)) if is_out_of_memory(&error.to_string()) => {
+            Err(TrainError::Failed(advice(&error.to_string(), parts)))
+        }
+        Ok(result) => result,
+        Err(panic) => match panic_message(&*panic) {
+            Some(message) if is_out_of_memory(message) => {
+                Err(TrainError::Failed(advice(message, parts)))
+            }
+            _ => resume_unwind(panic),
+        },
+    }
+}
+
+fn panic_message(panic: &(dyn Any + Send)) -> Option<&str> {
+    panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied())
+}
+
+fn advice(message: &str, parts: Option<MemoryParts>) -> String {
+    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
+    let kept = match parts {
+        Some(MemoryParts { weights, gradients, optimizer }) => format!(
+            " The run keeps {} of weights, {} of gradients and {} of optimizer state; the rest are \
+             activations, which grow with the rows and tokens of a micro-batch.",
+            mib(weights),
+            mib(gradients),
+            mib(optimizer)
+        ),
+        None => " It ran out while the model was made.".to_owned(),
+    };
+    format!(
+        "out of memory: {}.{kept} What helps: a smaller --batch-size with as many more \
+         --accumulation-steps, --activation-checkpointing, a smaller --max-seq-len, --features made \
+         by `vlm cache-features`, fewer trained blocks, or --dtype bfloat16. Earlier checkpoints are \
+         unaffected",
+        first_sentence(message)
+    )
+}
+
+/// libtorch's own words up to its first full stop, without what a panic puts in front of them.
+fn first_sentence(message: &str) -> &str {
+    let start = message.find("CUDA").or_else(|| message.find("DefaultCPUAllocator")).unwrap_or(0);
+    let text = &message[start..];
+    // "CUDA out of memory. Tried to allocate 2 MiB. GPU 0 has …": the first two belong together.
+    let ends = text.match_indices(". ").map(|(at, _)| at);
+    let end = ends.take(2).last().unwrap_or(text.len());
+    text[..end].trim_end_matches(['.', '"', ')'])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PARTS: MemoryParts = MemoryParts { weights: 1 << 20, gradients: 2 << 20, optimizer: 4 << 20 };
+
+    #[test]
+    fn a_panic_about_memory_becomes_an_error_with_advice() {
+        let run = || -> Result<(), TrainError> {
+            panic!(
+                "called `Result::unwrap()` on an `Err` value: Torch(\"CUDA out of memory. Tried to \
+                 allocate 2.00 MiB. GPU 0 has a total capacity of 8.00 MiB\")"
+            )
+        };
+        let said = with_memory_advice(Some(PARTS), run).unwrap_err().to_string();
+        for part in [
+            "out of memory: CUDA out of memory. Tried to allocate 2.00 MiB. The run keeps",
+            "1.0 MiB of weights, 2.0 MiB of gradients and 4.0 MiB of optimizer state",
+            "--batch-size",
+        ] {
+            assert!(said.contains(part), "{part:?} is not in: {said}");
+        }
+    }
+
+    #[test]
+    fn errors_about_memory_get_the_same_advice_and_others_stay() {
+        let failed = |text: &str| Err::<(), _>(TrainError::Failed(text.to_owned()));
+        let cpu = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes";
+        let said = with_memory_advice(None, || failed(cpu)).unwrap_err().to_string();
+        assert!(said.contains("while the model was made"), "{said}");
+        let said = with_memory_advice(Some(PARTS), || failed("disk full")).unwrap_err().to_string();
+        assert_eq!(said, "disk full");
+    }
+
+    #[test]
+    fn other_panics_pass_through() {
+        let caught = catch_unwind(|| with_memory_advice::<()>(None, || panic!("a bug")));
+        assert_eq!(panic_message(&*caught.unwrap_err()), Some("a bug"));
+    }
+}

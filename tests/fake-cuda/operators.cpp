@@ -1,0 +1,297 @@
+// The operators of the fake device. Every operator reaches `run_on_cpu` through the boxed fallback of
+// the CUDA dispatch key, except the few that make, copy or view memory, which are implemented here.
+#include "device.h"
+
+#include <ATen/ATen.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/ops/_reshape_alias_native.h>
+#include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/unfold_native.h>
+#include <ATen/ops/view_as_complex_native.h>
+#include <ATen/ops/view_as_real_native.h>
+#include <ATen/ops/view_native.h>
+#include <torch/library.h>
+
+#include <cstring>
+#include <sstream>
+#include <string>
+
+namespace fake {
+namespace {
+
+// ---- Operators that make, copy or view memory ---------------------------------------------------
+
+constexpr auto kKeys = c10::DispatchKeySet(c10::DispatchKey::CUDA);
+
+at::ScalarType kind_or_default(std::optional<at::ScalarType> kind) {
+  return kind.value_or(at::typeMetaToScalarType(at::get_default_dtype()));
+}
+
+// Makes `device` the current one for as long as it lives.
+struct OnDevice {
+  c10::DeviceIndex before = current_device;
+  explicit OnDevice(std::optional<c10::Device> device) {
+    if (device && device->has_index()) {
+      TORCH_CHECK(device->index() < num_devices(), "CUDA error: invalid device ordinal");
+      current_device = device->index();
+    }
+  }
+  ~OnDevice() { current_device = before; }
+};
+
+at::Tensor empty(
+    at::IntArrayRef size, std::optional<at::ScalarType> kind, std::optional<at::Layout>,
+    std::optional<at::Device> device, std::optional<bool>, std::optional<at::MemoryFormat> format) {
+  OnDevice on(device);
+  return at::detail::empty_generic(size, &device_memory(), kKeys, kind_or_default(kind), format);
+}
+
+at::Tensor empty_strided(
+    at::IntArrayRef size, at::IntArrayRef stride, std::optional<at::ScalarType> kind, std::optional<at::Layout>,
+    std::optional<at::Device> device, std::optional<bool>) {
+  OnDevice on(device);
+  return at::detail::empty_strided_generic(size, stride, &device_memory(), kKeys, kind_or_default(kind));
+}
+
+// A CPU tensor over the same memory.
+at::Tensor as_cpu(const at::Tensor& tensor) {
+  if (!tensor.is_cuda()) {
+    return tensor;
+  }
+  auto options = tensor.options().device(at::kCPU);
+  if (tensor.numel() == 0) {
+    return at::empty_strided(tensor.sizes(), tensor.strides(), options);
+  }
+  auto alias = at::from_blob(
+      tensor.data_ptr(), tensor.sizes(), tensor.strides(), [keep = tensor](void*) {}, options);
+  if (tensor.is_conj()) {
+    alias._set_conj(true);
+  }
+  if (tensor.is_neg()) {
+    alias._set_neg(true);
+  }
+  return alias;
+}
+
+at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_blocking) {
+  const bool casts = self.scalar_type() != source.scalar_type();
+  if (self.is_cuda() && source.is_cuda()) {
+    TORCH_CHECK(self.device() == source.device(), "a copy from ", source.device(), " to ", self.device());
+    count_launch(casts ? "copy_ (cast)" : "copy_");
+  } else if (self.is_cuda()) {
+    const bool is_pinned = source.is_pinned();
+    count_launch("copy_ (host to device)");
+    if (casts) {
+      count_launch("copy_ (cast)");
+    }
+    if (!non_blocking) {
+      count_wait(is_pinned ? "blocking copy to the device" : "blocking copy to the device, pageable");
+    } else if (!is_pinned) {
+      count_wait("copy to the device from pageable memory");
+    }
+  } else {
+    count_wait("copy to the host");
+  }
+  at::NoGradGuard no_grad;
+  c10::impl::ExcludeDispatchKeyGuard without_autograd(c10::autograd_dispatch_keyset);
+  as_cpu(self).copy_(as_cpu(source));
+  return self;
+}
+
+at::Tensor copy_from_and_resize(const at::Tensor& self, const at::Tensor& target) {
+  at::Tensor resized = target;
+  if (self.sizes() != target.sizes()) {
+    resized.resize_(self.sizes());
+  }
+  c10::impl::ExcludeDispatchKeyGuard without_autograd(c10::autograd_dispatch_keyset);
+  as_cpu(resized).copy_(as_cpu(self));
+  return target;
+}
+
+at::Scalar local_scalar_dense(const at::Tensor& self) {
+  count_wait("item");
+  return as_cpu(self).item();
+}
+
+const at::Tensor& resize_(const at::Tensor& self, at::IntArrayRef size, std::optional<at::MemoryFormat>) {
+  auto* impl = self.unsafeGetTensorImpl();
+  const auto& storage = impl->unsafe_storage();
+  const int64_t bytes = (c10::multiply_integers(size) + self.storage_offset()) * self.element_size();
+  if (static_cast<int64_t>(storage.nbytes()) < bytes) {
+    OnDevice on(self.device());
+    auto data = device_memory().allocate(static_cast<size_t>(bytes));
+    std::memcpy(data.get(), storage.data(), storage.nbytes());
+    storage.set_data_ptr_noswap(std::move(data));
+    storage.set_nbytes(static_cast<size_t>(bytes));
+  }
+  impl->set_sizes_contiguous(size);
+  return self;
+}
+
+at::Tensor& set_storage(
+    at::Tensor& self, at::Storage storage, int64_t offset, at::IntArrayRef size, at::IntArrayRef stride) {
+  auto* impl = self.unsafeGetTensorImpl();
+  impl->set_storage_keep_dtype(std::move(storage));
+  impl->set_sizes_and_strides(size, stride, offset);
+  return self;
+}
+
+// ---- Every other operator -----------------------------------------------------------------------
+
+template <typename Visit>
+void each_tensor(const c10::IValue& value, Visit&& visit) {
+  if (value.isTensor()) {
+    visit(value.toTensor());
+  } else if (value.isTensorList()) {
+    for (const auto& tensor : value.toTensorVector()) {
+      visit(tensor);
+    }
+  } else if (value.isOptionalTensorList()) {
+    for (std::optional<at::Tensor> tensor : value.toOptionalTensorList()) {
+      if (tensor) {
+        visit(*tensor);
+      }
+    }
+  }
+}
+
+// The one device of all arguments, as a real kernel demands it.
+std::optional<c10::Device> common_device(const std::string& name, const std::vector<c10::IValue>& args) {
+  std::optional<c10::Device> common;
+  // Indices may be on the host; a scalar tensor always may.
+  const bool takes_host_indices = name == "aten::index" || name == "aten::_index_put_impl_";
+  for (const auto& arg : args) {
+    each_tensor(arg, [&](const at::Tensor& tensor) {
+      if (!tensor.defined()) {
+        return;
+      }
+      if (tensor.is_cuda()) {
+        TORCH_CHECK(!common || *common == tensor.device(), name, ": tensors on ", *common, " and ", tensor.device());
+        common = tensor.device();
+      } else {
+        TORCH_CHECK(
+            takes_host_indices || tensor.dim() == 0 || tensor.numel() == 0, name,
+            ": Expected all tensors to be on the same device, one of ", tensor.sizes(), " is on the CPU");
+      }
+    });
+  }
+  return common;
+}
+
+// Operators whose result's size depends on values, so that the host must read them.
+void count_hidden_waits(const std::string& name) {
+  if (name == "aten::bincount") {
+    count_wait("bincount: smallest value");
+    count_wait("bincount: largest value");
+  } else if (name == "aten::nonzero" || name == "aten::masked_select" || name == "aten::_unique2") {
+    count_wait(name);
+  }
+}
+
+c10::IValue to_cpu(const c10::IValue& value) {
+  if (value.isTensor()) {
+    return value.toTensor().defined() ? c10::IValue(as_cpu(value.toTensor())) : value;
+  }
+  if (value.isTensorList()) {
+    std::vector<at::Tensor> list;
+    for (const auto& tensor : value.toTensorVector()) {
+      list.push_back(as_cpu(tensor));
+    }
+    return list;
+  }
+  if (value.isOptionalTensorList()) {
+    c10::List<std::optional<at::Tensor>> list;
+    for (std::optional<at::Tensor> tensor : value.toOptionalTensorList()) {
+      list.push_back(tensor ? std::optional<at::Tensor>(as_cpu(*tensor)) : tensor);
+    }
+    return list;
+  }
+  if (value.isDevice()) {
+    return c10::Device(c10::kCPU);
+  }
+  // The device's generator is none of the CPU's.
+  return value.isGenerator() ? c10::IValue() : value;
+}
+
+void run_on_cpu(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
+  const auto& schema = op.schema();
+  const size_t count = schema.arguments().size();
+  const auto args = torch::jit::last(*stack, count).vec();
+  const auto device = common_device(schema.name(), args);
+  if (schema.name() == "aten::_softmax") {
+    std::ostringstream shape;
+    shape << args[0].toTensor().sizes();
+    count_attention_shape(shape.str());
+  }
+  count_launch(schema.name() + (schema.overload_name().empty() ? "" : "." + schema.overload_name()));
+  count_hidden_waits(schema.name());
+
+  torch::jit::Stack cpu_args;
+  for (const auto& arg : args) {
+    cpu_args.push_back(to_cpu(arg));
+  }
+  torch::jit::drop(*stack, count);
+  torch::jit::Stack results = cpu_args;
+  op.redispatchBoxed(c10::DispatchKeySet(c10::DispatchKey::CPU), &results);
+
+  auto to_device = [&](const at::Tensor& result) -> at::Tensor {
+    if (!result.defined()) {
+      return result;
+    }
+    for (size_t i = 0; i < count; ++i) {
+      const bool is_in_place =
+          cpu_args[i].isTensor() && cpu_args[i].toTensor().defined() && cpu_args[i].toTensor().is_same(result);
+      if (is_in_place) {
+        at::Tensor arg = args[i].toTensor();
+        if (arg.sizes() != result.sizes()) {
+          arg.resize_(result.sizes());
+          as_cpu(arg).copy_(result);
+        }
+        return arg;
+      }
+    }
+    OnDevice on(device);
+    at::Tensor moved = at::detail::empty_strided_generic(
+        result.sizes(), result.strides(), &device_memory(), kKeys, result.scalar_type());
+    if (result.numel() > 0) {
+      as_cpu(moved).copy_(result);
+    }
+    return moved;
+  };
+  for (const auto& result : results) {
+    if (result.isTensor()) {
+      stack->emplace_back(to_device(result.toTensor()));
+    } else if (result.isTensorList()) {
+      std::vector<at::Tensor> list;
+      for (const auto& tensor : result.toTensorVector()) {
+        list.push_back(to_device(tensor));
+      }
+      stack->emplace_back(list);
+    } else {
+      stack->push_back(result);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace fake
+
+TORCH_LIBRARY_IMPL(_, CUDA, m) {
+  m.fallback(torch::CppFunction::makeFromBoxedFunction<&fake::run_on_cpu>());
+}
+
+TORCH_LIBRARY_IMPL(aten, CUDA, m) {
+  m.impl("empty.memory_format", fake::empty);
+  m.impl("empty_strided", fake::empty_strided);
+  m.impl("copy_", fake::copy_);
+  m.impl("_copy_from_and_resize", fake::copy_from_and_resize);
+  m.impl("_local_scalar_dense", fake::local_scalar_dense);
+  m.impl("resize_", fake::resize_);
+  m.impl("set_.source_Storage_storage_offset", fake::set_storage);
+  m.impl("as_strided", at::native::as_strided_tensorimpl);
+  m.impl("view", [](const at::Tensor& self, at::IntArrayRef size) { return at::native::view(self, size); });
+  m.impl("_reshape_alias", at::native::_reshape_alias);
+  m.impl("view_as_real", at::native::view_as_real);
+  m.impl("view_as_complex", at::native::view_as_complex);
+  m.impl("unfold", at::native::unfold);
+}

@@ -1,0 +1,87 @@
+//! `cargo xtask test --fake-cuda`: builds the CUDA device without a GPU (`tests/fake-cuda`) and runs the
+//! tests that use it.
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::proof::cxx_compiler;
+use crate::workspace::Workspace;
+
+/// The flag, which is not cargo's.
+pub const FLAG: &str = "--fake-cuda";
+/// Names the folder of the libraries to the tests.
+const FOLDER_VARIABLE: &str = "VLM_FAKE_CUDA";
+
+/// Sources and library.
+const LIBRARIES: [(&[&str], &str); 2] =
+    [(&["device.cpp", "operators.cpp"], "libtorch_cuda.so"), (&["nccl.cpp"], "libvlm_nccl.so")];
+
+/// The arguments for cargo that run these tests, with `rest` passed on, and the variable that they read.
+/// # Errors
+/// The compiler's.
+pub fn prepare(
+    workspace: &Workspace,
+    rest: &[OsString],
+) -> Result<(Vec<OsString>, (&'static str, PathBuf))> {
+    let folder = build(workspace)?;
+    let mut args: Vec<OsString> =
+        ["--package", "vlm-tests", "--features", "fake-cuda", "--test", "fake_cuda"]
+            .map(OsString::from)
+            .into();
+    args.extend(rest.iter().cloned());
+    Ok((args, (FOLDER_VARIABLE, folder)))
+}
+
+/// Compiles the libraries that are older than their sources.
+fn build(workspace: &Workspace) -> Result<PathBuf> {
+    let sources = workspace.root().join("tests/fake-cuda");
+    let folder = workspace.target_dir().join("fake-cuda");
+    fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+    let mut compilers = Vec::new();
+    for (names, library) in LIBRARIES {
+        let library = folder.join(library);
+        let sources: Vec<PathBuf> = names.iter().map(|name| sources.join(name)).collect();
+        if !sources.iter().all(|source| is_newer(&library, source)) {
+            eprintln!("test: compiling {}", names.join(" and "));
+            compilers.push((names, compile(workspace, &sources, &library)?));
+        }
+    }
+    for (names, mut compiler) in compilers {
+        let status = compiler.wait().context("waiting for the C++ compiler")?;
+        if !status.success() {
+            bail!("compiling {} failed ({status}); the reason is above", names.join(" and "));
+        }
+    }
+    Ok(folder)
+}
+
+fn compile(workspace: &Workspace, sources: &[PathBuf], library: &Path) -> Result<Child> {
+    let torch = workspace.libtorch_link().join("torch");
+    let (include, lib) = (torch.join("include"), torch.join("lib"));
+    let compiler = cxx_compiler();
+    let mut words = compiler.split_whitespace();
+    Command::new(words.next().unwrap_or("c++"))
+        .args(words)
+        .args(["-shared", "-fPIC", "-std=c++17", "-O1", "-w"])
+        .args(["-DUSE_DISTRIBUTED", "-DUSE_C10D_GLOO", "-D_GLIBCXX_USE_CXX11_ABI=1"])
+        .args([Path::new("-I"), &include, Path::new("-I")])
+        .arg(include.join("torch/csrc/api/include"))
+        .args(sources)
+        .args([Path::new("-L"), &lib])
+        .args(["-lc10", "-ltorch_cpu"])
+        .arg(format!("-Wl,-rpath,{}", lib.display()))
+        .arg("-o")
+        .arg(library)
+        .stdin(Stdio::null())
+        .spawn()
+        .with_context(|| format!("starting the C++ compiler {compiler}"))
+}
+
+fn is_newer(library: &Path, source: &Path) -> bool {
+    let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
+    matches!((modified(library), modified(source)), (Some(a), Some(b)) if a >= b)
+}
