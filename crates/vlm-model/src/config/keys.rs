@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use crate::ModelError;
 
 /// Keys that every Hugging Face configuration may have and that say nothing about the arithmetic.
-const HARMLESS: [&str; 78] = [
+const HARMLESS: [&str; 85] = [
     "_attn_implementation",
     "_attn_implementation_autoset",
     "_commit_hash",
@@ -24,6 +24,7 @@ const HARMLESS: [&str; 78] = [
     "bos_id",
     "bos_token_id",
     "chunk_size_feed_forward",
+    "context_length",
     "custom_pipelines",
     "decoder_start_token_id",
     "diversity_penalty",
@@ -49,9 +50,13 @@ const HARMLESS: [&str; 78] = [
     "language",
     "length_penalty",
     "max_length",
+    "max_seq_len",
+    "max_seq_length",
+    "max_sequence_length",
     "max_window_layers",
     "min_length",
     "model_type",
+    "n_ctx",
     "no_repeat_ngram_size",
     "num_beam_groups",
     "num_beams",
@@ -73,6 +78,8 @@ const HARMLESS: [&str; 78] = [
     "router_jitter_noise",
     "run",
     "sep_token_id",
+    "seq_len",
+    "seq_length",
     "suppress_tokens",
     "task_specific_params",
     "temperature",
@@ -393,6 +400,7 @@ mod tests {
             ("transformers_version", json!("6.0")),
             ("safetensors_version", json!(2)),
             ("learning_rate", json!(1e-4)),
+            ("max_seq_len", json!(8192)),
             ("num_training_steps", json!(1000)),
             ("unsloth_version", json!("2026.1")),
             ("image_ids", json!([12])),

@@ -188,8 +188,9 @@ impl VisionConfig {
     }
 }
 
-/// Keys of a tower that are read, and of the heads that only serve pooled outputs.
-const KEYS: [&str; 12] = [
+/// Keys of a tower that are read, and of what it has no part in: heads for pooled outputs, and word
+/// embeddings, which old files mention in every part.
+const KEYS: [&str; 13] = [
     "hidden_size",
     "intermediate_size",
     "num_hidden_layers",
@@ -202,6 +203,7 @@ const KEYS: [&str; 12] = [
     "projection_dim",
     "logit_scale_init_value",
     "vision_use_head",
+    "tie_word_embeddings",
 ];
 
 /// Keys whose value decides, of towers.
@@ -279,6 +281,33 @@ mod tests {
         }
         let with_head = json!({"model_type": "siglip_vision_model", "vision_use_head": true});
         assert_eq!(VisionConfig::from_json(&with_head).unwrap(), VisionConfig::siglip());
+    }
+
+    #[test]
+    fn everything_that_old_files_write_into_a_tower_is_passed_over() {
+        // The keys of PretrainedConfig as transformers 4.1x wrote them into each part.
+        let tower = r#"{"model_type": "clip_vision_model", "patch_size": 16, "_name_or_path": "",
+            "add_cross_attention": false, "architectures": null, "attention_dropout": 0.0,
+            "bad_words_ids": null, "bos_token_id": null, "chunk_size_feed_forward": 0,
+            "cross_attention_hidden_size": null, "decoder_start_token_id": null,
+            "diversity_penalty": 0.0, "do_sample": false, "dropout": 0.0, "early_stopping":
+            false, "encoder_no_repeat_ngram_size": 0, "eos_token_id": null, "finetuning_task":
+            null, "forced_bos_token_id": null, "id2label": {"0": "LABEL_0"},
+            "initializer_factor": 1.0, "initializer_range": 0.02, "is_decoder": false,
+            "is_encoder_decoder": false, "label2id": {"LABEL_0": 0}, "length_penalty": 1.0,
+            "max_length": 20, "min_length": 0, "no_repeat_ngram_size": 0, "num_beam_groups": 1,
+            "num_beams": 1, "num_return_sequences": 1, "output_attentions": false,
+            "output_hidden_states": false, "output_scores": false, "pad_token_id": null,
+            "prefix": null, "problem_type": null, "projection_dim": 512, "pruned_heads": {},
+            "remove_invalid_values": false, "repetition_penalty": 1.0, "return_dict": true,
+            "return_dict_in_generate": false, "sep_token_id": null, "task_specific_params":
+            null, "temperature": 1.0, "tie_encoder_decoder": false, "tie_word_embeddings": true,
+            "tokenizer_class": null, "top_k": 50, "top_p": 1.0, "torch_dtype": null,
+            "torchscript": false, "transformers_version": "4.16.0.dev0", "typical_p": 1.0,
+            "use_bfloat16": false}"#;
+        let tower: Value = serde_json::from_str(tower).unwrap();
+        let whole = json!({"model_type": "clip", "vision_config": tower});
+        assert_eq!(VisionConfig::from_json(&whole).unwrap(), VisionConfig::default());
     }
 
     #[test]
