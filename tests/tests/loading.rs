@@ -164,3 +164,43 @@ fn flags_that_contradict_each_other_are_refused() {
     ended.assert_error(2, &["--features", "--train-vision"]);
     trial.pretrain(&["--features", "nowhere"]).assert_error(2, &["nowhere"]);
 }
+
+#[test]
+fn an_encoder_without_settings_of_its_own_is_preprocessed_as_its_class_does() {
+    let trial = Trial::new();
+    let vision = trial.path("vision");
+    fs::create_dir(&vision).unwrap();
+    for name in ["config.json", "model.safetensors", "preprocessor_config.json"] {
+        fs::copy(golden("vision_tower").join(name), vision.join(name)).unwrap();
+    }
+    let run = |out: &str| {
+        let (vision, out) = (vision.display().to_string(), trial.path(out).display().to_string());
+        let flags = ["--vision", &vision, "--out-dir", &out, "--train-vision", "--max-steps", "2"];
+        let ended = trial.pretrain(&flags);
+        ended.assert_success();
+        let losses: Vec<_> = json_lines(&Path::new(&out).join("metrics.jsonl"))
+            .iter()
+            .filter_map(|line| line["loss"].as_f64())
+            .collect();
+        let settings = fs::read(Path::new(&out).join("vision/preprocessor_config.json")).unwrap();
+        let settings: serde_json::Value = serde_json::from_slice(&settings).unwrap();
+        (ended, losses, settings)
+    };
+    let (_, expected, settings) = run("with");
+    let settings_file = vision.join("preprocessor_config.json");
+    fs::remove_file(&settings_file).unwrap();
+    let (ended, losses, written) = run("without");
+    assert_eq!(losses, expected);
+    assert!(ended.stderr.contains("CLIPImageProcessor does by itself"), "{}", ended.stderr);
+    assert_eq!(written["image_std"], settings["image_std"]);
+
+    // As transformers 5 writes it, with other numbers.
+    let mut other = settings;
+    other["image_mean"] = serde_json::json!([0.5, 0.5, 0.5]);
+    let within = serde_json::json!({"image_processor": other, "processor_class": "CLIPProcessor"});
+    fs::write(vision.join("processor_config.json"), within.to_string()).unwrap();
+    let (ended, losses, written) = run("within");
+    assert_ne!(losses, expected);
+    assert!(!ended.stderr.contains("by itself"), "{}", ended.stderr);
+    assert_eq!(written["image_mean"], other["image_mean"]);
+}

@@ -71,6 +71,7 @@ pub use parquet::ParquetSource;
 pub use placeholder::ImagePlaceholder;
 pub use prepare::{ImageStore, PaddingWaste, PrepareSettings, Statistics, prepare, verify};
 pub use preprocess::ImageProcessor;
+pub use preprocess_config::ImageProcessorClass;
 pub use reject::{Reject, RejectReason, Rejected};
 pub use reject_log::RejectLog;
 pub use rows::{IMAGE_TAG, Role, Row, RowImage, Turn};

@@ -1,14 +1,16 @@
 //! Pictures to the vision encoder's input, as Hugging Face's `CLIPImageProcessor` and
 //! `SiglipImageProcessor` make it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::decode::{ImageLimits, RgbPicture};
 use crate::error::DataError;
-use crate::preprocess_config::{PreprocessConfig, Resize};
+use crate::preprocess_config::{
+    ImageProcessorClass, PreprocessConfig, Resize, has_image_processor,
+};
 use crate::reject::{Reject, RejectReason};
 
 const CHANNELS: usize = 3;
@@ -33,22 +35,65 @@ struct Span {
     pad: u32,
 }
 
+fn read(path: &Path) -> Result<String, DataError> {
+    std::fs::read_to_string(path).map_err(DataError::io(path, "read the preprocessing settings"))
+}
+
 impl ImageProcessor {
-    /// Reads a `preprocessor_config.json`.
+    /// Reads a `preprocessor_config.json` or `processor_config.json`.
     ///
     /// # Errors
     /// A file that cannot be read, or settings under which pictures would not all become squares
     /// of one size.
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(DataError::io(path, "read the preprocessing settings"))?;
-        let config =
-            PreprocessConfig::parse(&text).map_err(|problem| DataError::content(path, problem))?;
+        Self::parse(path, &read(path)?, ImageProcessorClass::Clip)
+    }
+
+    /// The settings in a vision encoder's folder: `preprocessor_config.json`, or
+    /// `processor_config.json`, as transformers 5 calls it; where neither is there, what the class
+    /// does by itself to pictures of `image_size`. Returns the path of the file that was read.
+    ///
+    /// # Errors
+    /// As [`Self::from_file`].
+    pub fn from_folder(
+        folder: &Path,
+        class: ImageProcessorClass,
+        image_size: u32,
+    ) -> Result<(Self, Option<PathBuf>), DataError> {
+        let path = folder.join("preprocessor_config.json");
+        if path.is_file() {
+            return Ok((Self::parse(&path, &read(&path)?, class)?, Some(path)));
+        }
+        let path = folder.join("processor_config.json");
+        if path.is_file() {
+            let text = read(&path)?;
+            // transformers 4 keeps other settings under this name.
+            if has_image_processor(&text) {
+                return Ok((Self::parse(&path, &text, class)?, Some(path)));
+            }
+        }
+        let config = PreprocessConfig::of_class(class, image_size)
+            .map_err(|problem| DataError::content(folder, problem))?;
+        Ok((Self::new(config), None))
+    }
+
+    /// The settings as `preprocessor_config.json`, every one of them said.
+    pub fn settings(&self) -> serde_json::Value {
+        self.config.to_json()
+    }
+
+    /// `class` is that of settings that do not name theirs.
+    fn parse(path: &Path, text: &str, class: ImageProcessorClass) -> Result<Self, DataError> {
+        let config = PreprocessConfig::parse(text, class);
+        config.map(Self::new).map_err(|problem| DataError::content(path, problem))
+    }
+
+    fn new(config: PreprocessConfig) -> Self {
         let levels = Box::new(std::array::from_fn(|channel| {
             std::array::from_fn(|level| config.level(channel, level as u8))
         }));
         let hash = blake3::hash(format!("{config:?}").as_bytes()).to_hex().to_string();
-        Ok(Self { config, limits: ImageLimits::default(), levels, hash })
+        Self { config, limits: ImageLimits::default(), levels, hash }
     }
 
     /// The same, with other limits on the pictures' sizes.

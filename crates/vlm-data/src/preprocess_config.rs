@@ -1,6 +1,7 @@
 //! `preprocessor_config.json`: what is done to a picture before the encoder sees it.
 
 use serde::Deserialize;
+use serde_json::{Value, json};
 
 /// The settings, resolved.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,24 +28,21 @@ pub(crate) enum Resize {
     },
 }
 
-/// The file's form. Other keys, of which there are many, say nothing about pixels.
+/// The file's form. Other keys, of which there are many, say nothing about pixels. A key that is
+/// null is one that is left out, as fast processors write them.
 #[derive(Deserialize)]
 struct File {
-    #[serde(default)]
     image_processor_type: Option<String>,
-    #[serde(default = "yes")]
-    do_resize: bool,
+    /// What transformers before 4.27 wrote in its place.
+    feature_extractor_type: Option<String>,
+    do_resize: Option<bool>,
     size: Option<Size>,
-    #[serde(default = "bicubic")]
-    resample: u8,
+    resample: Option<u8>,
     do_center_crop: Option<bool>,
     crop_size: Option<Size>,
-    #[serde(default = "yes")]
-    do_rescale: bool,
-    #[serde(default = "one_255th")]
-    rescale_factor: f64,
-    #[serde(default = "yes")]
-    do_normalize: bool,
+    do_rescale: Option<bool>,
+    rescale_factor: Option<f64>,
+    do_normalize: Option<bool>,
     image_mean: Option<[f64; 3]>,
     image_std: Option<[f64; 3]>,
 }
@@ -57,16 +55,37 @@ enum Size {
     Exact { height: u32, width: u32 },
 }
 
-fn yes() -> bool {
-    true
+/// Pillow's number of bicubic resampling.
+const BICUBIC: u8 = 3;
+
+/// The classes of image processors that are known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageProcessorClass {
+    /// `CLIPImageProcessor`: the shorter side to its length, then the middle.
+    Clip,
+    /// `SiglipImageProcessor`: squeezed to a square, whatever the shape.
+    Siglip,
 }
 
-fn bicubic() -> u8 {
-    3
-}
+impl ImageProcessorClass {
+    fn defaults(self) -> ClassDefaults {
+        match self {
+            Self::Clip => CLIP,
+            Self::Siglip => SIGLIP,
+        }
+    }
 
-fn one_255th() -> f64 {
-    1.0 / 255.0
+    fn named(name: &str) -> Result<Self, String> {
+        match name {
+            _ if name.starts_with("CLIP") => Ok(Self::Clip),
+            "SiglipImageProcessor" | "SiglipImageProcessorFast" | "SiglipImageProcessorPil" => {
+                Ok(Self::Siglip)
+            }
+            _ => {
+                Err(format!("expected a CLIPImageProcessor or SiglipImageProcessor, found {name}"))
+            }
+        }
+    }
 }
 
 /// What a processor takes where the file says nothing.
@@ -98,21 +117,26 @@ const SIGLIP: ClassDefaults = ClassDefaults {
 /// More than any encoder takes; a mistyped number shall not eat the memory.
 const MAX_SIDE: u32 = 4096;
 
+/// Whether a `processor_config.json` holds the settings of an image processor.
+pub(crate) fn has_image_processor(text: &str) -> bool {
+    let json: Result<Value, _> = serde_json::from_str(text);
+    json.is_ok_and(|json| json["image_processor"].is_object())
+}
+
 impl PreprocessConfig {
-    pub(crate) fn parse(text: &str) -> Result<Self, String> {
-        let file: File = serde_json::from_str(text)
-            .map_err(|e| format!("not the settings of an image processor: {e}"))?;
-        let class = match file.image_processor_type.as_deref() {
-            None => CLIP,
-            Some(kind) if kind.starts_with("CLIP") => CLIP,
-            Some("SiglipImageProcessor" | "SiglipImageProcessorFast") => SIGLIP,
-            Some(kind) => {
-                return Err(format!(
-                    "expected a CLIPImageProcessor or SiglipImageProcessor, found {kind}"
-                ));
-            }
-        };
-        let resize = match (file.do_resize, file.size.unwrap_or(class.size)) {
+    /// `class` is that of settings that do not name theirs.
+    pub(crate) fn parse(text: &str, class: ImageProcessorClass) -> Result<Self, String> {
+        let unread = |e: serde_json::Error| format!("not the settings of an image processor: {e}");
+        let json: Value = serde_json::from_str(text).map_err(unread)?;
+        // transformers 5 writes one file for all of a model's processors.
+        let within = &json["image_processor"];
+        let file = if within.is_object() { within.clone() } else { json };
+        let file: File = serde_json::from_value(file).map_err(unread)?;
+        let kind = file.image_processor_type.as_ref().or(file.feature_extractor_type.as_ref());
+        let class = kind.map_or(Ok(class), |kind| ImageProcessorClass::named(kind))?.defaults();
+        let do_normalize = file.do_normalize.unwrap_or(true);
+        let resample = file.resample.unwrap_or(BICUBIC);
+        let resize = match (file.do_resize.unwrap_or(true), file.size.unwrap_or(class.size)) {
             (false, _) => Resize::No,
             // A SigLIP's number is both sides, a CLIP's the shorter one.
             (true, Size::Side(side)) if !class.do_center_crop => {
@@ -164,21 +188,61 @@ impl PreprocessConfig {
                  {largest}"
             ));
         }
-        if file.resample > 5 {
-            return Err(format!("resample is {}; known are Pillow's 0 to 5", file.resample));
+        if resample > 5 {
+            return Err(format!("resample is {resample}; known are Pillow's 0 to 5"));
         }
         let std = file.image_std.unwrap_or(class.std);
-        if file.do_normalize && std.contains(&0.0) {
+        if do_normalize && std.contains(&0.0) {
             return Err(format!("image_std is {std:?}; it divides and must not be 0"));
         }
         Ok(Self {
             resize,
             side,
-            resample: file.resample,
-            rescale_factor: if file.do_rescale { file.rescale_factor } else { 1.0 },
-            mean: if file.do_normalize { file.image_mean.unwrap_or(class.mean) } else { [0.0; 3] },
-            std: if file.do_normalize { std } else { [1.0; 3] },
+            resample,
+            rescale_factor: match file.do_rescale {
+                Some(false) => 1.0,
+                _ => file.rescale_factor.unwrap_or(1.0 / 255.0),
+            },
+            mean: if do_normalize { file.image_mean.unwrap_or(class.mean) } else { [0.0; 3] },
+            std: if do_normalize { std } else { [1.0; 3] },
         })
+    }
+
+    /// What a class does where no file says anything, to pictures of that side.
+    ///
+    /// # Errors
+    /// A side that is not from 1 to 4096.
+    pub(crate) fn of_class(class: ImageProcessorClass, side: u32) -> Result<Self, String> {
+        Self::parse(&json!({"size": side, "crop_size": side}).to_string(), class)
+    }
+
+    /// The settings as `preprocessor_config.json`, every one of them said.
+    pub(crate) fn to_json(&self) -> Value {
+        let Self { resize, side, resample, rescale_factor, mean, std } = self;
+        let is_squeezed = *resize == Resize::Exact { width: *side, height: *side };
+        let size = match resize {
+            Resize::No => json!({"height": side, "width": side}),
+            Resize::ShortestEdge(edge) => json!({"shortest_edge": edge}),
+            Resize::Exact { width, height } => json!({"height": height, "width": width}),
+        };
+        let class = if is_squeezed { "SiglipImageProcessor" } else { "CLIPImageProcessor" };
+        let mut tree = json!({
+            "image_processor_type": class,
+            "do_resize": *resize != Resize::No,
+            "size": size,
+            "resample": resample,
+            "do_rescale": true,
+            "rescale_factor": rescale_factor,
+            "do_normalize": true,
+            "image_mean": mean,
+            "image_std": std,
+            "do_convert_rgb": true,
+        });
+        if !is_squeezed {
+            tree["do_center_crop"] = json!(true);
+            tree["crop_size"] = json!({"height": side, "width": side});
+        }
+        tree
     }
 
     /// What `level` becomes in `channel`, rounded where the reference rounds: it scales in float64
@@ -193,28 +257,29 @@ impl PreprocessConfig {
 mod tests {
     use super::*;
 
+    fn parse(text: &str) -> Result<PreprocessConfig, String> {
+        PreprocessConfig::parse(text, ImageProcessorClass::Clip)
+    }
+
     #[test]
     fn sizes_may_be_numbers_or_objects() {
-        let config = PreprocessConfig::parse(r#"{"size": 256, "crop_size": 32}"#).unwrap();
+        let config = parse(r#"{"size": 256, "crop_size": 32}"#).unwrap();
         assert_eq!((config.resize, config.side), (Resize::ShortestEdge(256), 32));
-        let config = PreprocessConfig::parse(
-            r#"{"size": {"height": 8, "width": 8}, "do_center_crop": false}"#,
-        )
-        .unwrap();
+        let config =
+            parse(r#"{"size": {"height": 8, "width": 8}, "do_center_crop": false}"#).unwrap();
         assert_eq!((config.resize, config.side), (Resize::Exact { width: 8, height: 8 }, 8));
-        let config = PreprocessConfig::parse("{}").unwrap();
+        let config = parse("{}").unwrap();
         assert_eq!((config.resize, config.side), (Resize::ShortestEdge(224), 224));
         assert_eq!(config.level(0, 255), (1.0 - 0.48145466_f32) / 0.26862954);
     }
 
     #[test]
     fn siglip_squeezes_and_centres_on_grey() {
-        let config =
-            PreprocessConfig::parse(r#"{"image_processor_type": "SiglipImageProcessor"}"#).unwrap();
+        let config = parse(r#"{"image_processor_type": "SiglipImageProcessor"}"#).unwrap();
         let squeezed = Resize::Exact { width: 224, height: 224 };
         assert_eq!((config.resize, config.side), (squeezed, 224));
         assert_eq!((config.level(1, 0), config.level(1, 255)), (-1.0, 1.0));
-        let config = PreprocessConfig::parse(
+        let config = parse(
             r#"{"image_processor_type": "SiglipImageProcessor", "resample": 2,
                 "size": {"height": 256, "width": 256}}"#,
         )
@@ -223,11 +288,43 @@ mod tests {
     }
 
     #[test]
-    fn steps_that_are_off_change_nothing() {
-        let config = PreprocessConfig::parse(
+    fn null_is_left_out_and_transformers_5_has_it_within() {
+        let plain = parse("{}").unwrap();
+        let nulls = r#"{"image_processor_type": "CLIPImageProcessorFast", "do_resize": null,
+            "size": null, "resample": null, "do_center_crop": null, "crop_size": null,
+            "do_rescale": null, "rescale_factor": null, "do_normalize": null, "image_mean": null,
+            "image_std": null, "device": null}"#;
+        assert_eq!(parse(nulls).unwrap(), plain);
+        let within = r#"{"image_processor": {"image_processor_type": "SiglipImageProcessor",
+            "size": {"height": 64, "width": 64}}, "processor_class": "SiglipProcessor"}"#;
+        let config = parse(within).unwrap();
+        assert_eq!(config, PreprocessConfig::of_class(ImageProcessorClass::Siglip, 64).unwrap());
+    }
+
+    #[test]
+    fn settings_that_are_written_are_read_again() {
+        for settings in [
+            r#"{"size": 256, "crop_size": 224}"#,
+            r#"{"size": {"height": 64, "width": 48}, "crop_size": 32, "resample": 2}"#,
             r#"{"do_resize": false, "do_rescale": false, "do_normalize": false}"#,
-        )
-        .unwrap();
+            r#"{"image_processor_type": "SiglipImageProcessor", "image_mean": [0.1, 0.2, 0.3]}"#,
+        ] {
+            let config = parse(settings).unwrap();
+            let again = parse(&config.to_json().to_string()).unwrap();
+            assert_eq!(again, config, "{settings}");
+        }
+        for (class, side) in [(ImageProcessorClass::Clip, 336), (ImageProcessorClass::Siglip, 384)]
+        {
+            let config = PreprocessConfig::of_class(class, side).unwrap();
+            assert_eq!(parse(&config.to_json().to_string()).unwrap(), config);
+            assert_eq!(config.side, side);
+        }
+    }
+
+    #[test]
+    fn steps_that_are_off_change_nothing() {
+        let config =
+            parse(r#"{"do_resize": false, "do_rescale": false, "do_normalize": false}"#).unwrap();
         assert_eq!(config.resize, Resize::No);
         assert_eq!(config.level(2, 200), 200.0);
     }
@@ -245,7 +342,7 @@ mod tests {
             (r#"{"image_processor_type": "Siglip2ImageProcessor"}"#, "found Siglip2"),
             ("[]", "not the settings"),
         ] {
-            let error = PreprocessConfig::parse(text).unwrap_err();
+            let error = parse(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");
         }
     }

@@ -52,6 +52,9 @@ pub(crate) struct Attention {
     n_heads: i64,
     n_kv_heads: i64,
     head_dim: i64,
+    /// Of the weights that the values are mixed by.
+    attention_dropout: f64,
+    /// Of the output.
     dropout: f64,
 }
 
@@ -61,19 +64,29 @@ impl Attention {
         let (init, residual) = inits(config);
         let (q_dim, kv_dim) = (config.n_heads * head_dim, config.n_kv_heads * head_dim);
         let norm = |name: &str| RmsNorm::new(&scope.sub(name), head_dim, config.norm_eps);
+        let input = |name: &str, width| {
+            Linear::with_bias_if(config.qkv_bias, &scope.sub(name), dim, width, init)
+        };
         Self {
-            query: Linear::without_bias(&scope.sub(names.query), dim, q_dim, init),
-            key: Linear::without_bias(&scope.sub(names.key), dim, kv_dim, init),
-            value: Linear::without_bias(&scope.sub(names.value), dim, kv_dim, init),
-            output: Linear::without_bias(&scope.sub(names.attention_output), q_dim, dim, residual),
+            query: input(names.query, q_dim),
+            key: input(names.key, kv_dim),
+            value: input(names.value, kv_dim),
+            output: Linear::with_bias_if(
+                config.attention_output_bias,
+                &scope.sub(names.attention_output),
+                q_dim,
+                dim,
+                residual,
+            ),
             norms: config.qk_norm.then(|| (norm(names.query_norm), norm(names.key_norm))),
             pairing: match config.family {
                 LmFamily::MiniMind => Pairing::Adjacent,
-                LmFamily::MiniMind3 | LmFamily::Llama => Pairing::Halves,
+                LmFamily::MiniMind2 | LmFamily::MiniMind3 | LmFamily::Llama => Pairing::Halves,
             },
             n_heads: config.n_heads,
             n_kv_heads: config.n_kv_heads,
             head_dim,
+            attention_dropout: config.attention_dropout(),
             dropout: config.dropout,
         }
     }
@@ -102,7 +115,7 @@ impl Attention {
 
     /// What each query finds, `[B, N, T, D]`. Of packed rows each sees only itself.
     fn mix(&self, q_bntd: &Tensor, k_bktd: &Tensor, v_bktd: &Tensor, pass: &Pass) -> Tensor {
-        let dropout = if pass.train { self.dropout } else { 0.0 };
+        let dropout = if pass.train { self.attention_dropout } else { 0.0 };
         let attend = |inputs: [&Tensor; 3], mask: Option<&Tensor>| {
             let is_causal = mask.is_none() && inputs[0].size()[2] > 1;
             fused_attention(inputs, &How { mask, dropout, is_causal })

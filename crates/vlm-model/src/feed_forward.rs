@@ -24,12 +24,17 @@ impl SwiGlu {
         let (dim, width) = (config.dim, config.intermediate_size());
         let (init, residual) = inits(config);
         let names = config.names();
+        let linear = |name: &str, in_dim, out_dim, init| {
+            Linear::with_bias_if(config.mlp_bias, &scope.sub(name), in_dim, out_dim, init)
+        };
         Self {
-            gate: Linear::without_bias(&scope.sub(names.gate), dim, width, init),
-            down: Linear::without_bias(&scope.sub(names.down), width, dim, residual),
-            up: Linear::without_bias(&scope.sub(names.up), dim, width, init),
-            // The Hugging Face forms have no dropout here.
-            dropout: if config.family == LmFamily::MiniMind { config.dropout } else { 0.0 },
+            gate: linear(names.gate, dim, width, init),
+            down: linear(names.down, width, dim, residual),
+            up: linear(names.up, dim, width, init),
+            dropout: match config.family {
+                LmFamily::MiniMind | LmFamily::MiniMind2 => config.dropout,
+                LmFamily::MiniMind3 | LmFamily::Llama => 0.0,
+            },
         }
     }
 
@@ -43,14 +48,14 @@ impl SwiGlu {
 /// Over what the experts' load is balanced.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Balance {
-    /// Each row by itself: DeepSeek-V2's loss (section 2.2.2), MiniMind of April 2025.
+    /// Each row by itself: DeepSeek-V2's loss (section 2.2.2), MiniMind of April 2025, MiniMind2.
     Row,
     /// All tokens of the batch: Switch Transformer's (Fedus et al. 2021), MiniMind's present form.
     Batch,
 }
 
-/// Routed experts and a shared one (DeepSeekMoE, Dai et al. 2024), as MiniMind's `MOEFeedForward`
-/// of either form.
+/// Routed experts and shared ones (DeepSeekMoE, Dai et al. 2024), as MiniMind's `MOEFeedForward` of
+/// each form.
 ///
 /// Differs from the reference on purpose: expert outputs stay in the working precision (there,
 /// they and their gradients pass through float16).
@@ -58,7 +63,7 @@ enum Balance {
 pub(crate) struct MixtureOfExperts {
     gate: Tensor,
     experts: Vec<SwiGlu>,
-    shared_experts: Option<SwiGlu>,
+    shared_experts: Vec<SwiGlu>,
     experts_per_token: i64,
     normalise: bool,
     balance: Balance,
@@ -81,13 +86,10 @@ impl MixtureOfExperts {
                 &[moe.n_routed_experts, config.dim],
                 Init::Uniform(bound),
             ),
-            shared_experts: moe
-                .n_shared_experts
-                .filter(|&n| n > 0)
-                .map(|_| SwiGlu::new(&scope.sub(names.shared_experts), config)),
+            shared_experts: shared_experts(&scope.sub(names.shared_experts), config),
             experts_per_token: moe.num_experts_per_tok,
-            // Normalised, a single expert's weight is 1, whatever its score; the form of April
-            // 2025 leaves it its score.
+            // Normalised, a single expert's weight is 1, whatever its score; the forms of 2025 leave
+            // it its score.
             normalise: moe.norm_topk_prob && (is_present_form || moe.num_experts_per_tok > 1),
             balance: if is_present_form { Balance::Batch } else { Balance::Row },
             aux_loss_alpha: moe.aux_loss_alpha,
@@ -114,7 +116,7 @@ impl MixtureOfExperts {
             weights_nk = &weights_nk / (weights_nk.sum_dim_intlist(-1, true, Kind::Float) + 1e-20);
         }
         let mut y_nh = self.route(&x_nh, &weights_nk, &chosen_nk, train);
-        if let Some(shared) = &self.shared_experts {
+        for shared in &self.shared_experts {
             y_nh += shared.forward(&x_nh, train);
         }
         let aux_loss = self.has_aux_loss(train).then(|| {
@@ -202,6 +204,16 @@ impl MixtureOfExperts {
     fn balance_loss(&self, load_be: &Tensor, mean_scores_be: &Tensor) -> Tensor {
         let per_row = (load_be * mean_scores_be).sum_dim_intlist(1, false, Kind::Float);
         per_row.mean(Kind::Float) * self.aux_loss_alpha
+    }
+}
+
+/// The experts for all tokens: one without a number in MiniMind's form of April 2025, numbered ones
+/// in MiniMind2's.
+fn shared_experts(scope: &Scope, config: &LmConfig) -> Vec<SwiGlu> {
+    match (config.family, config.moe.n_shared_experts.unwrap_or(0)) {
+        (_, 0) => Vec::new(),
+        (LmFamily::MiniMind, _) => vec![SwiGlu::new(scope, config)],
+        (_, count) => (0..count).map(|index| SwiGlu::new(&scope.sub(index), config)).collect(),
     }
 }
 

@@ -23,6 +23,18 @@ impl Linear {
         Self { weight, bias: Some(scope.param("bias", &[out_dim], Init::Const(0.0))) }
     }
 
+    /// A layer with or without bias.
+    pub fn with_bias_if(
+        has_bias: bool,
+        scope: &Scope,
+        in_dim: i64,
+        out_dim: i64,
+        init: Init,
+    ) -> Self {
+        let make = if has_bias { Self::new } else { Self::without_bias };
+        make(scope, in_dim, out_dim, init)
+    }
+
     /// `[…, in]` → `[…, out]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.linear(&self.weight, self.bias.as_ref())

@@ -45,6 +45,7 @@ pub mod lm;
 pub mod names;
 mod packed_rows;
 pub mod params;
+pub mod part_files;
 mod projector;
 #[cfg(test)]
 mod reference_accident;

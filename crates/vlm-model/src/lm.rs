@@ -2,8 +2,8 @@
 //!
 //! Pre-normalised blocks of grouped-query attention with rotary positions and a SwiGLU
 //! feed-forward layer. Follows MiniMind-V's `model/model.py` (April 2025), MiniMind's present
-//! `model_minimind.py` and Hugging Face's `LlamaForCausalLM` and `Qwen3ForCausalLM` in every number
-//! and name; it does not follow them in making logits for all positions: [`CausalLm::logits`] is a
+//! `model_minimind.py` and Hugging Face's `LlamaForCausalLM`, `Qwen2ForCausalLM` and
+//! `Qwen3ForCausalLM` in every number and name; it does not follow them in making logits for all positions: [`CausalLm::logits`] is a
 //! separate step, for the positions that matter.
 //!
 //! Dimensions: B batch · T tokens · N tokens of all rows · H hidden size
@@ -132,7 +132,7 @@ impl CausalLm {
         let names = config.names();
         let max_positions = match config.family {
             LmFamily::MiniMind => (3 * config.max_seq_len).max(2048),
-            LmFamily::MiniMind3 | LmFamily::Llama => config.max_seq_len,
+            LmFamily::MiniMind2 | LmFamily::MiniMind3 | LmFamily::Llama => config.max_seq_len,
         };
         let table =
             |name: &str| scope.sub(name).param("weight", &[config.vocab_size, config.dim], init);
@@ -147,6 +147,7 @@ impl CausalLm {
                 config.head_dim(),
                 max_positions,
                 config.rope_theta,
+                &config.rope_scaling,
                 scope.device(),
             ),
             config: config.clone(),

@@ -45,7 +45,7 @@ pub struct LmNames {
     pub router: &'static str,
     /// The routed experts; below, their numbers.
     pub experts: &'static str,
-    /// The expert for all tokens.
+    /// The expert for all tokens; in MiniMind2's form below it the numbers of several.
     pub shared_experts: &'static str,
 }
 
@@ -73,7 +73,8 @@ const MINIMIND: LmNames = LmNames {
     shared_experts: "shared_experts",
 };
 
-/// Hugging Face's `LlamaForCausalLM` and `Qwen3ForCausalLM`, and MiniMind's present form.
+/// Hugging Face's `LlamaForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM`, and MiniMind's
+/// later forms.
 const HUGGING_FACE: LmNames = LmNames {
     embeddings: "model.embed_tokens",
     output: "lm_head",
@@ -102,7 +103,7 @@ impl LmNames {
     pub fn of(family: LmFamily) -> &'static Self {
         match family {
             LmFamily::MiniMind => &MINIMIND,
-            LmFamily::MiniMind3 | LmFamily::Llama => &HUGGING_FACE,
+            LmFamily::MiniMind2 | LmFamily::MiniMind3 | LmFamily::Llama => &HUGGING_FACE,
         }
     }
 
@@ -116,10 +117,41 @@ impl LmNames {
         format!("{}.{index}.{}.weight", self.layers, path.join("."))
     }
 
+    /// The bias of a part of block `index`, see [`Self::block_weight`].
+    pub fn block_bias(&self, index: i64, path: &[&str]) -> String {
+        format!("{}.{index}.{}.bias", self.layers, path.join("."))
+    }
+
     /// The number of the block that a tensor belongs to, if it belongs to one.
     pub fn block_of(&self, name: &str) -> Option<i64> {
         let rest = name.strip_prefix(self.layers)?.strip_prefix('.')?;
         rest.split('.').next()?.parse().ok()
+    }
+
+    /// Whether a tensor of that name takes part in what the model computes, so that a model without
+    /// it computes something else: it is below a block, an embedding or the last norm. Tables of
+    /// rotary angles and masks, which older programs saved, do not take part.
+    pub fn is_computed_from(&self, name: &str) -> bool {
+        let below = |part: &str| name.strip_prefix(part).is_some_and(|rest| rest.starts_with('.'));
+        !self.is_table(name)
+            && [self.embeddings, self.output, self.norm, self.layers].into_iter().any(below)
+    }
+
+    /// Whether a tensor of that name is a table of rotary angles or a mask, which the model computes
+    /// itself.
+    pub fn is_table(&self, name: &str) -> bool {
+        const TABLES: [&str; 9] = [
+            "bias_mask",
+            "causal_mask",
+            "cos_cached",
+            "freqs_cis",
+            "freqs_cos",
+            "freqs_sin",
+            "inv_freq",
+            "mask",
+            "sin_cached",
+        ];
+        TABLES.contains(&name.rsplit('.').next().unwrap_or(name))
     }
 }
 

@@ -2,6 +2,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::config::{RopeScaling, Yarn};
+
 /// The angles of every position, as unit complex numbers.
 #[derive(Debug)]
 pub struct RotaryAngles {
@@ -10,15 +12,38 @@ pub struct RotaryAngles {
 }
 
 impl RotaryAngles {
-    /// Angles `position · theta^(-2i / head_dim)` for `max_positions` positions, in float32.
-    pub fn new(head_dim: i64, max_positions: i64, theta: f64, device: Device) -> Self {
+    /// Angles `position · theta^(-2i / head_dim)` for `max_positions` positions, in float32, with
+    /// the frequencies scaled.
+    pub fn new(
+        head_dim: i64,
+        max_positions: i64,
+        theta: f64,
+        scaling: &RopeScaling,
+        device: Device,
+    ) -> Self {
         let even = Tensor::arange_start_step(0, head_dim, 2, (Kind::Float, device));
         let exponents = even / head_dim as f64;
-        let frequencies =
-            Tensor::full([1], theta, (Kind::Float, device)).pow(&exponents).reciprocal();
+        let wavelengths = Tensor::full([1], theta, (Kind::Float, device)).pow(&exponents);
+        let (frequencies, radius) = match scaling {
+            RopeScaling::None => (wavelengths.reciprocal(), 1.0),
+            RopeScaling::Linear { factor } => (wavelengths.reciprocal() / *factor, 1.0),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => {
+                let bounds = [*low_freq_factor, *high_freq_factor];
+                let length = *original_max_position_embeddings;
+                (llama3(&wavelengths.reciprocal(), *factor, bounds, length), 1.0)
+            }
+            RopeScaling::Yarn(yarn) => {
+                (yarn_frequencies(&wavelengths, theta, head_dim, yarn), yarn.attention_factor)
+            }
+        };
         let positions = Tensor::arange(max_positions, (Kind::Float, device));
         let angles = positions.outer(&frequencies);
-        Self { rotations: Tensor::polar(&angles.ones_like(), &angles) }
+        Self { rotations: Tensor::polar(&angles.full_like(radius), &angles) }
     }
 
     /// Number of positions there are angles for.
@@ -39,6 +64,44 @@ impl RotaryAngles {
         shape.extend([1, -1]);
         self.rotations.index_select(0, &positions_bt.flatten(0, -1)).view(shape.as_slice())
     }
+}
+
+/// LLaMA 3.1's frequencies: as they are where the wavelength is below the original length over the
+/// second bound, divided by `factor` where it is above the length over the first, and between the
+/// two in between. In float32 and in the order of transformers' `_compute_llama3_parameters`.
+fn llama3(frequencies: &Tensor, factor: f64, [low, high]: [f64; 2], length: f64) -> Tensor {
+    let wavelengths = frequencies.reciprocal() * (2.0 * std::f64::consts::PI);
+    let is_low = wavelengths.gt(length / low);
+    let is_high = wavelengths.lt(length / high);
+    let divided = (frequencies / factor).where_self(&is_low, frequencies);
+    let smooth = (wavelengths.reciprocal() * length - low) / (high - low);
+    let rest: Tensor = 1.0 - &smooth;
+    let between: Tensor = rest * &divided / factor + &smooth * &divided;
+    between.where_self(&is_low.logical_or(&is_high).logical_not(), &divided)
+}
+
+/// YaRN's frequencies (Peng et al. 2023, section 3.2), in float32 and in the order of transformers'
+/// `_compute_yarn_parameters`; `wavelengths` are the reciprocals of the plain ones.
+fn yarn_frequencies(wavelengths: &Tensor, theta: f64, head_dim: i64, yarn: &Yarn) -> Tensor {
+    let dim = head_dim as f64;
+    let place_of = |rotations: f64| {
+        let length = yarn.original_max_position_embeddings;
+        dim * (length / (rotations * 2.0 * std::f64::consts::PI)).ln() / (2.0 * theta.ln())
+    };
+    let (mut low, mut high) = (place_of(yarn.beta_fast), place_of(yarn.beta_slow));
+    if yarn.truncate {
+        (low, high) = (low.floor(), high.ceil());
+    }
+    (low, high) = (low.max(0.0), high.min(dim - 1.0));
+    if low == high {
+        high += 0.001;
+    }
+    let places = Tensor::arange(head_dim / 2, (Kind::Float, wavelengths.device()));
+    let ramp = ((places - low) / (high - low)).clamp(0.0, 1.0);
+    let kept: Tensor = 1.0 - ramp;
+    let rest: Tensor = 1.0 - &kept;
+    let divided = (wavelengths * yarn.factor).reciprocal();
+    divided * rest + wavelengths.reciprocal() * kept
 }
 
 /// Which numbers of a head make a pair.
@@ -78,7 +141,7 @@ mod tests {
 
     #[test]
     fn pairs_are_turned_by_position_times_frequency() {
-        let angles = RotaryAngles::new(4, 8, 100.0, Device::Cpu);
+        let angles = RotaryAngles::new(4, 8, 100.0, &RopeScaling::None, Device::Cpu);
         let x = Tensor::from_slice(&[1f32, 0.0, 1.0, 0.0]).view([1, 1, 1, 4]);
         let turned = rotate(&x, &angles.at(3, 1), Pairing::Adjacent);
         // Frequencies of head width 4 and theta 100 are 1 and 0.1; position 3.
@@ -91,7 +154,7 @@ mod tests {
 
     #[test]
     fn halves_are_pairs_apart() {
-        let angles = RotaryAngles::new(4, 8, 100.0, Device::Cpu);
+        let angles = RotaryAngles::new(4, 8, 100.0, &RopeScaling::None, Device::Cpu);
         let adjacent = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]).view([1, 1, 1, 4]);
         let halves = Tensor::from_slice(&[1f32, 3.0, 2.0, 4.0]).view([1, 1, 1, 4]);
         let numbers = |x: &Tensor, pairing| {
@@ -103,7 +166,7 @@ mod tests {
 
     #[test]
     fn products_depend_on_distance_alone() {
-        let angles = RotaryAngles::new(8, 64, 1e6, Device::Cpu);
+        let angles = RotaryAngles::new(8, 64, 1e6, &RopeScaling::None, Device::Cpu);
         let (q, k) = (
             Tensor::randn([1, 1, 1, 8], (Kind::Float, Device::Cpu)),
             Tensor::ones([1, 1, 1, 8], (Kind::Float, Device::Cpu)),

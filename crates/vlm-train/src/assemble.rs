@@ -8,8 +8,9 @@ use tch::Device;
 use vlm_data::{ChatTokenizer, ImagePlaceholder};
 use vlm_model::names::LmNames;
 use vlm_model::params::ParamStore;
+use vlm_model::part_files::{listed, open_language_model, open_vision_encoder};
 use vlm_model::vision::{VisionEncoder, is_beside_encoder};
-use vlm_model::weights::Weights;
+use vlm_model::weights::{Weights, require_there};
 use vlm_model::{
     LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily, Vlm,
     is_projector,
@@ -40,7 +41,7 @@ impl Shapes {
     pub fn describe(&self, tokenizer: &ChatTokenizer) -> Value {
         let mut tree = self.lm.to_json();
         let image_token = tokenizer.placeholder().token();
-        if self.lm.family == LmFamily::MiniMind3 {
+        if matches!(self.lm.family, LmFamily::MiniMind2 | LmFamily::MiniMind3) {
             tree["model_type"] = json!("minimind-v");
             tree["architectures"] = json!(["MiniMindVLM"]);
             tree["image_special_token"] = json!(image_token);
@@ -60,6 +61,17 @@ impl Shapes {
 /// # Errors
 /// Files that cannot be read; a spelling that is not a single token.
 pub fn open_tokenizer(config: &ModelConfig) -> Result<ChatTokenizer, TrainError> {
+    // What is not there is told first, before anything else that follows from it.
+    let vision = Some(&config.vision).filter(|path| !path.as_os_str().is_empty());
+    let given = [
+        ("--lm", config.lm.as_ref()),
+        ("--vision", vision),
+        ("--tokenizer", Some(&config.tokenizer)),
+    ];
+    for (flag, path) in given {
+        let Some(path) = path else { continue };
+        require_there(path).map_err(|error| TrainError::Usage(format!("{flag} {error}")))?;
+    }
     if let Some(token) = &config.image_token {
         let placeholder = ImagePlaceholder::new(token.as_str());
         return Ok(ChatTokenizer::with_placeholder(&config.tokenizer, placeholder)?);
@@ -79,7 +91,7 @@ pub fn open_tokenizer(config: &ModelConfig) -> Result<ChatTokenizer, TrainError>
 /// counts. Their embeddings are never seen, the projected features take their places.
 fn image_tokens(family: LmFamily) -> &'static [&'static str] {
     match family {
-        LmFamily::MiniMind => &["@"],
+        LmFamily::MiniMind | LmFamily::MiniMind2 => &["@"],
         LmFamily::MiniMind3 => &["<|image_pad|>", "@"],
         // nanoVLM adds <|image|> to SmolLM2's tokenizer; without it one of the tokens does that
         // the tokenizer keeps for source code and chats never use.
@@ -98,7 +110,9 @@ pub fn settle_shapes(
     tokenizer: &ChatTokenizer,
     max_seq_len: usize,
 ) -> Result<Shapes, TrainError> {
-    let vision = VisionConfig::from_file(&config.vision.join("config.json")).map_err(usage)?;
+    let path = config.vision.join("config.json");
+    let vision = VisionConfig::from_file(&path).map_err(usage)?;
+    warn_of_unread_keys(&path, &VisionConfig::unread_keys_of(&path).map_err(usage)?);
     let (mut lm, beside) = match &config.lm {
         Some(path) => starting_shape(path)?,
         None => (LmConfig::default(), None),
@@ -113,7 +127,9 @@ pub fn settle_shapes(
     lm.n_layers = n_layers.unwrap_or(lm.n_layers);
     lm.n_heads = n_heads.unwrap_or(lm.n_heads);
     lm.n_kv_heads = n_kv_heads.unwrap_or(lm.n_kv_heads);
-    lm.dropout = dropout.unwrap_or(lm.dropout);
+    if let Some(dropout) = dropout {
+        (lm.dropout, lm.attention_dropout) = (dropout, None);
+    }
     lm.use_moe = use_moe.unwrap_or(lm.use_moe);
     lm.max_seq_len = lm.max_seq_len.max(max_seq_len as i64);
     if config.lm.is_none() {
@@ -122,7 +138,10 @@ pub fn settle_shapes(
     lm.validate().map_err(usage)?;
     let mut projector = config.projector;
     if let Some(path) = &config.lm {
-        let weights = Weights::open(path).map_err(|e| usage_at(path, e))?;
+        let weights = open_language_model(path).map_err(usage)?;
+        if let Some(path) = &beside {
+            warn_of_unread_keys(path, &LmConfig::unread_keys_of(path).map_err(usage)?);
+        }
         adopt(&mut lm, &weights, beside.as_deref())?;
         projector = projector.or(ProjectorKind::of_weights(&weights));
     }
@@ -158,7 +177,7 @@ pub fn build_model(
         Some(_) => Vlm::without_encoder(lm, vision, projector, device)?,
     };
     if let Some(path) = &config.lm {
-        load_lm(path, &model)?;
+        load_lm(path, &model, projector.kind)?;
     }
     if config.features.is_none() {
         load_vision(&config.vision, vision.family, model.vision_params())?;
@@ -167,11 +186,13 @@ pub fn build_model(
     Ok(model)
 }
 
-fn load_lm(path: &Path, model: &Vlm) -> Result<(), TrainError> {
-    let weights = Weights::open(path).map_err(|e| usage_at(path, e))?;
+fn load_lm(path: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), TrainError> {
+    let weights = open_language_model(path).map_err(usage)?;
+    // A file with a projector of this kind has all of it.
+    let has_projector = ProjectorKind::of_weights(&weights) == Some(kind);
     let report = weights
-        .load_into(&model.params().named(), is_projector)
-        .map_err(|e| TrainError::Usage(e.to_string()))?;
+        .load_into(&model.params().named(), |name| !has_projector && is_projector(name))
+        .map_err(usage)?;
     if !report.missing.is_empty() {
         tracing::info!("{} holds no projector: it starts from random values", path.display());
     }
@@ -185,6 +206,10 @@ fn load_lm(path: &Path, model: &Vlm) -> Result<(), TrainError> {
     }
     // The reference's own checkpoints may carry the encoder along; ours comes from --vision.
     surplus.retain(|name| !name.starts_with("vision_encoder."));
+    let is_computed_from =
+        |name: &str| lm.names().is_computed_from(name) || has_projector && is_projector(name);
+    refuse_surplus(path, &surplus, is_computed_from)?;
+    surplus.retain(|name| !lm.names().is_table(name));
     warn_of_surplus(path, &surplus);
     Ok(())
 }
@@ -205,13 +230,43 @@ pub(crate) fn build_encoder(
 }
 
 fn load_vision(folder: &Path, family: VisionFamily, params: &ParamStore) -> Result<(), TrainError> {
-    let weights = Weights::open(folder).map_err(|e| usage_at(folder, e))?;
-    let report = weights
-        .load_into(&params.named(), |_| false)
-        .map_err(|e| TrainError::Usage(e.to_string()))?;
-    let surplus = report.surplus.into_iter().filter(|name| !is_beside_encoder(family, name));
-    warn_of_surplus(folder, &surplus.collect::<Vec<_>>());
-    Ok(())
+    let weights = open_vision_encoder(folder).map_err(usage)?;
+    let report = weights.load_into(&params.named(), |_| false).map_err(usage)?;
+    refuse_surplus(folder, &report.surplus, |name| !is_beside_encoder(family, name))
+}
+
+/// Tensors that take part in what the file's model computes and that this model has no place for.
+fn refuse_surplus(
+    path: &Path,
+    surplus: &[String],
+    is_computed_from: impl Fn(&str) -> bool,
+) -> Result<(), TrainError> {
+    let names: Vec<&str> =
+        surplus.iter().map(String::as_str).filter(|name| is_computed_from(name)).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(usage_at(
+        path,
+        format!(
+            "{} of its tensors have no place in the model that config.json describes, so that \
+             another model would be computed: {}; give the config.json that belongs to these \
+             weights, or other weights",
+            names.len(),
+            listed(names.into_iter())
+        ),
+    ))
+}
+
+/// Names the keys of a `config.json` that were passed over although they say something.
+fn warn_of_unread_keys(path: &Path, keys: &[String]) {
+    if !keys.is_empty() {
+        tracing::warn!(
+            "{}: these keys are not known and were passed over: {}",
+            path.display(),
+            keys.join(", ")
+        );
+    }
 }
 
 fn warn_of_surplus(path: &Path, names: &[String]) {
@@ -220,7 +275,7 @@ fn warn_of_surplus(path: &Path, names: &[String]) {
             "{}: {} tensors are not this model's and were left out: {}",
             path.display(),
             names.len(),
-            names.join(", ")
+            listed(names.iter().map(String::as_str))
         );
     }
 }
@@ -231,8 +286,15 @@ pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf
     if let Some(path) = config_beside(weights) {
         return Ok((LmConfig::from_file(&path).map_err(usage)?, Some(path)));
     }
-    let opened = Weights::open(weights).map_err(|e| usage_at(weights, e))?;
-    let lm = LmConfig::usual_for(&opened).map_err(|e| TrainError::Usage(e.to_string()))?;
+    let opened = open_language_model(weights).map_err(usage)?;
+    let lm = LmConfig::usual_for(&opened).map_err(usage)?;
+    if lm.qkv_bias || lm.attention_output_bias || lm.mlp_bias {
+        return Err(usage_at(
+            weights,
+            "it has biases, so it is neither MiniMind's nor SmolLM2's, and nothing in it says what \
+             its heads, rope_theta and rms_norm_eps are; put the config.json of its model beside it",
+        ));
+    }
     if lm.family == LmFamily::Llama {
         tracing::warn!(
             "{}: no config.json beside it; heads, rope_theta and rms_norm_eps are taken to be \
@@ -262,7 +324,7 @@ pub(crate) fn adopt(
     config: Option<&Path>,
 ) -> Result<(), TrainError> {
     let path = weights.path();
-    let by_names = LmConfig::usual_for(weights).map_err(|e| TrainError::Usage(e.to_string()))?;
+    let by_names = LmConfig::usual_for(weights).map_err(usage)?;
     if by_names.names() != lm.names() {
         return Err(usage_at(
             path,
@@ -276,12 +338,17 @@ pub(crate) fn adopt(
         .map_or("asked for".to_owned(), |path| format!("asked for (flags and {})", path.display()));
     lm.adopt(weights).map_err(|disagreement| {
         let (found, expected) = (disagreement.found, disagreement.expected);
-        if disagreement.field == "n_routed_experts" {
+        let experts = match disagreement.field {
+            "n_routed_experts" => Some("routed experts"),
+            "n_shared_experts" => Some("shared experts"),
+            _ => None,
+        };
+        if let Some(experts) = experts {
             // No flag says how many.
             return usage_at(
                 path,
                 format!(
-                    "holds {found} routed experts a block, but {expected} is {asked}; give the \
+                    "holds {found} {experts} a block, but {expected} is {asked}; give the \
                      config.json that belongs to these weights, or other weights"
                 ),
             );
@@ -296,7 +363,7 @@ pub(crate) fn adopt(
     lm.validate().map_err(usage)
 }
 
-fn usage(error: vlm_model::ModelError) -> TrainError {
+fn usage(error: impl std::fmt::Display) -> TrainError {
     TrainError::Usage(error.to_string())
 }
 

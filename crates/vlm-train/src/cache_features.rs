@@ -92,7 +92,7 @@ pub fn cache_features(
     announce: &mut dyn FnMut(&Estimate),
 ) -> Result<Cached, TrainError> {
     let (encoder, vision) = build_encoder(&config.vision, config.device)?;
-    let processor = Arc::new(image_processor(&config.vision, vision.image_size)?);
+    let processor = Arc::new(image_processor(&config.vision, &vision)?);
     let source = config.data_path.open(config.images_path.as_deref())?;
     let key = feature_key(&config.vision, &vision, &processor, config.dtype)?;
     let writer = FeatureCacheWriter::open(&config.output, key).map_err(usage)?;

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 use vlm_data::ChatTokenizer;
 use vlm_model::names::LmNames;
+use vlm_model::part_files::{open_language_model, open_vision_encoder};
 use vlm_model::weights::{Weights, save_shards};
 use vlm_model::{
     FreezePolicy, LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, is_projector,
@@ -15,6 +16,7 @@ use vlm_model::{
 use crate::TrainError;
 use crate::assemble::{Shapes, adopt, open_tokenizer, starting_shape};
 use crate::config::{ModelConfig, ShapeRequest};
+use crate::encoder_files::write_preprocessor;
 use crate::out_dir::write_json;
 use crate::trained::{Origin, image_processor};
 
@@ -79,7 +81,7 @@ pub fn export_hf(
             copy_if_there(&parts.tokenizer, folder, name)?;
         }
         if let Some((from, config)) = &parts.vision {
-            copy_if_there(from, folder, PREPROCESSOR)?;
+            write_preprocessor(from, config, folder)?;
             write_vision(from, config, &folder.join("vision"))?;
         }
         write_json(&folder.join("config.json"), &parts.config)
@@ -90,7 +92,7 @@ impl Parts {
     fn find(source: &ExportSource) -> Result<Self, TrainError> {
         let origin = Origin::find(&source.model)?;
         let (written, path) = (&origin.written, origin.weights.clone());
-        let weights = Weights::open(&path).map_err(|e| TrainError::Usage(e.to_string()))?;
+        let weights = open_language_model(&path).map_err(|e| TrainError::Usage(e.to_string()))?;
         let (mut lm, beside) = starting_shape(&path)?;
         adopt(&mut lm, &weights, beside.as_deref())?;
         lm.check_tied(&weights).map_err(|e| TrainError::Usage(e.to_string()))?;
@@ -117,6 +119,9 @@ impl Parts {
     /// All tensors; in Hugging Face's forms a tied tensor has one name.
     fn tensors(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
         let mut tensors = self.weights.all().map_err(|e| TrainError::Failed(e.to_string()))?;
+        // A file may hold other parts too, of a joined model or the encoder.
+        let names = self.lm.names();
+        tensors.retain(|(name, _)| names.is_computed_from(name) || is_projector(name));
         if self.lm.family != LmFamily::MiniMind && self.lm.tie_word_embeddings {
             let output = LmNames::weight(self.lm.names().output);
             tensors.retain(|(name, _)| *name != output);
@@ -128,7 +133,7 @@ impl Parts {
 /// The encoder's folder with its shape, checked against its preprocessing and the projector.
 fn read_vision(folder: PathBuf, weights: &Weights) -> Result<(PathBuf, VisionConfig), TrainError> {
     let config = VisionConfig::from_file(&folder.join("config.json"))?;
-    image_processor(&folder, config.image_size)?;
+    image_processor(&folder, &config)?;
     if ProjectorKind::of_weights(weights).is_none() {
         return Err(TrainError::Usage(format!(
             "--vision {}: {} holds no projector that could join it to the language model; leave \
@@ -171,11 +176,11 @@ fn describe(
 /// The encoder by itself: of a whole CLIP or SigLIP the text tower is left out.
 fn write_vision(from: &Path, config: &VisionConfig, target: &Path) -> Result<(), TrainError> {
     fs::create_dir(target).map_err(|e| TrainError::at(target, e))?;
-    let weights = Weights::open(from).map_err(|e| TrainError::at(from, e))?;
+    let weights = open_vision_encoder(from).map_err(|e| TrainError::at(from, e))?;
     let mut tensors = weights.all().map_err(|e| TrainError::at(from, e))?;
     tensors.retain(|(name, _)| name.starts_with("vision_model."));
     save_shards(target, &tensors, u64::MAX).map_err(|e| TrainError::at(target, e))?;
-    copy_if_there(from, target, PREPROCESSOR)?;
+    write_preprocessor(from, config, target)?;
     write_json(&target.join("config.json"), &config.to_json())
 }
 

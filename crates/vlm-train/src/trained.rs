@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use vlm_data::{ChatTokenizer, ImageProcessor};
+use vlm_data::{ChatTokenizer, ImageProcessor, ImageProcessorClass};
+use vlm_model::part_files::open_language_model;
 use vlm_model::weights::Weights;
-use vlm_model::{FreezePolicy, LmConfig, Vlm, is_projector};
+use vlm_model::{FreezePolicy, LmConfig, VisionConfig, VisionFamily, Vlm, is_projector};
 
 use crate::TrainError;
 use crate::assemble::{build_model, open_tokenizer, settle_shapes};
@@ -65,7 +66,7 @@ impl TrainedModel {
         };
         let tokenizer = Arc::new(open_tokenizer(&config)?);
         let shapes = settle_shapes(&config, &tokenizer, 0)?;
-        let processor = Arc::new(image_processor(&config.vision, shapes.vision.image_size)?);
+        let processor = Arc::new(image_processor(&config.vision, &shapes.vision)?);
         require_projector(&weights)?;
         let model = build_model(&config, &shapes, 0, device)?;
         model.params().set_trainable(|_| false);
@@ -196,7 +197,7 @@ fn find_part(folder: &Path, written: &Value, name: &str) -> Result<PathBuf, Trai
 
 /// An answer about a picture by way of a random projector is no answer.
 fn require_projector(path: &Path) -> Result<(), TrainError> {
-    let weights = Weights::open(path).map_err(|e| TrainError::Usage(e.to_string()))?;
+    let weights = open_language_model(path).map_err(|e| TrainError::Usage(e.to_string()))?;
     if weights.names().any(is_projector) {
         return Ok(());
     }
@@ -207,13 +208,27 @@ fn require_projector(path: &Path) -> Result<(), TrainError> {
     )))
 }
 
-/// The preprocessing beside a vision encoder that takes pictures of side `image_size`.
+/// The preprocessing beside a vision encoder of that shape; where no file says anything, what the
+/// encoder's own class does, with a line in the log.
 ///
 /// # Errors
 /// A file that cannot be read; pictures of another side.
-pub fn image_processor(vision: &Path, image_size: i64) -> Result<ImageProcessor, TrainError> {
-    let path = vision.join("preprocessor_config.json");
-    let processor = ImageProcessor::from_file(&path)?;
+pub fn image_processor(vision: &Path, config: &VisionConfig) -> Result<ImageProcessor, TrainError> {
+    let (class, name) = match config.family {
+        VisionFamily::Clip => (ImageProcessorClass::Clip, "CLIPImageProcessor"),
+        VisionFamily::Siglip => (ImageProcessorClass::Siglip, "SiglipImageProcessor"),
+    };
+    let image_size = config.image_size;
+    let side = u32::try_from(image_size).unwrap_or(u32::MAX);
+    let (processor, path) = ImageProcessor::from_folder(vision, class, side)?;
+    let Some(path) = path else {
+        tracing::warn!(
+            "{}: neither preprocessor_config.json nor processor_config.json is there; images are \
+             preprocessed as {name} does by itself, to {image_size} × {image_size}",
+            vision.display()
+        );
+        return Ok(processor);
+    };
     if processor.image_size() as i64 != image_size {
         return Err(TrainError::Usage(format!(
             "{} makes pictures of side {}, but the vision encoder beside it takes {image_size}",

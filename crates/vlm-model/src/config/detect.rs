@@ -26,8 +26,12 @@ impl fmt::Display for Disagreement {
     }
 }
 
+/// Tokens of MiniMind's tokenizer, which all of its models of 2025 and 2026 have.
+const MINIMIND_VOCABULARY: i64 = 6400;
+
 impl LmFamily {
-    /// The family that a file's names belong to, `None` for another model's.
+    /// The family that a file's names belong to, and where the names are the same its vocabulary;
+    /// `None` for another model's.
     pub fn of_weights(weights: &Weights) -> Option<Self> {
         let has = |name: &str| weights.find(name).is_some();
         let has_embeddings = |family| has(&LmNames::weight(LmNames::of(family).embeddings));
@@ -36,10 +40,13 @@ impl LmFamily {
         }
         let names = LmNames::of(Self::MiniMind3);
         let is_normed = has(&names.block_weight(0, &[names.attention, names.query_norm]));
-        has_embeddings(Self::MiniMind3).then_some(if is_normed {
-            Self::MiniMind3
-        } else {
-            Self::Llama
+        let embeddings = LmNames::weight(names.embeddings);
+        let is_minimind = weights.shape(&embeddings)?.first() == Some(&MINIMIND_VOCABULARY)
+            || num_shared_experts(weights, names) > 0;
+        Some(match (is_normed, is_minimind) {
+            (true, _) => Self::MiniMind3,
+            (false, true) => Self::MiniMind2,
+            (false, false) => Self::Llama,
         })
     }
 }
@@ -63,11 +70,23 @@ impl LmConfig {
         if num_experts > 0 {
             config.use_moe = true;
             config.moe.n_routed_experts = num_experts;
+            config.adopt_shared_experts(weights);
         }
+        let has_bias = |path: &[&str]| weights.find(&names.block_bias(0, path)).is_some();
+        config.qkv_bias = has_bias(&[names.attention, names.query]);
+        config.attention_output_bias = has_bias(&[names.attention, names.attention_output]);
+        config.mlp_bias = has_bias(&[names.feed_forward, names.gate]);
         if family != LmFamily::MiniMind {
             config.tie_word_embeddings = is_tied(weights, names)?;
         }
         Ok(config)
+    }
+
+    /// MiniMind2's shared experts are as many as the file has.
+    fn adopt_shared_experts(&mut self, weights: &Weights) {
+        if self.family == LmFamily::MiniMind2 {
+            self.moe.n_shared_experts = Some(num_shared_experts(weights, self.names()));
+        }
     }
 
     /// Takes over what the weights alone decide (vocabulary, widths, whether queries and keys are
@@ -92,6 +111,10 @@ impl LmConfig {
         if self.use_moe {
             let found = num_experts(weights, names);
             check("n_routed_experts", Some(found), self.moe.n_routed_experts)?;
+            if self.family == LmFamily::MiniMind2 {
+                let found = num_shared_experts(weights, names);
+                check("n_shared_experts", Some(found), self.moe.n_shared_experts.unwrap_or(0))?;
+            }
         }
         self.vocab_size = length(embeddings, 0).unwrap_or(self.vocab_size);
 
@@ -150,6 +173,16 @@ fn num_experts(weights: &Weights, names: &LmNames) -> i64 {
     let is_there = |index: &i64| {
         let expert = index.to_string();
         let path = [names.feed_forward, names.experts, &expert, names.gate];
+        weights.find(&names.block_weight(0, &path)).is_some()
+    };
+    (0..).take_while(is_there).count() as i64
+}
+
+/// Numbered shared experts of the first block.
+fn num_shared_experts(weights: &Weights, names: &LmNames) -> i64 {
+    let is_there = |index: &i64| {
+        let expert = index.to_string();
+        let path = [names.feed_forward, names.shared_experts, &expert, names.gate];
         weights.find(&names.block_weight(0, &path)).is_some()
     };
     (0..).take_while(is_there).count() as i64

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{in_file, read_json};
+use super::{RopeScaling, in_file, read_json};
 use crate::ModelError;
 use crate::names::LmNames;
 
@@ -16,11 +16,14 @@ pub enum LmFamily {
     /// MiniMind of April 2025: its own names, rotary embedding on adjacent pairs.
     #[default]
     MiniMind,
+    /// MiniMind from late April 2025 to early 2026 (`MiniMind2`): Hugging Face's names, rotary
+    /// embedding on halves, several shared experts.
+    MiniMind2,
     /// MiniMind's present form (`minimind-3`): Hugging Face's names, rotary embedding on halves,
     /// queries and keys normalised.
     MiniMind3,
-    /// LLaMA as Hugging Face writes it (SmolLM2's shape), and Qwen3, which adds normalised queries
-    /// and keys.
+    /// LLaMA as Hugging Face writes it (SmolLM2's shape), Qwen2, which adds biases to queries, keys
+    /// and values, and Qwen3, which normalises queries and keys.
     Llama,
 }
 
@@ -43,6 +46,12 @@ pub struct LmConfig {
     pub head_dim: Option<i64>,
     /// Whether queries and keys are normalised, head by head.
     pub qk_norm: bool,
+    /// Whether the layers of queries, keys and values have a bias.
+    pub qkv_bias: bool,
+    /// Whether the layer behind attention has a bias.
+    pub attention_output_bias: bool,
+    /// Whether the layers of the feed-forward layer have biases.
+    pub mlp_bias: bool,
     /// Rows of the embedding table.
     pub vocab_size: i64,
     /// Whether input and output embeddings are one tensor.
@@ -55,10 +64,14 @@ pub struct LmConfig {
     pub norm_eps: f64,
     /// Base of the rotary angles.
     pub rope_theta: f64,
+    /// How the rotary angles are scaled.
+    pub rope_scaling: RopeScaling,
     /// Longest sequence, in tokens.
     pub max_seq_len: i64,
     /// Dropout probability in training, 0 to 1.
     pub dropout: f64,
+    /// Dropout probability of attention's weights where it is another than `dropout`.
+    pub attention_dropout: Option<f64>,
     /// Mixture of experts instead of one feed-forward layer.
     pub use_moe: bool,
     /// The experts, where there are any.
@@ -73,7 +86,8 @@ pub struct MoeConfig {
     pub n_routed_experts: i64,
     /// Experts a token is sent to.
     pub num_experts_per_tok: i64,
-    /// Whether there is an expert for all tokens; the reference has one, whatever the number.
+    /// How many experts there are for all tokens; MiniMind of April 2025 has one, whatever the
+    /// number.
     pub n_shared_experts: Option<i64>,
     /// Weight of the auxiliary loss.
     pub aux_loss_alpha: f64,
@@ -104,14 +118,19 @@ impl Default for LmConfig {
             n_kv_heads: 2,
             head_dim: None,
             qk_norm: false,
+            qkv_bias: false,
+            attention_output_bias: false,
+            mlp_bias: false,
             vocab_size: 6400,
             tie_word_embeddings: true,
             hidden_dim: None,
             multiple_of: 64,
             norm_eps: 1e-5,
             rope_theta: 1e6,
+            rope_scaling: RopeScaling::None,
             max_seq_len: 640,
             dropout: 0.0,
+            attention_dropout: None,
             use_moe: false,
             moe: MoeConfig::default(),
         }
@@ -119,11 +138,12 @@ impl Default for LmConfig {
 }
 
 impl LmFamily {
-    /// The shape that the family is best known by: MiniMind's 26 M, `minimind-3`'s 64 M,
-    /// SmolLM2's 135 M.
+    /// The shape that the family is best known by: MiniMind's and MiniMind2's 26 M, `minimind-3`'s
+    /// 64 M, SmolLM2's 135 M.
     pub fn usual_config(self) -> LmConfig {
         match self {
             Self::MiniMind => LmConfig::default(),
+            Self::MiniMind2 => LmConfig { family: self, max_seq_len: 32768, ..LmConfig::default() },
             Self::MiniMind3 => LmConfig {
                 family: self,
                 dim: 768,
@@ -156,7 +176,8 @@ impl LmFamily {
 }
 
 impl LmConfig {
-    /// Reads `config.json` of any of the families; keys it does not know are left alone.
+    /// Reads `config.json` of any of the families. Keys that could change the arithmetic and are not
+    /// computed are refused; see [`Self::unread_keys`] for the others.
     ///
     /// # Errors
     /// The file cannot be read, is another model's, or its numbers make no model.
@@ -164,6 +185,14 @@ impl LmConfig {
         let config = Self::from_json(&read_json(path)?).map_err(in_file(path))?;
         config.validate().map_err(in_file(path))?;
         Ok(config)
+    }
+
+    /// As [`Self::unread_keys`], of a file.
+    ///
+    /// # Errors
+    /// The file cannot be read; a key that may change the arithmetic.
+    pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ModelError> {
+        Self::unread_keys(&read_json(path)?).map_err(in_file(path))
     }
 
     /// The names of this model's tensors.
@@ -178,13 +207,20 @@ impl LmConfig {
             |width: i64| (width + self.multiple_of - 1) / self.multiple_of * self.multiple_of;
         self.hidden_dim.unwrap_or_else(|| match self.family {
             LmFamily::MiniMind3 => round_up((self.dim as f64 * std::f64::consts::PI).ceil() as i64),
-            LmFamily::MiniMind | LmFamily::Llama => round_up(2 * (4 * self.dim) / 3),
+            LmFamily::MiniMind | LmFamily::MiniMind2 | LmFamily::Llama => {
+                round_up(2 * (4 * self.dim) / 3)
+            }
         })
     }
 
     /// Width of one attention head.
     pub fn head_dim(&self) -> i64 {
         self.head_dim.unwrap_or(self.dim / self.n_heads)
+    }
+
+    /// Dropout probability of attention's weights.
+    pub fn attention_dropout(&self) -> f64 {
+        self.attention_dropout.unwrap_or(self.dropout)
     }
 
     /// Checks that the numbers make a model.
@@ -229,8 +265,16 @@ impl LmConfig {
                  {n_routed_experts}"
             ));
         }
-        if !(0.0..1.0).contains(&self.dropout) {
-            return wrong(format!("dropout {} is not in [0, 1)", self.dropout));
+        for dropout in [self.dropout, self.attention_dropout()] {
+            if !(0.0..1.0).contains(&dropout) {
+                return wrong(format!("dropout {dropout} is not in [0, 1)"));
+            }
+        }
+        if self.rope_theta.is_nan() || self.rope_theta <= 0.0 {
+            return wrong(format!("rope_theta {} is not above 0", self.rope_theta));
+        }
+        if self.moe.n_shared_experts.is_some_and(|count| count < 0) {
+            return wrong("n_shared_experts is below 0".into());
         }
         Ok(())
     }

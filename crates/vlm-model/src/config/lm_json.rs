@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::{LmConfig, LmFamily, MoeConfig};
+use super::keys::{self, Neutral};
+use super::{LmConfig, LmFamily, MoeConfig, hugging_face};
 use crate::ModelError;
 
 /// MiniMind's `LMConfig`.
@@ -73,49 +74,21 @@ impl From<MiniMindForm> for LmConfig {
     }
 }
 
-/// What Hugging Face's `LlamaConfig`, `Qwen3Config` and MiniMind's `MiniMindConfig` have in common.
-/// What a file leaves out is the class's own default, which differs between them.
-#[derive(Deserialize)]
-struct HuggingFaceForm {
-    hidden_size: i64,
-    num_hidden_layers: i64,
-    num_attention_heads: i64,
-    num_key_value_heads: Option<i64>,
-    head_dim: Option<i64>,
-    intermediate_size: Option<i64>,
-    vocab_size: Option<i64>,
-    max_position_embeddings: Option<i64>,
-    rms_norm_eps: Option<f64>,
-    rope_theta: Option<f64>,
-    tie_word_embeddings: Option<bool>,
-    dropout: Option<f64>,
-    attention_dropout: Option<f64>,
-    use_moe: Option<bool>,
-    num_experts: Option<i64>,
-    num_experts_per_tok: Option<i64>,
-    moe_intermediate_size: Option<i64>,
-    norm_topk_prob: Option<bool>,
-    router_aux_loss_coef: Option<f64>,
-}
-
-/// The classes of the Hugging Face form that are known, by `model_type`: family, and whether
-/// queries and keys are normalised.
-const MODEL_TYPES: [(&str, LmFamily, bool); 4] = [
-    ("llama", LmFamily::Llama, false),
-    ("qwen3", LmFamily::Llama, true),
-    ("minimind", LmFamily::MiniMind3, true),
-    ("minimind-v", LmFamily::MiniMind3, true),
-];
+/// MiniMind's keys beside those of [`MiniMindForm`].
+const MINIMIND_KEYS: [&str; 4] = ["image_special_token", "image_ids", "seq_aux", "scoring_func"];
 
 impl LmConfig {
-    /// The shape that a `config.json` describes, of whichever family it is.
+    /// The shape that a `config.json` describes, of whichever family it is; of a joined model's,
+    /// that of the language model in it.
     ///
     /// # Errors
-    /// Another model's configuration, or one with a part that is not implemented, by name.
+    /// Another model's configuration, or one with a part that is not computed, by name.
     pub fn from_json(json: &Value) -> Result<Self, ModelError> {
-        let read_error = |e: serde_json::Error| ModelError::Config(e.to_string());
+        let json = hugging_face::language_part(json);
         if json.get("dim").is_some() {
-            let form: MiniMindForm = serde_json::from_value(json.clone()).map_err(read_error)?;
+            Self::unread_keys(json)?;
+            let form: MiniMindForm = serde_json::from_value(json.clone())
+                .map_err(|e| ModelError::Config(e.to_string()))?;
             return Ok(form.into());
         }
         if json.get("hidden_size").is_none() {
@@ -123,57 +96,45 @@ impl LmConfig {
                 "neither dim nor hidden_size: this is not a language model's configuration".into(),
             ));
         }
-        let (family, qk_norm) = class_of(json)?;
-        refuse_variants(json)?;
-        let form: HuggingFaceForm = serde_json::from_value(json.clone()).map_err(read_error)?;
-        Ok(form.resolve(family, qk_norm))
+        hugging_face::read(json)
     }
 
     /// Whether a `config.json` is a language model's of one of the families, by its keys.
     pub fn is_language_model(json: &Value) -> bool {
-        json.get("dim").is_some() || json.get("hidden_size").is_some() && class_of(json).is_ok()
+        let json = hugging_face::language_part(json);
+        json.get("dim").is_some()
+            || json.get("hidden_size").is_some() && hugging_face::is_known(json)
+    }
+
+    /// Keys of a `config.json` that are unknown and passed over although they say something: worth
+    /// a warning.
+    ///
+    /// # Errors
+    /// A key that may change the arithmetic.
+    pub fn unread_keys(json: &Value) -> Result<Vec<String>, ModelError> {
+        let json = hugging_face::language_part(json);
+        if json.get("dim").is_none() {
+            return hugging_face::unread_keys(json);
+        }
+        let form = json!(MiniMindForm::default());
+        let form_keys = form.as_object().into_iter().flat_map(|form| form.keys());
+        let mut read: Vec<&str> = form_keys.map(String::as_str).collect();
+        read.extend(MINIMIND_KEYS);
+        read.extend(hugging_face::OWN_KEYS);
+        let mut must_be: Vec<(&str, &[Neutral])> = Vec::new();
+        if json["use_moe"].as_bool() == Some(true) {
+            read.retain(|key| !["seq_aux", "scoring_func"].contains(key));
+            must_be.push(("seq_aux", &[Neutral::True]));
+        }
+        json.as_object().map_or(Ok(Vec::new()), |config| keys::check(config, &read, &must_be))
     }
 
     /// The configuration in the family's own form, as its own loader reads it.
     pub fn to_json(&self) -> Value {
-        if self.family == LmFamily::MiniMind {
-            return json!(MiniMindForm::from(self.clone()));
+        match self.family {
+            LmFamily::MiniMind => json!(MiniMindForm::from(self.clone())),
+            _ => hugging_face::write(self),
         }
-        let (model_type, class) = match (self.family, self.qk_norm) {
-            (LmFamily::MiniMind3, _) => ("minimind", "MiniMindForCausalLM"),
-            (_, true) => ("qwen3", "Qwen3ForCausalLM"),
-            (_, false) => ("llama", "LlamaForCausalLM"),
-        };
-        let mut tree = json!({
-            "architectures": [class],
-            "model_type": model_type,
-            "hidden_size": self.dim,
-            "num_hidden_layers": self.n_layers,
-            "num_attention_heads": self.n_heads,
-            "num_key_value_heads": self.n_kv_heads,
-            "head_dim": self.head_dim(),
-            "intermediate_size": self.intermediate_size(),
-            "hidden_act": "silu",
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.max_seq_len,
-            "rms_norm_eps": self.norm_eps,
-            "rope_theta": self.rope_theta,
-            "tie_word_embeddings": self.tie_word_embeddings,
-            "attention_bias": false,
-            "attention_dropout": self.dropout,
-        });
-        if self.family == LmFamily::MiniMind3 {
-            tree["dropout"] = json!(self.dropout);
-            tree["use_moe"] = json!(self.use_moe);
-        }
-        if self.use_moe {
-            tree["num_experts"] = json!(self.moe.n_routed_experts);
-            tree["num_experts_per_tok"] = json!(self.moe.num_experts_per_tok);
-            tree["moe_intermediate_size"] = json!(self.intermediate_size());
-            tree["norm_topk_prob"] = json!(self.moe.norm_topk_prob);
-            tree["router_aux_loss_coef"] = json!(self.moe.aux_loss_alpha);
-        }
-        tree
     }
 }
 
@@ -191,87 +152,6 @@ impl From<LmConfig> for Value {
     }
 }
 
-impl HuggingFaceForm {
-    fn resolve(self, family: LmFamily, qk_norm: bool) -> LmConfig {
-        let usual = family.usual_config();
-        // LlamaConfig's own defaults; SmolLM2's file names everything.
-        let of_class =
-            |minimind, llama| if family == LmFamily::MiniMind3 { minimind } else { llama };
-        let usual_kv_heads = of_class(usual.n_kv_heads, self.num_attention_heads);
-        let use_moe = self.use_moe.unwrap_or(false);
-        let width = if use_moe { self.moe_intermediate_size } else { None };
-        LmConfig {
-            family,
-            dim: self.hidden_size,
-            n_layers: self.num_hidden_layers,
-            n_heads: self.num_attention_heads,
-            n_kv_heads: self.num_key_value_heads.unwrap_or(usual_kv_heads),
-            head_dim: self.head_dim,
-            qk_norm,
-            vocab_size: self.vocab_size.unwrap_or(of_class(usual.vocab_size, 32000)),
-            tie_word_embeddings: self.tie_word_embeddings.unwrap_or(family == LmFamily::MiniMind3),
-            hidden_dim: width.or(self.intermediate_size),
-            multiple_of: usual.multiple_of,
-            norm_eps: self.rms_norm_eps.unwrap_or(1e-6),
-            rope_theta: self.rope_theta.unwrap_or(if family == LmFamily::MiniMind3 {
-                usual.rope_theta
-            } else {
-                1e4
-            }),
-            max_seq_len: self.max_position_embeddings.unwrap_or(of_class(usual.max_seq_len, 2048)),
-            dropout: self.dropout.or(self.attention_dropout).unwrap_or(0.0),
-            use_moe,
-            moe: MoeConfig {
-                n_routed_experts: self.num_experts.unwrap_or(usual.moe.n_routed_experts),
-                num_experts_per_tok: self
-                    .num_experts_per_tok
-                    .unwrap_or(usual.moe.num_experts_per_tok),
-                n_shared_experts: None,
-                aux_loss_alpha: self.router_aux_loss_coef.unwrap_or(usual.moe.aux_loss_alpha),
-                norm_topk_prob: self.norm_topk_prob.unwrap_or(usual.moe.norm_topk_prob),
-            },
-        }
-    }
-}
-
-/// By `model_type`, else by the name of the class in `architectures`.
-fn class_of(json: &Value) -> Result<(LmFamily, bool), ModelError> {
-    let model_type = json["model_type"].as_str().unwrap_or_default().to_lowercase();
-    let architecture = json["architectures"][0].as_str().unwrap_or_default().to_lowercase();
-    let named = MODEL_TYPES.iter().find(|(name, ..)| *name == model_type);
-    let by_class = || {
-        let fits = |name: &str| model_type.is_empty() && architecture.starts_with(name);
-        MODEL_TYPES.iter().find(|(name, ..)| fits(name))
-    };
-    named.or_else(by_class).map(|&(_, family, qk_norm)| (family, qk_norm)).ok_or_else(|| {
-        let found = if model_type.is_empty() { architecture } else { model_type };
-        let known: Vec<_> = MODEL_TYPES.iter().map(|(name, ..)| *name).collect();
-        ModelError::Config(format!("model_type is {found:?}; known are {}", known.join(", ")))
-    })
-}
-
-/// Parts of these classes that change the numbers and are not implemented.
-fn refuse_variants(json: &Value) -> Result<(), ModelError> {
-    for key in ["attention_bias", "mlp_bias", "use_sliding_window", "inference_rope_scaling"] {
-        if json[key].as_bool() == Some(true) {
-            return Err(ModelError::Config(format!("{key} is true, which is not implemented")));
-        }
-    }
-    let scaling = &json["rope_scaling"];
-    let kind = scaling["rope_type"].as_str().or(scaling["type"].as_str());
-    if !scaling.is_null() && kind != Some("default") {
-        return Err(ModelError::Config(format!(
-            "rope_scaling is {scaling}, which is not implemented; only plain rotary angles are"
-        )));
-    }
-    match json["hidden_act"].as_str() {
-        None | Some("silu" | "swish") => Ok(()),
-        Some(other) => {
-            Err(ModelError::Config(format!("hidden_act is {other:?}; known is \"silu\"")))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -281,7 +161,8 @@ mod tests {
         let moe = LmConfig { use_moe: true, ..LmFamily::MiniMind3.usual_config() };
         let qwen3 =
             LmConfig { qk_norm: true, head_dim: Some(128), ..LmFamily::Llama.usual_config() };
-        for config in [LmConfig::default(), LmFamily::Llama.usual_config(), qwen3, moe] {
+        let minimind2 = LmFamily::MiniMind2.usual_config();
+        for config in [LmConfig::default(), LmFamily::Llama.usual_config(), qwen3, moe, minimind2] {
             let back = LmConfig::from_json(&config.to_json()).unwrap();
             assert_eq!(back.to_json(), config.to_json());
             assert_eq!((back.family, back.qk_norm), (config.family, config.qk_norm));
@@ -308,6 +189,43 @@ mod tests {
     }
 
     #[test]
+    fn windows_that_no_layer_has_change_nothing() {
+        let base = json!({
+            "model_type": "qwen2", "max_position_embeddings": 4096,
+            "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
+        });
+        let read = |more: Value| {
+            let mut json = base.clone();
+            json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            LmConfig::from_json(&json).map_err(|error| error.to_string())
+        };
+        let off = json!({"use_sliding_window": false, "sliding_window": 1024});
+        let none_has_it =
+            json!({"use_sliding_window": true, "sliding_window": 1024, "max_window_layers": 2});
+        let long = json!({"use_sliding_window": true, "sliding_window": 4096});
+        for harmless in [off, none_has_it, long] {
+            let config = read(harmless.clone()).expect("a harmless window");
+            assert!(config.qkv_bias && !config.attention_output_bias, "{harmless}");
+        }
+        let last =
+            json!({"use_sliding_window": true, "sliding_window": 1024, "max_window_layers": 1});
+        assert!(read(last).unwrap_err().contains("sliding_window is 1024"));
+    }
+
+    #[test]
+    fn a_joined_models_language_model_is_found_in_it() {
+        let json = json!({
+            "model_type": "llava",
+            "text_config": {
+                "model_type": "qwen2", "hidden_size": 64,
+                "num_hidden_layers": 2, "num_attention_heads": 8,
+            },
+        });
+        assert!(LmConfig::is_language_model(&json));
+        assert!(LmConfig::from_json(&json).unwrap().qkv_bias);
+    }
+
+    #[test]
     fn models_that_would_be_computed_wrongly_are_refused() {
         let base = json!({
             "model_type": "llama",
@@ -319,9 +237,15 @@ mod tests {
             LmConfig::from_json(&json).unwrap_err().to_string()
         };
         assert!(refusal("model_type", json!("gpt2")).contains("\"gpt2\"; known are llama"));
-        assert!(refusal("attention_bias", json!(true)).contains("attention_bias"));
         assert!(refusal("hidden_act", json!("gelu")).contains("\"gelu\""));
-        let llama3 = json!({"rope_type": "llama3", "factor": 8.0});
-        assert!(refusal("rope_scaling", llama3).contains("llama3"));
+        let dynamic = json!({"rope_type": "dynamic", "factor": 8.0});
+        assert!(refusal("rope_scaling", dynamic.clone()).contains("\"dynamic\""));
+        assert!(refusal("rope_parameters", dynamic).contains("\"dynamic\""));
+        assert!(refusal("sliding_window", json!(1024)).contains("sliding_window is 1024"));
+        assert!(refusal("layer_types", json!(["sliding_attention"])).contains("layer_types"));
+        assert!(refusal("no_rope_layers", json!([1, 0])).contains("no_rope_layers is [1,0]"));
+        assert!(refusal("clip_qkv", json!(8)).contains("clip_qkv is 8"));
+        assert!(refusal("use_moe", json!(true)).contains("use_moe is true"));
+        assert!(refusal("model_type", json!("qwen2_moe")).contains("\"qwen2_moe\"; known are"));
     }
 }

@@ -1,9 +1,12 @@
 //! Shapes of the models, as their configuration files write them. No tensors here.
 
 mod detect;
+mod hugging_face;
+mod keys;
 mod lm;
 mod lm_json;
 mod projector;
+mod rope;
 mod vision;
 
 use std::path::Path;
@@ -11,6 +14,7 @@ use std::path::Path;
 pub use detect::Disagreement;
 pub use lm::{LmConfig, LmFamily, MoeConfig};
 pub use projector::{ProjectorConfig, ProjectorKind};
+pub use rope::{RopeScaling, Yarn};
 pub use vision::{VisionConfig, VisionFamily};
 
 use crate::ModelError;

@@ -40,7 +40,7 @@ impl ProjectorKind {
     /// The family's own.
     pub fn usual(family: LmFamily) -> Self {
         match family {
-            LmFamily::MiniMind => Self::Linear,
+            LmFamily::MiniMind | LmFamily::MiniMind2 => Self::Linear,
             LmFamily::MiniMind3 | LmFamily::Llama => Self::Mlp,
         }
     }

@@ -5,6 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::keys::{self, Neutral, shortened};
 use super::{in_file, read_json};
 use crate::ModelError;
 
@@ -100,25 +101,13 @@ impl VisionConfig {
     /// # Errors
     /// Another model's configuration; numbers that make no model.
     pub fn from_json(json: &Value) -> Result<Self, ModelError> {
-        let model_type = json["model_type"].as_str().unwrap_or("clip");
         let within = &json["vision_config"];
         let tower = if within.is_object() { within } else { json };
-        let family = match model_type {
-            "clip" | "clip_vision_model" => VisionFamily::Clip,
-            "siglip" | "siglip_vision_model" => VisionFamily::Siglip,
-            "siglip2" | "siglip2_vision_model" => {
-                return Err(ModelError::Config(format!(
-                    "model_type is {model_type:?}, the form of variable resolution; take one of \
-                     fixed resolution, whose model_type is \"siglip\""
-                )));
-            }
-            other => {
-                return Err(ModelError::Config(format!(
-                    "model_type is {other:?}; expected \"clip\", \"siglip\", or a vision tower's \
-                     own \"clip_vision_model\" or \"siglip_vision_model\""
-                )));
-            }
-        };
+        // The tower says what it is; a whole CLIP of years ago says it for both of its towers.
+        let model_type = tower["model_type"].as_str().or(json["model_type"].as_str());
+        let family = family_of(model_type.unwrap_or("clip"))?;
+        let tower = with_old_copy(json, tower)?;
+        check_keys(&tower)?;
         let mut filled = json!(family.class_defaults());
         for (key, value) in filled.as_object_mut().into_iter().flatten() {
             if key != "model_type" && !tower[key.as_str()].is_null() {
@@ -129,6 +118,17 @@ impl VisionConfig {
             serde_json::from_value(filled).map_err(|e| ModelError::Config(e.to_string()))?;
         config.validate()?;
         Ok(config)
+    }
+
+    /// Keys of a `config.json` that are unknown and passed over although they say something: worth
+    /// a warning.
+    ///
+    /// # Errors
+    /// The file cannot be read; a key that may change the arithmetic.
+    pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ModelError> {
+        let json = read_json(path)?;
+        let within = &json["vision_config"];
+        check_keys(if within.is_object() { within } else { &json }).map_err(in_file(path))
     }
 
     /// The tower's own `config.json`.
@@ -188,9 +188,142 @@ impl VisionConfig {
     }
 }
 
+/// Keys of a tower that are read, and of what it has no part in: heads for pooled outputs, and word
+/// embeddings, which old files mention in every part.
+const KEYS: [&str; 13] = [
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "projection_dim",
+    "logit_scale_init_value",
+    "vision_use_head",
+    "tie_word_embeddings",
+];
+
+/// Keys whose value decides, of towers.
+const MUST_BE: [(&str, &[Neutral]); 5] = [
+    ("attention_bias", &[Neutral::True]),
+    ("attention_dropout", &[Neutral::Number(0.0)]),
+    ("dropout", &[Neutral::Number(0.0)]),
+    ("qkv_bias", &[Neutral::True]),
+    // A whole model's text tower is beside the vision tower.
+    ("is_causal", &[Neutral::False]),
+];
+
+/// Checks the keys of a tower's configuration, or of one that is a whole model's and has no tower
+/// of its own.
+fn check_keys(tower: &Value) -> Result<Vec<String>, ModelError> {
+    let read = [&KEYS[..], &["text_config", "text_config_dict", "vision_config"]].concat();
+    tower.as_object().map_or(Ok(Vec::new()), |tower| keys::check(tower, &read, &MUST_BE))
+}
+
+fn family_of(model_type: &str) -> Result<VisionFamily, ModelError> {
+    match model_type {
+        "clip" | "clip_vision_model" => Ok(VisionFamily::Clip),
+        "siglip" | "siglip_vision_model" => Ok(VisionFamily::Siglip),
+        "siglip2" | "siglip2_vision_model" => Err(ModelError::Config(format!(
+            "model_type is {model_type:?}, the form of variable resolution (NaFlex), which is not \
+             computed; take one of fixed resolution, whose model_type is \"siglip\""
+        ))),
+        other => Err(ModelError::Config(format!(
+            "model_type is {other:?}; expected \"clip\", \"siglip\", or a vision tower's own \
+             \"clip_vision_model\" or \"siglip_vision_model\""
+        ))),
+    }
+}
+
+/// A whole CLIP's `vision_config`, with what stands in `vision_config_dict`, an older copy of it
+/// that transformers gives precedence.
+fn with_old_copy(json: &Value, tower: &Value) -> Result<Value, ModelError> {
+    let mut tower = tower.clone();
+    for (key, value) in json["vision_config_dict"].as_object().into_iter().flatten() {
+        let is_read = KEYS.contains(&key.as_str());
+        if is_read && !tower[key.as_str()].is_null() && tower[key.as_str()] != *value {
+            return Err(ModelError::Config(format!(
+                "{key} is {} in vision_config and {} in vision_config_dict; remove the wrong one \
+                 from config.json",
+                shortened(&tower[key.as_str()]),
+                shortened(value)
+            )));
+        }
+        tower[key.as_str()] = value.clone();
+    }
+    Ok(tower)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_of_a_tower_that_are_not_computed_are_refused_by_name() {
+        let refusal = |key: &str, value: Value| {
+            let mut tower = json!({"model_type": "siglip_vision_model"});
+            tower[key] = value;
+            VisionConfig::from_json(&tower).unwrap_err().to_string()
+        };
+        assert!(refusal("hidden_act", json!("relu")).contains("hidden_act \"relu\""));
+        for (key, value) in [
+            ("attention_dropout", json!(0.1)),
+            ("qkv_bias", json!(false)),
+            ("use_rope", json!(false)),
+            ("num_registers_in_layers", json!(4)),
+            ("rope_theta", json!(1e4)),
+        ] {
+            let error = refusal(key, value);
+            assert!(error.starts_with(&format!("{key} is ")), "{error}");
+        }
+        let with_head = json!({"model_type": "siglip_vision_model", "vision_use_head": true});
+        assert_eq!(VisionConfig::from_json(&with_head).unwrap(), VisionConfig::siglip());
+    }
+
+    #[test]
+    fn everything_that_old_files_write_into_a_tower_is_passed_over() {
+        // The keys of PretrainedConfig as transformers 4.1x wrote them into each part.
+        let tower = r#"{"model_type": "clip_vision_model", "patch_size": 16, "_name_or_path": "",
+            "add_cross_attention": false, "architectures": null, "attention_dropout": 0.0,
+            "bad_words_ids": null, "bos_token_id": null, "chunk_size_feed_forward": 0,
+            "cross_attention_hidden_size": null, "decoder_start_token_id": null,
+            "diversity_penalty": 0.0, "do_sample": false, "dropout": 0.0, "early_stopping":
+            false, "encoder_no_repeat_ngram_size": 0, "eos_token_id": null, "finetuning_task":
+            null, "forced_bos_token_id": null, "id2label": {"0": "LABEL_0"},
+            "initializer_factor": 1.0, "initializer_range": 0.02, "is_decoder": false,
+            "is_encoder_decoder": false, "label2id": {"LABEL_0": 0}, "length_penalty": 1.0,
+            "max_length": 20, "min_length": 0, "no_repeat_ngram_size": 0, "num_beam_groups": 1,
+            "num_beams": 1, "num_return_sequences": 1, "output_attentions": false,
+            "output_hidden_states": false, "output_scores": false, "pad_token_id": null,
+            "prefix": null, "problem_type": null, "projection_dim": 512, "pruned_heads": {},
+            "remove_invalid_values": false, "repetition_penalty": 1.0, "return_dict": true,
+            "return_dict_in_generate": false, "sep_token_id": null, "task_specific_params":
+            null, "temperature": 1.0, "tie_encoder_decoder": false, "tie_word_embeddings": true,
+            "tokenizer_class": null, "top_k": 50, "top_p": 1.0, "torch_dtype": null,
+            "torchscript": false, "transformers_version": "4.16.0.dev0", "typical_p": 1.0,
+            "use_bfloat16": false}"#;
+        let tower: Value = serde_json::from_str(tower).unwrap();
+        let whole = json!({"model_type": "clip", "vision_config": tower});
+        assert_eq!(VisionConfig::from_json(&whole).unwrap(), VisionConfig::default());
+    }
+
+    #[test]
+    fn an_older_copy_of_the_towers_configuration_counts_too() {
+        let whole = |copy: Value| {
+            VisionConfig::from_json(&json!({
+                "model_type": "clip",
+                "vision_config": {"model_type": "clip_vision_model", "hidden_size": 1024},
+                "vision_config_dict": copy,
+            }))
+        };
+        let config = whole(json!({"hidden_size": 1024, "num_attention_heads": 16})).unwrap();
+        assert_eq!((config.hidden_size, config.num_attention_heads), (1024, 16));
+        let error = whole(json!({"hidden_size": 768})).unwrap_err().to_string();
+        assert!(error.contains("1024 in vision_config and 768"), "{error}");
+    }
 
     #[test]
     fn towers_are_told_apart_by_model_type() {

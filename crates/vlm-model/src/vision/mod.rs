@@ -48,6 +48,20 @@ impl VisionEncoder {
     }
 }
 
+/// What every encoder has, below its scope: the embeddings of the patches.
+pub(crate) const PATCH_EMBEDDING: &str = "embeddings.patch_embedding";
+
+/// What stands before the names of every encoder's tensors.
+pub(crate) fn scope() -> String {
+    format!("{}.", blocks::SCOPE)
+}
+
+/// Whether a name below an encoder's scope is one of a CLIP or SigLIP tower.
+pub(crate) fn is_within_tower(name: &str) -> bool {
+    let parts = ["embeddings", "encoder", "pre_layrnorm", "post_layernorm", "head"];
+    name.split('.').next().is_some_and(|first| parts.contains(&first))
+}
+
 /// Whether the tensor of that name belongs to a whole CLIP or SigLIP and not to what is computed
 /// here: the text tower, the heads for pooled outputs, and position numbers.
 pub fn is_beside_encoder(family: VisionFamily, name: &str) -> bool {

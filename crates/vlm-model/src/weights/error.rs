@@ -40,6 +40,26 @@ pub enum WeightsError {
         /// What is missing or has another shape.
         report: Box<LoadReport>,
     },
+    /// A tensor with numbers that are infinite or not numbers; a model that starts from it computes
+    /// nothing.
+    #[error(
+        "{}: tensor {name:?} is not finite: {count} of its {numel} numbers are infinite or not \
+         numbers, the first at index {first:?}; the file was saved by a run that diverged, or is \
+         damaged: take an earlier one",
+        path.display()
+    )]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        name: String,
+        /// How many numbers are not finite.
+        count: i64,
+        /// Of how many.
+        numel: i64,
+        /// Index of the first, a number a dimension.
+        first: Vec<i64>,
+    },
     /// libtorch failed on a tensor.
     #[error("tensor {name:?}: {source}")]
     Tensor {

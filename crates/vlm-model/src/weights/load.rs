@@ -51,10 +51,11 @@ impl fmt::Display for LoadReport {
 impl Weights {
     /// Copies every variable's values from the tensor of its name, converted to the variable's
     /// dtype and device. Variables for which `may_be_missing` says yes keep their values when the
-    /// file has none. All or nothing: the names and shapes are compared before anything is copied.
+    /// file has none. The names and shapes are compared before anything is copied.
     /// # Errors
     /// [`WeightsError::Misfit`] when a variable is missing or has another shape, naming each with
-    /// the expected and the found shape; files that cannot be read.
+    /// the expected and the found shape; [`WeightsError::NotFinite`] for values that are not finite
+    /// in the variable's dtype, after which some variables may be filled; files that cannot be read.
     pub fn load_into(
         &self,
         variables: &[(String, Tensor)],
@@ -72,10 +73,27 @@ impl Weights {
                 continue;
             }
             let source = self.get(name)?;
+            self.check_finite(name, &source.to_kind(variable.kind()))?;
             let mut target = variable.shallow_clone();
             tch::no_grad(|| target.f_copy_(&source)).map_err(WeightsError::tch(name))?;
         }
         Ok(report)
+    }
+
+    fn check_finite(&self, name: &str, values: &Tensor) -> Result<(), WeightsError> {
+        let wrong = values.isfinite().logical_not();
+        let count = wrong.sum(Kind::Int64).int64_value(&[]);
+        if count == 0 {
+            return Ok(());
+        }
+        let first = wrong.nonzero().select(0, 0);
+        Err(WeightsError::NotFinite {
+            path: self.path().to_owned(),
+            name: name.to_owned(),
+            count,
+            numel: values.numel() as i64,
+            first: Vec::try_from(first).map_err(WeightsError::tch(name))?,
+        })
     }
 
     /// What [`Self::load_into`] would do.

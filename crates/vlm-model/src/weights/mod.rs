@@ -5,11 +5,13 @@
 
 mod archive;
 mod error;
+mod foreign;
 mod load;
 mod open;
 mod pickle;
 mod pth;
 mod rebuild;
+mod rename;
 mod safetensors;
 mod shards;
 
@@ -24,7 +26,8 @@ pub use load::{LoadReport, Misshapen};
 pub use shards::save_shards;
 
 use error::Refusal;
-use open::Content;
+pub use open::require_there;
+use open::{Content, Resolved};
 use pth::PthFile;
 use safetensors::SafetensorsFile;
 
@@ -100,12 +103,16 @@ enum Reader {
 }
 
 impl Weights {
-    /// Opens a `.pth`, `pytorch_model.bin`, `.safetensors`, an index of parts, or a folder with one
-    /// of these. The content decides, not the name.
+    /// Opens a `.pth` (`.pt`, `.ckpt`, `.bin`), a `.safetensors`, an index of parts, or a folder with
+    /// one of these or with all shards of a model. The content decides, not the name.
     /// # Errors
     /// [`WeightsError::Refused`] with the reason; [`WeightsError::Io`].
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
-        let path = open::resolve(path)?;
+        let given = path;
+        let (path, shards) = match open::resolve(path)? {
+            Resolved::File(path) => (path, Vec::new()),
+            Resolved::Shards(shards) => (given.to_owned(), shards),
+        };
         let mut weights = Self {
             path: path.clone(),
             parts: Vec::new(),
@@ -114,6 +121,18 @@ impl Weights {
             by_name: HashMap::new(),
             nested_under: None,
         };
+        if !shards.is_empty() {
+            tracing::warn!(
+                "{}: no index of its {} shards; all of them are read",
+                path.display(),
+                shards.len()
+            );
+            for shard in shards {
+                let content = open::sniff(&shard)?;
+                weights.add(shard, content)?;
+            }
+            return Ok(weights);
+        }
         let content = open::sniff(&path)?;
         if content != Content::Index {
             weights.add(path, content)?;
@@ -131,7 +150,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// The file that was opened; of several, their index.
+    /// The file that was opened; of several, their index, or the folder of shards without one.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -1,6 +1,6 @@
 //! A pickle machine for weight files from strangers: it builds numbers, strings, tuples, lists and
 //! dicts, and hands every global, call and persistent id to [`super::rebuild`], which knows four
-//! functions and ten storages. Nothing is imported or executed.
+//! functions, sets and ten storages. Nothing is imported or executed.
 //!
 //! Opcodes as in Python's `pickletools`. All containers live in one arena and refer to each other by
 //! number, so nesting of any depth costs no stack, here or when it is freed.

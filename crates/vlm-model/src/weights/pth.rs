@@ -13,7 +13,17 @@ use super::rebuild::{StorageRef, TensorRef};
 use super::{TensorInfo, WeightsError};
 
 /// Keys under which training scripts keep the weights among other things.
-const USUAL_KEYS: [&str; 3] = ["model", "state_dict", "model_state_dict"];
+const USUAL_KEYS: [&str; 4] = ["model", "state_dict", "model_state_dict", "module"];
+
+/// Keys of averaged weights, which count where there are no others.
+const AVERAGED_KEYS: [&str; 5] =
+    ["ema", "ema_state_dict", "model_ema", "state_dict_ema", "ema_model"];
+
+/// So many dicts within one another are looked into.
+const MAX_NESTING: usize = 3;
+
+/// Entries of dicts that are looked at: a file may name the same dict any number of times.
+const MAX_ENTRIES: usize = 5_000_000;
 
 /// An open `.pth`. Tensors are read when asked for, one storage at a time.
 #[derive(Debug)]
@@ -113,40 +123,80 @@ type TensorIdentity<'a> = (&'a str, i64, &'a [i64], &'a [i64]);
 /// Names with the numbers of their tensors in the heap.
 type NamedTensors = Vec<(String, usize)>;
 
-/// The tensors of the dict at the top, or else of the one dict in it that has any.
+/// The tensors of the dict at the top, or else of the one dict in it that holds a model.
 fn find_tensors(top: &Value, heap: &Heap) -> Result<(NamedTensors, Option<String>), Refusal> {
     let Value::Dict(top) = top else {
         return refuse!("it holds {}; expected a dict of named tensors", top.describe());
     };
-    let at_top = tensors_of(*top, heap);
-    if !at_top.is_empty() {
-        return Ok((at_top, None));
+    match find_in(*top, heap, MAX_NESTING, &mut MAX_ENTRIES.clone())? {
+        Some((tensors, keys)) if keys.is_empty() => Ok((tensors, None)),
+        Some((tensors, keys)) => Ok((tensors, Some(keys.join(".")))),
+        None => refuse!(
+            "there are no named tensors in it, neither at the top nor in the dicts below; found \
+             the keys {}",
+            keys_of(*top, heap)
+        ),
     }
-    let nested: Vec<_> = heap.dicts[*top]
-        .iter()
-        .filter_map(|(key, value)| match (key, value) {
-            (Value::Str(key), Value::Dict(dict)) => Some((&**key, tensors_of(*dict, heap))),
-            _ => None,
-        })
-        .filter(|(_, tensors)| !tensors.is_empty())
-        .collect();
-    let usual = nested.iter().filter(|(key, _)| USUAL_KEYS.contains(key)).count();
-    let mut chosen = nested
-        .iter()
-        .filter(|(key, _)| nested.len() == 1 || usual == 1 && USUAL_KEYS.contains(key));
-    match chosen.next() {
-        Some((key, tensors)) => Ok((tensors.clone(), Some((*key).to_owned()))),
-        None if nested.is_empty() => {
-            refuse!("there are no named tensors in it, neither at the top nor one level down")
+}
+
+/// The tensors of a dict or of one below it, with the keys that lead there.
+fn find_in(
+    dict: usize,
+    heap: &Heap,
+    depth: usize,
+    entries_left: &mut usize,
+) -> Result<Option<(NamedTensors, Vec<String>)>, Refusal> {
+    let Some(left) = entries_left.checked_sub(heap.dicts[dict].len() + 1) else {
+        return refuse!(
+            "its dicts have more than {MAX_ENTRIES} entries: that is no list of weights"
+        );
+    };
+    *entries_left = left;
+    let own = tensors_of(dict, heap);
+    let mut nested: Vec<(&str, NamedTensors, Vec<String>)> = Vec::new();
+    for (key, value) in heap.dicts[dict].iter().filter(|_| depth > 0) {
+        if let (Value::Str(key), Value::Dict(below)) = (key, value)
+            && let Some((tensors, keys)) = find_in(*below, heap, depth - 1, entries_left)?
+        {
+            nested.push((key, tensors, keys));
         }
-        None => {
-            let keys: Vec<_> = nested.iter().map(|(key, _)| *key).collect();
-            refuse!(
+    }
+    // Among the weights of a model a training script may keep a tensor of its own, such as a loss.
+    let is_beside = |(key, tensors, _): &&(&str, NamedTensors, Vec<String>)| {
+        USUAL_KEYS.contains(key) && tensors.len() > own.len()
+    };
+    if !own.is_empty() && !nested.iter().any(|nested| is_beside(&nested)) {
+        return Ok(Some((own, Vec::new())));
+    }
+    let among = |keys: &[&str]| -> Vec<usize> {
+        (0..nested.len()).filter(|&index| keys.contains(&nested[index].0)).collect()
+    };
+    let chosen = match (nested.len(), among(&USUAL_KEYS), among(&AVERAGED_KEYS)) {
+        (0, ..) => return Ok(None),
+        (1, ..) => 0,
+        (_, usual, _) if usual.len() == 1 => usual[0],
+        (_, usual, averaged) if usual.is_empty() && averaged.len() == 1 => averaged[0],
+        _ => {
+            let keys: Vec<_> = nested.iter().map(|(key, ..)| *key).collect();
+            return refuse!(
                 "several dicts in it hold tensors ({}): save the one you mean by itself",
                 keys.join(", ")
-            )
+            );
         }
-    }
+    };
+    let (key, tensors, below) = nested.swap_remove(chosen);
+    let keys = std::iter::once(key.to_owned()).chain(below).collect();
+    Ok(Some((tensors, keys)))
+}
+
+/// The first keys of a dict, for a message.
+fn keys_of(dict: usize, heap: &Heap) -> String {
+    const LISTED: usize = 8;
+    let keys = heap.dicts[dict].iter().take(LISTED).map(|(key, _)| match key {
+        Value::Str(key) => format!("{key:?}"),
+        other => other.describe().to_owned(),
+    });
+    keys.collect::<Vec<_>>().join(", ")
 }
 
 /// The tensors directly in a dict; of a name given twice the last, in the place of the first.

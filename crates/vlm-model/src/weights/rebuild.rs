@@ -8,6 +8,12 @@ use tch::Kind;
 use super::error::{Refusal, refuse};
 use super::pickle::{Heap, Value};
 
+/// Dtypes that a training script may keep beside its weights.
+const DTYPES: [&str; 12] = [
+    "bfloat16", "bool", "float", "float16", "float32", "float64", "half", "int16", "int32",
+    "int64", "int8", "uint8",
+];
+
 /// As libtorch's own limit.
 const MAX_DIMENSIONS: usize = 64;
 
@@ -18,6 +24,10 @@ pub(super) enum Global {
     RebuildTensor,
     RebuildParameter,
     Size,
+    /// A set, of which only the items matter.
+    Set,
+    /// A dtype or device: a value that says nothing about tensors, kept as a place only.
+    Opaque,
     Storage(Kind),
 }
 
@@ -48,6 +58,9 @@ impl Global {
             ("torch._utils", "_rebuild_tensor_v2") => Self::RebuildTensor,
             ("torch._utils", "_rebuild_parameter") => Self::RebuildParameter,
             ("torch", "Size") => Self::Size,
+            ("__builtin__" | "builtins", "set" | "frozenset") => Self::Set,
+            ("torch", "device") => Self::Opaque,
+            ("torch", dtype) if DTYPES.contains(&dtype) => Self::Opaque,
             ("torch", "FloatStorage") => Self::Storage(Kind::Float),
             ("torch", "DoubleStorage") => Self::Storage(Kind::Double),
             ("torch", "HalfStorage") => Self::Storage(Kind::Half),
@@ -74,6 +87,8 @@ impl Global {
             Self::RebuildTensor => "_rebuild_tensor_v2",
             Self::RebuildParameter => "_rebuild_parameter",
             Self::Size => "torch.Size",
+            Self::Set => "set",
+            Self::Opaque => "a dtype or device",
             Self::Storage(_) => "a storage class",
         }
     }
@@ -84,7 +99,10 @@ impl Global {
     pub fn call(self, arguments: &[Value], heap: &mut Heap) -> Result<Value, Refusal> {
         match (self, arguments) {
             (Self::OrderedDict, []) => Ok(heap.dict()),
-            (Self::Size, [Value::Tuple(_) | Value::List(_)]) => Ok(arguments[0].clone()),
+            (Self::Size | Self::Set, [Value::Tuple(_) | Value::List(_)]) => {
+                Ok(arguments[0].clone())
+            }
+            (Self::Opaque, _) => Ok(Value::Opaque),
             (Self::RebuildParameter, [Value::Tensor(tensor), ..]) => Ok(Value::Tensor(*tensor)),
             (
                 Self::RebuildTensor,

@@ -8,6 +8,7 @@ mod dense;
 mod families;
 mod fixtures;
 mod generate;
+mod hugging_face;
 mod moe;
 mod multi_image;
 mod sampling;

@@ -1,6 +1,7 @@
 //! Weight files: what is written is read again bit for bit, what strangers send is refused in words.
 
 mod forge;
+mod forms;
 mod load;
 mod malicious;
 mod round_trip;

@@ -90,9 +90,14 @@ fn persistent_ids_of_other_kinds_are_refused() {
 fn pickles_without_tensors_are_refused() {
     assert_says(&refused(&Pickle::new().int(3).raw(b".")), "it holds an integer; expected a dict");
     assert_says(&refused(&Pickle::new().raw(b"}.")), "there are no named tensors in it");
-    let two_down = Pickle::new().raw(b"}(").text("a").raw(b"}(").text("b").raw(b"}(").text("c");
-    let two_down = two_down.tensor("0", 4, 0, &[4], &[1]).raw(b"uuu.");
-    assert_says(&refused(&two_down), "neither at the top nor one level down");
+    let far_down = "abcd"
+        .chars()
+        .fold(Pickle::new().raw(b"}("), |pickle, key| pickle.text(&key.to_string()).raw(b"}("));
+    let far_down = far_down.text("e").tensor("0", 4, 0, &[4], &[1]).raw(b"uuuuu.");
+    assert_says(
+        &refused(&far_down),
+        "neither at the top nor in the dicts below; found the keys \"a\"",
+    );
     let one = |pickle: Pickle, key: &str| {
         pickle.text(key).raw(b"}(").text("w").tensor("0", 4, 0, &[4], &[1]).raw(b"u")
     };
@@ -186,7 +191,7 @@ fn other_files_are_told_apart() {
         fs::write(&path, bytes).unwrap();
         assert_says(&refusal(&path), expected);
     }
-    assert_says(&refusal(folder.path().join("none").as_path()), "No such file");
+    assert_says(&refusal(folder.path().join("none").as_path()), "no such file or folder");
 }
 
 #[test]

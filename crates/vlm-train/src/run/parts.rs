@@ -46,8 +46,7 @@ impl Parts {
         }
         let tokenizer = Arc::new(open_tokenizer(&config.model)?);
         let shapes = settle_shapes(&config.model, &tokenizer, config.data.max_seq_len)?;
-        let image_size = shapes.vision.image_size;
-        let processor = Arc::new(image_processor(&config.model.vision, image_size)?);
+        let processor = Arc::new(image_processor(&config.model.vision, &shapes.vision)?);
         let source = config.data.data_path.open(config.data.images_path.as_deref())?;
         let images = images(&config.model, &shapes, &processor)?;
         let features = match &images {

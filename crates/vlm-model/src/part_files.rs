@@ -1,0 +1,165 @@
+//! Weight files of the parts, under whatever prefixes other programs put before the names.
+//!
+//! Wrappers of PyTorch (`module.`, `_orig_mod.`) and joined models (`model.language_model.`,
+//! `vision_tower.`) leave their marks on the names. A part is found by the one tensor that each has,
+//! its embeddings, and its tensors get the names that this crate's models have.
+
+use std::path::Path;
+
+use crate::names::LmNames;
+use crate::weights::{Weights, WeightsError};
+use crate::{LmFamily, vision};
+
+/// Components that PyTorch's wrappers put into names, wherever the wrapped module is.
+const WRAPPERS: [&str; 4] =
+    ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"];
+
+/// What `DistributedDataParallel` and DeepSpeed put before all names.
+const OUTER_WRAPPER: &str = "module.";
+
+/// How many names a message lists.
+const LISTED_NAMES: usize = 6;
+
+/// Opens the weights of a language model, alone or with other parts: its tensors have the names of
+/// [`LmNames`], those of other parts their own, without the prefix of the whole.
+///
+/// # Errors
+/// As [`Weights::open`]; a LoRA adapter; a file without embeddings of a known name, with the names
+/// that it has.
+pub fn open_language_model(path: &Path) -> Result<Weights, WeightsError> {
+    let weights = without_wrappers(Weights::open(path)?)?;
+    refuse_adapter(&weights)?;
+    let minimind = LmNames::of(LmFamily::MiniMind);
+    let hugging_face = LmNames::of(LmFamily::Llama);
+    if let Some(prefix) = prefix_before(&weights, minimind.embeddings)? {
+        log_prefix(&weights, &prefix, "");
+        return weights.renamed(|name| without(name, &prefix).to_owned());
+    }
+    // `model.embed_tokens`: the part before the last component is the body's, `model.`.
+    let (body, embeddings) = hugging_face.embeddings.rsplit_once('.').unwrap_or_default();
+    let body = format!("{body}.");
+    let Some(prefix) = prefix_before(&weights, embeddings)? else {
+        return Err(weights.refused(format!(
+            "no embeddings of a language model of a known form are there; expected {:?} or {:?}, \
+             with any prefix, found {}",
+            LmNames::weight(hugging_face.embeddings),
+            LmNames::weight(minimind.embeddings),
+            listed(weights.names())
+        )));
+    };
+    log_prefix(&weights, &prefix, &body);
+    if let Some(whole) = prefix.strip_suffix(&body) {
+        return weights.renamed(|name| without(name, whole).to_owned());
+    }
+    let parts = ["embed_tokens.", "layers.", "norm.", "rotary_emb."];
+    let head = prefix_before(&weights, hugging_face.output)?;
+    weights.renamed(|name| {
+        if let Some(rest) = name.strip_prefix(&prefix)
+            && parts.iter().any(|part| rest.starts_with(part))
+        {
+            return format!("{body}{rest}");
+        }
+        head.as_deref()
+            .and_then(|head| name.strip_prefix(head))
+            .filter(|rest| without(rest, hugging_face.output).starts_with('.'))
+            .unwrap_or(name)
+            .to_owned()
+    })
+}
+
+/// Opens the weights of a vision encoder, alone or with other parts: its tensors have Hugging Face's
+/// names of CLIP's and SigLIP's towers.
+///
+/// # Errors
+/// As [`Weights::open`]; a LoRA adapter; a file without an encoder of a known form, with the names
+/// that it has.
+pub fn open_vision_encoder(path: &Path) -> Result<Weights, WeightsError> {
+    let weights = without_wrappers(Weights::open(path)?)?;
+    refuse_adapter(&weights)?;
+    let Some(prefix) = prefix_before(&weights, vision::PATCH_EMBEDDING)? else {
+        return Err(weights.refused(format!(
+            "no vision encoder of a known form is there; expected \
+             \"vision_model.{}.weight\", with any prefix, found {}",
+            vision::PATCH_EMBEDDING,
+            listed(weights.names())
+        )));
+    };
+    let scope = vision::scope();
+    log_prefix(&weights, &prefix, &scope);
+    weights.renamed(|name| match name.strip_prefix(&prefix) {
+        Some(rest) if vision::is_within_tower(rest) => format!("{scope}{rest}"),
+        _ => name.to_owned(),
+    })
+}
+
+/// The first names of several, for a message.
+pub fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
+    let names: Vec<&str> = names.collect();
+    let first: Vec<String> =
+        names.iter().take(LISTED_NAMES).map(|name| format!("{name:?}")).collect();
+    match names.len() {
+        0 => "no tensors".to_owned(),
+        count if count > LISTED_NAMES => {
+            format!("{} and {} more", first.join(", "), count - LISTED_NAMES)
+        }
+        _ => first.join(", "),
+    }
+}
+
+fn without<'a>(name: &'a str, prefix: &str) -> &'a str {
+    name.strip_prefix(prefix).unwrap_or(name)
+}
+
+fn without_wrappers(weights: Weights) -> Result<Weights, WeightsError> {
+    weights.renamed(|name| {
+        let parts: Vec<&str> = name.split('.').filter(|part| !WRAPPERS.contains(part)).collect();
+        let mut name = parts.join(".");
+        while let Some(rest) = name.strip_prefix(OUTER_WRAPPER) {
+            name = rest.to_owned();
+        }
+        name
+    })
+}
+
+/// What stands before `part` in the name of its weight; `None` when no tensor is called so.
+fn prefix_before(weights: &Weights, part: &str) -> Result<Option<String>, WeightsError> {
+    let weight = LmNames::weight(part);
+    let prefixes: Vec<&str> = weights
+        .names()
+        .filter_map(|name| name.strip_suffix(&weight))
+        .filter(|prefix| prefix.is_empty() || prefix.ends_with('.'))
+        .collect();
+    match prefixes.as_slice() {
+        [] => Ok(None),
+        [prefix] => Ok(Some((*prefix).to_owned())),
+        several => {
+            let names: Vec<String> = several.iter().map(|p| format!("{p}{weight}")).collect();
+            Err(weights.refused(format!(
+                "it holds several models ({}): save the one you mean by itself",
+                listed(names.iter().map(String::as_str))
+            )))
+        }
+    }
+}
+
+fn refuse_adapter(weights: &Weights) -> Result<(), WeightsError> {
+    let is_adapter =
+        |name: &str| name.split('.').any(|part| part == "lora" || part.starts_with("lora_"));
+    match weights.names().find(|name| is_adapter(name)) {
+        None => Ok(()),
+        Some(name) => Err(weights.refused(format!(
+            "it holds a LoRA adapter ({name:?}), which is not computed; merge it into its model \
+             first, in Python: PeftModel.from_pretrained(model, folder).merge_and_unload()\
+             .save_pretrained(merged)"
+        ))),
+    }
+}
+
+fn log_prefix(weights: &Weights, found: &str, expected: &str) {
+    if found != expected {
+        tracing::info!(
+            "{}: its names begin with {found:?}, read as {expected:?}",
+            weights.path().display()
+        );
+    }
+}
