@@ -15,6 +15,7 @@ use crate::placeholder::ImagePlaceholder;
 use crate::reject::{Reject, RejectReason};
 use crate::rows::{IMAGE_TAG, Role, Row, Turn};
 use crate::template::ChatTemplate;
+use crate::template_limits::TOO_MUCH_WORK;
 use crate::template_profile::{Opening, TemplateProfile};
 use crate::tokenizer_files::{TokenizerFiles, generation_eos_ids};
 
@@ -161,6 +162,10 @@ impl ChatTokenizer {
                         && profile.form == ContentForm::Text;
                     let described = format!("{profile:?} {}", ends.describe());
                     (profile, ends, if is_first_rule { String::new() } else { described })
+                }
+                // Four short turns are the least that it will ever have to render.
+                Err(reject) if reject.detail.contains(TOO_MUCH_WORK) => {
+                    return Err(problem(reject.detail));
                 }
                 Err(reject) => {
                     tracing::warn!(

@@ -29,14 +29,17 @@ thread_local! {
     static BYTES_LEFT: Cell<usize> = const { Cell::new(0) };
 }
 
+/// How the message about a limit that was reached begins.
+pub(crate) const TOO_MUCH_WORK: &str = "the template does too much work";
+
 fn exceeded(what: &str) -> Error {
-    Error::new(ErrorKind::InvalidOperation, format!("the template does too much work: {what}"))
+    Error::new(ErrorKind::InvalidOperation, format!("{TOO_MUCH_WORK}: {what}"))
 }
 
 /// An error of the engine that says that a limit was reached, in words.
 pub(crate) fn explain(error: &Error) -> Option<String> {
     (error.kind() == ErrorKind::OutOfFuel)
-        .then(|| format!("the template does too much work: more than {MAX_STEPS} steps"))
+        .then(|| format!("{TOO_MUCH_WORK}: more than {MAX_STEPS} steps"))
 }
 
 fn spend(bytes: usize) -> Result<(), Error> {
