@@ -1,6 +1,7 @@
 //! Whole runs through the real `vlm` binary, as a user starts it.
 
 mod acceptance;
+mod answer_end;
 mod answers;
 mod bad_input;
 mod command_line;

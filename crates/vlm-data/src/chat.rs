@@ -1,28 +1,38 @@
 //! From conversations to token ids: chat template, tokenizer, and which tokens are learned from.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::Path;
 
+use serde::Deserialize;
 use tokenizers::Tokenizer;
 
+use crate::answer_ends::{AnswerEnds, Tokens};
 use crate::error::DataError;
 use crate::marked::MarkedPrompt;
+use crate::marks::{ContentForm, Conversation};
 use crate::placeholder::ImagePlaceholder;
 use crate::reject::{Reject, RejectReason};
-use crate::rows::{Role, Row, Turn};
+use crate::rows::{IMAGE_TAG, Role, Row, Turn};
 use crate::template::ChatTemplate;
-use crate::tokenizer_files::TokenizerFiles;
+use crate::template_limits::TOO_MUCH_WORK;
+use crate::template_profile::{Opening, TemplateProfile};
+use crate::tokenizer_files::{TokenizerFiles, generation_eos_ids};
 
 /// A tokenizer with its chat template.
 #[derive(Debug)]
 pub struct ChatTokenizer {
     tokenizer: Tokenizer,
     template: ChatTemplate,
+    profile: TemplateProfile,
+    ends: AnswerEnds,
     placeholder: ImagePlaceholder,
     vocab_size: usize,
     image_token_id: i64,
     pad_token_id: i64,
     eos_token_id: i64,
+    /// Each once.
+    stop_token_ids: Vec<i64>,
     hash: String,
 }
 
@@ -31,8 +41,8 @@ pub struct ChatTokenizer {
 pub struct EncodedRow {
     /// `[n]`, at most the length limit.
     pub input_ids: Vec<i64>,
-    /// Tokens to be predicted: each assistant turn's answer, its end token and the one after it,
-    /// in order, without images' tokens.
+    /// Tokens to be predicted: each assistant turn's answer, its end token and the one after it
+    /// where that belongs to the turn, in order, without images' tokens.
     pub supervised: Vec<Range<usize>>,
     /// First token of each image, in the order of the row's images.
     pub image_starts: Vec<usize>,
@@ -79,17 +89,16 @@ impl EncodedRow {
     }
 }
 
-/// A prompt's tokens with their places in its text.
-struct Tokens {
-    ids: Vec<i64>,
-    /// First byte of each token; for part of a character, the character's.
-    starts: Vec<usize>,
+/// A prompt's tokens, and the first one of each image.
+struct EncodedPrompt {
+    tokens: Tokens,
     image_starts: Vec<usize>,
 }
 
 impl ChatTokenizer {
-    /// Reads `tokenizer.json` and `tokenizer_config.json` of the folder `dir`, and
-    /// `chat_template.jinja` where there is one.
+    /// Reads the tokenizer in the folder `dir`: `tokenizer.json`, `tokenizer_config.json` and the
+    /// files that may lie beside them (`special_tokens_map.json`, `generation_config.json`, a chat
+    /// template).
     ///
     /// # Errors
     /// Missing or malformed files, no chat template, no end token, or a vocabulary in which the
@@ -113,16 +122,16 @@ impl ChatTokenizer {
     /// As [`Self::from_dir`]; none of them is a single token.
     pub fn with_first_of(dir: &Path, placeholders: &[ImagePlaceholder]) -> Result<Self, DataError> {
         let files = TokenizerFiles::read(dir)?;
-        let hash = files.hash();
         let problem = |text: String| DataError::content(dir, text);
-        let tokenizer: Tokenizer = serde_json::from_value(files.tokenizer)
+        let tokenizer = Tokenizer::deserialize(&files.tokenizer)
             .map_err(|e| problem(format!("tokenizer.json cannot be used: {e}")))?;
         let id_of = |token: &str| tokenizer.token_to_id(token).map(i64::from);
 
-        let eos_token_id = id_of(&files.eos_token).ok_or_else(|| {
-            problem(format!("the eos_token {:?} is not in tokenizer.json", files.eos_token))
+        let eos_token_id = id_of(files.eos_token()).ok_or_else(|| {
+            problem(format!("the eos_token {:?} is not in tokenizer.json", files.eos_token()))
         })?;
-        let pad_token_id = files.pad_token.as_deref().and_then(id_of).unwrap_or(0);
+        let pad_token = files.special_tokens.get("pad_token");
+        let pad_token_id = pad_token.and_then(|token| id_of(token)).unwrap_or(0);
         let fitting = placeholders.iter().find_map(|placeholder| {
             Some((placeholder.clone(), single_id(&tokenizer, placeholder)?))
         });
@@ -137,19 +146,86 @@ impl ChatTokenizer {
                 spelled.join(" or ")
             ))
         })?;
-        let template = ChatTemplate::new(files.chat_template, files.bos_token, files.eos_token)
+        let template = ChatTemplate::new(&files.chat_template, files.special_tokens.clone())
             .map_err(|e| problem(format!("the chat template cannot be used: {e}")))?;
+        let mut stop_token_ids = vec![eos_token_id];
+        stop_token_ids.extend(&files.generation_eos_ids);
+        let (profile, ends, supervision) =
+            match TemplateProfile::find(&template, placeholder.token()) {
+                Ok((profile, probe)) => {
+                    let tokens =
+                        encode(&tokenizer, &probe.text).map_err(|e| problem(e.to_string()))?;
+                    let markers = markers(&tokenizer);
+                    let ends = AnswerEnds::of_probe(&probe, &tokens, markers, &stop_token_ids);
+                    let is_first_rule = ends.is_by_eos(eos_token_id, &probe, &tokens)
+                        && profile.opening == Opening::AtText
+                        && profile.form == ContentForm::Text;
+                    let described = format!("{profile:?} {}", ends.describe());
+                    (profile, ends, if is_first_rule { String::new() } else { described })
+                }
+                // Four short turns are the least that it will ever have to render.
+                Err(reject) if reject.detail.contains(TOO_MUCH_WORK) => {
+                    return Err(problem(reject.detail));
+                }
+                Err(reject) => {
+                    tracing::warn!(
+                        "{}: what the chat template writes around an answer is not known, since it \
+                     does not take two questions with their answers: {}; answers end at {:?}",
+                        dir.display(),
+                        reject.detail,
+                        files.eos_token()
+                    );
+                    let profile =
+                        TemplateProfile { form: ContentForm::Text, opening: Opening::AtText };
+                    (profile, AnswerEnds::of_eos(eos_token_id, files.eos_token()), String::new())
+                }
+            };
+        if !ends.has_last() {
+            tracing::warn!(
+                "{}: the chat template writes no token behind the last answer, so a model trained \
+                 with it does not learn to stop; its answers end at --max-new-tokens, or where it \
+                 happens to make {:?}",
+                dir.display(),
+                files.eos_token()
+            );
+        }
+        stop_token_ids.extend(ends.ids());
         let highest_id = tokenizer.get_vocab(true).into_values().max().unwrap_or(0);
-        Ok(Self {
+        let mut opened = Self {
             vocab_size: highest_id as usize + 1,
+            hash: files.hash(&supervision),
             tokenizer,
             template,
+            profile,
+            ends,
             placeholder,
             image_token_id,
             pad_token_id,
             eos_token_id,
-            hash,
-        })
+            stop_token_ids: Vec::new(),
+        };
+        opened.stop_at(&stop_token_ids);
+        Ok(opened)
+    }
+
+    /// Adds what `generation_config.json` in the folder `dir`, where there is one, says of the ids
+    /// that end an answer. It may lie beside the weights of a language model instead of its
+    /// tokenizer.
+    ///
+    /// # Errors
+    /// A file that cannot be read or is not JSON.
+    pub fn stop_as_generation_config_says(&mut self, dir: &Path) -> Result<(), DataError> {
+        self.stop_at(&generation_eos_ids(dir)?);
+        Ok(())
+    }
+
+    /// Adds ids that end an answer.
+    pub fn stop_at(&mut self, ids: &[i64]) {
+        for &id in ids {
+            if !self.stop_token_ids.contains(&id) {
+                self.stop_token_ids.push(id);
+            }
+        }
     }
 
     /// Ids are below this.
@@ -172,9 +248,15 @@ impl ChatTokenizer {
         self.pad_token_id
     }
 
-    /// The id that ends an answer.
+    /// The id of the tokenizer's `eos_token`, which ends a text.
     pub fn eos_token_id(&self) -> i64 {
         self.eos_token_id
+    }
+
+    /// The ids that end an answer, each once: `eos_token`, what `generation_config.json` names, and
+    /// what the chat template writes behind an answer.
+    pub fn stop_token_ids(&self) -> &[i64] {
+        &self.stop_token_ids
     }
 
     /// Hash of vocabulary, template and special tokens: the same hash means the same ids.
@@ -182,12 +264,19 @@ impl ChatTokenizer {
         &self.hash
     }
 
-    /// The prompt of `turns` as text, images still as [`crate::IMAGE_TAG`].
+    /// The prompt of `turns` as text, images still as [`crate::IMAGE_TAG`], or as the template
+    /// writes them where it takes them as parts of a list.
     ///
     /// # Errors
     /// [`RejectReason::TemplateRefused`].
     pub fn render(&self, turns: &[Turn], add_generation_prompt: bool) -> Result<String, Reject> {
-        self.template.render(turns, add_generation_prompt)
+        let conversation = Conversation {
+            turns,
+            form: &self.profile.form,
+            image: IMAGE_TAG,
+            images_in_answers: true,
+        };
+        self.template.render(&conversation.plain(), add_generation_prompt)
     }
 
     /// Token ids of `row`, cut at `max_seq_len`, with the tokens to learn from.
@@ -205,30 +294,45 @@ impl ChatTokenizer {
         tokens_per_image: usize,
         max_seq_len: usize,
     ) -> Result<EncodedRow, Reject> {
-        check_image_tags(row.num_image_tags(), row.images.len())?;
-        let prompt = self.mark(&row.turns, tokens_per_image, false)?;
-        let tokens = self.tokenize(&prompt, tokens_per_image)?;
-        let supervised = self.supervised(row, &prompt, &tokens, tokens_per_image);
-        let Tokens { ids: input_ids, image_starts, .. } = tokens;
-        EncodedRow { input_ids, supervised, image_starts }.cut(max_seq_len, tokens_per_image)
+        let images_in_answers = images_in_answers(&row.turns, row.images.len())?;
+        let image = self.placeholder.run(tokens_per_image);
+        let conversation = self.conversation(&row.turns, &image, images_in_answers);
+        let prompt = MarkedPrompt::render(&self.template, &self.profile, &conversation)?;
+        let EncodedPrompt { tokens, image_starts } = self.tokenize(&prompt, tokens_per_image)?;
+        let mut supervised = Vec::with_capacity(prompt.answers.len());
+        for answer in &prompt.answers {
+            let span = self.ends.span(&tokens, &prompt.text, &answer.range, answer.is_last);
+            supervised.extend(without_images(span, &image_starts, tokens_per_image));
+        }
+        EncodedRow { input_ids: tokens.ids, supervised, image_starts }
+            .cut(max_seq_len, tokens_per_image)
     }
 
     /// How many tokens a row with these turns has, uncut: as [`Self::encode_row`] makes, for less.
+    /// How many images the row has is not asked: an answer's [`IMAGE_TAG`] is counted as text where
+    /// other turns have one, as an image where none does.
     ///
     /// # Errors
     /// [`RejectReason::TemplateRefused`], [`RejectReason::TokenizerFailed`].
     pub fn num_tokens(&self, turns: &[Turn], tokens_per_image: usize) -> Result<usize, Reject> {
-        let prompt = self.mark(turns, tokens_per_image, false)?;
-        let encoding = self
-            .tokenizer
-            .encode_fast(prompt.text.as_str(), false)
-            .map_err(|e| Reject::new(RejectReason::TokenizerFailed, e.to_string()))?;
+        let image = self.placeholder.run(tokens_per_image);
+        let conversation = self.conversation(turns, &image, num_tags(turns, false) == 0);
+        let text = match self.profile.form {
+            ContentForm::Text | ContentForm::TextPart => {
+                self.template.render(&conversation.plain(), false)?
+            }
+            ContentForm::Parts { .. } => {
+                MarkedPrompt::render(&self.template, &self.profile, &conversation)?.text
+            }
+        };
+        let encoding =
+            self.tokenizer.encode_fast(text.as_str(), false).map_err(tokenizer_failed)?;
         Ok(encoding.len())
     }
 
     /// Token ids of a conversation whose next answer is to be generated, and the first token of
-    /// each of its images. Templates of the seed's form open the answer behind every user's turn;
-    /// others do so on being asked.
+    /// each of its images. A template that has no generation prompt and writes a header before an
+    /// answer opens the answer with that header.
     ///
     /// # Errors
     /// `<image>`s that are not `num_images`, a template that refuses the conversation.
@@ -238,12 +342,12 @@ impl ChatTokenizer {
         num_images: usize,
         tokens_per_image: usize,
     ) -> Result<(Vec<i64>, Vec<usize>), Reject> {
-        let num_tags =
-            turns.iter().map(|turn| turn.content.matches(crate::IMAGE_TAG).count()).sum();
-        check_image_tags(num_tags, num_images)?;
-        let prompt = self.mark(turns, tokens_per_image, true)?;
-        let tokens = self.tokenize(&prompt, tokens_per_image)?;
-        Ok((tokens.ids, tokens.image_starts))
+        let images_in_answers = images_in_answers(turns, num_images)?;
+        let image = self.placeholder.run(tokens_per_image);
+        let conversation = self.conversation(turns, &image, images_in_answers);
+        let prompt = MarkedPrompt::render_prompt(&self.template, &self.profile, &conversation)?;
+        let EncodedPrompt { tokens, image_starts } = self.tokenize(&prompt, tokens_per_image)?;
+        Ok((tokens.ids, image_starts))
     }
 
     /// The text of `ids`, without special tokens; ids outside the vocabulary are left out.
@@ -252,29 +356,25 @@ impl ChatTokenizer {
         self.tokenizer.decode(&ids, true).unwrap_or_default()
     }
 
-    fn mark(
-        &self,
-        turns: &[Turn],
-        tokens_per_image: usize,
-        add_generation_prompt: bool,
-    ) -> Result<MarkedPrompt, Reject> {
-        let image = self.placeholder.run(tokens_per_image);
-        MarkedPrompt::render(&self.template, turns, &image, add_generation_prompt)
+    fn conversation<'a>(
+        &'a self,
+        turns: &'a [Turn],
+        image: &'a str,
+        images_in_answers: bool,
+    ) -> Conversation<'a> {
+        Conversation { turns, form: &self.profile.form, image, images_in_answers }
     }
 
-    fn tokenize(&self, prompt: &MarkedPrompt, tokens_per_image: usize) -> Result<Tokens, Reject> {
-        // The template writes what special tokens there are; the tokenizer must add no more.
-        let encoding = self
-            .tokenizer
-            .encode(prompt.text.as_str(), false)
-            .map_err(|e| Reject::new(RejectReason::TokenizerFailed, e.to_string()))?;
-        let ids: Vec<i64> = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
-        let starts: Vec<usize> = encoding.get_offsets().iter().map(|&(start, _)| start).collect();
+    fn tokenize(
+        &self,
+        prompt: &MarkedPrompt,
+        tokens_per_image: usize,
+    ) -> Result<EncodedPrompt, Reject> {
+        let tokens = encode(&self.tokenizer, &prompt.text)?;
         let mut image_starts = Vec::with_capacity(prompt.images.len());
         for range in &prompt.images {
-            let first = starts.partition_point(|&start| start < range.start);
-            let end = starts.partition_point(|&start| start < range.end);
-            let run = &ids[first..end];
+            let first = tokens.at(range.start);
+            let run = &tokens.ids[first..tokens.at(range.end)];
             if run.len() != tokens_per_image || run.iter().any(|&id| id != self.image_token_id) {
                 return Err(Reject::new(
                     RejectReason::TokenizerFailed,
@@ -288,8 +388,8 @@ impl ChatTokenizer {
             }
             image_starts.push(first);
         }
-        self.check_strays(&ids, &image_starts, tokens_per_image)?;
-        Ok(Tokens { ids, starts, image_starts })
+        self.check_strays(&tokens.ids, &image_starts, tokens_per_image)?;
+        Ok(EncodedPrompt { tokens, image_starts })
     }
 
     /// Placeholder tokens that the text itself spells. Few of them apart from images, as in an
@@ -326,33 +426,27 @@ impl ChatTokenizer {
         }
         Ok(())
     }
+}
 
-    fn supervised(
-        &self,
-        row: &Row,
-        prompt: &MarkedPrompt,
-        tokens: &Tokens,
-        tokens_per_image: usize,
-    ) -> Vec<Range<usize>> {
-        let length = tokens.ids.len();
-        let token_at = |byte: usize| tokens.starts.partition_point(|&start| start < byte);
-        let mut spans: Vec<Range<usize>> = Vec::new();
-        for (k, turn) in row.turns.iter().enumerate() {
-            if turn.role != Role::Assistant {
-                continue;
-            }
-            let answer = &prompt.turns[k];
-            let answer_end = token_at(answer.end);
-            // Between the answer and the next turn's text stand the template's own words only.
-            let next_text = prompt.turns.get(k + 1).map_or(tokens.ids.len(), |t| token_at(t.start));
-            let words = answer_end.min(next_text)..next_text;
-            let eos = tokens.ids[words].iter().position(|&id| id == self.eos_token_id);
-            let end = eos.map_or(answer_end, |at| answer_end + at + 2);
-            let span = token_at(answer.start)..end.min(length);
-            spans.extend(without_images(span, &tokens.image_starts, tokens_per_image));
-        }
-        spans
-    }
+/// Token ids of `text`, with their places. The template writes what special tokens there are; the
+/// tokenizer must add no more.
+fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Tokens, Reject> {
+    let encoding = tokenizer.encode(text, false).map_err(tokenizer_failed)?;
+    let ids = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
+    let starts = encoding.get_offsets().iter().map(|&(start, _)| start).collect();
+    Ok(Tokens { ids, starts })
+}
+
+fn tokenizer_failed(error: tokenizers::Error) -> Reject {
+    Reject::new(RejectReason::TokenizerFailed, error.to_string())
+}
+
+/// The tokens that were added to the vocabulary, apart from white space. Not all tokenizers call
+/// what ends a turn special.
+fn markers(tokenizer: &Tokenizer) -> HashSet<i64> {
+    let added = tokenizer.get_added_tokens_decoder();
+    let named = added.into_iter().filter(|(_, token)| !token.content.trim().is_empty());
+    named.map(|(id, _)| i64::from(id)).collect()
 }
 
 /// The parts of `span` that are no image's tokens.
@@ -379,14 +473,28 @@ fn single_id(tokenizer: &Tokenizer, placeholder: &ImagePlaceholder) -> Option<i6
     (ids(placeholder.run(16))? == [id; 16]).then_some(i64::from(id))
 }
 
-fn check_image_tags(num_tags: usize, num_images: usize) -> Result<(), Reject> {
-    let reason = match num_tags.cmp(&num_images) {
-        std::cmp::Ordering::Equal => return Ok(()),
+/// Whether the [`IMAGE_TAG`]s in answers stand for images too: not where those of the other turns
+/// are as many as the images.
+///
+/// # Errors
+/// Neither number is that of the images.
+fn images_in_answers(turns: &[Turn], num_images: usize) -> Result<bool, Reject> {
+    let num_tags_in_all = num_tags(turns, true);
+    if num_tags(turns, false) == num_images {
+        return Ok(false);
+    }
+    let reason = match num_tags_in_all.cmp(&num_images) {
+        std::cmp::Ordering::Equal => return Ok(true),
         std::cmp::Ordering::Less => RejectReason::ImageWithoutPlaceholder,
         std::cmp::Ordering::Greater => RejectReason::PlaceholderWithoutImage,
     };
     Err(Reject::new(
         reason,
-        format!("{num_images} images and {num_tags} {} in the turns", crate::IMAGE_TAG),
+        format!("{num_images} images and {num_tags_in_all} {IMAGE_TAG} in the turns"),
     ))
+}
+
+fn num_tags(turns: &[Turn], with_answers: bool) -> usize {
+    let counted = turns.iter().filter(|turn| with_answers || turn.role != Role::Assistant);
+    counted.map(|turn| turn.content.matches(IMAGE_TAG).count()).sum()
 }

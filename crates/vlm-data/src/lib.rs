@@ -8,6 +8,7 @@
 //!
 //! This crate knows no tensors, no model and no command line.
 
+mod answer_ends;
 mod batch;
 mod chat;
 mod civil_time;
@@ -20,6 +21,7 @@ mod feature_cache;
 mod feature_cache_writer;
 mod file_hash;
 mod fingerprint;
+mod generation_tag;
 mod image_root;
 mod image_scan;
 mod jpeg_scan;
@@ -27,6 +29,7 @@ mod json_list;
 mod jsonl;
 mod loader;
 mod marked;
+mod marks;
 mod mixture;
 mod obstacle;
 mod open;
@@ -45,6 +48,9 @@ mod shards;
 mod source;
 mod tally;
 mod template;
+mod template_files;
+mod template_limits;
+mod template_profile;
 mod text_stream;
 mod tokenizer_files;
 mod webdataset;

@@ -1,174 +1,487 @@
-//! Where a conversation's turns and images lie in its prompt, by the template's own account: it is
-//! rendered a second time with marks around every turn's text and in place of every image, and the
-//! marks show the places. Nothing that a text says can be taken for the template's words.
+//! Where a conversation's answers and images lie in its prompt, by the template's own account: it is
+//! rendered with marks around every text and in place of every image, and the marks show the places.
+//! Nothing that a text says can be taken for the template's words. A text that the template cuts or
+//! rewrites is taken as it is rendered.
 
 use std::ops::Range;
 
+use crate::marks::{ContentForm, Conversation, Enclosure, Places};
 use crate::reject::{Reject, RejectReason};
-use crate::rows::{IMAGE_TAG, Turn};
+use crate::rows::{Role, Turn};
 use crate::template::ChatTemplate;
+use crate::template_profile::{Opening, TemplateProfile};
+
+/// What opens a thinking block. One that a template writes before the text of an answer is part of
+/// the answer, also where the generation prompt writes an empty one.
+const THINK: &str = "<think>";
 
 /// A prompt and the places in it, in bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct MarkedPrompt {
     /// What the tokenizer gets.
     pub(crate) text: String,
-    /// The text of each turn, in order.
-    pub(crate) turns: Vec<Range<usize>>,
+    /// The assistant's turns, in order.
+    pub(crate) answers: Vec<Answer>,
     /// What stands for each image, in order.
     pub(crate) images: Vec<Range<usize>>,
 }
 
-/// Which part of a turn's text the marks enclose.
-#[derive(Clone, Copy)]
-enum Enclose {
-    All,
-    /// All but white space at the ends, which some templates trim.
-    Trimmed,
+/// Where an answer lies.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Answer {
+    /// From where the generation prompt ends to the end of the text.
+    pub(crate) range: Range<usize>,
+    /// Whether no turn follows.
+    pub(crate) is_last: bool,
 }
 
 impl MarkedPrompt {
-    /// Renders `turns` with each [`IMAGE_TAG`] replaced by `image`.
+    /// Renders a conversation for training.
     ///
     /// # Errors
-    /// [`RejectReason::TemplateRefused`]: the template raises, or a turn's text does not come
-    /// through it whole, so that nobody could say where it lies.
+    /// [`RejectReason::TemplateRefused`]: the template raises, or it leaves out a turn, or its
+    /// rendering does not show where an answer or an image lies.
     pub(crate) fn render(
         template: &ChatTemplate,
-        turns: &[Turn],
-        image: &str,
-        add_generation_prompt: bool,
+        profile: &TemplateProfile,
+        conversation: &Conversation,
     ) -> Result<Self, Reject> {
-        let plain: Vec<_> = turns
-            .iter()
-            .map(|turn| Turn::new(turn.role, turn.content.replace(IMAGE_TAG, image)))
-            .collect();
-        let text = template.render(&plain, add_generation_prompt)?;
-        let mark = unused_char(turns);
-        for enclose in [Enclose::All, Enclose::Trimmed] {
-            let marked: Vec<_> = turns
-                .iter()
-                .enumerate()
-                .map(|(i, turn)| mark_turn(i, turn, mark, enclose))
-                .collect();
+        let places = Self::places(template, conversation, false)?;
+        let turns = conversation.turns;
+        let (mut answers, mut before) = (Vec::new(), 0);
+        for (k, turn) in turns.iter().enumerate() {
+            let (start, end) = places.turn(k);
+            if turn.role == Role::Assistant {
+                let end = end.ok_or_else(|| left_out(conversation, k))?;
+                let start = answer_start(template, profile, conversation, &places, k, before..end)?;
+                answers.push(Answer { range: start..end, is_last: k + 1 == turns.len() });
+            } else if start.is_none() && end.is_none() && conversation.has_text(k) {
+                return Err(left_out(conversation, k));
+            }
+            before = end.or(start).unwrap_or(before);
+        }
+        Self { text: String::new(), answers, images: Vec::new() }.with_images(conversation, places)
+    }
+
+    /// Renders a conversation whose next answer is to be generated.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub(crate) fn render_prompt(
+        template: &ChatTemplate,
+        profile: &TemplateProfile,
+        conversation: &Conversation,
+    ) -> Result<Self, Reject> {
+        let places = match profile.opening {
+            Opening::AtText | Opening::GenerationPrompt => {
+                Self::places(template, conversation, true)?
+            }
+            Opening::WithText => {
+                let mut turns = conversation.turns.to_vec();
+                turns.push(Turn::new(Role::Assistant, "Yes"));
+                let answered = Conversation { turns: &turns, ..*conversation };
+                let mut places = Self::places(template, &answered, false)?;
+                let answer = Self::known_place(&answered, &places, turns.len() - 1)?;
+                places.text.truncate(before_spaces(&places.text, answer.start));
+                places.segments.retain(|&(turn, _), _| turn + 1 < turns.len());
+                places
+            }
+        };
+        for k in 0..conversation.turns.len() {
+            if places.turn(k) == (None, None) && conversation.has_text(k) {
+                return Err(left_out(conversation, k));
+            }
+        }
+        Self { text: String::new(), answers: Vec::new(), images: Vec::new() }
+            .with_images(conversation, places)
+    }
+
+    /// The rendering and where the marks stood in it.
+    ///
+    /// # Errors
+    /// As [`Self::render`].
+    pub(crate) fn places(
+        template: &ChatTemplate,
+        conversation: &Conversation,
+        add_generation_prompt: bool,
+    ) -> Result<Places, Reject> {
+        let text = template.render(&conversation.plain(), add_generation_prompt)?;
+        let mark = conversation.unused_char();
+        for (leading, trailing) in [(true, true), (false, true), (true, false), (false, false)] {
+            let marked = conversation.marked(mark, Enclosure { leading, trailing });
             // Marks can lead a template astray, so only a rendering that is the plain one but for
             // its marks is believed.
             let found = template
                 .render(&marked, add_generation_prompt)
                 .ok()
-                .and_then(|rendered| read_marks(&rendered, mark, image, turns.len()))
+                .and_then(|rendered| Places::read(&rendered, mark, conversation.image))
                 .filter(|found| found.text == text);
-            if let Some(found) = found {
-                return Ok(found);
+            let Some(found) = found else { continue };
+            if let Some(turn) = found.repeated {
+                return Err(refused(format!(
+                    "the chat template repeats the text of {}",
+                    name(conversation, turn)
+                )));
             }
+            return Ok(found);
         }
-        Err(Reject::new(
-            RejectReason::TemplateRefused,
-            "the chat template drops, repeats or rewrites the text of a turn (as with a system \
-             turn that is not the first), so its place in the prompt is not known",
+        Err(refused(
+            "the chat template rewrites texts by what they begin or end with, so that the places \
+             of the turns in its prompt are not known",
         ))
     }
-}
 
-/// A character that no turn contains, from the planes for private use.
-fn unused_char(turns: &[Turn]) -> char {
-    ('\u{F0000}'..='\u{10FFFD}')
-        .find(|&c| !turns.iter().any(|turn| turn.content.contains(c)))
-        .unwrap_or('\u{F0000}')
-}
-
-fn mark_turn(index: usize, turn: &Turn, mark: char, enclose: Enclose) -> Turn {
-    let content = turn.content.replace(IMAGE_TAG, &format!("{mark}image{mark}"));
-    let core = match enclose {
-        Enclose::All => content.as_str(),
-        Enclose::Trimmed => content.trim(),
-    };
-    let lead = content.len() - content.trim_start().len();
-    let (before, after) = match enclose {
-        Enclose::All => ("", ""),
-        Enclose::Trimmed if core.is_empty() => (content.as_str(), ""),
-        Enclose::Trimmed => (&content[..lead], &content[lead + core.len()..]),
-    };
-    Turn::new(turn.role, format!("{before}{mark}{index}{mark}{core}{mark}end{mark}{after}"))
-}
-
-/// Takes the marks out of `rendered` again; `None` when they are not all there, once and in order.
-fn read_marks(rendered: &str, mark: char, image: &str, num_turns: usize) -> Option<MarkedPrompt> {
-    let mut text = String::with_capacity(rendered.len());
-    let mut turns = Vec::with_capacity(num_turns);
-    let mut images = Vec::new();
-    let mut open = None;
-    for (position, part) in rendered.split(mark).enumerate() {
-        let here = text.len();
-        match part {
-            _ if position % 2 == 0 => text.push_str(part),
-            "image" => {
-                text.push_str(image);
-                images.push(here..text.len());
-            }
-            "end" => turns.push(open.take()?..here),
-            index => {
-                let is_next = open.is_none() && index.parse() == Ok(turns.len());
-                open = is_next.then_some(here);
-                open?;
-            }
+    /// Where the text of a turn lies that the template does not cut.
+    ///
+    /// # Errors
+    /// [`RejectReason::TemplateRefused`]: it is not there.
+    pub(crate) fn known_place(
+        conversation: &Conversation,
+        places: &Places,
+        turn: usize,
+    ) -> Result<Range<usize>, Reject> {
+        match places.turn(turn) {
+            (Some(start), Some(end)) => Ok(start..end),
+            _ => Err(left_out(conversation, turn)),
         }
     }
-    (turns.len() == num_turns && open.is_none()).then_some(MarkedPrompt { text, turns, images })
+
+    /// Takes the text of `places` and puts what the tokenizer is to see in the place of each image.
+    fn with_images(mut self, conversation: &Conversation, places: Places) -> Result<Self, Reject> {
+        let num_images = conversation.num_images();
+        let ContentForm::Parts { image_text, core } = conversation.form else {
+            if !places.images.iter().map(|(number, _)| *number).eq(0..num_images) {
+                return Err(images_refused(places.images.len(), num_images));
+            }
+            self.images = places.images.into_iter().map(|(_, place)| place).collect();
+            self.text = places.text;
+            return Ok(self);
+        };
+        let written = between_texts(&places, image_text);
+        if written.len() != num_images {
+            return Err(images_refused(written.len(), num_images));
+        }
+        let mut copied = 0;
+        for start in written {
+            let replaced = start + core.start..start + core.end;
+            self.text.push_str(&places.text[copied..replaced.start]);
+            let place = self.text.len();
+            self.text.push_str(conversation.image);
+            self.images.push(place..self.text.len());
+            copied = replaced.end;
+        }
+        self.text.push_str(&places.text[copied..]);
+        let growth = conversation.image.len() as isize - core.len() as isize;
+        let images = &self.images;
+        let moved = |byte: usize| {
+            // An image that begins before a byte ends before it: no image lies within a text.
+            let num_before = images
+                .iter()
+                .enumerate()
+                .take_while(|(k, image)| {
+                    image.start.saturating_add_signed(-growth * *k as isize) < byte
+                })
+                .count();
+            byte.saturating_add_signed(growth * num_before as isize)
+        };
+        for answer in &mut self.answers {
+            answer.range = moved(answer.range.start)..moved(answer.range.end);
+        }
+        Ok(self)
+    }
+}
+
+/// Where the answer of turn `k` begins in the rendering. `around` is from the end of the text before
+/// it to its own end.
+fn answer_start(
+    template: &ChatTemplate,
+    profile: &TemplateProfile,
+    conversation: &Conversation,
+    places: &Places,
+    k: usize,
+    around: Range<usize>,
+) -> Result<usize, Reject> {
+    let text = &places.text;
+    let of_text = places.turn(k).0;
+    let asked = Conversation { turns: &conversation.turns[..k], ..*conversation };
+    let mut prompt = None;
+    if profile.opening == Opening::GenerationPrompt || of_text.is_none() {
+        prompt = template.render(&asked.plain(), true).ok();
+    }
+    let prompt = prompt.as_deref();
+    let is_prompt = |prompt: &&str| text[..around.end].starts_with(*prompt);
+    let generated = prompt.filter(is_prompt).map(str::len);
+    let start = match (profile.opening, generated, of_text) {
+        (Opening::GenerationPrompt, Some(generated), _) => Some(generated),
+        (Opening::WithText, _, Some(of_text)) => Some(before_spaces(text, of_text)),
+        (_, _, Some(of_text)) => Some(of_text),
+        _ => start_of_plain_answer(template, &asked, text).or_else(|| {
+            // The generation prompt may open another thinking block than the answer has, or one
+            // where it has none.
+            let header = &prompt?[..prompt?.rfind(THINK)?];
+            text.starts_with(header).then_some(header.len())
+        }),
+    };
+    let start = start.filter(|start| (around.start..=around.end).contains(start));
+    let start = start.ok_or_else(|| {
+        refused(format!(
+            "the chat template rewrites the beginning of {}, and its generation prompt does not \
+             show where the answer begins",
+            name(conversation, k)
+        ))
+    })?;
+    let opened = text[around.start..start].rfind(THINK);
+    Ok(opened.map_or(start, |at| around.start + at))
+}
+
+/// Most tokenizers make one token of a space and the word after it, so that a space which ends a
+/// header belongs to the answer.
+fn before_spaces(text: &str, byte: usize) -> usize {
+    text[..byte].trim_end_matches(' ').len()
+}
+
+/// Where an answer that no template rewrites would begin in place of the turn after `asked`.
+fn start_of_plain_answer(
+    template: &ChatTemplate,
+    asked: &Conversation,
+    text: &str,
+) -> Option<usize> {
+    let mut turns = asked.turns.to_vec();
+    turns.push(Turn::new(Role::Assistant, "Yes"));
+    let answered = Conversation { turns: &turns, ..*asked };
+    let places = MarkedPrompt::places(template, &answered, false).ok()?;
+    let start = places.turn(turns.len() - 1).0?;
+    (places.text.get(..start) == text.get(..start)).then_some(start)
+}
+
+/// Where `word` begins in what the template itself wrote.
+fn between_texts(places: &Places, word: &str) -> Vec<usize> {
+    let mut found = Vec::new();
+    let mut done = 0;
+    let ends = places.segments.values().map(|&(start, end)| {
+        let start = start.or(end).unwrap_or(0);
+        (start, end.unwrap_or(start))
+    });
+    let mut ends: Vec<_> = ends.collect();
+    ends.sort_unstable();
+    ends.push((places.text.len(), places.text.len()));
+    for (start, end) in ends {
+        let words = places.text.get(done..start).unwrap_or_default();
+        found.extend(words.match_indices(word).map(|(at, _)| done + at));
+        done = done.max(end);
+    }
+    found
+}
+
+/// A turn for a person: "turn 2 (user)".
+fn name(conversation: &Conversation, turn: usize) -> String {
+    format!("turn {turn} ({})", conversation.turns[turn].role.name())
+}
+
+fn left_out(conversation: &Conversation, turn: usize) -> Reject {
+    let hint = match conversation.turns[turn].role {
+        Role::System if turn > 0 => "; it may know a system turn only as the first",
+        _ => "",
+    };
+    refused(format!(
+        "the chat template leaves out or rewrites the text of {}{hint}",
+        name(conversation, turn)
+    ))
+}
+
+fn images_refused(written: usize, expected: usize) -> Reject {
+    refused(format!(
+        "the chat template writes {written} images, expected the {expected} of the turns, in order"
+    ))
+}
+
+fn refused(detail: impl Into<String>) -> Reject {
+    Reject::new(RejectReason::TemplateRefused, detail)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::rows::Role;
 
     const SEED_FORM: &str = "{% for m in messages %}{% if m.role == 'user' %}\
         {{ '<s>user\\n' + m.content + '</s>\\n<s>assistant\\n' }}{% else %}\
         {{ m.content + '</s>\\n' }}{% endif %}{% endfor %}";
 
+    /// The prompt of a conversation, with `@@@` for an image.
     fn render(template: &str, turns: &[(Role, &str)]) -> Result<MarkedPrompt, Reject> {
-        let template = ChatTemplate::new(template.into(), None, "</s>".into()).unwrap();
+        let template = ChatTemplate::new(template, BTreeMap::new()).unwrap();
+        let (profile, _) = TemplateProfile::find(&template, "@")?;
         let turns: Vec<_> = turns.iter().map(|&(role, text)| Turn::new(role, text)).collect();
-        MarkedPrompt::render(&template, &turns, "@@@", false)
+        MarkedPrompt::render(&template, &profile, &conversation(&turns, &profile))
     }
 
-    fn texts(prompt: &MarkedPrompt) -> Vec<&str> {
-        prompt.turns.iter().map(|range| &prompt.text[range.clone()]).collect()
+    fn prompt(template: &str, turns: &[(Role, &str)]) -> String {
+        let template = ChatTemplate::new(template, BTreeMap::new()).unwrap();
+        let (profile, _) = TemplateProfile::find(&template, "@").unwrap();
+        let turns: Vec<_> = turns.iter().map(|&(role, text)| Turn::new(role, text)).collect();
+        let conversation = conversation(&turns, &profile);
+        MarkedPrompt::render_prompt(&template, &profile, &conversation).unwrap().text
+    }
+
+    fn conversation<'a>(turns: &'a [Turn], profile: &'a TemplateProfile) -> Conversation<'a> {
+        Conversation { turns, form: &profile.form, image: "@@@", images_in_answers: false }
+    }
+
+    fn answers(prompt: &MarkedPrompt) -> Vec<&str> {
+        prompt.answers.iter().map(|answer| &prompt.text[answer.range.clone()]).collect()
     }
 
     #[test]
-    fn turns_and_images_are_found_whatever_the_texts_say() {
+    fn answers_and_images_are_found_whatever_the_texts_say() {
         let turns = [
             (Role::User, "a <image><image> </s>\n<s>assistant\n\u{F0000}"),
-            (Role::Assistant, "\n</s><s>user @@@"),
+            (Role::Assistant, "\n</s><s>user @@@ <image>"),
             (Role::User, ""),
             (Role::Assistant, "b"),
         ];
         let prompt = render(SEED_FORM, &turns).unwrap();
-        let question = "a @@@@@@ </s>\n<s>assistant\n\u{F0000}";
-        assert_eq!(texts(&prompt), [question, "\n</s><s>user @@@", "", "b"]);
+        assert_eq!(answers(&prompt), ["\n</s><s>user @@@ <image>", "b"]);
         assert_eq!(prompt.images, [10..13, 13..16]);
         assert!(prompt.text.ends_with("<s>assistant\nb</s>\n"));
     }
 
     #[test]
     fn a_template_that_trims_is_followed() {
-        let template = "{% for m in messages %}[{{ m.content | trim }}]\n{% endfor %}";
-        let turns = [(Role::User, "\n q "), (Role::Assistant, "  "), (Role::Assistant, "a\n")];
-        assert_eq!(texts(&render(template, &turns).unwrap()), ["q", "", "a"]);
+        for (filter, expected) in [
+            ("m.content | trim", ["a b", ""]),
+            ("m.content.lstrip()", ["a b\n", ""]),
+            ("m.content.rstrip()", [" a b", ""]),
+            ("m.content | upper", [" A B\n", "  "]),
+        ] {
+            let template = format!("{{% for m in messages %}}[{{{{ {filter} }}}}]\n{{% endfor %}}");
+            let turns =
+                [(Role::User, "\n q "), (Role::Assistant, " a b\n"), (Role::Assistant, "  ")];
+            assert_eq!(answers(&render(&template, &turns).unwrap()), expected, "{filter}");
+        }
     }
 
     #[test]
-    fn a_template_that_drops_or_rewrites_a_turn_is_refused() {
-        for template in [
-            "{% for m in messages %}{{ m.content.split('|')[-1] }}{% endfor %}",
-            "{{ messages[0].content }}",
-            "{% for m in messages %}{{ m.content + m.content }}{% endfor %}",
-            "{% for m in messages %}{{ m.content | upper }}{% endfor %}",
-            "{% for m in messages %}{{ m.content | length }}{% endfor %}",
-        ] {
-            let reject = render(template, &[(Role::User, "x|q"), (Role::Assistant, "y|a")]);
-            assert_eq!(reject.unwrap_err().reason, RejectReason::TemplateRefused, "{template}");
+    fn what_is_left_of_an_answer_is_learned() {
+        let strips = SEED_FORM.replace(
+            "{{ m.content + ",
+            "{{ (m.content if loop.last else m.content.split('</think>')[-1].lstrip('\\n')) + ",
+        );
+        let turns = [
+            (Role::User, "q"),
+            (Role::Assistant, "<think>\nlong\n</think>\n\na"),
+            (Role::User, "q <think> </think> r"),
+            (Role::Assistant, "<think>\nx\n</think>\n\nb"),
+        ];
+        let prompt = render(&strips, &turns).unwrap();
+        assert_eq!(answers(&prompt), ["a", "<think>\nx\n</think>\n\nb"]);
+    }
+
+    /// A template that writes a thinking block before every last answer.
+    fn thinking(generation_prompt: &str) -> String {
+        format!(
+            "{{% for m in messages %}}{{{{ '<|im_start|>' + m.role + '\\n' }}}}\
+             {{% if m.role == 'assistant' %}}\
+             {{% set reason = m.content.split('</think>')[0].split('<think>')[-1].strip('\\n') \
+               if '</think>' in m.content else '' %}}\
+             {{% if loop.last %}}{{{{ '<think>\\n' + reason + '\\n</think>\\n\\n' }}}}{{% endif %}}\
+             {{{{ m.content.split('</think>')[-1].lstrip('\\n') }}}}\
+             {{% else %}}{{{{ m.content }}}}{{% endif %}}{{{{ '<|im_end|>\\n' }}}}{{% endfor %}}\
+             {{% if add_generation_prompt %}}{{{{ '{generation_prompt}' }}}}{{% endif %}}"
+        )
+    }
+
+    #[test]
+    fn a_thinking_block_is_part_of_the_answer_whatever_opens_it() {
+        let turns = [
+            (Role::User, "q"),
+            (Role::Assistant, "<think>\nlong\n</think>\n\na"),
+            (Role::User, "r"),
+            (Role::Assistant, "b"),
+        ];
+        for opening in ["", "<think>\\n", "<think>\\n\\n</think>\\n\\n"] {
+            let template = thinking(&format!("<|im_start|>assistant\\n{opening}"));
+            let prompt = render(&template, &turns).unwrap();
+            assert_eq!(answers(&prompt), ["a", "<think>\n\n</think>\n\nb"], "{opening}");
+            let prompt = render(&template, &turns[..2]).unwrap();
+            assert_eq!(answers(&prompt), ["<think>\nlong\n</think>\n\na"], "{opening}");
         }
+    }
+
+    #[test]
+    fn a_template_without_generation_prompt_opens_the_answer_that_is_asked_for() {
+        let template = "{% for m in messages %}{{ '[' + m.role + '] ' + m.content + '\\n' }}\
+                        {% endfor %}";
+        assert_eq!(prompt(template, &[(Role::User, "q")]), "[user] q\n[assistant]");
+        let answered = render(template, &[(Role::User, "q"), (Role::Assistant, "a")]).unwrap();
+        assert_eq!(answers(&answered), [" a"]);
+    }
+
+    #[test]
+    fn content_is_given_as_parts_where_the_template_wants_them() {
+        let parts = |head: &str, image: &str| {
+            format!(
+                "{{% for m in messages %}}{{{{ m.role + '{head}' }}}}\
+                 {{% for part in m.content %}}{{% if part.type == 'text' %}}{{{{ part.text }}}}\
+                 {{% elif part.type == 'image' %}}{image}{{% endif %}}{{% endfor %}}\
+                 {{{{ '</s>' }}}}{{% endfor %}}"
+            )
+        };
+        let turns = [
+            (Role::User, "<image>\nq <image><image>"),
+            (Role::Assistant, "a <image>"),
+            (Role::User, "r"),
+            (Role::Assistant, "b"),
+        ];
+        for (image, run) in
+            [("<image>", "@@@"), ("[@]", "[@@@]"), ("<|vision|> ", "@@@ "), ("", "@@@")]
+        {
+            let prompt = render(&parts(": ", image), &turns).unwrap();
+            let expected = format!(
+                "user: {run}\nq {run}{run}</s>assistant: a <image></s>user: r</s>assistant: b</s>"
+            );
+            assert_eq!(prompt.text, expected, "{image}");
+            assert_eq!(answers(&prompt), [" a <image>", " b"]);
+            assert_eq!(prompt.images.len(), 3);
+            assert!(prompt.images.iter().all(|place| &prompt.text[place.clone()] == "@@@"));
+        }
+        // Images before all texts, and other words before an image than before a text.
+        let first = "{% for m in messages %}{{ m.role }}\
+            {{ ':' if m.content[0].type == 'image' else ': ' }}\
+            {% for part in m.content if part.type == 'image' %}<image>{% endfor %}\
+            {% for part in m.content if part.type == 'text' %}{{ part.text }}{% endfor %}</s>\
+            {% endfor %}";
+        let prompt = render(first, &turns).unwrap();
+        assert!(prompt.text.starts_with("user:@@@@@@@@@\nq </s>assistant: a <image></s>"));
+        assert_eq!(prompt.images, [5..8, 8..11, 11..14]);
+    }
+
+    #[test]
+    fn a_template_that_leaves_out_or_repeats_a_turn_is_refused_with_the_turn() {
+        let system_first = "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}\
+            {% for m in messages if m.role != 'system' %}[{{ m.content }}]{% endfor %}";
+        let turns = [(Role::User, "q"), (Role::System, "s"), (Role::Assistant, "a")];
+        let twice = "{% for m in messages %}{{ m.content }}{% if m.content == 'twice' %}\
+                     {{ m.content }}{% endif %}{% endfor %}";
+        let by_length = "{% for m in messages %}{% if m.content | length > 9 %}\
+                         {{ m.content | length }}{% else %}{{ m.content }}{% endif %}{% endfor %}";
+        let repeats = "{% for m in messages %}{{ m.content }}{% if m.role == 'user' and \
+                       messages | length < 3 %}{{ m.content }}{% endif %}{% endfor %}";
+        for (template, turns, expected) in [
+            (system_first, &turns[..], "leaves out or rewrites the text of turn 1 (system)"),
+            (repeats, &[(Role::User, "q"), (Role::Assistant, "a")], "repeats the text of turn 0"),
+            (
+                by_length,
+                &[(Role::User, "a long question"), (Role::Assistant, "a")],
+                "rewrites texts",
+            ),
+        ] {
+            let reject = render(template, turns).unwrap_err();
+            assert_eq!(reject.reason, RejectReason::TemplateRefused, "{template}");
+            assert!(reject.detail.contains(expected), "{}", reject.detail);
+        }
+        // The marks make this text another one, and it is told by that.
+        assert!(render(twice, &[(Role::User, "twice"), (Role::Assistant, "a")]).is_err());
     }
 }

@@ -1,79 +1,117 @@
 //! Chat templates: the Jinja text that comes with a tokenizer, rendered as Hugging Face does.
 
+use std::collections::BTreeMap;
 use std::time::SystemTime;
 
+use minijinja::machinery::WhitespaceConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
+use serde::Serialize;
 
 use crate::civil_time::CivilTime;
+use crate::generation_tag::replace_generation_tags;
 use crate::reject::{Reject, RejectReason};
-use crate::rows::Turn;
+use crate::rows::Role;
+use crate::template_limits::{self, BoundedTemplate};
 
 const NAME: &str = "chat_template";
 
+/// A turn as a template takes it.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Message {
+    pub(crate) role: Role,
+    pub(crate) content: Content,
+}
+
+/// The content of a message: text, or a list of parts as the processors of vision-language models
+/// pass it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(untagged)]
+pub(crate) enum Content {
+    Text(String),
+    Parts(Vec<Part>),
+}
+
+/// A part of a message: `{"type": "text", "text": …}` or `{"type": "image"}`.
+#[derive(Debug, Clone, Serialize)]
+#[serde(tag = "type", rename_all = "lowercase")]
+pub(crate) enum Part {
+    Text { text: String },
+    Image,
+}
+
 /// A compiled chat template.
 #[derive(Debug)]
-pub struct ChatTemplate {
+pub(crate) struct ChatTemplate {
     environment: Environment<'static>,
-    bos_token: Option<String>,
-    eos_token: String,
+    compiled: BoundedTemplate,
+    special_tokens: BTreeMap<String, String>,
 }
 
 impl ChatTemplate {
-    /// Compiles `source`. `bos_token` and `eos_token` are what the template sees by these names.
+    /// Compiles `source`. `special_tokens` are the names under which it sees the tokenizer's
+    /// special tokens, `eos_token` and the like; a name that is not there is undefined.
     ///
     /// # Errors
     /// The template's syntax, as text with its line.
-    pub fn new(
-        source: String,
-        bos_token: Option<String>,
-        eos_token: String,
+    pub(crate) fn new(
+        source: &str,
+        special_tokens: BTreeMap<String, String>,
     ) -> Result<Self, String> {
         let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment
-            .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
+        template_limits::set_up(&mut environment);
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_function("strftime_now", |format: String| {
             CivilTime::from(SystemTime::now()).format(&format)
         });
-        environment.add_filter("tojson", |value: Value| -> Result<String, Error> {
-            serde_json::to_string(&value)
-                .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
-        });
-        environment.add_template_owned(NAME, source).map_err(|e| explain(&e))?;
-        Ok(Self { environment, bos_token, eos_token })
+        let whitespace = WhitespaceConfig {
+            keep_trailing_newline: false,
+            lstrip_blocks: true,
+            trim_blocks: true,
+        };
+        // What is compiled refers to the source for as long as the program runs.
+        let source: &'static str = replace_generation_tags(source).leak();
+        let compiled =
+            BoundedTemplate::compile(NAME, source, whitespace).map_err(|e| explain(&e))?;
+        environment.set_fuel(Some(compiled.max_steps()));
+        Ok(Self { environment, compiled, special_tokens })
     }
 
-    /// The prompt of `turns`; with `add_generation_prompt` the template opens the answer that is
+    /// The prompt of `messages`; with `add_generation_prompt` the template opens the answer that is
     /// to be generated.
     ///
     /// # Errors
-    /// [`RejectReason::TemplateRefused`]: the template raises, as many do on roles out of order.
-    pub fn render(&self, turns: &[Turn], add_generation_prompt: bool) -> Result<String, Reject> {
-        self.environment
-            .get_template(NAME)
-            .and_then(|template| {
-                template.render(context! {
-                    messages => turns,
-                    add_generation_prompt,
-                    bos_token => self.bos_token,
-                    eos_token => self.eos_token,
-                })
-            })
-            .map_err(|e| {
-                Reject::new(
-                    RejectReason::TemplateRefused,
-                    format!("the chat template refuses the conversation: {}", explain(&e)),
-                )
-            })
+    /// [`RejectReason::TemplateRefused`]: the template raises, as many do on roles out of order, or
+    /// it reaches one of the limits of [`template_limits`].
+    pub(crate) fn render(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<String, Reject> {
+        let special_tokens = Value::from_serialize(&self.special_tokens);
+        let root = context! {
+            messages,
+            add_generation_prompt,
+            // Hugging Face passes these two always, and templates ask whether they are none.
+            tools => (),
+            documents => (),
+            ..special_tokens
+        };
+        self.compiled.render(&self.environment, root).map_err(|e| {
+            Reject::new(
+                RejectReason::TemplateRefused,
+                format!("the chat template refuses the conversation: {}", explain(&e)),
+            )
+        })
     }
 }
 
 fn explain(error: &Error) -> String {
     let line = error.line().map(|line| format!(" (line {line})")).unwrap_or_default();
+    if let Some(limit) = template_limits::explain(error) {
+        return limit + &line;
+    }
     match error.detail() {
         Some(detail) => format!("{detail}{line}"),
         None => format!("{error}{line}"),
@@ -83,11 +121,16 @@ fn explain(error: &Error) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rows::Role;
 
-    fn render(source: &str, turns: &[Turn]) -> Result<String, Reject> {
-        let template = ChatTemplate::new(source.into(), Some("<s>".into()), "</s>".into()).unwrap();
-        template.render(turns, true)
+    fn compile(source: &str) -> Result<ChatTemplate, String> {
+        ChatTemplate::new(source, BTreeMap::from([("bos_token".to_owned(), "<s>".to_owned())]))
+    }
+
+    fn render(source: &str, turns: &[(Role, &str)]) -> Result<String, Reject> {
+        let message =
+            |&(role, text): &(Role, &str)| Message { role, content: Content::Text(text.into()) };
+        let messages: Vec<_> = turns.iter().map(message).collect();
+        compile(source).unwrap().render(&messages, true)
     }
 
     #[test]
@@ -95,23 +138,39 @@ mod tests {
         let source = "  {% for m in messages %}\n{{ bos_token + m['content'].strip() }}\n  \
                       {% endfor %}\n{{ m is defined }}{{ messages | tojson }}";
         assert_eq!(
-            render(source, &[Turn::new(Role::User, " é ")]).unwrap(),
+            render(source, &[(Role::User, " é ")]).unwrap(),
             "<s>é\nFalse[{\"role\":\"user\",\"content\":\" é \"}]"
         );
+    }
+
+    #[test]
+    fn names_that_hugging_face_does_not_pass_are_undefined_and_two_are_none() {
+        let source = "{{ pad_token }}{{ pad_token is defined }}{{ tools is none }}\
+                      {{ documents is none }}";
+        assert_eq!(render(source, &[]).unwrap(), "FalseTrueTrue");
+    }
+
+    #[test]
+    fn generation_tags_print_nothing_and_loops_may_be_left() {
+        let source = "{% for m in messages %}{% if loop.index > 2 %}{% break %}{% endif %}\
+                      {%- if m.role == 'user' %}{% continue %}{% endif %}\
+                      {%- generation -%}  {{ m.content }}  {%- endgeneration %}\n!{% endfor %}";
+        let turns = [(Role::User, "q"), (Role::Assistant, "a"), (Role::Assistant, "b")];
+        assert_eq!(render(source, &turns).unwrap(), "a!");
     }
 
     #[test]
     fn a_template_may_refuse_a_conversation() {
         let source = "{% if messages[0].role != 'user' %}{{ raise_exception('user first') }}\
                       {% endif %}";
-        let reject = render(source, &[Turn::new(Role::Assistant, "a")]).unwrap_err();
+        let reject = render(source, &[(Role::Assistant, "a")]).unwrap_err();
         assert_eq!(reject.reason, RejectReason::TemplateRefused);
         assert!(reject.detail.contains("user first"), "{}", reject.detail);
     }
 
     #[test]
     fn bad_syntax_is_reported_with_its_line() {
-        let error = ChatTemplate::new("a\n{% if %}".into(), None, String::new()).unwrap_err();
+        let error = compile("a\n{% if %}").unwrap_err();
         assert!(error.contains("line 2"), "{error}");
     }
 }

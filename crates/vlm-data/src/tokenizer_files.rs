@@ -1,10 +1,19 @@
 //! The files that a tokenizer and its chat template come in, in Hugging Face's form.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::error::DataError;
+use crate::template_files::chat_template;
+
+const GENERATION_CONFIG: &str = "generation_config.json";
+const EOS_TOKEN_ID: &str = "eos_token_id";
+
+/// The names under which a template sees special tokens.
+const SPECIAL_TOKENS: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 /// What the files say.
 #[derive(Debug)]
@@ -13,12 +22,15 @@ pub(crate) struct TokenizerFiles {
     pub(crate) tokenizer: Value,
     /// Jinja text.
     pub(crate) chat_template: String,
-    pub(crate) bos_token: Option<String>,
-    pub(crate) eos_token: String,
-    pub(crate) pad_token: Option<String>,
+    /// Each of [`SPECIAL_TOKENS`] that the tokenizer has.
+    pub(crate) special_tokens: BTreeMap<String, String>,
+    /// `eos_token_id` of `generation_config.json`: what else ends an answer.
+    pub(crate) generation_eos_ids: Vec<i64>,
 }
 
 impl TokenizerFiles {
+    /// Reads the files of the folder `dir`. A special token that `tokenizer_config.json` does not
+    /// name is taken from `special_tokens_map.json`, else from the id in `generation_config.json`.
     pub(crate) fn read(dir: &Path) -> Result<Self, DataError> {
         let mut tokenizer = read_json(&dir.join("tokenizer.json"))?;
         if let Some(object) = tokenizer.as_object_mut() {
@@ -30,30 +42,52 @@ impl TokenizerFiles {
         }
         let config_path = dir.join("tokenizer_config.json");
         let config = read_json(&config_path)?;
-        let eos_token = special_token(&config, "eos_token").ok_or_else(|| {
-            DataError::content(&config_path, "no \"eos_token\"; it is what ends an answer")
-        })?;
+        let map = read_json_if_there(&dir.join("special_tokens_map.json"))?;
+        let generation = read_json_if_there(&dir.join(GENERATION_CONFIG))?;
+        let mut special_tokens = BTreeMap::new();
+        for name in SPECIAL_TOKENS {
+            let token = special_token(&config, name).or_else(|| special_token(&map, name));
+            let of_id =
+                || token_of_id(&tokenizer, *ids(&generation, &format!("{name}_id")).first()?);
+            if let Some(token) = token.or_else(of_id) {
+                special_tokens.insert(name.to_owned(), token);
+            }
+        }
+        if !special_tokens.contains_key("eos_token") {
+            let problem = "no \"eos_token\", nor in special_tokens_map.json, nor an \
+                           \"eos_token_id\" in generation_config.json; it is what ends a text";
+            return Err(DataError::content(&config_path, problem));
+        }
         Ok(Self {
-            tokenizer,
             chat_template: chat_template(dir, &config)?,
-            bos_token: special_token(&config, "bos_token"),
-            eos_token,
-            pad_token: special_token(&config, "pad_token"),
+            special_tokens,
+            generation_eos_ids: ids(&generation, EOS_TOKEN_ID),
+            tokenizer,
         })
     }
 
-    /// Hash of all that decides which ids a conversation gets.
-    pub(crate) fn hash(&self) -> String {
+    /// The token that ends a text.
+    pub(crate) fn eos_token(&self) -> &str {
+        self.special_tokens.get("eos_token").map_or("", String::as_str)
+    }
+
+    /// Hash of all that decides which ids a conversation gets; `supervision` is what else decides
+    /// which of them are learned.
+    pub(crate) fn hash(&self, supervision: &str) -> String {
         let mut hasher = blake3::Hasher::new();
         let tokenizer = self.tokenizer.to_string();
-        let special = |token: &Option<String>| token.clone().unwrap_or_default();
-        for part in [
-            &tokenizer,
-            &self.chat_template,
-            &special(&self.bos_token),
-            &self.eos_token,
-            &special(&self.pad_token),
-        ] {
+        let special = |name: &str| self.special_tokens.get(name).cloned().unwrap_or_default();
+        let mut parts = vec![
+            tokenizer,
+            self.chat_template.clone(),
+            special("bos_token"),
+            special("eos_token"),
+            special("pad_token"),
+        ];
+        // Left out where there is nothing to say, so that rows prepared before this was known
+        // to matter keep their hash.
+        parts.extend((!supervision.is_empty()).then(|| supervision.to_owned()));
+        for part in parts {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
@@ -61,9 +95,40 @@ impl TokenizerFiles {
     }
 }
 
-fn read_json(path: &Path) -> Result<Value, DataError> {
+/// The ids that end an answer by `generation_config.json` in the folder `dir`; none where there is
+/// no such file.
+///
+/// # Errors
+/// A file that cannot be read or is not JSON.
+pub(crate) fn generation_eos_ids(dir: &Path) -> Result<Vec<i64>, DataError> {
+    Ok(ids(&read_json_if_there(&dir.join(GENERATION_CONFIG))?, EOS_TOKEN_ID))
+}
+
+/// An id or a list of them.
+fn ids(config: &Value, name: &str) -> Vec<i64> {
+    match &config[name] {
+        Value::Array(list) => list.iter().filter_map(Value::as_i64).collect(),
+        id => id.as_i64().into_iter().collect(),
+    }
+}
+
+fn token_of_id(tokenizer: &Value, id: i64) -> Option<String> {
+    let added = tokenizer["added_tokens"].as_array()?;
+    let of_added = added.iter().find(|token| token["id"] == id);
+    if let Some(token) = of_added {
+        return token["content"].as_str().map(str::to_owned);
+    }
+    let vocab = tokenizer["model"]["vocab"].as_object()?;
+    vocab.iter().find(|(_, of)| **of == id).map(|(token, _)| token.clone())
+}
+
+pub(crate) fn read_json(path: &Path) -> Result<Value, DataError> {
     let text = std::fs::read_to_string(path).map_err(DataError::io(path, "read the tokenizer"))?;
     serde_json::from_str(&text).map_err(|e| DataError::content(path, format!("not JSON: {e}")))
+}
+
+fn read_json_if_there(path: &Path) -> Result<Value, DataError> {
+    if path.is_file() { read_json(path) } else { Ok(Value::Null) }
 }
 
 /// A byte-level post-processor may cut white space off the tokens' offsets, and with it the start
@@ -88,28 +153,4 @@ fn keep_offsets_whole(processor: &mut Value) {
 fn special_token(config: &Value, name: &str) -> Option<String> {
     let token = config.get(name)?;
     token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)
-}
-
-fn chat_template(dir: &Path, config: &Value) -> Result<String, DataError> {
-    let file = dir.join("chat_template.jinja");
-    if file.is_file() {
-        return std::fs::read_to_string(&file)
-            .map_err(DataError::io(&file, "read the chat template"));
-    }
-    let named = |list: &Vec<Value>| {
-        let default = list.iter().find(|item| item["name"] == "default");
-        default.or(list.first())?["template"].as_str().map(str::to_owned)
-    };
-    match config.get("chat_template") {
-        Some(Value::String(template)) => Some(template.clone()),
-        Some(Value::Array(list)) => named(list),
-        _ => None,
-    }
-    .ok_or_else(|| {
-        DataError::content(
-            dir,
-            "no chat template: expected \"chat_template\" in tokenizer_config.json, or the file \
-             chat_template.jinja; a base model's tokenizer has none, take the chat model's",
-        )
-    })
 }

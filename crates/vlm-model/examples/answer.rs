@@ -23,7 +23,7 @@ fn main() -> Result<(), ModelError> {
     let prompt = Prompt { input_ids: vec![1; 60], image_starts: vec![5] };
     let image = ImageInput::Pixels(Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu)));
     let sampling = Sampling { temperature: 0.7, top_p: 0.9, ..Sampling::default() };
-    let options = GenerateOptions { max_new_tokens: 8, eos_token_id: None, sampling };
+    let options = GenerateOptions { max_new_tokens: 8, stop_token_ids: Vec::new(), sampling };
     let answers = generate(&model, &[prompt], image, &options, &mut |_, _| ())?;
     println!("token ids of its answer: {:?}", answers[0]);
     Ok(())

@@ -12,8 +12,8 @@ use crate::vlm::{ImageInput, ModelBatch, Vlm};
 pub struct GenerateOptions {
     /// Most new tokens a row.
     pub max_new_tokens: usize,
-    /// The token that ends an answer (it is not returned), if any.
-    pub eos_token_id: Option<i64>,
+    /// The tokens that end an answer; none of them is returned.
+    pub stop_token_ids: Vec<i64>,
     /// How a token is chosen.
     pub sampling: Sampling,
 }
@@ -27,7 +27,7 @@ pub struct Prompt {
     pub image_starts: Vec<i64>,
 }
 
-/// New token ids of each prompt, in their order, until the end token or `max_new_tokens`.
+/// New token ids of each prompt, in their order, until a token that ends the answer or `max_new_tokens`.
 ///
 /// Prompts may differ in length: short ones are filled up on the left, where nothing looks, so that
 /// an answer is the one that the row would get alone. `images` are those of all prompts, in order.
@@ -60,7 +60,7 @@ pub fn generate(
         for step in 1.. {
             let logits_bv = model.lm().logits(&hidden_bth.i((.., -1, ..)));
             let ids = choose(&logits_bv, &alive, &mut samplers, &options.sampling)?;
-            let goes_on = |&k: &usize| Some(ids[k]) != options.eos_token_id;
+            let goes_on = |&k: &usize| !options.stop_token_ids.contains(&ids[k]);
             let going_on: Vec<usize> = (0..ids.len()).filter(goes_on).collect();
             for &k in &going_on {
                 answers[alive[k]].push(ids[k]);

@@ -112,7 +112,7 @@ impl Answerer<'_> {
     ) -> Result<Vec<Vec<i64>>, TrainError> {
         let options = GenerateOptions {
             max_new_tokens: self.max_new_tokens,
-            eos_token_id: Some(self.tokenizer.eos_token_id()),
+            stop_token_ids: self.tokenizer.stop_token_ids().to_vec(),
             sampling: self.sampling.clone(),
         };
         let kind = self.dtype.autocast_kind();

@@ -52,11 +52,21 @@ impl Shapes {
         tree["vision"] = json!(self.vision);
         tree["projector"] = json!(self.projector);
         tree["image_token"] = json!(image_token);
+        tree["eos_token_id"] = stop_token_ids(tokenizer);
         tree
     }
 }
 
+/// What ends an answer, in the form of `eos_token_id` in `config.json`: an id, or a list of several.
+pub(crate) fn stop_token_ids(tokenizer: &ChatTokenizer) -> Value {
+    match tokenizer.stop_token_ids() {
+        [id] => json!(id),
+        ids => json!(ids),
+    }
+}
+
 /// Opens the tokenizer, with images spelled as asked, or as the language model's family does.
+/// Answers also end where `generation_config.json` beside the language model's weights says.
 ///
 /// # Errors
 /// Files that cannot be read; a spelling that is not a single token.
@@ -72,6 +82,15 @@ pub fn open_tokenizer(config: &ModelConfig) -> Result<ChatTokenizer, TrainError>
         let Some(path) = path else { continue };
         require_there(path).map_err(|error| TrainError::Usage(format!("{flag} {error}")))?;
     }
+    let mut tokenizer = open_with_placeholder(config)?;
+    if let Some(lm) = &config.lm {
+        let folder = if lm.is_dir() { Some(lm.as_path()) } else { lm.parent() };
+        tokenizer.stop_as_generation_config_says(folder.unwrap_or(Path::new(".")))?;
+    }
+    Ok(tokenizer)
+}
+
+fn open_with_placeholder(config: &ModelConfig) -> Result<ChatTokenizer, TrainError> {
     if let Some(token) = &config.image_token {
         let placeholder = ImagePlaceholder::new(token.as_str());
         return Ok(ChatTokenizer::with_placeholder(&config.tokenizer, placeholder)?);

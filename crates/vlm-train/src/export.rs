@@ -14,7 +14,7 @@ use vlm_model::{
 };
 
 use crate::TrainError;
-use crate::assemble::{Shapes, adopt, open_tokenizer, starting_shape};
+use crate::assemble::{Shapes, adopt, open_tokenizer, starting_shape, stop_token_ids};
 use crate::config::{ModelConfig, ShapeRequest};
 use crate::encoder_files::write_preprocessor;
 use crate::out_dir::write_json;
@@ -25,18 +25,25 @@ const TOKENIZER_FILES: [&str; 8] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "chat_template.jinja",
+    "chat_template.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "generation_config.json",
 ];
+
+/// Folders of chat templates with names.
+const TEMPLATE_FOLDERS: [&str; 2] = ["chat_templates", "additional_chat_templates"];
+
+const GENERATION_CONFIG: &str = "generation_config.json";
 
 const PREPROCESSOR: &str = "preprocessor_config.json";
 
 /// Whether [`export_hf`] writes a file or folder of this name, weights apart.
 pub fn is_exported_name(name: &str) -> bool {
-    ["config.json", PREPROCESSOR, "vision"].contains(&name) || TOKENIZER_FILES.contains(&name)
+    ["config.json", PREPROCESSOR, "vision", GENERATION_CONFIG].contains(&name)
+        || TOKENIZER_FILES.contains(&name)
+        || TEMPLATE_FOLDERS.contains(&name)
 }
 
 /// What is exported.
@@ -80,6 +87,10 @@ pub fn export_hf(
         for name in TOKENIZER_FILES {
             copy_if_there(&parts.tokenizer, folder, name)?;
         }
+        for name in TEMPLATE_FOLDERS {
+            copy_folder_if_there(&parts.tokenizer.join(name), &folder.join(name))?;
+        }
+        write_generation_config(&parts, folder)?;
         if let Some((from, config)) = &parts.vision {
             write_preprocessor(from, config, folder)?;
             write_vision(from, config, &folder.join("vision"))?;
@@ -162,7 +173,7 @@ fn describe(
     if lm.family == LmFamily::MiniMind {
         tree["model_type"] = json!("minimind");
     }
-    tree["eos_token_id"] = json!(tokenizer.eos_token_id());
+    tree["eos_token_id"] = stop_token_ids(tokenizer);
     tree["pad_token_id"] = json!(tokenizer.pad_token_id());
     let dtype = weights.kind(&LmNames::weight(lm.names().embeddings));
     tree["torch_dtype"] = json!(match dtype {
@@ -182,6 +193,37 @@ fn write_vision(from: &Path, config: &VisionConfig, target: &Path) -> Result<(),
     save_shards(target, &tensors, u64::MAX).map_err(|e| TrainError::at(target, e))?;
     write_preprocessor(from, config, target)?;
     write_json(&target.join("config.json"), &config.to_json())
+}
+
+/// The tokenizer's own settings for generation, with all tokens that end an answer; nothing where it
+/// has none, since `config.json` names these tokens too.
+fn write_generation_config(parts: &Parts, folder: &Path) -> Result<(), TrainError> {
+    let source = parts.tokenizer.join(GENERATION_CONFIG);
+    if !source.is_file() {
+        return Ok(());
+    }
+    let text = fs::read_to_string(&source).map_err(|e| TrainError::at(&source, e))?;
+    let mut settings: Value =
+        serde_json::from_str(&text).map_err(|e| TrainError::at(&source, e))?;
+    if settings.is_object() {
+        settings["eos_token_id"] = parts.config["eos_token_id"].clone();
+    }
+    write_json(&folder.join(GENERATION_CONFIG), &settings)
+}
+
+fn copy_folder_if_there(from: &Path, to: &Path) -> Result<(), TrainError> {
+    if !from.is_dir() {
+        return Ok(());
+    }
+    fs::create_dir(to).map_err(|e| TrainError::at(to, e))?;
+    for entry in fs::read_dir(from).map_err(|e| TrainError::at(from, e))? {
+        let entry = entry.map_err(|e| TrainError::at(from, e))?;
+        if entry.path().is_file() {
+            fs::copy(entry.path(), to.join(entry.file_name()))
+                .map_err(|e| TrainError::at(&entry.path(), e))?;
+        }
+    }
+    Ok(())
 }
 
 fn copy_if_there(from: &Path, to: &Path, name: &str) -> Result<(), TrainError> {

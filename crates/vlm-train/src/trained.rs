@@ -64,7 +64,9 @@ impl TrainedModel {
             freeze: FreezePolicy::default(),
             activation_checkpointing: false,
         };
-        let tokenizer = Arc::new(open_tokenizer(&config)?);
+        let mut tokenizer = open_tokenizer(&config)?;
+        tokenizer.stop_at(&origin.stop_token_ids());
+        let tokenizer = Arc::new(tokenizer);
         let shapes = settle_shapes(&config, &tokenizer, 0)?;
         let processor = Arc::new(image_processor(&config.vision, &shapes.vision)?);
         require_projector(&weights)?;
@@ -95,6 +97,19 @@ impl Origin {
         let written = read_config(&folder);
         let weights = find_weights(model, &written)?;
         Ok(Self { folder, written, weights })
+    }
+
+    /// What ended an answer when the model was trained: the `generation_config.json` that was beside
+    /// the language model then may be elsewhere now.
+    fn stop_token_ids(&self) -> Vec<i64> {
+        // Only what this program wrote: other files often hold a value that nobody chose.
+        if self.written["image_token"].is_null() {
+            return Vec::new();
+        }
+        match &self.written["eos_token_id"] {
+            Value::Array(ids) => ids.iter().filter_map(Value::as_i64).collect(),
+            id => id.as_i64().into_iter().collect(),
+        }
     }
 
     /// The `vision` or `tokenizer` folder: the one given, else as [`part_of_run`].

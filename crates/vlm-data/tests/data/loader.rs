@@ -288,6 +288,9 @@ fn a_tokenizer_without_template_or_with_another_is_told_apart() {
     };
     assert!(error(json!({ "chat_template": null })).contains("no chat template"));
     assert!(error(json!({ "chat_template": "{% if %}" })).contains("chat template cannot be used"));
+    let doubling = "{% set x = x + x %}".repeat(60);
+    let endless = json!({ "chat_template": format!("{{% set x = 'ab' %}}{doubling}") });
+    assert!(error(endless).contains("too much work"));
     assert!(error(json!({ "eos_token": "</x>" })).contains("</x>"));
     let named = json!({ "chat_template": [{ "name": "tool", "template": "" },
                                           { "name": "default", "template": TEMPLATE }] });

@@ -1,10 +1,12 @@
 //! The crate through its public interface: against the golden files, and with bad data.
 
+mod answer_spans;
 mod loader;
 mod loader_rejects;
 mod preprocess;
 mod shards;
 mod sources;
+mod templates;
 mod text_stream;
 mod tiny;
 mod tokenize;

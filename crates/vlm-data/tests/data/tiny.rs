@@ -17,17 +17,28 @@ pub const TOKENS_PER_IMAGE: usize = 4;
 
 /// Writes the tokenizer's files into `dir`; `config` is merged into `tokenizer_config.json`.
 pub fn write_tokenizer(dir: &Path, config: Value) {
-    let special = ["<unk>", "<s>", "</s>"];
+    let mut full = json!({ "bos_token": "<s>", "eos_token": { "content": "</s>" },
+                           "pad_token": "<unk>", "chat_template": TEMPLATE });
+    for (key, value) in config.as_object().unwrap() {
+        full[key] = value.clone();
+    }
+    write_tokenizer_with(dir, &[("<unk>", true), ("<s>", true), ("</s>", true)], &full);
+}
+
+/// Writes a tokenizer of bytes with `added` tokens, special or not, as the first ids; `config` is
+/// its `tokenizer_config.json`.
+pub fn write_tokenizer_with(dir: &Path, added: &[(&str, bool)], config: &Value) {
     let mut alphabet: Vec<char> = ByteLevel::alphabet().into_iter().collect();
     alphabet.sort_unstable();
-    let words = special.iter().map(|s| (*s).to_owned()).chain(alphabet.iter().map(char::to_string));
+    let words =
+        added.iter().map(|(s, _)| (*s).to_owned()).chain(alphabet.iter().map(char::to_string));
     let vocab: Map<String, Value> = words.enumerate().map(|(id, word)| (word, json!(id))).collect();
-    let added: Vec<_> = special
+    let added: Vec<_> = added
         .iter()
         .enumerate()
-        .map(|(id, content)| {
+        .map(|(id, (content, special))| {
             json!({ "id": id, "content": content, "single_word": false, "lstrip": false,
-                    "rstrip": false, "normalized": false, "special": true })
+                    "rstrip": false, "normalized": false, "special": special })
         })
         .collect();
     let byte_level = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true });
@@ -40,12 +51,7 @@ pub fn write_tokenizer(dir: &Path, config: Value) {
                    "ignore_merges": false, "vocab": vocab, "merges": [] },
     });
     std::fs::write(dir.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    let mut full = json!({ "bos_token": "<s>", "eos_token": { "content": "</s>" },
-                           "pad_token": "<unk>", "chat_template": TEMPLATE });
-    for (key, value) in config.as_object().unwrap() {
-        full[key] = value.clone();
-    }
-    std::fs::write(dir.join("tokenizer_config.json"), full.to_string()).unwrap();
+    std::fs::write(dir.join("tokenizer_config.json"), config.to_string()).unwrap();
 }
 
 /// A folder with a tokenizer, preprocessing settings of side 8, and what a test puts there.

@@ -31,8 +31,11 @@ fn cases() -> Vec<Case> {
 }
 
 fn answer(model: &Vlm, prompts: &[Prompt], images: &[i64]) -> Vec<Vec<i64>> {
-    let options =
-        GenerateOptions { max_new_tokens: 40, eos_token_id: None, sampling: Sampling::default() };
+    let options = GenerateOptions {
+        max_new_tokens: 40,
+        stop_token_ids: Vec::new(),
+        sampling: Sampling::default(),
+    };
     let images = ImageInput::Pixels(pixels(&Tensor::from_slice(images)));
     let mut told = vec![Vec::new(); prompts.len()];
     let answers =
@@ -94,18 +97,18 @@ fn a_row_that_ends_leaves_the_others_as_they_are() {
     let cases = cases();
     let prompts: Vec<Prompt> = cases.iter().map(|case| case.prompt.clone()).collect();
     let images: Vec<i64> = cases.iter().map(|case| case.image).collect();
-    // A token that ends the first answer early.
-    let end = cases[0].tokens[5];
+    // Two tokens of which the first that comes ends an answer.
+    let ends = [cases[0].tokens[5], cases[1].tokens[9]];
     let options = GenerateOptions {
         max_new_tokens: 40,
-        eos_token_id: Some(end),
+        stop_token_ids: ends.to_vec(),
         sampling: Sampling::default(),
     };
     let images = ImageInput::Pixels(pixels(&Tensor::from_slice(&images)));
     let answers = generate(&model, &prompts, images, &options, &mut |_, _| ()).unwrap();
     for (answer, case) in answers.iter().zip(&cases) {
-        let len = case.tokens.iter().position(|&id| id == end).unwrap_or(40);
+        let len = case.tokens.iter().position(|id| ends.contains(id)).unwrap_or(40);
         assert_eq!(answer[..], case.tokens[..len]);
     }
-    assert!(answers[0].len() <= 5);
+    assert!(answers[0].len() <= 5 && answers[1].len() <= 9);
 }
