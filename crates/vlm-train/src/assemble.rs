@@ -9,7 +9,7 @@ use vlm_data::{ChatTokenizer, ImagePlaceholder};
 use vlm_model::names::LmNames;
 use vlm_model::params::ParamStore;
 use vlm_model::vision::{VisionEncoder, is_beside_encoder};
-use vlm_model::weights::Weights;
+use vlm_model::weights::{Weights, WeightsError};
 use vlm_model::{
     LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily, Vlm,
     is_projector,
@@ -169,9 +169,7 @@ pub fn build_model(
 
 fn load_lm(path: &Path, model: &Vlm) -> Result<(), TrainError> {
     let weights = Weights::open(path).map_err(|e| usage_at(path, e))?;
-    let report = weights
-        .load_into(&model.params().named(), is_projector)
-        .map_err(|e| TrainError::Usage(e.to_string()))?;
+    let report = weights.load_into(&model.params().named(), is_projector).map_err(of_weights)?;
     if !report.missing.is_empty() {
         tracing::info!("{} holds no projector: it starts from random values", path.display());
     }
@@ -206,9 +204,7 @@ pub(crate) fn build_encoder(
 
 fn load_vision(folder: &Path, family: VisionFamily, params: &ParamStore) -> Result<(), TrainError> {
     let weights = Weights::open(folder).map_err(|e| usage_at(folder, e))?;
-    let report = weights
-        .load_into(&params.named(), |_| false)
-        .map_err(|e| TrainError::Usage(e.to_string()))?;
+    let report = weights.load_into(&params.named(), |_| false).map_err(of_weights)?;
     let surplus = report.surplus.into_iter().filter(|name| !is_beside_encoder(family, name));
     warn_of_surplus(folder, &surplus.collect::<Vec<_>>());
     Ok(())
@@ -232,7 +228,7 @@ pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf
         return Ok((LmConfig::from_file(&path).map_err(usage)?, Some(path)));
     }
     let opened = Weights::open(weights).map_err(|e| usage_at(weights, e))?;
-    let lm = LmConfig::usual_for(&opened).map_err(|e| TrainError::Usage(e.to_string()))?;
+    let lm = LmConfig::usual_for(&opened).map_err(of_weights)?;
     if lm.family == LmFamily::Llama {
         tracing::warn!(
             "{}: no config.json beside it; heads, rope_theta and rms_norm_eps are taken to be \
@@ -262,7 +258,7 @@ pub(crate) fn adopt(
     config: Option<&Path>,
 ) -> Result<(), TrainError> {
     let path = weights.path();
-    let by_names = LmConfig::usual_for(weights).map_err(|e| TrainError::Usage(e.to_string()))?;
+    let by_names = LmConfig::usual_for(weights).map_err(of_weights)?;
     if by_names.names() != lm.names() {
         return Err(usage_at(
             path,
@@ -300,6 +296,11 @@ fn usage(error: vlm_model::ModelError) -> TrainError {
     TrainError::Usage(error.to_string())
 }
 
-fn usage_at(path: &Path, error: impl std::fmt::Display) -> TrainError {
-    TrainError::Usage(format!("{}: {error}", path.display()))
+fn usage_at(path: &Path, error: impl Into<Box<dyn std::error::Error>>) -> TrainError {
+    let error = error.into();
+    TrainError::unusable(format!("{}: {error}", path.display()), error.as_ref())
+}
+
+fn of_weights(error: WeightsError) -> TrainError {
+    TrainError::unusable(error.to_string(), &error)
 }
