@@ -93,7 +93,8 @@ fn a_picture_that_the_cache_lacks_sets_its_row_aside_by_name() {
         rows.lines().map(str::to_owned).chain([row("new.png", "A new circle.")]).collect();
     trial.write_rows(&rows);
     let features = trial.path("features").display().to_string();
-    trial.pretrain(&["--features", &features]).assert_success();
+    let flags = ["--features", &features, "--max-rejected-fraction", "0.2"];
+    trial.pretrain(&flags).assert_success();
     let rejected = json_lines(&trial.path("out/rejected.jsonl"));
     assert_eq!(rejected.len(), 1);
     assert_eq!(rejected[0]["reason"], "not-in-feature-cache");

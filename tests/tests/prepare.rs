@@ -22,6 +22,7 @@ fn settings(output: &Path, num_workers: usize) -> PrepareSettings {
         max_seq_len: 288,
         image_store: ImageStore::Original,
         rows_per_shard: 5,
+        max_rejected_fraction: 1.0,
         num_workers,
         output: output.to_owned(),
     }

@@ -1,6 +1,10 @@
 //! `cargo xtask`: set-up of libtorch, preparation of data, launch, checks. Builds and runs without
 //! libtorch; whatever needs it is done by the program `vlm`, which is built and started here.
 
+#[macro_use]
+#[path = "../../crates/vlm-cli/src/console.rs"]
+mod console;
+
 mod bench;
 mod cache;
 mod check;
@@ -102,7 +106,13 @@ struct Passed {
 
 fn main() -> ExitCode {
     match dispatch(Cli::parse().command) {
-        Ok(code) => code,
+        Ok(code) => match console::failure() {
+            Some(failure) => {
+                eprintln!("error: {failure}");
+                ExitCode::FAILURE
+            }
+            None => code,
+        },
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })

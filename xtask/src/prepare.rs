@@ -9,8 +9,8 @@ use clap::{ArgGroup, Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use vlm_data::{
-    ChatTokenizer, DataError, DataPaths, ImagePlaceholder, ImageProcessor, ImageStore,
-    PrepareSettings, prepare,
+    ChatTokenizer, DEFAULT_MAX_REJECTED_FRACTION, DataError, DataPaths, ImagePlaceholder,
+    ImageProcessor, ImageStore, PrepareSettings, prepare,
 };
 
 use crate::run_file::{Projector, RunFile};
@@ -61,6 +61,9 @@ pub struct PrepareDataArgs {
     /// Rows of the input that go into a shard
     #[arg(long, alias = "rows_per_shard", value_name = "N", default_value_t = 8192)]
     rows_per_shard: usize,
+    /// Share of the rows that may be unusable; with more, the command fails [default: 0.05]
+    #[arg(long, alias = "max_rejected_fraction", value_name = "SHARE")]
+    max_rejected_fraction: Option<f64>,
     /// Threads [default: cores]
     #[arg(long, alias = "num_workers", value_name = "N")]
     num_workers: Option<usize>,
@@ -134,6 +137,7 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         max_seq_len,
         image_store,
         rows_per_shard: args.rows_per_shard,
+        max_rejected_fraction: args.max_rejected_fraction.unwrap_or(DEFAULT_MAX_REJECTED_FRACTION),
         num_workers: args.num_workers.unwrap_or(cores),
         output: args.output,
     };
@@ -193,18 +197,20 @@ fn tokens_of(vision: &Path, projector: Projector) -> Result<usize> {
     }
 }
 
-/// What cannot be opened, or is not what is expected, the user named wrongly.
+/// What cannot be opened, or is not what is expected, the user named wrongly; a failing disk is a
+/// failure.
 fn asked_wrongly(error: DataError) -> anyhow::Error {
-    usage_error(error.to_string())
+    if error.is_of_disk() { error.into() } else { usage_error(error.to_string()) }
 }
 
 /// While rows are prepared, a folder that holds something else was named wrongly; a full or failing
-/// disk was not.
+/// disk was not, and neither are too many unusable rows.
 fn failed_on_the_way(error: DataError) -> anyhow::Error {
     match error {
-        DataError::Io { .. } | DataError::Row { .. } | DataError::WorkerPanic { .. } => {
-            error.into()
-        }
+        DataError::Io { .. }
+        | DataError::Row { .. }
+        | DataError::WorkerPanic { .. }
+        | DataError::TooManyRejected(_) => error.into(),
         other => usage_error(other.to_string()),
     }
 }

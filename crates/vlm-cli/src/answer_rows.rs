@@ -30,7 +30,7 @@ pub fn of_prompts(
     output: Option<&Path>,
 ) -> Result<()> {
     let text = std::fs::read_to_string(file)
-        .map_err(|e| TrainError::Usage(format!("--prompts-file {}: {e}", file.display())))?;
+        .map_err(|e| TrainError::unusable(format!("--prompts-file {}: {e}", file.display()), &e))?;
     let prompts: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     if prompts.is_empty() {
         let text = format!("--prompts-file {}: no line in it", file.display());
@@ -94,8 +94,9 @@ impl Lines {
         let (out, name): (Box<dyn Write>, String) = match output {
             None => (Box::new(std::io::stdout()), "standard output".into()),
             Some(path) => {
-                let file = File::create(path)
-                    .map_err(|e| TrainError::Usage(format!("--output {}: {e}", path.display())))?;
+                let file = File::create(path).map_err(|e| {
+                    TrainError::unusable(format!("--output {}: {e}", path.display()), &e)
+                })?;
                 (Box::new(BufWriter::new(file)), path.display().to_string())
             }
         };

@@ -186,7 +186,8 @@ pub struct PretrainArgs {
     /// [default: batch].
     #[arg(long, value_name = "OVER", value_parser = parse_named::<LossAverage>)]
     pub loss_average: Option<LossAverage>,
-    /// Stop when more than this share of the rows seen cannot be used [default: 0.05].
+    /// Fail when more than this share of the rows seen cannot be used; 0 allows none
+    /// [default: 0.05].
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
     pub max_rejected_fraction: Option<f64>,
     /// Stop after this many updates in a row were not finite [default: 10].

@@ -5,6 +5,7 @@ use std::thread::available_parallelism;
 
 use anyhow::Result;
 use clap::Args;
+use vlm_data::DEFAULT_MAX_REJECTED_FRACTION;
 use vlm_train::eval::{EvalOptions, EvalReport, Evaluator};
 
 use crate::generate::at_least_one;
@@ -33,6 +34,9 @@ pub struct EvalArgs {
     /// Most new tokens an answer.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
     pub max_new_tokens: usize,
+    /// Fail when more than this share of the rows cannot be used; 0 allows none.
+    #[arg(long, value_name = "SHARE", default_value_t = DEFAULT_MAX_REJECTED_FRACTION)]
+    pub max_rejected_fraction: f64,
     /// Loader threads [default: cores].
     #[arg(long, value_name = "N")]
     pub num_workers: Option<usize>,
@@ -57,6 +61,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             num_workers: args.num_workers.unwrap_or(cores),
             max_captions: args.max_rows,
             max_new_tokens: args.max_new_tokens,
+            max_rejected_fraction: args.max_rejected_fraction,
         },
     )?;
     // Nobody asks this command to stop but by ending it.

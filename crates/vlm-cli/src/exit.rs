@@ -1,5 +1,6 @@
 //! How the command ends: its exit code, its last words, its log.
 
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
@@ -7,12 +8,26 @@ use vlm_data::DataError;
 use vlm_model::weights::WeightsError;
 use vlm_train::TrainError;
 
+use crate::console;
+
 /// 0 for success, 2 for what the user asked wrongly, 1 for what failed while running.
 pub fn code(result: anyhow::Result<()>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => match console::failure() {
+            Some(failure) => {
+                eprintln!("error: {failure}");
+                ExitCode::FAILURE
+            }
+            None => ExitCode::SUCCESS,
+        },
+        // Whoever read our output has read enough.
+        Err(error) if has_io_error(&error, |e| e.kind() == ErrorKind::BrokenPipe) => {
+            ExitCode::SUCCESS
+        }
         Err(error) => {
-            eprintln!("error: {}", told_once(&error));
+            let told = told_once(&error);
+            let told = out_of_memory(&told).unwrap_or(told);
+            eprintln!("error: {}", with_long_words_cut(&told));
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
@@ -30,7 +45,32 @@ fn told_once(error: &anyhow::Error) -> String {
     told
 }
 
+/// Longest word that an error shows whole: a path, or a value that the user gave.
+const MAX_WORD: usize = 300;
+
+/// The text with every longer word cut, and its length told.
+fn with_long_words_cut(text: &str) -> String {
+    let cut = |word: &str| {
+        let length = word.trim_end().chars().count();
+        if length <= MAX_WORD {
+            return word.to_owned();
+        }
+        let start: String = word.chars().take(MAX_WORD / 3).collect();
+        let end = &word[word.trim_end().len()..];
+        format!("{start}… ({length} characters){end}")
+    };
+    text.split_inclusive(char::is_whitespace).map(cut).collect()
+}
+
+fn has_io_error(error: &anyhow::Error, is_meant: impl Fn(&std::io::Error) -> bool) -> bool {
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(&is_meant))
+}
+
 fn is_usage(error: &anyhow::Error) -> bool {
+    // A full or failing disk is nobody's wrong request, whatever was to be read or written.
+    if has_io_error(error, vlm_data::is_of_disk) {
+        return false;
+    }
     match error.downcast_ref::<TrainError>() {
         Some(TrainError::Usage(_)) => true,
         Some(TrainError::Data(data)) => is_data_usage(data),
@@ -65,14 +105,42 @@ pub fn report_panics_as_errors() {
         let first = text.split("Exception raised from").next().unwrap_or(text).trim();
         let place =
             info.location().map_or(String::new(), |l| format!(" at {}:{}", l.file(), l.line()));
-        eprintln!(
-            "error: an operation failed that should not have{place}: {first}\n\
-             Please report this. What was saved before is as it was."
-        );
+        match out_of_memory(text) {
+            Some(told) => eprintln!("error: {told}{place}"),
+            None => eprintln!(
+                "error: internal error{place}: {first}\n\
+             Please report this. Earlier checkpoints are unaffected."
+            ),
+        }
         if std::thread::current().name() == Some("main") {
             std::process::exit(1);
         }
     }));
+}
+
+/// What to say in place of libtorch's message (with the frames of its C++ stack) that there was no
+/// memory for a tensor; `None` for any other message.
+fn out_of_memory(message: &str) -> Option<String> {
+    // c10's allocator for the CPU, the one for CUDA.
+    let wanted = ["you tried to allocate ", "Tried to allocate "]
+        .iter()
+        .find_map(|before| Some(message.split_once(before)?.1))?;
+    let wanted = wanted.split(". ").next().unwrap_or(wanted).trim_end_matches('.');
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"));
+    let limit = limit.and_then(|line| line.split_whitespace().next());
+    let limit = match limit {
+        None | Some("unlimited") => String::new(),
+        Some(bytes) => format!(" (this process may use {bytes} bytes in all: ulimit -v)"),
+    };
+    let before = message.split("libtorch:").next().unwrap_or("").trim().trim_end_matches(':');
+    let before = if before.len() == message.trim().len() { "" } else { before };
+    Some(format!(
+        "{before}{}memory ran out: libtorch wanted {wanted} for a tensor and did not get it{limit}. \
+         Lower --batch-size or --max-seq-len, or give --activation-checkpointing; `cargo xtask plan` \
+         says what a run needs. Earlier checkpoints are unaffected",
+        if before.is_empty() { "" } else { ": " }
+    ))
 }
 
 /// Log lines on standard error: `-v` for more, `RUST_LOG` for a choice.
@@ -81,9 +149,74 @@ pub fn start_log(verbose: bool) {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| StandardError)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
         .without_time()
         .init();
+}
+
+/// Standard error for the log. To the log a reader that went away is no failure: it would be reported
+/// there again.
+struct StandardError;
+
+impl Write for StandardError {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let _ = std::io::stderr().write_all(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_or_failing_disk_is_a_failure_wherever_it_happens() {
+        let system = |code: i32| std::io::Error::from_raw_os_error(code);
+        let of_rows = |code: i32| DataError::Io {
+            path: "rows.jsonl".into(),
+            action: "read the rows",
+            source: system(code),
+        };
+        // ENOSPC, EIO, EDQUOT, EFBIG, ESTALE.
+        for code in [28, 5, 122, 27, 116] {
+            assert!(!is_usage(&of_rows(code).into()), "{code}");
+            assert!(!is_usage(&TrainError::Data(of_rows(code)).into()), "{code}");
+            let weights = WeightsError::Io { path: "lm.pth".into(), source: system(code) };
+            assert!(!is_usage(&weights.into()), "{code}");
+        }
+        // ENOENT, EACCES.
+        for code in [2, 13] {
+            assert!(is_usage(&of_rows(code).into()), "{code}");
+            let weights = WeightsError::Io { path: "lm.pth".into(), source: system(code) };
+            assert!(is_usage(&weights.into()), "{code}");
+        }
+    }
+
+    #[test]
+    fn memory_that_ran_out_is_told_with_what_wanted_it_and_without_frames() {
+        let message = "step 3: libtorch: Internal torch error: [enforce fail at alloc_cpu.cpp:127] \
+                       err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate \
+                       1204224 bytes. Error code 12 (Cannot allocate memory)\nframe #0: c10::";
+        let told = out_of_memory(message).unwrap();
+        let expected = "step 3: memory ran out: libtorch wanted 1204224 bytes for a tensor";
+        assert!(told.starts_with(expected) && !told.contains("frame"), "{told}");
+        let cuda =
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 3";
+        let told = out_of_memory(cuda).unwrap();
+        assert!(told.starts_with("memory ran out: libtorch wanted 2.00 GiB for"), "{told}");
+        assert_eq!(out_of_memory("no such file"), None);
+    }
+
+    #[test]
+    fn a_long_value_is_cut_and_its_length_told() {
+        let told = with_long_words_cut(&format!("--dtype is {} here", "x".repeat(5000)));
+        assert!(told.ends_with("xx… (5000 characters) here") && told.len() < 200, "{told}");
+        assert_eq!(with_long_words_cut("a  b\n  c"), "a  b\n  c");
+    }
 }

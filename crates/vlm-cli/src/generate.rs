@@ -1,10 +1,9 @@
 //! `vlm generate`: answers of a trained model, to one prompt, to many, or in a conversation.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Args;
 use vlm_data::{IMAGE_TAG, Reject, Role, TextStream, Turn};
 use vlm_model::ImageInput;
@@ -133,13 +132,9 @@ impl Told {
 pub fn tell(answerer: &Answerer, prompt: &Prompt, images: ImageInput) -> Result<Told> {
     let started = Instant::now();
     let (mut stream, mut text) = (TextStream::default(), String::new());
-    let mut written = Ok(());
     let mut say = |piece: String| {
         text += &piece;
-        let mut out = std::io::stdout().lock();
-        if written.is_ok() {
-            written = out.write_all(piece.as_bytes()).and_then(|()| out.flush());
-        }
+        print!("{piece}");
     };
     let mut num_tokens = 0;
     answerer.generate(std::slice::from_ref(prompt), images, &mut |_, id| {
@@ -148,7 +143,6 @@ pub fn tell(answerer: &Answerer, prompt: &Prompt, images: ImageInput) -> Result<
     })?;
     say(stream.finish(answerer.tokenizer));
     say("\n".to_owned());
-    written.context("writing the answer to standard output")?;
     let text = text.trim().to_owned();
     Ok(Told { text, num_tokens, secs: started.elapsed().as_secs_f64() })
 }
@@ -169,7 +163,7 @@ pub fn with_image_tags(prompt: &str, num_images: usize) -> String {
 /// The bytes of a picture.
 pub fn read_image(path: &Path) -> Result<Vec<u8>> {
     let bytes = std::fs::read(path);
-    Ok(bytes.map_err(|e| TrainError::Usage(format!("--image {}: {e}", path.display())))?)
+    Ok(bytes.map_err(|e| TrainError::unusable(format!("--image {}: {e}", path.display()), &e))?)
 }
 
 /// A prompt that cannot be asked.

@@ -1,5 +1,8 @@
 //! The command `vlm`: arguments → configuration → one call. All work is done in the libraries.
 
+#[macro_use]
+mod console;
+
 mod answer_rows;
 mod args;
 mod cache_features;

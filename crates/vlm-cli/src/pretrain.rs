@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
 use anyhow::{Context, Result};
-use vlm_data::{DEFAULT_BUCKET_WINDOW, DataPaths, Padding};
+use vlm_data::{
+    DEFAULT_BUCKET_WINDOW, DEFAULT_MAX_REJECTED_FRACTION, DataPaths, Padding, count_by_reason,
+};
 use vlm_train::config::{
     DataConfig, EvalConfig, ModelConfig, OptimConfig, Resume, RunConfig, ShapeRequest, Stage,
 };
@@ -36,16 +38,19 @@ pub fn report(run: &Run, summary: &vlm_train::Summary) {
         return;
     }
     let loss = summary.final_loss.map_or("none".into(), |loss| format!("{loss:.4}"));
-    println!(
-        "{}: {} steps, {} rows in {:.1} s ({:.1} rows/s), last loss {loss}, {} rows set aside",
-        summary.status,
-        summary.steps,
-        summary.samples,
-        summary.wall_secs,
-        summary.samples_per_sec,
-        summary.rejected_rows,
-    );
     let out = run.out_dir();
+    let rejected = match summary.rejected_rows {
+        0 => "0 rejected rows".to_owned(),
+        count => format!(
+            "{count} rejected rows ({}): {}",
+            count_by_reason(&summary.rejected_by_reason),
+            out.join("rejected.jsonl").display()
+        ),
+    };
+    println!(
+        "{}: {} steps, {} rows in {:.1} s ({:.1} rows/s), last loss {loss}, {rejected}",
+        summary.status, summary.steps, summary.samples, summary.wall_secs, summary.samples_per_sec,
+    );
     println!("weights: {}", out.join(format!("{}.pth", run.weights_name())).display());
     if summary.status == "interrupted" {
         println!("continue with the same command and --resume auto");
@@ -55,9 +60,10 @@ pub fn report(run: &Run, summary: &vlm_train::Summary) {
 /// The flags over the configuration file they name.
 fn with_config_file(flags: PretrainArgs) -> Result<PretrainArgs> {
     let Some(path) = &flags.config else { return Ok(flags) };
-    let usage = |e: String| TrainError::Usage(format!("--config {}: {e}", path.display()));
-    let text = std::fs::read_to_string(path).map_err(|e| usage(e.to_string()))?;
-    let file: PretrainArgs = toml::from_str(&text).map_err(|e| usage(e.to_string()))?;
+    let told = |e: &dyn std::fmt::Display| format!("--config {}: {e}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|e| TrainError::unusable(told(&e), &e))?;
+    let file: PretrainArgs =
+        toml::from_str(&text).map_err(|e| TrainError::Usage(told(&in_short_lines(&e))))?;
     let mut merged = serde_json::to_value(file)?;
     if let (Some(merged), serde_json::Value::Object(flags)) =
         (merged.as_object_mut(), serde_json::to_value(&flags)?)
@@ -65,6 +71,21 @@ fn with_config_file(flags: PretrainArgs) -> Result<PretrainArgs> {
         merged.extend(flags.into_iter().filter(|(_, value)| !value.is_null()));
     }
     serde_json::from_value(merged).context("flags and configuration file")
+}
+
+/// Longest line that is shown of a configuration file that cannot be read.
+const MAX_LINE: usize = 160;
+
+/// The error, which repeats the line of the file, with long lines cut.
+fn in_short_lines(error: &toml::de::Error) -> String {
+    let cut = |line: &str| match line.chars().count() {
+        length if length <= MAX_LINE => line.to_owned(),
+        length => {
+            let start: String = line.chars().take(MAX_LINE).collect();
+            format!("{start}… ({length} characters)")
+        }
+    };
+    error.to_string().lines().map(cut).collect::<Vec<_>>().join("\n")
 }
 
 /// The run's configuration: what was given, else the defaults.
@@ -113,7 +134,9 @@ pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
             drop_last: args.drop_last.unwrap_or(args.no_drop_last == Some(false)),
             num_workers: args.num_workers.unwrap_or_else(|| share_of_cores(processes)).max(1),
             prefetch_batches: args.prefetch_batches.unwrap_or(4),
-            max_rejected_fraction: args.max_rejected_fraction.unwrap_or(0.05),
+            max_rejected_fraction: args
+                .max_rejected_fraction
+                .unwrap_or(DEFAULT_MAX_REJECTED_FRACTION),
         },
         model: ModelConfig {
             lm,
@@ -290,6 +313,14 @@ mod tests {
         let merged = with_config_file(flags).unwrap();
         std::fs::remove_file(&folder).unwrap();
         assert_eq!((merged.batch_size, merged.epochs, merged.dim), (Some(8), Some(3), None));
+    }
+
+    #[test]
+    fn a_long_value_of_the_file_is_not_repeated_whole() {
+        let text = format!("padding = \"{}\"", "x y".repeat(2000));
+        let error = toml::from_str::<PretrainArgs>(&text).unwrap_err();
+        let told = in_short_lines(&error);
+        assert!(told.contains("characters)") && told.len() < 1500, "{told}");
     }
 
     #[test]

@@ -73,6 +73,11 @@ impl DataPaths {
         Ok(states)
     }
 
+    /// The weights of the data sets, as far as they are given.
+    pub fn weights(&self) -> Vec<Option<f64>> {
+        self.0.iter().map(|path| split(path).1).collect()
+    }
+
     /// A hash of the files of the rows: of their sizes, and of small ones' whole content. Of a prepared
     /// folder it is a hash of every byte. The same on every machine that has copies of the same files,
     /// wherever they lie. Picture files are not looked at.

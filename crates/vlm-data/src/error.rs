@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::obstacle::is_of_disk;
+
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum DataError {
@@ -56,6 +58,16 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// Whether a disk, or the connection to it, failed or is full: nothing that the user asked for is
+    /// wrong.
+    pub fn is_of_disk(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => is_of_disk(source),
+            Self::Row { .. } => true,
+            _ => false,
+        }
+    }
+
     /// For `map_err`: a system error at `path` while doing `action`.
     pub(crate) fn io(
         path: &Path,

@@ -13,8 +13,8 @@ use crate::chat::ChatTokenizer;
 use crate::error::DataError;
 use crate::fingerprint::fingerprint;
 use crate::order::{EpochOrder, OrderConfig, share};
+use crate::reject_budget::{DEFAULT_MAX_REJECTED_FRACTION, RejectBudget};
 use crate::source::{Encoding, RowSource};
-use crate::tally::Tally;
 use crate::windows::Windows;
 use crate::worker::{ImageReading, Made, PendingBatch, RowMaker, Task, work};
 
@@ -50,7 +50,7 @@ pub struct LoaderConfig {
     pub prefetch_batches: usize,
     /// Rows within which similar lengths are put together; 0: none. Only with `shuffle`.
     pub bucket_window: usize,
-    /// An epoch ends with an error when more than this share of its rows was rejected.
+    /// An epoch ends with an error when more than this share of its rows was rejected; 0 allows none.
     pub max_rejected_fraction: f64,
 }
 
@@ -69,7 +69,7 @@ impl Default for LoaderConfig {
             num_workers: std::thread::available_parallelism().map_or(1, usize::from),
             prefetch_batches: 4,
             bucket_window: DEFAULT_BUCKET_WINDOW,
-            max_rejected_fraction: 0.1,
+            max_rejected_fraction: DEFAULT_MAX_REJECTED_FRACTION,
         }
     }
 }
@@ -212,7 +212,9 @@ pub struct Epoch {
     workers: Option<Workers>,
     /// Batches that came before their turn.
     early: BTreeMap<usize, Result<Batch, DataError>>,
-    tally: Tally,
+    budget: RejectBudget,
+    /// Whether it was begun at its first batch.
+    is_whole: bool,
     is_over: bool,
 }
 
@@ -239,7 +241,8 @@ impl Epoch {
             prefetch: config.prefetch_batches.max(1),
             workers: Workers::start(&maker, num_workers),
             early: BTreeMap::new(),
-            tally: Tally::new(config.max_rejected_fraction),
+            budget: RejectBudget::new(config.max_rejected_fraction),
+            is_whole: start_batch == 0,
             is_over,
             windows: Windows::new(Arc::clone(&maker), order, num_workers > 0),
             maker,
@@ -304,13 +307,15 @@ impl Iterator for Epoch {
         }
         if self.next == self.num_batches {
             self.is_over = true;
-            return self.tally.at_end().err().map(Err);
+            // An epoch that was begun in its middle counts only the rows since.
+            let checked = if self.is_whole { self.budget.at_end() } else { Ok(()) };
+            return checked.err().map(Err);
         }
         if self.workers.is_some() {
             self.plan();
         }
         let batch = self.take_next().and_then(|batch| {
-            self.tally.add(batch.batch_size, &batch.rejected)?;
+            self.budget.add(batch.batch_size, &batch.rejected)?;
             Ok(batch)
         });
         self.next += 1;

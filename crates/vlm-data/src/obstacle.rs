@@ -57,12 +57,12 @@ impl Obstacle {
     }
 }
 
-/// Whether the system says that it cannot read, where others say that there is nothing to be read,
-/// or not by this name or user.
-fn is_of_disk(error: &Error) -> bool {
+/// Whether the system says that a disk, or the connection to it, failed or is full, and not that there
+/// is nothing to be read or written by this name or user.
+pub fn is_of_disk(error: &Error) -> bool {
     /// ELOOP, which has no stable kind yet.
     const TOO_MANY_LINKS: i32 = if cfg!(target_os = "linux") { 40 } else { 62 };
-    let is_of_file = matches!(
+    let is_of_name = matches!(
         error.kind(),
         ErrorKind::NotFound
             | ErrorKind::PermissionDenied
@@ -70,9 +70,12 @@ fn is_of_disk(error: &Error) -> bool {
             | ErrorKind::IsADirectory
             | ErrorKind::InvalidInput
             | ErrorKind::InvalidFilename
+            | ErrorKind::AlreadyExists
+            | ErrorKind::DirectoryNotEmpty
+            | ErrorKind::BrokenPipe
     );
     // What is not the system's answer is about content: an end too early, damaged compression.
-    error.raw_os_error().is_some_and(|code| code != TOO_MANY_LINKS) && !is_of_file
+    error.raw_os_error().is_some_and(|code| code != TOO_MANY_LINKS) && !is_of_name
 }
 
 /// Why a part of a file cannot be read; may be kept and told again.

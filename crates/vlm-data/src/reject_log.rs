@@ -1,12 +1,12 @@
-//! The file `rejected.jsonl`: every row that was set aside, once.
+//! The file `rejected.jsonl`: every rejected row, once.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use crate::error::DataError;
-use crate::reject::Rejected;
+use crate::reject::{RejectReason, Rejected};
 
 /// Appends rejected rows to a file of JSON lines, each row once, however many epochs meet it.
 #[derive(Debug)]
@@ -14,6 +14,7 @@ pub struct RejectLog {
     path: PathBuf,
     file: File,
     written: HashSet<usize>,
+    by_reason: BTreeMap<RejectReason, usize>,
 }
 
 impl RejectLog {
@@ -29,7 +30,7 @@ impl RejectLog {
             .read(true)
             .open(path)
             .map_err(DataError::io(path, "open the log of rejected rows"))?;
-        let mut written = HashSet::new();
+        let (mut written, mut by_reason) = (HashSet::new(), BTreeMap::new());
         let mut ends_mid_line = false;
         let mut reader = BufReader::new(&file);
         let mut line = Vec::new();
@@ -44,13 +45,14 @@ impl RejectLog {
             ends_mid_line = line.last() != Some(&b'\n');
             // A line torn by a crash does not parse: its row is simply written again.
             if let Ok(rejected) = serde_json::from_slice::<Rejected>(&line) {
-                written.insert(rejected.row);
+                let is_new = written.insert(rejected.row);
+                *by_reason.entry(rejected.reason).or_default() += usize::from(is_new);
             }
         }
         if ends_mid_line {
             file.write_all(b"\n").map_err(DataError::io(path, "write the log of rejected rows"))?;
         }
-        Ok(Self { path: path.to_owned(), file, written })
+        Ok(Self { path: path.to_owned(), file, written, by_reason })
     }
 
     /// Appends the row unless it is already there; whether it was new.
@@ -70,12 +72,18 @@ impl RejectLog {
             .write_all(&line)
             .map_err(DataError::io(&self.path, "write the log of rejected rows"))?;
         self.written.insert(rejected.row);
+        *self.by_reason.entry(rejected.reason).or_default() += 1;
         Ok(true)
     }
 
     /// How many rows the log holds.
     pub fn len(&self) -> usize {
         self.written.len()
+    }
+
+    /// How many rows were rejected for each reason.
+    pub fn by_reason(&self) -> &BTreeMap<RejectReason, usize> {
+        &self.by_reason
     }
 
     /// Whether no row was rejected yet.
@@ -112,6 +120,7 @@ mod tests {
         assert!(!log.record(&rejected(3)).unwrap());
         assert!(log.record(&rejected(4)).unwrap());
         assert_eq!(log.len(), 2);
+        assert_eq!(log.by_reason(), &BTreeMap::from([(RejectReason::MissingImage, 2)]));
         let text = std::fs::read_to_string(&path).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 3);

@@ -10,7 +10,7 @@ use vlm_model::names::LmNames;
 use vlm_model::params::ParamStore;
 use vlm_model::part_files::{listed, open_language_model, open_vision_encoder};
 use vlm_model::vision::{VisionEncoder, is_beside_encoder};
-use vlm_model::weights::{Weights, require_there};
+use vlm_model::weights::{Weights, WeightsError, require_there};
 use vlm_model::{
     LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily, Vlm,
     is_projector,
@@ -206,12 +206,12 @@ pub fn build_model(
 }
 
 fn load_lm(path: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), TrainError> {
-    let weights = open_language_model(path).map_err(usage)?;
+    let weights = open_language_model(path).map_err(of_weights)?;
     // A file with a projector of this kind has all of it.
     let has_projector = ProjectorKind::of_weights(&weights) == Some(kind);
     let report = weights
         .load_into(&model.params().named(), |name| !has_projector && is_projector(name))
-        .map_err(usage)?;
+        .map_err(of_weights)?;
     if !report.missing.is_empty() {
         tracing::info!("{} holds no projector: it starts from random values", path.display());
     }
@@ -249,8 +249,8 @@ pub(crate) fn build_encoder(
 }
 
 fn load_vision(folder: &Path, family: VisionFamily, params: &ParamStore) -> Result<(), TrainError> {
-    let weights = open_vision_encoder(folder).map_err(usage)?;
-    let report = weights.load_into(&params.named(), |_| false).map_err(usage)?;
+    let weights = open_vision_encoder(folder).map_err(of_weights)?;
+    let report = weights.load_into(&params.named(), |_| false).map_err(of_weights)?;
     refuse_surplus(folder, &report.surplus, |name| !is_beside_encoder(family, name))
 }
 
@@ -305,8 +305,8 @@ pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf
     if let Some(path) = config_beside(weights) {
         return Ok((LmConfig::from_file(&path).map_err(usage)?, Some(path)));
     }
-    let opened = open_language_model(weights).map_err(usage)?;
-    let lm = LmConfig::usual_for(&opened).map_err(usage)?;
+    let opened = open_language_model(weights).map_err(of_weights)?;
+    let lm = LmConfig::usual_for(&opened).map_err(of_weights)?;
     if lm.qkv_bias || lm.attention_output_bias || lm.mlp_bias {
         return Err(usage_at(
             weights,
@@ -343,7 +343,7 @@ pub(crate) fn adopt(
     config: Option<&Path>,
 ) -> Result<(), TrainError> {
     let path = weights.path();
-    let by_names = LmConfig::usual_for(weights).map_err(usage)?;
+    let by_names = LmConfig::usual_for(weights).map_err(of_weights)?;
     if by_names.names() != lm.names() {
         return Err(usage_at(
             path,
@@ -386,6 +386,11 @@ fn usage(error: impl std::fmt::Display) -> TrainError {
     TrainError::Usage(error.to_string())
 }
 
-fn usage_at(path: &Path, error: impl std::fmt::Display) -> TrainError {
-    TrainError::Usage(format!("{}: {error}", path.display()))
+fn usage_at(path: &Path, error: impl Into<Box<dyn std::error::Error>>) -> TrainError {
+    let error = error.into();
+    TrainError::unusable(format!("{}: {error}", path.display()), error.as_ref())
+}
+
+fn of_weights(error: WeightsError) -> TrainError {
+    TrainError::unusable(error.to_string(), &error)
 }

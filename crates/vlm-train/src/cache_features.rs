@@ -257,7 +257,7 @@ fn hash_of_encoder(folder: &Path) -> Result<String, TrainError> {
 
 /// A cache that cannot be used was asked for wrongly.
 pub(crate) fn usage(error: vlm_data::DataError) -> TrainError {
-    TrainError::Usage(error.to_string())
+    TrainError::unusable(error.to_string(), &error)
 }
 
 fn progress_bar(num_rows: usize, is_visible: bool) -> ProgressBar {

@@ -1,6 +1,6 @@
 //! What can go wrong with a run, by whose fault it is.
 
-use vlm_data::DataError;
+use vlm_data::{DataError, is_of_disk};
 use vlm_model::ModelError;
 
 /// An error of this crate.
@@ -36,6 +36,27 @@ impl TrainError {
         }
     }
 
+    /// Something that the user named cannot be used, as `told` says: a wrong request, unless a disk
+    /// failed or is full, which `error` or one of its causes then says.
+    pub fn unusable(told: String, error: &(dyn std::error::Error + 'static)) -> Self {
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            if error.downcast_ref().is_some_and(is_of_disk) {
+                return Self::Failed(told);
+            }
+            cause = error.source();
+        }
+        Self::Usage(told)
+    }
+
+    /// The same with what was being done, where libtorch failed at it: its own words do not say.
+    pub(crate) fn during(self, what: &str) -> Self {
+        match self {
+            Self::Model(error @ ModelError::Torch(_)) => Self::Failed(format!("{what}: {error}")),
+            other => other,
+        }
+    }
+
     /// A failure that names the file it happened at.
     pub(crate) fn at(path: &std::path::Path, error: impl std::fmt::Display) -> Self {
         Self::Failed(format!("{}: {error}", path.display()))
@@ -45,6 +66,18 @@ impl TrainError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use vlm_model::weights::WeightsError;
+
+    #[test]
+    fn a_failing_disk_under_a_file_that_the_user_named_is_a_failure() {
+        let error = |code: i32| {
+            let source = std::io::Error::from_raw_os_error(code);
+            let error = WeightsError::Io { path: "lm.pth".into(), source };
+            TrainError::unusable(error.to_string(), &error)
+        };
+        assert!(matches!(error(5), TrainError::Failed(_)), "EIO");
+        assert!(matches!(error(2), TrainError::Usage(_)), "ENOENT");
+    }
 
     #[test]
     fn a_file_that_fails_in_the_middle_of_a_run_is_a_failure_and_no_wrong_request() {

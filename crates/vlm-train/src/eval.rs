@@ -17,7 +17,7 @@ use crate::precision::Dtype;
 use crate::text_score::{is_exact, token_f1};
 
 /// How rows are judged.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EvalOptions {
     /// Rows at once.
     pub batch_size: usize,
@@ -29,6 +29,8 @@ pub struct EvalOptions {
     pub max_captions: usize,
     /// Most new tokens an answer.
     pub max_new_tokens: usize,
+    /// The evaluation fails when more than this share of the rows was rejected.
+    pub max_rejected_fraction: f64,
 }
 
 /// What came of it.
@@ -87,8 +89,7 @@ impl Evaluator {
                 tokens_per_image,
                 shuffle: false,
                 num_workers: options.num_workers,
-                // What cannot be used is counted, and told with the numbers.
-                max_rejected_fraction: 1.0,
+                max_rejected_fraction: options.max_rejected_fraction,
                 ..LoaderConfig::default()
             },
         )?;

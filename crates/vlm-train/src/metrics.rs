@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ pub struct Counters {
     pub skipped_updates: u64,
     /// Micro-batches without anything to learn.
     pub empty_steps: u64,
-    /// Distinct rows set aside.
+    /// Distinct rejected rows.
     pub rejected_rows: u64,
 }
 
@@ -69,7 +70,7 @@ pub struct LogLine {
     pub peak_memory_bytes: u64,
     /// Updates left out so far.
     pub skipped_updates: u64,
-    /// Rows set aside so far.
+    /// Rejected rows so far.
     pub rejected_rows: u64,
 }
 
@@ -151,10 +152,6 @@ impl MetricsFile {
     /// # Errors
     /// The system's, with the path.
     pub fn open_after(path: &Path, step: u64) -> Result<Self, TrainError> {
-        #[derive(serde::Deserialize)]
-        struct Step {
-            step: u64,
-        }
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
@@ -186,8 +183,15 @@ impl MetricsFile {
     /// Writes one line, whole.
     ///
     /// # Errors
-    /// The system's, with the path (a full disk, say).
+    /// The system's, with the path (a full disk, say); the file was removed meanwhile.
     pub fn append(&mut self, line: &impl Serialize) -> Result<(), TrainError> {
+        // What is written to a removed file succeeds and is lost.
+        if self.file.metadata().is_ok_and(|found| found.nlink() == 0) {
+            return Err(TrainError::at(
+                &self.path,
+                "the file was removed while the run was writing to it, and nothing more is written",
+            ));
+        }
         let value = serde_json::to_value(line).map_err(|e| TrainError::at(&self.path, e))?;
         self.file
             .write_all(format!("{value}\n").as_bytes())
@@ -203,6 +207,19 @@ impl MetricsFile {
         let step = value["step"].as_u64().unwrap_or(0);
         events.scalars(step, &scalars)
     }
+}
+
+/// The part of a line that says which step it is of.
+#[derive(serde::Deserialize)]
+struct Step {
+    step: u64,
+}
+
+/// The last step that the file at `path` has a line of; `None` where there is no file or no line.
+pub fn last_step(path: &Path) -> Option<u64> {
+    let text = std::fs::read(path).ok()?;
+    let lines = text.split(|&byte| byte == b'\n');
+    lines.filter_map(|line| serde_json::from_slice::<Step>(line).ok()).map(|line| line.step).max()
 }
 
 /// Measures speed between two log lines.

@@ -3,12 +3,17 @@
 
 use std::fs;
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Serialize;
+use vlm_data::is_of_disk;
 
 use crate::TrainError;
+use crate::checkpoint;
 use crate::config::Stage;
+use crate::dir_lock::{DirLock, LockError};
 
 /// What shows that a folder already holds a run.
 const TRACES: [&str; 3] = ["metrics.jsonl", "summary.json", "checkpoints"];
@@ -23,6 +28,10 @@ const RECORDS: [&str; 7] = [
     "report.html",
     "heldout.png",
 ];
+/// What a run with a trained vision encoder writes to its folder `vision`.
+const ENCODER_FILES: [&str; 3] = ["model.safetensors", "config.json", "preprocessor_config.json"];
+/// The file that shows whether the folder can be written, before its process id.
+const PROBE: &str = ".writable-";
 /// How the names of TensorBoard's files begin.
 const EVENTS: &str = "events.out.tfevents.";
 
@@ -30,8 +39,15 @@ const EVENTS: &str = "events.out.tfevents.";
 #[derive(Debug, Clone)]
 pub struct OutDir {
     path: PathBuf,
+    stage: Stage,
+    /// Whether an earlier run may be there, to be continued.
+    continues: bool,
     /// A finished run of the stage before, whose records are still here.
     earlier: Option<Stage>,
+    /// Held to the end of the run by the process that writes.
+    lock: Option<Arc<DirLock>>,
+    /// Device and inode of the folder, to notice when it was removed or replaced.
+    place: Option<(u64, u64)>,
 }
 
 /// The stage of the run in `path`, if it has finished.
@@ -51,44 +67,166 @@ fn goes_before(earlier: Stage, stage: Stage) -> bool {
     (earlier, stage) == (Stage::Pretrain, Stage::Sft)
 }
 
+/// Device and inode of a folder.
+fn place_of(path: &Path) -> std::io::Result<(u64, u64)> {
+    fs::metadata(path).map(|found| (found.dev(), found.ino()))
+}
+
+/// `.pretrain_vlm_512.pth.tmp-4711`, `.writable-4711`: a file that a process had not finished.
+fn is_leftover(name: &str) -> bool {
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
+    if name.strip_prefix(PROBE).is_some_and(is_number) {
+        return true;
+    }
+    let parts = name.strip_prefix('.').and_then(|name| name.rsplit_once(".tmp-"));
+    parts.is_some_and(|(name, process)| {
+        let is_ours = RECORDS.contains(&name)
+            || ENCODER_FILES.contains(&name)
+            || [Stage::Pretrain, Stage::Sft]
+                .iter()
+                .any(|stage| name.starts_with(&format!("{}_vlm_", stage.name())));
+        is_number(process) && is_ours
+    })
+}
+
 impl OutDir {
-    /// Makes the folder and proves that it can be written. A folder that already holds a run is
-    /// taken only to continue it, or for a run of the second stage after a finished one of the
-    /// first, whose records [`Self::set_aside_earlier`] then moves.
+    /// Looks at the folder and, where it exists, locks it; nothing else is touched. A folder that
+    /// already holds a run is taken only to continue it, or for a run of the second stage after a
+    /// finished one of the first, whose records [`Self::move_earlier`] then moves.
     ///
     /// # Errors
-    /// It holds a run and `continues` is false, cannot be made, or cannot be written.
-    pub fn prepare(path: &Path, stage: Stage, continues: bool) -> Result<Self, TrainError> {
+    /// It holds a run and `continues` is false; another process writes to it.
+    pub fn open(path: &Path, stage: Stage, continues: bool) -> Result<Self, TrainError> {
         if path.exists() && !path.is_dir() {
             return Err(TrainError::Usage(format!(
                 "--out-dir {} is a file; expected a folder, or a name that is free",
                 path.display()
             )));
         }
-        let earlier = finished_stage(path).filter(|&earlier| goes_before(earlier, stage));
-        let is_free = earlier.is_some();
-        if !(continues || is_free)
-            && let Some(trace) = Self::trace_of_a_run(path, stage)
-        {
-            return Err(TrainError::Usage(format!(
-                "--out-dir {} already holds a run ({trace} is there), and nothing is overwritten; \
-                 continue it with --resume auto, or choose another --out-dir",
-                path.display()
-            )));
+        let mut out_dir = Self { continues, ..Self::of_another(path, stage) };
+        out_dir.check_free()?;
+        if path.is_dir() {
+            out_dir.lock()?;
         }
-        let out_dir = Self { path: path.to_owned(), earlier };
-        out_dir.prove_writable().map_err(|e| {
-            TrainError::Usage(format!(
-                "--out-dir {} cannot be written: {e}; choose a folder that you may write to",
-                path.display()
-            ))
-        })?;
+        Ok(out_dir)
+    }
+
+    /// Makes and locks the folder, proves that it can be written, and removes what killed processes
+    /// left half-written.
+    ///
+    /// # Errors
+    /// It cannot be made or written, or another process has come before.
+    pub fn make(&mut self) -> Result<(), TrainError> {
+        fs::create_dir_all(&self.path).map_err(|e| self.unwritable(e))?;
+        self.lock()?;
+        // Another run may have come and gone since the first look.
+        self.check_free()?;
+        self.prove_writable().map_err(|e| self.unwritable(e))?;
+        self.place = Some(place_of(&self.path).map_err(|e| self.unwritable(e))?);
+        self.remove_leftovers()
+    }
+
+    /// Opens and makes the folder.
+    ///
+    /// # Errors
+    /// As [`Self::open`] and [`Self::make`].
+    pub fn prepare(path: &Path, stage: Stage, continues: bool) -> Result<Self, TrainError> {
+        let mut out_dir = Self::open(path, stage, continues)?;
+        out_dir.make()?;
         Ok(out_dir)
     }
 
     /// The folder that another process prepares and writes: this one only names it.
-    pub fn of_another(path: &Path) -> Self {
-        Self { path: path.to_owned(), earlier: None }
+    pub fn of_another(path: &Path, stage: Stage) -> Self {
+        let path = path.to_owned();
+        Self { path, stage, continues: false, earlier: None, lock: None, place: None }
+    }
+
+    fn check_free(&mut self) -> Result<(), TrainError> {
+        let stage = self.stage;
+        self.earlier = finished_stage(&self.path).filter(|&earlier| goes_before(earlier, stage));
+        if !(self.continues || self.earlier.is_some())
+            && let Some(trace) = Self::trace_of_a_run(&self.path, stage)
+        {
+            return Err(TrainError::Usage(format!(
+                "--out-dir {} already holds a run ({trace} is there), and nothing is overwritten; \
+                 continue it with --resume auto, or choose another --out-dir",
+                self.path.display()
+            )));
+        }
+        Ok(())
+    }
+
+    fn lock(&mut self) -> Result<(), TrainError> {
+        if self.lock.is_some() {
+            return Ok(());
+        }
+        let lock = DirLock::take(&self.path).map_err(|error| match error {
+            LockError::Held(owner) => TrainError::Usage(format!(
+                "--out-dir {}: another run is writing to it ({owner}); wait until it has ended, or \
+                 choose another --out-dir",
+                self.path.display()
+            )),
+            LockError::Io(error) => self.unwritable(error),
+        })?;
+        self.lock = Some(Arc::new(lock));
+        Ok(())
+    }
+
+    /// A folder that this user may not write was named wrongly; a full or failing disk was not.
+    fn unwritable(&self, error: std::io::Error) -> TrainError {
+        let path = self.path.display();
+        let is_read_only = error.kind() == std::io::ErrorKind::ReadOnlyFilesystem;
+        if is_of_disk(&error) && (self.continues || !is_read_only) {
+            return TrainError::Failed(format!("--out-dir {path} cannot be written: {error}"));
+        }
+        TrainError::Usage(format!(
+            "--out-dir {path} cannot be written: {error}; choose a folder that you may write to"
+        ))
+    }
+
+    /// Removes the temporary files of processes that were killed. The lock proves that none of them is
+    /// still at work.
+    fn remove_leftovers(&self) -> Result<(), TrainError> {
+        let mut removed = checkpoint::clean_up(&self.join("checkpoints"))?;
+        for folder in [self.path.clone(), self.join("vision")] {
+            for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if is_leftover(&name) {
+                    fs::remove_file(entry.path()).map_err(|e| TrainError::at(&entry.path(), e))?;
+                    removed.push(name);
+                }
+            }
+        }
+        if !removed.is_empty() {
+            tracing::info!("removed what a killed process left: {}", removed.join(", "));
+        }
+        Ok(())
+    }
+
+    /// Checks that the folder is still the one that the run began to write to.
+    ///
+    /// # Errors
+    /// It was removed, or another one is in its place.
+    pub fn check_still_there(&self) -> Result<(), TrainError> {
+        let Some(place) = self.place else { return Ok(()) };
+        match place_of(&self.path) {
+            Ok(found) if found == place => Ok(()),
+            Err(error) if is_of_disk(&error) => Err(TrainError::at(&self.path, error)),
+            _ => Err(TrainError::Failed(format!(
+                "--out-dir {} was removed or replaced while the run was writing to it; what was saved \
+                 there is gone, and nothing more is written",
+                self.path.display()
+            ))),
+        }
+    }
+
+    /// Whether a run of this folder's stage has written weights here.
+    pub fn holds_weights(&self) -> bool {
+        let prefix = format!("{}_vlm_", self.stage.name());
+        let names = fs::read_dir(&self.path).into_iter().flatten().flatten();
+        let mut names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
+        names.any(|name| name.starts_with(&prefix))
     }
 
     /// Whether the folder holds a finished run of the stage before `stage`, and none of `stage`.
@@ -100,8 +238,8 @@ impl OutDir {
     /// its weights stay where they are. Does nothing where there was none.
     ///
     /// # Errors
-    /// The system's, with the path; records that were set aside before and would be overwritten.
-    pub fn set_aside_earlier(&mut self) -> Result<(), TrainError> {
+    /// The system's, with the path; records that were moved before and would be overwritten.
+    pub fn move_earlier(&mut self) -> Result<(), TrainError> {
         let Some(stage) = self.earlier.take() else { return Ok(()) };
         let target = self.join(stage.name());
         fs::create_dir(&target).map_err(|e| TrainError::at(&target, e))?;
@@ -135,8 +273,7 @@ impl OutDir {
     }
 
     fn prove_writable(&self) -> std::io::Result<()> {
-        fs::create_dir_all(&self.path)?;
-        let probe = self.path.join(format!(".writable-{}", std::process::id()));
+        let probe = self.path.join(format!("{PROBE}{}", std::process::id()));
         let mut file = fs::File::create(&probe)?;
         let written = file.write_all(b"probe");
         let removed = fs::remove_file(&probe);
@@ -189,6 +326,46 @@ mod tests {
     }
 
     #[test]
+    fn a_second_run_is_refused_as_long_as_the_first_one_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let first = OutDir::prepare(&path, Stage::Pretrain, false).unwrap();
+        for continues in [false, true] {
+            let error = OutDir::open(&path, Stage::Pretrain, continues).unwrap_err();
+            let own = format!("process {} on ", std::process::id());
+            assert!(matches!(&error, TrainError::Usage(m) if m.contains(&own)), "{error}");
+        }
+        drop(first);
+        OutDir::prepare(&path, Stage::Pretrain, true).unwrap();
+    }
+
+    #[test]
+    fn leftovers_of_killed_processes_are_removed_and_nothing_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let kept = ["lm_512.pth", ".notes.tmp-1", ".pretrain_vlm_512.pth.tmp-", "rows.tmp-12"];
+        let left = [".pretrain_vlm_512.pth.tmp-12", ".config.json.tmp-3", ".writable-99"];
+        for name in kept.iter().chain(&left) {
+            fs::write(folder.path().join(name), "").unwrap();
+        }
+        OutDir::prepare(folder.path(), Stage::Pretrain, false).unwrap();
+        assert!(kept.iter().all(|name| folder.path().join(name).exists()));
+        assert!(!left.iter().any(|name| folder.path().join(name).exists()));
+    }
+
+    #[test]
+    fn a_removed_or_replaced_folder_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("out");
+        let out_dir = OutDir::prepare(&path, Stage::Pretrain, false).unwrap();
+        out_dir.check_still_there().unwrap();
+        fs::rename(&path, folder.path().join("moved")).unwrap();
+        assert!(out_dir.check_still_there().is_err());
+        fs::create_dir(&path).unwrap();
+        let error = out_dir.check_still_there().unwrap_err().to_string();
+        assert!(error.contains("removed or replaced"), "{error}");
+    }
+
+    #[test]
     fn weights_waiting_in_the_folder_are_no_run() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("lm_512.pth"), "weights").unwrap();
@@ -220,7 +397,7 @@ mod tests {
         write("summary.json", r#"{"status": "finished"}"#);
         assert!(OutDir::prepare(folder.path(), Stage::Pretrain, false).is_err(), "the same stage");
         let mut out_dir = OutDir::prepare(folder.path(), Stage::Sft, false).unwrap();
-        out_dir.set_aside_earlier().unwrap();
+        out_dir.move_earlier().unwrap();
         assert_eq!(fs::read_to_string(out_dir.join("pretrain/metrics.jsonl")).unwrap(), "kept");
         assert!(!out_dir.join("metrics.jsonl").exists());
         assert!(out_dir.join("pretrain_vlm_512.pth").exists());

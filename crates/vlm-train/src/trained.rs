@@ -212,7 +212,7 @@ fn find_part(folder: &Path, written: &Value, name: &str) -> Result<PathBuf, Trai
 
 /// An answer about a picture by way of a random projector is no answer.
 fn require_projector(path: &Path) -> Result<(), TrainError> {
-    let weights = open_language_model(path).map_err(|e| TrainError::Usage(e.to_string()))?;
+    let weights = open_language_model(path).map_err(|e| TrainError::unusable(e.to_string(), &e))?;
     if weights.names().any(is_projector) {
         return Ok(());
     }

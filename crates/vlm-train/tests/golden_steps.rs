@@ -164,10 +164,15 @@ fn model(folder: &str) -> Vlm {
     model
 }
 
-/// Trains and returns the lines of `metrics.jsonl`.
-fn train(model: &Vlm, source: &GoldenBatches) -> Vec<serde_json::Value> {
+/// Trains, and returns how that ended, the lines of `metrics.jsonl` and the steps that were saved.
+fn try_to_train(
+    model: &Vlm,
+    source: &GoldenBatches,
+    change: fn(&mut TrainConfig),
+) -> (Result<Position, String>, Vec<serde_json::Value>, Vec<u64>) {
     let folder = tempfile::tempdir().unwrap();
-    let config = config(folder.path().to_owned());
+    let mut config = config(folder.path().to_owned());
+    change(&mut config);
     let metrics = folder.path().join("metrics.jsonl");
     let settings = golden("vision_tower/preprocessor_config.json");
     let processor = ImageProcessor::from_file(&settings).unwrap();
@@ -180,18 +185,33 @@ fn train(model: &Vlm, source: &GoldenBatches) -> Vec<serde_json::Value> {
         dtype: Dtype::Float32,
         position: Position::default(),
         rejects: Some(RejectLog::open(&folder.path().join("rejected.jsonl")).unwrap()),
-        tally: None,
+        budget: vlm_data::RejectBudget::new(0.05),
+        last_checkpoint: None,
         metrics: Some(MetricsFile::open(&metrics).unwrap()),
         pad_token_id: 0,
         team: None,
         reducer: None,
         evaluator: None,
     };
-    let ending = trainer.run(&AtomicBool::new(false), &mut |_| Ok(())).unwrap();
-    assert_eq!(ending, Ending::Finished);
-    assert_eq!(trainer.position.counters.update, 20);
+    let mut saved = Vec::new();
+    let ending = trainer.run(&AtomicBool::new(false), &mut |trainer| {
+        saved.push(trainer.position.counters.step);
+        Ok(Some(PathBuf::from(format!("step-{}", trainer.position.counters.step))))
+    });
+    let ended = ending.map_err(|error| error.to_string()).map(|ending| {
+        assert_eq!(ending, Ending::Finished);
+        trainer.position
+    });
     let text = std::fs::read_to_string(metrics).unwrap();
-    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    (ended, lines, saved)
+}
+
+/// Trains to the end and returns the lines of `metrics.jsonl`.
+fn train(model: &Vlm, source: &GoldenBatches) -> Vec<serde_json::Value> {
+    let (ended, lines, _) = try_to_train(model, source, |_| ());
+    assert_eq!(ended.unwrap().counters.update, 20);
+    lines
 }
 
 /// Most steps in which rounding may send a token to another expert, and the most that this changes a
@@ -257,4 +277,52 @@ fn dense_training_equals_the_reference() {
 #[test]
 fn training_of_experts_equals_the_reference() {
     check("moe", "steps_f32.json", "params_after_step_20_f32.safetensors");
+}
+
+/// The batch with features that are not numbers.
+fn spoilt(batch: &Batch) -> Batch {
+    let ImageData::Features(features) = &batch.image_data else { panic!("no features") };
+    let bytes = f32::NAN.to_le_bytes().repeat(features.bytes.len() / 4).into();
+    Batch {
+        image_data: ImageData::Features(Features { bytes, ..features.clone() }),
+        ..batch.clone()
+    }
+}
+
+#[test]
+fn a_first_loss_that_is_not_finite_ends_the_run_at_once_and_names_its_rows() {
+    let model = model("dense");
+    let mut source = GoldenBatches::read("dense", &model);
+    source.0[0] = spoilt(&source.0[0]);
+    let (ended, lines, saved) = try_to_train(&model, &source, |config| {
+        config.optim.accumulation_steps = 1;
+    });
+    let error = ended.unwrap_err();
+    assert!(error.starts_with("step 1: the first loss of the run, of golden row 0, "), "{error}");
+    assert!(error.contains("NaN"), "{error}");
+    assert_eq!((lines.len(), saved.len()), (0, 0));
+}
+
+#[test]
+fn nothing_is_saved_while_updates_are_being_skipped() {
+    let model = model("dense");
+    let mut source = GoldenBatches::read("dense", &model);
+    for k in [3, 4] {
+        source.0[k] = spoilt(&source.0[k]);
+    }
+    let (ended, _, saved) = try_to_train(&model, &source, |config| {
+        config.optim.epochs = 1;
+        config.optim.accumulation_steps = 1;
+        config.run.save_interval = 4;
+    });
+    assert_eq!(ended.unwrap().counters.skipped_updates, 2);
+    assert_eq!(saved, [6], "the save of step 4 waits for the next update that is made");
+    let (ended, _, saved) = try_to_train(&model, &source, |config| {
+        config.optim.accumulation_steps = 1;
+        config.optim.max_skipped_in_a_row = 2;
+        config.run.save_interval = 1;
+    });
+    let error = ended.unwrap_err();
+    assert!(error.contains("The last healthy checkpoint is step-3"), "{error}");
+    assert_eq!(saved, [1, 2, 3]);
 }

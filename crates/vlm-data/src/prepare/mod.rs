@@ -51,6 +51,8 @@ pub struct PrepareSettings {
     pub image_store: ImageStore,
     /// Rows of the input that go into a shard.
     pub rows_per_shard: usize,
+    /// Share of the rows that may be rejected; with more of them there is no prepared data set.
+    pub max_rejected_fraction: f64,
     /// Threads that check rows.
     pub num_workers: usize,
     /// Folder to write.
@@ -62,7 +64,8 @@ pub struct PrepareSettings {
 ///
 /// # Errors
 /// A folder that holds something else, or was begun with other settings or another input; a file
-/// that cannot be written; a disk that fails under the input.
+/// that cannot be written; a disk that fails under the input; more rejected rows than allowed, of which
+/// the folder then holds the list.
 pub fn prepare(
     source: &Arc<dyn RowSource>,
     settings: &PrepareSettings,
@@ -74,11 +77,18 @@ pub fn prepare(
                 .into(),
         ));
     }
+    if !(0.0..=1.0).contains(&settings.max_rejected_fraction) {
+        return Err(DataError::Settings(format!(
+            "max-rejected-fraction is {}; it must be from 0 to 1",
+            settings.max_rejected_fraction
+        )));
+    }
     let identity = Identity::new(source.as_ref(), settings)?;
     let store = Progress::open(&settings.output, &identity)?;
     let num_rows = source.len();
     if let Some(manifest) = store.finished()? {
         progress(num_rows, num_rows);
+        store.check_rejected(&manifest, settings.max_rejected_fraction)?;
         return Ok(manifest);
     }
     let num_shards = num_rows.div_ceil(settings.rows_per_shard);
@@ -101,6 +111,10 @@ pub fn prepare(
     }
     drop(rows);
     let manifest = combine(identity.made_with, num_rows, records);
+    store.write_rejected(&manifest)?;
+    // Without its manifest the folder is not a data set yet: the same command with a higher limit
+    // finishes it without checking a row again.
+    store.check_rejected(&manifest, settings.max_rejected_fraction)?;
     store.finish(&manifest)?;
     Ok(manifest)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -11,6 +11,7 @@ use super::{ImageStore, PrepareSettings, Statistics};
 use crate::error::DataError;
 use crate::fingerprint::fingerprint;
 use crate::reject::{RejectReason, Rejected};
+use crate::reject_budget::Counts;
 use crate::shards::{MANIFEST_FILE, MadeWith, Manifest, ShardEntry};
 use crate::source::RowSource;
 
@@ -177,8 +178,8 @@ impl Progress {
         Ok(record)
     }
 
-    /// Writes the rejected rows and the manifest, which ends the work.
-    pub(super) fn finish(&self, manifest: &Manifest) -> Result<(), DataError> {
+    /// Writes the rejected rows of all shards into one file.
+    pub(super) fn write_rejected(&self, manifest: &Manifest) -> Result<(), DataError> {
         let target = self.output.join(REJECTED_FILE);
         let partial = self.folder.join("rejected.partial");
         let io = |action| DataError::io(&target, action);
@@ -189,7 +190,39 @@ impl Progress {
             std::io::copy(&mut part, &mut file).map_err(io("write"))?;
         }
         file.sync_all().map_err(io("write"))?;
-        fs::rename(&partial, &target).map_err(io("write"))?;
+        fs::rename(&partial, &target).map_err(io("write"))
+    }
+
+    /// Checks that no more than `max_fraction` of the rows were rejected, and that any was kept.
+    ///
+    /// # Errors
+    /// [`DataError::TooManyRejected`], with the first of them.
+    pub(super) fn check_rejected(
+        &self,
+        manifest: &Manifest,
+        max_fraction: f64,
+    ) -> Result<(), DataError> {
+        let (num_rows, by_reason) = (manifest.num_source_rows, &manifest.rejected);
+        let num_rejected: usize = by_reason.values().sum();
+        let is_over = num_rejected as f64 > max_fraction * num_rows as f64;
+        if !is_over && (num_rejected < num_rows || num_rows == 0) {
+            return Ok(());
+        }
+        let path = self.output.join(REJECTED_FILE);
+        let file = File::open(&path).map_err(DataError::io(&path, "read"))?;
+        let lines = BufReader::new(file).lines().map_while(Result::ok);
+        let examples: Vec<Rejected> =
+            lines.filter_map(|line| serde_json::from_str(&line).ok()).take(5).collect();
+        let counts = Counts { num_rows, num_earlier: 0, by_reason, max_fraction };
+        Err(DataError::TooManyRejected(format!(
+            "{} All of them: {}",
+            counts.message(&examples),
+            path.display()
+        )))
+    }
+
+    /// Writes the manifest, which ends the work.
+    pub(super) fn finish(&self, manifest: &Manifest) -> Result<(), DataError> {
         let path = self.output.join(MANIFEST_FILE);
         let text = serde_json::to_string_pretty(manifest)
             .map_err(|e| DataError::content(&path, e.to_string()))?;

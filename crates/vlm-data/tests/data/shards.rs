@@ -3,11 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vlm_data::{ImageStore, Obstacle, PrepareSettings, RowSource, open_source, prepare};
+use vlm_data::{DataError, ImageStore, Obstacle, PrepareSettings, RowSource, open_source, prepare};
 
 use crate::tiny::{Folder, TOKENS_PER_IMAGE, row};
 
 fn prepare_rows(folder: &Folder, rows: &[String]) -> PathBuf {
+    try_to_prepare(folder, rows).unwrap()
+}
+
+fn try_to_prepare(folder: &Folder, rows: &[String]) -> Result<PathBuf, DataError> {
     folder.write_rows(rows);
     let output = folder.path().join("shards");
     let source: Arc<dyn RowSource> = Arc::new(folder.source());
@@ -18,11 +22,11 @@ fn prepare_rows(folder: &Folder, rows: &[String]) -> PathBuf {
         max_seq_len: 80,
         image_store: ImageStore::Original,
         rows_per_shard: 4,
+        max_rejected_fraction: 1.0,
         num_workers: 1,
         output: output.clone(),
     };
-    prepare(&source, &settings, &mut |_, _| ()).unwrap();
-    output
+    prepare(&source, &settings, &mut |_, _| ()).map(|_| output)
 }
 
 fn mixed_rows() -> Folder {
@@ -66,11 +70,12 @@ fn rows_of_no_one_and_two_pictures_come_back_as_they_were() {
 }
 
 #[test]
-fn a_data_set_of_rejected_rows_alone_cannot_be_opened() {
+fn a_data_set_of_rejected_rows_alone_is_not_made() {
     let folder = Folder::new();
-    let output = prepare_rows(&folder, &[row("<image>q", "a", "none.png")]);
-    let error = open_source(&output, None).err().unwrap().to_string();
-    assert!(error.contains("all were rejected"), "{error}");
+    let error = try_to_prepare(&folder, &[row("<image>q", "a", "none.png")]).unwrap_err();
+    let DataError::TooManyRejected(told) = error else { panic!("{error}") };
+    assert!(told.contains("1 of 1 rows cannot be used (1 missing-image)"), "{told}");
+    assert!(open_source(&folder.path().join("shards"), None).is_err());
 }
 
 #[test]

@@ -15,6 +15,7 @@ use super::patience::Patience;
 use super::progress::{Phase, Progress};
 use super::share::Share;
 use crate::TrainError;
+use crate::tensor_hash::hash_of_tensors;
 
 /// All ranks of a run. Every operation but [`Self::reached`] and [`Self::explain`] is collective: all
 /// ranks call it, in the same order.
@@ -253,12 +254,7 @@ impl Team {
     /// # Errors
     /// A rank that is gone or hangs.
     pub fn ranks_that_differ(&self, named: &[(String, Tensor)]) -> Result<Vec<usize>, TrainError> {
-        let mut hasher = blake3::Hasher::new();
-        for (name, tensor) in named {
-            hasher.update(name.as_bytes());
-            hasher.update(&vlm_torch::tensor_to_bytes(&tensor.detach())?);
-        }
-        let hashes = self.gather(&hasher.finalize().to_hex().to_string())?;
+        let hashes = self.gather(&hash_of_tensors(named)?)?;
         let differs = |rank: &usize| hashes[*rank] != hashes[0];
         Ok((0..self.world_size()).filter(differs).collect())
     }

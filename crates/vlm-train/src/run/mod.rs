@@ -1,6 +1,7 @@
 //! A training run from beginning to end: checks everything, makes the out-dir, assembles the
 //! parts, trains, and writes what came of it.
 
+mod identity;
 mod parts;
 mod records;
 mod resume;
@@ -12,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use vlm_data::{ChatTokenizer, ImageProcessor, Loader, RejectLog};
+use vlm_data::{ChatTokenizer, ImageProcessor, Loader, RejectBudget, RejectLog};
 use vlm_model::Vlm;
 use vlm_torch::{Reducer, ReducerOptions};
 
@@ -20,7 +21,7 @@ use self::parts::Parts;
 pub use self::summary::Summary;
 use crate::TrainError;
 use crate::assemble::{Shapes, build_model};
-use crate::checkpoint::Checkpoint;
+use crate::checkpoint::{self, Checkpoint};
 use crate::config::TrainConfig;
 use crate::device_batch::Transfer;
 use crate::eval::Evaluator;
@@ -63,6 +64,18 @@ fn all_ready<T>(team: Option<&Team>, own: Result<T, TrainError>) -> Result<T, Tr
     }
 }
 
+/// Locks the out-dir, finds the checkpoint to continue from, and only then makes the folder.
+fn open_out_dir(
+    config: &TrainConfig,
+    identity: &Value,
+) -> Result<(OutDir, Option<Checkpoint>), TrainError> {
+    let continues = config.run.resume.is_some();
+    let mut out_dir = OutDir::open(&config.run.out_dir, config.stage, continues)?;
+    let resumed = resume::find_checkpoint(config, &out_dir, identity)?;
+    out_dir.make()?;
+    Ok((out_dir, resumed))
+}
+
 impl Run {
     /// Checks and assembles everything. What the user asked wrongly is found here, before the
     /// out-dir is touched. Where the launch environment names several processes, they meet here,
@@ -88,20 +101,28 @@ impl Run {
         if let Some(team) = team {
             let nccl = all_ready(Some(team), team.use_device(parts.device))?;
             start_up::introduce(team, parts.device, nccl.as_deref());
-            agree(team, &all_ready(Some(team), parts.common(&config))?)?;
+            agree(team, &parts.common(&config))?;
         }
         let is_first = team.is_none_or(|team| team.rank() == 0);
-        let out_dir = if is_first {
-            OutDir::prepare(&config.run.out_dir, config.stage, config.run.resume.is_some())
+        let mut identity = identity::identity(&config, team, &parts);
+        let opened = if is_first {
+            open_out_dir(&config, &identity)
         } else {
-            Ok(OutDir::of_another(&config.run.out_dir))
+            Ok((OutDir::of_another(&config.run.out_dir, config.stage), None))
         };
-        let out_dir = all_ready(team, out_dir)?;
+        let (out_dir, resumed) = all_ready(team, opened)?;
         let Parts { tokenizer, processor, loader, evaluator, shapes, device, dtype, .. } = parts;
-        let (identity, resumed) = (parts.identity, parts.resumed);
         let model = build_model(&config.model, &shapes, config.run.seed, device);
+        let model = model.map_err(|error| error.during("making the model with its weights"));
         let mut model = all_ready(team, model)?;
         model.set_activation_checkpointing(config.model.activation_checkpointing);
+        let checked = if is_first {
+            let before = resumed.as_ref().map(|checkpoint| &checkpoint.state.identity);
+            identity::add_weights(&mut identity, &model, before)
+        } else {
+            Ok(())
+        };
+        all_ready(team, checked)?;
         if let Some(team) = team {
             let mut all = model.params().named();
             all.extend(model.vision_params().named());
@@ -190,7 +211,11 @@ impl Run {
         let trainable = self.model.trainable();
         let num_trainable: i64 = trainable.iter().map(|(_, t)| t.numel() as i64).sum();
         if is_first {
-            self.out_dir.set_aside_earlier()?;
+            self.out_dir.move_earlier()?;
+            if let Some(checkpoint) = &self.resumed {
+                let step = checkpoint.state.position.counters.step;
+                checkpoint::set_later_ones_apart(&self.out_dir.join("checkpoints"), step)?;
+            }
             self.out_dir.write_json("config.json", &self.describe())?;
             self.announce(num_trainable);
         }
@@ -218,7 +243,8 @@ impl Run {
             position,
             pad_token_id: self.tokenizer.pad_token_id(),
             rejects,
-            tally: None,
+            budget: RejectBudget::new(self.config.data.max_rejected_fraction),
+            last_checkpoint: resumed.map(|checkpoint| checkpoint.path),
             metrics,
             team,
             reducer,
@@ -226,6 +252,8 @@ impl Run {
         };
         let ending = trainer.run(stop, &mut |trainer| self.save_checkpoint(trainer))?;
         self.save_checkpoint(&trainer)?;
+        let rejected_by_reason =
+            trainer.rejects.as_ref().map(|log| log.by_reason().clone()).unwrap_or_default();
 
         let wall_secs = started.elapsed().as_secs_f64();
         let Position { counters, last_loss, .. } = trainer.position;
@@ -248,6 +276,7 @@ impl Run {
             samples_per_sec: (counters.samples - samples_before) as f64 / wall_secs,
             peak_memory_bytes: vlm_torch::peak_memory_bytes(self.model.device()).unwrap_or(0),
             rejected_rows: counters.rejected_rows,
+            rejected_by_reason,
             skipped_updates: counters.skipped_updates,
             empty_steps: counters.empty_steps,
             trainable_parameters: num_trainable,

@@ -2,19 +2,16 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
 use tch::Device;
 use vlm_data::{
     ChatTokenizer, FeatureCache, FeatureKey, FeaturesDtype, ImageProcessor, ImageReading, Loader,
     LoaderConfig,
 };
 
-use super::resume::{find_checkpoint, identity};
 use super::world_size;
 use crate::TrainError;
 use crate::assemble::{Shapes, open_tokenizer, settle_shapes};
 use crate::cache_features::{feature_key, usage};
-use crate::checkpoint::Checkpoint;
 use crate::config::{ModelConfig, TrainConfig};
 use crate::eval::{EvalOptions, Evaluator};
 use crate::parallel::{Identity, Team, start_up};
@@ -32,10 +29,11 @@ pub(super) struct Parts {
     pub(super) device: Device,
     pub(super) dtype: Dtype,
     /// What made the features, where they come from a cache.
-    features: Option<FeatureKey>,
-    /// What a run that continues this one must have in common with it.
-    pub(super) identity: Value,
-    pub(super) resumed: Option<Checkpoint>,
+    pub(super) features: Option<FeatureKey>,
+    /// Number of rows and a hash of some of them.
+    pub(super) rows: String,
+    /// Hash of the files of the rows.
+    pub(super) row_files: String,
 }
 
 impl Parts {
@@ -59,9 +57,8 @@ impl Parts {
             images,
             loader_config(config, shapes.tokens_per_image(), team),
         )?;
+        let (rows, row_files) = (loader.fingerprint()?, config.data.data_path.fingerprint()?);
         let is_first = team.is_none_or(|team| team.rank() == 0);
-        let identity = identity(config, world_size(team), features.as_ref());
-        let resumed = if is_first { find_checkpoint(config, &identity)? } else { None };
         let tokens_per_image = shapes.tokens_per_image();
         let judge = || evaluator(config, &tokenizer, &processor, tokens_per_image);
         let evaluator = if is_first { judge()? } else { None };
@@ -75,13 +72,13 @@ impl Parts {
             device,
             dtype,
             features,
-            identity,
-            resumed,
+            rows,
+            row_files,
         })
     }
 
     /// What must be the same on all ranks. Where files lie need not be.
-    pub(super) fn common(&self, config: &TrainConfig) -> Result<Identity, TrainError> {
+    pub(super) fn common(&self, config: &TrainConfig) -> Identity {
         let TrainConfig { stage, data, run, optim, model, eval } = config;
         let settings = serde_json::json!({
             "stage": stage,
@@ -109,9 +106,7 @@ impl Parts {
             "features": self.features,
             "device": if self.device.is_cuda() { "cuda" } else { "cpu" },
         });
-        let files = config.data.data_path.fingerprint()?;
-        let data = format!("{}, files {files}", self.loader.fingerprint()?);
-        Ok(Identity::new(data, settings))
+        Identity::new(format!("{}, files {}", self.rows, self.row_files), settings)
     }
 }
 
@@ -149,8 +144,8 @@ fn loader_config(
         num_workers: config.data.num_workers,
         prefetch_batches: config.data.prefetch_batches,
         bucket_window: config.data.bucket_window,
-        // Of several ranks, the share of all their rows counts: the trainer looks at it.
-        max_rejected_fraction: team.map_or(config.data.max_rejected_fraction, |_| 1.0),
+        // The trainer applies the limit: to the rows of all ranks, and to continued epochs as a whole.
+        max_rejected_fraction: 1.0,
     }
 }
 
@@ -169,6 +164,8 @@ fn evaluator(
         num_workers: config.data.num_workers,
         max_captions: config.eval.max_captions,
         max_new_tokens: config.eval.max_new_tokens,
+        // Rejected rows of an evaluation do not end a training: they are reported with its loss.
+        max_rejected_fraction: 1.0,
     };
     let images_path = images_path.map(std::path::PathBuf::as_path);
     Evaluator::open(data_path, images_path, tokenizer, processor, tokens_per_image, options)

@@ -1,5 +1,7 @@
 //! What a run writes beside its log: checkpoints, weights, the description of itself.
 
+use std::path::PathBuf;
+
 use tch::{Device, Tensor};
 use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{self, Format};
@@ -18,10 +20,11 @@ impl Run {
         self.config.stage.weights_name(self.shapes.lm.dim, self.shapes.lm.use_moe)
     }
 
-    /// A checkpoint to continue from, and the weights alone in both formats.
+    /// Writes a checkpoint to continue from, and the weights alone in both formats; the checkpoint's
+    /// path, on rank 0.
     ///
     /// Rank 0 writes; the others prove that they hold the same.
-    pub(super) fn save_checkpoint(&self, trainer: &Trainer) -> Result<(), TrainError> {
+    pub(super) fn save_checkpoint(&self, trainer: &Trainer) -> Result<Option<PathBuf>, TrainError> {
         if let Some(team) = &self.team {
             let differing = team.ranks_that_differ(&self.model.trainable())?;
             if !differing.is_empty() && team.rank() == 0 {
@@ -32,39 +35,52 @@ impl Run {
             }
         }
         match &self.team {
-            None => self.write_checkpoint(trainer, GoesOn(&|| ())),
+            None => self.write_checkpoint(trainer, GoesOn(&|| ())).map(Some),
             Some(team) => {
                 let step = trainer.position.counters.step;
                 // What is begun is written to its end, whoever asks to stop.
                 team.on_first_rank(step, Phase::Save, &|| false, |goes_on| {
                     self.write_checkpoint(trainer, GoesOn(&|| _ = goes_on()))
                 })
-                .map(drop)
             }
         }
     }
 
     /// `goes_on` is for those that wait.
-    fn write_checkpoint(&self, trainer: &Trainer, goes_on: GoesOn) -> Result<(), TrainError> {
+    fn write_checkpoint(&self, trainer: &Trainer, goes_on: GoesOn) -> Result<PathBuf, TrainError> {
+        self.out_dir.check_still_there()?;
         let weights = self.weights();
         let mut all = self.weights();
         all.extend(encoder_files::checkpointed(&self.model));
-        checkpoint::save(
-            &self.out_dir.join("checkpoints"),
-            &all,
-            &trainer.optimizer.state(),
-            trainer.position,
-            self.identity.clone(),
-            self.config.run.keep_checkpoints,
-            goes_on,
-        )?;
+        let contents = checkpoint::Contents {
+            model: &all,
+            optimizer: &trainer.optimizer.state(),
+            position: trainer.position,
+            identity: &self.identity,
+        };
+        // A run that ends while its updates are being skipped may have diverged: no healthy checkpoint
+        // makes room for this one.
+        let keep =
+            (trainer.position.skipped_in_a_row == 0).then_some(self.config.run.keep_checkpoints);
+        let folder = self.out_dir.join("checkpoints");
+        let path = checkpoint::save(&folder, &contents, keep, goes_on)?;
+        if keep.is_none() {
+            tracing::warn!(
+                "{}: the last {} updates before it were skipped because their loss or gradient was \
+                 not finite. {}",
+                path.display(),
+                trainer.position.skipped_in_a_row,
+                trainer.last_healthy_checkpoint()
+            );
+        }
         for (extension, format) in [("pth", Format::Pth), ("safetensors", Format::Safetensors)] {
             let path = self.out_dir.join(format!("{}.{extension}", self.weights_name()));
             weights::save_with(&path, &weights, format, Some(goes_on))
                 .map_err(|e| TrainError::at(&path, e))?;
         }
         let encoder = &self.config.model.vision;
-        encoder_files::save(&self.model, &self.shapes, encoder, self.out_dir.path(), goes_on)
+        encoder_files::save(&self.model, &self.shapes, encoder, self.out_dir.path(), goes_on)?;
+        Ok(path)
     }
 
     /// All weights but the vision encoder's, under the family's own names.
@@ -91,6 +107,7 @@ impl Run {
         if !self.is_first_rank() {
             return Ok(());
         }
+        self.out_dir.check_still_there()?;
         self.out_dir.write_json("summary.json", summary)
     }
 

@@ -1,20 +1,19 @@
 //! Going on where an earlier run stood.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use serde_json::Value;
-use vlm_data::FeatureKey;
 
+use super::identity::{compare, epochs};
 use super::{Run, all_ready};
 use crate::TrainError;
 use crate::checkpoint::{self, Checkpoint};
-use crate::config::{OptimConfig, Resume, TrainConfig};
+use crate::config::{Resume, TrainConfig};
 use crate::encoder_files;
-use crate::leaves::leaves;
+use crate::metrics;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
 use crate::precision::Dtype;
 use crate::scaler::LossScaler;
+use crate::schedule::learning_rate;
 use crate::trainer::Position;
 
 impl Run {
@@ -25,21 +24,22 @@ impl Run {
         resumed: Option<&Checkpoint>,
         optimizer: &mut AdamW,
     ) -> Result<Position, TrainError> {
-        let mut position = Position {
-            scaler: (self.dtype == Dtype::Float16).then(LossScaler::default),
-            ..Position::default()
-        };
         let restored = resumed.map(|checkpoint| self.restore(checkpoint, optimizer)).transpose();
-        let restored = all_ready(self.team.as_ref(), restored)?;
-        let Some(team) = &self.team else { return Ok(restored.unwrap_or(position)) };
-        if let Some(restored) = team.first_ranks(&restored)? {
-            position = restored;
-            let mut all = self.model.params().named();
-            all.extend(self.model.vision_params().named());
-            all.extend(optimizer.state());
-            team.share_tensors(&all)?;
+        let mut restored = all_ready(self.team.as_ref(), restored)?;
+        if let Some(team) = &self.team {
+            restored = team.first_ranks(&restored)?;
+            if restored.is_some() {
+                let mut all = self.model.params().named();
+                all.extend(self.model.vision_params().named());
+                all.extend(optimizer.state());
+                team.share_tensors(&all)?;
+            }
         }
-        Ok(position)
+        let position = restored.unwrap_or_default();
+        // Only float16 scales its loss: a run that did not, and goes on in float16, begins to.
+        let scaler = (self.dtype == Dtype::Float16)
+            .then(|| position.scaler.unwrap_or_else(LossScaler::default));
+        Ok(Position { scaler, ..position })
     }
 
     fn restore(
@@ -65,69 +65,95 @@ impl Run {
             at.display(),
             checkpoint.state.position.counters.step
         );
+        self.tell_of_more_epochs(checkpoint);
         Ok(checkpoint.state.position)
+    }
+
+    /// With more epochs than before, the learning rate follows the longer schedule from here on.
+    fn tell_of_more_epochs(&self, checkpoint: &Checkpoint) {
+        let optim = &self.config.optim;
+        let Some(before) = epochs(&checkpoint.state.identity).filter(|&n| n < optim.epochs) else {
+            return;
+        };
+        let step = checkpoint.state.position.counters.step;
+        let steps = self.loader.batches_per_epoch() as u64;
+        let rate = |epochs: u64, step: u64| {
+            learning_rate(step, epochs * steps, optim.learning_rate, optim.warmup_iters)
+        };
+        tracing::info!(
+            "--epochs was {before} and is now {}: from here on the learning rate follows the schedule \
+             of {} steps, as if it had been so from the start: {:.3e} at step {}, after {:.3e} at step \
+             {step}",
+            optim.epochs,
+            optim.epochs * steps,
+            rate(optim.epochs, step),
+            step + 1,
+            rate(before, step.saturating_sub(1)),
+        );
     }
 }
 
-/// The settings that decide which numbers a run computes. How many processes share a batch does not.
-pub(super) fn identity(
-    config: &TrainConfig,
-    world_size: usize,
-    features: Option<&FeatureKey>,
-) -> Value {
-    let global_batch_size = config.optim.batch_size.saturating_mul(world_size);
-    let optim = OptimConfig { batch_size: global_batch_size, ..config.optim.clone() };
-    serde_json::json!({
-        "stage": config.stage,
-        "data_path": config.data.data_path,
-        "features": features,
-        "shuffle": config.data.shuffle,
-        "bucket_window": config.data.bucket_window,
-        "max_seq_len": config.data.max_seq_len,
-        "seed": config.run.seed,
-        "optim": optim,
-        "freeze": config.model.freeze,
-    })
-}
-
 /// The checkpoint that the run asks to continue from, if it was made under `identity`.
+///
+/// # Errors
+/// It cannot be loaded, or was made by another run; with `auto`, none can be loaded although there were
+/// some.
 pub(super) fn find_checkpoint(
     config: &TrainConfig,
+    out_dir: &OutDir,
     identity: &Value,
 ) -> Result<Option<Checkpoint>, TrainError> {
     let checkpoint = match &config.run.resume {
         None => return Ok(None),
+        Some(Resume::Path(path)) if path.is_dir() && !path.join("state.json").exists() => {
+            return Err(TrainError::Usage(format!(
+                "--resume {}: there is no state.json in it; expected `auto`, or a checkpoint such as \
+                 OUT_DIR/checkpoints/step-00000100",
+                path.display()
+            )));
+        }
         Some(Resume::Path(path)) => checkpoint::load(path)?,
         Some(Resume::Auto) => {
             if OutDir::holds_earlier(&config.run.out_dir, config.stage) {
                 tracing::info!("only an earlier stage's checkpoints there: starting anew");
                 return Ok(None);
             }
-            let folder = config.run.out_dir.join("checkpoints");
+            let folder = out_dir.join("checkpoints");
             let Some(checkpoint) = checkpoint::newest(&folder)? else {
+                refuse_to_begin_again(config, out_dir)?;
                 tracing::info!("no checkpoint in {}: starting anew", folder.display());
                 return Ok(None);
             };
             checkpoint
         }
     };
-    if checkpoint.state.identity != *identity {
-        let (before, now) = (leaves(&checkpoint.state.identity), leaves(identity));
-        let names: BTreeSet<&String> = before.keys().chain(now.keys()).collect();
-        let of = |side: &BTreeMap<String, String>, name: &String| {
-            side.get(name).map_or("nothing".to_owned(), String::clone)
-        };
-        let changed: Vec<String> = names
-            .into_iter()
-            .filter(|name| before.get(*name) != now.get(*name))
-            .map(|name| format!("{name} was {} and is now {}", of(&before, name), of(&now, name)))
-            .collect();
-        return Err(TrainError::Usage(format!(
-            "{}: the run to continue had other settings: {}; give the same, or start anew in \
-             another --out-dir",
-            checkpoint.path.display(),
-            changed.join("; ")
-        )));
-    }
+    let place = checkpoint.path.display().to_string();
+    compare(&place, &checkpoint.state.identity, identity)?;
     Ok(Some(checkpoint))
+}
+
+/// Without a checkpoint that can be loaded, a run begins at step 0 and overwrites what is there. That is
+/// right for a run that ended before its first checkpoint, and for no other.
+fn refuse_to_begin_again(config: &TrainConfig, out_dir: &OutDir) -> Result<(), TrainError> {
+    let traces = checkpoint::traces(&out_dir.join("checkpoints"));
+    let metrics = out_dir.join("metrics.jsonl");
+    let last_step = metrics::last_step(&metrics);
+    // The first checkpoint is due at the end of the update in which the interval ends.
+    let (interval, window) = (config.run.save_interval, config.optim.accumulation_steps);
+    let first_save = interval.div_ceil(window.max(1)) * window.max(1);
+    let found = if !traces.is_empty() {
+        format!("checkpoints/{} cannot be used", traces.join(", checkpoints/"))
+    } else if let Some(step) = last_step.filter(|&step| step > first_save) {
+        format!("metrics.jsonl has lines up to step {step}")
+    } else if out_dir.holds_weights() {
+        "there are weights of an earlier run".to_owned()
+    } else {
+        return Ok(());
+    };
+    Err(TrainError::Usage(format!(
+        "--resume auto: no checkpoint in {} can be loaded, but {found}. To begin at step 0 would \
+         overwrite that: put a good checkpoint back or name one with --resume PATH, or start a new run \
+         in another --out-dir",
+        out_dir.path().display()
+    )))
 }

@@ -1,5 +1,9 @@
 //! What a run came to.
 
+use std::collections::BTreeMap;
+
+use vlm_data::RejectReason;
+
 /// What a run came to; `summary.json` holds this and more.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Summary {
@@ -17,8 +21,10 @@ pub struct Summary {
     pub samples_per_sec: f64,
     /// Most memory used at once.
     pub peak_memory_bytes: u64,
-    /// Rows set aside.
+    /// Rejected rows.
     pub rejected_rows: u64,
+    /// How many rows were rejected for each reason; on rank 0.
+    pub rejected_by_reason: BTreeMap<RejectReason, usize>,
     /// Updates left out as not finite.
     pub skipped_updates: u64,
     /// Micro-batches without anything to learn.

@@ -17,7 +17,7 @@ use crate::parallel::{Phase, Totals};
 /// The loss of a micro-batch over all ranks, as the log has it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct LoggedLoss {
-    loss: Option<f64>,
+    pub(super) loss: Option<f64>,
     aux_loss: Option<f64>,
 }
 
@@ -143,8 +143,12 @@ impl Trainer<'_> {
         screen.meter.paused(started.elapsed());
         let Some(report) = report else { return Ok(is_whole) };
         let number = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.4}"));
+        let rejected = match report.rejected_rows {
+            0 => String::new(),
+            count => format!(", {count} rejected"),
+        };
         screen.display.say(&format!(
-            "step {}  held-out loss {}  exact {}  token F1 {}  of {} rows, {} answered",
+            "step {}  held-out loss {}  exact {}  token F1 {}  of {} rows, {} answered{rejected}",
             self.position.counters.step,
             number(report.loss),
             number(report.exact),

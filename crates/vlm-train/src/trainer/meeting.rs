@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use vlm_data::Batch;
+use vlm_data::{Batch, Rejected};
 
 use super::Trainer;
 use crate::TrainError;
@@ -28,22 +28,32 @@ impl Trainer<'_> {
         Ok((batch, totals))
     }
 
-    /// Writes down the rows of all ranks that cannot be used, and ends the run when they are too
-    /// many: every rank counts the same, so all end alike.
-    pub(super) fn set_aside(&mut self, batch: &Batch, totals: &Totals) -> Result<(), TrainError> {
+    /// Writes the rejected rows of all ranks down, and ends the run when they are too many: every rank
+    /// counts the same, so all end alike.
+    pub(super) fn record_rejected(
+        &mut self,
+        batch: &Batch,
+        totals: &Totals,
+    ) -> Result<(), TrainError> {
         let all = match self.team {
             _ if totals.rejected == 0 => Vec::new(),
             None => batch.rejected.clone(),
             Some(team) => team.gather(&batch.rejected)?.concat(),
         };
-        if let Some(tally) = &mut self.tally {
-            tally.add(totals.rows as usize, &all)?;
-        }
+        // Written before they are counted: the rows that end the run are in the file too.
+        self.write_rejected(&all)?;
+        self.budget.add(totals.rows as usize, &all)?;
+        self.position.epoch_rows = self.budget.num_seen();
+        self.position.epoch_rejected = self.budget.num_rejected();
+        Ok(())
+    }
+
+    fn write_rejected(&mut self, all: &[Rejected]) -> Result<(), TrainError> {
         if all.is_empty() {
             return Ok(());
         }
         let Some(log) = &mut self.rejects else { return Ok(()) };
-        for rejected in &all {
+        for rejected in all {
             if log.record(rejected).map_err(TrainError::midway)? {
                 self.position.counters.rejected_rows += 1;
             }

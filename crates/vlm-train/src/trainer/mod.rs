@@ -1,15 +1,17 @@
 //! The training loop: batches in, updated weights out. Reads top to bottom.
 
+mod health;
 mod log;
 mod meeting;
 mod source;
 mod step;
 mod update;
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use vlm_data::{RejectLog, Tally};
+use vlm_data::{RejectBudget, RejectLog};
 use vlm_model::Vlm;
 use vlm_torch::Reducer;
 
@@ -40,7 +42,13 @@ pub struct Position {
     pub counters: Counters,
     /// Loss of the last micro-batch that had one, in nats a supervised token.
     pub last_loss: Option<f64>,
-    /// Updates left out since the last good one.
+    /// Rows of this epoch so far, rejected ones included, of all ranks.
+    #[serde(default)]
+    pub epoch_rows: usize,
+    /// Of them the rejected ones.
+    #[serde(default)]
+    pub epoch_rejected: usize,
+    /// Updates skipped since the last one that was made.
     pub skipped_in_a_row: u64,
     /// Whether the model is still to be judged as it is now.
     #[serde(default)]
@@ -57,6 +65,9 @@ pub enum Ending {
     /// The user asked to stop.
     Interrupted,
 }
+
+/// Writes a checkpoint of a trainer and returns its path, on rank 0.
+pub type Save<'a> = dyn FnMut(&Trainer) -> Result<Option<PathBuf>, TrainError> + 'a;
 
 /// Trains one model on one loader.
 pub struct Trainer<'a> {
@@ -80,8 +91,10 @@ pub struct Trainer<'a> {
     pub pad_token_id: i64,
     /// Where rows that cannot be used are written down; rank 0 only.
     pub rejects: Option<RejectLog>,
-    /// Counts the rows of all ranks that cannot be used; a single process's loader does so itself.
-    pub tally: Option<Tally>,
+    /// Counts the rejected rows of this epoch, of all ranks, against the limit.
+    pub budget: RejectBudget,
+    /// The newest checkpoint that this run wrote or continues from; rank 0 only.
+    pub last_checkpoint: Option<PathBuf>,
     /// The log; rank 0 only.
     pub metrics: Option<MetricsFile>,
     /// The other ranks, if there are any.
@@ -97,17 +110,14 @@ impl Trainer<'_> {
     }
 
     /// Trains from the present position to the end. `save` is called with the trainer at every
-    /// `save_interval` (at the next end of an update), but not at the end; `stop` ends the run after
-    /// the present update, or in the middle of an evaluation, which is then still due.
+    /// `save_interval` (at the next end of an update that was not skipped), but not at the end, and
+    /// returns what it wrote. `stop` ends the run after the present update, or in the middle of an
+    /// evaluation, which is then still due.
     ///
     /// # Errors
-    /// Data, model, disk; too many updates in a row that were not finite. Weights on disk are left
-    /// as the last `save` wrote them.
-    pub fn run(
-        &mut self,
-        stop: &AtomicBool,
-        save: &mut dyn FnMut(&Self) -> Result<(), TrainError>,
-    ) -> Result<Ending, TrainError> {
+    /// Data, model, disk; a first loss that is not finite; too many skipped updates in a row; nothing
+    /// that could be learned from. Weights on disk are left as the last `save` wrote them.
+    pub fn run(&mut self, stop: &AtomicBool, save: &mut Save) -> Result<Ending, TrainError> {
         let last_step = self.config.run.max_steps.unwrap_or(u64::MAX).min(self.total_steps());
         let done = self.position.counters.step;
         let mut screen = Screen {
@@ -119,7 +129,7 @@ impl Trainer<'_> {
             meter: Meter::start(self.position.counters),
             samples_per_sec: 0.0,
         };
-        let mut ending = Ending::Finished;
+        let (mut ending, mut save_is_due) = (Ending::Finished, false);
         // The run that is continued was stopped in the middle of its evaluation.
         if self.position.eval_is_due && !self.evaluate(stop, &mut screen)? {
             ending = Ending::Interrupted;
@@ -128,9 +138,12 @@ impl Trainer<'_> {
             && self.position.counters.step < last_step
             && ending == Ending::Finished
         {
-            ending = self.epoch(last_step, stop, save, &mut screen)?;
+            ending = self.epoch(last_step, stop, save, &mut save_is_due, &mut screen)?;
         }
         screen.display.finish();
+        if ending == Ending::Finished {
+            self.check_that_anything_was_learned()?;
+        }
         Ok(ending)
     }
 
@@ -138,7 +151,8 @@ impl Trainer<'_> {
         &mut self,
         last_step: u64,
         stop: &AtomicBool,
-        save: &mut dyn FnMut(&Self) -> Result<(), TrainError>,
+        save: &mut Save,
+        save_is_due: &mut bool,
         screen: &mut Screen,
     ) -> Result<Ending, TrainError> {
         let source = self.source;
@@ -147,9 +161,12 @@ impl Trainer<'_> {
         let end = source.batches_per_epoch().min(first + steps_left as usize);
         let mut batches = source.epoch(epoch, first);
         let mut window = Window::default();
-        self.tally = self.team.map(|_| Tally::new(self.config.data.max_rejected_fraction));
+        let max_rejected_fraction = self.config.data.max_rejected_fraction;
+        let (num_seen, num_rejected) = (self.position.epoch_rows, self.position.epoch_rejected);
+        self.budget = RejectBudget::resumed(max_rejected_fraction, num_seen, num_rejected);
+        // Checkpoints of earlier versions do not say what was counted before them.
+        let is_counted_whole = first == 0 || num_seen > 0;
         let eval_interval = self.config.eval.interval.unwrap_or(self.config.run.save_interval);
-        let mut save_is_due = false;
         for index in first..end {
             let step = self.position.counters.step;
             let asked = Instant::now();
@@ -162,13 +179,14 @@ impl Trainer<'_> {
             };
             screen.meter.waited(asked.elapsed());
             let (mut batch, totals) = self.meet(batch, stop)?;
-            self.set_aside(&batch, &totals)?;
+            self.record_rejected(&batch, &totals)?;
 
             let accumulation = self.config.optim.accumulation_steps as usize;
             let place = Place::of(index, end, accumulation);
             let lr = self.learning_rate(step);
             self.reached(Phase::ForwardBackward);
-            let loss = self.micro_step(&mut batch, &totals, place, &mut window)?;
+            let loss = self.micro_step(&mut batch, &totals, place, &mut window);
+            let loss = loss.map_err(|error| error.during(&format!("step {}", step + 1)))?;
             self.reached(Phase::Update);
             let stop_agreed = window.stop;
             let grad_norm = if place.is_last { self.update(lr, &mut window)? } else { None };
@@ -177,9 +195,11 @@ impl Trainer<'_> {
             self.position.next_batch = index + 1;
             let is_last = self.position.counters.step == last_step;
             self.reached(Phase::Log);
-            let loss = self.loss_of_all(loss.as_ref(), &totals, is_last)?;
+            let own_loss = loss;
+            let loss = self.loss_of_all(own_loss.as_ref(), &totals, is_last)?;
+            self.check_first_loss(loss, own_loss.as_ref(), &batch.rows)?;
             self.log(lr, loss, grad_norm, epoch, is_last, screen)?;
-            save_is_due |=
+            *save_is_due |=
                 self.position.counters.step.is_multiple_of(self.config.run.save_interval);
             self.position.eval_is_due |=
                 is_last || self.position.counters.step.is_multiple_of(eval_interval);
@@ -198,14 +218,23 @@ impl Trainer<'_> {
                 return Ok(Ending::Interrupted);
             }
             self.reached(Phase::Save);
-            if save_is_due && self.position.counters.step < last_step {
-                save(self)?;
-                save_is_due = false;
+            if *save_is_due && self.position.counters.step < last_step {
+                // What makes a gradient that is not finite may be in the weights already.
+                if self.position.skipped_in_a_row == 0 {
+                    self.last_checkpoint = save(self)?.or(self.last_checkpoint.take());
+                    *save_is_due = false;
+                } else if self.position.skipped_in_a_row == 1 {
+                    self.tell_of_a_late_save();
+                }
             }
         }
         if end == source.batches_per_epoch() {
+            if is_counted_whole {
+                self.budget.at_end()?;
+            }
             self.position.epoch += 1;
             self.position.next_batch = 0;
+            (self.position.epoch_rows, self.position.epoch_rejected) = (0, 0);
         }
         Ok(Ending::Finished)
     }

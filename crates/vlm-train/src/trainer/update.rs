@@ -9,8 +9,8 @@ use crate::TrainError;
 use crate::config::LossAverage;
 
 impl Trainer<'_> {
-    /// One update from the window's gradients; their norm before clipping. Gradients that are not
-    /// finite are dropped, and too many of those in a row end the run.
+    /// One update from the window's gradients; their norm before clipping. An update whose gradients
+    /// are not finite is skipped, and too many skipped in a row end the run.
     pub(super) fn update(
         &mut self,
         lr: f64,
@@ -44,7 +44,7 @@ impl Trainer<'_> {
         }
         set_grad_none(&params)?;
         if self.position.skipped_in_a_row >= self.config.optim.max_skipped_in_a_row {
-            return Err(self.diverged(&window));
+            return Err(self.diverged(&window.rows));
         }
         Ok(Some(norm))
     }
@@ -65,18 +65,5 @@ impl Trainer<'_> {
             unscale_gradients(params, &scalar(coefficient), &mut scalar(0.0))?;
         }
         Ok(norm)
-    }
-
-    fn diverged(&self, window: &Window) -> TrainError {
-        let rows: Vec<String> =
-            window.rows.iter().take(8).map(|&row| self.source.locate(row)).collect();
-        TrainError::Failed(format!(
-            "step {}: {} updates in a row had a loss or a gradient that is not finite, the last on \
-             {}{}; the last checkpoint is as it was. Lower --learning-rate, or look at these rows",
-            self.position.counters.step + 1,
-            self.position.skipped_in_a_row,
-            rows.join(", "),
-            if window.rows.len() > rows.len() { ", …" } else { "" },
-        ))
     }
 }

@@ -1,0 +1,187 @@
+//! The folder of a run's checkpoints: which there are, which one to continue from, which to remove.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+use rustix::io::Errno;
+
+use super::{Checkpoint, LoadError, STATE, load, state_file};
+use crate::TrainError;
+
+/// How the names of checkpoints begin.
+const PREFIX: &str = "step-";
+/// The end of the name of a checkpoint that cannot be loaded.
+const DAMAGED: &str = ".damaged";
+/// The end of the name of a checkpoint of a later step than the one that its run was continued from.
+const SUPERSEDED: &str = ".superseded";
+
+/// The newest checkpoint in `folder` that can be loaded, if there is any. Damaged ones are passed over
+/// with a warning, and so are those that were written while updates were being skipped, unless there
+/// is no other.
+///
+/// # Errors
+/// A folder that cannot be read.
+pub fn newest(folder: &Path) -> Result<Option<Checkpoint>, TrainError> {
+    let mut unhealthy = None;
+    for path in list(folder)?.into_iter().rev() {
+        match load(&path) {
+            Ok(checkpoint) if checkpoint.state.position.skipped_in_a_row == 0 => {
+                if unhealthy.is_some() {
+                    tracing::warn!(
+                        "checkpoints of later steps than {} were written while updates were being \
+                         skipped and are not used",
+                        path.display()
+                    );
+                }
+                return Ok(Some(checkpoint));
+            }
+            Ok(checkpoint) => unhealthy = unhealthy.or(Some(checkpoint)),
+            Err(error) => tracing::warn!("passed over a checkpoint that cannot be loaded: {error}"),
+        }
+    }
+    Ok(unhealthy)
+}
+
+/// Names of everything in `folder` that is or was a checkpoint, renamed ones included.
+pub fn traces(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.filter(|name| name.starts_with(PREFIX)).collect();
+    names.sort();
+    names
+}
+
+/// Renames the checkpoints of steps after `step`, from which a run is about to continue: they are of
+/// another course of the run, or damaged, and neither may be taken for its newest one, nor count among
+/// those that are kept.
+///
+/// # Errors
+/// The system's, with the path.
+pub fn set_later_ones_apart(folder: &Path, step: u64) -> Result<(), TrainError> {
+    for path in list(folder)? {
+        if step_of(&path).is_some_and(|later| later > step) {
+            let (suffix, why) = match load(&path) {
+                Ok(_) => (SUPERSEDED, "this run continues from an earlier step".to_owned()),
+                Err(LoadError::Damaged(why)) => (DAMAGED, why),
+                Err(other) => (SUPERSEDED, other.to_string()),
+            };
+            rename_apart(&path, suffix, &why)?;
+        }
+    }
+    Ok(())
+}
+
+/// Puts a whole folder in the place of `target`, of which there is one at every moment.
+pub(super) fn put_in_place(temporary: &Path, target: &Path) -> Result<(), TrainError> {
+    let rename = |from: &Path, to: &Path| fs::rename(from, to).map_err(|e| TrainError::at(to, e));
+    if !target.exists() {
+        return rename(temporary, target);
+    }
+    match renameat_with(CWD, temporary, CWD, target, RenameFlags::EXCHANGE) {
+        // The temporary name is now that of the one before.
+        Ok(()) => remove_if_there(temporary),
+        Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {
+            let old = old_name(target);
+            remove_if_there(&old)?;
+            rename(target, &old)?;
+            rename(temporary, target)?;
+            remove_if_there(&old)
+        }
+        Err(error) => Err(TrainError::at(target, std::io::Error::from(error))),
+    }
+}
+
+/// `.step-00000100.old`: where a checkpoint stands while the one that replaces it gets its name, on a
+/// file system that cannot exchange two names.
+fn old_name(target: &Path) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    target.with_file_name(format!(".{name}.old"))
+}
+
+/// Removes what a killed save left in `folder`, and gives a checkpoint its name back that was killed
+/// between two renames. Returns the names that were removed. Only the owner of the run's folder may
+/// call it.
+///
+/// # Errors
+/// The system's, with the path.
+pub fn clean_up(folder: &Path) -> Result<Vec<String>, TrainError> {
+    let mut removed = Vec::new();
+    let Ok(entries) = fs::read_dir(folder) else { return Ok(removed) };
+    for path in entries.flatten().map(|entry| entry.path()) {
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(inner) = name.strip_prefix('.').filter(|name| name.starts_with(PREFIX)) else {
+            continue;
+        };
+        if let Some(target) = inner.strip_suffix(".old").map(|name| folder.join(name))
+            && !target.exists()
+        {
+            fs::rename(&path, &target).map_err(|e| TrainError::at(&target, e))?;
+        } else if inner.ends_with(".old") || inner.ends_with(".tmp") {
+            remove_if_there(&path)?;
+            removed.push(name);
+        }
+    }
+    Ok(removed)
+}
+
+/// Removes the oldest checkpoints beyond `keep`, but never `written`. One that shows damage is renamed
+/// and does not count.
+pub(super) fn remove_oldest(folder: &Path, keep: usize, written: &Path) -> Result<(), TrainError> {
+    let mut others = Vec::new();
+    for path in list(folder)?.into_iter().filter(|path| path != written) {
+        match state_file::read(&path.join(STATE)) {
+            Err(LoadError::Damaged(why)) => rename_apart(&path, DAMAGED, &why)?,
+            _ => others.push(path),
+        }
+    }
+    let num_old = others.len().saturating_sub(keep.saturating_sub(1));
+    for path in &others[..num_old] {
+        fs::remove_dir_all(path).map_err(|e| TrainError::at(path, e))?;
+    }
+    Ok(())
+}
+
+fn rename_apart(path: &Path, suffix: &str, why: &str) -> Result<(), TrainError> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut target = path.with_file_name(format!("{name}{suffix}"));
+    let mut number = 1;
+    while target.exists() {
+        number += 1;
+        target = path.with_file_name(format!("{name}{suffix}-{number}"));
+    }
+    fs::rename(path, &target).map_err(|e| TrainError::at(path, e))?;
+    tracing::warn!("{name} is renamed to {}: {why}", target.display());
+    Ok(())
+}
+
+/// Checkpoint folders by step, the oldest first.
+pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
+    if !folder.is_dir() {
+        return Ok(Vec::new());
+    }
+    let entries = fs::read_dir(folder).map_err(|e| TrainError::at(folder, e))?;
+    let paths = entries.flatten().map(|entry| entry.path());
+    let mut paths: Vec<(u64, PathBuf)> =
+        paths.filter_map(|path| Some((step_of(&path)?, path))).collect();
+    paths.sort();
+    Ok(paths.into_iter().map(|(_, path)| path).collect())
+}
+
+/// `step-00000100` → 100.
+fn step_of(path: &Path) -> Option<u64> {
+    path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()
+}
+
+pub(super) fn remove_if_there(path: &Path) -> Result<(), TrainError> {
+    if path.exists() {
+        fs::remove_dir_all(path).map_err(|e| TrainError::at(path, e))
+    } else {
+        Ok(())
+    }
+}
+
+/// Flushes a folder's entries to the disk.
+pub(super) fn sync(folder: &Path) -> Result<(), TrainError> {
+    File::open(folder).and_then(|f| f.sync_all()).map_err(|e| TrainError::at(folder, e))
+}

@@ -1,0 +1,400 @@
+//! Checkpoints: `checkpoints/step-00000100/`, each whole or not there at all.
+//!
+//! A checkpoint is written under a temporary name, flushed to the disk and then renamed. It holds
+//! the weights (of the vision encoder only where it is trained), the optimizer's state, and where the
+//! run stood, with a checksum of each file.
+
+mod folder;
+mod state_file;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use vlm_data::is_of_disk;
+use vlm_model::weights::{self, Format};
+use vlm_torch::GoesOn;
+
+pub use self::folder::{clean_up, newest, set_later_ones_apart, traces};
+use self::folder::{put_in_place, remove_if_there, remove_oldest, sync};
+use crate::TrainError;
+use crate::trainer::Position;
+
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// `state.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct State {
+    /// Version of this format.
+    pub version: u32,
+    /// Version of the program that wrote it.
+    pub program: String,
+    /// Where the run stood.
+    pub position: Position,
+    /// What must be the same for the continued run to be the run it would have been.
+    pub identity: serde_json::Value,
+    /// BLAKE3 of each file, in hexadecimal.
+    pub checksums: BTreeMap<String, String>,
+}
+
+/// A checkpoint read back.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Weights, the vision encoder's only where it was trained.
+    pub model: Vec<(String, Tensor)>,
+    /// The optimizer's state.
+    pub optimizer: Vec<(String, Tensor)>,
+    /// Position and identity.
+    pub state: State,
+}
+
+/// Why a checkpoint cannot be loaded; each message names the file.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// It is not there.
+    #[error("{0}; expected a checkpoint folder")]
+    Missing(String),
+    /// A file of it is missing, was changed or is damaged.
+    #[error("{0}")]
+    Damaged(String),
+    /// Another version of the program wrote it.
+    #[error("{0}")]
+    OtherVersion(String),
+    /// The disk or the connection to it failed.
+    #[error("{0}")]
+    Disk(String),
+}
+
+impl LoadError {
+    fn of_system(path: &Path, error: io::Error) -> Self {
+        let text = format!("{}: {error}", path.display());
+        if is_of_disk(&error) { Self::Disk(text) } else { Self::Damaged(text) }
+    }
+}
+
+impl From<LoadError> for TrainError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Missing(_) | LoadError::OtherVersion(_) => Self::Usage(error.to_string()),
+            LoadError::Damaged(_) | LoadError::Disk(_) => Self::Failed(error.to_string()),
+        }
+    }
+}
+
+/// What a checkpoint holds.
+#[derive(Debug)]
+pub struct Contents<'a> {
+    /// Weights.
+    pub model: &'a [(String, Tensor)],
+    /// The optimizer's state.
+    pub optimizer: &'a [(String, Tensor)],
+    /// Where the run stands.
+    pub position: Position,
+    /// What a run that continues it must have in common with it.
+    pub identity: &'a serde_json::Value,
+}
+
+/// Writes `folder/step-…`, then removes the oldest beyond `keep` (`None`: removes none); the new one's
+/// path. A checkpoint of the same step is replaced without a moment in which there is none, and left
+/// as it is when it is the same. `goes_on` is called again and again, however slow the disk is.
+///
+/// # Errors
+/// The system's, with the path; nothing half-written stays under the checkpoint's name.
+pub fn save(
+    folder: &Path,
+    contents: &Contents,
+    keep: Option<usize>,
+    goes_on: GoesOn,
+) -> Result<PathBuf, TrainError> {
+    let step = contents.position.counters.step;
+    let name = format!("step-{step:08}");
+    let (target, temporary) = (folder.join(&name), folder.join(format!(".{name}.tmp")));
+    let written = fs::create_dir_all(folder)
+        .map_err(|e| TrainError::at(folder, e))
+        .and_then(|()| remove_if_there(&temporary))
+        .and_then(|()| fs::create_dir(&temporary).map_err(|e| TrainError::at(&temporary, e)))
+        .and_then(|()| fill(&temporary, contents, goes_on))
+        .and_then(|state| {
+            if is_same(&target, &state) {
+                return remove_if_there(&temporary);
+            }
+            put_in_place(&temporary, &target)?;
+            sync(folder)
+        });
+    if let Err(error) = written {
+        // The first error is the one to tell; what is left is a temporary name.
+        let _ = fs::remove_dir_all(&temporary);
+        return Err(TrainError::Failed(format!(
+            "the checkpoint of step {step} was not written ({error}). Earlier checkpoints are \
+             unaffected"
+        )));
+    }
+    if let Some(keep) = keep {
+        remove_oldest(folder, keep, &target)?;
+    }
+    Ok(target)
+}
+
+fn fill(folder: &Path, contents: &Contents, goes_on: GoesOn) -> Result<State, TrainError> {
+    let mut checksums = BTreeMap::new();
+    for (name, tensors) in [(MODEL, contents.model), (OPTIMIZER, contents.optimizer)] {
+        let path = folder.join(name);
+        weights::save_with(&path, tensors, Format::Safetensors, Some(goes_on))
+            .map_err(|e| TrainError::at(&path, e))?;
+        let checksum = checksum(&path, goes_on).map_err(|e| TrainError::at(&path, e))?;
+        checksums.insert(name.to_owned(), checksum);
+    }
+    let state = State {
+        version: state_file::FORMAT_VERSION,
+        program: env!("CARGO_PKG_VERSION").to_owned(),
+        position: contents.position,
+        identity: contents.identity.clone(),
+        checksums,
+    };
+    state_file::write(&folder.join(STATE), &state)?;
+    sync(folder)?;
+    Ok(state)
+}
+
+/// Whether there is a good checkpoint at `path` that holds the same.
+fn is_same(path: &Path, state: &State) -> bool {
+    read_state(path).is_ok_and(|there| {
+        there.version == state.version
+            && there.position == state.position
+            && there.identity == state.identity
+            && there.checksums == state.checksums
+    })
+}
+
+/// The checkpoint at `path`, proven whole.
+///
+/// # Errors
+/// A missing file, another format version, a checksum that does not fit; each names the file.
+pub fn load(path: &Path) -> Result<Checkpoint, LoadError> {
+    let state = read_state(path)?;
+    let read = |name: &str| {
+        let file = path.join(name);
+        Tensor::read_safetensors(&file)
+            .map_err(|e| LoadError::Damaged(format!("{}: {e}", file.display())))
+    };
+    let (model, optimizer) = (read(MODEL)?, read(OPTIMIZER)?);
+    Ok(Checkpoint { path: path.to_owned(), model, optimizer, state })
+}
+
+/// The state of the checkpoint at `path`, after every file was compared with its checksum.
+fn read_state(path: &Path) -> Result<State, LoadError> {
+    if !path.is_dir() {
+        return Err(LoadError::Missing(format!("{} is not there", path.display())));
+    }
+    let state = state_file::read(&path.join(STATE))?;
+    for (name, expected) in &state.checksums {
+        let file = path.join(name);
+        let found = checksum(&file, GoesOn(&|| ())).map_err(|e| LoadError::of_system(&file, e))?;
+        if found != *expected {
+            return Err(LoadError::Damaged(format!(
+                "{}: its checksum is not the one in state.json: the file was changed or is damaged; \
+                 continue from another checkpoint",
+                file.display()
+            )));
+        }
+    }
+    Ok(state)
+}
+
+/// BLAKE3 of a file's bytes, in hexadecimal.
+fn checksum(path: &Path, GoesOn(goes_on): GoesOn) -> io::Result<String> {
+    let mut file = File::open(path)?;
+    let mut hasher = blake3::Hasher::new();
+    let mut buffer = vec![0; 1 << 20];
+    loop {
+        let read = file.read(&mut buffer)?;
+        if read == 0 {
+            return Ok(hasher.finalize().to_hex().to_string());
+        }
+        hasher.write_all(&buffer[..read])?;
+        goes_on();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    fn tensors(value: f64) -> Vec<(String, Tensor)> {
+        vec![("a".into(), Tensor::full([3], value, (Kind::Float, Device::Cpu)))]
+    }
+
+    fn save_value(folder: &Path, step: u64, value: f64, keep: usize) -> PathBuf {
+        let mut position = Position::default();
+        position.counters.step = step;
+        let (model, optimizer) = (tensors(value), tensors(0.5));
+        let identity = serde_json::json!({"seed": 1337});
+        let contents =
+            Contents { model: &model, optimizer: &optimizer, position, identity: &identity };
+        save(folder, &contents, Some(keep), GoesOn(&|| ())).unwrap()
+    }
+
+    fn save_step(folder: &Path, step: u64, keep: usize) -> PathBuf {
+        save_value(folder, step, step as f64, keep)
+    }
+
+    fn names(folder: &Path) -> Vec<String> {
+        let entries = fs::read_dir(folder).unwrap();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+
+    fn newest_step(folder: &Path) -> u64 {
+        newest(folder).unwrap().unwrap().state.position.counters.step
+    }
+
+    #[test]
+    fn what_was_saved_comes_back() {
+        let folder = tempfile::tempdir().unwrap();
+        save_step(folder.path(), 7, 2);
+        let back = newest(folder.path()).unwrap().unwrap();
+        assert_eq!(back.state.position.counters.step, 7);
+        assert_eq!(back.model[0].1, tensors(7.0)[0].1);
+        assert_eq!(back.optimizer[0].1, tensors(0.5)[0].1);
+    }
+
+    #[test]
+    fn only_the_newest_are_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        for step in [1, 2, 10] {
+            save_step(folder.path(), step, 2);
+        }
+        assert_eq!(names(folder.path()), ["step-00000002", "step-00000010"]);
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
+        let folder = tempfile::tempdir().unwrap();
+        save_step(folder.path(), 1, 2);
+        let newest_path = save_step(folder.path(), 2, 2);
+        let file = newest_path.join(MODEL);
+        let mut bytes = fs::read(&file).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&file, bytes).unwrap();
+        assert!(load(&newest_path).unwrap_err().to_string().contains(MODEL));
+        assert_eq!(newest_step(folder.path()), 1);
+    }
+
+    #[test]
+    fn what_was_just_written_is_kept_and_damaged_ones_of_later_steps_are_renamed() {
+        let folder = tempfile::tempdir().unwrap();
+        save_step(folder.path(), 4, 3);
+        for step in [8, 12] {
+            fs::write(save_step(folder.path(), step, 3).join(STATE), "{").unwrap();
+        }
+        assert_eq!(newest_step(folder.path()), 4);
+        set_later_ones_apart(folder.path(), 4).unwrap();
+        for step in [5, 6] {
+            save_step(folder.path(), step, 2);
+        }
+        assert_eq!(
+            names(folder.path()),
+            ["step-00000005", "step-00000006", "step-00000008.damaged", "step-00000012.damaged"]
+        );
+    }
+
+    #[test]
+    fn good_checkpoints_of_later_steps_are_not_removed_and_not_continued_from() {
+        let folder = tempfile::tempdir().unwrap();
+        for step in [4, 8] {
+            save_step(folder.path(), step, 2);
+        }
+        set_later_ones_apart(folder.path(), 4).unwrap();
+        save_step(folder.path(), 6, 1);
+        assert_eq!(names(folder.path()), ["step-00000006", "step-00000008.superseded"]);
+        assert_eq!(newest_step(folder.path()), 6);
+    }
+
+    #[test]
+    fn a_step_is_saved_again_by_exchange_and_not_at_all_when_it_is_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = save_value(folder.path(), 3, 1.0, 1);
+        let modified = || fs::metadata(path.join(MODEL)).unwrap().modified().unwrap();
+        let before = modified();
+        save_value(folder.path(), 3, 1.0, 1);
+        assert_eq!(modified(), before, "the same is not written again");
+        save_value(folder.path(), 3, 2.0, 1);
+        assert_eq!(load(&path).unwrap().model[0].1, tensors(2.0)[0].1);
+        assert_eq!(names(folder.path()), ["step-00000003"]);
+    }
+
+    #[test]
+    fn any_changed_byte_of_the_state_is_noticed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = save_step(folder.path(), 3, 1);
+        let file = path.join(STATE);
+        let whole = fs::read(&file).unwrap();
+        for at in 0..whole.len() {
+            let mut bytes = whole.clone();
+            bytes[at] ^= 1;
+            fs::write(&file, &bytes).unwrap();
+            assert!(load(&path).is_err(), "byte {at} of {}", String::from_utf8_lossy(&whole));
+        }
+        // An edited number is no less wrong than a flipped bit.
+        let edited = String::from_utf8(whole).unwrap().replace("\"step\": 3", "\"step\": 9");
+        fs::write(&file, edited).unwrap();
+        assert!(load(&path).unwrap_err().to_string().contains("checksum"));
+    }
+
+    #[test]
+    fn a_state_of_version_1_which_had_no_checksum_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = save_step(folder.path(), 3, 1);
+        let file = path.join(STATE);
+        let mut state: serde_json::Value =
+            serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+        let fields = state.as_object_mut().unwrap();
+        fields.remove("checksum");
+        fs::write(&file, serde_json::to_string_pretty(&fields).unwrap()).unwrap();
+        assert!(load(&path).unwrap_err().to_string().contains("lost its checksum"));
+        state["version"] = 1.into();
+        fs::write(&file, serde_json::to_string_pretty(&state).unwrap()).unwrap();
+        assert_eq!(load(&path).unwrap().state.position.counters.step, 3);
+    }
+
+    #[test]
+    fn a_checkpoint_of_skipped_updates_is_the_last_choice() {
+        let folder = tempfile::tempdir().unwrap();
+        save_step(folder.path(), 1, 9);
+        let (model, optimizer, identity) = (tensors(2.0), tensors(0.5), serde_json::Value::Null);
+        let mut position = Position { skipped_in_a_row: 4, ..Position::default() };
+        position.counters.step = 2;
+        let contents =
+            Contents { model: &model, optimizer: &optimizer, position, identity: &identity };
+        save(folder.path(), &contents, None, GoesOn(&|| ())).unwrap();
+        assert_eq!(newest_step(folder.path()), 1);
+        fs::remove_dir_all(folder.path().join("step-00000001")).unwrap();
+        assert_eq!(newest_step(folder.path()), 2);
+    }
+
+    #[test]
+    fn leftovers_of_a_killed_save_are_removed_and_a_moved_checkpoint_gets_its_name_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = save_step(folder.path(), 3, 9);
+        fs::rename(&path, folder.path().join(".step-00000003.old")).unwrap();
+        save_step(folder.path(), 4, 9);
+        for name in [".step-00000004.old", ".step-00000005.tmp"] {
+            fs::create_dir(folder.path().join(name)).unwrap();
+        }
+        let mut removed = clean_up(folder.path()).unwrap();
+        removed.sort();
+        assert_eq!(removed, [".step-00000004.old", ".step-00000005.tmp"]);
+        assert_eq!(names(folder.path()), ["step-00000003", "step-00000004"]);
+    }
+}

@@ -1,0 +1,64 @@
+//! `state.json` of a checkpoint, with a checksum of itself: a changed or damaged file is not believed.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::{LoadError, State};
+use crate::TrainError;
+
+/// Version of checkpoints as they are written now. Those of version 1 had no checksum of `state.json`.
+pub(super) const FORMAT_VERSION: u32 = 2;
+
+/// The field that holds the checksum: the last one of the file.
+const FIELD: &str = "\"checksum\": \"";
+/// What stands in the checksum's place while it is computed.
+const BLANK: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+
+/// Writes the file, whole or not at all.
+pub(super) fn write(path: &Path, state: &State) -> Result<(), TrainError> {
+    let mut value = serde_json::to_value(state).map_err(|e| TrainError::at(path, e))?;
+    value["checksum"] = BLANK.into();
+    let text = serde_json::to_string_pretty(&value).map_err(|e| TrainError::at(path, e))? + "\n";
+    let checksum = blake3::hash(text.as_bytes()).to_hex();
+    let text = text.replace(&format!("{FIELD}{BLANK}"), &format!("{FIELD}{checksum}"));
+    vlm_torch::write_atomically(path, |file| {
+        file.write_all(text.as_bytes()).map_err(|e| TrainError::at(path, e))
+    })
+}
+
+/// Reads the file and checks it against its checksum.
+pub(super) fn read(path: &Path) -> Result<State, LoadError> {
+    let damaged = |problem: String| LoadError::Damaged(format!("{}: {problem}", path.display()));
+    let text = std::fs::read(path).map_err(|e| LoadError::of_system(path, e))?;
+    let text = String::from_utf8(text).map_err(|e| damaged(format!("not text: {e}")))?;
+    let is_checked = match checksum_in(&text) {
+        None => false,
+        Some(found) => {
+            let blank = text.replacen(&format!("{FIELD}{found}"), &format!("{FIELD}{BLANK}"), 1);
+            if blake3::hash(blank.as_bytes()).to_hex().as_str() != found {
+                return Err(damaged(
+                    "its checksum is not the one that it was written with: the file was changed or \
+                     is damaged; continue from another checkpoint"
+                        .into(),
+                ));
+            }
+            true
+        }
+    };
+    let state: State = serde_json::from_str(&text)
+        .map_err(|e| damaged(format!("not a checkpoint's state: {e}")))?;
+    match state.version {
+        1 => Ok(state),
+        FORMAT_VERSION if is_checked => Ok(state),
+        FORMAT_VERSION => Err(damaged("it has lost its checksum".into())),
+        other => Err(LoadError::OtherVersion(format!(
+            "{}: checkpoint format {other}; this program reads formats 1 to {FORMAT_VERSION}",
+            path.display()
+        ))),
+    }
+}
+
+fn checksum_in(text: &str) -> Option<&str> {
+    let start = text.rfind(FIELD)? + FIELD.len();
+    text.get(start..start + BLANK.len())
+}

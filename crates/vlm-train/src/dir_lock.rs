@@ -1,0 +1,88 @@
+//! The lock of a folder: one process at a time writes to it. It lasts until its owner ends, however
+//! that ends, since the system keeps it. Knows nothing of what is in the folder.
+//!
+//! Network file systems differ: NFS passes `flock` on to its server since Linux 2.6.12, where the lock
+//! of a machine that lost its power lasts until the server notices; some others have no locks at all.
+
+use std::fs::File;
+use std::io::{self, Read, Seek, Write};
+use std::path::Path;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+
+/// The file that is locked. It stays when the lock is given back: removing it would let two processes
+/// lock two files of this name.
+const FILE_NAME: &str = ".lock";
+
+/// An exclusive lock on a folder, for as long as this lives.
+#[derive(Debug)]
+pub(crate) struct DirLock {
+    _file: File,
+}
+
+/// Why a folder could not be locked.
+#[derive(Debug)]
+pub(crate) enum LockError {
+    /// Another process holds the lock: its host and process id, as far as they are known.
+    Held(String),
+    /// The lock file could not be made.
+    Io(io::Error),
+}
+
+impl DirLock {
+    /// Takes the lock, or says who has it. On a file system without locks it warns and goes on.
+    pub(crate) fn take(folder: &Path) -> Result<Self, LockError> {
+        let path = folder.join(FILE_NAME);
+        let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
+        let mut file = file.map_err(LockError::Io)?;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => break,
+                Err(Errno::INTR) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    let mut owner = String::new();
+                    // The name is for the message only.
+                    let _ = file.read_to_string(&mut owner);
+                    let owner = owner.trim();
+                    return Err(LockError::Held(match owner {
+                        "" => "another process".to_owned(),
+                        owner => owner.to_owned(),
+                    }));
+                }
+                Err(error @ (Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK | Errno::INVAL)) => {
+                    tracing::warn!(
+                        "{}: this file system has no locks ({error}); make sure that no second run \
+                         writes to this folder",
+                        folder.display()
+                    );
+                    break;
+                }
+                Err(error) => return Err(LockError::Io(error.into())),
+            }
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let owner = format!("process {} on {}\n", std::process::id(), host.trim());
+        // Without its owner's name the lock is as good; a full disk shows elsewhere.
+        let _ = file
+            .set_len(0)
+            .and_then(|()| file.rewind())
+            .and_then(|()| file.write_all(owner.as_bytes()));
+        Ok(Self { _file: file })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_lock_names_the_owner_of_the_first_and_succeeds_after_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = DirLock::take(folder.path()).unwrap();
+        let Err(LockError::Held(owner)) = DirLock::take(folder.path()) else { panic!("two locks") };
+        assert!(owner.starts_with(&format!("process {} on ", std::process::id())), "{owner}");
+        drop(first);
+        DirLock::take(folder.path()).unwrap();
+    }
+}

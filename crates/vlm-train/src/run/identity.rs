@@ -1,0 +1,243 @@
+//! What decides the numbers that a run computes, so that a continued run is the run it would have been.
+//! Where files lie does not: rows, tokenizer and weights are compared by their content.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+use vlm_model::Vlm;
+
+use super::parts::Parts;
+use super::world_size;
+use crate::TrainError;
+use crate::config::{OptimConfig, TrainConfig};
+use crate::leaves::leaves;
+use crate::parallel::Team;
+use crate::tensor_hash::hash_of_tensors;
+
+/// A vision encoder that stays frozen is in no checkpoint: it must be the same one again.
+const FROZEN_ENCODER: &str = "vision_weights";
+/// The language model that the run began with. Its checkpoints hold all of it, so that on continuing
+/// only its shape counts.
+const STARTING_LM: &str = "starting_lm_weights";
+/// Compared in a way of its own: more are allowed.
+const EPOCHS: &str = "optim.epochs";
+/// What checkpoints of earlier versions hold, and decides nothing.
+const IGNORED: [&str; 2] = ["data_path", "optim.max_skipped_in_a_row"];
+/// Longest value that a message shows whole.
+const MAX_SHOWN: usize = 120;
+
+/// The settings and contents that decide which numbers a run computes. How many processes share a
+/// batch does not.
+pub(super) fn identity(config: &TrainConfig, team: Option<&Team>, parts: &Parts) -> Value {
+    let TrainConfig { stage, data, model, run, .. } = config;
+    let batch_size = config.optim.batch_size.saturating_mul(world_size(team));
+    let mut optim = serde_json::to_value(OptimConfig { batch_size, ..config.optim.clone() })
+        .unwrap_or_default();
+    if let Some(optim) = optim.as_object_mut() {
+        // When to give up is no part of the numbers.
+        optim.remove("max_skipped_in_a_row");
+    }
+    json!({
+        "stage": stage,
+        "rows": parts.rows,
+        "row_files": parts.row_files,
+        "row_weights": data.data_path.weights(),
+        "features": parts.features,
+        "tokenizer": parts.tokenizer.hash(),
+        "image_token": parts.tokenizer.placeholder().token(),
+        "image_processor": parts.processor.hash(),
+        "lm": parts.shapes.lm,
+        "vision": parts.shapes.vision,
+        "projector": parts.shapes.projector,
+        "dtype": parts.dtype,
+        "padding": data.padding,
+        "drop_last": data.drop_last,
+        "shuffle": data.shuffle,
+        "bucket_window": data.bucket_window,
+        "max_seq_len": data.max_seq_len,
+        "seed": run.seed,
+        "optim": optim,
+        "freeze": model.freeze,
+    })
+}
+
+/// Adds the weights that the run begins with to its identity, and compares them with those of the run
+/// to continue.
+///
+/// # Errors
+/// Another frozen vision encoder.
+pub(super) fn add_weights(
+    identity: &mut Value,
+    model: &Vlm,
+    before: Option<&Value>,
+) -> Result<(), TrainError> {
+    let recorded = |name: &str| before.and_then(|before| before[name].as_str());
+    let encoder = model.vision_params();
+    if encoder.trainable().is_empty() && encoder.num_elements() > 0 {
+        let now = hash_of_tensors(&encoder.named())?;
+        if let Some(before) = recorded(FROZEN_ENCODER)
+            && before != now
+        {
+            return Err(TrainError::Usage(format!(
+                "--vision: the weights of the vision encoder had the hash {before} in the run to \
+                 continue and have {now} now; give the encoder of before, or start a new run in \
+                 another --out-dir"
+            )));
+        }
+        identity[FROZEN_ENCODER] = now.into();
+    }
+    let now = hash_of_tensors(&model.params().named())?;
+    match recorded(STARTING_LM) {
+        Some(before) if before != now => {
+            tracing::warn!(
+                "--lm holds other weights than the run to continue began with; they are not used: \
+                 the checkpoint holds all weights of the language model"
+            );
+            identity[STARTING_LM] = before.into();
+        }
+        _ => identity[STARTING_LM] = now.into(),
+    }
+    Ok(())
+}
+
+/// Refuses to continue a run of `before` as one of `now`, unless nothing that decides the numbers was
+/// changed but the number of epochs, which may grow. `place` names the checkpoint.
+///
+/// # Errors
+/// Every setting that was changed, with both values and what to do.
+pub(super) fn compare(place: &str, before: &Value, now: &Value) -> Result<(), TrainError> {
+    // With features on one side only, the two have no parts to compare.
+    let is_whole = before["features"].is_null() || now["features"].is_null();
+    let whole: &[&str] = if is_whole { &["features"] } else { &[] };
+    let (old, new) = (flat(before, whole), flat(now, whole));
+    let mut changed = Vec::new();
+    for (name, value) in &old {
+        let is_checked_elsewhere = [FROZEN_ENCODER, STARTING_LM].contains(&name.as_str());
+        if IGNORED.contains(&name.as_str()) || is_checked_elsewhere {
+            continue;
+        }
+        let found = new.iter().find(|(other, _)| other == name).map(|(_, value)| value);
+        if found == Some(value) || (name == EPOCHS && epochs(now) > epochs(before)) {
+            continue;
+        }
+        let found = found.map_or("nothing".to_owned(), |value| cut(value));
+        changed.push(format!("{name} was {} and is now {found} ({})", cut(value), source(name)));
+    }
+    if !changed.is_empty() {
+        return Err(TrainError::Usage(format!(
+            "{place}: the run to continue had other settings: {}. Give what it had, or start a new \
+             run in another --out-dir",
+            changed.join("; ")
+        )));
+    }
+    let is_new = |name: &&String| !old.iter().any(|(other, _)| other == *name);
+    let unknown: BTreeSet<&str> = new
+        .iter()
+        .map(|(name, _)| name)
+        .filter(is_new)
+        .map(|name| name.split('.').next().unwrap_or(name))
+        .collect();
+    if !unknown.is_empty() {
+        tracing::warn!(
+            "{place}: an earlier version of this program wrote it and did not record {}: whether they \
+             are the same as then is not checked",
+            unknown.into_iter().collect::<Vec<_>>().join(", ")
+        );
+    }
+    Ok(())
+}
+
+/// The epochs of a run's identity.
+pub(super) fn epochs(identity: &Value) -> Option<u64> {
+    identity["optim"]["epochs"].as_u64()
+}
+
+/// Every leaf by its path, and those named in `whole` as one value each.
+fn flat(identity: &Value, whole: &[&str]) -> Vec<(String, String)> {
+    let mut rest = identity.clone();
+    let mut found = Vec::new();
+    if let Some(fields) = rest.as_object_mut() {
+        for &name in whole {
+            found.extend(fields.remove(name).map(|value| (name.to_owned(), value.to_string())));
+        }
+    }
+    found.extend(leaves(&rest));
+    found
+}
+
+fn cut(value: &str) -> String {
+    let length = value.chars().count();
+    if length <= MAX_SHOWN {
+        return value.to_owned();
+    }
+    let start: String = value.chars().take(MAX_SHOWN).collect();
+    format!("{start}… ({length} characters)")
+}
+
+/// What the user gives that a setting comes from.
+fn source(name: &str) -> String {
+    let (part, rest) = name.split_once('.').unwrap_or((name, name));
+    match (part, rest) {
+        ("rows" | "row_files", _) => {
+            "the rows of --data-path were changed, or others are named".into()
+        }
+        ("row_weights", _) => "the weights in --data-path".into(),
+        ("image_processor" | "vision", _) => "--vision".into(),
+        ("features", _) => "--features".into(),
+        ("lm", "dropout") => "--dropout".into(),
+        ("lm", _) => "--lm and the config.json beside it".into(),
+        ("projector", _) => "--projector, or --lm".into(),
+        ("stage", _) => "`pretrain` or `sft`".into(),
+        ("optim", "batch_size") => "--batch-size times the number of processes".into(),
+        (_, rest) => format!("--{}", rest.replace('_', "-")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn base() -> Value {
+        json!({
+            "rows": "8 rows, aa", "dtype": "float32", "features": null, "lm": {"dropout": 0.0},
+            "optim": {"epochs": 4, "batch_size": 8, "learning_rate": 4e-4},
+        })
+    }
+
+    fn refusal(change: impl FnOnce(&mut Value)) -> String {
+        let mut now = base();
+        change(&mut now);
+        compare("step-8", &base(), &now).map_or_else(|error| error.to_string(), |()| String::new())
+    }
+
+    #[test]
+    fn a_changed_setting_is_refused_with_both_values_and_its_flag() {
+        let told = refusal(|now| now["optim"]["batch_size"] = 6.into());
+        assert!(told.contains("optim.batch_size was 8 and is now 6 (--batch-size"), "{told}");
+        let told = refusal(|now| now["rows"] = "10 rows, bb".into());
+        assert!(told.contains("rows was \"8 rows, aa\" and is now \"10 rows, bb\""), "{told}");
+        let told = refusal(|now| now["lm"]["dropout"] = 0.1.into());
+        assert!(told.contains("(--dropout)"), "{told}");
+        let told = refusal(|now| now["features"] = json!({"encoder": "x".repeat(5000)}));
+        assert!(told.contains("features was null") && told.contains("characters)"), "{told}");
+        assert!(told.len() < 500, "{told}");
+    }
+
+    #[test]
+    fn more_epochs_are_allowed_and_fewer_are_not() {
+        assert_eq!(refusal(|now| now["optim"]["epochs"] = 8.into()), "");
+        let told = refusal(|now| now["optim"]["epochs"] = 2.into());
+        assert!(told.contains("optim.epochs was 4 and is now 2 (--epochs)"), "{told}");
+    }
+
+    #[test]
+    fn what_an_earlier_version_did_not_record_is_not_compared_and_its_paths_do_not_count() {
+        let mut before = base();
+        before.as_object_mut().unwrap().remove("dtype");
+        before["data_path"] = "elsewhere.jsonl".into();
+        before["optim"]["max_skipped_in_a_row"] = 10.into();
+        compare("step-8", &before, &base()).unwrap();
+        before["optim"]["learning_rate"] = 1.0.into();
+        assert!(compare("step-8", &before, &base()).is_err());
+    }
+}

@@ -1,0 +1,18 @@
+//! Whether tensors hold the same, bit for bit.
+
+use tch::Tensor;
+
+use crate::TrainError;
+
+/// BLAKE3 over names and values, in hexadecimal.
+///
+/// # Errors
+/// A tensor whose bytes cannot be had.
+pub(crate) fn hash_of_tensors(named: &[(String, Tensor)]) -> Result<String, TrainError> {
+    let mut hasher = blake3::Hasher::new();
+    for (name, tensor) in named {
+        hasher.update(name.as_bytes());
+        hasher.update(&vlm_torch::tensor_to_bytes(&tensor.detach())?);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
