@@ -9,7 +9,7 @@ use clap::{ArgGroup, Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use vlm_data::{
-    ChatTokenizer, DataError, DataPaths, ImagePlaceholder, ImageProcessor, ImageStore,
+    ChatTokenizer, DataError, DataPaths, ImageLimits, ImagePlaceholder, ImageProcessor, ImageStore,
     PrepareSettings, prepare,
 };
 
@@ -133,6 +133,7 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         tokens_per_image,
         max_seq_len,
         image_store,
+        limits: ImageLimits::default(),
         rows_per_shard: args.rows_per_shard,
         num_workers: args.num_workers.unwrap_or(cores),
         output: args.output,

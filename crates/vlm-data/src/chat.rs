@@ -9,7 +9,7 @@ use crate::error::DataError;
 use crate::marked::MarkedPrompt;
 use crate::placeholder::ImagePlaceholder;
 use crate::reject::{Reject, RejectReason};
-use crate::rows::{Role, Row, Turn};
+use crate::rows::{Role, Row, Turn, num_image_tags};
 use crate::template::ChatTemplate;
 use crate::tokenizer_files::TokenizerFiles;
 
@@ -238,9 +238,7 @@ impl ChatTokenizer {
         num_images: usize,
         tokens_per_image: usize,
     ) -> Result<(Vec<i64>, Vec<usize>), Reject> {
-        let num_tags =
-            turns.iter().map(|turn| turn.content.matches(crate::IMAGE_TAG).count()).sum();
-        check_image_tags(num_tags, num_images)?;
+        check_image_tags(num_image_tags(turns), num_images)?;
         let prompt = self.mark(turns, tokens_per_image, true)?;
         let tokens = self.tokenize(&prompt, tokens_per_image)?;
         Ok((tokens.ids, tokens.image_starts))

@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use crate::reject::{Reject, RejectReason};
-use crate::rows::{IMAGE_TAG, Turn};
+use crate::rows::{IMAGE_TAG, Role, Turn, shows_images};
 use crate::template::ChatTemplate;
 
 /// A prompt and the places in it, in bytes.
@@ -41,7 +41,8 @@ impl MarkedPrompt {
     ) -> Result<Self, Reject> {
         let plain: Vec<_> = turns
             .iter()
-            .map(|turn| Turn::new(turn.role, turn.content.replace(IMAGE_TAG, image)))
+            .enumerate()
+            .map(|(i, turn)| Turn::new(turn.role, with_images(turns, i, image)))
             .collect();
         let text = template.render(&plain, add_generation_prompt)?;
         let mark = unused_char(turns);
@@ -49,7 +50,15 @@ impl MarkedPrompt {
             let marked: Vec<_> = turns
                 .iter()
                 .enumerate()
-                .map(|(i, turn)| mark_turn(i, turn, mark, enclose))
+                .map(|(i, turn)| {
+                    mark_turn(
+                        i,
+                        turn.role,
+                        &with_images(turns, i, &format!("{mark}image{mark}")),
+                        mark,
+                        enclose,
+                    )
+                })
                 .collect();
             // Marks can lead a template astray, so only a rendering that is the plain one but for
             // its marks is believed.
@@ -77,19 +86,24 @@ fn unused_char(turns: &[Turn]) -> char {
         .unwrap_or('\u{F0000}')
 }
 
-fn mark_turn(index: usize, turn: &Turn, mark: char, enclose: Enclose) -> Turn {
-    let content = turn.content.replace(IMAGE_TAG, &format!("{mark}image{mark}"));
+/// The text of a turn with `image` where it shows images. In other turns the tag is text.
+fn with_images(turns: &[Turn], index: usize, image: &str) -> String {
+    let content = &turns[index].content;
+    if shows_images(turns, index) { content.replace(IMAGE_TAG, image) } else { content.clone() }
+}
+
+fn mark_turn(index: usize, role: Role, content: &str, mark: char, enclose: Enclose) -> Turn {
     let core = match enclose {
-        Enclose::All => content.as_str(),
+        Enclose::All => content,
         Enclose::Trimmed => content.trim(),
     };
     let lead = content.len() - content.trim_start().len();
     let (before, after) = match enclose {
         Enclose::All => ("", ""),
-        Enclose::Trimmed if core.is_empty() => (content.as_str(), ""),
+        Enclose::Trimmed if core.is_empty() => (content, ""),
         Enclose::Trimmed => (&content[..lead], &content[lead + core.len()..]),
     };
-    Turn::new(turn.role, format!("{before}{mark}{index}{mark}{core}{mark}end{mark}{after}"))
+    Turn::new(role, format!("{before}{mark}{index}{mark}{core}{mark}end{mark}{after}"))
 }
 
 /// Takes the marks out of `rendered` again; `None` when they are not all there, once and in order.

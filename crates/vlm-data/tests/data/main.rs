@@ -1,7 +1,9 @@
 //! The crate through its public interface: against the golden files, and with bad data.
 
+mod forms;
 mod loader;
 mod loader_rejects;
+mod nested;
 mod preprocess;
 mod shards;
 mod sources;

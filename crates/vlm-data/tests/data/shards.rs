@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vlm_data::{ImageStore, Obstacle, PrepareSettings, RowSource, open_source, prepare};
+use vlm_data::{
+    ImageLimits, ImageStore, Obstacle, PrepareSettings, RowSource, open_source, prepare,
+};
 
 use crate::tiny::{Folder, TOKENS_PER_IMAGE, row};
 
@@ -17,6 +19,7 @@ fn prepare_rows(folder: &Folder, rows: &[String]) -> PathBuf {
         tokens_per_image: TOKENS_PER_IMAGE,
         max_seq_len: 80,
         image_store: ImageStore::Original,
+        limits: ImageLimits::default(),
         rows_per_shard: 4,
         num_workers: 1,
         output: output.clone(),
