@@ -58,7 +58,7 @@ impl Objects {
             return Ok(Some(list));
         }
         let by_name = |name: &&str| lists.iter().find(|list| list.key.eq_ignore_ascii_case(name));
-        if let Some(list) = LIST_NAMES.iter().find_map(|name| by_name(name)) {
+        if let Some(list) = LIST_NAMES.iter().find_map(by_name) {
             return Ok(Some(list));
         }
         let named = |members: &[&Member]| {

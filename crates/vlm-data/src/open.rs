@@ -175,8 +175,8 @@ fn is_lines(start: &[u8]) -> bool {
         return !text[end..].trim_ascii().is_empty() || !starts_wrapper(line);
     }
     let is_pretty = line == b"{" || line.ends_with(b"{") || line.ends_with(b"[");
-    !is_pretty && text[end..].trim_ascii_start().starts_with(b"{")
-        || (line.ends_with(b"}") && !is_pretty)
+    let is_next_object = text[end..].trim_ascii_start().starts_with(b"{");
+    !is_pretty && (is_next_object || line.ends_with(b"}"))
 }
 
 /// Whether an object begins as one does that holds a list of rows: with `{"data": [{`, or with other

@@ -159,7 +159,7 @@ pub(crate) fn is_known_column(name: &str, options: &RowOptions) -> bool {
     ];
     let is_key = |key: &&str| crate::record::is_key(name, key);
     let is_question =
-        question::PAIRS.iter().flat_map(|(q, a)| q.iter().chain(a.iter())).any(|key| is_key(key));
+        question::PAIRS.iter().flat_map(|(q, a)| q.iter().chain(a.iter())).any(&is_key);
     let is_rating = options.min_ratings.iter().any(|(rating, _)| is_rating(name, rating));
     is_question
         || is_rating

@@ -206,7 +206,7 @@ impl Node {
             Shape::List { repeated_at, element, .. } => {
                 let mut rest: Vec<&[Cell]> = cells.to_vec();
                 let mut list = Vec::new();
-                while rest[self.leaves.start].first().is_some() {
+                while !rest[self.leaves.start].is_empty() {
                     let mut of_element = vec![&[][..]; cells.len()];
                     for leaf in self.leaves.clone() {
                         let column = rest[leaf];

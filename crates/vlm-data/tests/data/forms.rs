@@ -1,7 +1,7 @@
 //! Every form that rows of JSON have is the same row.
 
 use base64_text as base64;
-use vlm_data::{RejectReason, Row, RowOptions, RowSource, Turn, open_source, open_source_with};
+use vlm_data::{RejectReason, Row, RowOptions, Turn, open_source, open_source_with};
 
 /// A PNG of one black pixel, and one of 8 × 8 of them.
 fn png(side: u32) -> Vec<u8> {
