@@ -117,7 +117,7 @@ impl ImageRoot {
         let joined = self.path.join(&relative);
         let found = match joined.symlink_metadata() {
             Ok(_) => joined,
-            Err(e) if e.kind() == ErrorKind::NotFound => {
+            Err(e) if matches!(e.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
                 self.find(&relative).ok_or_else(|| self.missing(name, &relative))?
             }
             Err(e) => {
@@ -202,6 +202,13 @@ impl ImageRoot {
 
     fn missing(&self, name: &str, relative: &Path) -> Reject {
         let near = self.near(relative).map(|near| format!("; there is {near:?}"));
+        let near = near.or_else(|| {
+            let mut above = relative.ancestors().skip(1);
+            let file = above.find(|above| self.path.join(above).is_file())?;
+            Some(format!(
+                "; {file:?} in it is a file and no folder (a link that was copied as text?)"
+            ))
+        });
         Reject::new(
             RejectReason::MissingImage,
             format!("no file {:?} in the images folder{}", shown(name), near.unwrap_or_default()),
@@ -291,6 +298,7 @@ mod tests {
         assert_eq!(told("..\\sub\\a.jpg").reason, RejectReason::MissingImage);
         assert_eq!(told("C:\\a.jpg").reason, RejectReason::MissingImage);
         assert!(told("b.jpg").detail.contains("there is \"b.JPG\""));
+        assert!(told("b.JPG/a.jpg").detail.contains("\"b.JPG\" in it is a file"));
         assert!(told("https://example.org/a.jpg").detail.contains("nothing is fetched"));
         assert!(root.has("sub/a.jpg") && !root.has("sub") && !root.has("../images/sub/a.jpg"));
     }

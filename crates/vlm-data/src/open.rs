@@ -7,6 +7,7 @@ use crate::arrow::ArrowSource;
 use crate::csv::{self, CsvSource};
 use crate::error::DataError;
 use crate::folder::FolderFiles;
+use crate::form;
 use crate::json_list::JsonListSource;
 use crate::jsonl::JsonlSource;
 use crate::mixture::Concatenation;
@@ -134,6 +135,11 @@ impl Opener<'_> {
         }
         if files.is_empty() {
             let told = match other {
+                Some(file) if form::is_image_name(&file.to_string_lossy()) => format!(
+                    "{num_others} files, images as {} among them, and none of rows (as metadata.jsonl with \
+                     \"file_name\" and \"text\")",
+                    file.display()
+                ),
                 Some(file) => {
                     format!("{num_others} files and none of rows, one is {}", file.display())
                 }

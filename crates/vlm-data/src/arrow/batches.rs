@@ -148,8 +148,11 @@ impl Batches {
         let message = root_as_message(&bytes).map_err(|e| e.to_string())?;
         let batch = message.header_as_record_batch().ok_or("expected a record batch")?;
         let num_rows = u64::try_from(batch.length()).map_err(|e| e.to_string())?;
-        // Every row has at least a bit somewhere, unless all of its columns are null.
-        if num_rows > self.length.saturating_mul(8) {
+        // Every row has at least a bit somewhere, and every column as many values as there are rows.
+        let of_column =
+            batch.nodes().and_then(|nodes| nodes.iter().next().map(|node| node.length()));
+        let is_same = of_column.is_none_or(|length| u64::try_from(length) == Ok(num_rows));
+        if num_rows > self.length.saturating_mul(8) || !is_same {
             return Err(format!("a record batch says that it has {num_rows} rows").into());
         }
         self.starts.push(self.num_rows() + num_rows as usize);
@@ -337,7 +340,8 @@ impl Reader<'_> {
     fn list(&self, column: &Layout, start: u64, end: u64) -> Result<Field, ReadError> {
         let element = column.children.first().ok_or("a list without elements' type")?;
         let length = self.header.nodes.get(element.node).copied().unwrap_or(0);
-        if end > length {
+        // Values of no bytes could be without end.
+        if end > length || end - start > self.batches.length {
             return Err("a list goes beyond its values".into());
         }
         let values = (start..end).map(|k| self.value(element, k));

@@ -15,6 +15,7 @@ mod roles;
 mod tags;
 mod turns;
 
+pub(crate) use keys::is_image_name;
 use keys::looks_like_image;
 pub(crate) use media::is_image_column;
 

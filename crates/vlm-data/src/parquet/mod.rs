@@ -78,15 +78,12 @@ impl ParquetSource {
         let schema = pages.schema();
         let top = assemble::top_columns(schema).map_err(wrong)?;
         let (columns, options) = choose(top, schema, options).map_err(wrong)?;
-        let unread = columns
+        let problem = columns
             .iter()
             .flat_map(|column| &column.leaves)
-            .find_map(|leaf| Some((leaf.name(), pages.unread_compression(leaf.leaf())?)));
-        if let Some((name, codec)) = unread {
-            return Err(wrong(format!(
-                "the column {name:?} is compressed with {codec}, which is not read; write the file \
-                 anew with zstd, snappy, gzip or lz4"
-            )));
+            .find_map(|leaf| Some((leaf.name(), pages.problem(leaf.leaf())?)));
+        if let Some((name, problem)) = problem {
+            return Err(wrong(format!("the column {name:?} {problem}")));
         }
         let reader = RowReader::new(path, images_root, &options)?;
         Ok(Self { path: path.to_owned(), pages, columns, reader, cache })

@@ -49,7 +49,7 @@ impl Column {
 
 /// A file that claims more rows for each of its bytes is broken: even a table of one repeated value
 /// has fewer.
-const MAX_ROWS_A_BYTE: u64 = 1 << 10;
+const MAX_ROWS_A_BYTE: u64 = 1 << 6;
 
 /// What `read` returns; a panic of the crate `parquet` on a damaged file is an error like others.
 fn guarded<T>(read: impl FnOnce() -> ParquetResult<T>) -> ParquetResult<T> {
@@ -127,13 +127,23 @@ impl Pages {
         self.id
     }
 
-    /// The name of a compression of leaf column `leaf` that is not read, where it has one.
-    pub(super) fn unread_compression(&self, leaf: usize) -> Option<String> {
-        let groups = self.metadata.row_groups().iter();
-        let mut codecs = groups.filter_map(|group| Some(group.columns().get(leaf)?.compression()));
-        codecs
-            .find(|codec| matches!(codec, Compression::BROTLI(_) | Compression::LZO))
-            .map(|codec| format!("{codec:?}").split('(').next().unwrap_or_default().to_owned())
+    /// What keeps leaf column `leaf` from being read, as far as the file's description tells.
+    pub(super) fn problem(&self, leaf: usize) -> Option<String> {
+        self.metadata.row_groups().iter().enumerate().find_map(|(number, group)| {
+            let chunk = group.columns().get(leaf)?;
+            if matches!(chunk.compression(), Compression::BROTLI(_) | Compression::LZO) {
+                let codec = format!("{:?}", chunk.compression());
+                return Some(format!(
+                    "is compressed with {}, which is not read; write the file anew with zstd, \
+                     snappy, gzip or lz4",
+                    codec.split('(').next().unwrap_or_default()
+                ));
+            }
+            let (rows, values) = (group.num_rows(), chunk.num_values());
+            (values < rows).then(|| {
+                format!("has {values} values for the {rows} rows of group {number}; fetch it anew")
+            })
+        })
     }
 
     pub(super) fn schema(&self) -> &SchemaDescriptor {

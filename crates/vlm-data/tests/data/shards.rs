@@ -77,6 +77,23 @@ fn a_data_set_of_rejected_rows_alone_cannot_be_opened() {
 }
 
 #[test]
+fn numbers_of_a_damaged_manifest_size_nothing() {
+    let folder = mixed_rows();
+    let output = prepare_rows(&folder, &rows());
+    let path = output.join("manifest.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    for damaged in [
+        text.replace("\"num_rows\": 3", "\"num_rows\": 1000000000000000000"),
+        text.replacen("\"num_rows\": 3", "\"num_rows\": 4", 1),
+    ] {
+        assert_ne!(damaged, text);
+        std::fs::write(&path, damaged).unwrap();
+        let error = open_source(&output, None).err().unwrap().to_string();
+        assert!(error.contains("manifest.json says"), "{error}");
+    }
+}
+
+#[test]
 fn a_shard_that_is_gone_is_no_fault_of_its_rows() {
     let folder = mixed_rows();
     let output = prepare_rows(&folder, &rows());
