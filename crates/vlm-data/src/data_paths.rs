@@ -71,7 +71,7 @@ impl DataPaths {
     /// The system's, with the path.
     pub fn file_states(&self) -> Result<Vec<String>, DataError> {
         let mut states = Vec::new();
-        for path in self.paths()? {
+        for path in self.expanded()? {
             push_states(&path, &mut states).map_err(DataError::io(&path, "look at the rows"))?;
         }
         Ok(states)
@@ -85,7 +85,7 @@ impl DataPaths {
     /// The system's, with the path.
     pub fn fingerprint(&self) -> Result<String, DataError> {
         let mut hasher = blake3::Hasher::new();
-        for path in self.paths()? {
+        for path in self.expanded()? {
             let files = files_of_rows(&path).map_err(DataError::io(&path, "look at the rows"))?;
             hasher.update(&files.len().to_le_bytes());
             for file in &files {
@@ -96,7 +96,7 @@ impl DataPaths {
     }
 
     /// All files and folders that are named, patterns written out.
-    fn paths(&self) -> Result<Vec<PathBuf>, DataError> {
+    fn expanded(&self) -> Result<Vec<PathBuf>, DataError> {
         let paths = self.0.iter().map(|path| expand(split(path).0));
         Ok(paths.collect::<Result<Vec<_>, DataError>>()?.concat())
     }

@@ -103,6 +103,12 @@ pub(crate) enum KeyKind {
 
 /// What a key called `name` holds.
 pub(crate) fn kind_of(name: &str) -> KeyKind {
+    // Those that nearly every row has, without taking them apart.
+    match name {
+        "image" | "images" | "image_bytes" => return KeyKind::Image,
+        "id" | "conversations" | "messages" | "texts" | "source" => return KeyKind::Text,
+        _ => {}
+    }
     let words = words(name);
     let is_all = |table: &[&str]| {
         // `image2` is `image`.

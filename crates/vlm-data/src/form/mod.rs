@@ -50,7 +50,9 @@ impl FormContext<'_> {
 /// expected and what was found.
 pub(crate) fn row(record: &Record, context: &FormContext<'_>) -> Result<Row, Reject> {
     let mut part_images = PartImages::new();
-    let (mut turns, text_keys) = match Form::of(record) {
+    let form = Form::of(record);
+    let is_caption = matches!(form, Some(Form::Caption(..)));
+    let (mut turns, text_keys) = match form {
         Some(Form::Turns(key, value)) => {
             (turns::turns(value, key, record, context, &mut part_images)?, vec![key])
         }
@@ -62,7 +64,6 @@ pub(crate) fn row(record: &Record, context: &FormContext<'_>) -> Result<Row, Rej
     };
     add_system(&mut turns, record)?;
     let declared = media::images(record, &text_keys, context)?;
-    let is_caption = matches!(Form::of(record), Some(Form::Caption(..)));
     if is_caption && declared.is_empty() {
         return Err(unknown(record));
     }

@@ -194,8 +194,8 @@ fn in_front(turns: &mut [Turn], num_images: usize) -> Result<(), Reject> {
 
 /// Whether [`IMAGE_TAG`] stands only within longer tags of other programs.
 fn is_wrapped(text: &str) -> bool {
-    let longer = CERTAIN_TAGS.iter().filter(|tag| tag.contains(IMAGE_TAG));
-    let within: usize = longer.map(|tag| text.matches(tag).count()).sum();
+    const LONGER: [&str; 2] = ["<im_start><image><im_end>", "(<image>./</image>)"];
+    let within: usize = LONGER.iter().map(|tag| text.matches(tag).count()).sum();
     within > 0 && within == text.matches(IMAGE_TAG).count()
 }
 
@@ -271,14 +271,12 @@ fn numbered(text: &str) -> Option<(usize, usize)> {
 
 /// The first tag of a video or a sound that `text` does not merely speak of.
 fn other_medium(text: &str) -> Option<&'static str> {
-    if !text.contains('<') {
-        return None;
-    }
-    OTHER_TAGS.into_iter().find(|tag| {
-        text.match_indices(tag).any(|(start, _)| {
-            let range = start..start + tag.len();
-            !is_quoted(text, &range) && (tag.starts_with("<|") || !is_spoken_of(text, &range))
-        })
+    memchr::memchr_iter(b'<', text.as_bytes()).find_map(|start| {
+        let tag = OTHER_TAGS.into_iter().find(|tag| text[start..].starts_with(tag))?;
+        let range = start..start + tag.len();
+        let is_text =
+            is_quoted(text, &range) || (!tag.starts_with("<|") && is_spoken_of(text, &range));
+        (!is_text).then_some(tag)
     })
 }
 
