@@ -59,9 +59,14 @@ impl From<&Path> for DataPaths {
 }
 
 impl DataPaths {
-    /// Where the data sets are, without their weights.
+    /// Where the data sets are, without their weights; of a pattern the files that fit it, or the
+    /// pattern itself where none does.
     pub fn paths(&self) -> Vec<PathBuf> {
-        self.0.iter().map(|path| PathBuf::from(split(path).0)).collect()
+        let of = |path: &String| {
+            let path = split(path).0;
+            expand(path).unwrap_or_else(|_| vec![PathBuf::from(path)])
+        };
+        self.0.iter().flat_map(of).collect()
     }
 
     /// What shows that a file of the data sets was changed: names, sizes, times. Picture files are
@@ -250,6 +255,7 @@ mod tests {
         let of = |paths: Vec<String>| DataPaths(paths).fingerprint().unwrap();
         assert_eq!(of(vec![pattern]), of(vec![a.replace("p-1", "p-0"), a.clone()]));
         let none = folder.path().join("q-*.jsonl").display().to_string();
+        assert_eq!(DataPaths(vec![none.clone()]).paths(), [PathBuf::from(&none)]);
         assert!(open(&[&none]).unwrap_err().contains("no file fits this pattern"));
     }
 
