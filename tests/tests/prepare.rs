@@ -6,7 +6,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use vlm_data::{
-    ChatTokenizer, ImageProcessor, ImageStore, PrepareSettings, open_source, prepare, verify,
+    ChatTokenizer, ImageLimits, ImageProcessor, ImageStore, PrepareSettings, open_source, prepare,
+    verify,
 };
 
 use crate::support::{Ended, Trial, demo_start, golden, json_lines, row, vlm, xtask};
@@ -21,6 +22,7 @@ fn settings(output: &Path, num_workers: usize) -> PrepareSettings {
         tokens_per_image: TOKENS_PER_IMAGE,
         max_seq_len: 288,
         image_store: ImageStore::Original,
+        limits: ImageLimits::default(),
         rows_per_shard: 5,
         max_rejected_fraction: 1.0,
         num_workers,

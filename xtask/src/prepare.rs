@@ -9,8 +9,8 @@ use clap::{ArgGroup, Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use vlm_data::{
-    ChatTokenizer, DEFAULT_MAX_REJECTED_FRACTION, DataError, DataPaths, ImagePlaceholder,
-    ImageProcessor, ImageStore, PrepareSettings, prepare,
+    ChatTokenizer, DEFAULT_MAX_REJECTED_FRACTION, DataError, DataPaths, ImageLimits,
+    ImagePlaceholder, ImageProcessor, ImageStore, PrepareSettings, prepare,
 };
 
 use crate::run_file::{Projector, RunFile};
@@ -136,6 +136,7 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         tokens_per_image,
         max_seq_len,
         image_store,
+        limits: ImageLimits::default(),
         rows_per_shard: args.rows_per_shard,
         max_rejected_fraction: args.max_rejected_fraction.unwrap_or(DEFAULT_MAX_REJECTED_FRACTION),
         num_workers: args.num_workers.unwrap_or(cores),

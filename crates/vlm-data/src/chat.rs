@@ -13,7 +13,7 @@ use crate::marked::MarkedPrompt;
 use crate::marks::{ContentForm, Conversation};
 use crate::placeholder::ImagePlaceholder;
 use crate::reject::{Reject, RejectReason};
-use crate::rows::{IMAGE_TAG, Role, Row, Turn};
+use crate::rows::{IMAGE_TAG, Row, Turn, num_image_tags};
 use crate::template::ChatTemplate;
 use crate::template_limits::TOO_MUCH_WORK;
 use crate::template_profile::{Opening, TemplateProfile};
@@ -270,12 +270,7 @@ impl ChatTokenizer {
     /// # Errors
     /// [`RejectReason::TemplateRefused`].
     pub fn render(&self, turns: &[Turn], add_generation_prompt: bool) -> Result<String, Reject> {
-        let conversation = Conversation {
-            turns,
-            form: &self.profile.form,
-            image: IMAGE_TAG,
-            images_in_answers: true,
-        };
+        let conversation = Conversation { turns, form: &self.profile.form, image: IMAGE_TAG };
         self.template.render(&conversation.plain(), add_generation_prompt)
     }
 
@@ -294,9 +289,9 @@ impl ChatTokenizer {
         tokens_per_image: usize,
         max_seq_len: usize,
     ) -> Result<EncodedRow, Reject> {
-        let images_in_answers = images_in_answers(&row.turns, row.images.len())?;
+        check_image_tags(&row.turns, row.images.len())?;
         let image = self.placeholder.run(tokens_per_image);
-        let conversation = self.conversation(&row.turns, &image, images_in_answers);
+        let conversation = self.conversation(&row.turns, &image);
         let prompt = MarkedPrompt::render(&self.template, &self.profile, &conversation)?;
         let EncodedPrompt { tokens, image_starts } = self.tokenize(&prompt, tokens_per_image)?;
         let mut supervised = Vec::with_capacity(prompt.answers.len());
@@ -309,14 +304,12 @@ impl ChatTokenizer {
     }
 
     /// How many tokens a row with these turns has, uncut: as [`Self::encode_row`] makes, for less.
-    /// How many images the row has is not asked: an answer's [`IMAGE_TAG`] is counted as text where
-    /// other turns have one, as an image where none does.
     ///
     /// # Errors
     /// [`RejectReason::TemplateRefused`], [`RejectReason::TokenizerFailed`].
     pub fn num_tokens(&self, turns: &[Turn], tokens_per_image: usize) -> Result<usize, Reject> {
         let image = self.placeholder.run(tokens_per_image);
-        let conversation = self.conversation(turns, &image, num_tags(turns, false) == 0);
+        let conversation = self.conversation(turns, &image);
         let text = match self.profile.form {
             ContentForm::Text | ContentForm::TextPart => {
                 self.template.render(&conversation.plain(), false)?
@@ -342,9 +335,9 @@ impl ChatTokenizer {
         num_images: usize,
         tokens_per_image: usize,
     ) -> Result<(Vec<i64>, Vec<usize>), Reject> {
-        let images_in_answers = images_in_answers(turns, num_images)?;
+        check_image_tags(turns, num_images)?;
         let image = self.placeholder.run(tokens_per_image);
-        let conversation = self.conversation(turns, &image, images_in_answers);
+        let conversation = self.conversation(turns, &image);
         let prompt = MarkedPrompt::render_prompt(&self.template, &self.profile, &conversation)?;
         let EncodedPrompt { tokens, image_starts } = self.tokenize(&prompt, tokens_per_image)?;
         Ok((tokens.ids, image_starts))
@@ -356,13 +349,8 @@ impl ChatTokenizer {
         self.tokenizer.decode(&ids, true).unwrap_or_default()
     }
 
-    fn conversation<'a>(
-        &'a self,
-        turns: &'a [Turn],
-        image: &'a str,
-        images_in_answers: bool,
-    ) -> Conversation<'a> {
-        Conversation { turns, form: &self.profile.form, image, images_in_answers }
+    fn conversation<'a>(&'a self, turns: &'a [Turn], image: &'a str) -> Conversation<'a> {
+        Conversation { turns, form: &self.profile.form, image }
     }
 
     fn tokenize(
@@ -473,28 +461,14 @@ fn single_id(tokenizer: &Tokenizer, placeholder: &ImagePlaceholder) -> Option<i6
     (ids(placeholder.run(16))? == [id; 16]).then_some(i64::from(id))
 }
 
-/// Whether the [`IMAGE_TAG`]s in answers stand for images too: not where those of the other turns
-/// are as many as the images.
-///
 /// # Errors
-/// Neither number is that of the images.
-fn images_in_answers(turns: &[Turn], num_images: usize) -> Result<bool, Reject> {
-    let num_tags_in_all = num_tags(turns, true);
-    if num_tags(turns, false) == num_images {
-        return Ok(false);
-    }
-    let reason = match num_tags_in_all.cmp(&num_images) {
-        std::cmp::Ordering::Equal => return Ok(true),
+/// The turns show more images than there are, or fewer.
+fn check_image_tags(turns: &[Turn], num_images: usize) -> Result<(), Reject> {
+    let num_tags = num_image_tags(turns);
+    let reason = match num_tags.cmp(&num_images) {
+        std::cmp::Ordering::Equal => return Ok(()),
         std::cmp::Ordering::Less => RejectReason::ImageWithoutPlaceholder,
         std::cmp::Ordering::Greater => RejectReason::PlaceholderWithoutImage,
     };
-    Err(Reject::new(
-        reason,
-        format!("{num_images} images and {num_tags_in_all} {IMAGE_TAG} in the turns"),
-    ))
-}
-
-fn num_tags(turns: &[Turn], with_answers: bool) -> usize {
-    let counted = turns.iter().filter(|turn| with_answers || turn.role != Role::Assistant);
-    counted.map(|turn| turn.content.matches(IMAGE_TAG).count()).sum()
+    Err(Reject::new(reason, format!("{num_images} images and {num_tags} {IMAGE_TAG} in the turns")))
 }

@@ -1,4 +1,5 @@
-//! `--data-path`: one data set, several behind one another, or several mixed by weight.
+//! `--data-path`: one data set, several behind one another, or several mixed by weight. A name may be a
+//! pattern of many files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,11 +9,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
 use crate::file_hash::hash_file;
+use crate::glob;
 use crate::mixture::{Concatenation, Mixture};
-use crate::open::{files_of_rows, open_source};
+use crate::open::{files_of_rows, open_source_with};
+use crate::row_options::RowOptions;
 use crate::source::RowSource;
 
-/// Data sets as a user names them: a path each, or `path:weight`.
+/// Data sets as a user names them: a path each, or `path:weight`. A path that is not there and has `*`,
+/// `?`, `[…]` or `{…}` stands for the files that fit it, behind one another.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "OneOrMany", into = "OneOrMany")]
 pub struct DataPaths(Vec<String>);
@@ -55,9 +59,14 @@ impl From<&Path> for DataPaths {
 }
 
 impl DataPaths {
-    /// Where the data sets are, without their weights.
+    /// Where the data sets are, without their weights; of a pattern the files that fit it, or the
+    /// pattern itself where none does.
     pub fn paths(&self) -> Vec<PathBuf> {
-        self.0.iter().map(|path| PathBuf::from(split(path).0)).collect()
+        let of = |path: &String| {
+            let path = split(path).0;
+            expand(path).unwrap_or_else(|_| vec![PathBuf::from(path)])
+        };
+        self.0.iter().flat_map(of).collect()
     }
 
     /// What shows that a file of the data sets was changed: names, sizes, times. Picture files are
@@ -67,8 +76,8 @@ impl DataPaths {
     /// The system's, with the path.
     pub fn file_states(&self) -> Result<Vec<String>, DataError> {
         let mut states = Vec::new();
-        for path in self.0.iter().map(|path| Path::new(split(path).0)) {
-            push_states(path, &mut states).map_err(DataError::io(path, "look at the rows"))?;
+        for path in self.expanded()? {
+            push_states(&path, &mut states).map_err(DataError::io(&path, "look at the rows"))?;
         }
         Ok(states)
     }
@@ -86,8 +95,8 @@ impl DataPaths {
     /// The system's, with the path.
     pub fn fingerprint(&self) -> Result<String, DataError> {
         let mut hasher = blake3::Hasher::new();
-        for path in self.0.iter().map(|path| Path::new(split(path).0)) {
-            let files = files_of_rows(path).map_err(DataError::io(path, "look at the rows"))?;
+        for path in self.expanded()? {
+            let files = files_of_rows(&path).map_err(DataError::io(&path, "look at the rows"))?;
             hasher.update(&files.len().to_le_bytes());
             for file in &files {
                 hash_file(file, &mut hasher).map_err(DataError::io(file, "look at the rows"))?;
@@ -96,12 +105,31 @@ impl DataPaths {
         Ok(hasher.finalize().to_hex()[..16].to_owned())
     }
 
-    /// Opens the data sets as one: a single one as it is, several without weights behind one
-    /// another, several with weights as a [`Mixture`].
+    /// All files and folders that are named, patterns written out.
+    fn expanded(&self) -> Result<Vec<PathBuf>, DataError> {
+        let paths = self.0.iter().map(|path| expand(split(path).0));
+        Ok(paths.collect::<Result<Vec<_>, DataError>>()?.concat())
+    }
+
+    /// Opens the data sets as one with the default options: a single one as it is, several without
+    /// weights behind one another, several with weights as a [`Mixture`].
     ///
     /// # Errors
-    /// See [`open_source`] and [`Mixture::new`]; weights for some of the paths and not for others.
+    /// See [`crate::open_source`] and [`Mixture::new`]; weights for some of the paths and not for
+    /// others.
     pub fn open(&self, images_root: Option<&Path>) -> Result<Arc<dyn RowSource>, DataError> {
+        self.open_with(images_root, &RowOptions::default())
+    }
+
+    /// As [`Self::open`], with other options.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(
+        &self,
+        images_root: Option<&Path>,
+        options: &RowOptions,
+    ) -> Result<Arc<dyn RowSource>, DataError> {
         let named: Vec<(&str, Option<f64>)> = self.0.iter().map(|path| split(path)).collect();
         let num_weights = named.iter().filter(|(_, weight)| weight.is_some()).count();
         if num_weights != 0 && num_weights != named.len() {
@@ -112,7 +140,14 @@ impl DataPaths {
             )));
         }
         let open = |(path, weight): (&str, Option<f64>)| {
-            Ok((open_source(Path::new(path), images_root)?, weight.unwrap_or(1.0)))
+            let open = |path: &PathBuf| open_source_with(path, images_root, options);
+            let mut parts =
+                expand(path)?.iter().map(open).collect::<Result<Vec<_>, DataError>>()?;
+            let source: Arc<dyn RowSource> = match parts.len() {
+                1 => parts.remove(0),
+                _ => Arc::new(Concatenation::new(parts)),
+            };
+            Ok((source, weight.unwrap_or(1.0)))
         };
         let mut sources = named.into_iter().map(open).collect::<Result<Vec<_>, DataError>>()?;
         match sources.len() {
@@ -132,14 +167,25 @@ impl DataPaths {
     }
 }
 
-/// Name, size and time of the last change of a file, or of each file of a folder.
+/// The files that `path` names: itself, or those that fit it where it is a pattern.
+fn expand(path: &str) -> Result<Vec<PathBuf>, DataError> {
+    if !glob::is_pattern(path) {
+        return Ok(vec![PathBuf::from(path)]);
+    }
+    let failed = DataError::io(Path::new(path), "list the files of the pattern");
+    let found = glob::expand(path).map_err(failed)?;
+    if found.is_empty() {
+        let problem = "no file fits this pattern";
+        return Err(DataError::content(Path::new(path), problem));
+    }
+    Ok(found)
+}
+
+/// Name, size and time of the last change of a file, or of each file of rows in a folder.
 fn push_states(path: &Path, states: &mut Vec<String>) -> std::io::Result<()> {
     let mut files = vec![path.to_owned()];
     if path.is_dir() {
-        files = std::fs::read_dir(path)?
-            .map(|entry| Ok(entry?.path()))
-            .collect::<std::io::Result<_>>()?;
-        files.sort();
+        files = files_of_rows(path)?;
     }
     for file in files.iter().filter(|file| file.is_file()) {
         let metadata = file.metadata()?;
@@ -199,6 +245,23 @@ mod tests {
         std::fs::write(&b, format!("{}{changed}", &text[..at])).unwrap();
         assert_ne!(of(&a), of(&b), "a row that is none of the 64 that are read");
         assert_eq!(of(&a), of(&format!("{a}:0.5")));
+    }
+
+    #[test]
+    fn a_pattern_names_its_files_and_may_have_a_weight() {
+        let folder = tempfile::tempdir().unwrap();
+        let a = rows(folder.path(), "p-1.jsonl", 1);
+        rows(folder.path(), "p-0.jsonl", 2);
+        let pattern = folder.path().join("p-*.jsonl").display().to_string();
+        assert_eq!(open(&[&pattern]).unwrap(), ["p-0.jsonl:1", "p-0.jsonl:2", "p-1.jsonl:1"]);
+        assert_eq!(open(&[&format!("{pattern}:0.5"), &format!("{a}:0.5")]).unwrap().len(), 6);
+        let states = DataPaths(vec![pattern.clone()]).file_states().unwrap();
+        assert_eq!(states.len(), 2);
+        let of = |paths: Vec<String>| DataPaths(paths).fingerprint().unwrap();
+        assert_eq!(of(vec![pattern]), of(vec![a.replace("p-1", "p-0"), a.clone()]));
+        let none = folder.path().join("q-*.jsonl").display().to_string();
+        assert_eq!(DataPaths(vec![none.clone()]).paths(), [PathBuf::from(&none)]);
+        assert!(open(&[&none]).unwrap_err().contains("no file fits this pattern"));
     }
 
     #[test]

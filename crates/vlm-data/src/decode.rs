@@ -23,6 +23,16 @@ impl Default for ImageLimits {
     }
 }
 
+/// The formats that are read.
+const READ: [ImageFormat; 6] = [
+    ImageFormat::Jpeg,
+    ImageFormat::Png,
+    ImageFormat::WebP,
+    ImageFormat::Gif,
+    ImageFormat::Bmp,
+    ImageFormat::Tiff,
+];
+
 /// Up to 16 bits for each of four channels, and as much again for a decoder's own buffers.
 const BYTES_PER_PIXEL: u64 = 16;
 
@@ -36,7 +46,8 @@ pub(crate) struct RgbPicture {
 }
 
 impl RgbPicture {
-    /// Decodes JPEG, PNG, WebP, GIF (its first frame) or BMP; which one, the content tells.
+    /// Decodes JPEG, PNG, WebP, GIF (its first frame), BMP or TIFF (its first page); which one, the
+    /// content tells.
     /// Converts as Pillow's `convert("RGB")` does: alpha is dropped, not composed; the orientation
     /// in EXIF is ignored; 16-bit grey is clipped at 255, other 16-bit forms keep their high byte.
     ///
@@ -46,11 +57,8 @@ impl RgbPicture {
         let mut reader = ImageReader::new(Cursor::new(bytes))
             .with_guessed_format()
             .map_err(|e| unreadable(e.to_string()))?;
-        let Some(format) = reader.format() else {
-            return Err(unreadable(format!(
-                "expected JPEG, PNG, WebP, GIF or BMP; the file begins with {:?}",
-                String::from_utf8_lossy(&bytes[..bytes.len().min(16)])
-            )));
+        let Some(format) = reader.format().filter(|format| READ.contains(format)) else {
+            return Err(unreadable(not_read(bytes)));
         };
         let mut decoder_limits = Limits::default();
         decoder_limits.max_alloc = Some(limits.max_pixels.saturating_mul(BYTES_PER_PIXEL));
@@ -58,6 +66,9 @@ impl RgbPicture {
         let decoder = reader.into_decoder().map_err(|e| explain(format, &e))?;
         limits.check(decoder.dimensions())?;
         let picture = DynamicImage::from_decoder(decoder).map_err(|e| explain(format, &e))?;
+        if matches!(picture, DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_)) {
+            return Err(unreadable("32-bit floating-point samples; save it with 8 bits".into()));
+        }
         let damage = (format == ImageFormat::Jpeg).then(|| jpeg_scan::damage(bytes)).flatten();
         if let Some(damage) = damage {
             return Err(unreadable(damage.into()));
@@ -110,6 +121,43 @@ fn to_rgb(picture: DynamicImage) -> Vec<u8> {
             picture.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect()
         }
         other => other.into_rgb8().into_raw(),
+    }
+}
+
+/// What bytes that are no image of a format that is read are, as far as their beginning tells.
+fn not_read(bytes: &[u8]) -> String {
+    const EXPECTED: &str = "expected JPEG, PNG, WebP, GIF, BMP or TIFF";
+    let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes).trim_ascii_start();
+    let begins = |prefix: &str| {
+        text.get(..prefix.len()).is_some_and(|t| t.eq_ignore_ascii_case(prefix.as_bytes()))
+    };
+    let brand = bytes.get(4..8).filter(|mark| *mark == b"ftyp").and(bytes.get(8..12));
+    let found = match brand {
+        Some(b"avif" | b"avis") => Some("an AVIF image; save it as JPEG or PNG"),
+        Some(b"heic" | b"heix" | b"hevc" | b"mif1" | b"msf1") => {
+            Some("a HEIC image; save it as JPEG or PNG")
+        }
+        Some(_) => Some("a video or another ISO media file"),
+        None if bytes.is_empty() => Some("an empty file"),
+        None if begins("version https://git-lfs") => {
+            Some("a Git LFS pointer in place of the image; run `git lfs pull`")
+        }
+        None if begins("<!doctype html") || begins("<html") => Some("an HTML page"),
+        None if begins("<svg") || begins("<?xml") => {
+            Some("an SVG or another XML file; save it as PNG")
+        }
+        None if begins("%PDF") => Some("a PDF document"),
+        None if bytes.starts_with(b"\x00\x00\x00\x0cjP") => {
+            Some("a JPEG 2000 image; save it as JPEG or PNG")
+        }
+        None if bytes.starts_with(b"\xff\x0a") => Some("a JPEG XL image; save it as JPEG or PNG"),
+        None if bytes.iter().all(|&byte| byte == 0) => Some("nothing but zero bytes"),
+        None => None,
+    };
+    let start = String::from_utf8_lossy(&bytes[..bytes.len().min(16)]).into_owned();
+    match found {
+        Some(found) => format!("{EXPECTED}, found {found} (it begins with {start:?})"),
+        None => format!("{EXPECTED}; the file begins with {start:?}"),
     }
 }
 
@@ -173,7 +221,26 @@ mod tests {
         let reject = RgbPicture::decode(page, &ImageLimits::default()).unwrap_err();
         assert_eq!(reject.reason, RejectReason::UnreadableImage);
         assert!(reject.detail.contains("<!DOCTYPE"), "{}", reject.detail);
-        assert!(RgbPicture::decode(b"", &ImageLimits::default()).is_err());
+        for (bytes, found) in [
+            (&b""[..], "empty"),
+            (b"\0\0\0\x1cftypavif\0\0", "AVIF"),
+            (b"\0\0\0\x1cftypheic\0\0", "HEIC"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+            (b"<svg xmlns=\"x\"/>", "SVG"),
+            (b"%PDF-1.7", "PDF"),
+        ] {
+            let reject = RgbPicture::decode(bytes, &ImageLimits::default()).unwrap_err();
+            assert!(reject.detail.contains(found), "{}", reject.detail);
+        }
+    }
+
+    #[test]
+    fn tiff_is_read() {
+        let mut bytes = Cursor::new(Vec::new());
+        let picture = ImageBuffer::from_fn(5, 3, |x, y| Rgb([x as u8 * 50, y as u8 * 80, 7]));
+        let picture = DynamicImage::from(picture);
+        picture.write_to(&mut bytes, ImageFormat::Tiff).unwrap();
+        assert_eq!(pixels(&bytes.into_inner()), picture.into_bytes());
     }
 
     #[test]

@@ -1,17 +1,23 @@
-//! Rows from a file that is one JSON list, as LLaVA's data sets are published. The list is scanned
-//! once, without being parsed; only where each row lies is kept: sixteen bytes a row.
+//! Rows from a file that holds a JSON list: the whole file, as LLaVA's data sets are published, a list
+//! within an object as `{"data": […]}`, or objects behind one another over several lines. The file is
+//! scanned once, without being parsed; only where each row lies is kept: sixteen bytes a row.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::error::DataError;
-use crate::image_root::ImageRoot;
+use crate::json_objects::ObjectScan;
 use crate::obstacle::Obstacle;
+use crate::plain_file::PlainFile;
+use crate::record::Field;
 use crate::reject::{Reject, RejectReason};
-use crate::row_text::{file_name, folder_of, read_row_text};
+use crate::row_options::RowOptions;
+use crate::row_reader::{self, RowReader};
+use crate::row_text::{file_name, read_row_text};
 use crate::rows::{Row, RowImage};
 use crate::source::RowSource;
 
@@ -21,13 +27,15 @@ pub struct JsonListSource {
     path: PathBuf,
     file: File,
     rows: Vec<Element>,
-    images: ImageRoot,
+    reader: RowReader,
+    format: String,
 }
 
+/// Where a value lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Element {
-    offset: u64,
-    bytes: u64,
+pub(crate) struct Element {
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
 }
 
 impl JsonListSource {
@@ -37,21 +45,61 @@ impl JsonListSource {
     /// # Errors
     /// A file or folder that cannot be read, or what is not one whole list with rows in it.
     pub fn open(path: &Path, images_root: Option<&Path>) -> Result<Self, DataError> {
-        let file = File::open(path).map_err(DataError::io(path, "open the rows"))?;
-        let mut scan = Scan::default();
-        let mut reader = BufReader::with_capacity(1 << 20, &file);
-        loop {
-            let buffer = reader.fill_buf().map_err(DataError::io(path, "read the rows"))?;
-            if buffer.is_empty() {
-                break;
-            }
-            let length = buffer.len();
-            scan.take(buffer).map_err(|problem| DataError::content(path, problem))?;
-            reader.consume(length);
+        let options = Arc::new(RowOptions::default());
+        Self::of_plain(PlainFile::open(path, &options)?, images_root, &options)
+    }
+
+    /// The list that a file which is opened already is.
+    pub(crate) fn of_plain(
+        plain: PlainFile,
+        images_root: Option<&Path>,
+        options: &Arc<RowOptions>,
+    ) -> Result<Self, DataError> {
+        let rows = scan_list(&plain, 0)?;
+        let format = plain.format("a JSON list");
+        Self::of_rows(plain, rows, format, images_root, options)
+    }
+
+    /// The rows of a file that begins with an object and is not JSON lines: the list in it, or itself.
+    pub(crate) fn of_objects(
+        plain: PlainFile,
+        images_root: Option<&Path>,
+        options: &Arc<RowOptions>,
+    ) -> Result<Self, DataError> {
+        let mut scan = ObjectScan::default();
+        read_all(&plain, 0, |bytes| scan.take(bytes).map(|()| false))?;
+        let wrong = |problem| DataError::content(&plain.path, problem);
+        let objects = scan.finish().map_err(wrong)?;
+        if let Some(list) = objects.list().map_err(wrong)? {
+            let (key, offset) = (list.key.clone(), list.offset);
+            let rows = scan_list(&plain, offset)?;
+            let format = plain.format(&format!("a JSON list under {key:?}"));
+            return Self::of_rows(plain, rows, format, images_root, options);
         }
-        let rows = scan.finish().map_err(|problem| DataError::content(path, problem))?;
-        let images = ImageRoot::open(images_root.unwrap_or(folder_of(path)))?;
-        Ok(Self { path: path.to_owned(), file, rows, images })
+        let format = plain.format("JSON objects");
+        Self::of_rows(plain, objects.rows, format, images_root, options)
+    }
+
+    fn of_rows(
+        plain: PlainFile,
+        rows: Vec<Element>,
+        format: String,
+        images_root: Option<&Path>,
+        options: &Arc<RowOptions>,
+    ) -> Result<Self, DataError> {
+        let reader = RowReader::new(&plain.path, images_root, options)?;
+        Ok(Self { path: plain.path, file: plain.file, rows, reader, format })
+    }
+
+    fn text(&self, index: usize) -> Result<String, Obstacle> {
+        let Some(Element { offset, bytes }) = self.rows.get(index).copied() else {
+            return Err(Obstacle::Row(Reject::new(
+                RejectReason::InvalidRow,
+                format!("row {index} of {}", self.rows.len()),
+            )));
+        };
+        let max_bytes = self.reader.options().max_row_bytes;
+        read_row_text(&self.file, &self.path, offset, bytes, max_bytes)
     }
 }
 
@@ -61,21 +109,58 @@ impl RowSource for JsonListSource {
     }
 
     fn row(&self, index: usize) -> Result<Row, Obstacle> {
-        let Some(Element { offset, bytes }) = self.rows.get(index).copied() else {
-            return Err(Obstacle::Row(Reject::new(
-                RejectReason::InvalidRow,
-                format!("row {index} of {}", self.rows.len()),
-            )));
-        };
-        Ok(Row::from_json(&read_row_text(&self.file, &self.path, offset, bytes)?)?)
+        Ok(self.reader.row_of_json(&self.text(index)?)?)
     }
 
     fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
-        self.images.read(&image.name).map(Bytes::from)
+        self.reader.image_bytes(image)
     }
 
     fn locate(&self, index: usize) -> String {
         format!("{}[{index}]", file_name(&self.path))
+    }
+
+    fn describe(&self) -> Vec<String> {
+        let record = |index| match row_reader::json(&self.text(index).ok()?).ok()? {
+            Field::Object(record) => Some(record),
+            _ => None,
+        };
+        vec![format!(
+            "{}: {}",
+            self.path.display(),
+            row_reader::describe(self, &self.format, record)
+        )]
+    }
+}
+
+/// The elements of the list that begins at `offset`, which is the file's end too when it is its start.
+fn scan_list(plain: &PlainFile, offset: u64) -> Result<Vec<Element>, DataError> {
+    let mut scan = Scan { offset, is_within: offset > 0, ..Scan::default() };
+    read_all(plain, offset, |bytes| {
+        scan.take(bytes)?;
+        Ok(scan.is_within && scan.is_over)
+    })?;
+    scan.finish().map_err(|problem| DataError::content(&plain.path, problem))
+}
+
+/// Hands all bytes from `offset` on to `take`, until it says that it has enough.
+fn read_all(
+    plain: &PlainFile,
+    offset: u64,
+    mut take: impl FnMut(&[u8]) -> Result<bool, String>,
+) -> Result<(), DataError> {
+    let path = &plain.path;
+    let mut reader = plain.reader_from(offset)?;
+    loop {
+        let buffer = reader.fill_buf().map_err(DataError::io(path, "read the rows"))?;
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let length = buffer.len();
+        if take(buffer).map_err(|problem| DataError::content(path, problem))? {
+            return Ok(());
+        }
+        reader.consume(length);
     }
 }
 
@@ -91,6 +176,8 @@ struct Scan {
     /// Where the element that has begun begins, and where it ends as far as seen.
     element: Option<Element>,
     is_over: bool,
+    /// Whether other values may follow the list: it is a part of one.
+    is_within: bool,
     elements: Vec<Element>,
 }
 
@@ -99,6 +186,9 @@ const BYTE_ORDER_MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
 impl Scan {
     fn take(&mut self, bytes: &[u8]) -> Result<(), String> {
         for &byte in bytes {
+            if self.is_over && self.is_within {
+                break;
+            }
             self.step(byte)?;
             self.offset += 1;
         }
@@ -210,6 +300,42 @@ mod tests {
         ] {
             let error = scan(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_list_within_an_object_and_objects_over_several_lines_are_rows() {
+        let row = r#"{"conversations": [{"content": "q"}, {"content": "]}"}]}"#;
+        let open = |text: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            let options = Arc::new(RowOptions::default());
+            let plain = PlainFile::open(file.path(), &options).unwrap();
+            let source = JsonListSource::of_objects(plain, None, &options);
+            source.map_err(|e| e.to_string()).map(|source| {
+                (0..source.len()).map(|k| source.row(k).unwrap().turns.len()).collect::<Vec<_>>()
+            })
+        };
+        for (text, expected) in [
+            (
+                format!("{{\"version\": [1, 2], \"data\": [{row},\n{row}], \"x\": \"]\"}}"),
+                vec![2, 2],
+            ),
+            (format!("{{\"my rows\": [{row}]}}"), vec![2]),
+            (row.replace(", ", ",\n  "), vec![2]),
+            (format!("{}\n{}", row.replace(", ", ",\n  "), row), vec![2, 2]),
+            (format!("{{\"train\": [{row}], \"info\": [{{\"a\": 1}}]}}"), vec![2]),
+        ] {
+            assert_eq!(open(&text).unwrap(), expected, "{text}");
+        }
+        for (text, expected) in [
+            (format!("{{\"a\": [{row}], \"b\": [{row}]}}"), "\"a\", \"b\""),
+            ("{\"0\": {\"x\": 1}, \"1\": {\"x\": 1}}".into(), "\"0\", \"1\""),
+            (format!("{{\"data\": [{row}"), "cut off"),
+            (format!("{{\"data\": [{row}]"), "cut off"),
+        ] {
+            let told = open(&text).unwrap_err();
+            assert!(told.contains(expected), "{text}: {told}");
         }
     }
 

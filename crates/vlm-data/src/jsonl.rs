@@ -1,16 +1,20 @@
 //! Rows from a file of JSON lines. Only where each line lies is kept in memory: twenty bytes a row.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader};
+use std::io::BufRead;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::error::DataError;
-use crate::image_root::ImageRoot;
 use crate::obstacle::Obstacle;
+use crate::plain_file::PlainFile;
+use crate::record::Field;
 use crate::reject::{Reject, RejectReason};
-use crate::row_text::{file_name, folder_of, read_row_text};
+use crate::row_options::RowOptions;
+use crate::row_reader::{self, RowReader};
+use crate::row_text::{file_name, read_row_text};
 use crate::rows::{Row, RowImage};
 use crate::source::RowSource;
 
@@ -22,7 +26,9 @@ pub struct JsonlSource {
     path: PathBuf,
     file: File,
     lines: Vec<Line>,
-    images: ImageRoot,
+    reader: RowReader,
+    /// `JSON lines`, with what was around them.
+    format: String,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -40,18 +46,41 @@ impl JsonlSource {
     /// # Errors
     /// A file or folder that cannot be read, or a file without any row.
     pub fn open(path: &Path, images_root: Option<&Path>) -> Result<Self, DataError> {
-        let file = File::open(path).map_err(DataError::io(path, "open the rows"))?;
-        let lines = index_lines(&file).map_err(DataError::io(path, "read the rows"))?;
+        let options = Arc::new(RowOptions::default());
+        Self::of_plain(PlainFile::open(path, &options)?, images_root, &options)
+    }
+
+    /// The lines of a file that is opened already.
+    pub(crate) fn of_plain(
+        plain: PlainFile,
+        images_root: Option<&Path>,
+        options: &Arc<RowOptions>,
+    ) -> Result<Self, DataError> {
+        let path = plain.path.clone();
+        let mut reader = plain.reader_from(0)?;
+        let lines = index_lines(&mut reader).map_err(DataError::io(&path, "read the rows"))?;
         if lines.is_empty() {
             return Err(DataError::content(
-                path,
+                &path,
                 "no rows in this file; expected one JSON object a line: {\"conversations\": \
                  [{\"role\": \"user\", \"content\": \"<image>\\n…\"}, {\"role\": \"assistant\", \
                  \"content\": \"…\"}], \"image\": \"a.jpg\"}",
             ));
         }
-        let images = ImageRoot::open(images_root.unwrap_or(folder_of(path)))?;
-        Ok(Self { path: path.to_owned(), file, lines, images })
+        let reader = RowReader::new(&path, images_root, options)?;
+        let format = plain.format("JSON lines");
+        Ok(Self { path, file: plain.file, lines, reader, format })
+    }
+
+    fn text(&self, index: usize) -> Result<String, Obstacle> {
+        let Some(line) = self.lines.get(index) else {
+            return Err(Obstacle::Row(Reject::new(
+                RejectReason::InvalidRow,
+                format!("row {index} of {}", self.lines.len()),
+            )));
+        };
+        let max_bytes = self.reader.options().max_row_bytes;
+        read_row_text(&self.file, &self.path, line.offset, line.bytes, max_bytes)
     }
 }
 
@@ -61,16 +90,23 @@ impl RowSource for JsonlSource {
     }
 
     fn row(&self, index: usize) -> Result<Row, Obstacle> {
-        let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
-        let Some(line) = self.lines.get(index) else {
-            return Err(invalid(format!("row {index} of {}", self.lines.len())).into());
-        };
-        let text = read_row_text(&self.file, &self.path, line.offset, line.bytes)?;
-        Ok(Row::from_json(&text)?)
+        Ok(self.reader.row_of_json(&self.text(index)?)?)
     }
 
     fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
-        self.images.read(&image.name).map(Bytes::from)
+        self.reader.image_bytes(image)
+    }
+
+    fn describe(&self) -> Vec<String> {
+        let record = |index| match row_reader::json(&self.text(index).ok()?).ok()? {
+            Field::Object(record) => Some(record),
+            _ => None,
+        };
+        vec![format!(
+            "{}: {}",
+            self.path.display(),
+            row_reader::describe(self, &self.format, record)
+        )]
     }
 
     fn locate(&self, index: usize) -> String {
@@ -82,8 +118,7 @@ impl RowSource for JsonlSource {
     }
 }
 
-fn index_lines(file: &File) -> std::io::Result<Vec<Line>> {
-    let mut reader = BufReader::with_capacity(1 << 20, file);
+fn index_lines(reader: &mut impl BufRead) -> std::io::Result<Vec<Line>> {
     let mut lines = Vec::new();
     let mut offset = 0;
     if reader.fill_buf()?.starts_with(BYTE_ORDER_MARK) {
@@ -97,7 +132,7 @@ fn index_lines(file: &File) -> std::io::Result<Vec<Line>> {
         if buffer.is_empty() {
             break;
         }
-        let newline = buffer.iter().position(|&byte| byte == b'\n');
+        let newline = memchr::memchr(b'\n', buffer);
         let part = &buffer[..newline.unwrap_or(buffer.len())];
         is_blank &= part.iter().all(u8::is_ascii_whitespace);
         line.bytes += part.len() as u64;
@@ -134,7 +169,7 @@ mod tests {
         let source = JsonlSource::open(&path, None).unwrap();
         assert_eq!(source.len(), 3);
         let row = source.row(0).unwrap();
-        assert_eq!(row.turns[0].content, "好");
+        assert_eq!(row.turns[0].content, "<image>\n好");
         assert_eq!(source.image_bytes(0, 0, &row.images[0]).unwrap(), &b"picture"[..]);
         let reason = |obstacle: Obstacle| obstacle.reject().unwrap().reason;
         let missing = source.image_bytes(0, 1, &RowImage::named("b.jpg")).unwrap_err();

@@ -326,7 +326,7 @@ mod tests {
     }
 
     fn conversation<'a>(turns: &'a [Turn], profile: &'a TemplateProfile) -> Conversation<'a> {
-        Conversation { turns, form: &profile.form, image: "@@@", images_in_answers: false }
+        Conversation { turns, form: &profile.form, image: "@@@" }
     }
 
     fn answers(prompt: &MarkedPrompt) -> Vec<&str> {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use crate::rows::{IMAGE_TAG, Role, Turn};
+use crate::rows::{IMAGE_TAG, Role, Turn, shows_images};
 use crate::template::{Content, Message, Part};
 
 /// How a template takes the content of a message.
@@ -30,8 +30,6 @@ pub(crate) struct Conversation<'a> {
     pub(crate) form: &'a ContentForm,
     /// What the tokenizer is to see for an image.
     pub(crate) image: &'a str,
-    /// Whether [`IMAGE_TAG`] stands for an image in an answer too; otherwise it is text there.
-    pub(crate) images_in_answers: bool,
 }
 
 /// Which side of the white space at the ends of an answer the marks stand on: some templates trim
@@ -85,7 +83,7 @@ impl Conversation<'_> {
         };
         let mut messages = Vec::with_capacity(self.turns.len());
         for (k, turn) in self.turns.iter().enumerate() {
-            let segments = self.segments(turn);
+            let segments = self.segments(k);
             let content = match self.form {
                 ContentForm::Parts { .. } => {
                     let mut parts = Vec::new();
@@ -119,20 +117,22 @@ impl Conversation<'_> {
     }
 
     /// The texts of a turn between its images.
-    fn segments<'t>(&self, turn: &'t Turn) -> Vec<&'t str> {
-        if turn.role == Role::Assistant && !self.images_in_answers {
-            return vec![&turn.content];
+    fn segments(&self, turn: usize) -> Vec<&str> {
+        let content = &self.turns[turn].content;
+        if shows_images(self.turns, turn) {
+            content.split(IMAGE_TAG).collect()
+        } else {
+            vec![content]
         }
-        turn.content.split(IMAGE_TAG).collect()
     }
 
     pub(crate) fn num_images(&self) -> usize {
-        self.turns.iter().map(|turn| self.segments(turn).len() - 1).sum()
+        (0..self.turns.len()).map(|turn| self.segments(turn).len() - 1).sum()
     }
 
     /// Whether a turn says anything apart from its images.
     pub(crate) fn has_text(&self, turn: usize) -> bool {
-        self.segments(&self.turns[turn]).iter().any(|text| !text.trim().is_empty())
+        self.segments(turn).iter().any(|text| !text.trim().is_empty())
     }
 
     /// A character that no turn contains, from the planes for private use.

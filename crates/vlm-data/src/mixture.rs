@@ -127,9 +127,12 @@ impl Mixture {
 }
 
 /// A source made of others: which of them has a row, and where.
-trait Composed: Send + Sync {
+pub(crate) trait Composed: Send + Sync {
+    /// Number of rows.
     fn num_rows(&self) -> usize;
+    /// The source of row `index`, and its index there.
     fn part_of(&self, index: usize) -> (&dyn RowSource, usize);
+    /// All of them.
     fn sources(&self) -> Vec<&dyn RowSource>;
 }
 
@@ -194,6 +197,17 @@ impl<T: Composed> RowSource for T {
     fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
         let (source, row) = self.part_of(index);
         source.turns(row)
+    }
+
+    fn describe(&self) -> Vec<String> {
+        const MAX_FILES: usize = 4;
+        let sources = self.sources();
+        let mut told: Vec<String> =
+            sources.iter().take(MAX_FILES).flat_map(|source| source.describe()).collect();
+        if sources.len() > MAX_FILES {
+            told.push(format!("and {} more files", sources.len() - MAX_FILES));
+        }
+        told
     }
 
     fn num_tokens(&self, index: usize) -> Option<usize> {

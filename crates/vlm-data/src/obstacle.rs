@@ -88,18 +88,30 @@ pub(crate) enum ReadError {
 }
 
 impl ReadError {
+    /// What it means for the whole file at `path`.
+    pub(crate) fn of_file(self, path: &Path) -> DataError {
+        match self {
+            Self::Content(problem) => DataError::content(path, problem),
+            Self::System(error) => DataError::io(path, "read the rows")(same(&error)),
+        }
+    }
+
     /// What it means for a row in the file at `path`; `reject` says what broken content would.
     pub(crate) fn in_file(self, path: &Path, reject: impl FnOnce(String) -> Reject) -> Obstacle {
         match self {
             Self::Content(problem) => Obstacle::Row(reject(problem)),
             Self::System(error) => {
-                let error = match error.raw_os_error() {
-                    Some(code) => Error::from_raw_os_error(code),
-                    None => Error::new(error.kind(), error.to_string()),
-                };
-                Obstacle::Run(DataError::io(path, "read the rows")(error))
+                Obstacle::Run(DataError::io(path, "read the rows")(same(&error)))
             }
         }
+    }
+}
+
+/// The system's answer once more.
+fn same(error: &Error) -> Error {
+    match error.raw_os_error() {
+        Some(code) => Error::from_raw_os_error(code),
+        None => Error::new(error.kind(), error.to_string()),
     }
 }
 

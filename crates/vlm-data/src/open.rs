@@ -1,25 +1,31 @@
 //! Which kind of data set a path is, told by its content.
 
-use std::fs::File;
-use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::arrow::ArrowSource;
+use crate::csv::{self, CsvSource};
 use crate::error::DataError;
+use crate::folder::FolderFiles;
+use crate::form;
 use crate::json_list::JsonListSource;
 use crate::jsonl::JsonlSource;
 use crate::mixture::Concatenation;
 use crate::parquet::{PageCache, ParquetSource};
+use crate::plain_file::PlainFile;
+use crate::rated::Rated;
+use crate::row_options::RowOptions;
 use crate::shards::{MANIFEST_FILE, ShardSource};
+use crate::sniff::Format;
 use crate::source::RowSource;
 use crate::webdataset::WebDatasetSource;
 
-const SUPPORTED: &str = "expected JSON lines (.jsonl), a JSON list of rows as LLaVA's (.json), \
-    Parquet with a column \"conversations\" (.parquet), a WebDataset archive (.tar), a folder of \
-    Parquet files or archives, or a folder that `cargo xtask prepare-data` made";
+const SUPPORTED: &str = "expected JSON lines (.jsonl), a JSON list of rows (.json), CSV or TSV, each \
+    also in gzip or zstd, Parquet (.parquet), Arrow (.arrow, .feather), a WebDataset archive (.tar), \
+    a folder of files of one of these kinds, or a folder that `cargo xtask prepare-data` made";
 
-/// Opens a data set of any supported form. Image names in its rows are relative to `images_root`,
-/// without one to the folder that holds the rows.
+/// Opens a data set of any supported form with the default options. Image names in its rows are
+/// relative to `images_root`, without one to the folder that holds the rows.
 ///
 /// # Errors
 /// What cannot be read or is of no supported form; the message lists the forms.
@@ -27,81 +33,174 @@ pub fn open_source(
     path: &Path,
     images_root: Option<&Path>,
 ) -> Result<Arc<dyn RowSource>, DataError> {
-    let metadata = path.metadata().map_err(DataError::io(path, "open the rows"))?;
-    if metadata.is_dir() {
-        return open_folder(path, images_root);
-    }
-    let start = first_bytes(path).map_err(DataError::io(path, "read the rows"))?;
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    let is_lines = ["jsonl", "ndjson"].contains(&extension.to_ascii_lowercase().as_str());
-    let unsupported = |found: &str| DataError::content(path, format!("{found}; {SUPPORTED}"));
-    Ok(match Form::of(&start) {
-        Form::Parquet => Arc::new(ParquetSource::open(path, images_root)?),
-        Form::Tar => Arc::new(WebDatasetSource::open(path)?),
-        Form::Arrow => {
-            return Err(unsupported(
-                "a single Arrow file; name the folder that it lies in with its manifest.json",
-            ));
-        }
-        Form::Compressed => return Err(unsupported("a compressed file; unpack it first")),
-        Form::Binary => return Err(unsupported("not a data set of a known form")),
-        Form::List if !is_lines => Arc::new(JsonListSource::open(path, images_root)?),
-        Form::Object | Form::List | Form::Empty => Arc::new(JsonlSource::open(path, images_root)?),
-        Form::Text if is_lines => Arc::new(JsonlSource::open(path, images_root)?),
-        Form::Text => return Err(unsupported("text that is not JSON")),
-    })
+    open_source_with(path, images_root, &RowOptions::default())
 }
 
-fn open_folder(path: &Path, images_root: Option<&Path>) -> Result<Arc<dyn RowSource>, DataError> {
-    if path.join(MANIFEST_FILE).exists() {
-        return Ok(Arc::new(ShardSource::open(path)?));
+/// As [`open_source`], with other options.
+///
+/// # Errors
+/// As [`open_source`].
+pub fn open_source_with(
+    path: &Path,
+    images_root: Option<&Path>,
+    options: &RowOptions,
+) -> Result<Arc<dyn RowSource>, DataError> {
+    let opener = Opener { images_root, options: Arc::new(options.clone()), cache: Arc::default() };
+    let metadata = path.metadata().map_err(DataError::io(path, "open the rows"))?;
+    let source = if metadata.is_dir() { opener.folder(path) } else { opener.file(path) }?;
+    if options.min_ratings.is_empty() {
+        return Ok(source);
     }
-    let files = visible_files(path).map_err(DataError::io(path, "list the folder"))?;
-    let of_kind = |kind: &str| -> Vec<&PathBuf> {
-        let is_kind = |file: &&PathBuf| {
-            file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(kind))
-        };
-        files.iter().filter(is_kind).collect()
-    };
-    let (parquet, tar) = (of_kind("parquet"), of_kind("tar"));
-    let parts: Vec<Arc<dyn RowSource>> = match (parquet.is_empty(), tar.is_empty()) {
-        (false, true) => {
-            let cache = Arc::new(PageCache::default());
-            let root = images_root.unwrap_or(path);
-            let open = |file| ParquetSource::open_with(file, Some(root), Arc::clone(&cache));
-            parquet
-                .into_iter()
-                .map(|file| Ok(Arc::new(open(file)?) as _))
-                .collect::<Result<_, DataError>>()?
+    Ok(Arc::new(Rated::new(source)?))
+}
+
+struct Opener<'a> {
+    images_root: Option<&'a Path>,
+    options: Arc<RowOptions>,
+    /// Shared by the Parquet files of a folder.
+    cache: Arc<PageCache>,
+}
+
+impl Opener<'_> {
+    fn file(&self, path: &Path) -> Result<Arc<dyn RowSource>, DataError> {
+        let (root, options) = (self.images_root, &self.options);
+        let plain = PlainFile::open(path, options)?;
+        let start = plain.start()?;
+        let unsupported = |found: &str| DataError::content(path, format!("{found}; {SUPPORTED}"));
+        Ok(match Format::of(&start) {
+            Format::Empty => {
+                return Err(unsupported("no rows in this file: it is empty; fetch it anew"));
+            }
+            Format::Parquet if plain.wrapping.is_empty() => {
+                let cache = Arc::clone(&self.cache);
+                Arc::new(ParquetSource::open_with(path, root, options, cache)?)
+            }
+            Format::Parquet => {
+                return Err(unsupported("a Parquet file in another compression; unpack it"));
+            }
+            Format::ArrowFile | Format::ArrowStream => {
+                Arc::new(ArrowSource::of_plain(plain, root, options)?)
+            }
+            Format::Tar => Arc::new(WebDatasetSource::of_plain(plain, options)?),
+            Format::List => Arc::new(JsonListSource::of_plain(plain, root, options)?),
+            Format::Object if is_lines(&start) => {
+                Arc::new(JsonlSource::of_plain(plain, root, options)?)
+            }
+            Format::Object => Arc::new(JsonListSource::of_objects(plain, root, options)?),
+            Format::Other(found, advice) => {
+                return Err(unsupported(&format!("{found}: {advice}")));
+            }
+            Format::Text if is_named(path, &["csv", "tsv"]) || csv::header(&start).is_some() => {
+                Arc::new(CsvSource::of_plain(plain, root, options)?)
+            }
+            Format::Text if is_named(path, &["jsonl", "ndjson"]) => {
+                Arc::new(JsonlSource::of_plain(plain, root, options)?)
+            }
+            Format::Text => {
+                let begins = String::from_utf8_lossy(&start[..start.len().min(40)]).into_owned();
+                return Err(unsupported(&format!(
+                    "text that is not JSON and no table with a line of known columns (it begins \
+                     with {begins:?})"
+                )));
+            }
+        })
+    }
+
+    fn folder(&self, path: &Path) -> Result<Arc<dyn RowSource>, DataError> {
+        if path.join(MANIFEST_FILE).exists() {
+            return Ok(Arc::new(ShardSource::open(path)?));
         }
-        (true, false) => tar
-            .into_iter()
-            .map(|file| Ok(Arc::new(WebDatasetSource::open(file)?) as _))
-            .collect::<Result<_, DataError>>()?,
-        (false, false) => {
+        let is_begun = path.join(".progress").exists() || path.join("shard-00000.arrow").exists();
+        if is_begun {
             return Err(DataError::content(
                 path,
-                "holds Parquet files and archives; name a folder with one kind of them",
+                format!(
+                    "Arrow shards of `cargo xtask prepare-data` without their {MANIFEST_FILE}: run it to \
+                     its end"
+                ),
             ));
         }
-        (true, true) => {
-            let found = match files.first() {
-                Some(file) => format!("{} files, the first {}", files.len(), file.display()),
+        let FolderFiles { kind, files, held_out, found, num_others, other } =
+            FolderFiles::of(path).map_err(DataError::io(path, "list the folder"))?;
+        if kind.is_none() && !found.is_empty() {
+            let kinds =
+                found.iter().map(|(kind, file)| format!("{} ({})", kind.name(), file.display()));
+            return Err(DataError::content(
+                path,
+                format!(
+                    "holds files of several kinds: {}; name the files, or a folder with one kind",
+                    kinds.collect::<Vec<_>>().join(", ")
+                ),
+            ));
+        }
+        if files.is_empty() {
+            let told = match other {
+                Some(file) if form::is_image_name(&file.to_string_lossy()) => format!(
+                    "{num_others} files, images as {} among them, and none of rows (as metadata.jsonl with \
+                     \"file_name\" and \"text\")",
+                    file.display()
+                ),
+                Some(file) => {
+                    format!("{num_others} files and none of rows, one is {}", file.display())
+                }
                 None => "no files".to_owned(),
             };
-            let hint = if of_kind("arrow").is_empty() {
-                ""
-            } else {
-                " (Arrow shards without their manifest.json: run prepare-data to its end)"
-            };
-            return Err(DataError::content(path, format!("{found}{hint}; {SUPPORTED}")));
+            return Err(DataError::content(path, format!("{told}; {SUPPORTED}")));
         }
+        if let [first, ..] = &held_out[..] {
+            tracing::warn!(
+                "{}: {} files of a part to evaluate on are left out ({}, …); name them to train on them",
+                path.display(),
+                held_out.len(),
+                first.display()
+            );
+        }
+        let options =
+            RowOptions { images_beside: Some(path.to_owned()), ..(*self.options).clone() };
+        let opener = Opener { options: Arc::new(options), cache: Arc::clone(&self.cache), ..*self };
+        let parts = files.iter().map(|file| opener.file(file));
+        let mut parts = parts.collect::<Result<Vec<_>, DataError>>()?;
+        Ok(match parts.len() {
+            1 => parts.remove(0),
+            _ => Arc::new(Concatenation::new(parts)),
+        })
+    }
+}
+
+/// Whether a file that begins with an object has one a line: its first line is a whole object, or
+/// the second one begins with another.
+fn is_lines(start: &[u8]) -> bool {
+    let text = start.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(start).trim_ascii_start();
+    let Some(end) = memchr::memchr(b'\n', text) else {
+        // One line of the whole file, or the beginning of a long one.
+        return !starts_wrapper(text);
     };
-    Ok(Arc::new(Concatenation::new(parts)))
+    let line = text[..end].trim_ascii_end();
+    let line = line.strip_suffix(b",").unwrap_or(line);
+    if serde_json::from_slice::<serde::de::IgnoredAny>(line).is_ok() {
+        return !text[end..].trim_ascii().is_empty() || !starts_wrapper(line);
+    }
+    let is_pretty = line == b"{" || line.ends_with(b"{") || line.ends_with(b"[");
+    let is_next_object = text[end..].trim_ascii_start().starts_with(b"{");
+    !is_pretty && (is_next_object || line.ends_with(b"}"))
+}
+
+/// Whether an object begins as one does that holds a list of rows: with `{"data": [{`, or with other
+/// keys before it and none of a row.
+fn starts_wrapper(text: &[u8]) -> bool {
+    let mut scan = crate::json_objects::ObjectScan::default();
+    scan.take(text).is_ok() && scan.looks_like_wrapper()
+}
+
+/// Whether the name, without that of a compression, ends so.
+fn is_named(path: &Path, extensions: &[&str]) -> bool {
+    let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
+    let plain = [".gz", ".zst"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
+    extensions.iter().any(|extension| plain.ends_with(&format!(".{extension}")))
 }
 
 /// The files that [`open_source`] reads rows from, in their order; of a prepared folder its manifest,
-/// which has the hashes of all others. Pictures that lie in files of their own are not among them.
+/// which has the hashes of all others. Images that lie in files of their own are not among them.
 ///
 /// # Errors
 /// A folder that cannot be listed.
@@ -113,84 +212,5 @@ pub(crate) fn files_of_rows(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     if manifest.exists() {
         return Ok(vec![manifest]);
     }
-    let mut files = visible_files(path)?;
-    let is_kind = |file: &PathBuf, kind: &str| {
-        file.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(kind))
-    };
-    files.retain(|file| is_kind(file, "parquet") || is_kind(file, "tar"));
-    Ok(files)
-}
-
-/// The folder's files in the order of their names, without hidden ones.
-fn visible_files(folder: &Path) -> std::io::Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder)? {
-        let path = entry?.path();
-        let is_hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes()[0] == b'.');
-        if !is_hidden && path.is_file() {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
-}
-
-/// What the first bytes of a file say.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Form {
-    Empty,
-    Parquet,
-    Arrow,
-    Tar,
-    Compressed,
-    /// Text that begins with `[`.
-    List,
-    /// Text that begins with `{`.
-    Object,
-    Text,
-    Binary,
-}
-
-impl Form {
-    fn of(start: &[u8]) -> Self {
-        const TAR_MAGIC: std::ops::Range<usize> = 257..262;
-        const COMPRESSED: [&[u8]; 5] =
-            [b"\x1f\x8b", b"\x28\xb5\x2f\xfd", b"PK\x03\x04", b"BZh", b"\xfd7zXZ"];
-        if start.starts_with(b"PAR1") {
-            return Self::Parquet;
-        }
-        if start.starts_with(b"ARROW1") {
-            return Self::Arrow;
-        }
-        if start.get(TAR_MAGIC) == Some(b"ustar") {
-            return Self::Tar;
-        }
-        if COMPRESSED.iter().any(|magic| start.starts_with(magic)) {
-            return Self::Compressed;
-        }
-        let text = start.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(start);
-        match text.trim_ascii_start().first() {
-            None => Self::Empty,
-            Some(b'[') => Self::List,
-            Some(b'{') => Self::Object,
-            Some(_) if start.contains(&0) => Self::Binary,
-            Some(_) => Self::Text,
-        }
-    }
-}
-
-fn first_bytes(path: &Path) -> std::io::Result<Vec<u8>> {
-    let mut start = vec![0; 4096];
-    let mut file = File::open(path)?;
-    let mut length = 0;
-    while length < start.len() {
-        match file.read(&mut start[length..]) {
-            Ok(0) => break,
-            Ok(read) => length += read,
-            Err(e) if e.kind() == ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    start.truncate(length);
-    Ok(start)
+    Ok(FolderFiles::of(path)?.files)
 }

@@ -23,6 +23,12 @@ pub enum RejectReason {
     PlaceholderWithoutImage,
     /// The text itself spells what stands for an image in the prompt.
     PlaceholderInText,
+    /// The row has a video or a sound.
+    UnsupportedMedia,
+    /// Images at several places of the row, or where no reader knows them.
+    AmbiguousImages,
+    /// Every turn is rated lower than wanted.
+    RatingTooLow,
     /// The length limit falls within an image's tokens, or before them.
     CutThroughImage,
     /// Nothing to learn within the length limit.
@@ -47,6 +53,9 @@ impl RejectReason {
             Self::ImageWithoutPlaceholder => "image-without-placeholder",
             Self::PlaceholderWithoutImage => "placeholder-without-image",
             Self::PlaceholderInText => "placeholder-in-text",
+            Self::UnsupportedMedia => "unsupported-media",
+            Self::AmbiguousImages => "ambiguous-images",
+            Self::RatingTooLow => "rating-too-low",
             Self::CutThroughImage => "cut-through-image",
             Self::NoSupervisedToken => "no-supervised-token",
             Self::TemplateRefused => "template-refused",
@@ -107,6 +116,9 @@ mod tests {
             RejectReason::ImageWithoutPlaceholder,
             RejectReason::PlaceholderWithoutImage,
             RejectReason::PlaceholderInText,
+            RejectReason::UnsupportedMedia,
+            RejectReason::AmbiguousImages,
+            RejectReason::RatingTooLow,
             RejectReason::CutThroughImage,
             RejectReason::NoSupervisedToken,
             RejectReason::TemplateRefused,

@@ -174,7 +174,17 @@ fn advice(reason: RejectReason) -> &'static str {
         RejectReason::NotInFeatureCache => {
             "Run `vlm cache-features` on these rows, into the same folder: it adds what is missing."
         }
-        RejectReason::InvalidRow => "Check that --data-path is a file of conversation rows.",
+        RejectReason::UnsupportedMedia => {
+            "The rows have videos or sounds; take those rows out, only images and text are trained on."
+        }
+        RejectReason::AmbiguousImages => {
+            "Name the key that holds the images with --image-key, or put all images of a row into one \
+             list."
+        }
+        RejectReason::RatingTooLow => "Lower the ratings wanted of the turns.",
+        RejectReason::InvalidRow => {
+            "Check that --data-path is a file of rows; docs/data.md lists the forms that are read."
+        }
     }
 }
 

@@ -7,22 +7,20 @@ use std::path::Path;
 use crate::obstacle::Obstacle;
 use crate::reject::{Reject, RejectReason};
 
-/// A row longer than this, in bytes, is rejected unread.
-const MAX_ROW_BYTES: u64 = 64 << 20;
-
 /// The `bytes` bytes at `offset` of the file at `path`.
 ///
 /// # Errors
-/// [`RejectReason::InvalidRow`]: too long, not there, not UTF-8. A disk that fails.
+/// [`RejectReason::InvalidRow`]: more than `max_bytes`, not there, not UTF-8. A disk that fails.
 pub(crate) fn read_row_text(
     file: &File,
     path: &Path,
     offset: u64,
     bytes: u64,
+    max_bytes: u64,
 ) -> Result<String, Obstacle> {
     let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
-    if bytes > MAX_ROW_BYTES {
-        let problem = format!("the row has {bytes} bytes; at most {MAX_ROW_BYTES} are read");
+    if bytes > max_bytes {
+        let problem = format!("the row has {bytes} bytes; at most {max_bytes} are read");
         return Err(invalid(problem).into());
     }
     let mut text = vec![0; bytes as usize];

@@ -2,9 +2,11 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 
+use crate::form::{self, FormContext};
+use crate::record::Field;
 use crate::reject::{Reject, RejectReason};
+use crate::row_options::RowOptions;
 
 /// What stands for an image in the text of a turn.
 pub const IMAGE_TAG: &str = "<image>";
@@ -19,6 +21,8 @@ pub enum Role {
     User,
     /// The one who answers: what is learned.
     Assistant,
+    /// A program that the assistant called, with what it returned.
+    Tool,
 }
 
 impl Role {
@@ -28,15 +32,7 @@ impl Role {
             Self::System => "system",
             Self::User => "user",
             Self::Assistant => "assistant",
-        }
-    }
-
-    fn parse(name: &str) -> Option<Self> {
-        match name {
-            "system" => Some(Self::System),
-            "user" | "human" => Some(Self::User),
-            "assistant" | "gpt" => Some(Self::Assistant),
-            _ => None,
+            Self::Tool => "tool",
         }
     }
 }
@@ -85,40 +81,28 @@ impl RowImage {
 }
 
 impl Row {
-    /// Parses one JSON row: `{"conversations": [{"role", "content"}, …], "image": "a.jpg, b.jpg"}`.
-    /// `from`/`value` are taken for `role`/`content`, `human`/`gpt` for `user`/`assistant`. A turn
-    /// without a role is the assistant's after the user's and the user's otherwise. `image` may be
-    /// a string with commas, a list of strings, empty, null or missing.
+    /// Parses one row of JSON in any of the forms that docs/data.md lists, with the default options:
+    /// `{"conversations": [{"role", "content"}, …], "image": "a.jpg, b.jpg"}`, `messages`, a question
+    /// and an answer, a caption. Names with commas are split at them, since no folder is known in
+    /// which a file of the whole name could be.
     ///
     /// # Errors
-    /// [`RejectReason::InvalidRow`] for anything else.
+    /// Why the row cannot be used, see [`RejectReason`].
     pub fn from_json(text: &str) -> Result<Self, Reject> {
-        let value: Value =
-            serde_json::from_str(text).map_err(|e| invalid(format!("not JSON: {e}")))?;
-        let Value::Object(object) = value else {
-            return Err(invalid(format!("expected an object, found {}", kind(&value))));
-        };
-        let turns = match object.get("conversations") {
-            Some(Value::Array(turns)) if turns.is_empty() => {
-                return Err(invalid("\"conversations\" is empty"));
-            }
-            Some(Value::Array(turns)) => parse_turns(turns)?,
-            Some(other) => {
-                return Err(invalid(format!(
-                    "\"conversations\" should be a list of turns, but is {}",
-                    kind(other)
-                )));
-            }
-            None => {
-                let keys: Vec<_> = object.keys().take(8).map(String::as_str).collect();
-                return Err(invalid(format!(
-                    "no \"conversations\"; the row has: {}",
-                    keys.join(", ")
-                )));
-            }
-        };
-        let images = parse_images(object.get("image"))?;
-        Ok(Self { turns, images: images.into_iter().map(RowImage::named).collect() })
+        let options = RowOptions::default();
+        Self::from_field(Field::from_json(text), &FormContext { options: &options, root: None })
+    }
+
+    /// The row that a parsed value is.
+    pub(crate) fn from_field(
+        value: Result<Field, String>,
+        context: &FormContext<'_>,
+    ) -> Result<Self, Reject> {
+        match value {
+            Ok(Field::Object(record)) => form::row(&record, context),
+            Ok(other) => Err(invalid(format!("expected an object, found {}", other.kind()))),
+            Err(problem) => Err(invalid(problem)),
+        }
     }
 
     /// Parses turns alone: a JSON list of them, or an object that holds it as `conversations`.
@@ -126,109 +110,37 @@ impl Row {
     /// # Errors
     /// [`RejectReason::InvalidRow`].
     pub fn turns_from_json(text: &str) -> Result<Vec<Turn>, Reject> {
-        if text.trim_start().starts_with('{') {
-            return Self::from_json(text).map(|row| row.turns);
-        }
-        match serde_json::from_str(text) {
-            Ok(Value::Array(turns)) if !turns.is_empty() => parse_turns(&turns),
-            Ok(Value::Array(_)) => Err(invalid("\"conversations\" is empty")),
-            Ok(other) => Err(invalid(format!(
-                "\"conversations\" should be a list of turns, but is {}",
-                kind(&other)
-            ))),
-            Err(e) => Err(invalid(format!("\"conversations\" is not JSON: {e}"))),
+        let options = RowOptions::default();
+        let context = FormContext { options: &options, root: None };
+        match Field::from_json(text) {
+            Ok(list @ Field::List(_)) => form::turns_alone(&list, &context),
+            other => Self::from_field(other, &context).map(|row| row.turns),
         }
     }
 
-    /// How many [`IMAGE_TAG`]s the turns hold.
+    /// How many [`IMAGE_TAG`]s stand for images.
     pub fn num_image_tags(&self) -> usize {
-        self.turns.iter().map(|turn| turn.content.matches(IMAGE_TAG).count()).sum()
+        num_image_tags(&self.turns)
     }
 }
 
-fn parse_turns(values: &[Value]) -> Result<Vec<Turn>, Reject> {
-    let mut turns: Vec<Turn> = Vec::with_capacity(values.len());
-    for (index, value) in values.iter().enumerate() {
-        let Value::Object(object) = value else {
-            return Err(invalid(format!(
-                "turn {index} should be an object, but is {}",
-                kind(value)
-            )));
-        };
-        let role = match text_field(object, "role", "from", index)? {
-            Some(name) => Role::parse(name).ok_or_else(|| {
-                invalid(format!(
-                    "turn {index} has the role {name:?}; known: system, user, assistant"
-                ))
-            })?,
-            None if turns.last().is_some_and(|turn| turn.role == Role::User) => Role::Assistant,
-            None => Role::User,
-        };
-        let content = text_field(object, "content", "value", index)?
-            .ok_or_else(|| invalid(format!("turn {index} has no \"content\"")))?;
-        turns.push(Turn::new(role, content));
-    }
-    Ok(turns)
+/// How many [`IMAGE_TAG`]s of `turns` stand for images; see [`shows_images`].
+pub fn num_image_tags(turns: &[Turn]) -> usize {
+    (0..turns.len())
+        .filter(|&k| shows_images(turns, k))
+        .map(|k| turns[k].content.matches(IMAGE_TAG).count())
+        .sum()
 }
 
-/// The text under `name`, or else under `other`; missing and null are the same.
-fn text_field<'a>(
-    object: &'a Map<String, Value>,
-    name: &str,
-    other: &str,
-    turn: usize,
-) -> Result<Option<&'a str>, Reject> {
-    let present = |name| object.get(name).filter(|value| !value.is_null());
-    match present(name).or_else(|| present(other)) {
-        None => Ok(None),
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(value) => Err(invalid(format!(
-            "\"{name}\" of turn {turn} should be text, but is {}",
-            kind(value)
-        ))),
-    }
-}
-
-/// `a.jpg, b.jpg` → the two names.
-pub(crate) fn split_image_names(text: &str) -> Vec<String> {
-    text.split(',').map(str::trim).filter(|n| !n.is_empty()).map(str::to_owned).collect()
-}
-
-fn parse_images(value: Option<&Value>) -> Result<Vec<String>, Reject> {
-    match value {
-        None | Some(Value::Null) => Ok(Vec::new()),
-        Some(Value::String(text)) => Ok(split_image_names(text)),
-        Some(Value::Array(list)) => list
-            .iter()
-            .map(|item| match item {
-                // A list needs no commas, so one in a name belongs to the name.
-                Value::String(name) if !name.trim().is_empty() => Ok(name.trim().to_owned()),
-                other => Err(invalid(format!(
-                    "\"image\" should list names, but holds {}",
-                    if other.is_string() { "an empty one" } else { kind(other) }
-                ))),
-            })
-            .collect(),
-        Some(other) => Err(invalid(format!(
-            "\"image\" should be a name, names with commas or a list, but is {}",
-            kind(other)
-        ))),
-    }
+/// Whether an [`IMAGE_TAG`] in turn `index` stands for an image. In an answer it is text, as in a
+/// document that the assistant transcribes, unless nobody has asked anything yet.
+pub fn shows_images(turns: &[Turn], index: usize) -> bool {
+    turns[index].role != Role::Assistant
+        || !turns[..index].iter().any(|turn| turn.role == Role::User)
 }
 
 fn invalid(detail: impl Into<String>) -> Reject {
     Reject::new(RejectReason::InvalidRow, detail)
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
-    }
 }
 
 #[cfg(test)]
@@ -270,13 +182,17 @@ mod tests {
         for (row, expected) in [
             ("<html>", "not JSON"),
             ("[1]", "found a list"),
-            ("{\"caption\":\"x\"}", "the row has: caption"),
+            ("{\"caption\":\"x\"}", "the row has: caption (a caption without an image)"),
+            ("{\"image\":\"x.jpg\"}", "an image without a text"),
+            ("{\"label\":3}", "the row has: label"),
+            ("{'conversations': []}", "json.dumps"),
             (r#"{"conversations":[]}"#, "empty"),
             (r#"{"conversations":"x"}"#, "is a string"),
             (r#"{"conversations":["x"]}"#, "turn 0"),
             (r#"{"conversations":[{"role":"user"}]}"#, "no \"content\""),
-            (r#"{"conversations":[{"role":"tool","content":""}]}"#, "\"tool\""),
-            (r#"{"conversations":[{"content":3}]}"#, "a number"),
+            (r#"{"conversations":[{"role":"juror","content":""}]}"#, "\"juror\""),
+            (r#"{"conversations":[{"content":true}]}"#, "a boolean"),
+            (r#"{"conversations":[{"role":"user","content":null}]}"#, "is null"),
             (r#"{"conversations":[{"content":"q"}],"image":7}"#, "a number"),
             (r#"{"conversations":[{"content":"q"}],"image":[""]}"#, "an empty one"),
         ] {

@@ -50,6 +50,12 @@ pub trait RowSource: Send + Sync {
         Ok(self.row(index)?.turns)
     }
 
+    /// Which reader reads the rows, and by what rules, a line for each file or group of files; for a
+    /// person. A few rows are read for it.
+    fn describe(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// How many tokens row `index` has, where [`Self::prepared_row`] has them. They are not read for
     /// it.
     fn num_tokens(&self, _index: usize) -> Option<usize> {

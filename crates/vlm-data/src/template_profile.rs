@@ -85,7 +85,7 @@ impl TemplateProfile {
     ) -> Result<(Self, Probe), Reject> {
         // Whatever the opening is, the marks show where the texts are.
         let guess = Self { form: form.clone(), opening: Opening::AtText };
-        let conversation = Conversation { turns, form: &form, image: "", images_in_answers: false };
+        let conversation = Conversation { turns, form: &form, image: "" };
         let places = MarkedPrompt::places(template, &conversation, false)?;
         let place = |turn| MarkedPrompt::known_place(&conversation, &places, turn);
         let (first, answer, second, last) = (place(0)?, place(1)?, place(2)?, place(3)?);
@@ -128,8 +128,7 @@ fn image_text(template: &ChatTemplate) -> Option<String> {
     let form = ContentForm::Parts { image_text: String::new(), core: 0..0 };
     let words_before = |content: String| {
         let turns = [Turn::new(Role::User, content), Turn::new(Role::Assistant, "No")];
-        let conversation =
-            Conversation { turns: &turns, form: &form, image: "", images_in_answers: false };
+        let conversation = Conversation { turns: &turns, form: &form, image: "" };
         let rendered = template.render(&conversation.plain(), false).ok()?;
         let at = rendered.find(QUESTION)?;
         Some(rendered[..at].to_owned())

@@ -1,25 +1,27 @@
 //! Rows from WebDataset shards: tar archives in which the members `KEY.json` and `KEY.jpg` (or
-//! another picture's extension) are one sample. Only the headers are read when a shard is opened;
-//! some thirty bytes a row are kept.
+//! another image's extension) are one sample, wherever in the archive they stand. A sample without a
+//! conversation takes its caption from `KEY.txt` or from `caption` in its JSON, as img2dataset writes
+//! them. Only the headers are read when a shard is opened; some thirty bytes a row are kept.
 
 use std::fs::File;
-use std::io::BufReader;
-use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::error::DataError;
-use crate::image_root::MAX_FILE_BYTES;
+use crate::form;
 use crate::obstacle::Obstacle;
+use crate::plain_file::PlainFile;
+use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
+use crate::row_options::RowOptions;
+use crate::row_reader::{self, RowReader};
 use crate::row_text::{file_name, read_row_text};
 use crate::rows::{Row, RowImage, Turn};
 use crate::source::RowSource;
-
-/// Extensions of members that are pictures.
-const IMAGE_EXTENSIONS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "gif", "bmp"];
+use crate::tar_index::{Index, Member, Sample, index};
 
 /// The samples of one tar archive, in its order.
 #[derive(Debug)]
@@ -27,22 +29,10 @@ pub struct WebDatasetSource {
     path: PathBuf,
     file: File,
     samples: Vec<Sample>,
-    /// Pictures of all samples.
+    /// Images of all samples.
     images: Vec<Member>,
-}
-
-#[derive(Debug, Clone)]
-struct Sample {
-    json: Option<Member>,
-    /// In `images`.
-    images: Range<u32>,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Member {
-    /// Of the content; the header is the block before it.
-    offset: u64,
-    bytes: u64,
+    reader: RowReader,
+    format: String,
 }
 
 const BLOCK: u64 = 512;
@@ -53,61 +43,25 @@ impl WebDatasetSource {
     /// # Errors
     /// A file that cannot be read, is no tar archive, is cut off, or holds no sample.
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let file = File::open(path).map_err(DataError::io(path, "open the archive"))?;
-        let length = file.metadata().map_err(DataError::io(path, "open the archive"))?.len();
-        let mut source =
-            Self { path: path.to_owned(), samples: Vec::new(), images: Vec::new(), file };
-        source.index(length)?;
-        if source.samples.is_empty() {
-            return Err(DataError::content(
-                path,
-                "no samples in this archive; expected members KEY.json with KEY.jpg (or .png, …) \
-                 beside each other",
-            ));
-        }
-        Ok(source)
+        let options = Arc::new(RowOptions::default());
+        Self::of_plain(PlainFile::open(path, &options)?, &options)
     }
 
-    fn index(&mut self, length: u64) -> Result<(), DataError> {
-        let path = self.path.clone();
-        let reader = self.file.try_clone().map_err(DataError::io(&path, "open the archive"))?;
-        let mut archive = tar::Archive::new(BufReader::new(reader));
-        let cut_off = |num_samples: usize, problem: String| {
-            DataError::content(&path, format!("broken after {num_samples} samples: {problem}"))
-        };
-        let entries = archive.entries_with_seek().map_err(|e| cut_off(0, e.to_string()))?;
-        let mut key = None;
-        for entry in entries {
-            let entry = entry.map_err(|e| cut_off(self.samples.len(), e.to_string()))?;
-            if !entry.header().entry_type().is_file() {
-                continue;
-            }
-            let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
-            let Some((sample, extension)) = split_name(&name) else { continue };
-            let member = Member { offset: entry.raw_file_position(), bytes: entry.size() };
-            if member.offset + member.bytes > length {
-                return Err(cut_off(
-                    self.samples.len(),
-                    format!("{name} goes beyond the end of the file; fetch it anew"),
-                ));
-            }
-            if key.as_deref() != Some(sample) {
-                let end = self.images.len() as u32;
-                self.samples.push(Sample { json: None, images: end..end });
-                key = Some(sample.to_owned());
-            }
-            let Some(current) = self.samples.last_mut() else { continue };
-            let kind = extension.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
-            if kind == "json" {
-                current.json = Some(member);
-            } else if IMAGE_EXTENSIONS.contains(&kind.as_str()) {
-                self.images.push(member);
-                current.images.end += 1;
-            }
+    /// The samples of a file that is opened already.
+    pub(crate) fn of_plain(plain: PlainFile, options: &Arc<RowOptions>) -> Result<Self, DataError> {
+        let length =
+            plain.file.metadata().map_err(DataError::io(&plain.path, "open the archive"))?;
+        let Index { samples, images } = index(&plain, length.len(), options)?;
+        if samples.is_empty() {
+            return Err(DataError::content(
+                &plain.path,
+                "no samples in this archive; expected members KEY.jpg (or .png, …) with KEY.json or \
+                 KEY.txt",
+            ));
         }
-        // A sample of other members alone, as an index that some writers add, is no row.
-        self.samples.retain(|sample| sample.json.is_some() || !sample.images.is_empty());
-        Ok(())
+        let reader = RowReader::new(&plain.path, None, options)?;
+        let format = plain.format("WebDataset");
+        Ok(Self { path: plain.path, file: plain.file, samples, images, reader, format })
     }
 
     fn members(&self, index: usize) -> &[Member] {
@@ -116,7 +70,7 @@ impl WebDatasetSource {
     }
 
     /// The name in a member's header, without that of its folder. Only for messages and for samples
-    /// of several pictures: a name of more than a hundred bytes may be told by its beginning.
+    /// of several images: a name of more than a hundred bytes may be told by its beginning.
     fn name_of(&self, member: Member) -> String {
         let mut name = [0; 100];
         let header = member.offset.saturating_sub(BLOCK);
@@ -128,13 +82,13 @@ impl WebDatasetSource {
         name.rsplit('/').next().unwrap_or_default().to_owned()
     }
 
-    /// The places in the sample of the pictures that `names` names, in its order.
-    fn match_names(&self, members: &[Member], names: &[RowImage]) -> Result<Vec<usize>, Reject> {
+    /// The places in the sample of the images that `names` names, in its order.
+    fn match_names(&self, members: &[Member], names: &[String]) -> Result<Vec<usize>, Reject> {
         let held: Vec<String> = members.iter().map(|&member| self.name_of(member)).collect();
         names
             .iter()
-            .map(|image| {
-                let name = image.name.rsplit('/').next().unwrap_or_default();
+            .map(|name| {
+                let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
                 held.iter().position(|held| held == name).ok_or_else(|| {
                     Reject::new(
                         RejectReason::MissingImage,
@@ -144,67 +98,85 @@ impl WebDatasetSource {
             })
             .collect()
     }
-}
 
-impl RowSource for WebDatasetSource {
-    fn len(&self) -> usize {
-        self.samples.len()
+    fn text(&self, member: Member) -> Result<String, Obstacle> {
+        let max_bytes = self.reader.options().max_row_bytes;
+        read_row_text(&self.file, &self.path, member.offset, member.bytes, max_bytes)
     }
 
-    fn row(&self, index: usize) -> Result<Row, Obstacle> {
-        let row = self.conversation(index)?;
+    /// The sample's values: those of its JSON, and its text as the caption where that has no form.
+    fn record(&self, index: usize) -> Result<Record, Obstacle> {
+        let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
+        let Some(sample) = self.samples.get(index) else {
+            return Err(invalid(format!("row {index} of {}", self.samples.len())).into());
+        };
+        if sample.has_other_media {
+            return Err(Obstacle::Row(Reject::new(
+                RejectReason::UnsupportedMedia,
+                "the sample has a video or a sound; images and text are trained on",
+            )));
+        }
+        let mut record = match sample.json {
+            None => Record::default(),
+            Some(json) => match Field::from_json(&self.text(json)?).map_err(invalid)? {
+                Field::Object(record) => record,
+                other => {
+                    return Err(
+                        invalid(format!("expected an object, found {}", other.kind())).into()
+                    );
+                }
+            },
+        };
+        match sample.text {
+            Some(text) if !form::is_row(&record) => {
+                let caption = self.text(text)?.trim().to_owned();
+                record.0.push(("caption".to_owned(), Field::Text(caption)));
+            }
+            None if sample.json.is_none() => {
+                return Err(
+                    invalid("no .json or .txt beside the image in the archive".into()).into()
+                );
+            }
+            _ => {}
+        }
+        Ok(record)
+    }
+
+    /// The row with its images' names, and which member each is.
+    fn unread_row(&self, index: usize) -> Result<(Row, Vec<Member>), Obstacle> {
+        let context = self.reader.context();
+        let (mut record, names) = form::take_images(self.record(index)?, &context)?;
         let members = self.members(index);
-        // With one picture there is nothing to mix up, so its name in the row need not fit.
-        let order = match (members.len(), row.images.len()) {
+        // With one image there is nothing to mix up, so its name in the row need not fit.
+        let order = match (members.len(), names.len()) {
             (0, 0) => Vec::new(),
-            (0, _) => return Err(missing(&row.images[0]).into()),
+            (0, _) => return Err(missing(&names[0]).into()),
             (1, _) => vec![0],
             (count, 0) => (0..count).collect(),
-            _ => self.match_names(members, &row.images)?,
+            _ => self.match_names(members, &names)?,
         };
-        let images = order
-            .into_iter()
-            .map(|k| {
-                let bytes = self.read_image(members[k])?;
-                Ok(RowImage { name: self.name_of(members[k]), bytes: Some(bytes), hash: None })
-            })
-            .collect::<Result<_, Obstacle>>()?;
-        Ok(Row { turns: row.turns, images })
-    }
-
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
-        image.bytes.clone().ok_or_else(|| missing(image).into())
-    }
-
-    fn locate(&self, index: usize) -> String {
-        let name = file_name(&self.path);
-        let member = self.samples.get(index).and_then(|sample| sample.json);
-        match member.or(self.members(index).first().copied()) {
-            Some(member) => format!("{name}:{}", self.name_of(member)),
-            None => format!("{name}, sample {index}"),
+        // By number, since members may share a name and the row may put them in another order.
+        let images = (0..order.len()).map(|k| Field::Text(format!("#{k}"))).collect();
+        let key = context.options.image_keys.first().map_or("image", String::as_str);
+        record.0.push((key.to_owned(), Field::List(images)));
+        let mut row = self.reader.row(&record)?;
+        let mut chosen = Vec::with_capacity(row.images.len());
+        for image in &mut row.images {
+            let number = image.name.strip_prefix('#').and_then(|number| number.parse().ok());
+            let member = number.and_then(|number: usize| order.get(number));
+            let member = members[*member.ok_or_else(|| missing(&image.name))?];
+            image.name = self.name_of(member);
+            chosen.push(member);
         }
-    }
-
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
-        Ok(self.conversation(index)?.turns)
-    }
-}
-
-impl WebDatasetSource {
-    /// The row as its JSON has it.
-    fn conversation(&self, index: usize) -> Result<Row, Obstacle> {
-        let json = self.samples.get(index).and_then(|sample| sample.json).ok_or_else(|| {
-            Reject::new(RejectReason::InvalidRow, "no .json beside the picture in the archive")
-        })?;
-        let text = read_row_text(&self.file, &self.path, json.offset, json.bytes)?;
-        Ok(Row::from_json(&text)?)
+        Ok((row, chosen))
     }
 
     fn read_image(&self, member: Member) -> Result<Bytes, Obstacle> {
-        if member.bytes > MAX_FILE_BYTES {
+        let max_bytes = self.reader.options().max_image_bytes;
+        if member.bytes > max_bytes {
             return Err(Obstacle::Row(Reject::new(
                 RejectReason::ImageTooLarge,
-                format!("{} bytes; at most {MAX_FILE_BYTES} are read", member.bytes),
+                format!("{} bytes; at most {max_bytes} are read", member.bytes),
             )));
         }
         let mut bytes = vec![0; member.bytes as usize];
@@ -218,16 +190,44 @@ impl WebDatasetSource {
     }
 }
 
-fn missing(image: &RowImage) -> Reject {
-    Reject::new(RejectReason::MissingImage, format!("no {:?} in the sample", image.name))
+impl RowSource for WebDatasetSource {
+    fn len(&self) -> usize {
+        self.samples.len()
+    }
+
+    fn row(&self, index: usize) -> Result<Row, Obstacle> {
+        let (mut row, members) = self.unread_row(index)?;
+        for (image, member) in row.images.iter_mut().zip(members) {
+            image.bytes = Some(self.read_image(member)?);
+        }
+        Ok(row)
+    }
+
+    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
+        image.bytes.clone().ok_or_else(|| missing(&image.name).into())
+    }
+
+    fn locate(&self, index: usize) -> String {
+        let name = file_name(&self.path);
+        let member = self.samples.get(index).and_then(|sample| sample.json.or(sample.text));
+        match member.or(self.members(index).first().copied()) {
+            Some(member) => format!("{name}:{}", self.name_of(member)),
+            None => format!("{name}, sample {index}"),
+        }
+    }
+
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
+        Ok(self.unread_row(index)?.0.turns)
+    }
+
+    fn describe(&self) -> Vec<String> {
+        let told = row_reader::describe(self, &self.format, |index| self.record(index).ok());
+        vec![format!("{}: {told}", self.path.display())]
+    }
 }
 
-/// `dir/0001.left.jpg` → `dir/0001`, `left.jpg`: a sample's key ends at the first dot of the file's
-/// name, as WebDataset has it.
-fn split_name(name: &str) -> Option<(&str, &str)> {
-    let file_start = name.rfind('/').map_or(0, |slash| slash + 1);
-    let dot = file_start + name[file_start..].find('.')?;
-    (dot > file_start).then(|| (&name[..dot], &name[dot + 1..]))
+fn missing(name: &str) -> Reject {
+    Reject::new(RejectReason::MissingImage, format!("no {name:?} in the sample"))
 }
 
 #[cfg(test)]
@@ -290,6 +290,49 @@ mod tests {
         let failing = WebDatasetSource { file: failing_file(), ..source };
         assert!(matches!(failing.read_image(member), Err(Obstacle::Run(_))));
         assert!(matches!(failing.row(0), Err(Obstacle::Run(_))));
+    }
+
+    #[test]
+    fn members_are_joined_wherever_they_stand_and_captions_are_rows() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("00000.tar");
+        let caption = br#"{"caption": "by JSON", "url": "http://x/1.jpg", "status": "success"}"#;
+        write_tar(
+            &path,
+            &[
+                ("./._0.json", b"mac"),
+                ("./0.json", json(r#","image":"0.jpg""#).as_bytes()),
+                ("./1.json", caption),
+                ("__MACOSX/0.jpg", b"mac"),
+                ("./1.txt", b"by text\n"),
+                ("./0.jpg", b"A"),
+                ("./1.JPG", b"B"),
+                ("2.txt", b" by text\n"),
+                ("2.png", b"C"),
+                // An archive joined to another one begins again.
+                ("0.jpg", b"D"),
+                ("0.json", json("").as_bytes()),
+                ("3.mp4", b"E"),
+            ],
+        );
+        let source = WebDatasetSource::open(&path).unwrap();
+        assert_eq!(source.len(), 5);
+        let read = |index: usize| {
+            let row = source.row(index).unwrap();
+            assert_eq!(source.turns(index).unwrap(), row.turns);
+            let bytes = source.image_bytes(index, 0, &row.images[0]).unwrap();
+            (row.images.len(), bytes, row.turns[1].content.clone())
+        };
+        assert_eq!(read(0), (1, Bytes::from_static(b"A"), "a".into()));
+        assert_eq!(read(1), (1, Bytes::from_static(b"B"), "by JSON".into()));
+        assert_eq!(read(2), (1, Bytes::from_static(b"C"), "by text".into()));
+        assert_eq!(read(3), (1, Bytes::from_static(b"D"), "a".into()));
+        let reject = source.row(4).unwrap_err().reject().unwrap();
+        assert_eq!(reject.reason, RejectReason::UnsupportedMedia);
+        let options = RowOptions { max_archive_members: 3, ..RowOptions::default() };
+        let plain = PlainFile::open(&path, &options).unwrap();
+        let told = WebDatasetSource::of_plain(plain, &Arc::new(options)).unwrap_err().to_string();
+        assert!(told.contains("more than 3 members"), "{told}");
     }
 
     #[test]

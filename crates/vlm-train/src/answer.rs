@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 
 use tch::Tensor;
 use vlm_data::{
-    ChatTokenizer, IMAGE_TAG, ImageProcessor, Obstacle, Reject, RejectReason, Role, RowSource, Turn,
+    ChatTokenizer, ImageProcessor, Obstacle, Reject, RejectReason, Role, RowSource, Turn,
+    num_image_tags,
 };
 use vlm_model::generate::{GenerateOptions, Prompt, generate};
 use vlm_model::sampling::Sampling;
@@ -207,7 +208,7 @@ impl Answerer<'_> {
         // Images of later turns are not shown yet. Where tags and images do not agree, the prompt
         // says so.
         let shown = if whole.num_image_tags() == whole.images.len() {
-            asked.iter().map(|turn| turn.content.matches(IMAGE_TAG).count()).sum()
+            num_image_tags(asked)
         } else {
             whole.images.len()
         };

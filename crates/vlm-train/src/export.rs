@@ -103,7 +103,8 @@ impl Parts {
     fn find(source: &ExportSource) -> Result<Self, TrainError> {
         let origin = Origin::find(&source.model)?;
         let (written, path) = (&origin.written, origin.weights.clone());
-        let weights = open_language_model(&path).map_err(|e| TrainError::unusable(e.to_string(), &e))?;
+        let weights =
+            open_language_model(&path).map_err(|e| TrainError::unusable(e.to_string(), &e))?;
         let (mut lm, beside) = starting_shape(&path)?;
         adopt(&mut lm, &weights, beside.as_deref())?;
         lm.check_tied(&weights).map_err(|e| TrainError::Usage(e.to_string()))?;

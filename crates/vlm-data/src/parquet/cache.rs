@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::pages::PageRows;
+use super::levels::PageRows;
 use crate::obstacle::ReadError;
 
 /// All pages kept together, in bytes.

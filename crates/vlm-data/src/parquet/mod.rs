@@ -1,11 +1,15 @@
-//! Rows from Parquet files, MiniMind-V's form first: a column `conversations` of JSON text and a
-//! column `image_bytes` of pictures, one or a list a row.
+//! Rows from Parquet files: MiniMind-V's `conversations` of JSON text with `image_bytes`, and what
+//! Hugging Face's `datasets` writes, as nested as it may be: `conversations` and `messages` as lists
+//! of objects, `texts` with `images`, image columns of bytes and paths.
 //!
-//! A row is had by decoding the page that holds it and no other; a few pages are kept, so that
-//! neighbours cost nothing. Training from Parquet in a drawn order works, but decodes about a page
-//! of each column for every row: `prepare-data` once is the faster way.
+//! A row is had by decoding the pages that hold it and no others; a few pages are kept, so that
+//! neighbours cost nothing. Only columns that have a part in a row's form are read. Training from
+//! Parquet in a drawn order works, but decodes about a page of each column for every row:
+//! `prepare-data` once is the faster way.
 
+mod assemble;
 mod cache;
+mod levels;
 mod pages;
 
 use std::path::{Path, PathBuf};
@@ -15,37 +19,38 @@ use bytes::Bytes;
 use parquet::basic::{ConvertedType, Type};
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
+use assemble::TopColumn;
 pub(crate) use cache::PageCache;
+use levels::PageRows;
 use pages::{Column, Pages};
 
 use crate::error::DataError;
-use crate::image_root::ImageRoot;
+use crate::form;
 use crate::obstacle::{Obstacle, ReadError};
+use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
-use crate::row_text::{file_name, folder_of};
-use crate::rows::{Row, RowImage, Turn, split_image_names};
+use crate::row_options::RowOptions;
+use crate::row_reader::{self, RowReader};
+use crate::row_text::file_name;
+use crate::rows::{Row, RowImage, Turn};
 use crate::source::RowSource;
-
-const CONVERSATIONS: &str = "conversations";
-const IMAGE_BYTES: &str = "image_bytes";
-/// Columns that may hold names or, as Hugging Face's `datasets` writes them, `bytes` within.
-const IMAGE_COLUMNS: [&str; 3] = ["image", "images", "image_path"];
 
 /// The rows of one `.parquet` file.
 #[derive(Debug)]
 pub struct ParquetSource {
     path: PathBuf,
     pages: Pages,
-    conversations: Column,
-    images: Images,
+    /// Those that rows are read from.
+    columns: Vec<UsedColumn>,
+    reader: RowReader,
     cache: Arc<PageCache>,
 }
 
 #[derive(Debug)]
-enum Images {
-    None,
-    Bytes(Column),
-    Names(Column, ImageRoot),
+struct UsedColumn {
+    top: TopColumn,
+    leaves: Vec<Column>,
+    holds_images: bool,
 }
 
 impl ParquetSource {
@@ -53,68 +58,65 @@ impl ParquetSource {
     /// one to the folder of `path`.
     ///
     /// # Errors
-    /// A file that cannot be read or is not Parquet, columns that are not there or of another type,
-    /// no rows.
+    /// A file that cannot be read or is not Parquet, columns that are of no known form, no rows.
     pub fn open(path: &Path, images_root: Option<&Path>) -> Result<Self, DataError> {
-        Self::open_with(path, images_root, Arc::new(PageCache::default()))
+        let options = Arc::new(RowOptions::default());
+        Self::open_with(path, images_root, &options, Arc::new(PageCache::default()))
     }
 
     pub(crate) fn open_with(
         path: &Path,
         images_root: Option<&Path>,
+        options: &Arc<RowOptions>,
         cache: Arc<PageCache>,
     ) -> Result<Self, DataError> {
         let pages = Pages::open(path)?;
         if pages.num_rows() == 0 {
             return Err(DataError::content(path, "no rows in this file"));
         }
+        let wrong = |problem: String| DataError::content(path, problem);
         let schema = pages.schema();
-        let conversations = text_column(schema, CONVERSATIONS).ok_or_else(|| {
-            DataError::content(
-                path,
-                format!(
-                    "expected a column \"conversations\" of JSON text (and \"image_bytes\" of \
-                     pictures, or \"image\" of their names); the file has: {}",
-                    describe(schema)
-                ),
-            )
-        })?;
-        let images = match (bytes_column(schema), names_column(schema)) {
-            (Some(column), _) => Images::Bytes(column),
-            (None, Some(column)) => {
-                let root = ImageRoot::open(images_root.unwrap_or(folder_of(path)))?;
-                Images::Names(column, root)
-            }
-            (None, None) => Images::None,
-        };
-        Ok(Self { path: path.to_owned(), pages, conversations, images, cache })
+        let top = assemble::top_columns(schema).map_err(wrong)?;
+        let (columns, options) = choose(top, schema, options).map_err(wrong)?;
+        let problem = columns
+            .iter()
+            .flat_map(|column| &column.leaves)
+            .find_map(|leaf| Some((leaf.name(), pages.problem(leaf.leaf())?)));
+        if let Some((name, problem)) = problem {
+            return Err(wrong(format!("the column {name:?} {problem}")));
+        }
+        let reader = RowReader::new(path, images_root, &options)?;
+        Ok(Self { path: path.to_owned(), pages, columns, reader, cache })
     }
 
-    /// The values of `column` in row `index`, nulls left out.
-    fn values(&self, column: &Column, index: usize) -> Result<Vec<Bytes>, Obstacle> {
+    /// The values of row `index`, with those of image columns or without.
+    fn record(&self, index: usize, with_images: bool) -> Result<Record, Obstacle> {
+        if index >= self.len() {
+            let problem = format!("row {index} of {}", self.len());
+            return Err(Reject::new(RejectReason::InvalidRow, problem).into());
+        }
+        let used = self.columns.iter().filter(|column| with_images || !column.holds_images);
+        let value = |column: &UsedColumn| Ok((column.top.name.clone(), self.value(column, index)?));
+        Ok(Record(used.map(value).collect::<Result<_, Obstacle>>()?))
+    }
+
+    fn value(&self, column: &UsedColumn, index: usize) -> Result<Field, Obstacle> {
         let unreadable = |e: ReadError| {
-            let told = |e: String| format!("column {:?}: {e}", column.name());
+            let told = |e: String| format!("column {:?}: {e}", column.top.name);
             e.in_file(&self.path, |e| Reject::new(RejectReason::InvalidRow, told(e)))
         };
-        let page = self.pages.locate(column, index).map_err(unreadable)?;
-        let key = (self.pages.id(), column.leaf(), page.group, page.number);
-        let rows = self
-            .cache
-            .get_or_decode(key, || self.pages.decode(column, page))
-            .map_err(unreadable)?;
-        Ok(rows.row(page.row_in_page).map(Bytes::copy_from_slice).collect())
+        let pages = column.leaves.iter().map(|leaf| self.page(leaf, index));
+        let pages = pages.collect::<Result<Vec<_>, ReadError>>().map_err(unreadable)?;
+        let cells: Vec<_> = pages.iter().map(|(page, row)| page.row(*row)).collect();
+        column.top.assemble(&cells).map_err(|problem| unreadable(problem.into()))
     }
 
-    fn read_turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
-        let invalid = |e: &str| Reject::new(RejectReason::InvalidRow, e);
-        if index >= self.len() {
-            return Err(invalid(&format!("row {index} of {}", self.len())).into());
-        }
-        let values = self.values(&self.conversations, index)?;
-        let text = values.first().ok_or_else(|| invalid("\"conversations\" is null"))?;
-        let text =
-            std::str::from_utf8(text).map_err(|_| invalid("\"conversations\": not UTF-8"))?;
-        Ok(Row::turns_from_json(text)?)
+    /// The page of a leaf column in which row `index` begins, and the row's place in it.
+    fn page(&self, leaf: &Column, index: usize) -> Result<(Arc<PageRows>, usize), ReadError> {
+        let place = self.pages.locate(leaf, index)?;
+        let key = (self.pages.id(), leaf.leaf(), place.group, place.number);
+        let rows = self.cache.get_or_decode(key, || self.pages.decode(leaf, place))?;
+        Ok((rows, place.row_in_page))
     }
 }
 
@@ -124,102 +126,113 @@ impl RowSource for ParquetSource {
     }
 
     fn row(&self, index: usize) -> Result<Row, Obstacle> {
-        let turns = self.read_turns(index)?;
-        let images = match &self.images {
-            Images::None => Vec::new(),
-            Images::Bytes(column) => self
-                .values(column, index)?
-                .into_iter()
-                .enumerate()
-                .map(|(k, bytes)| RowImage {
-                    name: format!("{}[{k}]", column.name()),
-                    bytes: Some(bytes),
-                    hash: None,
-                })
-                .collect(),
-            Images::Names(column, _) => {
-                let values = self.values(column, index)?;
-                let text = |value: &Bytes| String::from_utf8_lossy(value).into_owned();
-                let names = if column.is_list() {
-                    values.iter().map(text).collect()
-                } else {
-                    values.first().map(text).as_deref().map(split_image_names).unwrap_or_default()
-                };
-                names.into_iter().map(RowImage::named).collect()
-            }
-        };
-        Ok(Row { turns, images })
+        Ok(self.reader.row(&self.record(index, true)?)?)
     }
 
     fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
-        match (&image.bytes, &self.images) {
-            (Some(bytes), _) => Ok(bytes.clone()),
-            (None, Images::Names(_, root)) => root.read(&image.name).map(Bytes::from),
-            (None, _) => Err(Obstacle::Row(Reject::new(
-                RejectReason::MissingImage,
-                format!("the row holds no picture {:?}", image.name),
-            ))),
-        }
+        self.reader.image_bytes(image)
     }
 
     fn locate(&self, index: usize) -> String {
         format!("{}[{index}]", file_name(&self.path))
     }
 
+    /// Images are read only where the text does not say where they stand: then their number decides.
     fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
-        self.read_turns(index)
+        if let Ok(row) = self.reader.row(&self.record(index, false)?)
+            && row.num_image_tags() > 0
+        {
+            return Ok(row.turns);
+        }
+        Ok(self.row(index)?.turns)
+    }
+
+    fn describe(&self) -> Vec<String> {
+        let told = row_reader::describe(self, "Parquet", |index| self.record(index, true).ok());
+        vec![format!("{}: {told}", self.path.display())]
     }
 }
 
-fn leaves(schema: &SchemaDescriptor) -> impl Iterator<Item = (usize, &ColumnDescriptor)> {
-    schema
-        .columns()
+/// The columns to read; where an image column is known by its type alone, the options name it.
+fn choose(
+    top: Vec<TopColumn>,
+    schema: &SchemaDescriptor,
+    options: &Arc<RowOptions>,
+) -> Result<(Vec<UsedColumn>, Arc<RowOptions>), String> {
+    let is_known = |column: &TopColumn| form::is_known_column(&column.name, options);
+    let is_image = |name: &str| form::is_image_column(name, &options.image_keys);
+    let by_type: Vec<&str> = top
         .iter()
-        .enumerate()
-        .map(|(leaf, column)| (leaf, column.as_ref()))
-        .filter(|(_, column)| column.physical_type() == Type::BYTE_ARRAY)
+        .filter(|column| column.is_image_struct() && !is_known(column))
+        .map(|column| column.name.as_str())
+        .collect();
+    let has_image = top.iter().any(|column| is_image(&column.name));
+    let mut options = Arc::clone(options);
+    match by_type[..] {
+        [only] if !has_image && options.image_keys.is_empty() => {
+            Arc::make_mut(&mut options).image_keys = vec![only.to_owned()];
+        }
+        [first, ..] if options.image_keys.is_empty() => {
+            return Err(format!(
+                "the column {first:?} looks like images and has no known name; name the columns \
+                 whose images the rows show in the option image_keys; the file has: {}",
+                describe(schema)
+            ));
+        }
+        _ => {}
+    }
+    let names: Vec<&str> = top.iter().map(|column| column.name.as_str()).collect();
+    let known: Vec<&str> =
+        names.iter().copied().filter(|name| form::is_known_column(name, &options)).collect();
+    if !form::has_form(&known) {
+        return Err(format!(
+            "expected a column \"conversations\", \"messages\" or \"texts\", a question with an \
+             answer, or a caption (and images as \"image\", \"images\" or \"image_bytes\"); the file \
+             has: {}",
+            describe(schema)
+        ));
+    }
+    let has_image = known.iter().any(|name| form::is_image_column(name, &options.image_keys));
+    let bytes = |column: &&TopColumn| {
+        !form::is_known_column(&column.name, &options)
+            && column.leaves.len() == 1
+            && is_binary(&schema.column(column.leaves.start))
+    };
+    if let (false, Some(column)) = (has_image, top.iter().find(bytes)) {
+        return Err(format!(
+            "the column {:?} has bytes, which may be images, and no other column has any; name it in \
+             the option image_keys, or drop it",
+            column.name
+        ));
+    }
+    let has_rating = |name: &str| {
+        let parts = schema.columns().iter().flat_map(|column| column.path().parts().to_vec());
+        parts.into_iter().any(|part| form::is_rating(&part, name))
+    };
+    if let Some((name, _)) = options.min_ratings.iter().find(|(name, _)| !has_rating(name)) {
+        return Err(format!(
+            "there are no ratings called {name:?} (nor {name}_ratings); the file has: {}",
+            describe(schema)
+        ));
+    }
+    let used = top.into_iter().filter(|column| form::is_known_column(&column.name, &options));
+    let used = used.map(|top| UsedColumn {
+        leaves: top.leaves.clone().map(|leaf| Column::new(leaf, &schema.column(leaf))).collect(),
+        holds_images: form::is_image_column(&top.name, &options.image_keys),
+        top,
+    });
+    let used = used.collect();
+    Ok((used, options))
 }
 
-fn root_of(column: &ColumnDescriptor) -> &str {
-    column.path().parts().first().map_or("", String::as_str)
+/// Whether a column has bytes that are not said to be text.
+fn is_binary(column: &ColumnDescriptor) -> bool {
+    column.physical_type() == Type::BYTE_ARRAY
+        && column.converted_type() == ConvertedType::NONE
+        && column.logical_type_ref().is_none()
 }
 
-fn is_text(column: &ColumnDescriptor) -> bool {
-    matches!(column.converted_type(), ConvertedType::UTF8 | ConvertedType::JSON)
-        || column.logical_type_ref().is_some()
-}
-
-/// The flat column `name`.
-fn text_column(schema: &SchemaDescriptor, name: &str) -> Option<Column> {
-    leaves(schema)
-        .find(|(_, column)| column.path().parts() == [name])
-        .map(|(leaf, column)| Column::new(leaf, column))
-}
-
-/// Pictures: `image_bytes`, flat or a list, or the `bytes` of Hugging Face's image columns.
-fn bytes_column(schema: &SchemaDescriptor) -> Option<Column> {
-    leaves(schema)
-        .find(|(_, column)| {
-            let is_struct = column.path().parts().last().is_some_and(|last| last == "bytes");
-            let root = root_of(column);
-            root == IMAGE_BYTES
-                || IMAGE_COLUMNS.contains(&root)
-                    && (is_struct || !is_text(column))
-                    && column.path().parts().last().is_none_or(|last| last != "path")
-        })
-        .filter(|(_, column)| column.max_rep_level() <= 1)
-        .map(|(leaf, column)| Column::new(leaf, column))
-}
-
-/// Names of image files: text, flat or a list.
-fn names_column(schema: &SchemaDescriptor) -> Option<Column> {
-    leaves(schema)
-        .find(|(_, column)| IMAGE_COLUMNS.contains(&root_of(column)) && is_text(column))
-        .filter(|(_, column)| column.max_rep_level() <= 1)
-        .map(|(leaf, column)| Column::new(leaf, column))
-}
-
-/// `conversations (binary), image.bytes (binary)`
+/// `conversations (BYTE_ARRAY), image.bytes (BYTE_ARRAY)`
 fn describe(schema: &SchemaDescriptor) -> String {
     let describe = |column: &Arc<ColumnDescriptor>| {
         format!("{} ({})", column.path().string(), column.physical_type())

@@ -4,25 +4,27 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
-use parquet::column::page::{Page, PageMetadata, PageReader};
-use parquet::column::reader::ColumnReaderImpl;
-use parquet::data_type::{ByteArray, ByteArrayType};
+use parquet::basic::Compression;
+use parquet::column::page::PageReader;
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
-use parquet::schema::types::{ColumnDescPtr, ColumnDescriptor, SchemaDescriptor};
+use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
+use super::levels::{Levels, PageRows};
 use crate::error::DataError;
 use crate::obstacle::ReadError;
+use crate::worker::panic_message;
 
-/// A leaf column of binary values: none, one or several a row.
+/// A leaf column: none, one or several values a row.
 #[derive(Debug)]
 pub(super) struct Column {
     leaf: usize,
@@ -43,10 +45,18 @@ impl Column {
     pub(super) fn name(&self) -> &str {
         &self.name
     }
+}
 
-    pub(super) fn is_list(&self) -> bool {
-        self.is_list
-    }
+/// A file that claims more rows for each of its bytes is broken: even a table of one repeated value
+/// has fewer.
+const MAX_ROWS_A_BYTE: u64 = 1 << 6;
+
+/// What `read` returns; a panic of the crate `parquet` on a damaged file is an error like others.
+fn guarded<T>(read: impl FnOnce() -> ParquetResult<T>) -> ParquetResult<T> {
+    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
+        let told = panic_message(panic.as_ref());
+        Err(ParquetError::General(format!("the file is damaged ({told})")))
+    })
 }
 
 /// The page in which a row begins.
@@ -56,27 +66,6 @@ pub(super) struct PagePlace {
     /// Among the data pages of the column in the group.
     pub(super) number: usize,
     pub(super) row_in_page: usize,
-}
-
-/// The rows that begin in one page.
-#[derive(Debug, Default)]
-pub(super) struct PageRows {
-    values: Vec<ByteArray>,
-    /// Where each row's values end.
-    ends: Vec<u32>,
-    num_bytes: usize,
-}
-
-impl PageRows {
-    pub(super) fn row(&self, index: usize) -> impl Iterator<Item = &[u8]> {
-        let end = |k: usize| self.ends.get(k).map_or(0, |&end| end as usize);
-        let start = if index == 0 { 0 } else { end(index - 1) };
-        self.values[start..end(index).max(start)].iter().map(ByteArray::data)
-    }
-
-    pub(super) fn num_bytes(&self) -> usize {
-        self.num_bytes
-    }
 }
 
 /// The pages of one column in one row group.
@@ -108,14 +97,24 @@ impl Pages {
         let file = File::open(path).map_err(DataError::io(path, "open the rows"))?;
         let length = file.metadata().map_err(DataError::io(path, "open the rows"))?.len();
         let reader = Arc::new(FileAt { file, length, header_starts: None });
-        let metadata =
-            ParquetMetaDataReader::new().parse_and_finish(reader.as_ref()).map_err(|e| {
-                DataError::content(path, format!("cannot be read as Parquet: {e}; fetch it anew"))
-            })?;
-        let mut group_starts = vec![0];
+        let wrong = |problem: String| {
+            DataError::content(path, format!("cannot be read as Parquet: {problem}; fetch it anew"))
+        };
+        let metadata = guarded(|| ParquetMetaDataReader::new().parse_and_finish(reader.as_ref()))
+            .map_err(|e| wrong(e.to_string()))?;
+        let mut group_starts = vec![0_usize];
+        let most = length.saturating_mul(MAX_ROWS_A_BYTE);
         for group in metadata.row_groups() {
             let start = group_starts.last().copied().unwrap_or(0);
-            group_starts.push(start + usize::try_from(group.num_rows()).unwrap_or(0));
+            let num_rows = u64::try_from(group.num_rows()).ok();
+            let num_rows = num_rows.filter(|&rows| (start as u64).saturating_add(rows) <= most);
+            let Some(num_rows) = num_rows else {
+                return Err(wrong(format!(
+                    "a row group says that it has {} rows, in a file of {length} bytes",
+                    group.num_rows()
+                )));
+            };
+            group_starts.push(start + num_rows as usize);
         }
         let num_leaves = metadata.file_metadata().schema_descr().num_columns();
         let group = || (0..num_leaves).map(|_| OnceLock::new()).collect();
@@ -126,6 +125,25 @@ impl Pages {
 
     pub(super) fn id(&self) -> usize {
         self.id
+    }
+
+    /// What keeps leaf column `leaf` from being read, as far as the file's description tells.
+    pub(super) fn problem(&self, leaf: usize) -> Option<String> {
+        self.metadata.row_groups().iter().enumerate().find_map(|(number, group)| {
+            let chunk = group.columns().get(leaf)?;
+            if matches!(chunk.compression(), Compression::BROTLI(_) | Compression::LZO) {
+                let codec = format!("{:?}", chunk.compression());
+                return Some(format!(
+                    "is compressed with {}, which is not read; write the file anew with zstd, \
+                     snappy, gzip or lz4",
+                    codec.split('(').next().unwrap_or_default()
+                ));
+            }
+            let (rows, values) = (group.num_rows(), chunk.num_values());
+            (values < rows).then(|| {
+                format!("has {values} values for the {rows} rows of group {number}; fetch it anew")
+            })
+        })
     }
 
     pub(super) fn schema(&self) -> &SchemaDescriptor {
@@ -158,12 +176,12 @@ impl Pages {
             last += 1;
         }
         let num_rows = chunk.starts[place.number + 1] - chunk.starts[place.number];
-        let levels = self.read(place.group, column, &chunk.locations, place.number..=last)?;
-        Ok(levels.rows(num_rows))
+        let read = || self.read(place.group, column, &chunk.locations, place.number..=last);
+        Ok(guarded(read)?.rows(num_rows))
     }
 
     fn chunk(&self, group: usize, column: &Column) -> Result<&ChunkPages, ReadError> {
-        let find = || self.find_pages(group, column).map_err(ReadError::from);
+        let find = || guarded(|| self.find_pages(group, column)).map_err(ReadError::from);
         self.chunks[group][column.leaf].get_or_init(find).as_ref().map_err(ReadError::clone)
     }
 
@@ -246,100 +264,6 @@ impl Pages {
     }
 }
 
-/// Decoded pages.
-struct Levels {
-    values: Vec<ByteArray>,
-    definition: Vec<i16>,
-    /// Zero where a row begins. Empty for a column that is no list.
-    repetition: Vec<i16>,
-    max_definition: i16,
-}
-
-impl Levels {
-    fn decode(descriptor: ColumnDescPtr, pages: VecDeque<Page>) -> ParquetResult<Self> {
-        let max_definition = descriptor.max_def_level();
-        let mut levels = Self {
-            values: Vec::new(),
-            definition: Vec::new(),
-            repetition: Vec::new(),
-            max_definition,
-        };
-        let is_list = descriptor.max_rep_level() > 0;
-        let mut reader =
-            ColumnReaderImpl::<ByteArrayType>::new(descriptor, Box::new(PageQueue(pages)));
-        let (_, _, num_levels) = reader.read_records(
-            usize::MAX,
-            Some(&mut levels.definition),
-            Some(&mut levels.repetition),
-            &mut levels.values,
-        )?;
-        if max_definition == 0 {
-            levels.definition = vec![0; num_levels];
-        }
-        if !is_list {
-            levels.repetition = vec![0; num_levels];
-        }
-        Ok(levels)
-    }
-
-    /// The first `num_rows` rows that begin here.
-    fn rows(self, num_rows: usize) -> PageRows {
-        let mut rows = PageRows::default();
-        let mut values = self.values.into_iter();
-        let mut num_begun = 0;
-        for (&definition, &repetition) in self.definition.iter().zip(&self.repetition) {
-            if repetition == 0 {
-                if num_begun == num_rows {
-                    break;
-                }
-                if num_begun > 0 {
-                    rows.ends.push(rows.values.len() as u32);
-                }
-                num_begun += 1;
-            }
-            let value = if definition == self.max_definition { values.next() } else { None };
-            if let Some(value) = value.filter(|_| num_begun > 0) {
-                rows.num_bytes += value.len() + size_of::<ByteArray>();
-                rows.values.push(value);
-            }
-        }
-        if num_begun > 0 {
-            rows.ends.push(rows.values.len() as u32);
-        }
-        rows
-    }
-}
-
-/// Pages already read, for the column reader.
-struct PageQueue(VecDeque<Page>);
-
-impl Iterator for PageQueue {
-    type Item = ParquetResult<Page>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        self.0.pop_front().map(Ok)
-    }
-}
-
-impl PageReader for PageQueue {
-    fn get_next_page(&mut self) -> ParquetResult<Option<Page>> {
-        Ok(self.0.pop_front())
-    }
-
-    fn peek_next_page(&mut self) -> ParquetResult<Option<PageMetadata>> {
-        Ok(self.0.front().map(|page| PageMetadata {
-            num_rows: None,
-            num_levels: Some(page.num_values() as usize),
-            is_dict: page.is_dictionary_page(),
-        }))
-    }
-
-    fn skip_next_page(&mut self) -> ParquetResult<()> {
-        self.0.pop_front();
-        Ok(())
-    }
-}
-
 /// Reads without moving a file's position, so that threads do not disturb each other.
 #[derive(Debug)]
 struct FileAt {
@@ -376,6 +300,10 @@ impl ChunkReader for FileAt {
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
+        // The length stands in the file: one that goes beyond its end must not size a buffer.
+        if start.checked_add(length as u64).is_none_or(|end| end > self.length) {
+            return Err(ParquetError::EOF(format!("{length} bytes at {start} are beyond its end")));
+        }
         let mut bytes = vec![0; length];
         self.file.read_exact_at(&mut bytes, start)?;
         Ok(bytes.into())

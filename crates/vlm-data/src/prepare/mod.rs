@@ -49,6 +49,8 @@ pub struct PrepareSettings {
     pub max_seq_len: usize,
     /// Which bytes of a picture are kept.
     pub image_store: ImageStore,
+    /// The largest image that is kept; rows with larger ones are rejected.
+    pub limits: ImageLimits,
     /// Rows of the input that go into a shard.
     pub rows_per_shard: usize,
     /// Share of the rows that may be rejected; with more of them there is no prepared data set.
@@ -101,7 +103,7 @@ pub fn prepare(
         tokens_per_image: settings.tokens_per_image,
         max_seq_len: settings.max_seq_len,
         image_store: settings.image_store.clone(),
-        limits: ImageLimits::default(),
+        limits: settings.limits,
     };
     let mut rows = Pipeline::start(Arc::new(checker), first_row..num_rows, settings.num_workers);
     for shard in first..num_shards {

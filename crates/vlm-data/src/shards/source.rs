@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 
 use super::index::{BatchIndex, ShardIndex, numbers};
-use super::{HASH_BYTES, Manifest};
+use super::{HASH_BYTES, MANIFEST_FILE, Manifest};
 use crate::chat::EncodedRow;
 use crate::error::DataError;
 use crate::obstacle::{Obstacle, ReadError};
@@ -52,7 +52,28 @@ impl ShardSource {
                     format!("has {found} bytes, expected {}: copy it anew", shard.num_bytes),
                 ));
             }
-            starts.push(starts.last().copied().unwrap_or(0) + shard.num_rows);
+            let start: usize = starts.last().copied().unwrap_or(0);
+            // Numbers of a damaged manifest must not size anything.
+            let end = start.checked_add(shard.num_rows);
+            let is_possible = shard.num_rows as u64 <= shard.num_bytes;
+            let end = end.filter(|_| is_possible).ok_or_else(|| {
+                let problem = format!(
+                    "{MANIFEST_FILE} says that it has {} rows in {} bytes",
+                    shard.num_rows, shard.num_bytes
+                );
+                DataError::content(&path, problem)
+            })?;
+            starts.push(end);
+        }
+        if starts.last() != Some(&manifest.num_rows) {
+            return Err(DataError::content(
+                dir,
+                format!(
+                    "{MANIFEST_FILE} says {} rows, and its shards have {}; prepare the rows anew",
+                    manifest.num_rows,
+                    starts.last().copied().unwrap_or(0)
+                ),
+            ));
         }
         let shards = manifest.shards.iter().map(|_| OnceLock::new()).collect();
         Ok(Self { dir: dir.to_owned(), manifest, starts, shards })
@@ -168,6 +189,11 @@ impl RowSource for ShardSource {
     fn locate(&self, index: usize) -> String {
         let location = self.place(index).ok().and_then(|p| p.text(&p.batch.location).ok());
         location.unwrap_or_else(|| format!("{}[{index}]", self.dir.display()))
+    }
+
+    fn describe(&self) -> Vec<String> {
+        let (rows, shards) = (self.manifest.num_rows, self.manifest.shards.len());
+        vec![format!("{}: prepared data, {rows} rows in {shards} shards", self.dir.display())]
     }
 
     fn num_tokens(&self, index: usize) -> Option<usize> {

@@ -45,7 +45,7 @@ fn bad_rows(folder: &Folder) -> Vec<(String, RejectReason)> {
         (asks("bomb.bmp"), RejectReason::ImageTooLarge),
         ("not a row".into(), RejectReason::InvalidRow),
         ("[]".into(), RejectReason::InvalidRow),
-        (row("no picture?", "a", "good.png"), RejectReason::ImageWithoutPlaceholder),
+        (row("one <image>", "a", "good.png, good.png"), RejectReason::ImageWithoutPlaceholder),
         (row("<image><image>", "a", "good.png"), RejectReason::PlaceholderWithoutImage),
         (row("@<image>", "a", "good.png"), RejectReason::PlaceholderInText),
         (row("@@@@@@ <image>", "a", "good.png"), RejectReason::PlaceholderInText),

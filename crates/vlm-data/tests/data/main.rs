@@ -1,8 +1,10 @@
 //! The crate through its public interface: against the golden files, and with bad data.
 
 mod answer_spans;
+mod forms;
 mod loader;
 mod loader_rejects;
+mod nested;
 mod preprocess;
 mod shards;
 mod sources;

@@ -3,7 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use vlm_data::{DataError, ImageStore, Obstacle, PrepareSettings, RowSource, open_source, prepare};
+use vlm_data::{
+    DataError, ImageLimits, ImageStore, Obstacle, PrepareSettings, RowSource, open_source, prepare,
+};
 
 use crate::tiny::{Folder, TOKENS_PER_IMAGE, row};
 
@@ -21,6 +23,7 @@ fn try_to_prepare(folder: &Folder, rows: &[String]) -> Result<PathBuf, DataError
         tokens_per_image: TOKENS_PER_IMAGE,
         max_seq_len: 80,
         image_store: ImageStore::Original,
+        limits: ImageLimits::default(),
         rows_per_shard: 4,
         max_rejected_fraction: 1.0,
         num_workers: 1,
@@ -76,6 +79,23 @@ fn a_data_set_of_rejected_rows_alone_is_not_made() {
     let DataError::TooManyRejected(told) = error else { panic!("{error}") };
     assert!(told.contains("1 of 1 rows cannot be used (1 missing-image)"), "{told}");
     assert!(open_source(&folder.path().join("shards"), None).is_err());
+}
+
+#[test]
+fn numbers_of_a_damaged_manifest_size_nothing() {
+    let folder = mixed_rows();
+    let output = prepare_rows(&folder, &rows());
+    let path = output.join("manifest.json");
+    let text = std::fs::read_to_string(&path).unwrap();
+    for damaged in [
+        text.replace("\"num_rows\": 3", "\"num_rows\": 1000000000000000000"),
+        text.replacen("\"num_rows\": 3", "\"num_rows\": 4", 1),
+    ] {
+        assert_ne!(damaged, text);
+        std::fs::write(&path, damaged).unwrap();
+        let error = open_source(&output, None).err().unwrap().to_string();
+        assert!(error.contains("manifest.json says"), "{error}");
+    }
 }
 
 #[test]

@@ -84,10 +84,18 @@ fn what_is_no_data_set_is_refused_with_what_is_supported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.bin");
     for (content, found) in [
-        (&b"\x1f\x8b\x08\x00"[..], "unpack it"),
-        (b"ARROW1\0\0", "single Arrow file"),
-        (b"a,b\n1,2\n", "not JSON"),
-        (b"\x7fELF\0\0", "known form"),
+        (&b"a,b\n1,2\n"[..], "not JSON"),
+        (b"\x7fELF\0\0", "a program"),
+        (b"\x01\x02\0\0", "no known format"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b" <!DOCTYPE html><html>", "HTML page"),
+        (b"", "is empty"),
+        (b"PK\x03\x04...", "zip archive"),
+        (b"\x80\x04\x95\0", "pickle"),
+        (b"[{'from': 'human'}]", "json.dumps"),
+        (b"\xff\xfe\0\0", "UTF-32"),
+        (b"BZh91AY", "bzip2"),
+        (&[0; 600], "zero bytes"),
     ] {
         std::fs::write(&path, content).unwrap();
         let error = open_source(&path, None).err().unwrap().to_string();
@@ -96,6 +104,14 @@ fn what_is_no_data_set_is_refused_with_what_is_supported() {
     }
     let error = open_source(folder.path(), None).err().unwrap().to_string();
     assert!(error.contains("1 files"), "{error}");
+    for (content, found) in [
+        (&b"\x1f\x8b\x08\x00"[..], "cannot be unpacked as gzip"),
+        (b"ARROW1\0\0", "cannot be read as Arrow"),
+    ] {
+        std::fs::write(&path, content).unwrap();
+        let error = open_source(&path, None).err().unwrap().to_string();
+        assert!(error.contains("rows.bin") && error.contains(found), "{error}");
+    }
 }
 
 #[test]

@@ -1,0 +1,403 @@
+//! Where the record batches of an Arrow file or stream lie, and the reading of single values.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::Read;
+use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use arrow_ipc::convert::try_fb_to_schema;
+use arrow_ipc::reader::read_footer_length;
+use arrow_ipc::{CompressionType, Endianness, root_as_footer, root_as_message};
+use arrow_schema::{DataType, Schema};
+use bytes::Bytes;
+use serde_json::Number;
+
+use super::layout::Layout;
+use super::unsupported;
+use crate::obstacle::ReadError;
+use crate::record::{Field, Record};
+use crate::worker::panic_message;
+
+/// A message's header that is longer is refused.
+const MAX_HEADER_BYTES: u64 = 64 << 20;
+/// Unpacked buffers that are kept together, in bytes.
+const MAX_KEPT_BYTES: usize = 64 << 20;
+/// A buffer that is longer unpacked is refused.
+const MAX_BUFFER_BYTES: u64 = 2 << 30;
+
+/// The record batches of a file.
+#[derive(Debug)]
+pub(super) struct Batches {
+    file: File,
+    length: u64,
+    /// First row of each batch, and the number of all rows.
+    starts: Vec<usize>,
+    blocks: Vec<Block>,
+    headers: Vec<OnceLock<Result<Header, ReadError>>>,
+    unpacked: Mutex<VecDeque<(Key, Arc<Vec<u8>>)>>,
+}
+
+/// Batch and buffer.
+type Key = (usize, usize);
+
+#[derive(Debug, Clone, Copy)]
+struct Block {
+    /// Of the header's marker.
+    offset: u64,
+    /// The marker and the header.
+    header_bytes: u64,
+}
+
+/// What a batch's header says.
+#[derive(Debug)]
+struct Header {
+    number: usize,
+    /// Length of each node.
+    nodes: Vec<u64>,
+    /// Place in the file and length of each buffer.
+    buffers: Vec<(u64, u64)>,
+    compression: Option<CompressionType>,
+}
+
+const MARKER: [u8; 4] = [0xff; 4];
+/// The marker of a message and its length.
+const PREFIX: u64 = 8;
+
+impl Batches {
+    /// Finds the batches of a file or a stream; which one, its first bytes tell.
+    pub(super) fn open(file: File) -> Result<(Self, Schema), ReadError> {
+        let length = file.metadata()?.len();
+        let mut this = Self {
+            file,
+            length,
+            starts: vec![0],
+            blocks: Vec::new(),
+            headers: Vec::new(),
+            unpacked: Mutex::default(),
+        };
+        let is_stream = this.read(0, 4)? == MARKER;
+        let schema = if is_stream { this.walk_stream()? } else { this.read_footer()? };
+        this.headers = this.blocks.iter().map(|_| OnceLock::new()).collect();
+        Ok((this, schema))
+    }
+
+    pub(super) fn num_rows(&self) -> usize {
+        self.starts.last().copied().unwrap_or(0)
+    }
+
+    /// The value of `column` in row `index`, which exists.
+    pub(super) fn value(&self, column: &Layout, index: usize) -> Result<Field, ReadError> {
+        let number = self.starts.partition_point(|&start| start <= index) - 1;
+        let read = || self.header(number);
+        let header = self.headers[number].get_or_init(read).as_ref().map_err(ReadError::clone)?;
+        let row = (index - self.starts[number]) as u64;
+        Reader { batches: self, header }.value(column, row)
+    }
+
+    fn read_footer(&mut self) -> Result<Schema, ReadError> {
+        const TRAILER: u64 = 10;
+        let trailer_start = self.length.checked_sub(TRAILER).ok_or("it is cut off")?;
+        let trailer = self.read(trailer_start, TRAILER)?;
+        let trailer = <[u8; 10]>::try_from(trailer).map_err(|_| "it is cut off")?;
+        let footer_bytes = read_footer_length(trailer).map_err(|e| e.to_string())? as u64;
+        let footer_start = trailer_start.checked_sub(footer_bytes).ok_or("it is cut off")?;
+        let footer = self.read(footer_start, footer_bytes)?;
+        let footer = root_as_footer(&footer).map_err(|e| e.to_string())?;
+        let schema = footer.schema().ok_or("its footer has no schema")?;
+        let schema = parse_schema(schema)?;
+        for block in footer.recordBatches().into_iter().flatten() {
+            let offset = u64::try_from(block.offset()).map_err(|e| e.to_string())?;
+            let header_bytes = u64::try_from(block.metaDataLength()).map_err(|e| e.to_string())?;
+            self.push(Block { offset, header_bytes })?;
+        }
+        Ok(schema)
+    }
+
+    fn walk_stream(&mut self) -> Result<Schema, ReadError> {
+        let mut schema = None;
+        let mut offset = 0;
+        while offset + PREFIX <= self.length {
+            let prefix = self.read(offset, PREFIX)?;
+            let length = [prefix[4], prefix[5], prefix[6], prefix[7]];
+            let length = u64::from(u32::from_le_bytes(length));
+            if prefix[..4] != MARKER {
+                return Err(format!("expected a message at byte {offset}").into());
+            }
+            if length == 0 {
+                break;
+            }
+            let block = Block { offset, header_bytes: PREFIX + length };
+            let bytes = self.header_bytes(block)?;
+            let message = root_as_message(&bytes).map_err(|e| e.to_string())?;
+            let body = u64::try_from(message.bodyLength()).map_err(|e| e.to_string())?;
+            if let Some(found) = message.header_as_schema() {
+                schema = Some(parse_schema(found)?);
+            } else if message.header_as_record_batch().is_some() {
+                self.push(block)?;
+            }
+            let end = offset.checked_add(block.header_bytes).and_then(|end| end.checked_add(body));
+            offset = end.filter(|&end| end <= self.length).ok_or("it is cut off")?;
+        }
+        schema.ok_or_else(|| "it has no schema".into())
+    }
+
+    fn push(&mut self, block: Block) -> Result<(), ReadError> {
+        let bytes = self.header_bytes(block)?;
+        let message = root_as_message(&bytes).map_err(|e| e.to_string())?;
+        let batch = message.header_as_record_batch().ok_or("expected a record batch")?;
+        let num_rows = u64::try_from(batch.length()).map_err(|e| e.to_string())?;
+        // Every row has at least a bit somewhere, and every column as many values as there are rows.
+        let of_column =
+            batch.nodes().and_then(|nodes| nodes.iter().next().map(|node| node.length()));
+        let is_same = of_column.is_none_or(|length| u64::try_from(length) == Ok(num_rows));
+        if num_rows > self.length.saturating_mul(8) || !is_same {
+            return Err(format!("a record batch says that it has {num_rows} rows").into());
+        }
+        self.starts.push(self.num_rows() + num_rows as usize);
+        self.blocks.push(block);
+        Ok(())
+    }
+
+    /// The flat buffer behind a message's marker and length.
+    fn header_bytes(&self, block: Block) -> Result<Vec<u8>, ReadError> {
+        if block.header_bytes > MAX_HEADER_BYTES {
+            return Err(format!("a header of {} bytes", block.header_bytes).into());
+        }
+        let length = block.header_bytes.checked_sub(PREFIX).ok_or("a header is cut off")?;
+        self.read(block.offset.checked_add(PREFIX).ok_or("an absurd place")?, length)
+    }
+
+    fn header(&self, number: usize) -> Result<Header, ReadError> {
+        let block = self.blocks[number];
+        let bytes = self.header_bytes(block)?;
+        let message = root_as_message(&bytes).map_err(|e| e.to_string())?;
+        let batch = message.header_as_record_batch().ok_or("expected a record batch")?;
+        let body = block.offset + block.header_bytes;
+        let place = |buffer: &arrow_ipc::Buffer| {
+            let offset = body.checked_add_signed(buffer.offset()).ok_or("an absurd place")?;
+            let length = u64::try_from(buffer.length()).map_err(|e| e.to_string())?;
+            Ok::<_, ReadError>((offset, length))
+        };
+        Ok(Header {
+            number,
+            nodes: batch
+                .nodes()
+                .into_iter()
+                .flatten()
+                .map(|node| u64::try_from(node.length()).unwrap_or(0))
+                .collect(),
+            buffers: batch
+                .buffers()
+                .into_iter()
+                .flatten()
+                .map(place)
+                .collect::<Result<_, ReadError>>()?,
+            compression: batch.compression().map(|compression| compression.codec()),
+        })
+    }
+
+    fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, ReadError> {
+        if offset.checked_add(length).is_none_or(|end| end > self.length) {
+            return Err("it is cut off".into());
+        }
+        let mut bytes = vec![0; length as usize];
+        self.file.read_exact_at(&mut bytes, offset)?;
+        Ok(bytes)
+    }
+
+    /// A compressed buffer, unpacked.
+    fn unpacked(
+        &self,
+        key: Key,
+        (offset, length): (u64, u64),
+        codec: CompressionType,
+    ) -> Result<Arc<Vec<u8>>, ReadError> {
+        let lock = || self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, found)) = lock().iter().find(|(known, _)| *known == key) {
+            return Ok(Arc::clone(found));
+        }
+        let packed = self.read(offset, length)?;
+        let unpacked = Arc::new(unpack(&packed, codec)?);
+        let mut kept = lock();
+        kept.push_front((key, Arc::clone(&unpacked)));
+        let mut total = 0;
+        let num_kept = kept
+            .iter()
+            .take_while(|(_, buffer)| {
+                total += buffer.len();
+                total <= MAX_KEPT_BYTES
+            })
+            .count();
+        kept.truncate(num_kept.max(1));
+        Ok(unpacked)
+    }
+}
+
+fn unpack(packed: &[u8], codec: CompressionType) -> Result<Vec<u8>, ReadError> {
+    const NOT_PACKED: i64 = -1;
+    let Some((length, content)) = packed.split_first_chunk::<8>() else {
+        return Ok(Vec::new());
+    };
+    let length = i64::from_le_bytes(*length);
+    if length == NOT_PACKED {
+        return Ok(content.to_vec());
+    }
+    let length = u64::try_from(length).ok().filter(|&length| length <= MAX_BUFFER_BYTES);
+    let length = length.ok_or("a compressed buffer of an absurd length")?;
+    let mut reader: Box<dyn Read + '_> = match codec {
+        CompressionType::ZSTD => Box::new(zstd::stream::read::Decoder::new(content)?),
+        CompressionType::LZ4_FRAME => Box::new(lz4_flex::frame::FrameDecoder::new(content)),
+        _ => return Err("a compression that is not known".into()),
+    };
+    let mut bytes = Vec::new();
+    reader.by_ref().take(length).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 != length {
+        return Err("a compressed buffer is cut off".into());
+    }
+    Ok(bytes)
+}
+
+fn parse_schema(schema: arrow_ipc::Schema<'_>) -> Result<Schema, ReadError> {
+    if schema.endianness() != Endianness::Little {
+        return Err("it was written on a big-endian machine".into());
+    }
+    // The conversion panics on types that it does not know.
+    let parsed = catch_unwind(AssertUnwindSafe(|| try_fb_to_schema(schema)));
+    let parsed = parsed.map_err(|panic| panic_message(panic.as_ref()));
+    parsed
+        .and_then(|parsed| parsed.map_err(|e| e.to_string()))
+        .map_err(|problem| format!("its schema: {problem}").into())
+}
+
+/// One record batch.
+struct Reader<'a> {
+    batches: &'a Batches,
+    header: &'a Header,
+}
+
+impl Reader<'_> {
+    fn value(&self, column: &Layout, row: u64) -> Result<Field, ReadError> {
+        let length = self.header.nodes.get(column.node).copied().unwrap_or(0);
+        if row >= length {
+            return Err(
+                format!("{:?} has {length} values, not one for {row}", column.name()).into()
+            );
+        }
+        let data_type = column.data_type();
+        if matches!(data_type, DataType::Null) || !self.is_valid(column, row)? {
+            return Ok(Field::Null);
+        }
+        let data = column.buffer + 1;
+        let signed = |bytes: [u8; 8]| Field::Number(i64::from_le_bytes(bytes).into());
+        let float = |value: f64| Number::from_f64(value).map_or(Field::Null, Field::Number);
+        Ok(match data_type {
+            DataType::Boolean => {
+                let byte = self.buffer::<1>(data, row / 8)?[0];
+                Field::Bool(byte >> (row % 8) & 1 == 1)
+            }
+            DataType::Int8 => Field::Number(i8::from_le_bytes(self.buffer(data, row)?).into()),
+            DataType::UInt8 => Field::Number(u8::from_le_bytes(self.buffer(data, row)?).into()),
+            DataType::Int16 => Field::Number(i16::from_le_bytes(self.buffer(data, row)?).into()),
+            DataType::UInt16 => Field::Number(u16::from_le_bytes(self.buffer(data, row)?).into()),
+            DataType::Int32 => Field::Number(i32::from_le_bytes(self.buffer(data, row)?).into()),
+            DataType::UInt32 => Field::Number(u32::from_le_bytes(self.buffer(data, row)?).into()),
+            DataType::Int64 => signed(self.buffer(data, row)?),
+            DataType::UInt64 => Field::Number(u64::from_le_bytes(self.buffer(data, row)?).into()),
+            DataType::Float32 => float(f32::from_le_bytes(self.buffer(data, row)?).into()),
+            DataType::Float64 => float(f64::from_le_bytes(self.buffer(data, row)?)),
+            DataType::Utf8 | DataType::Binary | DataType::LargeUtf8 | DataType::LargeBinary => {
+                let is_large = matches!(data_type, DataType::LargeUtf8 | DataType::LargeBinary);
+                let (start, end) = self.offsets(data, row, is_large)?;
+                let bytes = self.bytes(data + 1, start, end - start)?;
+                if matches!(data_type, DataType::Utf8 | DataType::LargeUtf8) {
+                    Field::Text(String::from_utf8(bytes).map_err(|_| "text that is not UTF-8")?)
+                } else {
+                    Field::Bytes(Bytes::from(bytes))
+                }
+            }
+            DataType::List(_) | DataType::LargeList(_) => {
+                let is_large = matches!(data_type, DataType::LargeList(_));
+                let (start, end) = self.offsets(data, row, is_large)?;
+                self.list(column, start, end)?
+            }
+            DataType::FixedSizeList(_, size) => {
+                let size = u64::try_from(*size).map_err(|e| e.to_string())?;
+                let start = row.checked_mul(size).ok_or("an absurd length")?;
+                self.list(column, start, start.saturating_add(size))?
+            }
+            DataType::Struct(_) => {
+                let value = |child: &Layout| {
+                    Ok::<_, ReadError>((child.name().to_owned(), self.value(child, row)?))
+                };
+                Field::Object(Record(column.children.iter().map(value).collect::<Result<_, _>>()?))
+            }
+            other => return unsupported(column.name(), &other.to_string()),
+        })
+    }
+
+    fn list(&self, column: &Layout, start: u64, end: u64) -> Result<Field, ReadError> {
+        let element = column.children.first().ok_or("a list without elements' type")?;
+        let length = self.header.nodes.get(element.node).copied().unwrap_or(0);
+        // Values of no bytes could be without end.
+        if end > length || end - start > self.batches.length {
+            return Err("a list goes beyond its values".into());
+        }
+        let values = (start..end).map(|k| self.value(element, k));
+        Ok(Field::List(values.collect::<Result<_, _>>()?))
+    }
+
+    fn is_valid(&self, column: &Layout, row: u64) -> Result<bool, ReadError> {
+        // The bits may be left out where nothing is null.
+        let (_, length) = self.place(column.buffer)?;
+        if length == 0 {
+            return Ok(true);
+        }
+        Ok(self.buffer::<1>(column.buffer, row / 8)?[0] >> (row % 8) & 1 == 1)
+    }
+
+    /// Where the values of `row` begin and end.
+    fn offsets(&self, buffer: usize, row: u64, is_large: bool) -> Result<(u64, u64), ReadError> {
+        let (start, end) = if is_large {
+            let at = |row| Ok::<_, ReadError>(i64::from_le_bytes(self.buffer(buffer, row)?));
+            (at(row)?, at(row + 1)?)
+        } else {
+            let at = |row| Ok::<_, ReadError>(i32::from_le_bytes(self.buffer(buffer, row)?));
+            (i64::from(at(row)?), i64::from(at(row + 1)?))
+        };
+        match (u64::try_from(start), u64::try_from(end)) {
+            (Ok(start), Ok(end)) if start <= end => Ok((start, end)),
+            _ => Err(format!("offsets {start} and {end}").into()),
+        }
+    }
+
+    /// Value `index` of a buffer whose values have `N` bytes.
+    fn buffer<const N: usize>(&self, buffer: usize, index: u64) -> Result<[u8; N], ReadError> {
+        let start = index.checked_mul(N as u64).ok_or("an absurd place")?;
+        let bytes = self.bytes(buffer, start, N as u64)?;
+        bytes.try_into().map_err(|_| "a buffer is cut off".into())
+    }
+
+    fn bytes(&self, buffer: usize, start: u64, length: u64) -> Result<Vec<u8>, ReadError> {
+        let (offset, whole) = self.place(buffer)?;
+        let beyond = || ReadError::from("a value lies beyond its buffer");
+        let end = start.checked_add(length).ok_or_else(beyond)?;
+        if let Some(codec) = self.header.compression {
+            let key = (self.header.number, buffer);
+            let unpacked = self.batches.unpacked(key, (offset, whole), codec)?;
+            let range = usize::try_from(start).ok().zip(usize::try_from(end).ok());
+            let (start, end) = range.ok_or_else(beyond)?;
+            return unpacked.get(start..end).map(<[u8]>::to_vec).ok_or_else(beyond);
+        }
+        if end > whole {
+            return Err(beyond());
+        }
+        self.batches.read(offset.saturating_add(start), length)
+    }
+
+    fn place(&self, buffer: usize) -> Result<(u64, u64), ReadError> {
+        let place = self.header.buffers.get(buffer).copied();
+        place.ok_or_else(|| "a record batch with fewer buffers than its schema says".into())
+    }
+}

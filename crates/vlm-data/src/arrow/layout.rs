@@ -1,0 +1,122 @@
+//! Which nodes and buffers of a record batch are a column's, as the Arrow format orders them.
+
+use arrow_schema::{DataType, Field as ArrowField, Schema};
+
+/// Columns nested deeper are refused.
+const MAX_DEPTH: usize = 32;
+
+/// A column, or a part of one.
+#[derive(Debug, Clone)]
+pub(super) struct Layout {
+    field: ArrowField,
+    /// Its node, which has its length.
+    pub(super) node: usize,
+    /// Its first buffer; the others follow.
+    pub(super) buffer: usize,
+    pub(super) children: Vec<Layout>,
+}
+
+impl Layout {
+    pub(super) fn name(&self) -> &str {
+        self.field.name()
+    }
+
+    pub(super) fn data_type(&self) -> &DataType {
+        self.field.data_type()
+    }
+
+    /// Whether a part of it is called so.
+    pub(super) fn has(&self, is_it: &dyn Fn(&str) -> bool) -> bool {
+        is_it(self.name()) || self.children.iter().any(|child| child.has(is_it))
+    }
+
+    /// Whether it is an object of `bytes` and `path`, or a list of such: an image or a sound.
+    pub(super) fn is_image_struct(&self) -> bool {
+        match self.data_type() {
+            DataType::List(_) | DataType::LargeList(_) => {
+                self.children.first().is_some_and(Layout::is_image_struct)
+            }
+            DataType::Struct(fields) => {
+                fields.len() == 2
+                    && fields.iter().all(|field| field.name() == "bytes" || field.name() == "path")
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The columns of a file.
+///
+/// # Errors
+/// A type whose buffers cannot be counted.
+pub(super) fn columns(schema: &Schema) -> Result<Vec<Layout>, String> {
+    let mut counts = Counts::default();
+    schema.fields().iter().map(|field| counts.layout(field, 0)).collect()
+}
+
+/// `image (Struct), text (Utf8)`
+pub(super) fn describe(columns: &[Layout]) -> String {
+    let kind = |column: &Layout| {
+        let kind = column.data_type().to_string();
+        kind.split(['(', '<']).next().unwrap_or_default().to_owned()
+    };
+    let told = columns.iter().map(|column| format!("{} ({})", column.name(), kind(column)));
+    told.collect::<Vec<_>>().join(", ")
+}
+
+#[derive(Default)]
+struct Counts {
+    nodes: usize,
+    buffers: usize,
+}
+
+impl Counts {
+    fn layout(&mut self, field: &ArrowField, depth: usize) -> Result<Layout, String> {
+        if depth > MAX_DEPTH {
+            return Err(format!(
+                "the column {:?} is nested more than {MAX_DEPTH} deep",
+                field.name()
+            ));
+        }
+        let (node, buffer) = (self.nodes, self.buffers);
+        self.nodes += 1;
+        let fields: Vec<&ArrowField> = match field.data_type() {
+            DataType::Null => Vec::new(),
+            DataType::Utf8 | DataType::Binary | DataType::LargeUtf8 | DataType::LargeBinary => {
+                self.buffers += 3;
+                Vec::new()
+            }
+            DataType::List(child) | DataType::LargeList(child) | DataType::Map(child, _) => {
+                self.buffers += 2;
+                vec![child]
+            }
+            DataType::FixedSizeList(child, _) => {
+                self.buffers += 1;
+                vec![child]
+            }
+            DataType::Struct(fields) => {
+                self.buffers += 1;
+                fields.iter().map(AsRef::as_ref).collect()
+            }
+            other @ (DataType::Union(..)
+            | DataType::RunEndEncoded(..)
+            | DataType::Utf8View
+            | DataType::BinaryView
+            | DataType::ListView(_)
+            | DataType::LargeListView(_)) => {
+                return Err(format!(
+                    "the column {:?} is of the type {other}, which is not read; write the file anew \
+                     as Parquet",
+                    field.name()
+                ));
+            }
+            _ => {
+                self.buffers += 2;
+                Vec::new()
+            }
+        };
+        let children = fields.into_iter().map(|field| self.layout(field, depth + 1));
+        let children = children.collect::<Result<_, String>>()?;
+        Ok(Layout { field: field.clone(), node, buffer, children })
+    }
+}

@@ -1,0 +1,312 @@
+//! One row out of the values of a file: which of the known forms it has, its turns, its images, and
+//! where in the turns each image stands. Knows no files but whether an image of a name exists.
+//!
+//! Each form is a file with a table of its keys: lists of turns ([`turns`]), a question and an
+//! answer ([`question`]), a caption ([`caption`]). What holds images ([`media`], [`keys`],
+//! [`image_value`]) and how texts mark them ([`tags`]) is the same for all.
+
+mod caption;
+mod image_value;
+mod keys;
+mod media;
+mod parts;
+mod question;
+mod roles;
+mod tags;
+mod turns;
+
+pub(crate) use keys::is_image_name;
+use keys::looks_like_image;
+pub(crate) use media::is_image_column;
+
+use std::sync::Once;
+
+use crate::image_root::ImageRoot;
+use crate::record::{Field, Record};
+use crate::reject::{Reject, RejectReason};
+use crate::row_options::RowOptions;
+use crate::rows::{Role, Row, RowImage, Turn};
+use parts::PartImages;
+use question::Question;
+
+/// What decides how a row is read.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FormContext<'a> {
+    pub(crate) options: &'a RowOptions,
+    /// Where images named by rows lie, where that is known.
+    pub(crate) root: Option<&'a ImageRoot>,
+}
+
+impl FormContext<'_> {
+    fn has_image(&self, name: &str) -> bool {
+        self.root.is_some_and(|root| root.has(name))
+    }
+}
+
+/// The row that `record` is.
+///
+/// # Errors
+/// A record of no known form, or one whose text or images cannot be used; the message has what was
+/// expected and what was found.
+pub(crate) fn row(record: &Record, context: &FormContext<'_>) -> Result<Row, Reject> {
+    let mut part_images = PartImages::new();
+    let form = Form::of(record);
+    let is_caption = matches!(form, Some(Form::Caption(..)));
+    let (mut turns, text_keys) = match form {
+        Some(Form::Turns(key, value)) => {
+            (turns::turns(value, key, record, context, &mut part_images)?, vec![key])
+        }
+        Some(Form::Question(question)) => {
+            (question.turns(context, &mut part_images)?, question.keys())
+        }
+        Some(Form::Caption(key, value)) => (caption::turns((key, value), context)?, vec![key]),
+        None => return Err(unknown(record)),
+    };
+    add_system(&mut turns, record)?;
+    let declared = media::images(record, &text_keys, context)?;
+    if is_caption && declared.is_empty() {
+        return Err(unknown(record));
+    }
+    let mut images = join(declared, part_images)?;
+    let named = tags::take_named(&mut turns);
+    if !named.is_empty() {
+        tell_named();
+    }
+    images = match (images.is_empty(), named.is_empty()) {
+        (_, true) => images,
+        (true, false) => named,
+        (false, false) if images.len() == named.len() => images,
+        (false, false) => {
+            return Err(Reject::new(
+                RejectReason::AmbiguousImages,
+                format!(
+                    "{} images beside the turns and {} as <img>…</img> within them",
+                    images.len(),
+                    named.len()
+                ),
+            ));
+        }
+    };
+    if is_stand_in(&turns, &images) {
+        images.clear();
+    }
+    tags::place(&mut turns, &mut images)?;
+    Ok(Row { turns, images })
+}
+
+/// The record with its images under one key, and their names in order: for sources that have the
+/// images elsewhere. Addresses are left out.
+///
+/// # Errors
+/// As [`row`].
+pub(crate) fn take_images(
+    record: Record,
+    context: &FormContext<'_>,
+) -> Result<(Record, Vec<String>), Reject> {
+    let text_keys: Vec<String> = match Form::of(&record) {
+        Some(Form::Turns(key, _) | Form::Caption(key, _)) => vec![key.to_owned()],
+        Some(Form::Question(question)) => question.keys().into_iter().map(str::to_owned).collect(),
+        None => Vec::new(),
+    };
+    let keys: Vec<&str> = text_keys.iter().map(String::as_str).collect();
+    let images = media::images(&record, &keys, context)?;
+    let names = images.into_iter().map(|image| image.name).filter(|name| !name.contains("://"));
+    let is_text = |(key, value): &(String, Field)| {
+        text_keys.contains(key)
+            || (keys::kind_of(key) != keys::KeyKind::Image && !looks_like_image(value))
+    };
+    let names = names.collect();
+    Ok((Record(record.0.into_iter().filter(is_text).collect()), names))
+}
+
+/// The turns of a list of them, as JSON text.
+///
+/// # Errors
+/// [`RejectReason::InvalidRow`].
+pub(crate) fn turns_alone(list: &Field, context: &FormContext<'_>) -> Result<Vec<Turn>, Reject> {
+    let record = Record::default();
+    turns::turns(list, "conversations", &record, context, &mut PartImages::new())
+}
+
+/// Which form a record has, and which keys it is read from: `messages; images from image`.
+pub(crate) fn describe(record: &Record) -> String {
+    let form = match Form::of(record) {
+        Some(Form::Turns(key, _)) => format!("turns from \"{key}\""),
+        Some(Form::Question(question)) => {
+            format!("a question and an answer from {}", question.name())
+        }
+        Some(Form::Caption(key, _)) => {
+            format!("a caption from \"{key}\" as the answer to the caption question")
+        }
+        None => return "no known form".to_owned(),
+    };
+    let images: Vec<String> = record
+        .0
+        .iter()
+        .filter(|(key, value)| !value.is_empty() && keys::kind_of(key) == keys::KeyKind::Image)
+        .map(|(key, _)| format!("\"{key}\""))
+        .collect();
+    if images.is_empty() { form } else { format!("{form}, images from {}", images.join(", ")) }
+}
+
+/// Whether a column called `name` has a part in some form: rows are read from such columns alone.
+pub(crate) fn is_known_column(name: &str, options: &RowOptions) -> bool {
+    let of_tables = [
+        &turns::LIST_KEYS[..],
+        &caption::CAPTION_KEYS[..],
+        &question::SYSTEM_KEYS[..],
+        &["history"],
+        &question::LEFT_OUT[..],
+        &media::PLAIN_KEYS[..],
+    ];
+    let is_key = |key: &&str| crate::record::is_key(name, key);
+    let is_question =
+        question::PAIRS.iter().flat_map(|(q, a)| q.iter().chain(a.iter())).any(&is_key);
+    let is_rating = options.min_ratings.iter().any(|(rating, _)| is_rating(name, rating));
+    is_question
+        || is_rating
+        || of_tables.iter().any(|table| table.iter().any(is_key))
+        || keys::kind_of(name) != keys::KeyKind::Text
+        || options.image_keys.iter().any(|key| key == name)
+}
+
+/// Whether a key called `key` holds the ratings called `name`.
+pub(crate) fn is_rating(key: &str, name: &str) -> bool {
+    let suffix = key.strip_prefix(name);
+    suffix.is_some_and(|suffix| ["", "_ratings", "_rating"].contains(&suffix))
+}
+
+/// Whether records with these columns have a form.
+pub(crate) fn has_form(columns: &[&str]) -> bool {
+    // What the values are does not matter to it but for their being there.
+    let value = |name: &str| (name.to_owned(), Field::Text(" ".into()));
+    let record = Record(columns.iter().map(|name| value(name)).collect());
+    Form::of(&record).is_some()
+}
+
+/// Whether a record has a form.
+pub(crate) fn is_row(record: &Record) -> bool {
+    Form::of(record).is_some()
+}
+
+enum Form<'a> {
+    Turns(&'a str, &'a Field),
+    Question(Question<'a>),
+    Caption(&'a str, &'a Field),
+}
+
+impl<'a> Form<'a> {
+    fn of(record: &'a Record) -> Option<Self> {
+        // An empty list of turns is one only where there is no other.
+        let lists = turns::LIST_KEYS.iter().filter_map(|key| record.first_of(&[key]));
+        let mut lists: Vec<(&str, &Field)> = lists.collect();
+        lists.sort_by_key(|(_, value)| value.is_empty());
+        if let Some(&(key, value)) = lists.first() {
+            return Some(Self::Turns(key, value));
+        }
+        if let Some(question) = Question::of(record) {
+            return Some(Self::Question(question));
+        }
+        let (key, value) = caption::of(record)?;
+        Some(Self::Caption(key, value))
+    }
+}
+
+/// The images of the row with those that parts of its turns carry.
+fn join(declared: Vec<RowImage>, parts: PartImages) -> Result<Vec<RowImage>, Reject> {
+    let num_parts = parts.len();
+    let carried: Vec<RowImage> = parts.into_iter().flatten().collect();
+    if carried.is_empty() {
+        return Ok(declared);
+    }
+    let is_same = || {
+        let name = |image: &RowImage| image.name.rsplit(['/', '\\']).next().map(str::to_owned);
+        declared.iter().map(name).eq(carried.iter().map(name))
+    };
+    if carried.len() < num_parts || !(declared.is_empty() || is_same()) {
+        return Err(Reject::new(
+            RejectReason::AmbiguousImages,
+            format!(
+                "{num_parts} image parts in the turns, {} of them with an image, and {} images \
+                 beside the turns; let all images be in one place",
+                carried.len(),
+                declared.len()
+            ),
+        ));
+    }
+    Ok(carried)
+}
+
+/// A system prompt beside the turns is the first turn.
+fn add_system(turns: &mut Vec<Turn>, record: &Record) -> Result<(), Reject> {
+    let Some((key, system)) = record.first_of(&question::SYSTEM_KEYS) else { return Ok(()) };
+    if system.is_empty() {
+        return Ok(());
+    }
+    let Field::Text(text) = system else {
+        return Err(invalid(format!("\"{key}\" should be text, but is {}", system.kind())));
+    };
+    match turns.first() {
+        Some(first) if first.role == Role::System && first.content == *text => {}
+        Some(first) if first.role == Role::System => {
+            return Err(invalid(format!(
+                "the row has a system turn and another text in \"{key}\""
+            )));
+        }
+        _ => turns.insert(0, Turn::new(Role::System, text.as_str())),
+    }
+    Ok(())
+}
+
+/// Says once that texts name images: whoever has such text and no such images should know.
+fn tell_named() {
+    static TOLD: Once = Once::new();
+    TOLD.call_once(|| {
+        tracing::warn!(
+            "rows name images within their texts as <img>…</img>, as Qwen-VL's do; each is read as an \
+             image in that place"
+        );
+    });
+}
+
+/// Whether the only image is a black one of 8 × 8 pixels that no turn shows: MiniMind-V's rows of
+/// text alone carry it, since its files have an image in every row.
+fn is_stand_in(turns: &[Turn], images: &[RowImage]) -> bool {
+    const SIDE: u32 = 8;
+    const MAX_BYTES: usize = 4096;
+    const BLACK: u8 = 2;
+    let [RowImage { bytes: Some(bytes), .. }] = images else { return false };
+    if bytes.len() > MAX_BYTES || crate::rows::num_image_tags(turns) > 0 {
+        return false;
+    }
+    let reader = image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format();
+    let size = reader.ok().and_then(|reader| reader.into_dimensions().ok());
+    size == Some((SIDE, SIDE))
+        && image::load_from_memory(bytes)
+            .is_ok_and(|image| image.to_rgb8().iter().all(|&value| value <= BLACK))
+}
+
+fn unknown(record: &Record) -> Reject {
+    let near = if record.first_of(&["chosen"]).is_some() {
+        " (\"chosen\" is preference data; put the answer to be learned under \"response\")"
+    } else if caption::of(record).is_some() {
+        " (a caption without an image)"
+    } else if record
+        .0
+        .iter()
+        .any(|(key, value)| keys::kind_of(key) == keys::KeyKind::Image && !value.is_empty())
+    {
+        " (an image without a text)"
+    } else {
+        ""
+    };
+    invalid(format!(
+        "no \"conversations\", \"messages\", question with an answer, or image with a \"caption\"; \
+         the row has: {}{near}",
+        record.keys()
+    ))
+}
+
+fn invalid(detail: impl Into<String>) -> Reject {
+    Reject::new(RejectReason::InvalidRow, detail)
+}

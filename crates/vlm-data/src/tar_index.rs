@@ -1,0 +1,143 @@
+//! Which members of a tar archive are samples, as WebDataset has them. Only headers are read.
+
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+
+use crate::error::DataError;
+use crate::plain_file::PlainFile;
+use crate::row_options::RowOptions;
+
+/// Extensions of members that are images, those that are not read but named among them.
+const IMAGE_EXTENSIONS: [&str; 12] =
+    ["jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jp2"];
+/// Extensions of members that are a caption.
+const TEXT_EXTENSIONS: [&str; 4] = ["txt", "text", "caption", "cap"];
+/// Extensions of members that are not trained on, so that their samples are not.
+const OTHER_EXTENSIONS: [&str; 8] = ["mp4", "webm", "avi", "mkv", "mov", "wav", "mp3", "flac"];
+
+#[derive(Debug, Clone)]
+pub(crate) struct Sample {
+    pub(crate) json: Option<Member>,
+    pub(crate) text: Option<Member>,
+    /// In `images`.
+    pub(crate) images: Range<u32>,
+    /// Whether it has a video or a sound.
+    pub(crate) has_other_media: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Member {
+    /// Of the content; the header is the block before it.
+    pub(crate) offset: u64,
+    pub(crate) bytes: u64,
+}
+
+/// What an archive holds.
+pub(crate) struct Index {
+    pub(crate) samples: Vec<Sample>,
+    /// Images of all samples, those of one behind one another.
+    pub(crate) images: Vec<Member>,
+}
+
+/// Finds the samples. Members of one key are one sample, beside each other or not; a member of a kind
+/// that the sample has already, as where archives were joined, begins another one.
+///
+/// # Errors
+/// An archive that is broken or has more members than the options allow.
+pub(crate) fn index(
+    plain: &PlainFile,
+    length: u64,
+    options: &RowOptions,
+) -> Result<Index, DataError> {
+    let path = &plain.path;
+    let mut archive = tar::Archive::new(plain.reader_from(0)?);
+    let cut_off = |num_samples: usize, problem: String| {
+        DataError::content(path, format!("broken after {num_samples} samples: {problem}"))
+    };
+    let entries = archive.entries_with_seek().map_err(|e| cut_off(0, e.to_string()))?;
+    let mut samples: Vec<Sample> = Vec::new();
+    let mut images: Vec<(u32, Member)> = Vec::new();
+    let mut by_key: HashMap<u128, u32> = HashMap::new();
+    let mut seen: HashSet<(u32, u128)> = HashSet::new();
+    let mut last_key = String::new();
+    let mut current = 0;
+    for (number, entry) in entries.enumerate() {
+        let entry = entry.map_err(|e| cut_off(samples.len(), e.to_string()))?;
+        if number >= options.max_archive_members {
+            let limit = options.max_archive_members;
+            return Err(DataError::content(path, format!("has more than {limit} members")));
+        }
+        if !entry.header().entry_type().is_file() {
+            continue;
+        }
+        let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+        let Some((key, extension)) = split_name(&name) else { continue };
+        let member = Member { offset: entry.raw_file_position(), bytes: entry.size() };
+        if member.offset.checked_add(member.bytes).is_none_or(|end| end > length) {
+            return Err(cut_off(
+                samples.len(),
+                format!("{name} goes beyond the end of the file; fetch it anew"),
+            ));
+        }
+        let kind = extension.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
+        let kind = kind.as_str();
+        if samples.is_empty() || key != last_key {
+            current = *by_key.entry(short_hash(key)).or_insert_with(|| push(&mut samples));
+            key.clone_into(&mut last_key);
+        }
+        if !seen.insert((current, short_hash(extension))) {
+            current = push(&mut samples);
+            by_key.insert(short_hash(key), current);
+            seen.insert((current, short_hash(extension)));
+        }
+        let sample = &mut samples[current as usize];
+        if kind == "json" {
+            sample.json = Some(member);
+        } else if TEXT_EXTENSIONS.contains(&kind) {
+            sample.text = Some(member);
+        } else if IMAGE_EXTENSIONS.contains(&kind) {
+            images.push((current, member));
+        } else if OTHER_EXTENSIONS.contains(&kind) {
+            sample.has_other_media = true;
+        }
+    }
+    // Those of one sample behind one another, in the archive's order.
+    images.sort_by_key(|(sample, _)| *sample);
+    for (k, (sample, _)) in images.iter().enumerate() {
+        let range = &mut samples[*sample as usize].images;
+        if range.start == range.end {
+            range.start = k as u32;
+        }
+        range.end = k as u32 + 1;
+    }
+    // A sample of other members alone, as an index that some writers add, is no row.
+    samples.retain(|sample| {
+        let is_conversation = sample.json.is_some() || sample.images.start < sample.images.end;
+        is_conversation || sample.has_other_media
+    });
+    Ok(Index { samples, images: images.into_iter().map(|(_, member)| member).collect() })
+}
+
+/// What stands for a name while the archive is looked through.
+fn short_hash(name: &str) -> u128 {
+    let hash = blake3::hash(name.as_bytes());
+    u128::from_le_bytes(*hash.as_bytes().first_chunk().unwrap_or(&[0; 16]))
+}
+
+/// Begins a sample; its number.
+fn push(samples: &mut Vec<Sample>) -> u32 {
+    samples.push(Sample { json: None, text: None, images: 0..0, has_other_media: false });
+    samples.len() as u32 - 1
+}
+
+/// `dir/0001.left.jpg` → `dir/0001`, `left.jpg`: a sample's key ends at the first dot of the file's
+/// name, as WebDataset has it. What macOS adds to archives is no member of a sample.
+fn split_name(name: &str) -> Option<(&str, &str)> {
+    let name = name.strip_prefix("./").unwrap_or(name);
+    if name.split('/').any(|part| part.starts_with("._") || part == "__MACOSX") {
+        return None;
+    }
+    let file_start = name.rfind('/').map_or(0, |slash| slash + 1);
+    let dot = file_start + name[file_start..].find('.')?;
+    (dot > file_start).then(|| (&name[..dot], &name[dot + 1..]))
+}
