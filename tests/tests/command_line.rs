@@ -89,3 +89,15 @@ fn prepared_rows_of_a_users_tokenizer_need_the_users_encoder() {
     assert!(!trial.path("prepared").exists());
     prepare(&["--tokens-per-image", "196"]).assert_success();
 }
+
+#[test]
+fn rows_are_inspected_as_rows() {
+    let trial = Trial::new();
+    let rows = trial.path("rows.jsonl");
+    let ended = vlm(&["inspect", rows.to_str().unwrap()]);
+    ended.assert_success();
+    assert!(ended.stdout.contains("rows.jsonl: 8 rows"), "{}", ended.stdout);
+    fs::write(trial.path("broken.jsonl"), "").unwrap();
+    let broken = trial.path("broken.jsonl");
+    vlm(&["inspect", broken.to_str().unwrap()]).assert_error(2, &["broken.jsonl", "no rows"]);
+}

@@ -130,6 +130,9 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         args.output.display(),
         tokenizer.placeholder().token(),
     );
+    for line in source.describe() {
+        eprintln!("{line}");
+    }
     let settings = PrepareSettings {
         input_files: paths.file_states().map_err(asked_wrongly)?,
         tokenizer: Arc::new(tokenizer),

@@ -1,12 +1,13 @@
 //! How the command ends: its exit code, its last words, its log.
 
 use std::io::{ErrorKind, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
 use vlm_data::DataError;
 use vlm_model::weights::WeightsError;
-use vlm_train::TrainError;
+use vlm_train::{TrainError, is_out_of_memory, memory_shortage};
 
 use crate::console;
 
@@ -31,6 +32,17 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// Runs a command. Memory that runs out in a tensor operation is a panic of `tch`, and an error here.
+pub fn with_memory_errors(command: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
+    catch_unwind(AssertUnwindSafe(command)).unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        match text.or_else(|| panic.downcast_ref().copied()) {
+            Some(text) if is_out_of_memory(text) => Err(anyhow::anyhow!("{text}")),
+            _ => resume_unwind(panic),
+        }
+    })
 }
 
 /// The error and its causes on one line; a cause that the error before it already tells is left
@@ -105,13 +117,14 @@ pub fn report_panics_as_errors() {
         let first = text.split("Exception raised from").next().unwrap_or(text).trim();
         let place =
             info.location().map_or(String::new(), |l| format!(" at {}:{}", l.file(), l.line()));
-        match out_of_memory(text) {
-            Some(told) => eprintln!("error: {told}{place}"),
-            None => eprintln!(
-                "error: internal error{place}: {first}\n\
-             Please report this. Earlier checkpoints are unaffected."
-            ),
+        // Told by whoever catches it: a training run with its parts, `main` without.
+        if is_out_of_memory(text) {
+            return;
         }
+        eprintln!(
+            "error: internal error{place}: {first}\n\
+             Please report this. Earlier checkpoints are unaffected."
+        );
         if std::thread::current().name() == Some("main") {
             std::process::exit(1);
         }
@@ -121,22 +134,11 @@ pub fn report_panics_as_errors() {
 /// What to say in place of libtorch's message (with the frames of its C++ stack) that there was no
 /// memory for a tensor; `None` for any other message.
 fn out_of_memory(message: &str) -> Option<String> {
-    // c10's allocator for the CPU, the one for CUDA.
-    let wanted = ["you tried to allocate ", "Tried to allocate "]
-        .iter()
-        .find_map(|before| Some(message.split_once(before)?.1))?;
-    let wanted = wanted.split(". ").next().unwrap_or(wanted).trim_end_matches('.');
-    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
-    let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"));
-    let limit = limit.and_then(|line| line.split_whitespace().next());
-    let limit = match limit {
-        None | Some("unlimited") => String::new(),
-        Some(bytes) => format!(" (this process may use {bytes} bytes in all: ulimit -v)"),
-    };
+    let shortage = memory_shortage(message)?;
     let before = message.split("libtorch:").next().unwrap_or("").trim().trim_end_matches(':');
     let before = if before.len() == message.trim().len() { "" } else { before };
     Some(format!(
-        "{before}{}memory ran out: libtorch wanted {wanted} for a tensor and did not get it{limit}. \
+        "{before}{}out of memory: {shortage}. \
          Lower --batch-size or --max-seq-len, or give --activation-checkpointing; `cargo xtask plan` \
          says what a run needs. Earlier checkpoints are unaffected",
         if before.is_empty() { "" } else { ": " }
@@ -204,12 +206,12 @@ mod tests {
                        err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate \
                        1204224 bytes. Error code 12 (Cannot allocate memory)\nframe #0: c10::";
         let told = out_of_memory(message).unwrap();
-        let expected = "step 3: memory ran out: libtorch wanted 1204224 bytes for a tensor";
+        let expected = "step 3: out of memory: libtorch wanted 1204224 bytes for a tensor";
         assert!(told.starts_with(expected) && !told.contains("frame"), "{told}");
         let cuda =
             "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 3";
         let told = out_of_memory(cuda).unwrap();
-        assert!(told.starts_with("memory ran out: libtorch wanted 2.00 GiB for"), "{told}");
+        assert!(told.starts_with("out of memory: libtorch wanted 2.00 GiB for"), "{told}");
         assert_eq!(out_of_memory("no such file"), None);
     }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use vlm_model::weights::hub_name;
 use vlm_train::TrainError;
 
 /// What a flag's path holds, which decides how it can be downloaded.
@@ -30,8 +31,10 @@ pub fn require(flag: &str, path: &Path, holds: Holds, expected: &str) -> Result<
         Some(text) if text.contains("://") => {
             "; addresses are not read: download it first, and give the local path".to_owned()
         }
-        Some(text) if is_hub_name(text) => download_advice(flag, text, holds),
-        _ => format!("; expected {expected}"),
+        _ => match hub_name(path) {
+            Some(name) => download_advice(flag, name, holds),
+            None => format!("; expected {expected}"),
+        },
     };
     Err(TrainError::Usage(format!("--{flag} {name}: {found}{advice}")))
 }
@@ -43,24 +46,6 @@ fn download_advice(flag: &str, name: &str, holds: Holds) -> String {
         ". It looks like a name on the Hugging Face Hub, from which nothing is downloaded here: run \
          `hf download {name}{kind} --local-dir {folder}`, then give --{flag} {folder}"
     )
-}
-
-/// Whether `text` has the form `owner/name` and nothing of a path on this machine.
-fn is_hub_name(text: &str) -> bool {
-    let is_word = |word: &str| {
-        !word.is_empty()
-            && !word.starts_with('.')
-            && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    let has_file_extension = [".pth", ".pt", ".bin", ".ckpt", ".safetensors", ".jsonl", ".json"]
-        .iter()
-        .chain(&[".parquet", ".tar", ".csv"])
-        .any(|extension| text.ends_with(extension));
-    let mut words = text.split('/');
-    let (owner, name, rest) = (words.next(), words.next(), words.next());
-    matches!((owner, name, rest), (Some(owner), Some(name), None) if is_word(owner) && is_word(name))
-        && !has_file_extension
-        && !Path::new(text).parent().is_some_and(Path::is_dir)
 }
 
 #[cfg(test)]

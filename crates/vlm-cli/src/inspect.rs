@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
-use vlm_data::{MANIFEST_FILE, Manifest, verify};
-use vlm_model::weights::Weights;
+use vlm_data::{MANIFEST_FILE, Manifest, open_source, verify};
+use vlm_model::weights::{Weights, WeightsError};
 use vlm_model::{LmConfig, VisionConfig};
 use vlm_train::TrainError;
 
@@ -17,8 +17,8 @@ const MAX_NAME_WIDTH: usize = 80;
 /// Flags of `vlm inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
-    /// A .pth or .safetensors file, an index of shards, a folder with one of these, or a folder of
-    /// prepared data.
+    /// A .pth or .safetensors file, an index of shards, a folder with one of these, a folder of
+    /// prepared data, or a data set.
     pub file: PathBuf,
     /// Print JSON, one object a tensor; of prepared data, its manifest.
     #[arg(long)]
@@ -59,7 +59,10 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         ))
         .into());
     }
-    let weights = Weights::open(&args.file)?;
+    let weights = match Weights::open(&args.file) {
+        Ok(weights) => weights,
+        Err(error) => return inspect_rows(args, error),
+    };
     let rows = weights.summary()?;
     if args.json {
         for row in &rows {
@@ -98,6 +101,41 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     let folder = if args.file.is_dir() { Some(args.file.as_path()) } else { args.file.parent() };
     for line in folder.map(describe_config).unwrap_or_default() {
         println!("{line}");
+    }
+    Ok(())
+}
+
+/// Endings of files that hold rows. `.json` may be an index of weights too.
+const ROW_EXTENSIONS: [&str; 10] =
+    ["jsonl", "ndjson", "json", "parquet", "arrow", "tar", "csv", "tsv", "gz", "zst"];
+
+/// What a file or folder of rows holds.
+///
+/// # Errors
+/// `not_weights`, where the path does not hold rows either; what is wrong with rows.
+fn inspect_rows(args: &InspectArgs, not_weights: WeightsError) -> Result<()> {
+    let extension = args.file.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let extension = extension.to_ascii_lowercase();
+    let may_be_rows = args.file.is_dir() || ROW_EXTENSIONS.contains(&extension.as_str());
+    if !may_be_rows {
+        return Err(not_weights.into());
+    }
+    let source = match open_source(&args.file, None) {
+        Ok(source) => source,
+        Err(_) if args.file.is_dir() || extension == "json" => return Err(not_weights.into()),
+        Err(error) => return Err(error.into()),
+    };
+    if args.json {
+        let line = json!({
+            "rows": source.len(),
+            "readers": source.describe(),
+        });
+        println!("{line}");
+    } else {
+        println!("{}: {} rows", args.file.display(), source.len());
+        for line in source.describe() {
+            println!("{line}");
+        }
     }
     Ok(())
 }

@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     if let Err(error) = cuda {
         tracing::warn!("CUDA is not used: {error}");
     }
-    exit::code(match cli.command {
+    exit::code(exit::with_memory_errors(|| match cli.command {
         Command::Pretrain(args) => pretrain::run(*args, Stage::Pretrain),
         Command::Sft(args) => pretrain::run(*args, Stage::Sft),
         Command::DemoWeights(args) => demo::make_weights(&args),
@@ -51,5 +51,5 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Convert(args) => convert::run(&args),
-    })
+    }))
 }

@@ -90,11 +90,15 @@ fn in_short_lines(error: &toml::de::Error) -> String {
 
 /// The run's configuration: what was given, else the defaults.
 pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
-    let processes = LaunchEnv::read()?.map_or(1, |env| env.local_world_size);
+    let launch = LaunchEnv::read()?;
+    let is_alone = is_alone(launch.as_ref());
+    let processes = launch.map_or(1, |env| env.local_world_size);
     let required = |value: Option<PathBuf>, flag: &str, what: &str| {
         value.ok_or_else(|| TrainError::Usage(format!("--{flag} is missing: {what}")))
     };
-    require_named_paths(&args)?;
+    if is_alone {
+        require_rows_and_model(&args)?;
+    }
     let out_dir = args.out_dir.unwrap_or_else(|| "out".into());
     let shape = ShapeRequest {
         dim: args.dim,
@@ -120,7 +124,7 @@ pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
     let tokenizer = tokenizer.or_else(|| earlier("tokenizer"));
     let shuffle = args.shuffle.unwrap_or(!args.no_shuffle.unwrap_or(false));
     let default_window = if shuffle { DEFAULT_BUCKET_WINDOW } else { 0 };
-    Ok(TrainConfig {
+    let config = TrainConfig {
         stage,
         data: DataConfig {
             data_path: args.data_path.map(DataPaths::from).ok_or_else(|| {
@@ -199,32 +203,64 @@ pub fn configuration(args: PretrainArgs, stage: Stage) -> Result<TrainConfig> {
             max_captions: args.eval_captions.unwrap_or(eval.max_captions),
             ..eval
         },
-    })
+    };
+    if is_alone {
+        // Settings that contradict each other are told before paths that may not matter.
+        config.validate()?;
+        require_other_paths(&config)?;
+    }
+    Ok(config)
 }
 
-/// Checks every path that was named, in the order of the help.
-fn require_named_paths(args: &PretrainArgs) -> Result<(), TrainError> {
+/// Whether this process looks at paths before it meets others. A rank does so afterwards, so that all
+/// ranks are told what one of them lacks.
+fn is_alone(launch: Option<&LaunchEnv>) -> bool {
+    launch.is_none_or(|env| env.world_size == 1)
+}
+
+/// Checks the rows and the language model, without which nothing else can be known.
+fn require_rows_and_model(args: &PretrainArgs) -> Result<(), TrainError> {
     let rows = "rows to train on (docs/data.md lists their forms)";
-    let encoder = "a vision encoder's folder in Hugging Face form; `vlm init` makes a random one";
-    for path in args.data_path.iter().flat_map(|paths| DataPaths::from(paths.clone()).paths()) {
-        require("data-path", &path, Holds::Data, rows)?;
+    let paths = args.data_path.clone().map(DataPaths::from).unwrap_or_default();
+    let weights = paths.weights();
+    // Weights for some of the paths are told where they are mixed.
+    if weights.iter().all(Option::is_some) || weights.iter().all(Option::is_none) {
+        for path in paths.paths() {
+            require("data-path", &path, Holds::Data, rows)?;
+        }
     }
-    let is_none = |path: &&PathBuf| path.as_os_str() == "none";
-    let lm = args.lm.as_ref().filter(|path| !is_none(path));
-    let resume = args.resume.as_ref().filter(|path| path.as_os_str() != "auto");
+    match args.lm.as_ref().filter(|path| path.as_os_str() != "none") {
+        Some(lm) => {
+            require("lm", lm, Holds::Model, "weights, a folder with them, or none for random ones")
+        }
+        None => Ok(()),
+    }
+}
+
+/// Checks the other paths, in the order of the help.
+fn require_other_paths(config: &TrainConfig) -> Result<(), TrainError> {
+    let encoder = "a vision encoder's folder in Hugging Face form; `vlm init` makes a random one";
+    let resume = match &config.run.resume {
+        Some(Resume::Path(path)) => Some(path),
+        _ => None,
+    };
     for (flag, path, holds, expected) in [
-        ("images-path", args.images_path.as_ref(), Holds::Data, "the root folder of the images"),
-        ("lm", lm, Holds::Model, "weights, a folder with them, or none for random ones"),
-        ("vision", args.vision.as_ref(), Holds::Model, encoder),
+        ("images-path", config.data.images_path.as_ref(), Holds::Data, "the root of the images"),
+        ("vision", Some(&config.model.vision), Holds::Model, encoder),
         (
             "tokenizer",
-            args.tokenizer.as_ref(),
+            Some(&config.model.tokenizer),
             Holds::Model,
             "a folder with tokenizer.json and tokenizer_config.json",
         ),
-        ("features", args.features.as_ref(), Holds::Data, "a folder of `vlm cache-features`"),
-        ("eval-data", args.eval_data.as_ref(), Holds::Data, "rows to evaluate on"),
-        ("eval-images-path", args.eval_images_path.as_ref(), Holds::Data, "a folder of images"),
+        (
+            "features",
+            config.model.features.as_ref(),
+            Holds::Data,
+            "a folder of `vlm cache-features`",
+        ),
+        ("eval-data", config.eval.data_path.as_ref(), Holds::Data, "rows to evaluate on"),
+        ("eval-images-path", config.eval.images_path.as_ref(), Holds::Data, "a folder of images"),
         ("resume", resume, Holds::Model, "auto, or a checkpoint's folder"),
     ] {
         if let Some(path) = path {

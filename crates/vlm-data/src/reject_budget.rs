@@ -178,8 +178,7 @@ fn advice(reason: RejectReason) -> &'static str {
             "The rows have videos or sounds; take those rows out, only images and text are trained on."
         }
         RejectReason::AmbiguousImages => {
-            "Name the key that holds the images with --image-key, or put all images of a row into one \
-             list."
+            "Call the key that holds the images \"image\", or put all images of a row into one list."
         }
         RejectReason::RatingTooLow => "Lower the ratings wanted of the turns.",
         RejectReason::InvalidRow => {

@@ -29,11 +29,11 @@ pub struct RowOptions {
 }
 
 impl Default for RowOptions {
-    /// "Describe the image." for captions, no ratings, links are followed, 64 MiB a row, 256 MiB an
+    /// No words beside the image of a caption, no ratings, links are followed, 64 MiB a row, 256 MiB an
     /// image, 256 GiB unpacked, 50 million members.
     fn default() -> Self {
         Self {
-            caption_question: "Describe the image.".into(),
+            caption_question: String::new(),
             image_keys: Vec::new(),
             min_ratings: Vec::new(),
             images_beside: None,

@@ -84,25 +84,34 @@ fn advice(message: &str, parts: Option<MemoryParts>) -> String {
          --accumulation-steps, --activation-checkpointing, a smaller --max-seq-len, --features made \
          by `vlm cache-features`, fewer trained blocks, or --dtype bfloat16. Earlier checkpoints are \
          unaffected",
-        first_sentence(message)
+        memory_shortage(message).unwrap_or_else(|| "libtorch did not say of what".to_owned())
     )
 }
 
-/// libtorch's own words up to its first full stop, without what a panic puts in front of them.
-fn first_sentence(message: &str) -> &str {
-    let start = message.find("CUDA").or_else(|| message.find("DefaultCPUAllocator")).unwrap_or(0);
-    let text = &message[start..];
-    // "CUDA out of memory. Tried to allocate 2 MiB. GPU 0 has …": the first two belong together.
-    let ends = text.match_indices(". ").map(|(at, _)| at);
-    let end = ends.take(2).last().unwrap_or(text.len());
-    text[..end].trim_end_matches(['.', '"', ')'])
+/// What libtorch wanted when memory ran out, and this process's own limit where it has one; `None` for
+/// any other message.
+pub fn memory_shortage(message: &str) -> Option<String> {
+    // c10's allocator for the CPU, and the one for CUDA.
+    let wanted = ["you tried to allocate ", "Tried to allocate "]
+        .iter()
+        .find_map(|before| Some(message.split_once(before)?.1))?;
+    let wanted = wanted.split(". ").next().unwrap_or(wanted).trim_end_matches(['.', '"', ')']);
+    let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"));
+    let limit = match limit.and_then(|line| line.split_whitespace().next()) {
+        None | Some("unlimited") => String::new(),
+        Some(bytes) => format!(" (this process may use {bytes} bytes in all: ulimit -v)"),
+    };
+    let device = if message.contains("CUDA") { " on the GPU" } else { "" };
+    Some(format!("libtorch wanted {wanted} for a tensor{device} and did not get it{limit}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const PARTS: MemoryParts = MemoryParts { weights: 1 << 20, gradients: 2 << 20, optimizer: 4 << 20 };
+    const PARTS: MemoryParts =
+        MemoryParts { weights: 1 << 20, gradients: 2 << 20, optimizer: 4 << 20 };
 
     #[test]
     fn a_panic_about_memory_becomes_an_error_with_advice() {
@@ -114,7 +123,7 @@ mod tests {
         };
         let said = with_memory_advice(Some(PARTS), run).unwrap_err().to_string();
         for part in [
-            "out of memory: CUDA out of memory. Tried to allocate 2.00 MiB. The run keeps",
+            "out of memory: libtorch wanted 2.00 MiB for a tensor on the GPU and did not get it",
             "1.0 MiB of weights, 2.0 MiB of gradients and 4.0 MiB of optimizer state",
             "--batch-size",
         ] {

@@ -73,8 +73,8 @@ impl ArrowSource {
         {
             if by_type.len() > 1 || all.iter().any(is_image) {
                 return Err(wrong(format!(
-                    "the column {first:?} looks like images and has no known name; name the columns \
-                     whose images the rows show in the option image_keys; the file has: {}",
+                    "the column {first:?} looks like images and has no known name; call the \
+                     column whose images the rows show \"image\", and drop others; the file has: {}",
                     layout::describe(&all)
                 )));
             }

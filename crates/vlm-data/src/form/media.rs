@@ -57,7 +57,7 @@ pub(super) fn images(
             RejectReason::AmbiguousImages,
             format!(
                 "the key {key:?} holds what looks like an image ({}), and no reader knows the key; \
-                 call it \"image\", name it in the option image_keys, or take it out",
+                 call it \"image\", or take it out",
                 sample(value)
             ),
         )),
@@ -112,7 +112,7 @@ fn combine(mut declared: Vec<Declared<'_>>) -> Result<Vec<RowImage>, Reject> {
             RejectReason::AmbiguousImages,
             format!(
                 "{} images under {:?} and {} other ones under {key:?}; put all of them into one \
-                 list, or name one key in the option image_keys",
+                 list, and take the other key out",
                 main.1.len(),
                 main.0,
                 images.len()

@@ -174,8 +174,8 @@ fn choose(
         }
         [first, ..] if options.image_keys.is_empty() => {
             return Err(format!(
-                "the column {first:?} looks like images and has no known name; name the columns \
-                 whose images the rows show in the option image_keys; the file has: {}",
+                "the column {first:?} looks like images and has no known name; call the \
+                 column whose images the rows show \"image\", and drop others; the file has: {}",
                 describe(schema)
             ));
         }
@@ -200,8 +200,8 @@ fn choose(
     };
     if let (false, Some(column)) = (has_image, top.iter().find(bytes)) {
         return Err(format!(
-            "the column {:?} has bytes, which may be images, and no other column has any; name it in \
-             the option image_keys, or drop it",
+            "the column {:?} has bytes, which may be images, and no other column has any; call it \
+             \"image\", or drop it",
             column.name
         ));
     }

@@ -76,14 +76,8 @@ fn every_form_of_a_question_with_an_image_is_the_same_row() {
 #[test]
 fn captions_systems_histories_and_tools_are_turns() {
     for (text, expected) in [
-        (
-            r#"{"image": "x.jpg", "caption": "c"}"#,
-            vec![("user", "<image>\nDescribe the image."), ("assistant", "c")],
-        ),
-        (
-            r#"{"file_name": "x.jpg", "text": "c"}"#,
-            vec![("user", "<image>\nDescribe the image."), ("assistant", "c")],
-        ),
+        (r#"{"image": "x.jpg", "caption": "c"}"#, vec![("user", "<image>"), ("assistant", "c")]),
+        (r#"{"file_name": "x.jpg", "text": "c"}"#, vec![("user", "<image>"), ("assistant", "c")]),
         (
             r#"{"system": "s", "instruction": "q", "input": "i", "output": "a"}"#,
             vec![("system", "s"), ("user", "q\ni"), ("assistant", "a")],

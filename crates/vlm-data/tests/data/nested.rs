@@ -111,7 +111,7 @@ fn parts_of_messages_carry_their_images() {
 fn captions_answer_the_question_of_the_options() {
     let source = open("captions.parquet");
     let (texts, images) = content(source.as_ref(), 6);
-    assert_eq!(texts, ["<image>\nDescribe the image.", "answer 6"]);
+    assert_eq!(texts, ["<image>", "answer 6"]);
     assert_eq!(images, [3]);
     let options = RowOptions { caption_question: String::new(), ..RowOptions::default() };
     let path = golden("rows/captions.parquet");
@@ -127,7 +127,7 @@ fn image_columns_that_no_reader_knows_are_used_or_named() {
         source.map(|source| content(source.as_ref(), 1).1).map_err(|e| e.to_string())
     };
     let error = told(&RowOptions::default()).unwrap_err();
-    assert!(error.contains("\"mystery\"") && error.contains("image_keys"), "{error}");
+    assert!(error.contains("\"mystery\"") && error.contains("drop others"), "{error}");
     let options = RowOptions { image_keys: vec!["mystery".into()], ..RowOptions::default() };
     assert_eq!(told(&options).unwrap(), [2]);
 }

@@ -26,8 +26,8 @@ pub use load::{LoadReport, Misshapen};
 pub use shards::save_shards;
 
 use error::Refusal;
-pub use open::require_there;
 use open::{Content, Resolved};
+pub use open::{hub_name, require_there};
 use pth::PthFile;
 use safetensors::SafetensorsFile;
 

@@ -161,8 +161,9 @@ pub fn require_there(path: &Path) -> Result<(), WeightsError> {
     }
 }
 
-/// `owner/name`, without an extension of weights.
-fn hub_name(path: &Path) -> Option<&str> {
+/// The name on the Hugging Face Hub, `owner/name`, that a path may be meant as: nothing is there, it has
+/// no extension of a file, and `owner` is no folder.
+pub fn hub_name(path: &Path) -> Option<&str> {
     let name = path.to_str()?;
     let (owner, model) = name.split_once('/')?;
     let is_plain = |part: &str| {
@@ -171,7 +172,8 @@ fn hub_name(path: &Path) -> Option<&str> {
             && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
     };
     let extension = Path::new(model).extension().and_then(|e| e.to_str()).unwrap_or_default();
-    let is_file = EXTENSIONS.contains(&extension) || ["json", "gguf", "onnx"].contains(&extension);
+    let is_file = EXTENSIONS.contains(&extension)
+        || ["json", "jsonl", "parquet", "tar", "csv", "gguf", "onnx"].contains(&extension);
     let is_in_folder = Path::new(owner).is_dir();
     (is_plain(owner) && is_plain(model) && !is_file && !is_in_folder).then_some(name)
 }

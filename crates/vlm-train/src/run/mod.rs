@@ -29,6 +29,7 @@ use crate::event_file::EventFile;
 use crate::metrics::MetricsFile;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
+use crate::out_of_memory::{MemoryParts, with_memory_advice};
 use crate::parallel::{LaunchEnv, Phase, Team, agree, gradient_bytes, start_up};
 use crate::precision::Dtype;
 use crate::trainer::{Ending, Position, Trainer, is_image_path};
@@ -98,6 +99,9 @@ impl Run {
 
     fn prepare_in(config: TrainConfig, team: Option<&Team>) -> Result<Self, TrainError> {
         let parts = all_ready(team, Parts::assemble(&config, team))?;
+        if let (None, tch::Device::Cuda(index)) = (team, parts.device) {
+            vlm_torch::set_cuda_device(index)?;
+        }
         if let Some(team) = team {
             let nccl = all_ready(Some(team), team.use_device(parts.device))?;
             start_up::introduce(team, parts.device, nccl.as_deref());
@@ -112,7 +116,9 @@ impl Run {
         };
         let (out_dir, resumed) = all_ready(team, opened)?;
         let Parts { tokenizer, processor, loader, evaluator, shapes, device, dtype, .. } = parts;
-        let model = build_model(&config.model, &shapes, config.run.seed, device);
+        let model = with_memory_advice(None, || {
+            build_model(&config.model, &shapes, config.run.seed, device)
+        });
         let model = model.map_err(|error| error.during("making the model with its weights"));
         let mut model = all_ready(team, model)?;
         model.set_activation_checkpointing(config.model.activation_checkpointing);
@@ -198,7 +204,8 @@ impl Run {
     /// # Errors
     /// Data, model, disk; the last checkpoint stays as it was.
     pub fn train(&mut self, stop: &AtomicBool) -> Result<Summary, TrainError> {
-        let summary = self.train_to_the_end(stop);
+        let parts = MemoryParts::of(&self.model);
+        let summary = with_memory_advice(Some(parts), || self.train_to_the_end(stop));
         if let (Err(error), Some(team)) = (&summary, &self.team) {
             team.leave_word(error);
         }
