@@ -1,6 +1,7 @@
 //! `vlm inspect`: what a weight file holds, and the configuration beside it.
 
 use std::borrow::Cow;
+use std::fs::read_dir;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
@@ -105,24 +106,33 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     Ok(())
 }
 
-/// Endings of files that hold rows. `.json` may be an index of weights too.
-const ROW_EXTENSIONS: [&str; 10] =
-    ["jsonl", "ndjson", "json", "parquet", "arrow", "tar", "csv", "tsv", "gz", "zst"];
+/// Endings of files that hold rows and nothing else.
+const ROW_EXTENSIONS: [&str; 9] =
+    ["jsonl", "ndjson", "parquet", "arrow", "tar", "csv", "tsv", "gz", "zst"];
+
+fn is_named_as_rows(path: &Path) -> bool {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    ROW_EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str())
+}
 
 /// What a file or folder of rows holds.
 ///
 /// # Errors
 /// `not_weights`, where the path does not hold rows either; what is wrong with rows.
 fn inspect_rows(args: &InspectArgs, not_weights: WeightsError) -> Result<()> {
-    let extension = args.file.extension().and_then(|e| e.to_str()).unwrap_or_default();
-    let extension = extension.to_ascii_lowercase();
-    let may_be_rows = args.file.is_dir() || ROW_EXTENSIONS.contains(&extension.as_str());
-    if !may_be_rows {
+    let is_list = args.file.extension().is_some_and(|extension| extension == "json");
+    let holds_rows = if args.file.is_dir() {
+        let entries = [args.file.clone(), args.file.join("data")].into_iter().flat_map(read_dir);
+        entries.flatten().any(|entry| entry.is_ok_and(|entry| is_named_as_rows(&entry.path())))
+    } else {
+        is_list || is_named_as_rows(&args.file)
+    };
+    if !holds_rows {
         return Err(not_weights.into());
     }
     let source = match open_source(&args.file, None) {
         Ok(source) => source,
-        Err(_) if args.file.is_dir() || extension == "json" => return Err(not_weights.into()),
+        Err(_) if is_list => return Err(not_weights.into()),
         Err(error) => return Err(error.into()),
     };
     if args.json {
