@@ -62,6 +62,18 @@ fn a_file_that_is_no_weights_is_named() {
 }
 
 #[test]
+fn a_config_beside_the_weights_that_is_no_json_is_named() {
+    let trial = Trial::new();
+    let lm = trial.path("lm");
+    fs::create_dir(&lm).unwrap();
+    fs::write(lm.join("config.json"), "{\"hidden_size\": ").unwrap();
+    fs::write(lm.join("model.safetensors"), "").unwrap();
+    let ended = trial.pretrain(&["--lm", lm.to_str().unwrap()]);
+    ended.assert_error(2, &["lm/config.json", "line 1"]);
+    assert!(!trial.path("out").exists());
+}
+
+#[test]
 fn an_out_dir_that_cannot_be_written_is_named() {
     let trial = Trial::new();
     fs::write(trial.path("file"), "").unwrap();

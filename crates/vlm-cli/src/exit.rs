@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
 use vlm_data::DataError;
+use vlm_model::ModelError;
 use vlm_model::weights::WeightsError;
 use vlm_train::{TrainError, is_out_of_memory, memory_shortage};
 
@@ -86,14 +87,18 @@ fn is_usage(error: &anyhow::Error) -> bool {
     match error.downcast_ref::<TrainError>() {
         Some(TrainError::Usage(_)) => true,
         Some(TrainError::Data(data)) => is_data_usage(data),
-        Some(TrainError::Model(model)) => matches!(model, vlm_model::ModelError::Config(_)),
+        Some(TrainError::Model(model)) => is_model_usage(model),
         Some(TrainError::Failed(_)) => false,
         None => {
             error.downcast_ref::<DataError>().is_some_and(is_data_usage)
-                || matches!(error.downcast_ref(), Some(vlm_model::ModelError::Config(_)))
+                || error.downcast_ref().is_some_and(is_model_usage)
                 || error.is::<WeightsError>()
         }
     }
+}
+
+fn is_model_usage(error: &ModelError) -> bool {
+    matches!(error, ModelError::Config(_) | ModelError::Io { .. })
 }
 
 fn is_data_usage(error: &DataError) -> bool {

@@ -12,8 +12,8 @@ use vlm_model::part_files::{listed, open_language_model, open_vision_encoder};
 use vlm_model::vision::{VisionEncoder, is_beside_encoder};
 use vlm_model::weights::{Weights, WeightsError, require_there};
 use vlm_model::{
-    LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily, Vlm,
-    is_projector,
+    LmConfig, LmFamily, ModelError, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily,
+    Vlm, is_projector,
 };
 
 use crate::TrainError;
@@ -130,7 +130,7 @@ pub fn settle_shapes(
     max_seq_len: usize,
 ) -> Result<Shapes, TrainError> {
     let path = config.vision.join("config.json");
-    let vision = VisionConfig::from_file(&path).map_err(usage)?;
+    let vision = VisionConfig::from_file(&path).map_err(of_config)?;
     warn_of_unread_keys(&path, &VisionConfig::unread_keys_of(&path).map_err(usage)?);
     let (mut lm, beside) = match &config.lm {
         Some(path) => starting_shape(path)?,
@@ -241,7 +241,7 @@ pub(crate) fn build_encoder(
     folder: &Path,
     device: Device,
 ) -> Result<(VisionEncoder, VisionConfig), TrainError> {
-    let config = VisionConfig::from_file(&folder.join("config.json")).map_err(usage)?;
+    let config = VisionConfig::from_file(&folder.join("config.json")).map_err(of_config)?;
     let params = ParamStore::new(device);
     let encoder = VisionEncoder::new(&params.root(), &config);
     load_vision(folder, config.family, &params)?;
@@ -302,8 +302,8 @@ fn warn_of_surplus(path: &Path, names: &[String]) {
 /// The language model's shape by `config.json` beside the weights, with that file's path, else the
 /// usual one of the family that the weights' names belong to.
 pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf>), TrainError> {
-    if let Some(path) = config_beside(weights) {
-        return Ok((LmConfig::from_file(&path).map_err(usage)?, Some(path)));
+    if let Some(path) = config_beside(weights)? {
+        return Ok((LmConfig::from_file(&path).map_err(of_config)?, Some(path)));
     }
     let opened = open_language_model(weights).map_err(of_weights)?;
     let lm = LmConfig::usual_for(&opened).map_err(of_weights)?;
@@ -326,13 +326,21 @@ pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf
 
 /// The `config.json` that lies beside a weight file (or in it, for a folder), when it is a language
 /// model's.
-fn config_beside(weights: &Path) -> Option<PathBuf> {
-    let folder = if weights.is_dir() { weights } else { weights.parent()? };
-    let path = folder.join("config.json");
-    let text = std::fs::read_to_string(&path).ok()?;
-    let json: Value = serde_json::from_str(&text).ok()?;
+///
+/// # Errors
+/// A file that is there and cannot be read, or is not JSON.
+fn config_beside(weights: &Path) -> Result<Option<PathBuf>, TrainError> {
+    let folder = if weights.is_dir() { Some(weights) } else { weights.parent() };
+    let path = folder.unwrap_or(Path::new(".")).join("config.json");
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(usage_at(&path, error)),
+    };
+    let json: Value = serde_json::from_str(&text).map_err(|error| usage_at(&path, error))?;
     // In a folder given as --lm it must be one; beside a file it may be another model's.
-    (weights.is_dir() || LmConfig::is_language_model(&json)).then_some(path)
+    let is_one = weights.is_dir() || LmConfig::is_language_model(&json);
+    Ok(is_one.then_some(path))
 }
 
 /// Compares the settled shape with the tensors of the weight file, before any is read, and takes
@@ -389,6 +397,10 @@ fn usage(error: impl std::fmt::Display) -> TrainError {
 fn usage_at(path: &Path, error: impl Into<Box<dyn std::error::Error>>) -> TrainError {
     let error = error.into();
     TrainError::unusable(format!("{}: {error}", path.display()), error.as_ref())
+}
+
+fn of_config(error: ModelError) -> TrainError {
+    TrainError::unusable(error.to_string(), &error)
 }
 
 fn of_weights(error: WeightsError) -> TrainError {

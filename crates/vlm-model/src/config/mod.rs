@@ -22,11 +22,14 @@ use crate::ModelError;
 /// Reads a JSON file into a value.
 fn read_json(path: &Path) -> Result<serde_json::Value, ModelError> {
     let text = std::fs::read_to_string(path)
-        .map_err(|e| ModelError::Config(format!("{}: {e}", path.display())))?;
+        .map_err(|source| ModelError::Io { path: path.to_owned(), source })?;
     serde_json::from_str(&text).map_err(|e| ModelError::Config(format!("{}: {e}", path.display())))
 }
 
 /// Puts the file's name before what is wrong in it.
 fn in_file(path: &Path) -> impl Fn(ModelError) -> ModelError {
-    move |error| ModelError::Config(format!("{}: {error}", path.display()))
+    move |error| match error {
+        ModelError::Io { .. } => error,
+        other => ModelError::Config(format!("{}: {other}", path.display())),
+    }
 }
