@@ -130,9 +130,12 @@ fn rank_killed_from_outside_gives_the_signals_code() {
 
 #[test]
 fn rank_that_will_not_end_is_ended_within_ten_seconds() {
-    let script = "if [ $RANK = 1 ]; then exit 3; fi; trap '' TERM; while :; do sleep 1; done";
+    // Rank 1 fails only when rank 0 ignores the signal.
+    let script = "if [ $RANK = 1 ]; then until [ -e $DIR/deaf ]; do sleep 0.01; done; exit 3; fi; \
+                  trap '' TERM; touch $DIR/deaf; while :; do sleep 1; done";
     let begin = Instant::now();
-    let (code, ..) = launch(&folder(), "--nproc-per-node 2", script);
+    let folder = folder();
+    let (code, ..) = launch(&folder, "--nproc-per-node 2", script);
     let elapsed = begin.elapsed();
     assert_eq!(code, 3);
     assert!((Duration::from_secs(5)..Duration::from_secs(10)).contains(&elapsed), "{elapsed:?}");
