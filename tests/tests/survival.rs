@@ -90,7 +90,7 @@ fn an_out_dir_that_is_removed_during_the_run_is_an_error() {
     fs::remove_dir_all(trial.path("gone")).unwrap();
     let ended = Ended::of(&child.wait_with_output().unwrap());
     ended.assert_error(1, &["removed"]);
-    assert!(!trial.path("out").exists(), "nothing is made anew");
+    assert!(!trial.path("out").exists(), "no new folder is made");
 }
 
 /// Runs a program with files limited to `blocks` of 512 bytes each: a write beyond fails as on a full

@@ -1,5 +1,5 @@
 //! `print!`, `println!`, `eprint!` and `eprintln!` for programs whose output may go into a pipe. The
-//! standard ones panic when its reader is gone, as after `| head -1`: with these the program goes on
+//! standard ones panic when its reader is gone, as after `| head -1`: with these the program continues
 //! without being read. A full disk behind standard output is remembered for the exit code.
 //!
 //! `vlm` and `xtask` share this file. It must come first in `main.rs`, since macros are known from their

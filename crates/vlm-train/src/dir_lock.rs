@@ -31,7 +31,7 @@ pub(crate) enum LockError {
 }
 
 impl DirLock {
-    /// Takes the lock, or says who has it. On a file system without locks it warns and goes on.
+    /// Takes the lock, or says who has it. On a file system without locks it warns and continues.
     pub(crate) fn take(folder: &Path) -> Result<Self, LockError> {
         let path = folder.join(FILE_NAME);
         let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
