@@ -6,8 +6,8 @@ use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
 use vlm_data::DataError;
-use vlm_model::ModelError;
 use vlm_model::weights::WeightsError;
+use vlm_model::{ModelError, ShapeError};
 use vlm_train::{TrainError, is_out_of_memory, memory_shortage};
 
 use crate::console;
@@ -93,12 +93,13 @@ fn is_usage(error: &anyhow::Error) -> bool {
             error.downcast_ref::<DataError>().is_some_and(is_data_usage)
                 || error.downcast_ref().is_some_and(is_model_usage)
                 || error.is::<WeightsError>()
+                || error.is::<ShapeError>()
         }
     }
 }
 
 fn is_model_usage(error: &ModelError) -> bool {
-    matches!(error, ModelError::Config(_) | ModelError::Io { .. })
+    matches!(error, ModelError::Config(_) | ModelError::Shapes(_))
 }
 
 fn is_data_usage(error: &DataError) -> bool {

@@ -4,7 +4,6 @@
 
 use tch::Tensor;
 
-use crate::config::{LmConfig, LmFamily};
 use crate::fused_attention::{How, fused_attention};
 use crate::kv_cache::KvCache;
 use crate::layers::{Linear, RmsNorm};
@@ -12,6 +11,7 @@ use crate::lm::inits;
 use crate::packed_rows::PackedRows;
 use crate::params::Scope;
 use crate::rope::{Pairing, rotate};
+use vlm_shapes::{LmConfig, LmFamily};
 
 /// What every block of one forward pass shares.
 pub(crate) struct Pass {

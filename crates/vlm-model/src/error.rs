@@ -3,17 +3,12 @@
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
-    /// A configuration that makes no model.
+    /// A configuration of a model that cannot be read or used.
+    #[error(transparent)]
+    Shapes(#[from] vlm_shapes::ShapeError),
+    /// Settings that cannot be used, or weights that do not fit their configuration.
     #[error("{0}")]
     Config(String),
-    /// A configuration file that cannot be read.
-    #[error("{}: {source}", path.display())]
-    Io {
-        /// The file.
-        path: std::path::PathBuf,
-        /// The system's reason.
-        source: std::io::Error,
-    },
     /// A batch whose parts do not fit each other or the model.
     #[error("{0}")]
     Shape(String),

@@ -4,11 +4,11 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::config::{LmConfig, LmFamily};
 use crate::layers::Linear;
 use crate::lm::inits;
 use crate::packed_rows::PackedRows;
 use crate::params::{Init, Scope};
+use vlm_shapes::{LmConfig, LmFamily};
 
 /// SwiGLU (Shazeer 2020): `down(silu(gate x) · up x)`.
 #[derive(Debug)]

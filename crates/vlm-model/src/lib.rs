@@ -33,7 +33,7 @@
 extern crate self as vlm_model;
 
 mod attention;
-pub mod config;
+pub mod detect;
 mod error;
 mod feed_forward;
 mod fused_attention;
@@ -42,7 +42,6 @@ mod indices;
 mod kv_cache;
 pub mod layers;
 pub mod lm;
-pub mod names;
 mod packed_rows;
 pub mod params;
 pub mod part_files;
@@ -55,10 +54,11 @@ pub mod vision;
 mod vlm;
 pub mod weights;
 
-pub use config::{
-    LmConfig, LmFamily, MoeConfig, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily,
-};
 pub use error::ModelError;
 pub use kv_cache::KvCache;
-pub use projector::{Projector, is_projector};
-pub use vlm::{FreezePolicy, ImageInput, LossSum, ModelBatch, Vlm};
+pub use projector::Projector;
+pub use vlm::{ImageInput, LossSum, ModelBatch, Vlm};
+pub use vlm_shapes::{
+    self as config, FreezePolicy, LmConfig, LmFamily, MoeConfig, ProjectorConfig, ProjectorKind,
+    ShapeError, VisionConfig, VisionFamily, is_projector, names,
+};

@@ -13,14 +13,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tch::{Kind, Tensor};
 
 use crate::attention::{Attention, CacheSlot, Pass};
-use crate::config::{LmConfig, LmFamily};
 use crate::feed_forward::FeedForward;
 use crate::kv_cache::KvCache;
 use crate::layers::RmsNorm;
-use crate::names::LmNames;
 use crate::packed_rows::PackedRows;
 use crate::params::{Init, Scope};
 use crate::rope::RotaryAngles;
+use vlm_shapes::LmNames;
+use vlm_shapes::{LmConfig, LmFamily};
 
 /// One transformer block.
 #[derive(Debug)]

@@ -6,9 +6,9 @@
 
 use std::path::Path;
 
-use crate::names::LmNames;
 use crate::weights::{Weights, WeightsError};
 use crate::{LmFamily, vision};
+use vlm_shapes::LmNames;
 
 /// Components that PyTorch's wrappers put into names, wherever the wrapped module is.
 const WRAPPERS: [&str; 4] =

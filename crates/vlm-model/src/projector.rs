@@ -3,31 +3,13 @@
 //! Dimensions: N images · P patches · V vision width · T tokens an image · H hidden size
 
 use tch::Tensor;
+use vlm_shapes::{PROJECTOR_SCOPE, ProjectorConfig, ProjectorKind};
 
-use crate::config::{ProjectorConfig, ProjectorKind};
 use crate::layers::{LayerNorm, Linear};
 use crate::params::{Init, Scope};
 
-/// Below this are the names of every projector, in the reference's files as in ours.
-const SCOPE: &str = "vision_proj";
-
 /// PyTorch's epsilon of layer normalisation, which MiniMind-V leaves as it is.
 const LAYER_NORM_EPS: f64 = 1e-5;
-
-/// Whether a tensor is a projector's, by its name.
-pub fn is_projector(name: &str) -> bool {
-    name.strip_prefix(SCOPE).is_some_and(|rest| rest.starts_with('.'))
-}
-
-/// The name that only this kind of projector has.
-pub(crate) fn last_weight(kind: ProjectorKind) -> &'static str {
-    match kind {
-        ProjectorKind::Linear => "vision_proj.vision_proj.0.weight",
-        ProjectorKind::Mlp => "vision_proj.mlp.3.weight",
-        ProjectorKind::MergedMlp => "vision_proj.mlp.2.weight",
-        ProjectorKind::PixelShuffle => "vision_proj.proj.weight",
-    }
-}
 
 /// A projector of any kind, under MiniMind-V's names.
 #[derive(Debug)]
@@ -49,14 +31,16 @@ impl Projector {
         vision_dim: i64,
         hidden_size: i64,
     ) -> Self {
-        let scope = scope.sub(SCOPE);
+        let scope = scope.sub(PROJECTOR_SCOPE);
         let linear = |scope: Scope, in_dim: i64| {
             let bound = 1.0 / (in_dim as f64).sqrt();
             Linear::new(&scope, in_dim, hidden_size, Init::Uniform(bound))
         };
         let mlp = scope.sub("mlp");
         let (norm, first, second) = match config.kind {
-            ProjectorKind::Linear => (None, linear(scope.sub(SCOPE).sub(0), vision_dim), None),
+            ProjectorKind::Linear => {
+                (None, linear(scope.sub(PROJECTOR_SCOPE).sub(0), vision_dim), None)
+            }
             ProjectorKind::Mlp => (
                 Some(LayerNorm::new(&mlp.sub(0), vision_dim, LAYER_NORM_EPS)),
                 linear(mlp.sub(1), vision_dim),

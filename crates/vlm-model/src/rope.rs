@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::config::{RopeScaling, Yarn};
+use vlm_shapes::{RopeScaling, Yarn};
 
 /// The angles of every position, as unit complex numbers.
 #[derive(Debug)]

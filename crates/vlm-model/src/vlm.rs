@@ -8,13 +8,13 @@
 use tch::{Device, Kind, Reduction, Tensor};
 
 use crate::ModelError;
-use crate::config::{LmConfig, ProjectorConfig, VisionConfig};
 use crate::indices::index_tensor;
 use crate::kv_cache::KvCache;
 use crate::lm::{CausalLm, LmOutput};
 use crate::params::ParamStore;
-use crate::projector::{Projector, is_projector};
+use crate::projector::Projector;
 use crate::vision::VisionEncoder;
+use vlm_shapes::{FreezePolicy, LmConfig, ProjectorConfig, VisionConfig, is_projector};
 
 /// What to show the model of its images.
 #[derive(Debug)]
@@ -77,31 +77,6 @@ pub struct LossSum {
     pub num_supervised: i64,
     /// The experts' auxiliary loss, scalar; in training with experts only.
     pub aux_loss: Option<Tensor>,
-}
-
-/// Which parameters are trained beside the projector.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct FreezePolicy {
-    /// The vision encoder.
-    pub train_vision: bool,
-    /// All of the language model.
-    pub train_lm: bool,
-    /// This many of the language model's first blocks.
-    pub unfreeze_first_layers: i64,
-    /// This many of the language model's last blocks.
-    pub unfreeze_last_layers: i64,
-}
-
-impl Default for FreezePolicy {
-    /// The pretraining stage: the projector and the last block.
-    fn default() -> Self {
-        Self {
-            train_vision: false,
-            train_lm: false,
-            unfreeze_first_layers: 0,
-            unfreeze_last_layers: 1,
-        }
-    }
 }
 
 /// A vision-language model.

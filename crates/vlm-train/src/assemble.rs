@@ -6,13 +6,14 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tch::Device;
 use vlm_data::{ChatTokenizer, ImagePlaceholder};
+use vlm_model::detect::{adopt_shapes, check_tied, default_config_for, projector_of};
 use vlm_model::names::LmNames;
 use vlm_model::params::ParamStore;
 use vlm_model::part_files::{listed, open_language_model, open_vision_encoder};
 use vlm_model::vision::{VisionEncoder, is_beside_encoder};
 use vlm_model::weights::{Weights, WeightsError, require_there};
 use vlm_model::{
-    LmConfig, LmFamily, ModelError, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily,
+    LmConfig, LmFamily, ProjectorConfig, ProjectorKind, ShapeError, VisionConfig, VisionFamily,
     Vlm, is_projector,
 };
 
@@ -162,7 +163,7 @@ pub fn settle_shapes(
             warn_of_unread_keys(path, &LmConfig::unread_keys_of(path).map_err(usage)?);
         }
         adopt(&mut lm, &weights, beside.as_deref())?;
-        projector = projector.or(ProjectorKind::of_weights(&weights));
+        projector = projector.or(projector_of(&weights));
     }
     let kind = projector.unwrap_or(ProjectorKind::usual(lm.family));
     let projector = ProjectorConfig::new(kind, &vision).map_err(usage)?;
@@ -208,7 +209,7 @@ pub fn build_model(
 fn load_lm(path: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), TrainError> {
     let weights = open_language_model(path).map_err(of_weights)?;
     // A file with a projector of this kind has all of it.
-    let has_projector = ProjectorKind::of_weights(&weights) == Some(kind);
+    let has_projector = projector_of(&weights) == Some(kind);
     let report = weights
         .load_into(&model.params().named(), |name| !has_projector && is_projector(name))
         .map_err(of_weights)?;
@@ -217,7 +218,7 @@ fn load_lm(path: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), TrainErr
     }
     // A file that cannot say that two tensors are one must at least hold them equal.
     let lm = model.lm().config();
-    lm.check_tied(&weights).map_err(usage)?;
+    check_tied(lm, &weights).map_err(usage)?;
     let mut surplus = report.surplus;
     if lm.tie_word_embeddings {
         let output = LmNames::weight(lm.names().output);
@@ -306,7 +307,7 @@ pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf
         return Ok((LmConfig::from_file(&path).map_err(of_config)?, Some(path)));
     }
     let opened = open_language_model(weights).map_err(of_weights)?;
-    let lm = LmConfig::usual_for(&opened).map_err(of_weights)?;
+    let lm = default_config_for(&opened).map_err(of_weights)?;
     if lm.qkv_bias || lm.attention_output_bias || lm.mlp_bias {
         return Err(usage_at(
             weights,
@@ -351,7 +352,7 @@ pub(crate) fn adopt(
     config: Option<&Path>,
 ) -> Result<(), TrainError> {
     let path = weights.path();
-    let by_names = LmConfig::usual_for(weights).map_err(of_weights)?;
+    let by_names = default_config_for(weights).map_err(of_weights)?;
     if by_names.names() != lm.names() {
         return Err(usage_at(
             path,
@@ -363,7 +364,7 @@ pub(crate) fn adopt(
     }
     let asked = config
         .map_or("asked for".to_owned(), |path| format!("asked for (flags and {})", path.display()));
-    lm.adopt(weights).map_err(|disagreement| {
+    adopt_shapes(lm, weights).map_err(|disagreement| {
         let (found, expected) = (disagreement.found, disagreement.expected);
         let experts = match disagreement.field {
             "n_routed_experts" => Some("routed experts"),
@@ -399,7 +400,7 @@ fn usage_at(path: &Path, error: impl Into<Box<dyn std::error::Error>>) -> TrainE
     TrainError::unusable(format!("{}: {error}", path.display()), error.as_ref())
 }
 
-fn of_config(error: ModelError) -> TrainError {
+fn of_config(error: ShapeError) -> TrainError {
     TrainError::unusable(error.to_string(), &error)
 }
 

@@ -1,7 +1,7 @@
 //! What can go wrong with a run, by whose fault it is.
 
 use vlm_data::{DataError, is_of_disk};
-use vlm_model::ModelError;
+use vlm_model::{ModelError, ShapeError};
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,12 @@ pub enum TrainError {
     /// The model, while running.
     #[error(transparent)]
     Model(#[from] ModelError),
+}
+
+impl From<ShapeError> for TrainError {
+    fn from(error: ShapeError) -> Self {
+        Self::Model(error.into())
+    }
 }
 
 impl From<vlm_torch::Error> for TrainError {

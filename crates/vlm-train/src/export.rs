@@ -6,12 +6,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 use vlm_data::ChatTokenizer;
+use vlm_model::detect::{check_tied, projector_of};
 use vlm_model::names::LmNames;
 use vlm_model::part_files::{open_language_model, open_vision_encoder};
 use vlm_model::weights::{Weights, save_shards};
-use vlm_model::{
-    FreezePolicy, LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, is_projector,
-};
+use vlm_model::{FreezePolicy, LmConfig, LmFamily, ProjectorConfig, VisionConfig, is_projector};
 
 use crate::TrainError;
 use crate::assemble::{Shapes, adopt, open_tokenizer, starting_shape, stop_token_ids};
@@ -107,7 +106,7 @@ impl Parts {
             open_language_model(&path).map_err(|e| TrainError::unusable(e.to_string(), &e))?;
         let (mut lm, beside) = starting_shape(&path)?;
         adopt(&mut lm, &weights, beside.as_deref())?;
-        lm.check_tied(&weights).map_err(|e| TrainError::Usage(e.to_string()))?;
+        check_tied(&lm, &weights).map_err(|e| TrainError::Usage(e.to_string()))?;
         let tokenizer = origin.part(&source.tokenizer, "tokenizer")?;
         let sees = source.vision.is_some() || weights.names().any(is_projector);
         let vision = sees.then(|| origin.part(&source.vision, "vision"));
@@ -146,7 +145,7 @@ impl Parts {
 fn read_vision(folder: PathBuf, weights: &Weights) -> Result<(PathBuf, VisionConfig), TrainError> {
     let config = VisionConfig::from_file(&folder.join("config.json"))?;
     image_processor(&folder, &config)?;
-    if ProjectorKind::of_weights(weights).is_none() {
+    if projector_of(weights).is_none() {
         return Err(TrainError::Usage(format!(
             "--vision {}: {} holds no projector that could join it to the language model; leave \
              --vision out",
@@ -164,7 +163,7 @@ fn describe(
     weights: &Weights,
     tokenizer: &ChatTokenizer,
 ) -> Result<Value, TrainError> {
-    let mut tree = match (vision, ProjectorKind::of_weights(weights)) {
+    let mut tree = match (vision, projector_of(weights)) {
         (Some(vision), Some(kind)) => {
             let projector = ProjectorConfig::new(kind, vision)?;
             Shapes { lm: lm.clone(), vision: vision.clone(), projector }.describe(tokenizer)

@@ -18,7 +18,7 @@ struct Rule {
     reason: &'static str,
 }
 
-const RULES: [Rule; 5] = [
+const RULES: [Rule; 6] = [
     Rule {
         package: "vlm-data",
         manifest: "crates/vlm-data/Cargo.toml",
@@ -30,6 +30,12 @@ const RULES: [Rule; 5] = [
         manifest: "xtask/Cargo.toml",
         forbidden: &["tch", "torch-sys", "vlm-torch", "vlm-model", "vlm-train", "vlm-cli"],
         reason: "set-up must build before libtorch is there",
+    },
+    Rule {
+        package: "vlm-shapes",
+        manifest: "crates/vlm-shapes/Cargo.toml",
+        forbidden: &["tch", "torch-sys", "vlm-*"],
+        reason: "configurations of models are read by programs that do not load libtorch",
     },
     Rule {
         package: "vlm-model",

@@ -5,10 +5,10 @@
 
 use tch::Tensor;
 
-use crate::config::VisionConfig;
 use crate::fused_attention::{How, fused_attention};
 use crate::layers::{LayerNorm, Linear};
 use crate::params::{Init, Scope};
+use vlm_shapes::VisionConfig;
 
 /// Below this are the names of every tower.
 pub(super) const SCOPE: &str = "vision_model";

@@ -7,9 +7,9 @@
 use tch::Tensor;
 
 use super::blocks::{Block, INIT, PatchEmbedding, SCOPE};
-use crate::config::VisionConfig;
 use crate::layers::LayerNorm;
 use crate::params::Scope;
+use vlm_shapes::VisionConfig;
 
 /// The encoder.
 #[derive(Debug)]

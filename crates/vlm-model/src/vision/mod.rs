@@ -9,8 +9,8 @@ pub use siglip::SiglipVision;
 
 use tch::Tensor;
 
-use crate::config::{VisionConfig, VisionFamily};
 use crate::params::Scope;
+use vlm_shapes::{VisionConfig, VisionFamily};
 
 /// An encoder of any family.
 #[derive(Debug)]

@@ -2,6 +2,7 @@
 //! `tests/golden/families.py`.
 
 use tch::{Device, Kind, Tensor};
+use vlm_model::detect::{adopt_shapes, default_config_for, projector_of};
 use vlm_model::lm::CausalLm;
 use vlm_model::params::ParamStore;
 use vlm_model::vision::VisionEncoder;
@@ -35,7 +36,7 @@ fn logits(lm: &CausalLm, input_ids: &Tensor) -> Tensor {
 fn minimind3v(folder: &str) -> (LmConfig, Vlm) {
     let lm = LmConfig::from_file(&golden(&format!("{folder}/config.json"))).unwrap();
     let weights = Weights::open(&golden(folder)).unwrap();
-    let kind = ProjectorKind::of_weights(&weights).unwrap();
+    let kind = projector_of(&weights).unwrap();
     let side = if kind == ProjectorKind::MergedMlp { 16 } else { 8 };
     let vision = VisionConfig {
         hidden_size: 24,
@@ -164,13 +165,13 @@ fn families_are_told_apart_by_names_alone() {
         let file =
             if by_folder.exists() { by_folder } else { golden(folder).join("lm_vlm.safetensors") };
         let weights = Weights::open(&file).unwrap();
-        let config = LmConfig::usual_for(&weights).unwrap();
+        let config = default_config_for(&weights).unwrap();
         assert_eq!((config.family, config.tie_word_embeddings), (family, tied), "{folder}");
         let has_experts = folder.contains("moe") || folder.contains("experts");
         assert_eq!(config.use_moe, has_experts, "{folder}");
     }
     let encoder = Weights::open(&golden("vision_tower")).unwrap();
-    let error = LmConfig::usual_for(&encoder).unwrap_err().to_string();
+    let error = default_config_for(&encoder).unwrap_err().to_string();
     assert!(error.contains("no weights of a language model"), "{error}");
 }
 
@@ -181,7 +182,7 @@ fn numbers_that_are_not_the_weights_are_named() {
     let disagreement = |change: fn(&mut LmConfig)| {
         let mut changed = config.clone();
         change(&mut changed);
-        changed.adopt(&weights).map_err(|d| (d.field, d.found, d.expected))
+        adopt_shapes(&mut changed, &weights).map_err(|d| (d.field, d.found, d.expected))
     };
     assert_eq!(disagreement(|_| ()), Ok(()));
     assert_eq!(disagreement(|c| c.dim = 64), Err(("dim", 48, 64)));
@@ -191,9 +192,9 @@ fn numbers_that_are_not_the_weights_are_named() {
     // So many would not fit into any memory: nothing is made before they are compared.
     let experts = Weights::open(&golden("minimind3/experts")).unwrap();
     let mut config = LmConfig::from_file(&golden("minimind3/experts/config.json")).unwrap();
-    assert_eq!(config.adopt(&experts), Ok(()));
+    assert_eq!(adopt_shapes(&mut config, &experts), Ok(()));
     let held = std::mem::replace(&mut config.moe.n_routed_experts, 3_000_000_000);
-    let disagreement = config.adopt(&experts).unwrap_err();
+    let disagreement = adopt_shapes(&mut config, &experts).unwrap_err();
     assert_eq!((disagreement.field, disagreement.found), ("n_routed_experts", held));
 }
 

@@ -2,6 +2,7 @@
 //! write them, and MiniMind2's shared experts; made by `tests/golden/hugging_face.py`.
 
 use tch::{Device, Kind, Tensor};
+use vlm_model::detect::default_config_for;
 use vlm_model::lm::CausalLm;
 use vlm_model::params::ParamStore;
 use vlm_model::weights::Weights;
@@ -82,7 +83,7 @@ fn shared_experts_equal_the_published_form() {
 
     // Without config.json the names tell the same, apart from the width of a head.
     let weights = Weights::open(&golden("minimind2/model.safetensors")).unwrap();
-    let by_names = LmConfig::usual_for(&weights).unwrap();
+    let by_names = default_config_for(&weights).unwrap();
     assert_eq!((by_names.family, by_names.rope_theta), (LmFamily::MiniMind2, 1e6));
     assert_eq!((by_names.use_moe, by_names.moe), (true, config.moe));
 }
@@ -96,7 +97,7 @@ fn biases_are_told_by_names_alone() {
         ("qwen3_biases", true, true, false),
     ] {
         let weights = Weights::open(&golden(&format!("hugging_face/{file}.safetensors"))).unwrap();
-        let config = LmConfig::usual_for(&weights).unwrap();
+        let config = default_config_for(&weights).unwrap();
         let found = (config.qkv_bias, config.attention_output_bias, config.mlp_bias);
         assert_eq!(found, (qkv, output, mlp), "{file}");
     }

@@ -5,8 +5,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{RopeScaling, in_file, read_json};
-use crate::ModelError;
+use crate::RopeScaling;
+use crate::ShapeError;
+use crate::config_file::{in_file, read_json};
 use crate::names::LmNames;
 
 /// Which published form a language model has: the names of its tensors and of its configuration,
@@ -181,7 +182,7 @@ impl LmConfig {
     ///
     /// # Errors
     /// The file cannot be read, is another model's, or its numbers make no model.
-    pub fn from_file(path: &Path) -> Result<Self, ModelError> {
+    pub fn from_file(path: &Path) -> Result<Self, ShapeError> {
         let config = Self::from_json(&read_json(path)?).map_err(in_file(path))?;
         config.validate().map_err(in_file(path))?;
         Ok(config)
@@ -191,7 +192,7 @@ impl LmConfig {
     ///
     /// # Errors
     /// The file cannot be read; a key that may change the arithmetic.
-    pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ModelError> {
+    pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ShapeError> {
         Self::unread_keys(&read_json(path)?).map_err(in_file(path))
     }
 
@@ -227,8 +228,8 @@ impl LmConfig {
     ///
     /// # Errors
     /// Says which number disagrees with which.
-    pub fn validate(&self) -> Result<(), ModelError> {
-        let wrong = |message: String| Err(ModelError::Config(message));
+    pub fn validate(&self) -> Result<(), ShapeError> {
+        let wrong = |message: String| Err(ShapeError::Config(message));
         let sizes = [
             ("dim", self.dim),
             ("n_layers", self.n_layers),

@@ -4,10 +4,10 @@
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::keys::{self, Neutral, not_computed, shortened};
-use super::rope::Rope;
-use super::{LmConfig, LmFamily, MoeConfig};
-use crate::ModelError;
+use crate::ShapeError;
+use crate::keys::{self, Neutral, not_computed, shortened};
+use crate::rope::Rope;
+use crate::{LmConfig, LmFamily, MoeConfig};
 
 /// A configuration class, and what it assumes where a file says nothing.
 struct Class {
@@ -151,17 +151,17 @@ const MINIMIND_KEYS: [&str; 16] = [
 ];
 
 /// What this program adds for the other parts of a joined model.
-pub(super) const OWN_KEYS: [&str; 3] = ["vision", "projector", "image_token"];
+pub(crate) const OWN_KEYS: [&str; 3] = ["vision", "projector", "image_token"];
 
 /// The configuration of the language model within that of a joined model, else the whole.
-pub(super) fn language_part(json: &Value) -> &Value {
+pub(crate) fn language_part(json: &Value) -> &Value {
     let is_joined = json.get("hidden_size").is_none() && json.get("dim").is_none();
     let mut parts = ["text_config", "language_config", "llm_config"].iter().map(|key| &json[*key]);
     parts.find(|part| is_joined && part.is_object()).unwrap_or(json)
 }
 
 /// Whether a configuration is of one of the classes.
-pub(super) fn is_known(json: &Value) -> bool {
+pub(crate) fn is_known(json: &Value) -> bool {
     class_of(json).is_ok()
 }
 
@@ -169,18 +169,18 @@ pub(super) fn is_known(json: &Value) -> bool {
 ///
 /// # Errors
 /// Another class; a part that is not computed, by name.
-pub(super) fn read(json: &Value) -> Result<LmConfig, ModelError> {
+pub(crate) fn read(json: &Value) -> Result<LmConfig, ShapeError> {
     let class = class_of(json)?;
     unread_keys(json)?;
     let form: Form =
-        serde_json::from_value(json.clone()).map_err(|e| ModelError::Config(e.to_string()))?;
+        serde_json::from_value(json.clone()).map_err(|e| ShapeError::Config(e.to_string()))?;
     let max_position_embeddings =
         form.max_position_embeddings.unwrap_or(class.max_position_embeddings);
     let empty = Map::new();
     let rope = Rope::read(json.as_object().unwrap_or(&empty), max_position_embeddings)?;
     let is_minimind = class.family != LmFamily::Llama;
-    if is_minimind && rope.scaling != super::RopeScaling::None {
-        return Err(ModelError::Config(
+    if is_minimind && rope.scaling != crate::RopeScaling::None {
+        return Err(ShapeError::Config(
             "rope_scaling: MiniMind's own scaling of the rotary angles is not computed".into(),
         ));
     }
@@ -193,7 +193,7 @@ pub(super) fn read(json: &Value) -> Result<LmConfig, ModelError> {
 ///
 /// # Errors
 /// A key that may change the arithmetic.
-pub(super) fn unread_keys(json: &Value) -> Result<Vec<String>, ModelError> {
+pub(crate) fn unread_keys(json: &Value) -> Result<Vec<String>, ShapeError> {
     let Some(config) = json.as_object() else { return Ok(Vec::new()) };
     let class = class_of(json)?;
     let mut read = [&KEYS[..], &LAYER_KEYS, &Rope::KEYS, &OWN_KEYS].concat();
@@ -285,7 +285,7 @@ impl Form {
 }
 
 /// By `model_type`, else by the name of the class in `architectures`.
-fn class_of(json: &Value) -> Result<Class, ModelError> {
+fn class_of(json: &Value) -> Result<Class, ShapeError> {
     let model_type = json["model_type"].as_str().unwrap_or_default().to_lowercase();
     let architecture = json["architectures"][0].as_str().unwrap_or_default().to_lowercase();
     let by_class = || {
@@ -300,7 +300,7 @@ fn class_of(json: &Value) -> Result<Class, ModelError> {
         Some(_) => Ok(MINIMIND3),
         None => {
             let found = if model_type.is_empty() { architecture } else { model_type };
-            Err(ModelError::Config(format!(
+            Err(ShapeError::Config(format!(
                 "model_type is {found:?}; known are {}",
                 MODEL_TYPES.join(", ")
             )))
@@ -310,7 +310,7 @@ fn class_of(json: &Value) -> Result<Class, ModelError> {
 
 /// Attention within a window is not computed; a window that no layer has, or that is as long as the
 /// model's longest text, changes nothing.
-fn check_windows(json: &Value, form: &Form, longest: i64) -> Result<(), ModelError> {
+fn check_windows(json: &Value, form: &Form, longest: i64) -> Result<(), ShapeError> {
     let first_windowed = json["max_window_layers"].as_i64();
     let is_used = match json["use_sliding_window"] {
         Value::Bool(is_used) => is_used,
@@ -332,7 +332,7 @@ fn check_windows(json: &Value, form: &Form, longest: i64) -> Result<(), ModelErr
         && window.as_i64().is_some_and(|window| window < longest)
         && first_windowed.is_none_or(|first| first < form.num_hidden_layers);
     if is_windowed {
-        return Err(ModelError::Config(format!(
+        return Err(ShapeError::Config(format!(
             "sliding_window is {window}, less than max_position_embeddings {longest}, and \
              attention within a window is not computed; known are models without it"
         )));
@@ -341,11 +341,11 @@ fn check_windows(json: &Value, form: &Form, longest: i64) -> Result<(), ModelErr
 }
 
 /// `no_rope_layers` has a 1 for each layer with rotary angles, and all layers here have them.
-fn check_rope_layers(json: &Value) -> Result<(), ModelError> {
+fn check_rope_layers(json: &Value) -> Result<(), ShapeError> {
     match &json["no_rope_layers"] {
         Value::Null => Ok(()),
         Value::Array(layers) if layers.iter().all(|layer| layer == 1) => Ok(()),
-        other => Err(ModelError::Config(format!(
+        other => Err(ShapeError::Config(format!(
             "no_rope_layers is {}, and layers without rotary angles are not computed",
             shortened(other)
         ))),
@@ -353,7 +353,7 @@ fn check_rope_layers(json: &Value) -> Result<(), ModelError> {
 }
 
 /// The configuration in the class's own form, as its own loader reads it.
-pub(super) fn write(config: &LmConfig) -> Value {
+pub(crate) fn write(config: &LmConfig) -> Value {
     let (model_type, class) = match config.family {
         LmFamily::MiniMind | LmFamily::MiniMind2 | LmFamily::MiniMind3 => {
             ("minimind", "MiniMindForCausalLM")
@@ -382,7 +382,7 @@ pub(super) fn write(config: &LmConfig) -> Value {
         "attention_bias": config.attention_output_bias,
         "attention_dropout": config.attention_dropout(),
     });
-    if config.rope_scaling != super::RopeScaling::None {
+    if config.rope_scaling != crate::RopeScaling::None {
         tree["rope_scaling"] = config.rope_scaling.to_json();
     }
     if config.mlp_bias {

@@ -8,7 +8,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::ModelError;
+use crate::ShapeError;
 
 /// Keys that every Hugging Face configuration may have and that say nothing about the arithmetic.
 const HARMLESS: [&str; 85] = [
@@ -277,7 +277,7 @@ const OTHER_PARTS: [&str; 9] =
 
 /// A value under which a key changes nothing.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Neutral {
+pub(crate) enum Neutral {
     True,
     False,
     Number(f64),
@@ -315,11 +315,11 @@ impl Neutral {
 ///
 /// # Errors
 /// The first key that is not computed, with its value and those that would be.
-pub(super) fn check(
+pub(crate) fn check(
     config: &Map<String, Value>,
     read: &[&str],
     must_be: &[(&str, &[Neutral])],
-) -> Result<Vec<String>, ModelError> {
+) -> Result<Vec<String>, ShapeError> {
     let mut unknown = Vec::new();
     for (key, value) in config {
         if read.contains(&key.as_str()) || value.is_null() {
@@ -342,7 +342,7 @@ pub(super) fn check(
             continue;
         }
         if has(&ARITHMETIC) || !value.is_string() {
-            return Err(ModelError::Config(format!(
+            return Err(ShapeError::Config(format!(
                 "{key} is {}, a setting that is not known here and may change what the model \
                  computes; remove the key from config.json if it does not",
                 shortened(value)
@@ -354,13 +354,13 @@ pub(super) fn check(
 }
 
 /// A key with a value that is not computed.
-pub(super) fn not_computed(key: &str, value: &Value, neutral: &[Neutral]) -> ModelError {
+pub(crate) fn not_computed(key: &str, value: &Value, neutral: &[Neutral]) -> ShapeError {
     let known: Vec<String> = neutral.iter().map(|neutral| neutral.describe()).collect();
     let expected = match known.as_slice() {
         [] => "known is only a model without it".to_owned(),
         known => format!("known is only {}", known.join(" or ")),
     };
-    ModelError::Config(format!("{key} is {}, which is not computed; {expected}", shortened(value)))
+    ShapeError::Config(format!("{key} is {}, which is not computed; {expected}", shortened(value)))
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -373,7 +373,7 @@ fn is_empty(value: &Value) -> bool {
 }
 
 /// A value for a message: the first 80 characters of its JSON.
-pub(super) fn shortened(value: &Value) -> String {
+pub(crate) fn shortened(value: &Value) -> String {
     const LONGEST: usize = 80;
     let text = value.to_string();
     match text.char_indices().nth(LONGEST) {

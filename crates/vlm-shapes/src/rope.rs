@@ -3,8 +3,8 @@
 
 use serde_json::{Map, Value, json};
 
-use super::keys::{Neutral, not_computed, shortened};
-use crate::ModelError;
+use crate::ShapeError;
+use crate::keys::{Neutral, not_computed, shortened};
 
 /// How the frequencies of the rotary angles are changed for longer texts than the model was first
 /// trained with. The formulas are those of transformers' `modeling_rope_utils.py`.
@@ -52,7 +52,7 @@ pub struct Yarn {
 
 /// What a configuration says of the rotary angles.
 #[derive(Debug, PartialEq)]
-pub(super) struct Rope {
+pub(crate) struct Rope {
     /// The base, where the file gives one.
     pub theta: Option<f64>,
     pub scaling: RopeScaling,
@@ -64,7 +64,7 @@ const LAYER_TYPES: [&str; 3] = [FULL_ATTENTION, "sliding_attention", "chunked_at
 
 impl Rope {
     /// The keys that [`Self::read`] takes care of.
-    pub(super) const KEYS: [&'static str; 4] =
+    pub(crate) const KEYS: [&'static str; 4] =
         ["rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"];
 
     /// Reads both places. `max_position_embeddings` is the model's, for scalings that leave the
@@ -72,21 +72,21 @@ impl Rope {
     ///
     /// # Errors
     /// A scaling that is not computed, by name; two places that contradict each other.
-    pub(super) fn read(
+    pub(crate) fn read(
         config: &Map<String, Value>,
         max_position_embeddings: i64,
-    ) -> Result<Self, ModelError> {
+    ) -> Result<Self, ShapeError> {
         let original = number(config, "original_max_position_embeddings")?;
         let mut theta = number(config, "rope_theta")?.map(|theta| ("rope_theta", theta));
         let mut scaling: Option<(&str, RopeScaling)> = None;
         for place in ["rope_parameters", "rope_scaling"] {
             let Some(settings) = settings_at(config, place)? else { continue };
             let in_place =
-                |error: ModelError| ModelError::Config(format!("{place} is not read: {error}"));
+                |error: ShapeError| ShapeError::Config(format!("{place} is not read: {error}"));
             if let Some(found) = number(settings, "rope_theta").map_err(in_place)? {
                 match theta {
                     Some((other, known)) if known != found => {
-                        return Err(ModelError::Config(format!(
+                        return Err(ShapeError::Config(format!(
                             "{other} gives rope_theta {known} and {place} gives {found}; remove \
                              the wrong one from config.json"
                         )));
@@ -98,7 +98,7 @@ impl Rope {
                 .map_err(in_place)?;
             match &scaling {
                 Some((other, known)) if *known != found => {
-                    return Err(ModelError::Config(format!(
+                    return Err(ShapeError::Config(format!(
                         "{other} and {place} describe different scalings of the rotary angles; \
                          remove the wrong one from config.json"
                     )));
@@ -117,12 +117,12 @@ impl Rope {
 fn settings_at<'a>(
     config: &'a Map<String, Value>,
     place: &str,
-) -> Result<Option<&'a Map<String, Value>>, ModelError> {
+) -> Result<Option<&'a Map<String, Value>>, ShapeError> {
     let settings = match config.get(place) {
         None | Some(Value::Null) => return Ok(None),
         Some(Value::Object(settings)) => settings,
         Some(other) => {
-            return Err(ModelError::Config(format!(
+            return Err(ShapeError::Config(format!(
                 "{place} is {}; expected an object",
                 shortened(other)
             )));
@@ -134,7 +134,7 @@ fn settings_at<'a>(
     }
     match settings.get(FULL_ATTENTION) {
         Some(Value::Object(settings)) => Ok(Some(settings)),
-        _ => Err(ModelError::Config(format!(
+        _ => Err(ShapeError::Config(format!(
             "{place} is {}; expected settings of {FULL_ATTENTION}, the only kind of layer that is \
              computed",
             shortened(&json!(settings))
@@ -146,11 +146,11 @@ fn read_scaling(
     settings: &Map<String, Value>,
     original: Option<f64>,
     max_position_embeddings: f64,
-) -> Result<RopeScaling, ModelError> {
+) -> Result<RopeScaling, ShapeError> {
     let text = |key: &str| settings.get(key).filter(|value| !value.is_null());
     let kind = match (text("rope_type"), text("type")) {
         (Some(kind), Some(other)) if kind != other => {
-            return Err(ModelError::Config(format!(
+            return Err(ShapeError::Config(format!(
                 "rope_type is {kind} and type is {other}; remove the wrong one"
             )));
         }
@@ -174,7 +174,7 @@ fn read_scaling(
             "truncate",
         ],
         _ => {
-            return Err(ModelError::Config(format!(
+            return Err(ShapeError::Config(format!(
                 "the scaling {kind} of the rotary angles is not computed; known are \"default\", \
                  \"linear\", \"llama3\" and \"yarn\""
             )));
@@ -190,7 +190,7 @@ fn read_scaling(
     }
     let original = match (number(settings, "original_max_position_embeddings")?, original) {
         (Some(within), Some(beside)) if within != beside => {
-            return Err(ModelError::Config(format!(
+            return Err(ShapeError::Config(format!(
                 "original_max_position_embeddings is {within} within and {beside} beside it; \
                  remove the wrong one"
             )));
@@ -199,7 +199,7 @@ fn read_scaling(
     };
     let required = |key: &str| {
         number(settings, key)?.filter(|&value| value > 0.0).ok_or_else(|| {
-            ModelError::Config(format!("the scaling {kind} needs {key}, a number above 0"))
+            ShapeError::Config(format!("the scaling {kind} needs {key}, a number above 0"))
         })
     };
     Ok(match kind.as_str() {
@@ -240,7 +240,7 @@ fn read_scaling(
 }
 
 /// YaRN's factor of sine and cosine: as given, else by the paper's formula.
-fn attention_factor(settings: &Map<String, Value>, factor: f64) -> Result<f64, ModelError> {
+fn attention_factor(settings: &Map<String, Value>, factor: f64) -> Result<f64, ShapeError> {
     let by_scale = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
     if let Some(given) = number(settings, "attention_factor")? {
         return Ok(given);
@@ -252,18 +252,18 @@ fn attention_factor(settings: &Map<String, Value>, factor: f64) -> Result<f64, M
     })
 }
 
-fn number(settings: &Map<String, Value>, key: &str) -> Result<Option<f64>, ModelError> {
+fn number(settings: &Map<String, Value>, key: &str) -> Result<Option<f64>, ShapeError> {
     match settings.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(value) => value.as_f64().map(Some).ok_or_else(|| {
-            ModelError::Config(format!("{key} is {}; expected a number", shortened(value)))
+            ShapeError::Config(format!("{key} is {}; expected a number", shortened(value)))
         }),
     }
 }
 
 impl RopeScaling {
     /// `rope_scaling` as both versions of transformers read it; null where there is none.
-    pub(super) fn to_json(&self) -> Value {
+    pub(crate) fn to_json(&self) -> Value {
         match self {
             Self::None => Value::Null,
             Self::Linear { factor } => json!({"rope_type": "linear", "factor": factor}),

@@ -1,7 +1,7 @@
 //! What each family of language models calls its tensors: one table a family, from which a model is
 //! built, so that its parameters, and with them every file it writes, carry the family's own names.
 
-use crate::config::LmFamily;
+use crate::LmFamily;
 
 /// The names of one family, each without `.weight`. Those of a block stand below `layers` and the
 /// block's number.

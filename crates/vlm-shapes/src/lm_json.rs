@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::keys::{self, Neutral};
-use super::{LmConfig, LmFamily, MoeConfig, hugging_face};
-use crate::ModelError;
+use crate::ShapeError;
+use crate::keys::{self, Neutral};
+use crate::{LmConfig, LmFamily, MoeConfig, hugging_face};
 
 /// MiniMind's `LMConfig`.
 #[derive(Serialize, Deserialize)]
@@ -83,16 +83,16 @@ impl LmConfig {
     ///
     /// # Errors
     /// Another model's configuration, or one with a part that is not computed, by name.
-    pub fn from_json(json: &Value) -> Result<Self, ModelError> {
+    pub fn from_json(json: &Value) -> Result<Self, ShapeError> {
         let json = hugging_face::language_part(json);
         if json.get("dim").is_some() {
             Self::unread_keys(json)?;
             let form: MiniMindForm = serde_json::from_value(json.clone())
-                .map_err(|e| ModelError::Config(e.to_string()))?;
+                .map_err(|e| ShapeError::Config(e.to_string()))?;
             return Ok(form.into());
         }
         if json.get("hidden_size").is_none() {
-            return Err(ModelError::Config(
+            return Err(ShapeError::Config(
                 "neither dim nor hidden_size: this is not a language model's configuration".into(),
             ));
         }
@@ -111,7 +111,7 @@ impl LmConfig {
     ///
     /// # Errors
     /// A key that may change the arithmetic.
-    pub fn unread_keys(json: &Value) -> Result<Vec<String>, ModelError> {
+    pub fn unread_keys(json: &Value) -> Result<Vec<String>, ShapeError> {
         let json = hugging_face::language_part(json);
         if json.get("dim").is_none() {
             return hugging_face::unread_keys(json);
@@ -139,9 +139,9 @@ impl LmConfig {
 }
 
 impl TryFrom<Value> for LmConfig {
-    type Error = ModelError;
+    type Error = ShapeError;
 
-    fn try_from(json: Value) -> Result<Self, ModelError> {
+    fn try_from(json: Value) -> Result<Self, ShapeError> {
         Self::from_json(&json)
     }
 }

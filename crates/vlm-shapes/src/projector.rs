@@ -1,9 +1,8 @@
-//! Which projector joins a vision encoder to a language model.
+//! The projector between a vision encoder and a language model: its kind, its shape and its names.
 
 use serde::{Deserialize, Serialize};
 
-use super::{LmConfig, LmFamily, VisionConfig};
-use crate::ModelError;
+use crate::{LmConfig, LmFamily, ShapeError, VisionConfig};
 
 /// The projectors that there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,7 +35,28 @@ pub struct ProjectorConfig {
     pub tokens_per_image: i64,
 }
 
+/// The prefix of the names of every projector's tensors, in MiniMind-V's files as in ours.
+pub const PROJECTOR_SCOPE: &str = "vision_proj";
+
+/// Whether a tensor belongs to a projector, by its name.
+pub fn is_projector(name: &str) -> bool {
+    name.strip_prefix(PROJECTOR_SCOPE).is_some_and(|rest| rest.starts_with('.'))
+}
+
 impl ProjectorKind {
+    /// All kinds.
+    pub const ALL: [Self; 4] = [Self::Linear, Self::Mlp, Self::MergedMlp, Self::PixelShuffle];
+
+    /// The name of a tensor that only this kind of projector has.
+    pub fn characteristic_weight(self) -> &'static str {
+        match self {
+            Self::Linear => "vision_proj.vision_proj.0.weight",
+            Self::Mlp => "vision_proj.mlp.3.weight",
+            Self::MergedMlp => "vision_proj.mlp.2.weight",
+            Self::PixelShuffle => "vision_proj.proj.weight",
+        }
+    }
+
     /// The family's own.
     pub fn usual(family: LmFamily) -> Self {
         match family {
@@ -51,7 +71,7 @@ impl ProjectorConfig {
     ///
     /// # Errors
     /// Patches that cannot be merged as the projector does.
-    pub fn new(kind: ProjectorKind, vision: &VisionConfig) -> Result<Self, ModelError> {
+    pub fn new(kind: ProjectorKind, vision: &VisionConfig) -> Result<Self, ShapeError> {
         let patches = vision.num_patches();
         let side = vision.patches_per_side();
         let square = if side < LARGE_SIDE { 2 } else { 4 };
@@ -60,14 +80,14 @@ impl ProjectorConfig {
             ProjectorKind::MergedMlp if patches % MERGED_TOKENS == 0 => MERGED_TOKENS,
             ProjectorKind::PixelShuffle if side % square == 0 => patches / (square * square),
             ProjectorKind::MergedMlp => {
-                return Err(ModelError::Config(format!(
+                return Err(ShapeError::Config(format!(
                     "the projector merges an image's patches to {MERGED_TOKENS} tokens, but the \
                      vision encoder gives {patches}, which is no multiple of it; take an encoder \
                      of 256 patches, or another projector"
                 )));
             }
             ProjectorKind::PixelShuffle => {
-                return Err(ModelError::Config(format!(
+                return Err(ShapeError::Config(format!(
                     "the projector puts squares of {square} × {square} patches together, but the \
                      vision encoder has {side} a side; take another encoder or projector"
                 )));
@@ -80,7 +100,7 @@ impl ProjectorConfig {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn usual(lm: &LmConfig, vision: &VisionConfig) -> Result<Self, ModelError> {
+    pub fn usual(lm: &LmConfig, vision: &VisionConfig) -> Result<Self, ShapeError> {
         Self::new(ProjectorKind::usual(lm.family), vision)
     }
 }

@@ -5,9 +5,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use super::keys::{self, Neutral, shortened};
-use super::{in_file, read_json};
-use crate::ModelError;
+use crate::ShapeError;
+use crate::config_file::{in_file, read_json};
+use crate::keys::{self, Neutral, shortened};
 
 /// Which published form a vision encoder has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -92,7 +92,7 @@ impl VisionConfig {
     ///
     /// # Errors
     /// The file cannot be read, is another model's, or its numbers make no model.
-    pub fn from_file(path: &Path) -> Result<Self, ModelError> {
+    pub fn from_file(path: &Path) -> Result<Self, ShapeError> {
         Self::from_json(&read_json(path)?).map_err(in_file(path))
     }
 
@@ -100,7 +100,7 @@ impl VisionConfig {
     ///
     /// # Errors
     /// Another model's configuration; numbers that make no model.
-    pub fn from_json(json: &Value) -> Result<Self, ModelError> {
+    pub fn from_json(json: &Value) -> Result<Self, ShapeError> {
         let within = &json["vision_config"];
         let tower = if within.is_object() { within } else { json };
         // The tower says what it is; a whole CLIP of years ago says it for both of its towers.
@@ -115,7 +115,7 @@ impl VisionConfig {
             }
         }
         let config: Self =
-            serde_json::from_value(filled).map_err(|e| ModelError::Config(e.to_string()))?;
+            serde_json::from_value(filled).map_err(|e| ShapeError::Config(e.to_string()))?;
         config.validate()?;
         Ok(config)
     }
@@ -125,7 +125,7 @@ impl VisionConfig {
     ///
     /// # Errors
     /// The file cannot be read; a key that may change the arithmetic.
-    pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ModelError> {
+    pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ShapeError> {
         let json = read_json(path)?;
         let within = &json["vision_config"];
         check_keys(if within.is_object() { within } else { &json }).map_err(in_file(path))
@@ -152,7 +152,7 @@ impl VisionConfig {
         self.patches_per_side() * self.patches_per_side()
     }
 
-    fn validate(&self) -> Result<(), ModelError> {
+    fn validate(&self) -> Result<(), ShapeError> {
         let sizes = [
             self.hidden_size,
             self.intermediate_size,
@@ -165,20 +165,20 @@ impl VisionConfig {
             || self.hidden_size % self.num_attention_heads != 0
             || self.image_size < self.patch_size
         {
-            return Err(ModelError::Config(format!(
+            return Err(ShapeError::Config(format!(
                 "vision encoder: hidden_size {} over {} heads must divide evenly, and image_size \
                  {} must hold a patch of {}",
                 self.hidden_size, self.num_attention_heads, self.image_size, self.patch_size
             )));
         }
         if self.num_channels != 3 {
-            return Err(ModelError::Config(format!(
+            return Err(ShapeError::Config(format!(
                 "vision encoder: num_channels is {}; pictures have 3",
                 self.num_channels
             )));
         }
         if !matches!(self.hidden_act.as_str(), "quick_gelu" | "gelu" | "gelu_pytorch_tanh") {
-            return Err(ModelError::Config(format!(
+            return Err(ShapeError::Config(format!(
                 "vision encoder: hidden_act {:?}; known are \"quick_gelu\", \"gelu\" and \
                  \"gelu_pytorch_tanh\"",
                 self.hidden_act
@@ -218,20 +218,20 @@ const MUST_BE: [(&str, &[Neutral]); 5] = [
 
 /// Checks the keys of a tower's configuration, or of one that is a whole model's and has no tower
 /// of its own.
-fn check_keys(tower: &Value) -> Result<Vec<String>, ModelError> {
+fn check_keys(tower: &Value) -> Result<Vec<String>, ShapeError> {
     let read = [&KEYS[..], &["text_config", "text_config_dict", "vision_config"]].concat();
     tower.as_object().map_or(Ok(Vec::new()), |tower| keys::check(tower, &read, &MUST_BE))
 }
 
-fn family_of(model_type: &str) -> Result<VisionFamily, ModelError> {
+fn family_of(model_type: &str) -> Result<VisionFamily, ShapeError> {
     match model_type {
         "clip" | "clip_vision_model" => Ok(VisionFamily::Clip),
         "siglip" | "siglip_vision_model" => Ok(VisionFamily::Siglip),
-        "siglip2" | "siglip2_vision_model" => Err(ModelError::Config(format!(
+        "siglip2" | "siglip2_vision_model" => Err(ShapeError::Config(format!(
             "model_type is {model_type:?}, the form of variable resolution (NaFlex), which is not \
              computed; take one of fixed resolution, whose model_type is \"siglip\""
         ))),
-        other => Err(ModelError::Config(format!(
+        other => Err(ShapeError::Config(format!(
             "model_type is {other:?}; expected \"clip\", \"siglip\", or a vision tower's own \
              \"clip_vision_model\" or \"siglip_vision_model\""
         ))),
@@ -240,12 +240,12 @@ fn family_of(model_type: &str) -> Result<VisionFamily, ModelError> {
 
 /// A whole CLIP's `vision_config`, with what stands in `vision_config_dict`, an older copy of it
 /// that transformers gives precedence.
-fn with_old_copy(json: &Value, tower: &Value) -> Result<Value, ModelError> {
+fn with_old_copy(json: &Value, tower: &Value) -> Result<Value, ShapeError> {
     let mut tower = tower.clone();
     for (key, value) in json["vision_config_dict"].as_object().into_iter().flatten() {
         let is_read = KEYS.contains(&key.as_str());
         if is_read && !tower[key.as_str()].is_null() && tower[key.as_str()] != *value {
-            return Err(ModelError::Config(format!(
+            return Err(ShapeError::Config(format!(
                 "{key} is {} in vision_config and {} in vision_config_dict; remove the wrong one \
                  from config.json",
                 shortened(&tower[key.as_str()]),

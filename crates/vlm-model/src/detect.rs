@@ -1,0 +1,192 @@
+//! Recognises a language model and a projector by the names and shapes in a weight file.
+
+use std::fmt;
+
+use vlm_shapes::{LmConfig, LmFamily, LmNames, ProjectorKind};
+
+use crate::ModelError;
+use crate::weights::{Weights, WeightsError};
+
+/// A number that is different in the weights and in the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disagreement {
+    /// The field of [`LmConfig`].
+    pub field: &'static str,
+    /// The number in the weights.
+    pub found: i64,
+    /// The number in the configuration.
+    pub expected: i64,
+}
+
+impl fmt::Display for Disagreement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { field, found, expected } = self;
+        write!(f, "{field} is {found} in the weights and {expected} in the configuration")
+    }
+}
+
+/// Vocabulary size of MiniMind's tokenizer, which all of its models of 2025 and 2026 share.
+const MINIMIND_VOCABULARY: i64 = 6400;
+
+/// The family that the tensor names belong to; where several families share their names, the
+/// vocabulary size decides. `None` if these are another model's weights.
+pub fn family_of(weights: &Weights) -> Option<LmFamily> {
+    let has = |name: &str| weights.find(name).is_some();
+    let has_embeddings = |family| has(&LmNames::weight(LmNames::of(family).embeddings));
+    if has_embeddings(LmFamily::MiniMind) {
+        return Some(LmFamily::MiniMind);
+    }
+    let names = LmNames::of(LmFamily::MiniMind3);
+    let is_normed = has(&names.block_weight(0, &[names.attention, names.query_norm]));
+    let embeddings = LmNames::weight(names.embeddings);
+    let is_minimind = weights.shape(&embeddings)?.first() == Some(&MINIMIND_VOCABULARY)
+        || num_shared_experts(weights, names) > 0;
+    Some(match (is_normed, is_minimind) {
+        (true, _) => LmFamily::MiniMind3,
+        (false, true) => LmFamily::MiniMind2,
+        (false, false) => LmFamily::Llama,
+    })
+}
+
+/// The projector that a file holds, if it holds one.
+pub fn projector_of(weights: &Weights) -> Option<ProjectorKind> {
+    let is_there = |kind: &ProjectorKind| weights.find(kind.characteristic_weight()).is_some();
+    ProjectorKind::ALL.into_iter().find(is_there)
+}
+
+/// A configuration for weights that have no `config.json`: the default of the family that the names
+/// belong to, with the experts, biases and tied embeddings that the names show.
+///
+/// # Errors
+/// Another model's weights; a file that cannot be read.
+pub fn default_config_for(weights: &Weights) -> Result<LmConfig, WeightsError> {
+    let Some(family) = family_of(weights) else {
+        return Err(weights.refused(
+            "neither tok_embeddings.weight nor model.embed_tokens.weight is there: these are \
+             no weights of a language model of a known form",
+        ));
+    };
+    let mut config = family.usual_config();
+    let names = config.names();
+    let num_experts = num_experts(weights, names);
+    if num_experts > 0 {
+        config.use_moe = true;
+        config.moe.n_routed_experts = num_experts;
+        if family == LmFamily::MiniMind2 {
+            config.moe.n_shared_experts = Some(num_shared_experts(weights, names));
+        }
+    }
+    let has_bias = |path: &[&str]| weights.find(&names.block_bias(0, path)).is_some();
+    config.qkv_bias = has_bias(&[names.attention, names.query]);
+    config.attention_output_bias = has_bias(&[names.attention, names.attention_output]);
+    config.mlp_bias = has_bias(&[names.feed_forward, names.gate]);
+    if family != LmFamily::MiniMind {
+        config.tie_word_embeddings = is_tied(weights, names)?;
+    }
+    Ok(config)
+}
+
+/// Takes over what the weights alone decide (vocabulary size, widths, whether queries and keys are
+/// normalised) and compares the rest.
+///
+/// # Errors
+/// The first number that disagrees.
+pub fn adopt_shapes(config: &mut LmConfig, weights: &Weights) -> Result<(), Disagreement> {
+    let names = config.names();
+    let length = |name: String, dimension: usize| {
+        weights.shape(&name).and_then(|shape| shape.get(dimension).copied())
+    };
+    let in_first = |path: &[&str], dimension| length(names.block_weight(0, path), dimension);
+    let check = |field, found, expected| match found {
+        Some(found) if found != expected => Err(Disagreement { field, found, expected }),
+        _ => Ok(()),
+    };
+    let embeddings = LmNames::weight(names.embeddings);
+    check("dim", length(embeddings.clone(), 1), config.dim)?;
+    let num_layers = weights.names().filter_map(|name| names.block_of(name)).max();
+    check("n_layers", Some(num_layers.map_or(0, |last| last + 1)), config.n_layers)?;
+    if config.use_moe {
+        let found = num_experts(weights, names);
+        check("n_routed_experts", Some(found), config.moe.n_routed_experts)?;
+        if config.family == LmFamily::MiniMind2 {
+            let found = num_shared_experts(weights, names);
+            check("n_shared_experts", Some(found), config.moe.n_shared_experts.unwrap_or(0))?;
+        }
+    }
+    config.vocab_size = length(embeddings, 0).unwrap_or(config.vocab_size);
+
+    let query_norm = in_first(&[names.attention, names.query_norm], 0);
+    config.qk_norm = query_norm.is_some();
+    if config.head_dim.is_none() && query_norm.is_some_and(|width| width != config.head_dim()) {
+        config.head_dim = query_norm;
+    }
+    for (field, part, heads) in
+        [("n_heads", names.query, config.n_heads), ("n_kv_heads", names.key, config.n_kv_heads)]
+    {
+        let width = in_first(&[names.attention, part], 0);
+        if width != Some(heads * config.head_dim()) {
+            check(field, width.map(|width| width / config.head_dim()), heads)?;
+        }
+    }
+    let dense = in_first(&[names.feed_forward, names.gate], 0);
+    let expert = in_first(&[names.feed_forward, names.experts, "0", names.gate], 0);
+    config.hidden_dim = dense.or(expert).or(config.hidden_dim);
+    Ok(())
+}
+
+/// Checks that a file that also has output embeddings holds the same values in both, where the
+/// model ties the two.
+///
+/// # Errors
+/// Two tensors where the model has one; a file that cannot be read.
+pub fn check_tied(config: &LmConfig, weights: &Weights) -> Result<(), ModelError> {
+    let read_error = |e: WeightsError| ModelError::Config(e.to_string());
+    let names = config.names();
+    if !config.tie_word_embeddings || is_tied(weights, names).map_err(read_error)? {
+        return Ok(());
+    }
+    let (output, input) = (LmNames::weight(names.output), LmNames::weight(names.embeddings));
+    let advice = match config.family {
+        LmFamily::MiniMind => "",
+        _ => "; set tie_word_embeddings to false in config.json if they are two",
+    };
+    Err(ModelError::Config(format!(
+        "{}: {output} is not {input}; this model ties the two, and loading it would change \
+         its answers{advice}",
+        weights.path().display()
+    )))
+}
+
+/// Routed experts of the first block.
+fn num_experts(weights: &Weights, names: &LmNames) -> i64 {
+    let is_there = |index: &i64| {
+        let expert = index.to_string();
+        let path = [names.feed_forward, names.experts, &expert, names.gate];
+        weights.find(&names.block_weight(0, &path)).is_some()
+    };
+    (0..).take_while(is_there).count() as i64
+}
+
+/// Numbered shared experts of the first block.
+fn num_shared_experts(weights: &Weights, names: &LmNames) -> i64 {
+    let is_there = |index: &i64| {
+        let expert = index.to_string();
+        let path = [names.feed_forward, names.shared_experts, &expert, names.gate];
+        weights.find(&names.block_weight(0, &path)).is_some()
+    };
+    (0..).take_while(is_there).count() as i64
+}
+
+/// Whether input and output embeddings are one, or equal; a file without output embeddings ties
+/// them.
+fn is_tied(weights: &Weights, names: &LmNames) -> Result<bool, WeightsError> {
+    let (output, input) = (LmNames::weight(names.output), LmNames::weight(names.embeddings));
+    let Some(info) = weights.find(&output) else { return Ok(true) };
+    if info.shared_with.as_deref() == Some(&input) {
+        return Ok(true);
+    }
+    if weights.shape(&output) != weights.shape(&input) {
+        return Ok(false);
+    }
+    Ok(weights.get(&output)? == weights.get(&input)?)
+}

@@ -1,0 +1,41 @@
+//! The configurations of the models: language model, vision encoder, projector, and which of them
+//! are trained.
+//!
+//! Reads and writes the `config.json` of every supported family and knows the names of its tensors.
+//! It makes no tensors and does not link libtorch, so that programs which only plan or check a run
+//! can use it.
+//!
+//! ```
+//! use vlm_shapes::{LmConfig, LmFamily};
+//!
+//! let config = LmConfig::from_json(&serde_json::json!({
+//!     "model_type": "qwen3",
+//!     "hidden_size": 1024,
+//!     "num_hidden_layers": 28,
+//!     "num_attention_heads": 16,
+//!     "num_key_value_heads": 8,
+//! }))?;
+//! assert_eq!(config.family, LmFamily::Llama);
+//! assert!(config.qk_norm);
+//! # Ok::<(), vlm_shapes::ShapeError>(())
+//! ```
+
+mod config_file;
+mod error;
+mod freeze;
+mod hugging_face;
+mod keys;
+mod lm;
+mod lm_json;
+pub mod names;
+mod projector;
+mod rope;
+mod vision;
+
+pub use error::ShapeError;
+pub use freeze::FreezePolicy;
+pub use lm::{LmConfig, LmFamily, MoeConfig};
+pub use names::LmNames;
+pub use projector::{PROJECTOR_SCOPE, ProjectorConfig, ProjectorKind, is_projector};
+pub use rope::{RopeScaling, Yarn};
+pub use vision::{VisionConfig, VisionFamily};
