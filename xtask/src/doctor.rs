@@ -27,7 +27,7 @@ const ENOUGH_DISK_BYTES: u64 = 3_000_000_000;
 struct Report {
     lines: Vec<(&'static str, String)>,
     warnings: Vec<String>,
-    obstacles: Vec<String>,
+    problems: Vec<String>,
 }
 
 /// Prints the report; exit code 1 when the main job cannot run.
@@ -44,13 +44,13 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     for warning in &report.warnings {
         println!("warning: {warning}");
     }
-    if report.obstacles.is_empty() {
+    if report.problems.is_empty() {
         println!("cargo xtask pretrain can run here.");
         return Ok(ExitCode::SUCCESS);
     }
     println!("cargo xtask pretrain cannot run here yet:");
-    for obstacle in &report.obstacles {
-        println!("- {obstacle}");
+    for problem in &report.problems {
+        println!("- {problem}");
     }
     Ok(ExitCode::FAILURE)
 }
@@ -70,7 +70,7 @@ impl Report {
             Ok(version) => self.line("C++ compiler", version),
             Err(error) => {
                 self.line("C++ compiler", "none");
-                self.obstacles.push(error.to_string());
+                self.problems.push(error.to_string());
             }
         }
     }
@@ -86,7 +86,7 @@ impl Report {
         match (named, setup::linked(workspace)) {
             (Some(Err(error)), _) => {
                 self.line("libtorch", format!("{error:#}"));
-                self.obstacles.push(format!(
+                self.problems.push(format!(
                     "LIBTORCH is exported and of no use: {error:#}. Unset it or correct it"
                 ));
             }
@@ -116,7 +116,7 @@ impl Report {
             (_, Some(torch), _) => format!("from the Python, {}", torch.torch_dir.display()),
             (_, _, Some(python)) => format!("with {} -m pip", python.program),
             _ => {
-                self.obstacles.push(format!(
+                self.problems.push(format!(
                     "libtorch {VERSION} is not here and there is no Python 3 with pip to install \
                      it with: install python3-pip, or set LIBTORCH to a libtorch {VERSION}"
                 ));
@@ -151,7 +151,7 @@ impl Report {
             Some(bytes) => {
                 self.line("memory", format!("{} available", gigabytes(bytes)));
                 if bytes < ENOUGH_MEMORY_BYTES {
-                    self.obstacles.push(format!(
+                    self.problems.push(format!(
                         "{} of memory available, expected {}: close other programs",
                         gigabytes(bytes),
                         gigabytes(ENOUGH_MEMORY_BYTES)
@@ -171,7 +171,7 @@ impl Report {
             Ok(bytes) => {
                 self.line(what, format!("{} free at {}", gigabytes(bytes), path.display()));
                 if bytes < ENOUGH_DISK_BYTES {
-                    self.obstacles.push(format!(
+                    self.problems.push(format!(
                         "{} free at {}, expected {}",
                         gigabytes(bytes),
                         path.display(),

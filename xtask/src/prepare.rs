@@ -204,7 +204,7 @@ fn tokens_of(vision: &Path, projector: Projector) -> Result<usize> {
 /// What cannot be opened, or is not what is expected, the user named wrongly; a failing disk is a
 /// failure.
 fn asked_wrongly(error: DataError) -> anyhow::Error {
-    if error.is_of_disk() { error.into() } else { usage_error(error.to_string()) }
+    if error.is_disk_failure() { error.into() } else { usage_error(error.to_string()) }
 }
 
 /// While rows are prepared, a folder that holds something else was named wrongly; a full or failing

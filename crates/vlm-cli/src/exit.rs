@@ -81,7 +81,7 @@ fn has_io_error(error: &anyhow::Error, is_meant: impl Fn(&std::io::Error) -> boo
 
 fn is_usage(error: &anyhow::Error) -> bool {
     // A full or failing disk is nobody's wrong request, whatever was to be read or written.
-    if has_io_error(error, vlm_data::is_of_disk) {
+    if has_io_error(error, vlm_data::is_disk_failure) {
         return false;
     }
     match error.downcast_ref::<TrainError>() {

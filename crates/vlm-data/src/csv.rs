@@ -11,10 +11,10 @@ use bytes::Bytes;
 use crate::error::DataError;
 use crate::form;
 use crate::json_list::Element;
-use crate::obstacle::Obstacle;
 use crate::plain_file::PlainFile;
 use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
+use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 use crate::row_reader::{self, RowReader};
 use crate::row_text::{file_name, read_row_text};
@@ -89,7 +89,7 @@ impl CsvSource {
         Ok(Self { path, file: plain.file, columns, delimiter, rows, reader, format })
     }
 
-    fn record(&self, index: usize) -> Result<Record, Obstacle> {
+    fn record(&self, index: usize) -> Result<Record, RowError> {
         let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
         let Some(&Element { offset, bytes }) = self.rows.get(index) else {
             return Err(invalid(format!("row {index} of {}", self.rows.len())).into());
@@ -113,11 +113,11 @@ impl RowSource for CsvSource {
         self.rows.len()
     }
 
-    fn row(&self, index: usize) -> Result<Row, Obstacle> {
+    fn row(&self, index: usize) -> Result<Row, RowError> {
         Ok(self.reader.row(&self.record(index)?)?)
     }
 
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
+    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, RowError> {
         self.reader.image_bytes(image)
     }
 

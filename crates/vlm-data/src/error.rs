@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::obstacle::is_of_disk;
+use crate::row_error::is_disk_failure;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +29,15 @@ pub enum DataError {
     /// Settings that contradict each other.
     #[error("{0}")]
     Settings(String),
+    /// The system started no thread.
+    #[error("cannot start threads: {source}; allow this user more processes, or use fewer workers")]
+    Threads {
+        /// The system's answer.
+        source: std::io::Error,
+    },
+    /// A defect of this program.
+    #[error("internal error: {0}; please report it")]
+    Internal(String),
     /// Loading a row ended in a panic: a defect of the program, not of the data.
     #[error(
         "the loader failed at {location}: {message}; this is a defect of the program: please \
@@ -60,9 +69,9 @@ pub enum DataError {
 impl DataError {
     /// Whether a disk, or the connection to it, failed or is full: nothing that the user asked for is
     /// wrong.
-    pub fn is_of_disk(&self) -> bool {
+    pub fn is_disk_failure(&self) -> bool {
         match self {
-            Self::Io { source, .. } => is_of_disk(source),
+            Self::Io { source, .. } => is_disk_failure(source),
             Self::Row { .. } => true,
             _ => false,
         }

@@ -1,7 +1,7 @@
 //! Whether two sources hold the same rows, without reading all of them.
 
 use crate::error::DataError;
-use crate::obstacle::Obstacle;
+use crate::row_error::RowError;
 use crate::rows::{Row, RowImage};
 use crate::source::RowSource;
 
@@ -30,8 +30,8 @@ pub fn fingerprint(source: &dyn RowSource) -> Result<String, DataError> {
                 }
             }
             // A row that cannot be used must be the same unusable row everywhere.
-            Err(obstacle) => {
-                let reject = obstacle.at(source.locate(index))?;
+            Err(error) => {
+                let reject = error.at(source.locate(index))?;
                 hasher.update(reject.reason.name().as_bytes());
             }
         }
@@ -41,7 +41,7 @@ pub fn fingerprint(source: &dyn RowSource) -> Result<String, DataError> {
 }
 
 /// A row's token ids, where the source holds them, or else its text; and its images.
-fn content(source: &dyn RowSource, index: usize) -> Result<(Vec<u8>, Vec<RowImage>), Obstacle> {
+fn content(source: &dyn RowSource, index: usize) -> Result<(Vec<u8>, Vec<RowImage>), RowError> {
     if let Some(prepared) = source.prepared_row(index)? {
         let ids = prepared.encoded.input_ids.iter().flat_map(|id| id.to_le_bytes());
         return Ok((ids.collect(), prepared.images));
@@ -66,12 +66,12 @@ mod tests {
             self.0.len()
         }
 
-        fn row(&self, index: usize) -> Result<Row, Obstacle> {
+        fn row(&self, index: usize) -> Result<Row, RowError> {
             let turns = vec![Turn::new(Role::User, self.0[index].to_string())];
             Ok(Row { turns, ..Row::default() })
         }
 
-        fn image_bytes(&self, _: usize, _: usize, _: &RowImage) -> Result<Bytes, Obstacle> {
+        fn image_bytes(&self, _: usize, _: usize, _: &RowImage) -> Result<Bytes, RowError> {
             Err(Reject::new(RejectReason::MissingImage, "none").into())
         }
 

@@ -8,9 +8,9 @@ use tokenizers::NormalizedString;
 
 use crate::error::DataError;
 use crate::folder::images_within;
-use crate::obstacle::Obstacle;
 use crate::record::shown;
 use crate::reject::{Reject, RejectReason};
+use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 
 /// A folder of images. Names come from data that nobody has looked through, so a name that leads out
@@ -71,10 +71,10 @@ impl ImageRoot {
     ///
     /// # Errors
     /// A name that leads outside, a missing file, or one that cannot be read; a disk that fails.
-    pub fn read(&self, name: &str) -> Result<Vec<u8>, Obstacle> {
+    pub fn read(&self, name: &str) -> Result<Vec<u8>, RowError> {
         let path = self.resolve(name)?;
         let unreadable = |problem: String| unreadable(name, problem);
-        let failed = |e| Obstacle::of_system(&path, "read the image", e, unreadable);
+        let failed = |e| RowError::of_system(&path, "read the image", e, unreadable);
         // Looked at before it is opened: opening a named pipe would wait for ever.
         let metadata = path.metadata().map_err(failed)?;
         if !metadata.is_file() {
@@ -82,7 +82,7 @@ impl ImageRoot {
         }
         if metadata.len() > self.max_bytes {
             let (size, limit) = (metadata.len(), self.max_bytes);
-            return Err(Obstacle::Row(Reject::new(
+            return Err(RowError::Reject(Reject::new(
                 RejectReason::ImageTooLarge,
                 format!("{:?}: {size} bytes; at most {limit} are read", shown(name)),
             )));
@@ -99,12 +99,12 @@ impl ImageRoot {
         self.within(name).is_ok_and(|path| self.find(&path).is_some_and(|path| path.is_file()))
     }
 
-    fn resolve(&self, name: &str) -> Result<PathBuf, Obstacle> {
+    fn resolve(&self, name: &str) -> Result<PathBuf, RowError> {
         if let Some((scheme, _)) = name.split_once("://")
             && scheme != "file"
             && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
         {
-            return Err(Obstacle::Row(Reject::new(
+            return Err(RowError::Reject(Reject::new(
                 RejectReason::MissingImage,
                 format!(
                     "{:?} is an address, and nothing is fetched: download the images and name the \
@@ -121,7 +121,7 @@ impl ImageRoot {
                 self.find(&relative).ok_or_else(|| self.missing(name, &relative))?
             }
             Err(e) => {
-                return Err(Obstacle::of_system(&joined, "find the image", e, |e| {
+                return Err(RowError::of_system(&joined, "find the image", e, |e| {
                     unreadable(name, e)
                 }));
             }
@@ -306,7 +306,7 @@ mod tests {
     #[test]
     fn a_file_that_the_system_fails_to_read_is_no_fault_of_its_row() {
         let root = open(Path::new("/proc/self")).unwrap();
-        let Err(Obstacle::Run(error)) = root.read("mem") else { panic!("expected a failure") };
+        let Err(RowError::Fatal(error)) = root.read("mem") else { panic!("expected a failure") };
         let told = error.to_string();
         assert!(told.contains("/mem: cannot read the image: "), "{told}");
     }

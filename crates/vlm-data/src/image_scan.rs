@@ -10,12 +10,12 @@ use rayon::prelude::*;
 
 use crate::error::DataError;
 use crate::feature_cache::ImageHash;
-use crate::obstacle::Obstacle;
+use crate::ordered_map::panic_message;
 use crate::preprocess::ImageProcessor;
 use crate::reject::{Reject, RejectReason, Rejected};
+use crate::row_error::RowError;
 use crate::rows::RowImage;
 use crate::source::{PreparedRow, RowSource};
-use crate::worker::panic_message;
 
 /// Rows looked at together, for each thread.
 const ROWS_A_THREAD: usize = 32;
@@ -98,16 +98,16 @@ impl ImageScan {
         seen: HashSet<ImageHash>,
         num_workers: usize,
     ) -> Result<Self, DataError> {
-        let failed = |e: String| DataError::Settings(format!("cannot start threads: {e}"));
+        let failed = |source| DataError::Threads { source };
         let pool = rayon::ThreadPoolBuilder::new().num_threads(num_workers).build();
-        let pool = pool.map_err(|e| failed(e.to_string()))?;
+        let pool = pool.map_err(|e| failed(std::io::Error::other(e)))?;
         let num_rows_left = source.len();
         let mut scanner = Scanner { source, processor, seen, pool };
         let (sender, chunks) = sync_channel(CHUNKS_AHEAD);
         std::thread::Builder::new()
             .name("image-scan".into())
             .spawn(move || scanner.run(&sender))
-            .map_err(|e| failed(e.to_string()))?;
+            .map_err(failed)?;
         Ok(Self { chunks, num_rows_left })
     }
 }
@@ -121,10 +121,8 @@ impl Iterator for ImageScan {
         }
         let Ok(chunk) = self.chunks.recv() else {
             self.num_rows_left = 0;
-            return Some(Err(DataError::Settings(
-                "the threads that read pictures ended before their work did; this is a defect of \
-                 the program: please report it"
-                    .into(),
+            return Some(Err(DataError::Internal(
+                "the threads that read images ended before their work did".into(),
             )));
         };
         self.num_rows_left = match &chunk {
@@ -166,7 +164,7 @@ impl Scanner {
                         }
                     }
                 }
-                Err(obstacle) => reject(row, obstacle.at(self.source.locate(row))?),
+                Err(error) => reject(row, error.at(self.source.locate(row))?),
             }
         }
         let crop = |(row, hash, name, bytes): (usize, ImageHash, String, bytes::Bytes)| {
@@ -190,7 +188,7 @@ impl Scanner {
     }
 
     /// Hash, name and encoded bytes of each image of a row.
-    fn read_images(&self, row: usize) -> Result<Vec<(ImageHash, String, bytes::Bytes)>, Obstacle> {
+    fn read_images(&self, row: usize) -> Result<Vec<(ImageHash, String, bytes::Bytes)>, RowError> {
         let images = images_of(self.source.as_ref(), row)?;
         let mut read = Vec::with_capacity(images.len());
         for (k, image) in images.into_iter().enumerate() {
@@ -205,7 +203,7 @@ impl Scanner {
     }
 }
 
-fn images_of(source: &dyn RowSource, row: usize) -> Result<Vec<RowImage>, Obstacle> {
+fn images_of(source: &dyn RowSource, row: usize) -> Result<Vec<RowImage>, RowError> {
     Ok(match source.prepared_row(row)? {
         Some(PreparedRow { images, .. }) => images,
         None => source.row(row)?.images,

@@ -11,10 +11,10 @@ use bytes::Bytes;
 
 use crate::error::DataError;
 use crate::json_objects::ObjectScan;
-use crate::obstacle::Obstacle;
 use crate::plain_file::PlainFile;
 use crate::record::Field;
 use crate::reject::{Reject, RejectReason};
+use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 use crate::row_reader::{self, RowReader};
 use crate::row_text::{file_name, read_row_text};
@@ -91,9 +91,9 @@ impl JsonListSource {
         Ok(Self { path: plain.path, file: plain.file, rows, reader, format })
     }
 
-    fn text(&self, index: usize) -> Result<String, Obstacle> {
+    fn text(&self, index: usize) -> Result<String, RowError> {
         let Some(Element { offset, bytes }) = self.rows.get(index).copied() else {
-            return Err(Obstacle::Row(Reject::new(
+            return Err(RowError::Reject(Reject::new(
                 RejectReason::InvalidRow,
                 format!("row {index} of {}", self.rows.len()),
             )));
@@ -108,11 +108,11 @@ impl RowSource for JsonListSource {
         self.rows.len()
     }
 
-    fn row(&self, index: usize) -> Result<Row, Obstacle> {
+    fn row(&self, index: usize) -> Result<Row, RowError> {
         Ok(self.reader.row_of_json(&self.text(index)?)?)
     }
 
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
+    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, RowError> {
         self.reader.image_bytes(image)
     }
 

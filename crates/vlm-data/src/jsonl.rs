@@ -8,10 +8,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::DataError;
-use crate::obstacle::Obstacle;
 use crate::plain_file::PlainFile;
 use crate::record::Field;
 use crate::reject::{Reject, RejectReason};
+use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 use crate::row_reader::{self, RowReader};
 use crate::row_text::{file_name, read_row_text};
@@ -72,9 +72,9 @@ impl JsonlSource {
         Ok(Self { path, file: plain.file, lines, reader, format })
     }
 
-    fn text(&self, index: usize) -> Result<String, Obstacle> {
+    fn text(&self, index: usize) -> Result<String, RowError> {
         let Some(line) = self.lines.get(index) else {
-            return Err(Obstacle::Row(Reject::new(
+            return Err(RowError::Reject(Reject::new(
                 RejectReason::InvalidRow,
                 format!("row {index} of {}", self.lines.len()),
             )));
@@ -89,11 +89,11 @@ impl RowSource for JsonlSource {
         self.lines.len()
     }
 
-    fn row(&self, index: usize) -> Result<Row, Obstacle> {
+    fn row(&self, index: usize) -> Result<Row, RowError> {
         Ok(self.reader.row_of_json(&self.text(index)?)?)
     }
 
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
+    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, RowError> {
         self.reader.image_bytes(image)
     }
 
@@ -156,7 +156,7 @@ fn index_lines(reader: &mut impl BufRead) -> std::io::Result<Vec<Line>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::obstacle::failing_file;
+    use crate::row_error::failing_file;
 
     const ROW: &str = r#"{"conversations":[{"content":"好"}],"image":"a.jpg"}"#;
 
@@ -171,7 +171,7 @@ mod tests {
         let row = source.row(0).unwrap();
         assert_eq!(row.turns[0].content, "<image>\n好");
         assert_eq!(source.image_bytes(0, 0, &row.images[0]).unwrap(), &b"picture"[..]);
-        let reason = |obstacle: Obstacle| obstacle.reject().unwrap().reason;
+        let reason = |error: RowError| error.reject().unwrap().reason;
         let missing = source.image_bytes(0, 1, &RowImage::named("b.jpg")).unwrap_err();
         assert_eq!(reason(missing), RejectReason::MissingImage);
         assert_eq!(reason(source.row(1).unwrap_err()), RejectReason::InvalidRow);
@@ -188,7 +188,7 @@ mod tests {
         std::fs::write(&path, ROW).unwrap();
         let source =
             JsonlSource { file: failing_file(), ..JsonlSource::open(&path, None).unwrap() };
-        let Err(Obstacle::Run(error)) = source.row(0) else { panic!("expected a failure") };
+        let Err(RowError::Fatal(error)) = source.row(0) else { panic!("expected a failure") };
         let told = error.to_string();
         assert!(told.contains("rows.jsonl: cannot read the row: "), "{told}");
     }

@@ -1,22 +1,19 @@
 //! Batches of an epoch, made ahead of their use by worker threads. The batches and their order are
 //! the same whatever the number of threads.
 
-use std::collections::BTreeMap;
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
-
-use crossbeam_channel::{Receiver, Sender};
 
 use crate::batch::{Batch, Padding};
 use crate::chat::ChatTokenizer;
 use crate::error::DataError;
 use crate::fingerprint::fingerprint;
 use crate::order::{EpochOrder, OrderConfig, share};
+use crate::ordered_map::OrderedMap;
 use crate::reject_budget::{DEFAULT_MAX_REJECTED_FRACTION, RejectBudget};
 use crate::source::{Encoding, RowSource};
 use crate::windows::Windows;
-use crate::worker::{ImageReading, Made, PendingBatch, RowMaker, Task, work};
+use crate::worker::{ImageReading, PendingBatch, RowMaker, RowTask};
 
 /// Rows within which similar lengths are put together unless told otherwise. `cargo xtask bench data
 /// --only padding` says what padding it leaves.
@@ -204,25 +201,19 @@ pub struct Epoch {
     num_batches: usize,
     rank: usize,
     world_size: usize,
-    /// Next batch to hand out.
+    /// Next batch to return.
     next: usize,
     /// Next batch to give to the workers.
     next_planned: usize,
     prefetch: usize,
-    workers: Option<Workers>,
-    /// Batches that came before their turn.
-    early: BTreeMap<usize, Result<Batch, DataError>>,
+    /// The worker threads; without them batches are made in the caller's thread.
+    workers: Option<OrderedMap<RowTask, Option<Result<Batch, DataError>>>>,
+    /// Rows of each batch from `next` to `next_planned`.
+    planned_rows: VecDeque<usize>,
     budget: RejectBudget,
-    /// Whether it was begun at its first batch.
+    /// Whether it started at the epoch's first batch.
     is_whole: bool,
     is_over: bool,
-}
-
-struct Workers {
-    tasks: Sender<Task>,
-    made: Receiver<Made>,
-    stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<()>>,
 }
 
 impl Epoch {
@@ -239,8 +230,8 @@ impl Epoch {
             next: start_batch,
             next_planned: start_batch,
             prefetch: config.prefetch_batches.max(1),
-            workers: Workers::start(&maker, num_workers),
-            early: BTreeMap::new(),
+            workers: start_workers(&maker, num_workers),
+            planned_rows: VecDeque::new(),
             budget: RejectBudget::new(config.max_rejected_fraction),
             is_whole: start_batch == 0,
             is_over,
@@ -257,44 +248,38 @@ impl Epoch {
         share(&self.windows.global_batch(index), self.rank, self.world_size).to_vec()
     }
 
-    /// Keeps the workers supplied, but no further ahead than memory shall hold.
+    /// Gives the workers the rows of the next batches, at most `prefetch` batches ahead: each one in
+    /// memory may hold megabytes of pixels.
     fn plan(&mut self) {
         let end = (self.next + self.prefetch).min(self.num_batches);
         for index in self.next_planned..end {
             let rows = self.rows(index);
-            let Some(workers) = &self.workers else { return };
-            if rows.is_empty() {
-                self.early.insert(index, self.maker.make_batch(index, &rows));
-                continue;
-            }
+            let Some(workers) = &mut self.workers else { return };
+            self.planned_rows.push_back(rows.len());
             let batch = Arc::new(PendingBatch::new(index, rows.len()));
             for (slot, row) in rows.into_iter().enumerate() {
-                // The channel is unbounded and its receivers live as long as `workers`.
-                let _ = workers.tasks.send(Task { batch: Arc::clone(&batch), slot, row });
+                workers.submit(RowTask { batch: Arc::clone(&batch), slot, row });
             }
         }
         self.next_planned = self.next_planned.max(end);
     }
 
-    /// Batch `self.next`, made here or waited for.
+    /// Batch `self.next`: made here, or waited for.
     fn take_next(&mut self) -> Result<Batch, DataError> {
-        let Some(workers) = &self.workers else {
+        if self.workers.is_some() {
+            self.plan();
+        }
+        let (Some(workers), Some(num_rows @ 1..)) =
+            (&mut self.workers, self.planned_rows.pop_front())
+        else {
             let rows = self.rows(self.next);
             return self.maker.make_batch(self.next, &rows);
         };
-        loop {
-            if let Some(batch) = self.early.remove(&self.next) {
-                return batch;
-            }
-            let Ok(made) = workers.made.recv() else {
-                return Err(DataError::Settings(
-                    "all threads of the loader ended before their work did; this is a defect of \
-                     the program: please report it"
-                        .into(),
-                ));
-            };
-            self.early.insert(made.index, made.batch);
-        }
+        // All results of the batch are taken; the thread that made its last row returned the batch.
+        let results = (0..num_rows).filter_map(|_| workers.wait_next()?);
+        results.last().unwrap_or_else(|| {
+            Err(DataError::Internal("the loader's threads ended before their work did".into()))
+        })
     }
 }
 
@@ -311,9 +296,6 @@ impl Iterator for Epoch {
             let checked = if self.is_whole { self.budget.at_end() } else { Ok(()) };
             return checked.err().map(Err);
         }
-        if self.workers.is_some() {
-            self.plan();
-        }
         let batch = self.take_next().and_then(|batch| {
             self.budget.add(batch.batch_size, &batch.rejected)?;
             Ok(batch)
@@ -324,39 +306,17 @@ impl Iterator for Epoch {
     }
 }
 
-impl Workers {
-    fn start(maker: &Arc<RowMaker>, num_workers: usize) -> Option<Self> {
-        if num_workers == 0 {
-            return None;
-        }
-        let (tasks, task_receiver) = crossbeam_channel::unbounded();
-        let (made_sender, made) = crossbeam_channel::unbounded();
-        let stop = Arc::new(AtomicBool::new(false));
-        let mut threads = Vec::with_capacity(num_workers);
-        for k in 0..num_workers {
-            let (maker, tasks) = (Arc::clone(maker), task_receiver.clone());
-            let (made, stop) = (made_sender.clone(), Arc::clone(&stop));
-            let thread = std::thread::Builder::new()
-                .name(format!("loader-{k}"))
-                .spawn(move || work(&maker, &tasks, &made, &stop));
-            // Fewer threads than asked for make the same batches, none at all too.
-            match thread {
-                Ok(thread) => threads.push(thread),
-                Err(error) => tracing::warn!("cannot start a thread of the loader: {error}"),
-            }
-        }
-        (!threads.is_empty()).then_some(Self { tasks, made, stop, threads })
+/// The loader's threads; `None` when none is asked for or none can be started.
+fn start_workers(
+    maker: &Arc<RowMaker>,
+    num_workers: usize,
+) -> Option<OrderedMap<RowTask, Option<Result<Batch, DataError>>>> {
+    if num_workers == 0 {
+        return None;
     }
-}
-
-impl Drop for Workers {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        // Without senders the workers' queue ends, and with it their loops.
-        self.tasks = crossbeam_channel::unbounded().0;
-        for thread in self.threads.drain(..) {
-            // A worker's panic was already reported with its row.
-            let _ = thread.join();
-        }
-    }
+    let maker = Arc::clone(maker);
+    let workers = OrderedMap::start("loader", num_workers, move |task| maker.work(task));
+    workers
+        .inspect_err(|error| tracing::warn!("the loader works without threads of its own: {error}"))
+        .ok()
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::error::DataError;
-use crate::obstacle::Obstacle;
+use crate::row_error::RowError;
 use crate::rows::{Row, RowImage, Turn};
 use crate::source::{Encoding, PreparedRow, RowSource};
 
@@ -174,17 +174,17 @@ impl<T: Composed> RowSource for T {
         self.num_rows()
     }
 
-    fn row(&self, index: usize) -> Result<Row, Obstacle> {
+    fn row(&self, index: usize) -> Result<Row, RowError> {
         let (source, row) = self.part_of(index);
         source.row(row)
     }
 
-    fn prepared_row(&self, index: usize) -> Result<Option<PreparedRow>, Obstacle> {
+    fn prepared_row(&self, index: usize) -> Result<Option<PreparedRow>, RowError> {
         let (source, row) = self.part_of(index);
         source.prepared_row(row)
     }
 
-    fn image_bytes(&self, index: usize, k: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
+    fn image_bytes(&self, index: usize, k: usize, image: &RowImage) -> Result<Bytes, RowError> {
         let (source, row) = self.part_of(index);
         source.image_bytes(row, k, image)
     }
@@ -194,7 +194,7 @@ impl<T: Composed> RowSource for T {
         source.locate(row)
     }
 
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, RowError> {
         let (source, row) = self.part_of(index);
         source.turns(row)
     }
@@ -233,11 +233,11 @@ mod tests {
             self.1
         }
 
-        fn row(&self, _: usize) -> Result<Row, Obstacle> {
+        fn row(&self, _: usize) -> Result<Row, RowError> {
             Err(Reject::new(RejectReason::InvalidRow, self.0).into())
         }
 
-        fn image_bytes(&self, _: usize, _: usize, _: &RowImage) -> Result<Bytes, Obstacle> {
+        fn image_bytes(&self, _: usize, _: usize, _: &RowImage) -> Result<Bytes, RowError> {
             Ok(Bytes::new())
         }
 

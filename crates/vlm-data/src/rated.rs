@@ -7,8 +7,8 @@ use rayon::prelude::*;
 
 use crate::error::DataError;
 use crate::mixture::Composed;
-use crate::obstacle::Obstacle;
 use crate::reject::RejectReason;
+use crate::row_error::RowError;
 use crate::source::RowSource;
 
 /// Some rows of a source.
@@ -30,10 +30,10 @@ impl Rated {
         })?;
         let is_kept = |index: u32| match source.turns(index as usize) {
             Ok(_) => Ok(Some(index)),
-            Err(Obstacle::Row(reject)) => {
+            Err(RowError::Reject(reject)) => {
                 Ok(Some(index).filter(|_| reject.reason != RejectReason::RatingTooLow))
             }
-            Err(Obstacle::Run(error)) => Err(error),
+            Err(RowError::Fatal(error)) => Err(error),
         };
         let kept: Result<Vec<_>, DataError> =
             (0..num_rows).into_par_iter().with_min_len(64).map(is_kept).collect();

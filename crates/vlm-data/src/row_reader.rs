@@ -8,9 +8,9 @@ use bytes::Bytes;
 use crate::error::DataError;
 use crate::form::{self, FormContext};
 use crate::image_root::ImageRoot;
-use crate::obstacle::Obstacle;
 use crate::record::{Field, Record};
 use crate::reject::Reject;
+use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 use crate::row_text::folder_of;
 use crate::rows::{Row, RowImage};
@@ -69,7 +69,7 @@ impl RowReader {
     ///
     /// # Errors
     /// Why it cannot be had.
-    pub(crate) fn image_bytes(&self, image: &RowImage) -> Result<Bytes, Obstacle> {
+    pub(crate) fn image_bytes(&self, image: &RowImage) -> Result<Bytes, RowError> {
         match &image.bytes {
             Some(bytes) => Ok(bytes.clone()),
             None => self.root.read(&image.name).map(Bytes::from),

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use crate::obstacle::Obstacle;
 use crate::reject::{Reject, RejectReason};
+use crate::row_error::RowError;
 
 /// The `bytes` bytes at `offset` of the file at `path`.
 ///
@@ -17,7 +17,7 @@ pub(crate) fn read_row_text(
     offset: u64,
     bytes: u64,
     max_bytes: u64,
-) -> Result<String, Obstacle> {
+) -> Result<String, RowError> {
     let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
     if bytes > max_bytes {
         let problem = format!("the row has {bytes} bytes; at most {max_bytes} are read");
@@ -26,7 +26,7 @@ pub(crate) fn read_row_text(
     let mut text = vec![0; bytes as usize];
     let changed = |e: String| invalid(format!("cannot be read (did the file change?): {e}"));
     file.read_exact_at(&mut text, offset)
-        .map_err(|e| Obstacle::of_system(path, "read the row", e, changed))?;
+        .map_err(|e| RowError::of_system(path, "read the row", e, changed))?;
     Ok(String::from_utf8(text).map_err(|e| invalid(format!("not UTF-8: {e}")))?)
 }
 

@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use crate::chat::{ChatTokenizer, EncodedRow};
 use crate::error::DataError;
-use crate::obstacle::Obstacle;
+use crate::row_error::RowError;
 use crate::rows::{Row, RowImage, Turn};
 
 /// Rows by index, with the bytes of their images. Many threads read at once, in any order.
@@ -21,14 +21,14 @@ pub trait RowSource: Send + Sync {
     ///
     /// # Errors
     /// Why the row cannot be used, or the disk that failed.
-    fn row(&self, index: usize) -> Result<Row, Obstacle>;
+    fn row(&self, index: usize) -> Result<Row, RowError>;
 
     /// Row `index` as token ids, where the source holds them: then nobody need tokenize it.
     /// [`Self::check_encoding`] says whether the ids are the ones wanted.
     ///
     /// # Errors
     /// Why the row cannot be used, or the disk that failed.
-    fn prepared_row(&self, _index: usize) -> Result<Option<PreparedRow>, Obstacle> {
+    fn prepared_row(&self, _index: usize) -> Result<Option<PreparedRow>, RowError> {
         Ok(None)
     }
 
@@ -36,7 +36,7 @@ pub trait RowSource: Send + Sync {
     ///
     /// # Errors
     /// Why the image cannot be had, or the disk that failed.
-    fn image_bytes(&self, index: usize, k: usize, image: &RowImage) -> Result<Bytes, Obstacle>;
+    fn image_bytes(&self, index: usize, k: usize, image: &RowImage) -> Result<Bytes, RowError>;
 
     /// Where a person finds the row: `captions.jsonl:17`.
     fn locate(&self, index: usize) -> String;
@@ -46,7 +46,7 @@ pub trait RowSource: Send + Sync {
     ///
     /// # Errors
     /// Why the row cannot be used, or the disk that failed.
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, RowError> {
         Ok(self.row(index)?.turns)
     }
 

@@ -12,10 +12,10 @@ use bytes::Bytes;
 
 use crate::error::DataError;
 use crate::form;
-use crate::obstacle::Obstacle;
 use crate::plain_file::PlainFile;
 use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
+use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 use crate::row_reader::{self, RowReader};
 use crate::row_text::{file_name, read_row_text};
@@ -99,19 +99,19 @@ impl WebDatasetSource {
             .collect()
     }
 
-    fn text(&self, member: Member) -> Result<String, Obstacle> {
+    fn text(&self, member: Member) -> Result<String, RowError> {
         let max_bytes = self.reader.options().max_row_bytes;
         read_row_text(&self.file, &self.path, member.offset, member.bytes, max_bytes)
     }
 
     /// The sample's values: those of its JSON, and its text as the caption where that has no form.
-    fn record(&self, index: usize) -> Result<Record, Obstacle> {
+    fn record(&self, index: usize) -> Result<Record, RowError> {
         let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
         let Some(sample) = self.samples.get(index) else {
             return Err(invalid(format!("row {index} of {}", self.samples.len())).into());
         };
         if sample.has_other_media {
-            return Err(Obstacle::Row(Reject::new(
+            return Err(RowError::Reject(Reject::new(
                 RejectReason::UnsupportedMedia,
                 "the sample has a video or a sound; images and text are trained on",
             )));
@@ -143,7 +143,7 @@ impl WebDatasetSource {
     }
 
     /// The row with its images' names, and which member each is.
-    fn unread_row(&self, index: usize) -> Result<(Row, Vec<Member>), Obstacle> {
+    fn unread_row(&self, index: usize) -> Result<(Row, Vec<Member>), RowError> {
         let context = self.reader.context();
         let (mut record, names) = form::take_images(self.record(index)?, &context)?;
         let members = self.members(index);
@@ -171,10 +171,10 @@ impl WebDatasetSource {
         Ok((row, chosen))
     }
 
-    fn read_image(&self, member: Member) -> Result<Bytes, Obstacle> {
+    fn read_image(&self, member: Member) -> Result<Bytes, RowError> {
         let max_bytes = self.reader.options().max_image_bytes;
         if member.bytes > max_bytes {
-            return Err(Obstacle::Row(Reject::new(
+            return Err(RowError::Reject(Reject::new(
                 RejectReason::ImageTooLarge,
                 format!("{} bytes; at most {max_bytes} are read", member.bytes),
             )));
@@ -185,7 +185,7 @@ impl WebDatasetSource {
         };
         self.file
             .read_exact_at(&mut bytes, member.offset)
-            .map_err(|e| Obstacle::of_system(&self.path, "read the image", e, unreadable))?;
+            .map_err(|e| RowError::of_system(&self.path, "read the image", e, unreadable))?;
         Ok(bytes.into())
     }
 }
@@ -195,7 +195,7 @@ impl RowSource for WebDatasetSource {
         self.samples.len()
     }
 
-    fn row(&self, index: usize) -> Result<Row, Obstacle> {
+    fn row(&self, index: usize) -> Result<Row, RowError> {
         let (mut row, members) = self.unread_row(index)?;
         for (image, member) in row.images.iter_mut().zip(members) {
             image.bytes = Some(self.read_image(member)?);
@@ -203,7 +203,7 @@ impl RowSource for WebDatasetSource {
         Ok(row)
     }
 
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
+    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, RowError> {
         image.bytes.clone().ok_or_else(|| missing(&image.name).into())
     }
 
@@ -216,7 +216,7 @@ impl RowSource for WebDatasetSource {
         }
     }
 
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, RowError> {
         Ok(self.unread_row(index)?.0.turns)
     }
 
@@ -233,7 +233,7 @@ fn missing(name: &str) -> Reject {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::obstacle::failing_file;
+    use crate::row_error::failing_file;
 
     fn write_tar(path: &Path, members: &[(&str, &[u8])]) {
         let mut builder = tar::Builder::new(File::create(path).unwrap());
@@ -288,8 +288,8 @@ mod tests {
         // A picture that the system fails to read is no fault of its row.
         let member = source.images[0];
         let failing = WebDatasetSource { file: failing_file(), ..source };
-        assert!(matches!(failing.read_image(member), Err(Obstacle::Run(_))));
-        assert!(matches!(failing.row(0), Err(Obstacle::Run(_))));
+        assert!(matches!(failing.read_image(member), Err(RowError::Fatal(_))));
+        assert!(matches!(failing.row(0), Err(RowError::Fatal(_))));
     }
 
     #[test]

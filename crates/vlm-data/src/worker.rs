@@ -1,21 +1,20 @@
 //! What the loader's threads do: rows to samples, and the last one of a batch puts it together.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crossbeam_channel::{Receiver, Sender};
 use rayon::prelude::*;
 
 use crate::batch::{Batch, ImageData, Padding, Sample, SampleImages};
 use crate::chat::{ChatTokenizer, EncodedRow};
 use crate::error::DataError;
 use crate::feature_cache::FeatureCache;
-use crate::obstacle::Obstacle;
 use crate::order::RowLength;
+use crate::ordered_map::panic_message;
 use crate::preprocess::ImageProcessor;
 use crate::reject::{Reject, RejectReason, Rejected};
+use crate::row_error::RowError;
 use crate::rows::RowImage;
 use crate::source::{PreparedRow, RowSource};
 
@@ -50,7 +49,7 @@ pub(crate) struct RowMaker {
 type Outcome = Result<Result<Sample, Rejected>, DataError>;
 
 /// One row of a batch, to be made.
-pub(crate) struct Task {
+pub(crate) struct RowTask {
     pub(crate) batch: Arc<PendingBatch>,
     /// Place in the batch.
     pub(crate) slot: usize,
@@ -63,12 +62,6 @@ pub(crate) struct PendingBatch {
     index: usize,
     outcomes: Mutex<Vec<Option<Outcome>>>,
     num_missing: AtomicUsize,
-}
-
-/// A batch that is done.
-pub(crate) struct Made {
-    pub(crate) index: usize,
-    pub(crate) batch: Result<Batch, DataError>,
 }
 
 impl PendingBatch {
@@ -89,28 +82,13 @@ impl PendingBatch {
     }
 }
 
-/// A worker's loop: ends with its queue, or early when `stop` is set.
-pub(crate) fn work(
-    maker: &RowMaker,
-    tasks: &Receiver<Task>,
-    made: &Sender<Made>,
-    stop: &AtomicBool,
-) {
-    for task in tasks {
-        if stop.load(Ordering::Relaxed) {
-            return;
-        }
-        if let Some(outcomes) = task.batch.fill(task.slot, maker.make(task.row)) {
-            let index = task.batch.index;
-            let batch = maker.collate(index, outcomes);
-            if made.send(Made { index, batch }).is_err() {
-                return;
-            }
-        }
-    }
-}
-
 impl RowMaker {
+    /// Makes the row of `task`; its batch, when this was the last row that the batch waited for.
+    pub(crate) fn work(&self, task: RowTask) -> Option<Result<Batch, DataError>> {
+        let outcomes = task.batch.fill(task.slot, self.make(task.row))?;
+        Some(self.collate(task.batch.index, outcomes))
+    }
+
     /// `rows` with their numbers of tokens, in the order of the source: neighbours may lie in one
     /// piece of it. All cores take part.
     pub(crate) fn lengths(&self, mut rows: Vec<usize>) -> Vec<RowLength> {
@@ -140,9 +118,9 @@ impl RowMaker {
         // A decoder that panics on a hostile file must not take the run with it unnamed.
         match catch_unwind(AssertUnwindSafe(|| self.try_make(row))) {
             Ok(Ok(sample)) => Ok(Ok(sample)),
-            Ok(Err(obstacle)) => {
+            Ok(Err(error)) => {
                 let location = self.source.locate(row);
-                let Reject { reason, detail } = obstacle.at(location.clone())?;
+                let Reject { reason, detail } = error.at(location.clone())?;
                 Ok(Err(Rejected { row, location, reason, detail }))
             }
             Err(panic) => Err(DataError::WorkerPanic {
@@ -152,7 +130,7 @@ impl RowMaker {
         }
     }
 
-    fn try_make(&self, index: usize) -> Result<Sample, Obstacle> {
+    fn try_make(&self, index: usize) -> Result<Sample, RowError> {
         let (encoded, images) = self.encode(index)?;
         let images = match &self.images {
             ImageReading::Skip => SampleImages::None,
@@ -176,7 +154,7 @@ impl RowMaker {
         index: usize,
         k: usize,
         image: &RowImage,
-    ) -> Result<Vec<u8>, Obstacle> {
+    ) -> Result<Vec<u8>, RowError> {
         let bytes = self.source.image_bytes(index, k, image)?;
         let cropped = processor.crop_u8(&bytes).map_err(|reject| match reject.reason {
             RejectReason::MissingImage => reject,
@@ -192,7 +170,7 @@ impl RowMaker {
         index: usize,
         k: usize,
         image: &RowImage,
-    ) -> Result<usize, Obstacle> {
+    ) -> Result<usize, RowError> {
         let hash = match image.hash {
             Some(hash) => hash,
             None => blake3::hash(&self.source.image_bytes(index, k, image)?).into(),
@@ -207,7 +185,7 @@ impl RowMaker {
     }
 
     /// The row's token ids, as the source holds them or made here, and its images, unopened.
-    fn encode(&self, index: usize) -> Result<(EncodedRow, Vec<RowImage>), Obstacle> {
+    fn encode(&self, index: usize) -> Result<(EncodedRow, Vec<RowImage>), RowError> {
         if let Some(PreparedRow { encoded, images }) = self.source.prepared_row(index)? {
             return Ok((encoded.cut(self.max_seq_len, self.tokens_per_image)?, images));
         }
@@ -246,11 +224,4 @@ impl RowMaker {
         }
         Ok(batch)
     }
-}
-
-/// What a panic said.
-pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|&text| text.to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "a panic without words".to_owned())
 }

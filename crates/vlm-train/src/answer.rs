@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use tch::Tensor;
 use vlm_data::{
-    ChatTokenizer, ImageProcessor, Obstacle, Reject, RejectReason, Role, RowSource, Turn,
+    ChatTokenizer, ImageProcessor, Reject, RejectReason, Role, RowError, RowSource, Turn,
     num_image_tags,
 };
 use vlm_model::generate::{GenerateOptions, Prompt, generate};
@@ -154,7 +154,7 @@ impl Answerer<'_> {
                         questions.push(question);
                         Ok(Answer { text: String::new(), expected })
                     }
-                    Err(obstacle) => Err(obstacle.at(source.locate(row))?),
+                    Err(error) => Err(error.at(source.locate(row))?),
                 });
             }
             let mut texts = self.answer_batch(&questions)?.into_iter();
@@ -197,7 +197,7 @@ impl Answerer<'_> {
         &self,
         source: &dyn RowSource,
         row: usize,
-    ) -> Result<(Question, String), Obstacle> {
+    ) -> Result<(Question, String), RowError> {
         let whole = source.row(row)?;
         let is_answer = |turn: &Turn| turn.role == Role::Assistant;
         let at = whole.turns.iter().position(is_answer).unwrap_or(whole.turns.len());
@@ -212,7 +212,7 @@ impl Answerer<'_> {
         } else {
             whole.images.len()
         };
-        let images: Result<Vec<_>, Obstacle> = whole
+        let images: Result<Vec<_>, RowError> = whole
             .images
             .iter()
             .take(shown)

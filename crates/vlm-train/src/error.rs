@@ -1,6 +1,6 @@
 //! What can go wrong with a run, by whose fault it is.
 
-use vlm_data::{DataError, is_of_disk};
+use vlm_data::{DataError, is_disk_failure};
 use vlm_model::{ModelError, ShapeError};
 
 /// An error of this crate.
@@ -47,7 +47,7 @@ impl TrainError {
     pub fn unusable(told: String, error: &(dyn std::error::Error + 'static)) -> Self {
         let mut cause = Some(error);
         while let Some(error) = cause {
-            if error.downcast_ref().is_some_and(is_of_disk) {
+            if error.downcast_ref().is_some_and(is_disk_failure) {
                 return Self::Failed(told);
             }
             cause = error.source();

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
-use vlm_data::is_of_disk;
+use vlm_data::is_disk_failure;
 
 use crate::TrainError;
 use crate::checkpoint;
@@ -177,7 +177,7 @@ impl OutDir {
     fn unwritable(&self, error: std::io::Error) -> TrainError {
         let path = self.path.display();
         let is_read_only = error.kind() == std::io::ErrorKind::ReadOnlyFilesystem;
-        if is_of_disk(&error) && (self.continues || !is_read_only) {
+        if is_disk_failure(&error) && (self.continues || !is_read_only) {
             return TrainError::Failed(format!("--out-dir {path} cannot be written: {error}"));
         }
         TrainError::Usage(format!(
@@ -212,7 +212,7 @@ impl OutDir {
         let Some(place) = self.place else { return Ok(()) };
         match place_of(&self.path) {
             Ok(found) if found == place => Ok(()),
-            Err(error) if is_of_disk(&error) => Err(TrainError::at(&self.path, error)),
+            Err(error) if is_disk_failure(&error) => Err(TrainError::at(&self.path, error)),
             _ => Err(TrainError::Failed(format!(
                 "--out-dir {} was removed or replaced while the run was writing to it; what was saved \
                  there is gone, and nothing more is written",

@@ -16,9 +16,9 @@ use serde_json::Number;
 
 use super::layout::Layout;
 use super::unsupported;
-use crate::obstacle::ReadError;
+use crate::ordered_map::panic_message;
 use crate::record::{Field, Record};
-use crate::worker::panic_message;
+use crate::row_error::ReadError;
 
 /// A message's header that is longer is refused.
 const MAX_HEADER_BYTES: u64 = 64 << 20;

@@ -16,10 +16,10 @@ use layout::Layout;
 
 use crate::error::DataError;
 use crate::form;
-use crate::obstacle::{Obstacle, ReadError};
 use crate::plain_file::PlainFile;
 use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
+use crate::row_error::{ReadError, RowError};
 use crate::row_options::RowOptions;
 use crate::row_reader::{self, RowReader};
 use crate::row_text::file_name;
@@ -101,7 +101,7 @@ impl ArrowSource {
         Ok(Self { path, batches, columns, reader, format })
     }
 
-    fn record(&self, index: usize, with_images: bool) -> Result<Record, Obstacle> {
+    fn record(&self, index: usize, with_images: bool) -> Result<Record, RowError> {
         let rejected = |problem: String| Reject::new(RejectReason::InvalidRow, problem);
         if index >= self.len() {
             return Err(rejected(format!("row {index} of {}", self.len())).into());
@@ -118,7 +118,7 @@ impl ArrowSource {
             })?;
             Ok((column.name().to_owned(), value))
         })
-        .collect::<Result<_, Obstacle>>()
+        .collect::<Result<_, RowError>>()
         .map(Record)
     }
 }
@@ -128,11 +128,11 @@ impl RowSource for ArrowSource {
         self.batches.num_rows()
     }
 
-    fn row(&self, index: usize) -> Result<Row, Obstacle> {
+    fn row(&self, index: usize) -> Result<Row, RowError> {
         Ok(self.reader.row(&self.record(index, true)?)?)
     }
 
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
+    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, RowError> {
         self.reader.image_bytes(image)
     }
 
@@ -141,7 +141,7 @@ impl RowSource for ArrowSource {
     }
 
     /// Images are read only where the text does not say where they stand.
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, RowError> {
         if let Ok(row) = self.reader.row(&self.record(index, false)?)
             && row.num_image_tags() > 0
         {

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::levels::PageRows;
-use crate::obstacle::ReadError;
+use crate::row_error::ReadError;
 
 /// All pages kept together, in bytes.
 const MAX_BYTES: usize = 64 << 20;

@@ -26,9 +26,9 @@ use pages::{Column, Pages};
 
 use crate::error::DataError;
 use crate::form;
-use crate::obstacle::{Obstacle, ReadError};
 use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
+use crate::row_error::{ReadError, RowError};
 use crate::row_options::RowOptions;
 use crate::row_reader::{self, RowReader};
 use crate::row_text::file_name;
@@ -90,17 +90,17 @@ impl ParquetSource {
     }
 
     /// The values of row `index`, with those of image columns or without.
-    fn record(&self, index: usize, with_images: bool) -> Result<Record, Obstacle> {
+    fn record(&self, index: usize, with_images: bool) -> Result<Record, RowError> {
         if index >= self.len() {
             let problem = format!("row {index} of {}", self.len());
             return Err(Reject::new(RejectReason::InvalidRow, problem).into());
         }
         let used = self.columns.iter().filter(|column| with_images || !column.holds_images);
         let value = |column: &UsedColumn| Ok((column.top.name.clone(), self.value(column, index)?));
-        Ok(Record(used.map(value).collect::<Result<_, Obstacle>>()?))
+        Ok(Record(used.map(value).collect::<Result<_, RowError>>()?))
     }
 
-    fn value(&self, column: &UsedColumn, index: usize) -> Result<Field, Obstacle> {
+    fn value(&self, column: &UsedColumn, index: usize) -> Result<Field, RowError> {
         let unreadable = |e: ReadError| {
             let told = |e: String| format!("column {:?}: {e}", column.top.name);
             e.in_file(&self.path, |e| Reject::new(RejectReason::InvalidRow, told(e)))
@@ -125,11 +125,11 @@ impl RowSource for ParquetSource {
         self.pages.num_rows()
     }
 
-    fn row(&self, index: usize) -> Result<Row, Obstacle> {
+    fn row(&self, index: usize) -> Result<Row, RowError> {
         Ok(self.reader.row(&self.record(index, true)?)?)
     }
 
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, Obstacle> {
+    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, RowError> {
         self.reader.image_bytes(image)
     }
 
@@ -138,7 +138,7 @@ impl RowSource for ParquetSource {
     }
 
     /// Images are read only where the text does not say where they stand: then their number decides.
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, Obstacle> {
+    fn turns(&self, index: usize) -> Result<Vec<Turn>, RowError> {
         if let Ok(row) = self.reader.row(&self.record(index, false)?)
             && row.num_image_tags() > 0
         {

@@ -21,8 +21,8 @@ use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
 use super::levels::{Levels, PageRows};
 use crate::error::DataError;
-use crate::obstacle::ReadError;
-use crate::worker::panic_message;
+use crate::ordered_map::panic_message;
+use crate::row_error::ReadError;
 
 /// A leaf column: none, one or several values a row.
 #[derive(Debug)]
@@ -340,7 +340,7 @@ impl From<ParquetError> for ReadError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::obstacle::failing_file;
+    use crate::row_error::failing_file;
 
     #[test]
     fn pages_that_the_system_fails_to_read_are_no_fault_of_their_rows() {

@@ -10,8 +10,8 @@ use image::{ExtendedColorType, ImageEncoder, ImageReader};
 use super::ImageStore;
 use crate::chat::ChatTokenizer;
 use crate::decode::{ImageLimits, RgbPicture};
-use crate::obstacle::Obstacle;
 use crate::reject::{Reject, RejectReason};
+use crate::row_error::RowError;
 use crate::rows::RowImage;
 use crate::shards::ShardRow;
 use crate::source::RowSource;
@@ -35,20 +35,19 @@ pub(super) struct KeptRow {
 }
 
 impl RowChecker {
-    pub(super) fn check(&self, index: usize) -> Result<KeptRow, Obstacle> {
+    pub(super) fn check(&self, index: usize) -> Result<KeptRow, RowError> {
         let row = self.source.row(index)?;
         let whole = self.tokenizer.encode_row(&row, self.tokens_per_image, usize::MAX)?;
         let num_tokens = whole.input_ids.len();
         let encoded = whole.cut(self.max_seq_len, self.tokens_per_image)?;
         let (mut images, mut image_sizes) = (Vec::new(), Vec::new());
         for (k, image) in row.images.iter().enumerate() {
-            let (bytes, size) =
-                self.picture(index, k, image).map_err(|obstacle| match obstacle {
-                    Obstacle::Row(Reject { reason, detail }) if !detail.contains(&image.name) => {
-                        Obstacle::Row(Reject::new(reason, format!("{:?}: {detail}", image.name)))
-                    }
-                    other => other,
-                })?;
+            let (bytes, size) = self.picture(index, k, image).map_err(|error| match error {
+                RowError::Reject(Reject { reason, detail }) if !detail.contains(&image.name) => {
+                    RowError::Reject(Reject::new(reason, format!("{:?}: {detail}", image.name)))
+                }
+                other => other,
+            })?;
             images.push((bytes.clone(), *blake3::hash(&bytes).as_bytes()));
             image_sizes.push(size);
         }
@@ -67,7 +66,7 @@ impl RowChecker {
         index: usize,
         k: usize,
         image: &RowImage,
-    ) -> Result<(Bytes, (u32, u32)), Obstacle> {
+    ) -> Result<(Bytes, (u32, u32)), RowError> {
         let bytes = self.source.image_bytes(index, k, image)?;
         match &self.image_store {
             ImageStore::Original => {

@@ -105,7 +105,7 @@ pub fn prepare(
         image_store: settings.image_store.clone(),
         limits: settings.limits,
     };
-    let mut rows = Pipeline::start(Arc::new(checker), first_row..num_rows, settings.num_workers);
+    let mut rows = Pipeline::start(checker, first_row..num_rows, settings.num_workers)?;
     for shard in first..num_shards {
         let start = shard * settings.rows_per_shard;
         let end = (start + settings.rows_per_shard).min(num_rows);

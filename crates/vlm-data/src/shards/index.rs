@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use arrow_ipc::reader::read_footer_length;
 use arrow_ipc::{root_as_footer, root_as_message};
 
-use crate::obstacle::ReadError;
+use crate::row_error::ReadError;
 
 /// Buffers of a record batch: validity, offsets, … of each column in turn, as the Arrow format
 /// orders them.

@@ -10,8 +10,8 @@ use super::index::{BatchIndex, ShardIndex, numbers};
 use super::{HASH_BYTES, MANIFEST_FILE, Manifest};
 use crate::chat::EncodedRow;
 use crate::error::DataError;
-use crate::obstacle::{Obstacle, ReadError};
 use crate::reject::{Reject, RejectReason};
+use crate::row_error::{ReadError, RowError};
 use crate::rows::{Row, RowImage};
 use crate::source::{Encoding, PreparedRow, RowSource};
 
@@ -84,7 +84,7 @@ impl ShardSource {
         &self.manifest
     }
 
-    fn place(&self, index: usize) -> Result<Place<'_>, Obstacle> {
+    fn place(&self, index: usize) -> Result<Place<'_>, RowError> {
         if index >= self.manifest.num_rows {
             return Err(invalid(format!("row {index} of {}", self.manifest.num_rows)).into());
         }
@@ -107,7 +107,7 @@ impl ShardSource {
     }
 
     /// What keeps row `index`, which exists, from being read.
-    fn unreadable(&self, index: usize, error: ReadError) -> Obstacle {
+    fn unreadable(&self, index: usize, error: ReadError) -> RowError {
         let path = self.shard_path(self.starts.partition_point(|&start| start <= index) - 1);
         error.in_file(&path, |problem| invalid(format!("{}: {problem}", path.display())))
     }
@@ -166,7 +166,7 @@ impl RowSource for ShardSource {
         self.manifest.num_rows
     }
 
-    fn row(&self, index: usize) -> Result<Row, Obstacle> {
+    fn row(&self, index: usize) -> Result<Row, RowError> {
         let place = self.place(index)?;
         let unreadable = |e| self.unreadable(index, e);
         let text = place.text(&place.batch.conversations).map_err(unreadable)?;
@@ -174,14 +174,14 @@ impl RowSource for ShardSource {
         Ok(Row { turns, images: place.images().map_err(unreadable)? })
     }
 
-    fn prepared_row(&self, index: usize) -> Result<Option<PreparedRow>, Obstacle> {
+    fn prepared_row(&self, index: usize) -> Result<Option<PreparedRow>, RowError> {
         let place = self.place(index)?;
         let unreadable = |e| self.unreadable(index, e);
         let encoded = place.encoded().map_err(unreadable)?;
         Ok(Some(PreparedRow { encoded, images: place.images().map_err(unreadable)? }))
     }
 
-    fn image_bytes(&self, index: usize, k: usize, _: &RowImage) -> Result<Bytes, Obstacle> {
+    fn image_bytes(&self, index: usize, k: usize, _: &RowImage) -> Result<Bytes, RowError> {
         let bytes = self.place(index)?.picture(k).map_err(|e| self.unreadable(index, e))?;
         Ok(bytes.into())
     }

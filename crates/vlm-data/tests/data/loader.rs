@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde_json::json;
 use vlm_data::{
     Batch, ChatTokenizer, DataError, IGNORE_INDEX, ImageData, ImagePlace, ImagePlaceholder, Loader,
-    LoaderConfig, Obstacle, Padding, Reject, RejectReason, Role, Row, RowImage, RowSource, Turn,
+    LoaderConfig, Padding, Reject, RejectReason, Role, Row, RowError, RowImage, RowSource, Turn,
 };
 
 use crate::tiny::{Folder, TEMPLATE, TOKENS_PER_IMAGE, config, row, write_tokenizer};
@@ -200,14 +200,14 @@ impl RowSource for Counted {
         1000
     }
 
-    fn row(&self, index: usize) -> Result<Row, Obstacle> {
+    fn row(&self, index: usize) -> Result<Row, RowError> {
         self.num_read.fetch_add(1, Ordering::Relaxed);
         assert_ne!(Some(index), self.panics_at, "row out of luck");
         let turns = vec![Turn::new(Role::User, "q"), Turn::new(Role::Assistant, "a")];
         Ok(Row { turns, images: Vec::new() })
     }
 
-    fn image_bytes(&self, _: usize, _: usize, _: &RowImage) -> Result<Bytes, Obstacle> {
+    fn image_bytes(&self, _: usize, _: usize, _: &RowImage) -> Result<Bytes, RowError> {
         Err(Reject::new(RejectReason::MissingImage, "none").into())
     }
 

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use vlm_data::{
-    DataError, ImageLimits, ImageStore, Obstacle, PrepareSettings, RowSource, open_source, prepare,
+    DataError, ImageLimits, ImageStore, PrepareSettings, RowError, RowSource, open_source, prepare,
 };
 
 use crate::tiny::{Folder, TOKENS_PER_IMAGE, row};
@@ -104,7 +104,7 @@ fn a_shard_that_is_gone_is_no_fault_of_its_rows() {
     let output = prepare_rows(&folder, &rows());
     let source = open_source(&output, None).unwrap();
     std::fs::remove_file(shard(&output)).unwrap();
-    let Err(Obstacle::Run(error)) = source.prepared_row(0) else { panic!("expected a failure") };
+    let Err(RowError::Fatal(error)) = source.prepared_row(0) else { panic!("expected a failure") };
     let told = error.to_string();
     assert!(told.contains("shard-00000.arrow: cannot read the rows: "), "{told}");
 }

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use tch::Tensor;
-use vlm_data::is_of_disk;
+use vlm_data::is_disk_failure;
 use vlm_model::weights::{self, Format};
 use vlm_torch::GoesOn;
 
@@ -75,7 +75,7 @@ pub enum LoadError {
 impl LoadError {
     fn of_system(path: &Path, error: io::Error) -> Self {
         let text = format!("{}: {error}", path.display());
-        if is_of_disk(&error) { Self::Disk(text) } else { Self::Damaged(text) }
+        if is_disk_failure(&error) { Self::Disk(text) } else { Self::Damaged(text) }
     }
 }
 

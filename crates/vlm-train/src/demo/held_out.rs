@@ -126,7 +126,7 @@ impl HeldOut {
             Some(image) => self.source.image_bytes(row, 0, image),
             None => Err(Reject::new(RejectReason::MissingImage, "the row has no image").into()),
         });
-        let bytes = read.map_err(|obstacle| anyhow::anyhow!("{}: {obstacle}", place()))?;
+        let bytes = read.map_err(|error| anyhow::anyhow!("{}: {error}", place()))?;
         Ok(image::load_from_memory(&bytes).with_context(place)?.to_rgb8())
     }
 }

@@ -9,21 +9,21 @@ use crate::reject::Reject;
 
 /// Why a row cannot be had.
 #[derive(Debug, thiserror::Error)]
-pub enum Obstacle {
+pub enum RowError {
     /// The row is at fault: it is set aside, and the work goes on.
     #[error(transparent)]
-    Row(#[from] Reject),
+    Reject(#[from] Reject),
     /// A disk or the connection to it is, and nothing is known of the row: the work ends.
     #[error(transparent)]
-    Run(#[from] DataError),
+    Fatal(#[from] DataError),
 }
 
-impl Obstacle {
+impl RowError {
     /// The row's fault, where it is the row's.
     pub fn reject(self) -> Option<Reject> {
         match self {
-            Self::Row(reject) => Some(reject),
-            Self::Run(_) => None,
+            Self::Reject(reject) => Some(reject),
+            Self::Fatal(_) => None,
         }
     }
 
@@ -35,10 +35,10 @@ impl Obstacle {
         error: Error,
         reject: impl FnOnce(String) -> Reject,
     ) -> Self {
-        if is_of_disk(&error) {
-            Self::Run(DataError::io(path, action)(error))
+        if is_disk_failure(&error) {
+            Self::Fatal(DataError::io(path, action)(error))
         } else {
-            Self::Row(reject(error.to_string()))
+            Self::Reject(reject(error.to_string()))
         }
     }
 
@@ -48,18 +48,18 @@ impl Obstacle {
     /// The end of the work, with the row's place.
     pub fn at(self, location: String) -> Result<Reject, DataError> {
         match self {
-            Self::Row(reject) => Ok(reject),
-            Self::Run(source @ DataError::Io { .. }) => {
+            Self::Reject(reject) => Ok(reject),
+            Self::Fatal(source @ DataError::Io { .. }) => {
                 Err(DataError::Row { location, source: Box::new(source) })
             }
-            Self::Run(other) => Err(other),
+            Self::Fatal(other) => Err(other),
         }
     }
 }
 
 /// Whether the system says that a disk, or the connection to it, failed or is full, and not that there
 /// is nothing to be read or written by this name or user.
-pub fn is_of_disk(error: &Error) -> bool {
+pub fn is_disk_failure(error: &Error) -> bool {
     /// ELOOP, which has no stable kind yet.
     const TOO_MANY_LINKS: i32 = if cfg!(target_os = "linux") { 40 } else { 62 };
     let is_of_name = matches!(
@@ -97,11 +97,11 @@ impl ReadError {
     }
 
     /// What it means for a row in the file at `path`; `reject` says what broken content would.
-    pub(crate) fn in_file(self, path: &Path, reject: impl FnOnce(String) -> Reject) -> Obstacle {
+    pub(crate) fn in_file(self, path: &Path, reject: impl FnOnce(String) -> Reject) -> RowError {
         match self {
-            Self::Content(problem) => Obstacle::Row(reject(problem)),
+            Self::Content(problem) => RowError::Reject(reject(problem)),
             Self::System(error) => {
-                Obstacle::Run(DataError::io(path, "read the rows")(same(&error)))
+                RowError::Fatal(DataError::io(path, "read the rows")(same(&error)))
             }
         }
     }
@@ -117,7 +117,7 @@ fn same(error: &Error) -> Error {
 
 impl From<Error> for ReadError {
     fn from(error: Error) -> Self {
-        if is_of_disk(&error) {
+        if is_disk_failure(&error) {
             Self::System(Arc::new(error))
         } else {
             Self::Content(error.to_string())
@@ -154,17 +154,17 @@ mod tests {
     fn failing_disks_are_told_from_files_that_are_not_there_or_not_to_be_read() {
         let failed = failing_file().read(&mut [0; 8]).unwrap_err();
         assert_eq!(failed.raw_os_error(), Some(5), "EIO");
-        assert!(is_of_disk(&failed));
+        assert!(is_disk_failure(&failed));
         // ESTALE, EMFILE, ETIMEDOUT: a network disk that went away, a limit of this process.
         for code in [116, 24, 110] {
-            assert!(is_of_disk(&Error::from_raw_os_error(code)), "{code}");
+            assert!(is_disk_failure(&Error::from_raw_os_error(code)), "{code}");
         }
         // ENOENT, EACCES, EPERM, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP.
         for code in [2, 13, 1, 20, 21, 36, 40] {
-            assert!(!is_of_disk(&Error::from_raw_os_error(code)), "{code}");
+            assert!(!is_disk_failure(&Error::from_raw_os_error(code)), "{code}");
         }
         for kind in [ErrorKind::UnexpectedEof, ErrorKind::InvalidData] {
-            assert!(!is_of_disk(&Error::from(kind)));
+            assert!(!is_disk_failure(&Error::from(kind)));
         }
     }
 }
