@@ -1,0 +1,161 @@
+//! The types that settings have: how a value is read from text, checked and described.
+
+use std::path::PathBuf;
+
+use serde_json::{Value, json};
+use vlm_data::{DataPaths, Padding};
+use vlm_shapes::ProjectorKind;
+
+use crate::train::{Dtype, LossAverage, LrSchedule, Resume};
+
+/// The type of a setting's values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// True or false.
+    Bool,
+    /// A whole number that is not negative.
+    Count,
+    /// A number.
+    Number,
+    /// Two numbers.
+    Pair,
+    /// Any text.
+    Text,
+    /// A file or folder.
+    Path,
+    /// Files or folders, one or several.
+    Paths,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+}
+
+/// A type that a setting may have.
+pub(crate) trait SettingType {
+    /// How its values are written.
+    const KIND: Kind;
+}
+
+macro_rules! kinds {
+    ($($type:ty => $kind:expr),* $(,)?) => {
+        $(impl SettingType for $type { const KIND: Kind = $kind; })*
+    };
+}
+
+kinds! {
+    bool => Kind::Bool,
+    u64 => Kind::Count,
+    i64 => Kind::Count,
+    i32 => Kind::Count,
+    usize => Kind::Count,
+    f64 => Kind::Number,
+    [f64; 2] => Kind::Pair,
+    String => Kind::Text,
+    PathBuf => Kind::Path,
+    Resume => Kind::Path,
+    DataPaths => Kind::Paths,
+    Padding => Kind::Choice(&["longest", "max", "none"]),
+    ProjectorKind => Kind::Choice(&["linear", "mlp", "merged-mlp", "pixel-shuffle"]),
+    Dtype => Kind::Choice(&["float32", "bfloat16", "float16"]),
+    LossAverage => Kind::Choice(&["batch", "token"]),
+    LrSchedule => Kind::Choice(&["reference", "cosine", "wsd", "constant", "linear"]),
+}
+
+impl<T: SettingType> SettingType for Option<T> {
+    const KIND: Kind = T::KIND;
+}
+
+impl Kind {
+    /// What a value must be, for a message.
+    pub fn expected(self) -> String {
+        match self {
+            Self::Bool => "true or false".into(),
+            Self::Count => "a whole number, not negative".into(),
+            Self::Number => "a number".into(),
+            Self::Pair => "two numbers, as 0.9,0.95".into(),
+            Self::Text => "text".into(),
+            Self::Path => "a path".into(),
+            Self::Paths => "a path or a list of paths".into(),
+            Self::Choice(words) => format!("one of {}", words.join(", ")),
+        }
+    }
+
+    /// The value that `text` writes.
+    pub(crate) fn parse(self, text: &str) -> Result<Value, String> {
+        let wrong = || format!("expected {}", self.expected());
+        let number = |text: &str| text.trim().parse::<f64>().ok().filter(|n| n.is_finite());
+        match self {
+            Self::Bool => match text.to_ascii_lowercase().as_str() {
+                "true" | "1" | "yes" => Ok(true.into()),
+                "false" | "0" | "no" => Ok(false.into()),
+                _ => Err(wrong()),
+            },
+            Self::Count => text.parse::<u64>().map(Value::from).map_err(|_| wrong()),
+            Self::Number => number(text).map(Value::from).ok_or_else(wrong),
+            Self::Pair => {
+                let numbers = text.split(',').map(number).collect::<Option<Vec<f64>>>();
+                numbers.map(|numbers| json!(numbers)).ok_or_else(wrong).and_then(|v| self.check(v))
+            }
+            Self::Paths => Ok(json!([text])),
+            Self::Text | Self::Path | Self::Choice(_) => self.check(text.into()),
+        }
+    }
+
+    /// The value, if it is of this type.
+    pub(crate) fn check(self, value: Value) -> Result<Value, String> {
+        let is_text = |value: &Value| value.is_string();
+        let is_right = match self {
+            Self::Bool => value.is_boolean(),
+            Self::Count => value.is_u64(),
+            Self::Number => value.is_number(),
+            Self::Pair => value
+                .as_array()
+                .is_some_and(|values| values.len() == 2 && values.iter().all(Value::is_number)),
+            Self::Text | Self::Path => value.is_string(),
+            Self::Paths => {
+                is_text(&value)
+                    || value.as_array().is_some_and(|list| !list.is_empty() && list.iter().all(is_text))
+            }
+            Self::Choice(words) => value.as_str().is_some_and(|word| words.contains(&word)),
+        };
+        if !is_right {
+            return Err(format!("expected {}, found {}", self.expected(), cut(&value.to_string())));
+        }
+        match value {
+            Value::String(path) if self == Self::Paths => Ok(json!([path])),
+            value => Ok(value),
+        }
+    }
+
+    /// The type in JSON schema.
+    pub(crate) fn schema(self) -> Value {
+        match self {
+            Self::Bool => json!({"type": "boolean"}),
+            Self::Count => json!({"type": "integer", "minimum": 0}),
+            Self::Number => json!({"type": "number"}),
+            Self::Pair => {
+                json!({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2})
+            }
+            Self::Text | Self::Path => json!({"type": "string"}),
+            Self::Paths => json!({
+                "oneOf": [
+                    {"type": "string"},
+                    {"type": "array", "items": {"type": "string"}, "minItems": 1},
+                ],
+            }),
+            Self::Choice(words) => json!({"enum": words}),
+        }
+    }
+}
+
+/// Longest value that a message shows whole, in characters.
+const MAX_SHOWN: usize = 120;
+
+/// `text`, cut where it is long.
+pub(crate) fn cut(text: &str) -> String {
+    let length = text.chars().count();
+    if length <= MAX_SHOWN {
+        return text.to_owned();
+    }
+    let start: String = text.chars().take(MAX_SHOWN).collect();
+    format!("{start}… ({length} characters)")
+}

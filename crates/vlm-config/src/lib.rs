@@ -1,0 +1,41 @@
+//! The settings of a training run: [`TrainConfig`] and everything that is made of its one list.
+//!
+//! Knows neither libtorch nor how anything is computed. It reads configuration files and recipes,
+//! puts layers over each other and says where each value comes from; a command line makes its flags
+//! of [`settings`].
+//!
+//! ```
+//! use vlm_config::{Layers, Stage};
+//!
+//! let mut layers = Layers::new(Stage::Pretrain);
+//! layers.add_recipe("minimind-3v")?;
+//! layers.settle()?;
+//! let config = layers.resolve()?;
+//! assert_eq!(config.data.max_seq_len, 450);
+//! # Ok::<(), vlm_config::ConfigError>(())
+//! ```
+
+mod declare;
+mod error;
+mod file;
+mod identity;
+mod kind;
+mod layers;
+mod recipes;
+mod schema;
+mod setting;
+mod train;
+mod validate;
+
+pub use error::ConfigError;
+pub use file::{Entries, find, read_file};
+pub use identity::defaults_of_new_settings;
+pub use kind::Kind;
+pub use layers::{Layers, Origin};
+pub use recipes::{RECIPES, Recipe};
+pub use schema::json_schema;
+pub use setting::{PathTraits, Scope, Setting, Traits, shown_value};
+pub use train::{
+    DataConfig, Dtype, EvalConfig, LossAverage, LrSchedule, ModelConfig, OptimConfig, Resume,
+    RunConfig, ShapeRequest, Stage, TrainConfig, settings,
+};

@@ -1,0 +1,100 @@
+//! Recipes: the settings of known trainings, as TOML files. Built in are those of `recipes/`.
+
+use std::path::Path;
+
+use crate::error::ConfigError;
+use crate::file::{self, Entries};
+use crate::train::Stage;
+
+/// A recipe that is built in.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Recipe {
+    /// Its name.
+    pub name: &'static str,
+    /// The TOML file.
+    pub text: &'static str,
+}
+
+/// The recipes that are built in; the first one is the default.
+pub const RECIPES: &[Recipe] = &[
+    Recipe { name: "minimind-v", text: include_str!("../recipes/minimind-v.toml") },
+    Recipe { name: "minimind-3v", text: include_str!("../recipes/minimind-3v.toml") },
+    Recipe { name: "nanovlm", text: include_str!("../recipes/nanovlm.toml") },
+    Recipe { name: "llava-pretrain", text: include_str!("../recipes/llava-pretrain.toml") },
+];
+
+impl Recipe {
+    /// What the recipe is, in a sentence or two.
+    pub fn description(&self) -> String {
+        let table: toml::Table = toml::from_str(self.text).unwrap_or_default();
+        table.get("description").and_then(toml::Value::as_str).unwrap_or_default().to_owned()
+    }
+}
+
+/// The settings of a recipe: of one that is built in, or else of the file of this name.
+pub(crate) fn read(name: &str, stage: Stage) -> Result<Entries, ConfigError> {
+    if let Some(recipe) = RECIPES.iter().find(|recipe| recipe.name == name) {
+        return file::parse(recipe.text, &format!("recipe {name}"), stage);
+    }
+    let path = Path::new(name);
+    if !path.exists() {
+        let names: Vec<&str> = RECIPES.iter().map(|recipe| recipe.name).collect();
+        return Err(ConfigError::Usage(format!(
+            "`recipe` {name}: there is no such file, and no recipe of this name; the recipes are {}",
+            names.join(", ")
+        )));
+    }
+    file::read_file(path, stage)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::layers::Layers;
+    use crate::train::{LrSchedule, TrainConfig};
+
+    fn of(name: &str, stage: Stage) -> TrainConfig {
+        let mut layers = Layers::new(stage);
+        layers.add_recipe(name).unwrap();
+        layers.settle().unwrap();
+        layers.resolve().unwrap()
+    }
+
+    #[test]
+    fn the_default_recipe_is_the_defaults() {
+        for stage in [Stage::Pretrain, Stage::Sft] {
+            let defaults = Layers::new(stage).resolve().unwrap();
+            assert_eq!(of(RECIPES[0].name, stage), defaults, "{stage:?}");
+        }
+    }
+
+    #[test]
+    fn minimind_3v_has_two_stages() {
+        let pretrain = of("minimind-3v", Stage::Pretrain);
+        assert_eq!((pretrain.data.max_seq_len, pretrain.optim.batch_size), (450, 16));
+        assert_eq!(pretrain.model.freeze.unfreeze_last_layers, 0);
+        let sft = of("minimind-3v", Stage::Sft);
+        assert_eq!((sft.data.max_seq_len, sft.optim.learning_rate), (768, 5e-6));
+        let freeze = &sft.model.freeze;
+        assert_eq!((freeze.unfreeze_first_layers, freeze.unfreeze_last_layers), (1, 1));
+        assert!(!freeze.train_lm);
+        assert_eq!(sft.optim.lr_schedule, LrSchedule::Cosine);
+    }
+
+    #[test]
+    fn every_recipe_is_right_for_both_stages_and_says_what_it_is() {
+        for recipe in RECIPES {
+            for stage in [Stage::Pretrain, Stage::Sft] {
+                of(recipe.name, stage);
+            }
+            assert!(recipe.description().ends_with('.'), "{}", recipe.name);
+        }
+    }
+
+    #[test]
+    fn an_unknown_recipe_is_an_error_with_the_names_that_there_are() {
+        let error = Layers::new(Stage::Pretrain).add_recipe("minimind-4").unwrap_err().to_string();
+        assert!(error.contains("minimind-4") && error.contains("nanovlm"), "{error}");
+    }
+}
