@@ -84,7 +84,9 @@ impl Reader {
                 Value::Object(table) if PARTS.contains(&inner.as_str()) => {
                     self.read(table, &inner)?;
                 }
-                Value::Object(table) if part.is_empty() && ["pretrain", "sft"].contains(&&**key) => {
+                Value::Object(table)
+                    if part.is_empty() && ["pretrain", "sft"].contains(&&**key) =>
+                {
                     if key == self.stage.name() {
                         of_stage = Some(table);
                     }
@@ -182,7 +184,8 @@ mod tests {
     #[test]
     fn names_with_dashes_underscores_and_parts_mean_the_same() {
         let expected = vec![("optim.batch_size".to_owned(), Value::from(8))];
-        for text in ["batch-size = 8", "batch_size = 8", "[optim]\nbatch_size = 8", "{\"batch-size\": 8}"]
+        for text in
+            ["batch-size = 8", "batch_size = 8", "[optim]\nbatch_size = 8", "{\"batch-size\": 8}"]
         {
             assert_eq!(entries(text).unwrap(), expected, "{text}");
         }
@@ -205,7 +208,10 @@ mod tests {
     fn unknown_names_wrong_types_and_ranges_are_errors_that_name_them() {
         for (text, part) in [
             ("batch_sizes = 8", "unknown setting `batch_sizes`"),
-            ("batch-size = \"8\"", "batch-size: expected a whole number, not negative, found \"8\""),
+            (
+                "batch-size = \"8\"",
+                "batch-size: expected a whole number, not negative, found \"8\"",
+            ),
             ("epochs = 0", "epochs: 0; it must be at least 1"),
             ("epochs = 2.5", "found 2.5"),
             ("learning-rate = -1", "it must be more than 0"),

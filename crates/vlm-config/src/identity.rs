@@ -53,8 +53,15 @@ mod tests {
         assert_eq!(
             names(&found),
             [
-                "bucket_window", "drop_last", "freeze", "max_seq_len", "optim", "padding", "seed",
-                "shuffle", "stage"
+                "bucket_window",
+                "drop_last",
+                "freeze",
+                "max_seq_len",
+                "optim",
+                "padding",
+                "seed",
+                "shuffle",
+                "stage"
             ]
         );
         assert_eq!(found["optim"]["learning_rate"], 4e-4);

@@ -4,9 +4,9 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use vlm_data::{DataPaths, Padding};
-use vlm_shapes::ProjectorKind;
+use vlm_shapes::{Dtype, ProjectorKind};
 
-use crate::train::{Dtype, LossAverage, LrSchedule, Resume};
+use crate::train::{LossAverage, LrSchedule, Resume};
 
 /// The type of a setting's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,7 +113,9 @@ impl Kind {
             Self::Text | Self::Path => value.is_string(),
             Self::Paths => {
                 is_text(&value)
-                    || value.as_array().is_some_and(|list| !list.is_empty() && list.iter().all(is_text))
+                    || value
+                        .as_array()
+                        .is_some_and(|list| !list.is_empty() && list.iter().all(is_text))
             }
             Self::Choice(words) => value.as_str().is_some_and(|word| words.contains(&word)),
         };

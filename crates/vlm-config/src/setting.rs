@@ -182,7 +182,8 @@ impl Setting {
         let path = if part.is_empty() { field.to_owned() } else { format!("{part}.{field}") };
         let doc = doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
         // A path that must be given has no default, and is empty until then.
-        let is_empty = default.as_str() == Some("") || default.as_array().is_some_and(Vec::is_empty);
+        let is_empty =
+            default.as_str() == Some("") || default.as_array().is_some_and(Vec::is_empty);
         let default = if is_empty { Value::Null } else { default };
         Self { path, name, doc, heading, kind, default, traits }
     }
@@ -270,7 +271,9 @@ pub fn shown_value(value: &Value) -> String {
         Value::Array(values) => values.iter().map(shown_value).collect::<Vec<_>>().join(","),
         // As short as a reader would write it: 0.0004 is 4e-4.
         Value::Number(number) => match number.as_f64() {
-            Some(float) if !number.is_u64() && !number.is_i64() && float != 0.0 && float.abs() < 1e-2 => {
+            Some(float)
+                if !number.is_u64() && !number.is_i64() && float != 0.0 && float.abs() < 1e-2 =>
+            {
                 format!("{float:e}")
             }
             _ => number.to_string(),

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vlm_data::{DEFAULT_BUCKET_WINDOW, DEFAULT_MAX_REJECTED_FRACTION, DataPaths, Padding};
-use vlm_shapes::{FreezePolicy, ProjectorKind};
+use vlm_shapes::{Dtype, FreezePolicy, ProjectorKind, ShapeRequest};
 
 use crate::declare::{settings, settings_of};
 use crate::setting::{Setting, shown, switch};
@@ -151,33 +151,31 @@ settings! {
     }
 }
 
-settings! {
-    /// The parts of the language model's shape that a user may ask for.
-    ShapeRequest at "model.shape" under "Model" {
-        parts {}
+settings_of! {
+    declared_shape: ShapeRequest, at "model.shape" under "Model" {
         /// Hidden size of the language model.
-        dim: Option<i64> = None, shown("N")
+        dim: Option<i64>, shown("N")
             .or_named(&["hidden-size"])
             .default_is("that of config.json beside the weights, else 512");
         /// Number of transformer blocks.
-        n_layers: Option<i64> = None, shown("N")
+        n_layers: Option<i64>, shown("N")
             .or_named(&["num-hidden-layers"])
             .default_is("that of config.json beside the weights, else 8");
         /// Number of query heads.
-        n_heads: Option<i64> = None, shown("N")
+        n_heads: Option<i64>, shown("N")
             .or_named(&["num-attention-heads"])
             .default_is("that of config.json beside the weights, else 8");
         /// Number of key and value heads.
-        n_kv_heads: Option<i64> = None, shown("N")
+        n_kv_heads: Option<i64>, shown("N")
             .or_named(&["num-key-value-heads"])
             .default_is("that of config.json beside the weights, else 2");
         /// Probability of dropout.
-        dropout: Option<f64> = None, shown("P")
+        dropout: Option<f64>, shown("P")
             .at_least(0.0)
             .at_most(1.0)
             .default_is("that of config.json beside the weights, else 0");
         /// Use a mixture of experts.
-        use_moe: Option<bool> = None, switch()
+        use_moe: Option<bool>, switch()
             .default_is("as config.json beside the weights says, else no");
     }
 }
@@ -220,18 +218,6 @@ pub enum LrSchedule {
     Constant,
     /// A straight line from the rate to its smallest share.
     Linear,
-}
-
-/// Type of the forward pass's matrix products. Weights, optimizer, norms and loss stay in float32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Dtype {
-    /// 32 bits, no autocast.
-    Float32,
-    /// Autocast to bfloat16; needs no loss scaling.
-    Bfloat16,
-    /// Autocast to float16, with dynamic loss scaling.
-    Float16,
 }
 
 settings! {
@@ -433,7 +419,7 @@ pub fn settings() -> &'static [Setting] {
             DataConfig::declared(),
             declared_shorthands(),
             ModelConfig::declared(),
-            ShapeRequest::declared(),
+            declared_shape(),
             declared_freeze(),
             OptimConfig::declared(),
             EvalConfig::declared(),

@@ -29,6 +29,7 @@ mod lm;
 mod lm_json;
 pub mod names;
 mod projector;
+mod request;
 mod rope;
 mod vision;
 
@@ -37,5 +38,6 @@ pub use freeze::FreezePolicy;
 pub use lm::{LmConfig, LmFamily, MoeConfig};
 pub use names::LmNames;
 pub use projector::{PROJECTOR_SCOPE, ProjectorConfig, ProjectorKind, is_projector};
+pub use request::{Dtype, ShapeRequest};
 pub use rope::{RopeScaling, Yarn};
 pub use vision::{VisionConfig, VisionFamily};
