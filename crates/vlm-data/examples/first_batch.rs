@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use vlm_data::{
-    Batch, ChatTokenizer, IGNORE_INDEX, ImageProcessor, JsonlSource, Loader, LoaderConfig,
+    Batch, ChatTokenizer, IGNORE_INDEX, ImageProcessor, Loader, LoaderConfig, open_source,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -18,10 +18,10 @@ fn main() -> anyhow::Result<()> {
     if let Some(tokens) = rest.first() {
         config.tokens_per_image = tokens.parse().context("TOKENS_PER_IMAGE")?;
     }
-    let source = JsonlSource::open(Path::new(rows), Some(Path::new(images)))?;
+    let source = open_source(Path::new(rows), Some(Path::new(images)))?;
     let tokenizer = Arc::new(ChatTokenizer::from_dir(Path::new(tokenizer))?);
     let processor = Arc::new(ImageProcessor::from_file(Path::new(preprocessor))?);
-    let loader = Loader::new(Arc::new(source), Arc::clone(&tokenizer), Some(processor), config)?;
+    let loader = Loader::new(source, Arc::clone(&tokenizer), Some(processor), config)?;
     println!("{} rows, {} batches", loader.num_rows(), loader.batches_per_epoch());
     match loader.epoch(0, 0).next() {
         Some(batch) => show(&batch?, &loader, &tokenizer),

@@ -1,39 +1,30 @@
 //! Rows from CSV and TSV files: the first line names the columns, each other record is a row. Only
 //! where each record lies is kept in memory: sixteen bytes a row.
 
-use std::fs::File;
 use std::io::BufRead;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::error::DataError;
+use crate::file_source::{Columns, FileSource, RecordReader};
 use crate::form;
-use crate::json_list::Element;
 use crate::plain_file::PlainFile;
 use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
 use crate::row_error::RowError;
 use crate::row_options::RowOptions;
-use crate::row_reader::{self, RowReader};
-use crate::row_text::{file_name, read_row_text};
-use crate::rows::{Row, RowImage};
-use crate::source::RowSource;
+use crate::row_text::{ByteRange, RowTexts};
 
 /// What may stand between values.
 const DELIMITERS: [u8; 4] = [b'\t', b',', b';', b'|'];
 
 /// The rows of a `.csv` or `.tsv` file, read as they are asked for.
 #[derive(Debug)]
-pub(crate) struct CsvSource {
-    path: PathBuf,
-    file: File,
+pub(crate) struct CsvTable {
+    texts: RowTexts,
     columns: Vec<String>,
     delimiter: u8,
-    rows: Vec<Element>,
-    reader: RowReader,
-    format: String,
+    rows: Vec<ByteRange>,
 }
 
 /// The columns that the first line of a file names, and what stands between them; `None` where they
@@ -54,16 +45,16 @@ fn any_header(start: &[u8]) -> Option<(Vec<String>, u8)> {
     Some((columns.into_iter().map(|name| name.trim().to_owned()).collect(), delimiter))
 }
 
-impl CsvSource {
-    /// The records of a file that is opened already.
+impl CsvTable {
+    /// Finds the records.
     ///
     /// # Errors
     /// No columns of a known form, no rows, a quotation mark that is not closed.
-    pub(crate) fn of_plain(
+    pub(crate) fn open(
         plain: PlainFile,
         images_root: Option<&Path>,
         options: &Arc<RowOptions>,
-    ) -> Result<Self, DataError> {
+    ) -> Result<FileSource<Self>, DataError> {
         let path = plain.path.clone();
         let wrong = |problem: String| DataError::content(&path, problem);
         let start = plain.start()?;
@@ -84,18 +75,20 @@ impl CsvSource {
         if rows.is_empty() {
             return Err(wrong("has a line of column names and no rows".into()));
         }
-        let reader = RowReader::new(&path, images_root, options)?;
-        let format = plain.format(if delimiter == b'\t' { "TSV" } else { "CSV" });
-        Ok(Self { path, file: plain.file, columns, delimiter, rows, reader, format })
+        let format = if delimiter == b'\t' { "TSV" } else { "CSV" };
+        let records = |texts| Self { texts, columns, delimiter, rows };
+        FileSource::of_plain(plain, format, images_root, options, records)
+    }
+}
+
+impl RecordReader for CsvTable {
+    fn num_rows(&self) -> usize {
+        self.rows.len()
     }
 
-    fn record(&self, index: usize) -> Result<Record, RowError> {
+    fn record(&self, index: usize, _: Columns) -> Result<Record, RowError> {
         let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
-        let Some(&Element { offset, bytes }) = self.rows.get(index) else {
-            return Err(invalid(format!("row {index} of {}", self.rows.len())).into());
-        };
-        let max_bytes = self.reader.options().max_row_bytes;
-        let text = read_row_text(&self.file, &self.path, offset, bytes, max_bytes)?;
+        let text = self.texts.read(self.rows[index])?;
         let values = values(&text, self.delimiter)
             .ok_or_else(|| invalid("text behind a closing quotation mark".into()))?;
         if values.len() != self.columns.len() {
@@ -108,32 +101,9 @@ impl CsvSource {
     }
 }
 
-impl RowSource for CsvSource {
-    fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    fn row(&self, index: usize) -> Result<Row, RowError> {
-        Ok(self.reader.row(&self.record(index)?)?)
-    }
-
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, RowError> {
-        self.reader.image_bytes(image)
-    }
-
-    fn locate(&self, index: usize) -> String {
-        format!("{}[{index}]", file_name(&self.path))
-    }
-
-    fn describe(&self) -> Vec<String> {
-        let told = row_reader::describe(self, &self.format, |index| self.record(index).ok());
-        vec![format!("{}: {told}", self.path.display())]
-    }
-}
-
 /// Where the records lie, the first line included. Line breaks within quotation marks are part of a
 /// value; blank lines are no records.
-fn scan(reader: &mut impl BufRead) -> std::io::Result<Result<Vec<Element>, String>> {
+fn scan(reader: &mut impl BufRead) -> std::io::Result<Result<Vec<ByteRange>, String>> {
     const BYTE_ORDER_MARK: u64 = 3;
     let mut rows = Vec::new();
     let mut offset = 0;
@@ -150,7 +120,7 @@ fn scan(reader: &mut impl BufRead) -> std::io::Result<Result<Vec<Element>, Strin
         for &byte in buffer {
             if byte == b'\n' && !is_quoted {
                 if !is_blank {
-                    rows.push(Element { offset: start, bytes: offset - start });
+                    rows.push(ByteRange { offset: start, bytes: offset - start });
                 }
                 (start, is_blank) = (offset + 1, true);
             } else {
@@ -168,7 +138,7 @@ fn scan(reader: &mut impl BufRead) -> std::io::Result<Result<Vec<Element>, Strin
         )));
     }
     if !is_blank {
-        rows.push(Element { offset: start, bytes: offset - start });
+        rows.push(ByteRange { offset: start, bytes: offset - start });
     }
     Ok(if rows.is_empty() { Err("no rows in this file".into()) } else { Ok(rows) })
 }
@@ -218,7 +188,7 @@ mod tests {
         let text = "\u{feff}image,caption\r\na.jpg,\"one, \"\"two\"\"\n three\"\r\n\r\nb.jpg,\n";
         let rows = scan(&mut text.as_bytes()).unwrap().unwrap();
         let record = |k: usize| {
-            let Element { offset, bytes } = rows[k];
+            let ByteRange { offset, bytes } = rows[k];
             values(&text[offset as usize..(offset + bytes) as usize], b',').unwrap()
         };
         assert_eq!(rows.len(), 3);

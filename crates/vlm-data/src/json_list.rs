@@ -2,139 +2,79 @@
 //! within an object as `{"data": […]}`, or objects behind one another over several lines. The file is
 //! scanned once, without being parsed; only where each row lies is kept: sixteen bytes a row.
 
-use std::fs::File;
 use std::io::BufRead;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::error::DataError;
+use crate::file_source::{Columns, FileSource, RecordReader};
 use crate::json_objects::ObjectScan;
 use crate::plain_file::PlainFile;
-use crate::record::Field;
-use crate::reject::{Reject, RejectReason};
+use crate::record::Record;
 use crate::row_error::RowError;
 use crate::row_options::RowOptions;
-use crate::row_reader::{self, RowReader};
-use crate::row_text::{file_name, read_row_text};
-use crate::rows::{Row, RowImage};
-use crate::source::RowSource;
+use crate::row_reader::json_record;
+use crate::row_text::{ByteRange, RowTexts};
 
 /// The rows of a `.json` file, read as they are asked for.
 #[derive(Debug)]
-pub struct JsonListSource {
-    path: PathBuf,
-    file: File,
-    rows: Vec<Element>,
-    reader: RowReader,
-    format: String,
+pub(crate) struct JsonList {
+    texts: RowTexts,
+    rows: Vec<ByteRange>,
 }
 
-/// Where a value lies.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Element {
-    pub(crate) offset: u64,
-    pub(crate) bytes: u64,
-}
-
-impl JsonListSource {
-    /// Opens `path` and finds its rows. Image names are relative to `images_root`, without one to
-    /// the folder of `path`.
+impl JsonList {
+    /// Finds the rows of a file that is one list.
     ///
     /// # Errors
-    /// A file or folder that cannot be read, or what is not one whole list with rows in it.
-    pub fn open(path: &Path, images_root: Option<&Path>) -> Result<Self, DataError> {
-        let options = Arc::new(RowOptions::default());
-        Self::of_plain(PlainFile::open(path, &options)?, images_root, &options)
-    }
-
-    /// The list that a file which is opened already is.
-    pub(crate) fn of_plain(
+    /// A file that cannot be read, or that is not one complete list with rows in it.
+    pub(crate) fn open(
         plain: PlainFile,
         images_root: Option<&Path>,
         options: &Arc<RowOptions>,
-    ) -> Result<Self, DataError> {
+    ) -> Result<FileSource<Self>, DataError> {
         let rows = scan_list(&plain, 0)?;
-        let format = plain.format("a JSON list");
-        Self::of_rows(plain, rows, format, images_root, options)
+        let records = |texts| Self { texts, rows };
+        FileSource::of_plain(plain, "a JSON list", images_root, options, records)
     }
 
-    /// The rows of a file that begins with an object and is not JSON lines: the list in it, or itself.
-    pub(crate) fn of_objects(
+    /// Finds the rows of a file that begins with an object and is not JSON lines: those of the list in
+    /// that object, or the file's objects themselves.
+    ///
+    /// # Errors
+    /// As [`Self::open`]; an object with several lists of which none is known to hold the rows.
+    pub(crate) fn open_objects(
         plain: PlainFile,
         images_root: Option<&Path>,
         options: &Arc<RowOptions>,
-    ) -> Result<Self, DataError> {
+    ) -> Result<FileSource<Self>, DataError> {
         let mut scan = ObjectScan::default();
         read_all(&plain, 0, |bytes| scan.take(bytes).map(|()| false))?;
         let wrong = |problem| DataError::content(&plain.path, problem);
         let objects = scan.finish().map_err(wrong)?;
-        if let Some(list) = objects.list().map_err(wrong)? {
-            let (key, offset) = (list.key.clone(), list.offset);
-            let rows = scan_list(&plain, offset)?;
-            let format = plain.format(&format!("a JSON list under {key:?}"));
-            return Self::of_rows(plain, rows, format, images_root, options);
-        }
-        let format = plain.format("JSON objects");
-        Self::of_rows(plain, objects.rows, format, images_root, options)
-    }
-
-    fn of_rows(
-        plain: PlainFile,
-        rows: Vec<Element>,
-        format: String,
-        images_root: Option<&Path>,
-        options: &Arc<RowOptions>,
-    ) -> Result<Self, DataError> {
-        let reader = RowReader::new(&plain.path, images_root, options)?;
-        Ok(Self { path: plain.path, file: plain.file, rows, reader, format })
-    }
-
-    fn text(&self, index: usize) -> Result<String, RowError> {
-        let Some(Element { offset, bytes }) = self.rows.get(index).copied() else {
-            return Err(RowError::Reject(Reject::new(
-                RejectReason::InvalidRow,
-                format!("row {index} of {}", self.rows.len()),
-            )));
+        let (rows, format) = match objects.list().map_err(wrong)? {
+            Some(list) => {
+                (scan_list(&plain, list.offset)?, format!("a JSON list under {:?}", list.key))
+            }
+            None => (objects.rows, "JSON objects".to_owned()),
         };
-        let max_bytes = self.reader.options().max_row_bytes;
-        read_row_text(&self.file, &self.path, offset, bytes, max_bytes)
+        let records = |texts| Self { texts, rows };
+        FileSource::of_plain(plain, &format, images_root, options, records)
     }
 }
 
-impl RowSource for JsonListSource {
-    fn len(&self) -> usize {
+impl RecordReader for JsonList {
+    fn num_rows(&self) -> usize {
         self.rows.len()
     }
 
-    fn row(&self, index: usize) -> Result<Row, RowError> {
-        Ok(self.reader.row_of_json(&self.text(index)?)?)
-    }
-
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, RowError> {
-        self.reader.image_bytes(image)
-    }
-
-    fn locate(&self, index: usize) -> String {
-        format!("{}[{index}]", file_name(&self.path))
-    }
-
-    fn describe(&self) -> Vec<String> {
-        let record = |index| match row_reader::json(&self.text(index).ok()?).ok()? {
-            Field::Object(record) => Some(record),
-            _ => None,
-        };
-        vec![format!(
-            "{}: {}",
-            self.path.display(),
-            row_reader::describe(self, &self.format, record)
-        )]
+    fn record(&self, index: usize, _: Columns) -> Result<Record, RowError> {
+        Ok(json_record(&self.texts.read(self.rows[index])?)?)
     }
 }
 
 /// The elements of the list that begins at `offset`, which is the file's end too when it is its start.
-fn scan_list(plain: &PlainFile, offset: u64) -> Result<Vec<Element>, DataError> {
+fn scan_list(plain: &PlainFile, offset: u64) -> Result<Vec<ByteRange>, DataError> {
     let mut scan = Scan { offset, is_within: offset > 0, ..Scan::default() };
     read_all(plain, offset, |bytes| {
         scan.take(bytes)?;
@@ -174,11 +114,11 @@ struct Scan {
     in_string: bool,
     after_backslash: bool,
     /// Where the element that has begun begins, and where it ends as far as seen.
-    element: Option<Element>,
+    element: Option<ByteRange>,
     is_over: bool,
     /// Whether other values may follow the list: it is a part of one.
     is_within: bool,
-    elements: Vec<Element>,
+    elements: Vec<ByteRange>,
 }
 
 const BYTE_ORDER_MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
@@ -241,7 +181,7 @@ impl Scan {
     /// The present byte belongs to an element.
     fn extend(&mut self) {
         let offset = self.offset;
-        let element = self.element.get_or_insert(Element { offset, bytes: 0 });
+        let element = self.element.get_or_insert(ByteRange { offset, bytes: 0 });
         element.bytes = offset + 1 - element.offset;
     }
 
@@ -249,7 +189,7 @@ impl Scan {
         self.elements.extend(self.element.take());
     }
 
-    fn finish(self) -> Result<Vec<Element>, String> {
+    fn finish(self) -> Result<Vec<ByteRange>, String> {
         let num_rows = self.elements.len();
         if self.offset == 0 || (self.depth == 0 && !self.is_over) {
             return Err("no rows in this file; expected a JSON list".into());
@@ -270,6 +210,7 @@ impl Scan {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::source::RowSource;
 
     fn scan(text: &str) -> Result<Vec<&str>, String> {
         let mut scan = Scan::default();
@@ -277,7 +218,7 @@ mod tests {
         for piece in text.as_bytes().chunks(3) {
             scan.take(piece)?;
         }
-        let part = |e: Element| &text[e.offset as usize..(e.offset + e.bytes) as usize];
+        let part = |e: ByteRange| &text[e.offset as usize..(e.offset + e.bytes) as usize];
         Ok(scan.finish()?.into_iter().map(part).collect())
     }
 
@@ -311,7 +252,7 @@ mod tests {
             std::fs::write(file.path(), text).unwrap();
             let options = Arc::new(RowOptions::default());
             let plain = PlainFile::open(file.path(), &options).unwrap();
-            let source = JsonListSource::of_objects(plain, None, &options);
+            let source = JsonList::open_objects(plain, None, &options);
             source.map_err(|e| e.to_string()).map(|source| {
                 (0..source.len()).map(|k| source.row(k).unwrap().turns.len()).collect::<Vec<_>>()
             })
@@ -347,7 +288,9 @@ mod tests {
             {"from":"gpt","value":"a"}]}"#;
         std::fs::write(&path, format!("[{row},\n{row}]")).unwrap();
         std::fs::write(folder.path().join("a.jpg"), b"picture").unwrap();
-        let source = JsonListSource::open(&path, None).unwrap();
+        let options = Arc::new(RowOptions::default());
+        let plain = PlainFile::open(&path, &options).unwrap();
+        let source = JsonList::open(plain, None, &options).unwrap();
         assert_eq!((source.len(), source.locate(1)), (2, "chat.json[1]".to_owned()));
         let read = source.row(1).unwrap();
         assert_eq!(read.turns[1].content, "a");

@@ -2,8 +2,8 @@
 //! first of them, without parsing: whether it is a wrapper as `{"data": […]}`, or a row.
 
 use crate::form;
-use crate::json_list::Element;
 use crate::record::shown;
+use crate::row_text::ByteRange;
 
 /// What lists of rows are called, the likeliest first.
 const LIST_NAMES: [&str; 11] = [
@@ -38,7 +38,7 @@ pub(crate) struct Member {
 /// The objects of a file.
 #[derive(Debug, Default)]
 pub(crate) struct Objects {
-    pub(crate) rows: Vec<Element>,
+    pub(crate) rows: Vec<ByteRange>,
     members: Vec<Member>,
 }
 
@@ -144,7 +144,7 @@ impl ObjectScan {
                 self.depth -= 1;
                 if self.depth == 0 {
                     let bytes = self.offset + 1 - self.start;
-                    self.objects.rows.push(Element { offset: self.start, bytes });
+                    self.objects.rows.push(ByteRange { offset: self.start, bytes });
                 }
             }
             b'"' => self.in_string = true,

@@ -1,119 +1,73 @@
 //! Rows from a file of JSON lines. Only where each line lies is kept in memory: twenty bytes a row.
 
-use std::fs::File;
 use std::io::BufRead;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::error::DataError;
+use crate::file_source::{Columns, FileSource, RecordReader};
 use crate::plain_file::PlainFile;
-use crate::record::Field;
-use crate::reject::{Reject, RejectReason};
+use crate::record::Record;
 use crate::row_error::RowError;
 use crate::row_options::RowOptions;
-use crate::row_reader::{self, RowReader};
-use crate::row_text::{file_name, read_row_text};
-use crate::rows::{Row, RowImage};
-use crate::source::RowSource;
+use crate::row_reader::json_record;
+use crate::row_text::{ByteRange, RowTexts};
 
 const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
 
-/// The rows of a `.jsonl` file, read as they are asked for.
+/// The lines of a `.jsonl` file, read as they are asked for.
 #[derive(Debug)]
-pub struct JsonlSource {
-    path: PathBuf,
-    file: File,
+pub(crate) struct JsonLines {
+    texts: RowTexts,
     lines: Vec<Line>,
-    reader: RowReader,
-    /// `JSON lines`, with what was around them.
-    format: String,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Line {
-    offset: u64,
-    bytes: u64,
+    range: ByteRange,
     /// From 1, as editors count; blank lines count too.
     number: u32,
 }
 
-impl JsonlSource {
-    /// Opens `path` and finds its lines; blank ones are no rows. Image names are relative to
-    /// `images_root`, without one to the folder of `path`.
+impl JsonLines {
+    /// Finds the lines; blank ones are not rows.
     ///
     /// # Errors
-    /// A file or folder that cannot be read, or a file without any row.
-    pub fn open(path: &Path, images_root: Option<&Path>) -> Result<Self, DataError> {
-        let options = Arc::new(RowOptions::default());
-        Self::of_plain(PlainFile::open(path, &options)?, images_root, &options)
-    }
-
-    /// The lines of a file that is opened already.
-    pub(crate) fn of_plain(
+    /// A file that cannot be read or has no row.
+    pub(crate) fn open(
         plain: PlainFile,
         images_root: Option<&Path>,
         options: &Arc<RowOptions>,
-    ) -> Result<Self, DataError> {
-        let path = plain.path.clone();
+    ) -> Result<FileSource<Self>, DataError> {
         let mut reader = plain.reader_from(0)?;
-        let lines = index_lines(&mut reader).map_err(DataError::io(&path, "read the rows"))?;
+        let lines =
+            index_lines(&mut reader).map_err(DataError::io(&plain.path, "read the rows"))?;
         if lines.is_empty() {
             return Err(DataError::content(
-                &path,
+                &plain.path,
                 "no rows in this file; expected one JSON object a line: {\"conversations\": \
                  [{\"role\": \"user\", \"content\": \"<image>\\n…\"}, {\"role\": \"assistant\", \
                  \"content\": \"…\"}], \"image\": \"a.jpg\"}",
             ));
         }
-        let reader = RowReader::new(&path, images_root, options)?;
-        let format = plain.format("JSON lines");
-        Ok(Self { path, file: plain.file, lines, reader, format })
-    }
-
-    fn text(&self, index: usize) -> Result<String, RowError> {
-        let Some(line) = self.lines.get(index) else {
-            return Err(RowError::Reject(Reject::new(
-                RejectReason::InvalidRow,
-                format!("row {index} of {}", self.lines.len()),
-            )));
-        };
-        let max_bytes = self.reader.options().max_row_bytes;
-        read_row_text(&self.file, &self.path, line.offset, line.bytes, max_bytes)
+        let records = |texts| Self { texts, lines };
+        FileSource::of_plain(plain, "JSON lines", images_root, options, records)
     }
 }
 
-impl RowSource for JsonlSource {
-    fn len(&self) -> usize {
+impl RecordReader for JsonLines {
+    fn num_rows(&self) -> usize {
         self.lines.len()
     }
 
-    fn row(&self, index: usize) -> Result<Row, RowError> {
-        Ok(self.reader.row_of_json(&self.text(index)?)?)
+    fn record(&self, index: usize, _: Columns) -> Result<Record, RowError> {
+        Ok(json_record(&self.texts.read(self.lines[index].range)?)?)
     }
 
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, RowError> {
-        self.reader.image_bytes(image)
-    }
-
-    fn describe(&self) -> Vec<String> {
-        let record = |index| match row_reader::json(&self.text(index).ok()?).ok()? {
-            Field::Object(record) => Some(record),
-            _ => None,
-        };
-        vec![format!(
-            "{}: {}",
-            self.path.display(),
-            row_reader::describe(self, &self.format, record)
-        )]
-    }
-
-    fn locate(&self, index: usize) -> String {
-        let name = file_name(&self.path);
+    fn location(&self, index: usize) -> String {
         match self.lines.get(index) {
-            Some(line) => format!("{name}:{}", line.number),
-            None => format!("{name}, row {index}"),
+            Some(line) => format!(":{}", line.number),
+            None => format!(", row {index}"),
         }
     }
 }
@@ -125,7 +79,7 @@ fn index_lines(reader: &mut impl BufRead) -> std::io::Result<Vec<Line>> {
         reader.consume(BYTE_ORDER_MARK.len());
         offset = BYTE_ORDER_MARK.len() as u64;
     }
-    let mut line = Line { offset, bytes: 0, number: 1 };
+    let mut line = Line { range: ByteRange { offset, bytes: 0 }, number: 1 };
     let mut is_blank = true;
     loop {
         let buffer = reader.fill_buf()?;
@@ -135,15 +89,16 @@ fn index_lines(reader: &mut impl BufRead) -> std::io::Result<Vec<Line>> {
         let newline = memchr::memchr(b'\n', buffer);
         let part = &buffer[..newline.unwrap_or(buffer.len())];
         is_blank &= part.iter().all(u8::is_ascii_whitespace);
-        line.bytes += part.len() as u64;
+        line.range.bytes += part.len() as u64;
         let consumed = part.len() + usize::from(newline.is_some());
         reader.consume(consumed);
         if newline.is_some() {
             if !is_blank {
                 lines.push(line);
             }
-            let offset = line.offset + line.bytes + 1;
-            line = Line { offset, bytes: 0, number: line.number.saturating_add(1) };
+            let offset = line.range.offset + line.range.bytes + 1;
+            let range = ByteRange { offset, bytes: 0 };
+            line = Line { range, number: line.number.saturating_add(1) };
             is_blank = true;
         }
     }
@@ -156,7 +111,15 @@ fn index_lines(reader: &mut impl BufRead) -> std::io::Result<Vec<Line>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reject::RejectReason;
     use crate::row_error::failing_file;
+    use crate::rows::RowImage;
+    use crate::source::RowSource;
+
+    fn open(path: &Path) -> Result<FileSource<JsonLines>, DataError> {
+        let options = Arc::default();
+        JsonLines::open(PlainFile::open(path, &options)?, None, &options)
+    }
 
     const ROW: &str = r#"{"conversations":[{"content":"好"}],"image":"a.jpg"}"#;
 
@@ -166,7 +129,7 @@ mod tests {
         let path = folder.path().join("rows.jsonl");
         std::fs::write(&path, format!("\u{feff}{ROW}\r\n\n  \n{{broken\n{ROW}")).unwrap();
         std::fs::write(folder.path().join("a.jpg"), b"picture").unwrap();
-        let source = JsonlSource::open(&path, None).unwrap();
+        let source = open(&path).unwrap();
         assert_eq!(source.len(), 3);
         let row = source.row(0).unwrap();
         assert_eq!(row.turns[0].content, "<image>\n好");
@@ -186,8 +149,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.jsonl");
         std::fs::write(&path, ROW).unwrap();
-        let source =
-            JsonlSource { file: failing_file(), ..JsonlSource::open(&path, None).unwrap() };
+        let mut source = open(&path).unwrap();
+        source.records.texts.file = failing_file();
         let Err(RowError::Fatal(error)) = source.row(0) else { panic!("expected a failure") };
         let told = error.to_string();
         assert!(told.contains("rows.jsonl: cannot read the row: "), "{told}");
@@ -197,10 +160,10 @@ mod tests {
     fn a_missing_or_empty_file_is_an_error_that_names_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("none.jsonl");
-        let error = JsonlSource::open(&path, None).unwrap_err().to_string();
+        let error = open(&path).unwrap_err().to_string();
         assert!(error.contains("none.jsonl"), "{error}");
         std::fs::write(&path, "\n \n").unwrap();
-        let error = JsonlSource::open(&path, None).unwrap_err().to_string();
+        let error = open(&path).unwrap_err().to_string();
         assert!(error.contains("none.jsonl: no rows"), "{error}");
     }
 }

@@ -3,15 +3,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::arrow::ArrowSource;
-use crate::csv::{self, CsvSource};
+use crate::arrow::ArrowTable;
+use crate::csv::{self, CsvTable};
 use crate::error::DataError;
 use crate::folder::FolderFiles;
 use crate::form;
-use crate::json_list::JsonListSource;
-use crate::jsonl::JsonlSource;
+use crate::json_list::JsonList;
+use crate::jsonl::JsonLines;
 use crate::mixture::Concatenation;
-use crate::parquet::{PageCache, ParquetSource};
+use crate::parquet::{PageCache, ParquetTable};
 use crate::plain_file::PlainFile;
 use crate::rated::Rated;
 use crate::row_options::RowOptions;
@@ -73,28 +73,26 @@ impl Opener<'_> {
             }
             Format::Parquet if plain.wrapping.is_empty() => {
                 let cache = Arc::clone(&self.cache);
-                Arc::new(ParquetSource::open_with(path, root, options, cache)?)
+                Arc::new(ParquetTable::open(path, root, options, cache)?)
             }
             Format::Parquet => {
                 return Err(unsupported("a Parquet file in another compression; unpack it"));
             }
             Format::ArrowFile | Format::ArrowStream => {
-                Arc::new(ArrowSource::of_plain(plain, root, options)?)
+                Arc::new(ArrowTable::open(plain, root, options)?)
             }
-            Format::Tar => Arc::new(WebDatasetSource::of_plain(plain, options)?),
-            Format::List => Arc::new(JsonListSource::of_plain(plain, root, options)?),
-            Format::Object if is_lines(&start) => {
-                Arc::new(JsonlSource::of_plain(plain, root, options)?)
-            }
-            Format::Object => Arc::new(JsonListSource::of_objects(plain, root, options)?),
+            Format::Tar => Arc::new(WebDatasetSource::open(plain, options)?),
+            Format::List => Arc::new(JsonList::open(plain, root, options)?),
+            Format::Object if is_lines(&start) => Arc::new(JsonLines::open(plain, root, options)?),
+            Format::Object => Arc::new(JsonList::open_objects(plain, root, options)?),
             Format::Other(found, advice) => {
                 return Err(unsupported(&format!("{found}: {advice}")));
             }
             Format::Text if is_named(path, &["csv", "tsv"]) || csv::header(&start).is_some() => {
-                Arc::new(CsvSource::of_plain(plain, root, options)?)
+                Arc::new(CsvTable::open(plain, root, options)?)
             }
             Format::Text if is_named(path, &["jsonl", "ndjson"]) => {
-                Arc::new(JsonlSource::of_plain(plain, root, options)?)
+                Arc::new(JsonLines::open(plain, root, options)?)
             }
             Format::Text => {
                 let begins = String::from_utf8_lossy(&start[..start.len().min(40)]).into_owned();

@@ -93,6 +93,17 @@ impl Field {
         }
     }
 
+    /// The record that the value is.
+    ///
+    /// # Errors
+    /// A value of another kind.
+    pub(crate) fn into_record(self) -> Result<Record, String> {
+        match self {
+            Self::Object(record) => Ok(record),
+            other => Err(format!("expected an object, found {}", other.kind())),
+        }
+    }
+
     /// Parses JSON as Python writes it: `NaN`, `Infinity` and `-Infinity` are read as null.
     ///
     /// # Errors

@@ -9,15 +9,11 @@ use crate::error::DataError;
 use crate::form::{self, FormContext};
 use crate::image_root::ImageRoot;
 use crate::record::{Field, Record};
-use crate::reject::Reject;
+use crate::reject::{Reject, RejectReason};
 use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 use crate::row_text::folder_of;
 use crate::rows::{Row, RowImage};
-use crate::source::RowSource;
-
-/// Rows that are looked at to tell which form a file has.
-const NUM_DESCRIBED: usize = 16;
 
 /// Makes rows of values.
 #[derive(Debug, Clone)]
@@ -48,15 +44,6 @@ impl RowReader {
         &self.options
     }
 
-    /// The row that JSON text is. A comma behind it, as in lines that were cut out of a list, is left
-    /// out.
-    ///
-    /// # Errors
-    /// Why it cannot be used.
-    pub(crate) fn row_of_json(&self, text: &str) -> Result<Row, Reject> {
-        Row::from_field(json(text), &self.context())
-    }
-
     /// The row that `record` is.
     ///
     /// # Errors
@@ -81,40 +68,14 @@ impl RowReader {
     }
 }
 
-/// What a line is.
+/// The values of a row that is JSON text. A comma behind it, as in lines that were cut out of a list,
+/// is ignored.
 ///
 /// # Errors
-/// What is wrong with the text.
-pub(crate) fn json(text: &str) -> Result<Field, String> {
+/// Text that is not a JSON object.
+pub(crate) fn json_record(text: &str) -> Result<Record, Reject> {
     let text = text.trim_end();
     Field::from_json(text.strip_suffix(',').unwrap_or(text))
-}
-
-/// Which forms the rows of `source` have, and how its images are marked, by its first rows:
-/// `record` has the values of a row.
-pub(crate) fn describe(
-    source: &dyn RowSource,
-    format: &str,
-    record: impl Fn(usize) -> Option<Record>,
-) -> String {
-    let num_looked_at = NUM_DESCRIBED.min(source.len());
-    let mut forms: Vec<(String, usize)> = Vec::new();
-    let mut num_images = 0;
-    for index in 0..num_looked_at {
-        let form = record(index).map_or("unreadable".to_owned(), |record| form::describe(&record));
-        match forms.iter_mut().find(|(known, _)| *known == form) {
-            Some((_, count)) => *count += 1,
-            None => forms.push((form, 1)),
-        }
-        num_images += source.row(index).map_or(0, |row| row.images.len());
-    }
-    let forms: Vec<String> = match &forms[..] {
-        [(form, _)] => vec![form.clone()],
-        several => several.iter().map(|(form, count)| format!("{form} ({count})")).collect(),
-    };
-    format!(
-        "{format}, {} rows; the first {num_looked_at}: {}, {num_images} images",
-        source.len(),
-        forms.join("; ")
-    )
+        .and_then(Field::into_record)
+        .map_err(|problem| Reject::new(RejectReason::InvalidRow, problem))
 }

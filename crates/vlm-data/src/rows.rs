@@ -90,19 +90,8 @@ impl Row {
     /// Why the row cannot be used, see [`RejectReason`].
     pub fn from_json(text: &str) -> Result<Self, Reject> {
         let options = RowOptions::default();
-        Self::from_field(Field::from_json(text), &FormContext { options: &options, root: None })
-    }
-
-    /// The row that a parsed value is.
-    pub(crate) fn from_field(
-        value: Result<Field, String>,
-        context: &FormContext<'_>,
-    ) -> Result<Self, Reject> {
-        match value {
-            Ok(Field::Object(record)) => form::row(&record, context),
-            Ok(other) => Err(invalid(format!("expected an object, found {}", other.kind()))),
-            Err(problem) => Err(invalid(problem)),
-        }
+        let record = Field::from_json(text).and_then(Field::into_record).map_err(invalid)?;
+        form::row(&record, &FormContext { options: &options, root: None })
     }
 
     /// Parses turns alone: a JSON list of them, or an object that holds it as `conversations`.
@@ -114,7 +103,10 @@ impl Row {
         let context = FormContext { options: &options, root: None };
         match Field::from_json(text) {
             Ok(list @ Field::List(_)) => form::turns_alone(&list, &context),
-            other => Self::from_field(other, &context).map(|row| row.turns),
+            other => {
+                let record = other.and_then(Field::into_record).map_err(invalid)?;
+                Ok(form::row(&record, &context)?.turns)
+            }
         }
     }
 

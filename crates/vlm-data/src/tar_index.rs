@@ -6,6 +6,7 @@ use std::ops::Range;
 use crate::error::DataError;
 use crate::plain_file::PlainFile;
 use crate::row_options::RowOptions;
+use crate::row_text::ByteRange;
 
 /// Extensions of members that are images, those that are not read but named among them.
 const IMAGE_EXTENSIONS: [&str; 12] =
@@ -15,28 +16,22 @@ const TEXT_EXTENSIONS: [&str; 4] = ["txt", "text", "caption", "cap"];
 /// Extensions of members that are not trained on, so that their samples are not.
 const OTHER_EXTENSIONS: [&str; 8] = ["mp4", "webm", "avi", "mkv", "mov", "wav", "mp3", "flac"];
 
+/// The members of one sample; a member's header is the block before its content.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
-    pub(crate) json: Option<Member>,
-    pub(crate) text: Option<Member>,
+    pub(crate) json: Option<ByteRange>,
+    pub(crate) text: Option<ByteRange>,
     /// In `images`.
     pub(crate) images: Range<u32>,
     /// Whether it has a video or a sound.
     pub(crate) has_other_media: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Member {
-    /// Of the content; the header is the block before it.
-    pub(crate) offset: u64,
-    pub(crate) bytes: u64,
-}
-
 /// What an archive holds.
 pub(crate) struct Index {
     pub(crate) samples: Vec<Sample>,
     /// Images of all samples, those of one behind one another.
-    pub(crate) images: Vec<Member>,
+    pub(crate) images: Vec<ByteRange>,
 }
 
 /// Finds the samples. Members of one key are one sample, beside each other or not; a member of a kind
@@ -56,7 +51,7 @@ pub(crate) fn index(
     };
     let entries = archive.entries_with_seek().map_err(|e| cut_off(0, e.to_string()))?;
     let mut samples: Vec<Sample> = Vec::new();
-    let mut images: Vec<(u32, Member)> = Vec::new();
+    let mut images: Vec<(u32, ByteRange)> = Vec::new();
     let mut by_key: HashMap<u128, u32> = HashMap::new();
     let mut seen: HashSet<(u32, u128)> = HashSet::new();
     let mut last_key = String::new();
@@ -72,7 +67,7 @@ pub(crate) fn index(
         }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let Some((key, extension)) = split_name(&name) else { continue };
-        let member = Member { offset: entry.raw_file_position(), bytes: entry.size() };
+        let member = ByteRange { offset: entry.raw_file_position(), bytes: entry.size() };
         if member.offset.checked_add(member.bytes).is_none_or(|end| end > length) {
             return Err(cut_off(
                 samples.len(),

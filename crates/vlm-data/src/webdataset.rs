@@ -3,34 +3,32 @@
 //! conversation takes its caption from `KEY.txt` or from `caption` in its JSON, as img2dataset writes
 //! them. Only the headers are read when a shard is opened; some thirty bytes a row are kept.
 
-use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::error::DataError;
+use crate::file_source;
 use crate::form;
 use crate::plain_file::PlainFile;
 use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
 use crate::row_error::RowError;
 use crate::row_options::RowOptions;
-use crate::row_reader::{self, RowReader};
-use crate::row_text::{file_name, read_row_text};
+use crate::row_reader::RowReader;
+use crate::row_text::{ByteRange, RowTexts, file_name};
 use crate::rows::{Row, RowImage, Turn};
 use crate::source::RowSource;
-use crate::tar_index::{Index, Member, Sample, index};
+use crate::tar_index::{Index, Sample, index};
 
 /// The samples of one tar archive, in its order.
 #[derive(Debug)]
-pub struct WebDatasetSource {
-    path: PathBuf,
-    file: File,
+pub(crate) struct WebDatasetSource {
+    texts: RowTexts,
     samples: Vec<Sample>,
     /// Images of all samples.
-    images: Vec<Member>,
+    images: Vec<ByteRange>,
     reader: RowReader,
     format: String,
 }
@@ -38,17 +36,11 @@ pub struct WebDatasetSource {
 const BLOCK: u64 = 512;
 
 impl WebDatasetSource {
-    /// Opens the archive at `path` and finds its samples.
+    /// Finds the samples of the archive.
     ///
     /// # Errors
-    /// A file that cannot be read, is no tar archive, is cut off, or holds no sample.
-    pub fn open(path: &Path) -> Result<Self, DataError> {
-        let options = Arc::new(RowOptions::default());
-        Self::of_plain(PlainFile::open(path, &options)?, &options)
-    }
-
-    /// The samples of a file that is opened already.
-    pub(crate) fn of_plain(plain: PlainFile, options: &Arc<RowOptions>) -> Result<Self, DataError> {
+    /// A file that cannot be read, is not a tar archive, is cut off, or holds no sample.
+    pub(crate) fn open(plain: PlainFile, options: &Arc<RowOptions>) -> Result<Self, DataError> {
         let length =
             plain.file.metadata().map_err(DataError::io(&plain.path, "open the archive"))?;
         let Index { samples, images } = index(&plain, length.len(), options)?;
@@ -61,20 +53,20 @@ impl WebDatasetSource {
         }
         let reader = RowReader::new(&plain.path, None, options)?;
         let format = plain.format("WebDataset");
-        Ok(Self { path: plain.path, file: plain.file, samples, images, reader, format })
+        Ok(Self { texts: RowTexts::new(plain, options), samples, images, reader, format })
     }
 
-    fn members(&self, index: usize) -> &[Member] {
+    fn members(&self, index: usize) -> &[ByteRange] {
         let range = self.samples.get(index).map_or(0..0, |sample| sample.images.clone());
         &self.images[range.start as usize..range.end as usize]
     }
 
     /// The name in a member's header, without that of its folder. Only for messages and for samples
     /// of several images: a name of more than a hundred bytes may be told by its beginning.
-    fn name_of(&self, member: Member) -> String {
+    fn name_of(&self, member: ByteRange) -> String {
         let mut name = [0; 100];
         let header = member.offset.saturating_sub(BLOCK);
-        if self.file.read_exact_at(&mut name, header).is_err() {
+        if self.texts.file.read_exact_at(&mut name, header).is_err() {
             return "a member".into();
         }
         let end = name.iter().position(|&byte| byte == 0).unwrap_or(name.len());
@@ -83,7 +75,7 @@ impl WebDatasetSource {
     }
 
     /// The places in the sample of the images that `names` names, in its order.
-    fn match_names(&self, members: &[Member], names: &[String]) -> Result<Vec<usize>, Reject> {
+    fn match_names(&self, members: &[ByteRange], names: &[String]) -> Result<Vec<usize>, Reject> {
         let held: Vec<String> = members.iter().map(|&member| self.name_of(member)).collect();
         names
             .iter()
@@ -97,11 +89,6 @@ impl WebDatasetSource {
                 })
             })
             .collect()
-    }
-
-    fn text(&self, member: Member) -> Result<String, RowError> {
-        let max_bytes = self.reader.options().max_row_bytes;
-        read_row_text(&self.file, &self.path, member.offset, member.bytes, max_bytes)
     }
 
     /// The sample's values: those of its JSON, and its text as the caption where that has no form.
@@ -118,18 +105,13 @@ impl WebDatasetSource {
         }
         let mut record = match sample.json {
             None => Record::default(),
-            Some(json) => match Field::from_json(&self.text(json)?).map_err(invalid)? {
-                Field::Object(record) => record,
-                other => {
-                    return Err(
-                        invalid(format!("expected an object, found {}", other.kind())).into()
-                    );
-                }
-            },
+            Some(json) => Field::from_json(&self.texts.read(json)?)
+                .and_then(Field::into_record)
+                .map_err(invalid)?,
         };
         match sample.text {
             Some(text) if !form::is_row(&record) => {
-                let caption = self.text(text)?.trim().to_owned();
+                let caption = self.texts.read(text)?.trim().to_owned();
                 record.0.push(("caption".to_owned(), Field::Text(caption)));
             }
             None if sample.json.is_none() => {
@@ -143,7 +125,7 @@ impl WebDatasetSource {
     }
 
     /// The row with its images' names, and which member each is.
-    fn unread_row(&self, index: usize) -> Result<(Row, Vec<Member>), RowError> {
+    fn unread_row(&self, index: usize) -> Result<(Row, Vec<ByteRange>), RowError> {
         let context = self.reader.context();
         let (mut record, names) = form::take_images(self.record(index)?, &context)?;
         let members = self.members(index);
@@ -171,7 +153,7 @@ impl WebDatasetSource {
         Ok((row, chosen))
     }
 
-    fn read_image(&self, member: Member) -> Result<Bytes, RowError> {
+    fn read_image(&self, member: ByteRange) -> Result<Bytes, RowError> {
         let max_bytes = self.reader.options().max_image_bytes;
         if member.bytes > max_bytes {
             return Err(RowError::Reject(Reject::new(
@@ -183,9 +165,10 @@ impl WebDatasetSource {
         let unreadable = |e: String| {
             Reject::new(RejectReason::UnreadableImage, format!("{:?}: {e}", self.name_of(member)))
         };
-        self.file
+        self.texts
+            .file
             .read_exact_at(&mut bytes, member.offset)
-            .map_err(|e| RowError::of_system(&self.path, "read the image", e, unreadable))?;
+            .map_err(|e| RowError::of_system(self.texts.path(), "read the image", e, unreadable))?;
         Ok(bytes.into())
     }
 }
@@ -208,7 +191,7 @@ impl RowSource for WebDatasetSource {
     }
 
     fn locate(&self, index: usize) -> String {
-        let name = file_name(&self.path);
+        let name = file_name(self.texts.path());
         let member = self.samples.get(index).and_then(|sample| sample.json.or(sample.text));
         match member.or(self.members(index).first().copied()) {
             Some(member) => format!("{name}:{}", self.name_of(member)),
@@ -221,8 +204,8 @@ impl RowSource for WebDatasetSource {
     }
 
     fn describe(&self) -> Vec<String> {
-        let told = row_reader::describe(self, &self.format, |index| self.record(index).ok());
-        vec![format!("{}: {told}", self.path.display())]
+        let told = file_source::describe(self, &self.format, |index| self.record(index).ok());
+        vec![format!("{}: {told}", self.texts.path().display())]
     }
 }
 
@@ -232,8 +215,15 @@ fn missing(name: &str) -> Reject {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::path::Path;
+
     use super::*;
     use crate::row_error::failing_file;
+
+    fn open(path: &Path, options: RowOptions) -> Result<WebDatasetSource, DataError> {
+        WebDatasetSource::open(PlainFile::open(path, &options)?, &Arc::new(options))
+    }
 
     fn write_tar(path: &Path, members: &[(&str, &[u8])]) {
         let mut builder = tar::Builder::new(File::create(path).unwrap());
@@ -270,7 +260,7 @@ mod tests {
                 ("f.json", outside.as_bytes()),
             ],
         );
-        let source = WebDatasetSource::open(&path).unwrap();
+        let source = open(&path, RowOptions::default()).unwrap();
         assert_eq!(source.len(), 5);
         let pictures = |index: usize| -> Vec<Bytes> {
             let row = source.row(index).unwrap();
@@ -287,7 +277,8 @@ mod tests {
         assert_eq!(source.turns(1).unwrap(), source.row(1).unwrap().turns);
         // A picture that the system fails to read is no fault of its row.
         let member = source.images[0];
-        let failing = WebDatasetSource { file: failing_file(), ..source };
+        let mut failing = source;
+        failing.texts.file = failing_file();
         assert!(matches!(failing.read_image(member), Err(RowError::Fatal(_))));
         assert!(matches!(failing.row(0), Err(RowError::Fatal(_))));
     }
@@ -315,7 +306,7 @@ mod tests {
                 ("3.mp4", b"E"),
             ],
         );
-        let source = WebDatasetSource::open(&path).unwrap();
+        let source = open(&path, RowOptions::default()).unwrap();
         assert_eq!(source.len(), 5);
         let read = |index: usize| {
             let row = source.row(index).unwrap();
@@ -330,8 +321,7 @@ mod tests {
         let reject = source.row(4).unwrap_err().reject().unwrap();
         assert_eq!(reject.reason, RejectReason::UnsupportedMedia);
         let options = RowOptions { max_archive_members: 3, ..RowOptions::default() };
-        let plain = PlainFile::open(&path, &options).unwrap();
-        let told = WebDatasetSource::of_plain(plain, &Arc::new(options)).unwrap_err().to_string();
+        let told = open(&path, options).unwrap_err().to_string();
         assert!(told.contains("more than 3 members"), "{told}");
     }
 
@@ -342,9 +332,9 @@ mod tests {
         write_tar(&path, &[("a.json", &[b' '; 2000]), ("b.json", &[b' '; 2000])]);
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..4000]).unwrap();
-        let error = WebDatasetSource::open(&path).unwrap_err().to_string();
+        let error = open(&path, RowOptions::default()).unwrap_err().to_string();
         assert!(error.contains("a.tar: broken after 1 samples"), "{error}");
         std::fs::write(&path, b"no archive").unwrap();
-        assert!(WebDatasetSource::open(&path).is_err());
+        assert!(open(&path, RowOptions::default()).is_err());
     }
 }

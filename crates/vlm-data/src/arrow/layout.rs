@@ -2,6 +2,8 @@
 
 use arrow_schema::{DataType, Field as ArrowField, Schema};
 
+use crate::table_columns::TableColumn;
+
 /// Columns nested deeper are refused.
 const MAX_DEPTH: usize = 32;
 
@@ -25,13 +27,24 @@ impl Layout {
         self.field.data_type()
     }
 
-    /// Whether a part of it is called so.
-    pub(super) fn has(&self, is_it: &dyn Fn(&str) -> bool) -> bool {
-        is_it(self.name()) || self.children.iter().any(|child| child.has(is_it))
+    /// What decides whether rows are read from it.
+    pub(super) fn table_column(&self) -> TableColumn<'_> {
+        TableColumn {
+            name: self.name(),
+            is_image_struct: self.is_image_struct(),
+            is_binary: false,
+            parts: self.names(),
+        }
+    }
+
+    /// Its name and those of its parts.
+    fn names(&self) -> Vec<&str> {
+        let of_children = self.children.iter().flat_map(Layout::names);
+        std::iter::once(self.name()).chain(of_children).collect()
     }
 
     /// Whether it is an object of `bytes` and `path`, or a list of such: an image or a sound.
-    pub(super) fn is_image_struct(&self) -> bool {
+    fn is_image_struct(&self) -> bool {
         match self.data_type() {
             DataType::List(_) | DataType::LargeList(_) => {
                 self.children.first().is_some_and(Layout::is_image_struct)

@@ -9,46 +9,46 @@ mod layout;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use batches::Batches;
 use layout::Layout;
 
 use crate::error::DataError;
+use crate::file_source::{Columns, FileSource, RecordReader};
 use crate::form;
 use crate::plain_file::PlainFile;
 use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
 use crate::row_error::{ReadError, RowError};
 use crate::row_options::RowOptions;
-use crate::row_reader::{self, RowReader};
-use crate::row_text::file_name;
-use crate::rows::{Row, RowImage, Turn};
-use crate::source::RowSource;
+use crate::table_columns;
 
-/// The rows of one Arrow file.
+/// The rows of one Arrow file or stream.
 #[derive(Debug)]
-pub(crate) struct ArrowSource {
-    path: PathBuf,
+pub(crate) struct ArrowTable {
     batches: Batches,
-    columns: Vec<Layout>,
-    reader: RowReader,
-    format: String,
+    /// The columns that rows are read from.
+    columns: Vec<UsedColumn>,
+    path: PathBuf,
 }
 
-impl ArrowSource {
-    /// The rows of a file that is opened already.
+#[derive(Debug)]
+struct UsedColumn {
+    layout: Layout,
+    holds_images: bool,
+}
+
+impl ArrowTable {
+    /// Finds the record batches and chooses the columns.
     ///
     /// # Errors
-    /// A file that is broken, of no known columns, or without rows.
-    pub(crate) fn of_plain(
+    /// A file that is damaged, has no rows, or has no columns of a known form.
+    pub(crate) fn open(
         plain: PlainFile,
         images_root: Option<&Path>,
         options: &Arc<RowOptions>,
-    ) -> Result<Self, DataError> {
-        let path = plain.path.clone();
+    ) -> Result<FileSource<Self>, DataError> {
+        let (path, format) = (plain.path.clone(), plain.format("Arrow"));
         let wrong = |problem: String| DataError::content(&path, problem);
-        let format = plain.format("Arrow");
         let (batches, schema) = Batches::open(plain.file).map_err(|e| match e {
             ReadError::Content(problem) => {
                 wrong(format!("cannot be read as Arrow: {problem}; fetch it anew"))
@@ -59,100 +59,39 @@ impl ArrowSource {
             return Err(wrong("no rows in this file".into()));
         }
         let all = layout::columns(&schema).map_err(wrong)?;
-        let by_type: Vec<&str> = all
-            .iter()
-            .filter(|column| {
-                column.is_image_struct() && !form::is_known_column(column.name(), options)
-            })
-            .map(Layout::name)
-            .collect();
-        let is_image = |column: &Layout| form::is_image_column(column.name(), &options.image_keys);
-        let mut options = Arc::clone(options);
-        if let [first, ..] = by_type[..]
-            && options.image_keys.is_empty()
-        {
-            if by_type.len() > 1 || all.iter().any(is_image) {
-                return Err(wrong(format!(
-                    "the column {first:?} looks like images and has no known name; call the \
-                     column whose images the rows show \"image\", and drop others; the file has: {}",
-                    layout::describe(&all)
-                )));
-            }
-            Arc::make_mut(&mut options).image_keys = vec![first.to_owned()];
-        }
-        let described = layout::describe(&all);
-        let has_rating =
-            |name: &str| all.iter().any(|column| column.has(&|part| form::is_rating(part, name)));
-        if let Some((name, _)) = options.min_ratings.iter().find(|(name, _)| !has_rating(name)) {
-            return Err(wrong(format!(
-                "there are no ratings called {name:?} (nor {name}_ratings); the file has: {described}"
-            )));
-        }
-        let known = |column: &Layout| form::is_known_column(column.name(), &options);
-        let columns: Vec<Layout> = all.into_iter().filter(known).collect();
-        let names: Vec<&str> = columns.iter().map(Layout::name).collect();
-        if !form::has_form(&names) {
-            return Err(wrong(format!(
-                "expected a column \"conversations\", \"messages\" or \"texts\", a question with an \
-                 answer, or a caption (and images as \"image\" or \"images\"); the file has: {described}"
-            )));
-        }
-        let reader = RowReader::new(&path, images_root, &options)?;
-        Ok(Self { path, batches, columns, reader, format })
-    }
-
-    fn record(&self, index: usize, with_images: bool) -> Result<Record, RowError> {
-        let rejected = |problem: String| Reject::new(RejectReason::InvalidRow, problem);
-        if index >= self.len() {
-            return Err(rejected(format!("row {index} of {}", self.len())).into());
-        }
-        let chosen = &self.reader.options().image_keys;
-        let used = self
-            .columns
-            .iter()
-            .filter(|column| with_images || !form::is_image_column(column.name(), chosen));
-        used.map(|column| {
-            let value = self.batches.value(column, index).map_err(|e| {
-                let told = |e: String| rejected(format!("column {:?}: {e}", column.name()));
-                e.in_file(&self.path, told)
-            })?;
-            Ok((column.name().to_owned(), value))
-        })
-        .collect::<Result<_, RowError>>()
-        .map(Record)
+        let told: Vec<_> = all.iter().map(Layout::table_column).collect();
+        let options = table_columns::resolve_options(&told, &layout::describe(&all), options)
+            .map_err(wrong)?;
+        let is_known = |column: &Layout| form::is_known_column(column.name(), &options);
+        let used = |layout: Layout| UsedColumn {
+            holds_images: form::is_image_column(layout.name(), &options.image_keys),
+            layout,
+        };
+        let columns = all.into_iter().filter(is_known).map(used).collect();
+        let records = Self { batches, columns, path: path.clone() };
+        FileSource::new(&path, records, format, images_root, &options)
     }
 }
 
-impl RowSource for ArrowSource {
-    fn len(&self) -> usize {
+impl RecordReader for ArrowTable {
+    const HAS_IMAGE_COLUMNS: bool = true;
+
+    fn num_rows(&self) -> usize {
         self.batches.num_rows()
     }
 
-    fn row(&self, index: usize) -> Result<Row, RowError> {
-        Ok(self.reader.row(&self.record(index, true)?)?)
-    }
-
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, RowError> {
-        self.reader.image_bytes(image)
-    }
-
-    fn locate(&self, index: usize) -> String {
-        format!("{}[{index}]", file_name(&self.path))
-    }
-
-    /// Images are read only where the text does not say where they stand.
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, RowError> {
-        if let Ok(row) = self.reader.row(&self.record(index, false)?)
-            && row.num_image_tags() > 0
-        {
-            return Ok(row.turns);
-        }
-        Ok(self.row(index)?.turns)
-    }
-
-    fn describe(&self) -> Vec<String> {
-        let told = row_reader::describe(self, &self.format, |index| self.record(index, true).ok());
-        vec![format!("{}: {told}", self.path.display())]
+    fn record(&self, index: usize, columns: Columns) -> Result<Record, RowError> {
+        let is_read = |column: &&UsedColumn| columns == Columns::All || !column.holds_images;
+        let value = |UsedColumn { layout, .. }: &UsedColumn| {
+            let rejected = |problem: String| {
+                let problem = format!("column {:?}: {problem}", layout.name());
+                Reject::new(RejectReason::InvalidRow, problem)
+            };
+            let value = self.batches.value(layout, index);
+            Ok((layout.name().to_owned(), value.map_err(|e| e.in_file(&self.path, rejected))?))
+        };
+        let values: Result<_, RowError> = self.columns.iter().filter(is_read).map(value).collect();
+        Ok(Record(values?))
     }
 }
 

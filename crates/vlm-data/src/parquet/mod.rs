@@ -15,7 +15,6 @@ mod pages;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use parquet::basic::{ConvertedType, Type};
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
@@ -25,24 +24,21 @@ use levels::PageRows;
 use pages::{Column, Pages};
 
 use crate::error::DataError;
+use crate::file_source::{Columns, FileSource, RecordReader};
 use crate::form;
 use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
 use crate::row_error::{ReadError, RowError};
 use crate::row_options::RowOptions;
-use crate::row_reader::{self, RowReader};
-use crate::row_text::file_name;
-use crate::rows::{Row, RowImage, Turn};
-use crate::source::RowSource;
+use crate::table_columns::{self, TableColumn};
 
 /// The rows of one `.parquet` file.
 #[derive(Debug)]
-pub struct ParquetSource {
+pub(crate) struct ParquetTable {
     path: PathBuf,
     pages: Pages,
-    /// Those that rows are read from.
+    /// The columns that rows are read from.
     columns: Vec<UsedColumn>,
-    reader: RowReader,
     cache: Arc<PageCache>,
 }
 
@@ -53,23 +49,17 @@ struct UsedColumn {
     holds_images: bool,
 }
 
-impl ParquetSource {
-    /// Opens `path`. Image names, where the file has names, are relative to `images_root`, without
-    /// one to the folder of `path`.
+impl ParquetTable {
+    /// Opens `path` and chooses the columns.
     ///
     /// # Errors
-    /// A file that cannot be read or is not Parquet, columns that are of no known form, no rows.
-    pub fn open(path: &Path, images_root: Option<&Path>) -> Result<Self, DataError> {
-        let options = Arc::new(RowOptions::default());
-        Self::open_with(path, images_root, &options, Arc::new(PageCache::default()))
-    }
-
-    pub(crate) fn open_with(
+    /// A file that cannot be read or is not Parquet, has no rows, or has no columns of a known form.
+    pub(crate) fn open(
         path: &Path,
         images_root: Option<&Path>,
         options: &Arc<RowOptions>,
         cache: Arc<PageCache>,
-    ) -> Result<Self, DataError> {
+    ) -> Result<FileSource<Self>, DataError> {
         let pages = Pages::open(path)?;
         if pages.num_rows() == 0 {
             return Err(DataError::content(path, "no rows in this file"));
@@ -77,7 +67,17 @@ impl ParquetSource {
         let wrong = |problem: String| DataError::content(path, problem);
         let schema = pages.schema();
         let top = assemble::top_columns(schema).map_err(wrong)?;
-        let (columns, options) = choose(top, schema, options).map_err(wrong)?;
+        let told: Vec<_> = top.iter().map(|column| table_column(column, schema)).collect();
+        let options =
+            table_columns::resolve_options(&told, &describe(schema), options).map_err(wrong)?;
+        let leaf = |leaf| Column::new(leaf, &schema.column(leaf));
+        let used = |top: TopColumn| UsedColumn {
+            leaves: top.leaves.clone().map(leaf).collect(),
+            holds_images: form::is_image_column(&top.name, &options.image_keys),
+            top,
+        };
+        let is_known = |column: &TopColumn| form::is_known_column(&column.name, &options);
+        let columns: Vec<_> = top.into_iter().filter(is_known).map(used).collect();
         let problem = columns
             .iter()
             .flat_map(|column| &column.leaves)
@@ -85,25 +85,14 @@ impl ParquetSource {
         if let Some((name, problem)) = problem {
             return Err(wrong(format!("the column {name:?} {problem}")));
         }
-        let reader = RowReader::new(path, images_root, &options)?;
-        Ok(Self { path: path.to_owned(), pages, columns, reader, cache })
-    }
-
-    /// The values of row `index`, with those of image columns or without.
-    fn record(&self, index: usize, with_images: bool) -> Result<Record, RowError> {
-        if index >= self.len() {
-            let problem = format!("row {index} of {}", self.len());
-            return Err(Reject::new(RejectReason::InvalidRow, problem).into());
-        }
-        let used = self.columns.iter().filter(|column| with_images || !column.holds_images);
-        let value = |column: &UsedColumn| Ok((column.top.name.clone(), self.value(column, index)?));
-        Ok(Record(used.map(value).collect::<Result<_, RowError>>()?))
+        let records = Self { path: path.to_owned(), pages, columns, cache };
+        FileSource::new(path, records, "Parquet".into(), images_root, &options)
     }
 
     fn value(&self, column: &UsedColumn, index: usize) -> Result<Field, RowError> {
         let unreadable = |e: ReadError| {
-            let told = |e: String| format!("column {:?}: {e}", column.top.name);
-            e.in_file(&self.path, |e| Reject::new(RejectReason::InvalidRow, told(e)))
+            let problem = |e: String| format!("column {:?}: {e}", column.top.name);
+            e.in_file(&self.path, |e| Reject::new(RejectReason::InvalidRow, problem(e)))
         };
         let pages = column.leaves.iter().map(|leaf| self.page(leaf, index));
         let pages = pages.collect::<Result<Vec<_>, ReadError>>().map_err(unreadable)?;
@@ -111,7 +100,7 @@ impl ParquetSource {
         column.top.assemble(&cells).map_err(|problem| unreadable(problem.into()))
     }
 
-    /// The page of a leaf column in which row `index` begins, and the row's place in it.
+    /// The page of a leaf column in which row `index` begins, and the row's index in it.
     fn page(&self, leaf: &Column, index: usize) -> Result<(Arc<PageRows>, usize), ReadError> {
         let place = self.pages.locate(leaf, index)?;
         let key = (self.pages.id(), leaf.leaf(), place.group, place.number);
@@ -120,109 +109,30 @@ impl ParquetSource {
     }
 }
 
-impl RowSource for ParquetSource {
-    fn len(&self) -> usize {
+impl RecordReader for ParquetTable {
+    const HAS_IMAGE_COLUMNS: bool = true;
+
+    fn num_rows(&self) -> usize {
         self.pages.num_rows()
     }
 
-    fn row(&self, index: usize) -> Result<Row, RowError> {
-        Ok(self.reader.row(&self.record(index, true)?)?)
-    }
-
-    fn image_bytes(&self, _: usize, _: usize, image: &RowImage) -> Result<Bytes, RowError> {
-        self.reader.image_bytes(image)
-    }
-
-    fn locate(&self, index: usize) -> String {
-        format!("{}[{index}]", file_name(&self.path))
-    }
-
-    /// Images are read only where the text does not say where they stand: then their number decides.
-    fn turns(&self, index: usize) -> Result<Vec<Turn>, RowError> {
-        if let Ok(row) = self.reader.row(&self.record(index, false)?)
-            && row.num_image_tags() > 0
-        {
-            return Ok(row.turns);
-        }
-        Ok(self.row(index)?.turns)
-    }
-
-    fn describe(&self) -> Vec<String> {
-        let told = row_reader::describe(self, "Parquet", |index| self.record(index, true).ok());
-        vec![format!("{}: {told}", self.path.display())]
+    fn record(&self, index: usize, columns: Columns) -> Result<Record, RowError> {
+        let is_read = |column: &&UsedColumn| columns == Columns::All || !column.holds_images;
+        let value = |column: &UsedColumn| Ok((column.top.name.clone(), self.value(column, index)?));
+        let values: Result<_, RowError> = self.columns.iter().filter(is_read).map(value).collect();
+        Ok(Record(values?))
     }
 }
 
-/// The columns to read; where an image column is known by its type alone, the options name it.
-fn choose(
-    top: Vec<TopColumn>,
-    schema: &SchemaDescriptor,
-    options: &Arc<RowOptions>,
-) -> Result<(Vec<UsedColumn>, Arc<RowOptions>), String> {
-    let is_known = |column: &TopColumn| form::is_known_column(&column.name, options);
-    let is_image = |name: &str| form::is_image_column(name, &options.image_keys);
-    let by_type: Vec<&str> = top
-        .iter()
-        .filter(|column| column.is_image_struct() && !is_known(column))
-        .map(|column| column.name.as_str())
-        .collect();
-    let has_image = top.iter().any(|column| is_image(&column.name));
-    let mut options = Arc::clone(options);
-    match by_type[..] {
-        [only] if !has_image && options.image_keys.is_empty() => {
-            Arc::make_mut(&mut options).image_keys = vec![only.to_owned()];
-        }
-        [first, ..] if options.image_keys.is_empty() => {
-            return Err(format!(
-                "the column {first:?} looks like images and has no known name; call the \
-                 column whose images the rows show \"image\", and drop others; the file has: {}",
-                describe(schema)
-            ));
-        }
-        _ => {}
+/// What decides whether rows are read from a column.
+fn table_column<'a>(column: &'a TopColumn, schema: &'a SchemaDescriptor) -> TableColumn<'a> {
+    let leaves = || column.leaves.clone().map(|leaf| &schema.columns()[leaf]);
+    TableColumn {
+        name: &column.name,
+        is_image_struct: column.is_image_struct(),
+        is_binary: column.leaves.len() == 1 && leaves().all(|leaf| is_binary(leaf)),
+        parts: leaves().flat_map(|leaf| leaf.path().parts()).map(String::as_str).collect(),
     }
-    let names: Vec<&str> = top.iter().map(|column| column.name.as_str()).collect();
-    let known: Vec<&str> =
-        names.iter().copied().filter(|name| form::is_known_column(name, &options)).collect();
-    if !form::has_form(&known) {
-        return Err(format!(
-            "expected a column \"conversations\", \"messages\" or \"texts\", a question with an \
-             answer, or a caption (and images as \"image\", \"images\" or \"image_bytes\"); the file \
-             has: {}",
-            describe(schema)
-        ));
-    }
-    let has_image = known.iter().any(|name| form::is_image_column(name, &options.image_keys));
-    let bytes = |column: &&TopColumn| {
-        !form::is_known_column(&column.name, &options)
-            && column.leaves.len() == 1
-            && is_binary(&schema.column(column.leaves.start))
-    };
-    if let (false, Some(column)) = (has_image, top.iter().find(bytes)) {
-        return Err(format!(
-            "the column {:?} has bytes, which may be images, and no other column has any; call it \
-             \"image\", or drop it",
-            column.name
-        ));
-    }
-    let has_rating = |name: &str| {
-        let parts = schema.columns().iter().flat_map(|column| column.path().parts().to_vec());
-        parts.into_iter().any(|part| form::is_rating(&part, name))
-    };
-    if let Some((name, _)) = options.min_ratings.iter().find(|(name, _)| !has_rating(name)) {
-        return Err(format!(
-            "there are no ratings called {name:?} (nor {name}_ratings); the file has: {}",
-            describe(schema)
-        ));
-    }
-    let used = top.into_iter().filter(|column| form::is_known_column(&column.name, &options));
-    let used = used.map(|top| UsedColumn {
-        leaves: top.leaves.clone().map(|leaf| Column::new(leaf, &schema.column(leaf))).collect(),
-        holds_images: form::is_image_column(&top.name, &options.image_keys),
-        top,
-    });
-    let used = used.collect();
-    Ok((used, options))
 }
 
 /// Whether a column has bytes that are not said to be text.

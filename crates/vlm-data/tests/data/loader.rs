@@ -169,8 +169,7 @@ fn padding_to_the_limit_changes_nothing_but_the_shape() {
 #[test]
 fn without_an_image_processor_places_come_without_pixels() {
     let folder = mixed_rows();
-    let loader =
-        Loader::new(Arc::new(folder.source()), folder.tokenizer(), None, config()).unwrap();
+    let loader = Loader::new(folder.source(), folder.tokenizer(), None, config()).unwrap();
     let batch = batches(&loader, 0, 0).remove(0);
     assert!(batch.image_data == ImageData::None && !batch.images.is_empty());
 }
@@ -179,7 +178,7 @@ fn without_an_image_processor_places_come_without_pixels() {
 fn settings_that_make_no_batch_are_refused() {
     let folder = mixed_rows();
     let refused = |config: LoaderConfig| {
-        let source = Arc::new(folder.source());
+        let source = folder.source();
         Loader::new(source, folder.tokenizer(), None, config).err().unwrap().to_string()
     };
     assert!(refused(LoaderConfig { batch_size: 0, ..config() }).contains("batch-size"));

@@ -127,7 +127,7 @@ fn image_columns_that_no_reader_knows_are_used_or_named() {
         source.map(|source| content(source.as_ref(), 1).1).map_err(|e| e.to_string())
     };
     let error = told(&RowOptions::default()).unwrap_err();
-    assert!(error.contains("\"mystery\"") && error.contains("drop others"), "{error}");
+    assert!(error.contains("\"mystery\"") && error.contains("drop the others"), "{error}");
     let options = RowOptions { image_keys: vec!["mystery".into()], ..RowOptions::default() };
     assert_eq!(told(&options).unwrap(), [2]);
 }

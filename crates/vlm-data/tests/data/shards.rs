@@ -16,7 +16,7 @@ fn prepare_rows(folder: &Folder, rows: &[String]) -> PathBuf {
 fn try_to_prepare(folder: &Folder, rows: &[String]) -> Result<PathBuf, DataError> {
     folder.write_rows(rows);
     let output = folder.path().join("shards");
-    let source: Arc<dyn RowSource> = Arc::new(folder.source());
+    let source: Arc<dyn RowSource> = folder.source();
     let settings = PrepareSettings {
         input_files: Vec::new(),
         tokenizer: folder.tokenizer(),

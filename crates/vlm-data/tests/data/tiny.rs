@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
-use vlm_data::{ChatTokenizer, ImageProcessor, JsonlSource, Loader, LoaderConfig};
+use vlm_data::{ChatTokenizer, ImageProcessor, Loader, LoaderConfig, RowSource, open_source};
 
 pub const TEMPLATE: &str = "{% for m in messages %}{% if m['role'] == 'user' %}\
     {{ '<s>user\\n' + m['content'] + '</s>\\n<s>assistant\\n' }}\
@@ -97,14 +97,13 @@ impl Folder {
         Arc::new(ImageProcessor::from_file(&path).unwrap())
     }
 
-    pub fn source(&self) -> JsonlSource {
+    pub fn source(&self) -> Arc<dyn RowSource> {
         let images = self.path().join("images");
-        JsonlSource::open(&self.path().join("rows.jsonl"), Some(&images)).unwrap()
+        open_source(&self.path().join("rows.jsonl"), Some(&images)).unwrap()
     }
 
     pub fn loader(&self, config: LoaderConfig) -> Loader {
-        let source = Arc::new(self.source());
-        Loader::new(source, self.tokenizer(), Some(self.processor()), config).unwrap()
+        Loader::new(self.source(), self.tokenizer(), Some(self.processor()), config).unwrap()
     }
 }
 

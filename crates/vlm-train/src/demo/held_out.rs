@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use vlm_data::demo::{DemoFiles, HeldOutGroup};
-use vlm_data::{JsonlSource, Reject, RejectReason, RowSource};
+use vlm_data::{Reject, RejectReason, RowSource, open_source};
 use vlm_model::sampling::Sampling;
 
 use super::contact_sheet::{SheetEntry, draw_contact_sheet};
@@ -30,9 +31,8 @@ pub enum Pictures {
 }
 
 /// The held-out rows.
-#[derive(Debug)]
 pub struct HeldOut {
-    source: JsonlSource,
+    source: Arc<dyn RowSource>,
     groups: Vec<HeldOutGroup>,
 }
 
@@ -55,7 +55,7 @@ impl HeldOut {
     /// A file that cannot be read, a row without its group.
     pub fn open(files: &DemoFiles) -> Result<Self> {
         let path = &files.held_out;
-        let source = JsonlSource::open(path, Some(&files.images))?;
+        let source = open_source(path, Some(&files.images))?;
         let text =
             fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
         let group = |line: &str| serde_json::from_str::<GroupOfRow>(line).map(|row| row.demo);
@@ -89,7 +89,7 @@ impl HeldOut {
             sampling: Sampling::default(),
             blank_pictures: pictures == Pictures::Blank,
         };
-        let Some(answers) = answerer.answer_all(&self.source, goes_on)? else {
+        let Some(answers) = answerer.answer_all(self.source.as_ref(), goes_on)? else {
             return Ok(None);
         };
         let mut accuracy = GroupAccuracy::default();

@@ -1,0 +1,82 @@
+//! Chooses the columns of a table with a schema (Parquet, Arrow) that rows are read from.
+
+use std::sync::Arc;
+
+use crate::form;
+use crate::row_options::RowOptions;
+
+/// What decides about a column.
+#[derive(Debug)]
+pub(crate) struct TableColumn<'a> {
+    pub(crate) name: &'a str,
+    /// Whether it is a struct of `bytes` and `path`, or a list of such: an image or audio.
+    pub(crate) is_image_struct: bool,
+    /// Whether it holds bytes that are not marked as text.
+    pub(crate) is_binary: bool,
+    /// The names of its parts, its own included.
+    pub(crate) parts: Vec<&'a str>,
+}
+
+/// The options to read the rows with: where the only image column is known by its type and not by its
+/// name, they name it. Rows are read from the columns that [`form::is_known_column`] then accepts.
+///
+/// # Errors
+/// Columns that have no known form or hold images that would not be read; ratings that do not exist.
+/// `described` lists the columns in the messages.
+pub(crate) fn resolve_options(
+    columns: &[TableColumn<'_>],
+    described: &str,
+    options: &Arc<RowOptions>,
+) -> Result<Arc<RowOptions>, String> {
+    let mut options = Arc::clone(options);
+    let is_known =
+        |column: &&TableColumn, options: &RowOptions| form::is_known_column(column.name, options);
+    let is_image = |column: &TableColumn, options: &RowOptions| {
+        form::is_image_column(column.name, &options.image_keys)
+    };
+    let by_type: Vec<&str> = columns
+        .iter()
+        .filter(|column| column.is_image_struct && !is_known(column, &options))
+        .map(|column| column.name)
+        .collect();
+    if let [first, ..] = by_type[..]
+        && options.image_keys.is_empty()
+    {
+        if by_type.len() > 1 || columns.iter().any(|column| is_image(column, &options)) {
+            return Err(format!(
+                "the column {first:?} looks like images and has no known name; rename the column \
+                 whose images the rows show to \"image\", and drop the others; the file has: \
+                 {described}"
+            ));
+        }
+        Arc::make_mut(&mut options).image_keys = vec![first.to_owned()];
+    }
+    let known: Vec<&TableColumn> =
+        columns.iter().filter(|column| is_known(column, &options)).collect();
+    let names: Vec<&str> = known.iter().map(|column| column.name).collect();
+    if !form::has_form(&names) {
+        return Err(format!(
+            "expected a column \"conversations\", \"messages\" or \"texts\", a question with an \
+             answer, or a caption (and images as \"image\", \"images\" or \"image_bytes\"); the file \
+             has: {described}"
+        ));
+    }
+    let has_image = known.iter().any(|column| is_image(column, &options));
+    let unread = |column: &&TableColumn| column.is_binary && !is_known(column, &options);
+    if let (false, Some(column)) = (has_image, columns.iter().find(unread)) {
+        return Err(format!(
+            "the column {:?} has bytes, which may be images, and no other column has any; rename it \
+             to \"image\", or drop it",
+            column.name
+        ));
+    }
+    let has_rating = |name: &str| {
+        columns.iter().flat_map(|column| &column.parts).any(|part| form::is_rating(part, name))
+    };
+    if let Some((name, _)) = options.min_ratings.iter().find(|(name, _)| !has_rating(name)) {
+        return Err(format!(
+            "there are no ratings called {name:?} (nor {name}_ratings); the file has: {described}"
+        ));
+    }
+    Ok(options)
+}
