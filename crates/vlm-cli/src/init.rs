@@ -103,7 +103,7 @@ fn lm_config(args: &InitArgs) -> LmConfig {
         Family::Minimind3 => LmFamily::MiniMind3,
         Family::Llama => LmFamily::Llama,
     }
-    .usual_config();
+    .default_config();
     LmConfig {
         dim: args.dim.unwrap_or(usual.dim),
         n_layers: args.n_layers.unwrap_or(usual.n_layers),

@@ -10,8 +10,8 @@ use crate::layers::{Linear, RmsNorm};
 use crate::lm::inits;
 use crate::packed_rows::PackedRows;
 use crate::params::Scope;
-use crate::rope::{Pairing, rotate};
-use vlm_shapes::{LmConfig, LmFamily};
+use crate::rope::rotate;
+use vlm_shapes::{LmConfig, RotaryLayout};
 
 /// What every block of one forward pass shares.
 pub(crate) struct Pass {
@@ -48,7 +48,7 @@ pub(crate) struct Attention {
     output: Linear,
     /// Of the queries and of the keys, over the width of a head.
     norms: Option<(RmsNorm, RmsNorm)>,
-    pairing: Pairing,
+    rotary_layout: RotaryLayout,
     n_heads: i64,
     n_kv_heads: i64,
     head_dim: i64,
@@ -79,10 +79,7 @@ impl Attention {
                 residual,
             ),
             norms: config.qk_norm.then(|| (norm(names.query_norm), norm(names.key_norm))),
-            pairing: match config.family {
-                LmFamily::MiniMind => Pairing::Adjacent,
-                LmFamily::MiniMind2 | LmFamily::MiniMind3 | LmFamily::Llama => Pairing::Halves,
-            },
+            rotary_layout: config.rotary_layout,
             n_heads: config.n_heads,
             n_kv_heads: config.n_kv_heads,
             head_dim,
@@ -100,8 +97,8 @@ impl Attention {
         if let Some((query_norm, key_norm)) = &self.norms {
             (q, k) = (query_norm.forward(&q), key_norm.forward(&k));
         }
-        let q = rotate(&q, &pass.rotations, self.pairing);
-        let k = rotate(&k, &pass.rotations, self.pairing);
+        let q = rotate(&q, &pass.rotations, self.rotary_layout);
+        let k = rotate(&k, &pass.rotations, self.rotary_layout);
 
         let q_bntd = q.transpose(1, 2);
         let (mut k_bktd, mut v_bktd) = (k.transpose(1, 2), v.transpose(1, 2));

@@ -66,7 +66,7 @@ pub fn default_config_for(weights: &Weights) -> Result<LmConfig, WeightsError> {
              no weights of a language model of a known form",
         ));
     };
-    let mut config = family.usual_config();
+    let mut config = family.default_config();
     let names = config.names();
     let num_experts = num_experts(weights, names);
     if num_experts > 0 {

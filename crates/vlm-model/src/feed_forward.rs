@@ -8,7 +8,7 @@ use crate::layers::Linear;
 use crate::lm::inits;
 use crate::packed_rows::PackedRows;
 use crate::params::{Init, Scope};
-use vlm_shapes::{LmConfig, LmFamily};
+use vlm_shapes::{LmConfig, LoadBalance};
 
 /// SwiGLU (Shazeer 2020): `down(silu(gate x) · up x)`.
 #[derive(Debug)]
@@ -31,10 +31,7 @@ impl SwiGlu {
             gate: linear(names.gate, dim, width, init),
             down: linear(names.down, width, dim, residual),
             up: linear(names.up, dim, width, init),
-            dropout: match config.family {
-                LmFamily::MiniMind | LmFamily::MiniMind2 => config.dropout,
-                LmFamily::MiniMind3 | LmFamily::Llama => 0.0,
-            },
+            dropout: if config.mlp_dropout { config.dropout } else { 0.0 },
         }
     }
 
@@ -43,15 +40,6 @@ impl SwiGlu {
         let gated = self.gate.forward(x).silu() * self.up.forward(x);
         self.down.forward(&gated).dropout(self.dropout, train)
     }
-}
-
-/// Over what the experts' load is balanced.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Balance {
-    /// Each row by itself: DeepSeek-V2's loss (section 2.2.2), MiniMind of April 2025, MiniMind2.
-    Row,
-    /// All tokens of the batch: Switch Transformer's (Fedus et al. 2021), MiniMind's present form.
-    Batch,
 }
 
 /// Routed experts and shared ones (DeepSeekMoE, Dai et al. 2024), as MiniMind's `MOEFeedForward` of
@@ -66,7 +54,7 @@ pub(crate) struct MixtureOfExperts {
     shared_experts: Vec<SwiGlu>,
     experts_per_token: i64,
     normalise: bool,
-    balance: Balance,
+    load_balance: LoadBalance,
     aux_loss_alpha: f64,
 }
 
@@ -76,7 +64,6 @@ impl MixtureOfExperts {
         let bound = (1.0 / config.dim as f64).sqrt();
         let names = config.names();
         let experts = scope.sub(names.experts);
-        let is_present_form = config.family == LmFamily::MiniMind3;
         Self {
             experts: (0..moe.n_routed_experts)
                 .map(|index| SwiGlu::new(&experts.sub(index), config))
@@ -88,10 +75,9 @@ impl MixtureOfExperts {
             ),
             shared_experts: shared_experts(&scope.sub(names.shared_experts), config),
             experts_per_token: moe.num_experts_per_tok,
-            // Normalised, a single expert's weight is 1, whatever its score; the forms of 2025 leave
-            // it its score.
-            normalise: moe.norm_topk_prob && (is_present_form || moe.num_experts_per_tok > 1),
-            balance: if is_present_form { Balance::Batch } else { Balance::Row },
+            normalise: moe.norm_topk_prob
+                && (moe.norm_single_expert || moe.num_experts_per_tok > 1),
+            load_balance: moe.load_balance,
             aux_loss_alpha: moe.aux_loss_alpha,
         }
     }
@@ -121,7 +107,7 @@ impl MixtureOfExperts {
         }
         let aux_loss = self.has_aux_loss(train).then(|| {
             let experts = self.experts.len() as i64;
-            match packed.filter(|_| self.balance == Balance::Row) {
+            match packed.filter(|_| self.load_balance == LoadBalance::PerRow) {
                 Some(rows) => self.auxiliary_loss_of(rows, &scores_ne, &chosen_nk),
                 None => {
                     let scores_bte = scores_ne.view([batch, len, experts]);
@@ -169,13 +155,13 @@ impl MixtureOfExperts {
     /// choices: with several experts a token the loss is that many times larger.
     fn auxiliary_loss(&self, scores_bte: &Tensor, chosen_bm: &Tensor) -> Tensor {
         let (batch, len, experts) = scores_bte.size3().expect("[B, T, E] by construction");
-        if self.balance == Balance::Batch && batch > 1 {
+        if self.load_balance == LoadBalance::PerBatch && batch > 1 {
             let scores = scores_bte.reshape([1, batch * len, experts]);
             return self.auxiliary_loss(&scores, &chosen_bm.reshape([1, -1]));
         }
-        let choices = match self.balance {
-            Balance::Row => chosen_bm.size()[1],
-            Balance::Batch => len,
+        let choices = match self.load_balance {
+            LoadBalance::PerRow => chosen_bm.size()[1],
+            LoadBalance::PerBatch => len,
         };
         let ones = Tensor::ones(chosen_bm.size(), (Kind::Float, scores_bte.device()));
         let load_be = Tensor::zeros([batch, experts], (Kind::Float, scores_bte.device()))
@@ -207,14 +193,15 @@ impl MixtureOfExperts {
     }
 }
 
-/// The experts for all tokens: one without a number in MiniMind's form of April 2025, numbered ones
-/// in MiniMind2's.
+/// The experts that process all tokens.
 fn shared_experts(scope: &Scope, config: &LmConfig) -> Vec<SwiGlu> {
-    match (config.family, config.moe.n_shared_experts.unwrap_or(0)) {
-        (_, 0) => Vec::new(),
-        (LmFamily::MiniMind, _) => vec![SwiGlu::new(scope, config)],
-        (_, count) => (0..count).map(|index| SwiGlu::new(&scope.sub(index), config)).collect(),
-    }
+    let numbers_them = config.names().numbers_shared_experts;
+    (0..config.num_shared_experts())
+        .map(|index| match numbers_them {
+            true => SwiGlu::new(&scope.sub(index), config),
+            false => SwiGlu::new(scope, config),
+        })
+        .collect()
 }
 
 /// Calls `f`, which takes rows one by one, on `rows` filled up to one of few numbers of them. On the

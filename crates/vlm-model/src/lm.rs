@@ -1,4 +1,4 @@
-//! The causal language model: LLaMA (Touvron et al. 2023) in the forms of [`LmFamily`].
+//! The causal language model: LLaMA (Touvron et al. 2023) in the forms of [`vlm_shapes::LmFamily`].
 //!
 //! Pre-normalised blocks of grouped-query attention with rotary positions and a SwiGLU
 //! feed-forward layer. Follows MiniMind-V's `model/model.py` (April 2025), MiniMind's present
@@ -19,8 +19,8 @@ use crate::layers::RmsNorm;
 use crate::packed_rows::PackedRows;
 use crate::params::{Init, Scope};
 use crate::rope::RotaryAngles;
+use vlm_shapes::LmConfig;
 use vlm_shapes::LmNames;
-use vlm_shapes::{LmConfig, LmFamily};
 
 /// One transformer block.
 #[derive(Debug)]
@@ -124,16 +124,10 @@ impl CausalLm {
     /// Builds the model with random weights under its family's names. A tied output embedding is
     /// the same tensor as the input embedding and has no entry of its own.
     ///
-    /// There are rotary angles for `config.max_seq_len` positions; in MiniMind's form of April 2025,
-    /// where that is the length of a training row, for twice as many again, so that an answer can
-    /// follow a prompt of full length.
+    /// There are rotary angles for [`LmConfig::max_positions`] positions.
     pub fn new(scope: &Scope, config: &LmConfig) -> Self {
         let (init, _) = inits(config);
         let names = config.names();
-        let max_positions = match config.family {
-            LmFamily::MiniMind => (3 * config.max_seq_len).max(2048),
-            LmFamily::MiniMind2 | LmFamily::MiniMind3 | LmFamily::Llama => config.max_seq_len,
-        };
         let table =
             |name: &str| scope.sub(name).param("weight", &[config.vocab_size, config.dim], init);
         Self {
@@ -145,7 +139,7 @@ impl CausalLm {
             output: (!config.tie_word_embeddings).then(|| table(names.output)),
             angles: RotaryAngles::new(
                 config.head_dim(),
-                max_positions,
+                config.max_positions(),
                 config.rope_theta,
                 &config.rope_scaling,
                 scope.device(),

@@ -3,7 +3,7 @@
 //! Dimensions: N images · P patches · V vision width · T tokens an image · H hidden size
 
 use tch::Tensor;
-use vlm_shapes::{PROJECTOR_SCOPE, ProjectorConfig, ProjectorKind};
+use vlm_shapes::{PROJECTOR_SCOPE, ProjectorConfig, ProjectorKind, VisionConfig};
 
 use crate::layers::{LayerNorm, Linear};
 use crate::params::{Init, Scope};
@@ -22,16 +22,16 @@ pub struct Projector {
 }
 
 impl Projector {
-    /// From `num_patches` P patches of width `vision_dim` V to `hidden_size` H, started as PyTorch
-    /// starts an `nn.Linear`.
+    /// A projector from the patch features of `vision` to `hidden_size` H, initialised as PyTorch
+    /// initialises an `nn.Linear`.
     pub fn new(
         scope: &Scope,
         config: &ProjectorConfig,
-        num_patches: i64,
-        vision_dim: i64,
+        vision: &VisionConfig,
         hidden_size: i64,
     ) -> Self {
         let scope = scope.sub(PROJECTOR_SCOPE);
+        let vision_dim = vision.hidden_size;
         let linear = |scope: Scope, in_dim: i64| {
             let bound = 1.0 / (in_dim as f64).sqrt();
             Linear::new(&scope, in_dim, hidden_size, Init::Uniform(bound))
@@ -47,11 +47,11 @@ impl Projector {
                 Some(linear(mlp.sub(3), hidden_size)),
             ),
             ProjectorKind::MergedMlp => {
-                let merged = vision_dim * (num_patches / config.tokens_per_image);
+                let merged = config.merged_width(vision);
                 (None, linear(mlp.sub(0), merged), Some(linear(mlp.sub(2), hidden_size)))
             }
             ProjectorKind::PixelShuffle => {
-                let merged = vision_dim * (num_patches / config.tokens_per_image);
+                let merged = config.merged_width(vision);
                 let bound = 1.0 / (merged as f64).sqrt();
                 let init = Init::Uniform(bound);
                 let proj = scope.sub("proj");

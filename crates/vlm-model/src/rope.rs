@@ -2,7 +2,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use vlm_shapes::{RopeScaling, Yarn};
+use vlm_shapes::{RopeScaling, RotaryLayout, Yarn};
 
 /// The angles of every position, as unit complex numbers.
 #[derive(Debug)]
@@ -104,29 +104,19 @@ fn yarn_frequencies(wavelengths: &Tensor, theta: f64, head_dim: i64, yarn: &Yarn
     divided * rest + wavelengths.reciprocal() * kept
 }
 
-/// Which numbers of a head make a pair.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pairing {
-    /// Neighbours: the LLaMA reference code, and MiniMind of April 2025.
-    Adjacent,
-    /// A number of the first half and the one in the same place of the second: Hugging Face's
-    /// `rotate_half`, and MiniMind's present form.
-    Halves,
-}
-
 /// Turns each pair of `x` `[B, T, heads, head_dim]` by the angle of its position. Computed in
 /// float32, returned in the type of `x`.
-pub fn rotate(x: &Tensor, rotations: &Tensor, pairing: Pairing) -> Tensor {
+pub fn rotate(x: &Tensor, rotations: &Tensor, layout: RotaryLayout) -> Tensor {
     let (batch, len, heads, head_dim) = x.size4().expect("[B, T, heads, head_dim] by construction");
     let x_f32 = x.to_kind(Kind::Float);
     let split = |shape: [i64; 5]| x_f32.contiguous().view(shape);
     let half = head_dim / 2;
-    let turned = match pairing {
-        Pairing::Adjacent => {
+    let turned = match layout {
+        RotaryLayout::Interleaved => {
             let pairs = split([batch, len, heads, half, 2]);
             (pairs.view_as_complex() * rotations).view_as_real().flatten(3, 4)
         }
-        Pairing::Halves => {
+        RotaryLayout::HalfSplit => {
             let pairs = split([batch, len, heads, 2, half]).transpose(3, 4).contiguous();
             let turned = (pairs.view_as_complex() * rotations).view_as_real();
             turned.transpose(3, 4).flatten(3, 4)
@@ -143,7 +133,7 @@ mod tests {
     fn pairs_are_turned_by_position_times_frequency() {
         let angles = RotaryAngles::new(4, 8, 100.0, &RopeScaling::None, Device::Cpu);
         let x = Tensor::from_slice(&[1f32, 0.0, 1.0, 0.0]).view([1, 1, 1, 4]);
-        let turned = rotate(&x, &angles.at(3, 1), Pairing::Adjacent);
+        let turned = rotate(&x, &angles.at(3, 1), RotaryLayout::Interleaved);
         // Frequencies of head width 4 and theta 100 are 1 and 0.1; position 3.
         let expected = [3f64.cos(), 3f64.sin(), 0.3f64.cos(), 0.3f64.sin()];
         let got = Vec::<f32>::try_from(turned.flatten(0, -1)).unwrap();
@@ -157,10 +147,13 @@ mod tests {
         let angles = RotaryAngles::new(4, 8, 100.0, &RopeScaling::None, Device::Cpu);
         let adjacent = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]).view([1, 1, 1, 4]);
         let halves = Tensor::from_slice(&[1f32, 3.0, 2.0, 4.0]).view([1, 1, 1, 4]);
-        let numbers = |x: &Tensor, pairing| {
-            Vec::<f32>::try_from(rotate(x, &angles.at(3, 1), pairing).flatten(0, -1)).unwrap()
+        let numbers = |x: &Tensor, layout| {
+            Vec::<f32>::try_from(rotate(x, &angles.at(3, 1), layout).flatten(0, -1)).unwrap()
         };
-        let (a, h) = (numbers(&adjacent, Pairing::Adjacent), numbers(&halves, Pairing::Halves));
+        let (a, h) = (
+            numbers(&adjacent, RotaryLayout::Interleaved),
+            numbers(&halves, RotaryLayout::HalfSplit),
+        );
         assert_eq!([a[0], a[2], a[1], a[3]], [h[0], h[1], h[2], h[3]]);
     }
 
@@ -173,8 +166,8 @@ mod tests {
         );
         let dot = |at_q, at_k| {
             f64::try_from(
-                (rotate(&q, &angles.at(at_q, 1), Pairing::Halves)
-                    * rotate(&k, &angles.at(at_k, 1), Pairing::Halves))
+                (rotate(&q, &angles.at(at_q, 1), RotaryLayout::HalfSplit)
+                    * rotate(&k, &angles.at(at_k, 1), RotaryLayout::HalfSplit))
                 .sum(Kind::Double),
             )
             .unwrap()

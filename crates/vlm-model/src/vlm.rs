@@ -14,7 +14,7 @@ use crate::lm::{CausalLm, LmOutput};
 use crate::params::ParamStore;
 use crate::projector::Projector;
 use crate::vision::VisionEncoder;
-use vlm_shapes::{FreezePolicy, LmConfig, ProjectorConfig, VisionConfig, is_projector};
+use vlm_shapes::{FreezePolicy, LmConfig, ProjectorConfig, VisionConfig};
 
 /// What to show the model of its images.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ impl Vlm {
         vision_config: &VisionConfig,
         device: Device,
     ) -> Result<Self, ModelError> {
-        let projector = ProjectorConfig::usual(lm_config, vision_config)?;
+        let projector = ProjectorConfig::default_for(lm_config, vision_config)?;
         Self::with_projector(lm_config, vision_config, &projector, device)
     }
 
@@ -148,8 +148,7 @@ impl Vlm {
             projector: Projector::new(
                 &lm_store.root(),
                 projector_config,
-                num_patches,
-                vision_dim,
+                vision_config,
                 lm_config.dim,
             ),
             lm,
@@ -202,15 +201,7 @@ impl Vlm {
 
     /// Chooses what is trained; the projector always is.
     pub fn freeze(&self, policy: &FreezePolicy) {
-        let (n_layers, names) = (self.lm.config().n_layers, self.lm.config().names());
-        self.lm_store.set_trainable(|name| {
-            is_projector(name)
-                || policy.train_lm
-                || names.block_of(name).is_some_and(|index| {
-                    index < policy.unfreeze_first_layers
-                        || index >= n_layers - policy.unfreeze_last_layers
-                })
-        });
+        self.lm_store.set_trainable(|name| policy.trains(self.lm.config(), name));
         self.vision_store.set_trainable(|_| policy.train_vision);
     }
 
@@ -366,5 +357,64 @@ impl Vlm {
         let logits_sv = self.lm.logits(&hidden_sh).to_kind(Kind::Float);
         let sum = logits_sv.cross_entropy_loss(targets, None::<Tensor>, Reduction::Sum, -100, 0.0);
         Ok(LossSum { sum, num_supervised: targets.size()[0], aux_loss })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vlm_shapes::{LmFamily, MoeConfig, ProjectorKind, TensorShape};
+
+    use super::*;
+
+    fn shapes(store: &ParamStore) -> Vec<TensorShape> {
+        let shape = |(name, tensor): (String, Tensor)| TensorShape { name, shape: tensor.size() };
+        store.named().into_iter().map(shape).collect()
+    }
+
+    #[test]
+    fn parameters_are_those_that_the_configuration_lists() {
+        let towers = [VisionConfig::default(), VisionConfig::siglip()].map(|tower| VisionConfig {
+            hidden_size: 12,
+            intermediate_size: 20,
+            num_hidden_layers: 2,
+            image_size: 256,
+            ..tower
+        });
+        let small = |family: LmFamily| LmConfig {
+            dim: 32,
+            n_layers: 2,
+            n_heads: 4,
+            n_kv_heads: 2,
+            vocab_size: 50,
+            hidden_dim: None,
+            ..family.default_config()
+        };
+        let (minimind, minimind2) = (small(LmFamily::MiniMind), small(LmFamily::MiniMind2));
+        let (minimind3, llama) = (small(LmFamily::MiniMind3), small(LmFamily::Llama));
+        let several = MoeConfig { n_shared_experts: Some(2), ..MoeConfig::default() };
+        let configs = [
+            LmConfig { use_moe: true, moe: several.clone(), ..minimind.clone() },
+            LmConfig { use_moe: true, moe: several, ..minimind2.clone() },
+            LmConfig { use_moe: true, ..minimind3.clone() },
+            LmConfig { qkv_bias: true, tie_word_embeddings: false, ..llama.clone() },
+            LmConfig {
+                qkv_bias: true,
+                attention_output_bias: true,
+                mlp_bias: true,
+                head_dim: Some(6),
+                ..llama
+            },
+            minimind,
+            minimind2,
+            minimind3,
+        ];
+        for (index, lm) in configs.iter().enumerate() {
+            let vision = &towers[index % 2];
+            let projector = ProjectorConfig::new(ProjectorKind::ALL[index % 4], vision).unwrap();
+            let model = Vlm::with_projector(lm, vision, &projector, Device::Cpu).unwrap();
+            let listed = [lm.tensors(), projector.tensors(vision, lm.dim)].concat();
+            assert_eq!(shapes(model.params()), listed, "{lm:?}, {projector:?}");
+            assert_eq!(shapes(model.vision_params()), vision.tensors());
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! Rows that lie end to end give what each gives alone.
 
 use tch::{Device, Kind, Tensor};
-use vlm_model::config::{LmConfig, LmFamily, ProjectorConfig, VisionConfig};
+use vlm_model::config::{LmConfig, LmFamily, MoeConfig, ProjectorConfig, VisionConfig};
 use vlm_model::{FreezePolicy, ImageInput, ModelBatch, ProjectorKind, Vlm};
 
 /// Float32 sums in another order.
@@ -32,22 +32,27 @@ fn model(lm: LmConfig) -> Vlm {
 }
 
 fn families() -> Vec<(&'static str, LmConfig)> {
-    let small = LmConfig {
+    let of = |family: LmFamily| LmConfig {
         dim: 32,
         n_layers: 2,
         n_heads: 4,
         n_kv_heads: 2,
         vocab_size: 50,
+        hidden_dim: None,
         max_seq_len: 64,
-        ..LmConfig::default()
+        ..family.default_config()
     };
-    let of = |family| LmConfig { family, ..small.clone() };
+    let small = of(LmFamily::MiniMind);
     let experts = |config: LmConfig| LmConfig { use_moe: true, ..config };
+    let two_experts = |config: LmConfig| LmConfig {
+        moe: MoeConfig { num_experts_per_tok: 2, ..config.moe },
+        ..config
+    };
     vec![
         ("MiniMind", small.clone()),
         ("MiniMind, experts", experts(small.clone())),
         ("MiniMind 3", LmConfig { qk_norm: true, ..of(LmFamily::MiniMind3) }),
-        ("MiniMind 3, experts", experts(of(LmFamily::MiniMind3))),
+        ("MiniMind 3, experts", two_experts(experts(of(LmFamily::MiniMind3)))),
         ("LLaMA", of(LmFamily::Llama)),
         ("Qwen3", LmConfig { qk_norm: true, head_dim: Some(16), ..of(LmFamily::Llama) }),
     ]

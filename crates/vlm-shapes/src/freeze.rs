@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::{LmConfig, is_projector};
+
 /// Which parts of the model are trained in addition to the projector, which always is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FreezePolicy {
@@ -24,5 +26,22 @@ impl Default for FreezePolicy {
             unfreeze_first_layers: 0,
             unfreeze_last_layers: 1,
         }
+    }
+}
+
+impl FreezePolicy {
+    /// Whether the tensor of that name is trained, in a model of this language model and a
+    /// projector. The vision encoder's tensors are trained where `train_vision` is set.
+    pub fn trains(&self, lm: &LmConfig, name: &str) -> bool {
+        is_projector(name)
+            || self.train_lm
+            || lm.names().block_of(name).is_some_and(|index| self.trains_block(lm, index))
+    }
+
+    /// Whether block `index` of the language model is trained.
+    pub fn trains_block(&self, lm: &LmConfig, index: i64) -> bool {
+        self.train_lm
+            || index < self.unfreeze_first_layers
+            || index >= lm.n_layers - self.unfreeze_last_layers
     }
 }

@@ -229,7 +229,7 @@ pub(crate) fn unread_keys(json: &Value) -> Result<Vec<String>, ShapeError> {
 
 impl Form {
     fn resolve(self, class: Class, rope: Rope, max_position_embeddings: i64) -> LmConfig {
-        let usual = class.family.usual_config();
+        let default = class.family.default_config();
         let is_llama = class.family == LmFamily::Llama;
         let use_moe = self.use_moe.unwrap_or(false);
         let width = if use_moe { self.moe_intermediate_size } else { None };
@@ -238,7 +238,7 @@ impl Form {
         // with its own dropout it says so beside it.
         let dropout = self.dropout.or(self.attention_dropout.filter(|_| !is_llama));
         let attention_dropout = self.attention_dropout.filter(|_| is_llama);
-        let moe = &usual.moe;
+        let moe = &default.moe;
         LmConfig {
             family: class.family,
             dim: self.hidden_size,
@@ -249,6 +249,7 @@ impl Form {
                 .or(class.num_key_value_heads)
                 .unwrap_or(self.num_attention_heads),
             head_dim: self.head_dim.or(class.head_dim),
+            rotary_layout: default.rotary_layout,
             qk_norm: class.qk_norm,
             qkv_bias: class.qkv_bias || attention_bias,
             attention_output_bias: attention_bias && !class.qkv_bias,
@@ -256,13 +257,14 @@ impl Form {
             vocab_size: self.vocab_size.unwrap_or(class.vocab_size),
             tie_word_embeddings: self.tie_word_embeddings.unwrap_or(class.tie_word_embeddings),
             hidden_dim: width.or(self.intermediate_size),
-            multiple_of: usual.multiple_of,
+            multiple_of: default.multiple_of,
             norm_eps: self.rms_norm_eps.unwrap_or(class.rms_norm_eps),
             rope_theta: rope.theta.unwrap_or(class.rope_theta),
             rope_scaling: rope.scaling,
             max_seq_len: max_position_embeddings,
             dropout: dropout.unwrap_or(0.0),
             attention_dropout: attention_dropout.filter(|&p| p != dropout.unwrap_or(0.0)),
+            mlp_dropout: default.mlp_dropout,
             use_moe,
             moe: MoeConfig {
                 n_routed_experts: self
@@ -279,6 +281,8 @@ impl Form {
                     .or(self.router_aux_loss_coef)
                     .unwrap_or(moe.aux_loss_alpha),
                 norm_topk_prob: self.norm_topk_prob.unwrap_or(moe.norm_topk_prob),
+                norm_single_expert: moe.norm_single_expert,
+                load_balance: moe.load_balance,
             },
         }
     }

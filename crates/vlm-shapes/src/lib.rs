@@ -31,13 +31,15 @@ pub mod names;
 mod projector;
 mod request;
 mod rope;
+mod tensors;
 mod vision;
 
 pub use error::ShapeError;
 pub use freeze::FreezePolicy;
-pub use lm::{LmConfig, LmFamily, MoeConfig};
+pub use lm::{LmConfig, LmFamily, LoadBalance, MoeConfig};
 pub use names::LmNames;
 pub use projector::{PROJECTOR_SCOPE, ProjectorConfig, ProjectorKind, is_projector};
 pub use request::{Dtype, ShapeRequest};
-pub use rope::{RopeScaling, Yarn};
+pub use rope::{RopeScaling, RotaryLayout, Yarn};
+pub use tensors::TensorShape;
 pub use vision::{VisionConfig, VisionFamily};

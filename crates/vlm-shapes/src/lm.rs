@@ -1,35 +1,38 @@
-//! Shape of the language model. Each family's file form is in `lm_json.rs`.
+//! The configuration of the language model. The form of each family's `config.json` is in
+//! `lm_json.rs` and `hugging_face.rs`.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::RopeScaling;
-use crate::ShapeError;
 use crate::config_file::{in_file, read_json};
 use crate::names::LmNames;
+use crate::{RopeScaling, RotaryLayout, ShapeError};
 
-/// Which published form a language model has: the names of its tensors and of its configuration,
-/// and what differs in the arithmetic.
+/// The published form of a language model: how its tensors are named and how its `config.json` is
+/// written. What a family computes is in the fields of [`LmConfig`], which
+/// [`LmFamily::default_config`] and the readers of files fill in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LmFamily {
-    /// MiniMind of April 2025: its own names, rotary embedding on adjacent pairs.
+    /// MiniMind of April 2025: its own names, rotary embedding of adjacent pairs.
     #[default]
     MiniMind,
     /// MiniMind from late April 2025 to early 2026 (`MiniMind2`): Hugging Face's names, rotary
-    /// embedding on halves, several shared experts.
+    /// embedding of the two halves of a head, numbered shared experts.
     MiniMind2,
-    /// MiniMind's present form (`minimind-3`): Hugging Face's names, rotary embedding on halves,
-    /// queries and keys normalised.
+    /// The current MiniMind (`minimind-3`): Hugging Face's names, rotary embedding of the two halves
+    /// of a head, normalised queries and keys.
     MiniMind3,
-    /// LLaMA as Hugging Face writes it (SmolLM2's shape), Qwen2, which adds biases to queries, keys
-    /// and values, and Qwen3, which normalises queries and keys.
+    /// LLaMA as Hugging Face writes it (SmolLM2's form); Qwen2, which adds biases to queries, keys
+    /// and values; and Qwen3, which normalises queries and keys.
     Llama,
 }
 
-/// Shape of the language model. The fields have the names of MiniMind's `LMConfig`, whatever the
-/// family; read and written, it has its family's own form.
+/// The configuration of the language model. The fields have the names of MiniMind's `LMConfig` in
+/// every family; a file is read and written in the form of its family.
+///
+/// Start from [`LmFamily::default_config`]: setting `family` alone changes only the names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub struct LmConfig {
@@ -37,29 +40,32 @@ pub struct LmConfig {
     pub family: LmFamily,
     /// Hidden size H.
     pub dim: i64,
-    /// Transformer blocks.
+    /// Number of transformer blocks.
     pub n_layers: i64,
-    /// Query heads.
+    /// Number of query heads.
     pub n_heads: i64,
-    /// Key and value heads; divides `n_heads`.
+    /// Number of key and value heads; divides `n_heads`.
     pub n_kv_heads: i64,
-    /// Width of one attention head; `None`: `dim / n_heads`.
+    /// Width of one attention head; `None` means `dim / n_heads`.
     pub head_dim: Option<i64>,
-    /// Whether queries and keys are normalised, head by head.
+    /// Which elements of a head the rotary embedding turns together.
+    pub rotary_layout: RotaryLayout,
+    /// Whether the queries and keys of each head are normalised.
     pub qk_norm: bool,
-    /// Whether the layers of queries, keys and values have a bias.
+    /// Whether the query, key and value layers have biases.
     pub qkv_bias: bool,
-    /// Whether the layer behind attention has a bias.
+    /// Whether the output layer of attention has a bias.
     pub attention_output_bias: bool,
     /// Whether the layers of the feed-forward layer have biases.
     pub mlp_bias: bool,
-    /// Rows of the embedding table.
+    /// Number of rows of the embedding table.
     pub vocab_size: i64,
     /// Whether input and output embeddings are one tensor.
     pub tie_word_embeddings: bool,
-    /// Width of the feed-forward layer; `None`: the family's rule.
+    /// Width of the feed-forward layer; `None` means the family's rule, see
+    /// [`Self::intermediate_size`].
     pub hidden_dim: Option<i64>,
-    /// Rounding of the feed-forward width.
+    /// The feed-forward width is rounded up to a multiple of this.
     pub multiple_of: i64,
     /// Added to the mean square in RMSNorm.
     pub norm_eps: f64,
@@ -69,31 +75,51 @@ pub struct LmConfig {
     pub rope_scaling: RopeScaling,
     /// Longest sequence, in tokens.
     pub max_seq_len: i64,
-    /// Dropout probability in training, 0 to 1.
+    /// Dropout probability in training, from 0 up to but not including 1: of the embeddings, and of
+    /// what attention adds to the residual stream.
     pub dropout: f64,
-    /// Dropout probability of attention's weights where it is another than `dropout`.
+    /// Dropout probability of the attention weights; `None` means `dropout`.
     pub attention_dropout: Option<f64>,
-    /// Mixture of experts instead of one feed-forward layer.
+    /// Whether `dropout` also applies to what the feed-forward layer adds.
+    pub mlp_dropout: bool,
+    /// Whether each block has a mixture of experts instead of one feed-forward layer.
     pub use_moe: bool,
-    /// The experts, where there are any.
+    /// The experts, used where `use_moe` is set.
     pub moe: MoeConfig,
 }
 
-/// Shape of a mixture of experts, with the names of MiniMind's `LMConfig`.
+/// The configuration of a mixture of experts, with the names of MiniMind's `LMConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MoeConfig {
-    /// Experts that tokens are routed to.
+    /// Number of experts that tokens are routed to.
     pub n_routed_experts: i64,
-    /// Experts a token is sent to.
+    /// Number of experts that each token is sent to.
     pub num_experts_per_tok: i64,
-    /// How many experts there are for all tokens; MiniMind of April 2025 has one, whatever the
-    /// number.
+    /// Number of experts that process all tokens; MiniMind of April 2025 makes one of any number
+    /// above 0, see [`LmConfig::num_shared_experts`].
     pub n_shared_experts: Option<i64>,
     /// Weight of the auxiliary loss.
     pub aux_loss_alpha: f64,
-    /// Whether a token's weights are made to sum to 1.
+    /// Whether the weights of a token's experts are scaled to sum to 1.
     pub norm_topk_prob: bool,
+    /// Whether `norm_topk_prob` also applies where a token has a single expert, whose weight is then
+    /// 1 whatever its score.
+    #[serde(skip)]
+    pub norm_single_expert: bool,
+    /// Scope of the load-balancing loss.
+    #[serde(skip)]
+    pub load_balance: LoadBalance,
+}
+
+/// Scope of the load-balancing loss of a mixture of experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LoadBalance {
+    /// Each row on its own: DeepSeek-V2 (section 2.2.2), MiniMind of April 2025, MiniMind2.
+    #[default]
+    PerRow,
+    /// All tokens of the batch together: Switch Transformer (Fedus et al. 2021), `minimind-3`.
+    PerBatch,
 }
 
 impl Default for MoeConfig {
@@ -104,12 +130,14 @@ impl Default for MoeConfig {
             n_shared_experts: Some(1),
             aux_loss_alpha: 0.1,
             norm_topk_prob: true,
+            norm_single_expert: false,
+            load_balance: LoadBalance::PerRow,
         }
     }
 }
 
 impl Default for LmConfig {
-    /// The 26 M form of MiniMind.
+    /// The 26 M MiniMind of April 2025.
     fn default() -> Self {
         Self {
             family: LmFamily::MiniMind,
@@ -118,6 +146,7 @@ impl Default for LmConfig {
             n_heads: 8,
             n_kv_heads: 2,
             head_dim: None,
+            rotary_layout: RotaryLayout::Interleaved,
             qk_norm: false,
             qkv_bias: false,
             attention_output_bias: false,
@@ -132,6 +161,7 @@ impl Default for LmConfig {
             max_seq_len: 640,
             dropout: 0.0,
             attention_dropout: None,
+            mlp_dropout: true,
             use_moe: false,
             moe: MoeConfig::default(),
         }
@@ -139,23 +169,32 @@ impl Default for LmConfig {
 }
 
 impl LmFamily {
-    /// The shape that the family is best known by: MiniMind's and MiniMind2's 26 M, `minimind-3`'s
-    /// 64 M, SmolLM2's 135 M.
-    pub fn usual_config(self) -> LmConfig {
+    /// The best-known model of the family: the 26 M MiniMind and MiniMind2, the 64 M `minimind-3`,
+    /// SmolLM2 135 M.
+    pub fn default_config(self) -> LmConfig {
         match self {
             Self::MiniMind => LmConfig::default(),
-            Self::MiniMind2 => LmConfig { family: self, max_seq_len: 32768, ..LmConfig::default() },
+            Self::MiniMind2 => LmConfig {
+                family: self,
+                rotary_layout: RotaryLayout::HalfSplit,
+                max_seq_len: 32768,
+                ..LmConfig::default()
+            },
             Self::MiniMind3 => LmConfig {
                 family: self,
                 dim: 768,
                 n_kv_heads: 4,
+                rotary_layout: RotaryLayout::HalfSplit,
                 qk_norm: true,
                 norm_eps: 1e-6,
                 max_seq_len: 32768,
+                mlp_dropout: false,
                 moe: MoeConfig {
                     num_experts_per_tok: 1,
                     n_shared_experts: None,
                     aux_loss_alpha: 5e-4,
+                    norm_single_expert: true,
+                    load_balance: LoadBalance::PerBatch,
                     ..MoeConfig::default()
                 },
                 ..LmConfig::default()
@@ -166,10 +205,12 @@ impl LmFamily {
                 n_layers: 30,
                 n_heads: 9,
                 n_kv_heads: 3,
+                rotary_layout: RotaryLayout::HalfSplit,
                 vocab_size: 49152,
                 hidden_dim: Some(1536),
                 rope_theta: 1e5,
                 max_seq_len: 8192,
+                mlp_dropout: false,
                 ..LmConfig::default()
             },
         }
@@ -177,21 +218,21 @@ impl LmFamily {
 }
 
 impl LmConfig {
-    /// Reads `config.json` of any of the families. Keys that could change the arithmetic and are not
-    /// computed are refused; see [`Self::unread_keys`] for the others.
+    /// Reads a `config.json` of any of the families. Keys that could change what the model computes
+    /// and are not supported are refused; [`Self::unread_keys`] names the others.
     ///
     /// # Errors
-    /// The file cannot be read, is another model's, or its numbers make no model.
+    /// The file cannot be read, describes another model, or its numbers make no model.
     pub fn from_file(path: &Path) -> Result<Self, ShapeError> {
         let config = Self::from_json(&read_json(path)?).map_err(in_file(path))?;
         config.validate().map_err(in_file(path))?;
         Ok(config)
     }
 
-    /// As [`Self::unread_keys`], of a file.
+    /// The same as [`Self::unread_keys`], for a file.
     ///
     /// # Errors
-    /// The file cannot be read; a key that may change the arithmetic.
+    /// The file cannot be read, or has a key that may change what the model computes.
     pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ShapeError> {
         Self::unread_keys(&read_json(path)?).map_err(in_file(path))
     }
@@ -201,8 +242,8 @@ impl LmConfig {
         LmNames::of(self.family)
     }
 
-    /// Width of the feed-forward layer: as given, else LLaMA's rule (section 2.2 of Touvron et al.
-    /// 2023) or, in MiniMind's present form, `π · dim`, each rounded up to `multiple_of`.
+    /// Width of the feed-forward layer: `hidden_dim` where it is set, else LLaMA's rule (section 2.2
+    /// of Touvron et al. 2023) or, for `minimind-3`, `π · dim`, each rounded up to `multiple_of`.
     pub fn intermediate_size(&self) -> i64 {
         let round_up =
             |width: i64| (width + self.multiple_of - 1) / self.multiple_of * self.multiple_of;
@@ -219,7 +260,33 @@ impl LmConfig {
         self.head_dim.unwrap_or(self.dim / self.n_heads)
     }
 
-    /// Dropout probability of attention's weights.
+    /// Width of all query heads together.
+    pub fn query_dim(&self) -> i64 {
+        self.n_heads * self.head_dim()
+    }
+
+    /// Width of all key heads (or all value heads) together.
+    pub fn kv_dim(&self) -> i64 {
+        self.n_kv_heads * self.head_dim()
+    }
+
+    /// Number of positions that the rotary angles cover, prompt and answer together. In MiniMind of
+    /// April 2025 `max_seq_len` is the length of a training row; the angles cover three times as
+    /// many positions, so that an answer can follow a prompt of full length.
+    pub fn max_positions(&self) -> i64 {
+        match self.family {
+            LmFamily::MiniMind => (3 * self.max_seq_len).max(2048),
+            LmFamily::MiniMind2 | LmFamily::MiniMind3 | LmFamily::Llama => self.max_seq_len,
+        }
+    }
+
+    /// Number of experts in each block that process all tokens.
+    pub fn num_shared_experts(&self) -> i64 {
+        let count = self.moe.n_shared_experts.unwrap_or(0);
+        if self.names().numbers_shared_experts { count } else { count.min(1) }
+    }
+
+    /// Dropout probability of the attention weights.
     pub fn attention_dropout(&self) -> f64 {
         self.attention_dropout.unwrap_or(self.dropout)
     }
@@ -227,7 +294,7 @@ impl LmConfig {
     /// Checks that the numbers make a model.
     ///
     /// # Errors
-    /// Says which number disagrees with which.
+    /// The first number that cannot be used, with its name.
     pub fn validate(&self) -> Result<(), ShapeError> {
         let wrong = |message: String| Err(ShapeError::Config(message));
         let sizes = [
@@ -246,7 +313,7 @@ impl LmConfig {
         }
         if self.head_dim.is_none() && self.dim % self.n_heads != 0 || self.head_dim() % 2 != 0 {
             return wrong(format!(
-                "dim {} over n_heads {} must give an even head width (rotary embedding turns pairs)",
+                "dim {} divided by n_heads {} must be an even whole number (rotary embedding turns pairs)",
                 self.dim, self.n_heads
             ));
         }
@@ -257,7 +324,7 @@ impl LmConfig {
             ));
         }
         if self.use_moe && self.family == LmFamily::Llama {
-            return wrong("a mixture of experts is known in MiniMind's forms only".into());
+            return wrong("use_moe is true, but a mixture of experts is supported in MiniMind's families only".into());
         }
         let MoeConfig { n_routed_experts, num_experts_per_tok, .. } = self.moe;
         if self.use_moe && !(1..=n_routed_experts).contains(&num_experts_per_tok) {
@@ -289,8 +356,8 @@ mod tests {
     fn feed_forward_width_follows_the_reference() {
         assert_eq!(LmConfig::default().intermediate_size(), 1408);
         assert_eq!(LmConfig { dim: 768, ..LmConfig::default() }.intermediate_size(), 2048);
-        // The present form: 64 · ⌈768 π / 64⌉.
-        assert_eq!(LmFamily::MiniMind3.usual_config().intermediate_size(), 2432);
+        // minimind-3: 64 · ⌈768 π / 64⌉.
+        assert_eq!(LmFamily::MiniMind3.default_config().intermediate_size(), 2432);
     }
 
     #[test]

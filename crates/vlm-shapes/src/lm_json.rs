@@ -158,11 +158,12 @@ mod tests {
 
     #[test]
     fn every_family_comes_back_from_its_own_form() {
-        let moe = LmConfig { use_moe: true, ..LmFamily::MiniMind3.usual_config() };
+        let moe = LmConfig { use_moe: true, ..LmFamily::MiniMind3.default_config() };
         let qwen3 =
-            LmConfig { qk_norm: true, head_dim: Some(128), ..LmFamily::Llama.usual_config() };
-        let minimind2 = LmFamily::MiniMind2.usual_config();
-        for config in [LmConfig::default(), LmFamily::Llama.usual_config(), qwen3, moe, minimind2] {
+            LmConfig { qk_norm: true, head_dim: Some(128), ..LmFamily::Llama.default_config() };
+        let minimind2 = LmFamily::MiniMind2.default_config();
+        for config in [LmConfig::default(), LmFamily::Llama.default_config(), qwen3, moe, minimind2]
+        {
             let back = LmConfig::from_json(&config.to_json()).unwrap();
             assert_eq!(back.to_json(), config.to_json());
             assert_eq!((back.family, back.qk_norm), (config.family, config.qk_norm));

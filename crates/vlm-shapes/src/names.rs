@@ -45,8 +45,10 @@ pub struct LmNames {
     pub router: &'static str,
     /// The routed experts; below, their numbers.
     pub experts: &'static str,
-    /// The expert for all tokens; in MiniMind2's form below it the numbers of several.
+    /// The experts that process all tokens.
     pub shared_experts: &'static str,
+    /// Whether the shared experts have numbers below `shared_experts`; if not, there is at most one.
+    pub numbers_shared_experts: bool,
 }
 
 /// MiniMind of April 2025.
@@ -71,6 +73,7 @@ const MINIMIND: LmNames = LmNames {
     router: "gate",
     experts: "experts",
     shared_experts: "shared_experts",
+    numbers_shared_experts: false,
 };
 
 /// Hugging Face's `LlamaForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM`, and MiniMind's
@@ -96,6 +99,7 @@ const HUGGING_FACE: LmNames = LmNames {
     router: "gate",
     experts: "experts",
     shared_experts: "shared_experts",
+    numbers_shared_experts: true,
 };
 
 impl LmNames {

@@ -57,8 +57,8 @@ impl ProjectorKind {
         }
     }
 
-    /// The family's own.
-    pub fn usual(family: LmFamily) -> Self {
+    /// The projector that MiniMind-V of that time joins to a language model of the family.
+    pub fn default_for(family: LmFamily) -> Self {
         match family {
             LmFamily::MiniMind | LmFamily::MiniMind2 => Self::Linear,
             LmFamily::MiniMind3 | LmFamily::Llama => Self::Mlp,
@@ -96,12 +96,17 @@ impl ProjectorConfig {
         Ok(Self { kind, tokens_per_image })
     }
 
-    /// The language model's own kind of projector.
+    /// Width of the patch features of `vision` that make one token, side by side.
+    pub fn merged_width(&self, vision: &VisionConfig) -> i64 {
+        vision.hidden_size * (vision.num_patches() / self.tokens_per_image)
+    }
+
+    /// The default projector of the language model's family.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn usual(lm: &LmConfig, vision: &VisionConfig) -> Result<Self, ShapeError> {
-        Self::new(ProjectorKind::usual(lm.family), vision)
+    pub fn default_for(lm: &LmConfig, vision: &VisionConfig) -> Result<Self, ShapeError> {
+        Self::new(ProjectorKind::default_for(lm.family), vision)
     }
 }
 

@@ -6,6 +6,16 @@ use serde_json::{Map, Value, json};
 use crate::ShapeError;
 use crate::keys::{Neutral, not_computed, shortened};
 
+/// Which elements of a head the rotary embedding turns as one pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RotaryLayout {
+    /// Adjacent elements: LLaMA's reference code, MiniMind of April 2025.
+    Interleaved,
+    /// An element of the first half and the element at the same place of the second half: Hugging
+    /// Face's `rotate_half`, MiniMind2, `minimind-3`.
+    HalfSplit,
+}
+
 /// How the frequencies of the rotary angles are changed for longer texts than the model was first
 /// trained with. The formulas are those of transformers' `modeling_rope_utils.py`.
 #[derive(Debug, Clone, PartialEq, Default)]

@@ -152,6 +152,11 @@ impl VisionConfig {
         self.patches_per_side() * self.patches_per_side()
     }
 
+    /// Positions of the encoder's sequence: the patches, and the class token of a CLIP encoder.
+    pub fn num_positions(&self) -> i64 {
+        self.num_patches() + i64::from(self.family == VisionFamily::Clip)
+    }
+
     fn validate(&self) -> Result<(), ShapeError> {
         let sizes = [
             self.hidden_size,

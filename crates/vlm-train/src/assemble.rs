@@ -165,7 +165,7 @@ pub fn settle_shapes(
         adopt(&mut lm, &weights, beside.as_deref())?;
         projector = projector.or(projector_of(&weights));
     }
-    let kind = projector.unwrap_or(ProjectorKind::usual(lm.family));
+    let kind = projector.unwrap_or(ProjectorKind::default_for(lm.family));
     let projector = ProjectorConfig::new(kind, &vision).map_err(usage)?;
     if (tokenizer.vocab_size() as i64) > lm.vocab_size {
         return Err(TrainError::Usage(format!(

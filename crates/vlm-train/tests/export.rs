@@ -30,7 +30,7 @@ fn with_experts(family: LmFamily, moe: MoeConfig) -> Vlm {
         vocab_size: VOCABULARY,
         use_moe: true,
         moe,
-        ..family.usual_config()
+        ..family.default_config()
     };
     lm.validate().unwrap();
     let vision = VisionConfig::from_file(&vision_tower().join("config.json")).unwrap();
@@ -84,7 +84,7 @@ fn exported(model: &Vlm, expected_name: &str) -> TrainedModel {
 fn experts_of_every_form_come_back_from_an_export_with_the_same_logits() {
     let own = "layers.1.feed_forward.experts.3.w1.weight";
     let present = "model.layers.1.mlp.experts.2.gate_proj.weight";
-    let usual = LmFamily::MiniMind3.usual_config().moe;
+    let usual = LmFamily::MiniMind3.default_config().moe;
     let forms = [
         (LmFamily::MiniMind, MoeConfig::default(), own),
         (LmFamily::MiniMind, MoeConfig { n_shared_experts: None, ..MoeConfig::default() }, own),

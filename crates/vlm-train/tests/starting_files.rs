@@ -32,7 +32,7 @@ impl Start {
     fn new(lm: LmConfig) -> Self {
         let lm = LmConfig { dim: 32, n_layers: 2, n_heads: 4, n_kv_heads: 2, head_dim: None, ..lm };
         let tower = VisionConfig::from_file(&vision_tower().join("config.json")).unwrap();
-        let projector = ProjectorConfig::usual(&lm, &tower).unwrap();
+        let projector = ProjectorConfig::default_for(&lm, &tower).unwrap();
         tch::manual_seed(7);
         let model = Vlm::without_encoder(&lm, &tower, &projector, Device::Cpu).unwrap();
         Self {
@@ -92,7 +92,7 @@ impl Start {
 }
 
 fn llama() -> LmConfig {
-    LmConfig { vocab_size: 689, hidden_dim: Some(48), ..LmFamily::Llama.usual_config() }
+    LmConfig { vocab_size: 689, hidden_dim: Some(48), ..LmFamily::Llama.default_config() }
 }
 
 fn one() -> Tensor {
@@ -175,7 +175,7 @@ fn values_that_are_not_finite_are_refused_in_every_part() {
 #[test]
 fn weights_alone_tell_minimind2_by_vocabulary_and_names() {
     let of = |family: LmFamily, vocab_size| {
-        let mut start = Start::new(LmConfig { vocab_size, ..family.usual_config() });
+        let mut start = Start::new(LmConfig { vocab_size, ..family.default_config() });
         start.config = Value::Null;
         start
     };
@@ -190,7 +190,7 @@ fn weights_alone_tell_minimind2_by_vocabulary_and_names() {
 
 #[test]
 fn minimind2_with_shared_experts_starts_as_its_configuration_says() {
-    let lm = LmConfig { use_moe: true, vocab_size: 6400, ..LmFamily::MiniMind2.usual_config() };
+    let lm = LmConfig { use_moe: true, vocab_size: 6400, ..LmFamily::MiniMind2.default_config() };
     let mut start = Start::new(lm);
     let (shapes, model) = start.open().unwrap();
     assert_eq!(shapes.lm.moe.n_shared_experts, Some(1));

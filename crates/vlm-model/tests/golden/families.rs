@@ -133,11 +133,11 @@ fn patches_merged_by_fours_equal_the_published_form() {
 #[test]
 fn squares_of_patches_equal_nano_vlms() {
     let golden = tensors("pixel_shuffle.safetensors");
-    let vision = VisionConfig { image_size: 96, ..VisionConfig::siglip() };
+    let vision = VisionConfig { image_size: 96, hidden_size: 5, ..VisionConfig::siglip() };
     let config = ProjectorConfig::new(ProjectorKind::PixelShuffle, &vision).unwrap();
     assert_eq!(config.tokens_per_image, 9);
     let store = ParamStore::new(Device::Cpu);
-    let projector = Projector::new(&store.root(), &config, 36, 5, 7);
+    let projector = Projector::new(&store.root(), &config, &vision, 7);
     let (name, mut weight) = store.named().remove(0);
     tch::no_grad(|| weight.copy_(&golden[&name]));
     let found = projector.forward(&golden["features"]);
