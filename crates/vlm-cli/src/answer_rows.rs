@@ -9,8 +9,8 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use vlm_data::{Role, Turn, open_source};
+use vlm_infer::answer::Answerer;
 use vlm_train::TrainError;
-use vlm_train::answer::Answerer;
 
 use crate::generate::{usage, with_image_tags};
 
@@ -65,7 +65,7 @@ pub fn of_data(
     let source = open_source(rows, images_path)?;
     let mut lines = Lines::open(output)?;
     let all: Vec<usize> = (0..source.len()).collect();
-    answerer.answer_rows(source.as_ref(), &all, &mut |first, answers| {
+    answerer.answer_rows(source.as_ref(), &all, &mut |first, answers| -> Result<_> {
         for (k, answer) in answers.iter().enumerate() {
             let row = source.locate(first + k);
             let line = match answer {
@@ -74,7 +74,7 @@ pub fn of_data(
                 }
                 Err(reject) => json!({ "row": row, "error": reject.to_string() }),
             };
-            lines.write(&line).map_err(|e| TrainError::Failed(format!("{e:#}")))?;
+            lines.write(&line)?;
         }
         Ok(ControlFlow::Continue(()))
     })?;

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand};
 use serde::{Deserialize, Serialize};
 use vlm_data::Padding;
+use vlm_infer::Dtype;
 use vlm_train::config::LossAverage;
-use vlm_train::precision::Dtype;
 
 /// Pretrain small vision-language models.
 #[derive(Debug, Parser)]

@@ -7,8 +7,9 @@ use std::thread::available_parallelism;
 use anyhow::Result;
 use clap::Args;
 use vlm_data::FeaturesDtype;
+use vlm_infer::select_device;
+use vlm_train::TrainError;
 use vlm_train::cache_features::{CacheFeaturesConfig, Estimate, cache_features};
-use vlm_train::{TrainError, precision};
 
 use crate::args::parse_named;
 use crate::interrupt;
@@ -66,7 +67,7 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
         output: args.output,
         dtype: args.features_dtype,
         batch_size: args.batch_size,
-        device: precision::device(&args.device, None)?,
+        device: select_device(&args.device)?,
         num_workers,
         progress: std::io::stderr().is_terminal(),
     };

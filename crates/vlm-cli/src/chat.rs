@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use tch::Tensor;
 use vlm_data::{IMAGE_TAG, Role, Turn};
+use vlm_infer::answer::Answerer;
 use vlm_model::ImageInput;
-use vlm_train::answer::Answerer;
 
 use crate::generate::{read_image, tell, with_image_tags};
 
@@ -80,7 +80,7 @@ impl Conversation<'_> {
         let pixels = self.answerer.processor.preprocess(image)?;
         if let ImageInput::Pixels(pixels) = self.answerer.images(&pixels) {
             let model = self.answerer.model;
-            let kind = self.answerer.dtype.autocast_kind();
+            let kind = vlm_infer::autocast_kind(self.answerer.dtype);
             let features = tch::no_grad(|| {
                 vlm_torch::autocast(model.device(), kind, || model.encode_images(&pixels))
             })??;

@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use vlm_infer::{ExportSource, export_hf, is_exported_name};
 use vlm_model::weights::{self, Format, Weights, WeightsError, save_shards};
-use vlm_train::{ExportSource, TrainError, export_hf, is_exported_name};
+use vlm_train::TrainError;
 
 /// Flags of `vlm convert`.
 #[derive(Debug, Args)]

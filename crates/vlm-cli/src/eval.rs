@@ -6,7 +6,7 @@ use std::thread::available_parallelism;
 use anyhow::Result;
 use clap::Args;
 use vlm_data::DEFAULT_MAX_REJECTED_FRACTION;
-use vlm_train::eval::{EvalOptions, EvalReport, Evaluator};
+use vlm_infer::eval::{EvalOptions, EvalReport, Evaluator};
 
 use crate::generate::at_least_one;
 use crate::trained::TrainedArgs;

@@ -1,11 +1,12 @@
 //! How the command ends: its exit code, its last words, its log.
 
-use std::io::{ErrorKind, Write};
+use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
 use vlm_data::DataError;
+use vlm_infer::{ErrorKind, InferError};
 use vlm_model::weights::WeightsError;
 use vlm_model::{ModelError, ShapeError};
 use vlm_train::{TrainError, is_out_of_memory, memory_shortage};
@@ -23,13 +24,14 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
             None => ExitCode::SUCCESS,
         },
         // Whoever read our output has read enough.
-        Err(error) if has_io_error(&error, |e| e.kind() == ErrorKind::BrokenPipe) => {
+        Err(error) if has_io_error(&error, |e| e.kind() == io::ErrorKind::BrokenPipe) => {
             ExitCode::SUCCESS
         }
         Err(error) => {
             let told = told_once(&error);
             let told = out_of_memory(&told).unwrap_or(told);
-            eprintln!("error: {}", with_long_words_cut(&told));
+            let hint = flag_hint(&error);
+            eprintln!("error: {}{hint}", with_long_words_cut(&told));
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
@@ -44,6 +46,18 @@ pub fn with_memory_errors(command: impl FnOnce() -> anyhow::Result<()>) -> anyho
             _ => resume_unwind(panic),
         }
     })
+}
+
+/// The flag for the setting that a library found at fault.
+fn flag_hint(error: &anyhow::Error) -> String {
+    let infer = match error.downcast_ref::<TrainError>() {
+        Some(TrainError::Infer(error)) => Some(error),
+        _ => error.downcast_ref::<InferError>(),
+    };
+    match infer {
+        Some(InferError::Unusable { setting: Some(name), .. }) => format!(" (set by --{name})"),
+        _ => String::new(),
+    }
 }
 
 /// The error and its causes on one line; a cause that the error before it already tells is left
@@ -88,9 +102,11 @@ fn is_usage(error: &anyhow::Error) -> bool {
         Some(TrainError::Usage(_)) => true,
         Some(TrainError::Data(data)) => is_data_usage(data),
         Some(TrainError::Model(model)) => is_model_usage(model),
+        Some(TrainError::Infer(error)) => error.kind() == ErrorKind::Usage,
         Some(TrainError::Failed(_)) => false,
         None => {
-            error.downcast_ref::<DataError>().is_some_and(is_data_usage)
+            error.downcast_ref::<InferError>().is_some_and(|e| e.kind() == ErrorKind::Usage)
+                || error.downcast_ref::<DataError>().is_some_and(is_data_usage)
                 || error.downcast_ref().is_some_and(is_model_usage)
                 || error.is::<WeightsError>()
                 || error.is::<ShapeError>()

@@ -6,11 +6,11 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 use vlm_data::{IMAGE_TAG, Reject, Role, TextStream, Turn};
+use vlm_infer::answer::Answerer;
 use vlm_model::ImageInput;
 use vlm_model::generate::Prompt;
 use vlm_model::sampling::Sampling;
 use vlm_train::TrainError;
-use vlm_train::answer::Answerer;
 
 use crate::trained::TrainedArgs;
 use crate::{answer_rows, chat};

@@ -7,11 +7,12 @@ use anyhow::{Context, Result};
 use vlm_data::{
     DEFAULT_BUCKET_WINDOW, DEFAULT_MAX_REJECTED_FRACTION, DataPaths, Padding, count_by_reason,
 };
+use vlm_infer::{part_of_run, shape_of_run, weights_of_run};
 use vlm_train::config::{
     DataConfig, EvalConfig, ModelConfig, OptimConfig, Resume, RunConfig, ShapeRequest, Stage,
 };
 use vlm_train::parallel::LaunchEnv;
-use vlm_train::{Run, TrainConfig, TrainError, part_of_run, shape_of_run, weights_of_run};
+use vlm_train::{Run, TrainConfig, TrainError};
 
 use crate::args::PretrainArgs;
 use crate::inputs::{Holds, require};

@@ -4,8 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use vlm_train::precision::Dtype;
-use vlm_train::{TrainedModel, TrainedSource};
+use vlm_infer::{Dtype, TrainedModel, TrainedSource};
 
 use crate::args::parse_named;
 

@@ -16,9 +16,9 @@ use vlm_model::vision::VisionEncoder;
 use vlm_model::{ModelError, VisionConfig};
 
 use crate::TrainError;
-use crate::assemble::build_encoder;
-use crate::device_batch::{Normalizer, features_kind};
-use crate::trained::image_processor;
+use vlm_infer::build_encoder;
+use vlm_infer::device_batch::{Normalizer, features_kind};
+use vlm_infer::image_processor;
 
 /// What to make features of, with what, and where to put them.
 #[derive(Debug, Clone)]

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use vlm_data::{DataPaths, Padding};
+pub use vlm_infer::{Dtype, ShapeRequest};
 use vlm_model::{FreezePolicy, ProjectorKind};
 
 use crate::TrainError;
@@ -70,7 +71,7 @@ impl Stage {
 
     /// Base name of the weights that a run leaves, as the reference names them.
     pub fn weights_name(self, dim: i64, use_moe: bool) -> String {
-        format!("{}_vlm_{dim}{}", self.name(), if use_moe { "_moe" } else { "" })
+        vlm_infer::weights_name(self.name(), dim, use_moe)
     }
 }
 
@@ -156,24 +157,6 @@ pub struct ModelConfig {
     pub activation_checkpointing: bool,
 }
 
-/// The parts of the language model's shape that a user may ask for.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct ShapeRequest {
-    /// Hidden size.
-    pub dim: Option<i64>,
-    /// Blocks.
-    pub n_layers: Option<i64>,
-    /// Query heads.
-    pub n_heads: Option<i64>,
-    /// Key and value heads.
-    pub n_kv_heads: Option<i64>,
-    /// Dropout probability.
-    pub dropout: Option<f64>,
-    /// Mixture of experts.
-    pub use_moe: Option<bool>,
-}
-
 /// How the loss of a micro-batch is averaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -234,7 +217,7 @@ pub struct RunConfig {
     /// `auto`, `cpu`, `cuda` or `cuda:N`.
     pub device: String,
     /// Arithmetic of the forward pass; `None`: bfloat16 on CUDA, float32 on the CPU.
-    pub dtype: Option<crate::precision::Dtype>,
+    pub dtype: Option<Dtype>,
     /// Seed of the weights and of the order of the rows.
     pub seed: u64,
     /// Micro-batches between two log lines.

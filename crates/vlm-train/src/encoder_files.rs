@@ -5,41 +5,18 @@ use std::fs;
 use std::path::Path;
 
 use tch::Tensor;
+use vlm_infer::{Shapes, write_json, write_preprocessor};
+use vlm_model::Vlm;
 use vlm_model::weights::{self, Format};
-use vlm_model::{VisionConfig, Vlm};
 use vlm_torch::GoesOn;
 
 use crate::TrainError;
-use crate::assemble::Shapes;
-use crate::out_dir::write_json;
-use crate::trained::image_processor;
 
 /// Of MiniMind-V's names for it, before the encoder's own.
 const PREFIX: &str = "vision_encoder.";
 
 /// The folder in the out-dir.
 const FOLDER: &str = "vision";
-
-/// What the settings of the image processor are called in every folder that is written.
-const PREPROCESSOR: &str = "preprocessor_config.json";
-
-/// Writes the preprocessing of the encoder in the folder `from` to the folder `to`: its
-/// `preprocessor_config.json`, or the same settings from wherever they came.
-///
-/// # Errors
-/// Settings that cannot be read; the system's, with the path.
-pub(crate) fn write_preprocessor(
-    from: &Path,
-    config: &VisionConfig,
-    to: &Path,
-) -> Result<(), TrainError> {
-    let source = from.join(PREPROCESSOR);
-    if source.is_file() {
-        fs::copy(&source, to.join(PREPROCESSOR)).map_err(|e| TrainError::at(&source, e))?;
-        return Ok(());
-    }
-    write_json(&to.join(PREPROCESSOR), &image_processor(from, config)?.settings())
-}
 
 /// The encoder's tensors under the names that a checkpoint has for them; none when it is frozen.
 pub(crate) fn checkpointed(model: &Vlm) -> Vec<(String, Tensor)> {
@@ -73,5 +50,5 @@ pub(crate) fn save(
     weights::save_with(&file, &named, Format::Safetensors, Some(goes_on))
         .map_err(|e| TrainError::at(&file, e))?;
     write_preprocessor(from, &shapes.vision, &folder)?;
-    write_json(&folder.join("config.json"), &shapes.vision.to_json())
+    Ok(write_json(&folder.join("config.json"), &shapes.vision.to_json())?)
 }

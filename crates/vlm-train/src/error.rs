@@ -1,6 +1,7 @@
 //! What can go wrong with a run, by whose fault it is.
 
 use vlm_data::{DataError, is_disk_failure};
+use vlm_infer::InferError;
 use vlm_model::{ModelError, ShapeError};
 
 /// An error of this crate.
@@ -18,6 +19,9 @@ pub enum TrainError {
     /// The model, while running.
     #[error(transparent)]
     Model(#[from] ModelError),
+    /// A model that the run starts from, or its evaluation.
+    #[error(transparent)]
+    Infer(#[from] InferError),
 }
 
 impl From<ShapeError> for TrainError {
@@ -58,7 +62,10 @@ impl TrainError {
     /// The same with what was being done, where libtorch failed at it: its own words do not say.
     pub(crate) fn during(self, what: &str) -> Self {
         match self {
-            Self::Model(error @ ModelError::Torch(_)) => Self::Failed(format!("{what}: {error}")),
+            Self::Model(error @ ModelError::Torch(_))
+            | Self::Infer(InferError::Model(error @ ModelError::Torch(_))) => {
+                Self::Failed(format!("{what}: {error}"))
+            }
             other => other,
         }
     }

@@ -10,8 +10,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::TrainError;
-use crate::eval::EvalReport;
 use crate::event_file::EventFile;
+use vlm_infer::eval::EvalReport;
 
 /// What a run has done so far, over all epochs.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]

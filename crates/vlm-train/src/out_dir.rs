@@ -295,20 +295,8 @@ impl OutDir {
     /// # Errors
     /// The system's, with the path.
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), TrainError> {
-        write_json(&self.join(name), value)
+        Ok(vlm_infer::write_json(&self.join(name), value)?)
     }
-}
-
-/// Writes a value as indented JSON, whole or not at all.
-///
-/// # Errors
-/// The system's, with the path.
-pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
-    let mut text = serde_json::to_vec_pretty(value).map_err(|e| TrainError::at(path, e))?;
-    text.push(b'\n');
-    vlm_torch::write_atomically(path, |file| {
-        file.write_all(&text).map_err(|e| TrainError::at(path, e))
-    })
 }
 
 #[cfg(test)]

@@ -9,16 +9,16 @@ use vlm_data::{
     Batch, DataError, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImagePlace, ImageProcessor,
     Padding, RejectLog,
 };
+use vlm_infer::Dtype;
+use vlm_infer::device_batch::Transfer;
 use vlm_model::weights::Weights;
 use vlm_model::{FreezePolicy, LmConfig, VisionConfig, Vlm};
 use vlm_train::TrainConfig;
 use vlm_train::config::{
     DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, ShapeRequest, Stage,
 };
-use vlm_train::device_batch::Transfer;
 use vlm_train::metrics::MetricsFile;
 use vlm_train::optimizer::AdamW;
-use vlm_train::precision::Dtype;
 use vlm_train::trainer::{BatchSource, Batches, Ending, Position, Trainer};
 
 const IMAGE_TOKENS: usize = 196;

@@ -12,9 +12,9 @@ use vlm_model::sampling::Sampling;
 
 use super::contact_sheet::{SheetEntry, draw_contact_sheet};
 use super::report::GroupAccuracy;
-use crate::answer::{Answer, Answerer};
-use crate::precision::Dtype;
 use crate::run::Run;
+use vlm_infer::Dtype;
+use vlm_infer::answer::{Answer, Answerer};
 
 /// Captions are at most 30 tokens; a longer answer is wrong anyway.
 const MAX_NEW_TOKENS: usize = 40;

@@ -4,7 +4,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 use vlm_data::demo::HeldOutGroup;
 
-use crate::text_score::{is_exact, words};
+use vlm_infer::text_score::{is_exact, words};
 
 /// Sums over captions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

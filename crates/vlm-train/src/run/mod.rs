@@ -20,19 +20,19 @@ use vlm_torch::{Reducer, ReducerOptions};
 use self::parts::Parts;
 pub use self::summary::Summary;
 use crate::TrainError;
-use crate::assemble::{Shapes, build_model};
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::TrainConfig;
-use crate::device_batch::Transfer;
-use crate::eval::Evaluator;
 use crate::event_file::EventFile;
 use crate::metrics::MetricsFile;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
 use crate::out_of_memory::{MemoryParts, with_memory_advice};
 use crate::parallel::{LaunchEnv, Phase, Team, agree, gradient_bytes, start_up};
-use crate::precision::Dtype;
 use crate::trainer::{Ending, Position, Trainer, is_image_path};
+use vlm_infer::Dtype;
+use vlm_infer::device_batch::Transfer;
+use vlm_infer::eval::Evaluator;
+use vlm_infer::{Shapes, build_model};
 
 /// A run that has been checked and assembled, and not yet begun.
 pub struct Run {
@@ -117,7 +117,11 @@ impl Run {
         let (out_dir, resumed) = all_ready(team, opened)?;
         let Parts { tokenizer, processor, loader, evaluator, shapes, device, dtype, .. } = parts;
         let model = with_memory_advice(None, || {
-            build_model(&config.model, &shapes, config.run.seed, device)
+            let has_encoder = config.model.features.is_none();
+            let files = parts::model_files(&config.model);
+            let model = build_model(&files, &shapes, has_encoder, config.run.seed, device)?;
+            model.freeze(&config.model.freeze);
+            Ok(model)
         });
         let model = model.map_err(|error| error.during("making the model with its weights"));
         let mut model = all_ready(team, model)?;

@@ -10,13 +10,14 @@ use vlm_data::{
 
 use super::world_size;
 use crate::TrainError;
-use crate::assemble::{Shapes, open_tokenizer, settle_shapes};
 use crate::cache_features::{feature_key, usage};
 use crate::config::{ModelConfig, TrainConfig};
-use crate::eval::{EvalOptions, Evaluator};
 use crate::parallel::{Identity, Team, start_up};
-use crate::precision::{self, Dtype};
-use crate::trained::image_processor;
+use crate::rank_device;
+use vlm_infer::eval::{EvalOptions, Evaluator};
+use vlm_infer::image_processor;
+use vlm_infer::{Dtype, default_dtype};
+use vlm_infer::{ModelFiles, Shapes, open_tokenizer, settle_shapes};
 
 /// What a run needs and can be had without a model or a folder.
 pub(super) struct Parts {
@@ -38,12 +39,14 @@ pub(super) struct Parts {
 
 impl Parts {
     pub(super) fn assemble(config: &TrainConfig, team: Option<&Team>) -> Result<Self, TrainError> {
-        let device = precision::device(&config.run.device, team.map(Team::env))?;
+        let device = rank_device::select(&config.run.device, team.map(Team::env))?;
         if let Some(threads) = config.run.num_threads.or_else(|| start_up::threads_of_one(team)) {
             tch::set_num_threads(threads);
         }
-        let tokenizer = Arc::new(open_tokenizer(&config.model)?);
-        let shapes = settle_shapes(&config.model, &tokenizer, config.data.max_seq_len)?;
+        let files = model_files(&config.model);
+        let tokenizer = Arc::new(open_tokenizer(&files)?);
+        let request = &config.model.shape;
+        let shapes = settle_shapes(&files, request, &tokenizer, config.data.max_seq_len)?;
         let processor = Arc::new(image_processor(&config.model.vision, &shapes.vision)?);
         let source = config.data.data_path.open(config.data.images_path.as_deref())?;
         let images = images(&config.model, &shapes, &processor)?;
@@ -62,7 +65,7 @@ impl Parts {
         let tokens_per_image = shapes.tokens_per_image();
         let judge = || evaluator(config, &tokenizer, &processor, tokens_per_image);
         let evaluator = if is_first { judge()? } else { None };
-        let dtype = config.run.dtype.unwrap_or_else(|| Dtype::default_on(device));
+        let dtype = config.run.dtype.unwrap_or_else(|| default_dtype(device));
         Ok(Self {
             shapes,
             tokenizer,
@@ -107,6 +110,17 @@ impl Parts {
             "device": if self.device.is_cuda() { "cuda" } else { "cpu" },
         });
         Identity::new(format!("{}, files {}", self.rows, self.row_files), settings)
+    }
+}
+
+/// The files that the run's model is made of.
+pub(super) fn model_files(config: &ModelConfig) -> ModelFiles {
+    ModelFiles {
+        lm: config.lm.clone(),
+        vision: config.vision.clone(),
+        tokenizer: config.tokenizer.clone(),
+        image_token: config.image_token.clone(),
+        projector: config.projector,
     }
 }
 
@@ -168,6 +182,7 @@ fn evaluator(
         max_rejected_fraction: 1.0,
     };
     let images_path = images_path.map(std::path::PathBuf::as_path);
-    Evaluator::open(data_path, images_path, tokenizer, processor, tokens_per_image, options)
-        .map(Some)
+    let evaluator =
+        Evaluator::open(data_path, images_path, tokenizer, processor, tokens_per_image, options)?;
+    Ok(Some(evaluator))
 }

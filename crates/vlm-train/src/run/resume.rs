@@ -11,10 +11,10 @@ use crate::encoder_files;
 use crate::metrics;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
-use crate::precision::Dtype;
 use crate::scaler::LossScaler;
 use crate::schedule::learning_rate;
 use crate::trainer::Position;
+use vlm_infer::Dtype;
 
 impl Run {
     /// The beginning, or where rank 0's checkpoint stood: all ranks get its weights, optimizer

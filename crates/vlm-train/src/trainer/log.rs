@@ -10,9 +10,9 @@ use vlm_torch::peak_memory_bytes;
 use super::Trainer;
 use super::step::MicroLoss;
 use crate::TrainError;
-use crate::eval::EvalReport;
 use crate::metrics::{Display, EvalLine, LogLine, Meter};
 use crate::parallel::{Phase, Totals};
+use vlm_infer::eval::EvalReport;
 
 /// The loss of a micro-batch over all ranks, as the log has it.
 #[derive(Debug, Clone, Copy, Default)]
@@ -109,9 +109,9 @@ impl Trainer<'_> {
     /// is asked to stop meanwhile, it ends without a report, and all ranks know.
     fn report(&self, stop: &AtomicBool) -> Result<(Option<EvalReport>, bool), TrainError> {
         let is_asked_to_stop = || stop.load(Ordering::Relaxed);
-        let judge = |goes_on: &dyn Fn() -> bool| {
+        let judge = |goes_on: &dyn Fn() -> bool| -> Result<_, TrainError> {
             let judged = self.evaluator.map(|e| e.evaluate(self.model, self.dtype, goes_on));
-            judged.transpose().map(Option::flatten)
+            Ok(judged.transpose()?.flatten())
         };
         let Some(team) = self.team else {
             let report = judge(&|| !is_asked_to_stop())?;

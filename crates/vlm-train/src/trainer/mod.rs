@@ -21,14 +21,14 @@ pub(crate) use self::step::is_image_path;
 use self::step::{Place, Window};
 use crate::TrainError;
 use crate::config::TrainConfig;
-use crate::device_batch::Transfer;
-use crate::eval::Evaluator;
 use crate::metrics::{Counters, Display, Meter, MetricsFile};
 use crate::optimizer::AdamW;
 use crate::parallel::{Phase, Team};
-use crate::precision::Dtype;
 use crate::scaler::LossScaler;
 use crate::schedule::learning_rate;
+use vlm_infer::Dtype;
+use vlm_infer::device_batch::Transfer;
+use vlm_infer::eval::Evaluator;
 
 /// Where a run stands: with the weights and the optimizer's state, all that a later run needs to
 /// go on as if there had been no end.

@@ -118,7 +118,7 @@ impl Trainer<'_> {
             tch::manual_seed(self.seed_of_step());
         }
         let on_device = self.transfer.send(batch)?;
-        let loss = vlm_torch::autocast(device, self.dtype.autocast_kind(), || {
+        let loss = vlm_torch::autocast(device, vlm_infer::autocast_kind(self.dtype), || {
             self.model.loss(&on_device.model, &on_device.supervised, &on_device.targets, true)
         })??;
         let mut mean = &loss.sum / totals.supervised_tokens as f64;

@@ -11,14 +11,30 @@ use vlm_model::names::LmNames;
 use vlm_model::params::ParamStore;
 use vlm_model::part_files::{listed, open_language_model, open_vision_encoder};
 use vlm_model::vision::{VisionEncoder, is_beside_encoder};
-use vlm_model::weights::{Weights, WeightsError, require_there};
+use vlm_model::weights::{Weights, require_there};
 use vlm_model::{
-    LmConfig, LmFamily, ProjectorConfig, ProjectorKind, ShapeError, VisionConfig, VisionFamily,
-    Vlm, is_projector,
+    LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily, Vlm,
+    is_projector,
 };
 
-use crate::TrainError;
-use crate::config::{ModelConfig, ShapeRequest};
+use vlm_shapes::ShapeRequest;
+
+use crate::InferError;
+
+/// The files that a model is made of.
+#[derive(Debug, Clone, Default)]
+pub struct ModelFiles {
+    /// Language-model weights; `None`: random ones.
+    pub lm: Option<PathBuf>,
+    /// Folder of the vision encoder, in Hugging Face form.
+    pub vision: PathBuf,
+    /// Folder with `tokenizer.json` and `tokenizer_config.json`.
+    pub tokenizer: PathBuf,
+    /// The token that stands for an image in a prompt; `None`: that of the language model's family.
+    pub image_token: Option<String>,
+    /// The projector; `None`: the one in the weights, else that of the language model's family.
+    pub projector: Option<ProjectorKind>,
+}
 
 /// Shapes of the parts, settled and checked against each other and the files.
 #[derive(Debug, Clone)]
@@ -71,38 +87,36 @@ pub(crate) fn stop_token_ids(tokenizer: &ChatTokenizer) -> Value {
 ///
 /// # Errors
 /// Files that cannot be read; a spelling that is not a single token.
-pub fn open_tokenizer(config: &ModelConfig) -> Result<ChatTokenizer, TrainError> {
+pub fn open_tokenizer(files: &ModelFiles) -> Result<ChatTokenizer, InferError> {
     // What is not there is told first, before anything else that follows from it.
-    let vision = Some(&config.vision).filter(|path| !path.as_os_str().is_empty());
-    let given = [
-        ("--lm", config.lm.as_ref()),
-        ("--vision", vision),
-        ("--tokenizer", Some(&config.tokenizer)),
-    ];
-    for (flag, path) in given {
+    let vision = Some(&files.vision).filter(|path| !path.as_os_str().is_empty());
+    let given =
+        [("lm", files.lm.as_ref()), ("vision", vision), ("tokenizer", Some(&files.tokenizer))];
+    for (setting, path) in given {
         let Some(path) = path else { continue };
-        require_there(path).map_err(|error| TrainError::Usage(format!("{flag} {error}")))?;
+        require_there(path)
+            .map_err(|error| InferError::setting(setting, format!("{setting} {error}")))?;
     }
-    let mut tokenizer = open_with_placeholder(config)?;
-    if let Some(lm) = &config.lm {
+    let mut tokenizer = open_with_placeholder(files)?;
+    if let Some(lm) = &files.lm {
         let folder = if lm.is_dir() { Some(lm.as_path()) } else { lm.parent() };
         tokenizer.stop_as_generation_config_says(folder.unwrap_or(Path::new(".")))?;
     }
     Ok(tokenizer)
 }
 
-fn open_with_placeholder(config: &ModelConfig) -> Result<ChatTokenizer, TrainError> {
-    if let Some(token) = &config.image_token {
+fn open_with_placeholder(files: &ModelFiles) -> Result<ChatTokenizer, InferError> {
+    if let Some(token) = &files.image_token {
         let placeholder = ImagePlaceholder::new(token.as_str());
-        return Ok(ChatTokenizer::with_placeholder(&config.tokenizer, placeholder)?);
+        return Ok(ChatTokenizer::with_placeholder(&files.tokenizer, placeholder)?);
     }
-    let family = match &config.lm {
+    let family = match &files.lm {
         Some(path) => starting_shape(path)?.0.family,
         None => LmFamily::default(),
     };
     let spellings = image_tokens(family).iter().map(|&token| ImagePlaceholder::new(token));
     let placeholders: Vec<_> = spellings.collect();
-    let tokenizer = ChatTokenizer::with_first_of(&config.tokenizer, &placeholders)?;
+    let tokenizer = ChatTokenizer::with_first_of(&files.tokenizer, &placeholders)?;
     tracing::debug!("an image is spelled {:?}", tokenizer.placeholder().token());
     Ok(tokenizer)
 }
@@ -126,18 +140,19 @@ fn image_tokens(family: LmFamily) -> &'static [&'static str] {
 /// A configuration that cannot be read; a tokenizer with more tokens than the model has rows; a
 /// shape asked for that is not the weights'.
 pub fn settle_shapes(
-    config: &ModelConfig,
+    files: &ModelFiles,
+    request: &ShapeRequest,
     tokenizer: &ChatTokenizer,
     max_seq_len: usize,
-) -> Result<Shapes, TrainError> {
-    let path = config.vision.join("config.json");
-    let vision = VisionConfig::from_file(&path).map_err(of_config)?;
-    warn_of_unread_keys(&path, &VisionConfig::unread_keys_of(&path).map_err(usage)?);
-    let (mut lm, beside) = match &config.lm {
+) -> Result<Shapes, InferError> {
+    let path = files.vision.join("config.json");
+    let vision = VisionConfig::from_file(&path).map_err(InferError::file)?;
+    warn_of_unread_keys(&path, &VisionConfig::unread_keys_of(&path).map_err(InferError::file)?);
+    let (mut lm, beside) = match &files.lm {
         Some(path) => starting_shape(path)?,
         None => (LmConfig::default(), None),
     };
-    let ShapeRequest { dim, n_layers, n_heads, n_kv_heads, dropout, use_moe } = config.shape;
+    let ShapeRequest { dim, n_layers, n_heads, n_kv_heads, dropout, use_moe } = request.clone();
     let reshaped = dim.is_some_and(|dim| dim != lm.dim);
     if reshaped {
         // Widths from a file belong to the hidden size beside them.
@@ -152,26 +167,26 @@ pub fn settle_shapes(
     }
     lm.use_moe = use_moe.unwrap_or(lm.use_moe);
     lm.max_seq_len = lm.max_seq_len.max(max_seq_len as i64);
-    if config.lm.is_none() {
+    if files.lm.is_none() {
         lm.vocab_size = tokenizer.vocab_size() as i64;
     }
-    lm.validate().map_err(usage)?;
-    let mut projector = config.projector;
-    if let Some(path) = &config.lm {
-        let weights = open_language_model(path).map_err(usage)?;
+    lm.validate().map_err(InferError::file)?;
+    let mut projector = files.projector;
+    if let Some(path) = &files.lm {
+        let weights = open_language_model(path).map_err(InferError::file)?;
         if let Some(path) = &beside {
-            warn_of_unread_keys(path, &LmConfig::unread_keys_of(path).map_err(usage)?);
+            warn_of_unread_keys(path, &LmConfig::unread_keys_of(path).map_err(InferError::file)?);
         }
         adopt(&mut lm, &weights, beside.as_deref())?;
         projector = projector.or(projector_of(&weights));
     }
     let kind = projector.unwrap_or(ProjectorKind::default_for(lm.family));
-    let projector = ProjectorConfig::new(kind, &vision).map_err(usage)?;
+    let projector = ProjectorConfig::new(kind, &vision).map_err(InferError::file)?;
     if (tokenizer.vocab_size() as i64) > lm.vocab_size {
-        return Err(TrainError::Usage(format!(
+        return Err(InferError::unusable(format!(
             "the tokenizer {} has {} tokens, but the language model has {} rows of embeddings; give \
              the tokenizer that the weights were trained with",
-            config.tokenizer.display(),
+            files.tokenizer.display(),
             tokenizer.vocab_size(),
             lm.vocab_size
         )));
@@ -185,40 +200,41 @@ pub fn settle_shapes(
 /// # Errors
 /// A missing or misshapen tensor, by name with both shapes; a file that cannot be read.
 pub fn build_model(
-    config: &ModelConfig,
+    files: &ModelFiles,
     shapes: &Shapes,
+    has_encoder: bool,
     seed: u64,
     device: Device,
-) -> Result<Vlm, TrainError> {
+) -> Result<Vlm, InferError> {
     tch::manual_seed(seed as i64);
     let Shapes { lm, vision, projector } = shapes;
-    let model = match config.features {
-        None => Vlm::with_projector(lm, vision, projector, device)?,
-        Some(_) => Vlm::without_encoder(lm, vision, projector, device)?,
+    let model = if has_encoder {
+        Vlm::with_projector(lm, vision, projector, device)?
+    } else {
+        Vlm::without_encoder(lm, vision, projector, device)?
     };
-    if let Some(path) = &config.lm {
+    if let Some(path) = &files.lm {
         load_lm(path, &model, projector.kind)?;
     }
-    if config.features.is_none() {
-        load_vision(&config.vision, vision.family, model.vision_params())?;
+    if has_encoder {
+        load_vision(&files.vision, vision.family, model.vision_params())?;
     }
-    model.freeze(&config.freeze);
     Ok(model)
 }
 
-fn load_lm(path: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), TrainError> {
-    let weights = open_language_model(path).map_err(of_weights)?;
+fn load_lm(path: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), InferError> {
+    let weights = open_language_model(path).map_err(InferError::file)?;
     // A file with a projector of this kind has all of it.
     let has_projector = projector_of(&weights) == Some(kind);
     let report = weights
         .load_into(&model.params().named(), |name| !has_projector && is_projector(name))
-        .map_err(of_weights)?;
+        .map_err(InferError::file)?;
     if !report.missing.is_empty() {
         tracing::info!("{} holds no projector: it starts from random values", path.display());
     }
     // A file that cannot say that two tensors are one must at least hold them equal.
     let lm = model.lm().config();
-    check_tied(lm, &weights).map_err(usage)?;
+    check_tied(lm, &weights).map_err(InferError::file)?;
     let mut surplus = report.surplus;
     if lm.tie_word_embeddings {
         let output = LmNames::weight(lm.names().output);
@@ -238,20 +254,20 @@ fn load_lm(path: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), TrainErr
 ///
 /// # Errors
 /// As [`build_model`].
-pub(crate) fn build_encoder(
+pub fn build_encoder(
     folder: &Path,
     device: Device,
-) -> Result<(VisionEncoder, VisionConfig), TrainError> {
-    let config = VisionConfig::from_file(&folder.join("config.json")).map_err(of_config)?;
+) -> Result<(VisionEncoder, VisionConfig), InferError> {
+    let config = VisionConfig::from_file(&folder.join("config.json")).map_err(InferError::file)?;
     let params = ParamStore::new(device);
     let encoder = VisionEncoder::new(&params.root(), &config);
     load_vision(folder, config.family, &params)?;
     Ok((encoder, config))
 }
 
-fn load_vision(folder: &Path, family: VisionFamily, params: &ParamStore) -> Result<(), TrainError> {
-    let weights = open_vision_encoder(folder).map_err(of_weights)?;
-    let report = weights.load_into(&params.named(), |_| false).map_err(of_weights)?;
+fn load_vision(folder: &Path, family: VisionFamily, params: &ParamStore) -> Result<(), InferError> {
+    let weights = open_vision_encoder(folder).map_err(InferError::file)?;
+    let report = weights.load_into(&params.named(), |_| false).map_err(InferError::file)?;
     refuse_surplus(folder, &report.surplus, |name| !is_beside_encoder(family, name))
 }
 
@@ -260,13 +276,13 @@ fn refuse_surplus(
     path: &Path,
     surplus: &[String],
     is_computed_from: impl Fn(&str) -> bool,
-) -> Result<(), TrainError> {
+) -> Result<(), InferError> {
     let names: Vec<&str> =
         surplus.iter().map(String::as_str).filter(|name| is_computed_from(name)).collect();
     if names.is_empty() {
         return Ok(());
     }
-    Err(usage_at(
+    Err(InferError::at(
         path,
         format!(
             "{} of its tensors have no place in the model that config.json describes, so that \
@@ -302,14 +318,14 @@ fn warn_of_surplus(path: &Path, names: &[String]) {
 
 /// The language model's shape by `config.json` beside the weights, with that file's path, else the
 /// usual one of the family that the weights' names belong to.
-pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf>), TrainError> {
+pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf>), InferError> {
     if let Some(path) = config_beside(weights)? {
-        return Ok((LmConfig::from_file(&path).map_err(of_config)?, Some(path)));
+        return Ok((LmConfig::from_file(&path).map_err(InferError::file)?, Some(path)));
     }
-    let opened = open_language_model(weights).map_err(of_weights)?;
-    let lm = default_config_for(&opened).map_err(of_weights)?;
+    let opened = open_language_model(weights).map_err(InferError::file)?;
+    let lm = default_config_for(&opened).map_err(InferError::file)?;
     if lm.qkv_bias || lm.attention_output_bias || lm.mlp_bias {
-        return Err(usage_at(
+        return Err(InferError::at(
             weights,
             "it has biases, so it is neither MiniMind's nor SmolLM2's, and nothing in it says what \
              its heads, rope_theta and rms_norm_eps are; put the config.json of its model beside it",
@@ -330,15 +346,15 @@ pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf
 ///
 /// # Errors
 /// A file that is there and cannot be read, or is not JSON.
-fn config_beside(weights: &Path) -> Result<Option<PathBuf>, TrainError> {
+fn config_beside(weights: &Path) -> Result<Option<PathBuf>, InferError> {
     let folder = if weights.is_dir() { Some(weights) } else { weights.parent() };
     let path = folder.unwrap_or(Path::new(".")).join("config.json");
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(usage_at(&path, error)),
+        Err(error) => return Err(InferError::at(&path, error)),
     };
-    let json: Value = serde_json::from_str(&text).map_err(|error| usage_at(&path, error))?;
+    let json: Value = serde_json::from_str(&text).map_err(|error| InferError::at(&path, error))?;
     // In a folder given as --lm it must be one; beside a file it may be another model's.
     let is_one = weights.is_dir() || LmConfig::is_language_model(&json);
     Ok(is_one.then_some(path))
@@ -350,11 +366,11 @@ pub(crate) fn adopt(
     lm: &mut LmConfig,
     weights: &Weights,
     config: Option<&Path>,
-) -> Result<(), TrainError> {
+) -> Result<(), InferError> {
     let path = weights.path();
-    let by_names = default_config_for(weights).map_err(of_weights)?;
+    let by_names = default_config_for(weights).map_err(InferError::file)?;
     if by_names.names() != lm.names() {
-        return Err(usage_at(
+        return Err(InferError::at(
             path,
             format!(
                 "its tensors have the names of {:?}, but config.json beside it describes {:?}",
@@ -373,7 +389,7 @@ pub(crate) fn adopt(
         };
         if let Some(experts) = experts {
             // No flag says how many.
-            return usage_at(
+            return InferError::at(
                 path,
                 format!(
                     "holds {found} {experts} a block, but {expected} is {asked}; give the \
@@ -382,28 +398,11 @@ pub(crate) fn adopt(
             );
         }
         let flag = disagreement.field.replace('_', "-");
-        TrainError::Usage(format!(
+        InferError::unusable(format!(
             "{} has {flag} {found}, but {expected} is {asked}; pass --{flag} {found}, or other \
              weights",
             path.display()
         ))
     })?;
-    lm.validate().map_err(usage)
-}
-
-fn usage(error: impl std::fmt::Display) -> TrainError {
-    TrainError::Usage(error.to_string())
-}
-
-fn usage_at(path: &Path, error: impl Into<Box<dyn std::error::Error>>) -> TrainError {
-    let error = error.into();
-    TrainError::unusable(format!("{}: {error}", path.display()), error.as_ref())
-}
-
-fn of_config(error: ShapeError) -> TrainError {
-    TrainError::unusable(error.to_string(), &error)
-}
-
-fn of_weights(error: WeightsError) -> TrainError {
-    TrainError::unusable(error.to_string(), &error)
+    lm.validate().map_err(InferError::file)
 }

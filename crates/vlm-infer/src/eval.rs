@@ -10,11 +10,12 @@ use vlm_data::{ChatTokenizer, ImageProcessor, Loader, LoaderConfig, RowSource, o
 use vlm_model::sampling::Sampling;
 use vlm_model::{ModelError, Vlm};
 
-use crate::TrainError;
+use crate::InferError;
 use crate::answer::Answerer;
 use crate::device_batch::Transfer;
-use crate::precision::Dtype;
+use crate::precision::autocast_kind;
 use crate::text_score::{is_exact, token_f1};
+use vlm_shapes::Dtype;
 
 /// How rows are judged.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,7 +78,7 @@ impl Evaluator {
         processor: &Arc<ImageProcessor>,
         tokens_per_image: usize,
         options: EvalOptions,
-    ) -> Result<Self, TrainError> {
+    ) -> Result<Self, InferError> {
         let source: Arc<dyn RowSource> = open_source(data_path, images_path)?;
         let loader = Loader::new(
             Arc::clone(&source),
@@ -113,7 +114,7 @@ impl Evaluator {
         model: &Vlm,
         dtype: Dtype,
         goes_on: &dyn Fn() -> bool,
-    ) -> Result<Option<EvalReport>, TrainError> {
+    ) -> Result<Option<EvalReport>, InferError> {
         let started = Instant::now();
         let Some(mut report) = tch::no_grad(|| self.losses(model, dtype, goes_on))? else {
             return Ok(None);
@@ -130,7 +131,7 @@ impl Evaluator {
         model: &Vlm,
         dtype: Dtype,
         goes_on: &dyn Fn() -> bool,
-    ) -> Result<Option<EvalReport>, TrainError> {
+    ) -> Result<Option<EvalReport>, InferError> {
         let transfer = Transfer::new(model.device(), &self.processor);
         let (mut rows, mut rejected_rows, mut supervised_tokens, mut sum) = (0, 0, 0, 0.0);
         for batch in self.loader.epoch(0, 0) {
@@ -143,7 +144,7 @@ impl Evaluator {
                 continue;
             }
             let on_device = transfer.send(&batch)?;
-            let loss = vlm_torch::autocast(model.device(), dtype.autocast_kind(), || {
+            let loss = vlm_torch::autocast(model.device(), autocast_kind(dtype), || {
                 model.loss(&on_device.model, &on_device.supervised, &on_device.targets, false)
             })??;
             rows += batch.batch_size as u64;
@@ -170,7 +171,7 @@ impl Evaluator {
         dtype: Dtype,
         goes_on: &dyn Fn() -> bool,
         report: &mut EvalReport,
-    ) -> Result<ControlFlow<()>, TrainError> {
+    ) -> Result<ControlFlow<()>, InferError> {
         let answerer = Answerer {
             model,
             tokenizer: &self.tokenizer,
@@ -184,7 +185,7 @@ impl Evaluator {
         let rows: Vec<usize> = (0..self.source.len().min(self.options.max_captions)).collect();
         let (mut exact, mut f1) = (0, 0.0);
         let mut flow = ControlFlow::Continue(());
-        answerer.answer_rows(&*self.source, &rows, &mut |_, answers| {
+        answerer.answer_rows::<InferError>(&*self.source, &rows, &mut |_, answers| {
             if !goes_on() {
                 flow = ControlFlow::Break(());
             }

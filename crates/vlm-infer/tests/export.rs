@@ -3,11 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
+use vlm_infer::{ExportSource, TrainedModel, TrainedSource, export_hf};
 use vlm_model::config::MoeConfig;
 use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{Format, Weights, save};
 use vlm_model::{ImageInput, LmConfig, LmFamily, ModelBatch, VisionConfig, Vlm};
-use vlm_train::{ExportSource, TrainedModel, TrainedSource, export_hf};
 
 fn demo_start() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/demo-start")

@@ -4,15 +4,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde_json::Value;
-use vlm_data::{ChatTokenizer, ImageProcessor, ImageProcessorClass};
+use vlm_data::{ChatTokenizer, ImageProcessor};
 use vlm_model::part_files::open_language_model;
 use vlm_model::weights::Weights;
-use vlm_model::{FreezePolicy, LmConfig, VisionConfig, VisionFamily, Vlm, is_projector};
+use vlm_model::{LmConfig, Vlm, is_projector};
 
-use crate::TrainError;
-use crate::assemble::{build_model, open_tokenizer, settle_shapes};
-use crate::config::{ModelConfig, ShapeRequest, Stage};
-use crate::precision::{self, Dtype};
+use crate::InferError;
+use crate::assemble::{ModelFiles, build_model, open_tokenizer, settle_shapes};
+use crate::device::select_device;
+use crate::precision::default_dtype;
+use crate::preprocessor::image_processor;
+use vlm_shapes::{Dtype, ShapeRequest};
 
 /// Where a model is to be found.
 #[derive(Debug, Clone)]
@@ -49,31 +51,27 @@ impl TrainedModel {
     /// # Errors
     /// A part that cannot be found, with the flag that names it; parts that do not fit each other;
     /// weights without a projector.
-    pub fn open(source: &TrainedSource) -> Result<Self, TrainError> {
-        let device = precision::device(&source.device, None)?;
+    pub fn open(source: &TrainedSource) -> Result<Self, InferError> {
+        let device = select_device(&source.device)?;
         let origin = Origin::find(&source.model)?;
         let weights = origin.weights.clone();
-        let config = ModelConfig {
+        let files = ModelFiles {
             lm: Some(weights.clone()),
             vision: origin.part(&source.vision, "vision")?,
             tokenizer: origin.part(&source.tokenizer, "tokenizer")?,
             image_token: origin.written["image_token"].as_str().map(str::to_owned),
-            features: None,
             projector: None,
-            shape: ShapeRequest::default(),
-            freeze: FreezePolicy::default(),
-            activation_checkpointing: false,
         };
-        let mut tokenizer = open_tokenizer(&config)?;
+        let mut tokenizer = open_tokenizer(&files)?;
         tokenizer.stop_at(&origin.stop_token_ids());
         let tokenizer = Arc::new(tokenizer);
-        let shapes = settle_shapes(&config, &tokenizer, 0)?;
-        let processor = Arc::new(image_processor(&config.vision, &shapes.vision)?);
+        let shapes = settle_shapes(&files, &ShapeRequest::default(), &tokenizer, 0)?;
+        let processor = Arc::new(image_processor(&files.vision, &shapes.vision)?);
         require_projector(&weights)?;
-        let model = build_model(&config, &shapes, 0, device)?;
+        let model = build_model(&files, &shapes, true, 0, device)?;
         model.params().set_trainable(|_| false);
         model.vision_params().set_trainable(|_| false);
-        let dtype = source.dtype.unwrap_or_else(|| Dtype::default_on(device));
+        let dtype = source.dtype.unwrap_or_else(|| default_dtype(device));
         Ok(Self { model, tokenizer, processor, dtype, weights })
     }
 }
@@ -91,7 +89,7 @@ pub(crate) struct Origin {
 impl Origin {
     /// # Errors
     /// No weights there.
-    pub(crate) fn find(model: &Path) -> Result<Self, TrainError> {
+    pub(crate) fn find(model: &Path) -> Result<Self, InferError> {
         let folder = if model.is_dir() { Some(model) } else { model.parent() };
         let folder = folder.unwrap_or(Path::new(".")).to_owned();
         let written = read_config(&folder);
@@ -116,7 +114,7 @@ impl Origin {
     ///
     /// # Errors
     /// Says that there is none, and the flag that names one.
-    pub(crate) fn part(&self, given: &Option<PathBuf>, name: &str) -> Result<PathBuf, TrainError> {
+    pub(crate) fn part(&self, given: &Option<PathBuf>, name: &str) -> Result<PathBuf, InferError> {
         match given {
             Some(path) => Ok(path.clone()),
             None => find_part(&self.folder, &self.written, name),
@@ -129,22 +127,30 @@ fn read_config(folder: &Path) -> Value {
     serde_json::from_str(&text).unwrap_or_default()
 }
 
+/// The stages of training, the latest first.
+const STAGES: [&str; 2] = ["sft", "pretrain"];
+
+/// Name without extension of the weights that a run of `stage` leaves, as the reference has it.
+pub fn weights_name(stage: &str, dim: i64, use_moe: bool) -> String {
+    format!("{stage}_vlm_{dim}{}", if use_moe { "_moe" } else { "" })
+}
+
 /// A weight file as it is; of a run's folder the later stage's weights, whole.
-fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, TrainError> {
+fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, InferError> {
     if model.is_file() {
         return Ok(model.to_owned());
     }
     if !model.is_dir() {
-        return Err(TrainError::Usage(format!(
+        return Err(InferError::unusable(format!(
             "--model {} is not there; expected the --out-dir of a run, or a weight file",
             model.display()
         )));
     }
     let shape = LmConfig::from_json(written).unwrap_or_default();
     let (dim, use_moe) = (shape.dim, shape.use_moe);
-    for stage in [Stage::Sft, Stage::Pretrain] {
+    for stage in STAGES {
         for extension in ["safetensors", "pth"] {
-            let name = format!("{}.{extension}", stage.weights_name(dim, use_moe));
+            let name = format!("{}.{extension}", weights_name(stage, dim, use_moe));
             let path = model.join(name);
             if path.is_file() {
                 return Ok(path);
@@ -155,11 +161,11 @@ fn find_weights(model: &Path, written: &Value) -> Result<PathBuf, TrainError> {
     if Weights::open(model).is_ok() {
         return Ok(model.to_owned());
     }
-    Err(TrainError::Usage(format!(
+    Err(InferError::unusable(format!(
         "--model {}: no weights there; expected {}.safetensors or .pth, as `vlm pretrain` leaves \
          them",
         model.display(),
-        Stage::Pretrain.weights_name(dim, use_moe)
+        weights_name("pretrain", dim, use_moe)
     )))
 }
 
@@ -186,7 +192,7 @@ pub fn shape_of_run(folder: &Path) -> Option<(i64, bool)> {
 
 /// The part in the model's own folder (an encoder that was trained too, all parts of an exported
 /// model), else the one that the run's `config.json` names.
-fn find_part(folder: &Path, written: &Value, name: &str) -> Result<PathBuf, TrainError> {
+fn find_part(folder: &Path, written: &Value, name: &str) -> Result<PathBuf, InferError> {
     let (beside, mark) = match name {
         "tokenizer" => (folder.to_owned(), "tokenizer.json"),
         _ => (folder.join(name), "config.json"),
@@ -200,7 +206,7 @@ fn find_part(folder: &Path, written: &Value, name: &str) -> Result<PathBuf, Trai
     {
         return Ok(path.clone());
     }
-    Err(TrainError::Usage(match named {
+    Err(InferError::unusable(match named {
         Some(path) => format!(
             "{} says that the {name} is {}, which is not there (any more); give --{name}",
             folder.join("config.json").display(),
@@ -211,45 +217,14 @@ fn find_part(folder: &Path, written: &Value, name: &str) -> Result<PathBuf, Trai
 }
 
 /// An answer about a picture by way of a random projector is no answer.
-fn require_projector(path: &Path) -> Result<(), TrainError> {
-    let weights = open_language_model(path).map_err(|e| TrainError::unusable(e.to_string(), &e))?;
+fn require_projector(path: &Path) -> Result<(), InferError> {
+    let weights = open_language_model(path).map_err(InferError::file)?;
     if weights.names().any(is_projector) {
         return Ok(());
     }
-    Err(TrainError::Usage(format!(
+    Err(InferError::unusable(format!(
         "{}: there is no projector in it, so this model has not learned to see; give the weights \
          that `vlm pretrain` leaves",
         path.display()
     )))
-}
-
-/// The preprocessing beside a vision encoder of that shape; where no file says anything, what the
-/// encoder's own class does, with a line in the log.
-///
-/// # Errors
-/// A file that cannot be read; pictures of another side.
-pub fn image_processor(vision: &Path, config: &VisionConfig) -> Result<ImageProcessor, TrainError> {
-    let (class, name) = match config.family {
-        VisionFamily::Clip => (ImageProcessorClass::Clip, "CLIPImageProcessor"),
-        VisionFamily::Siglip => (ImageProcessorClass::Siglip, "SiglipImageProcessor"),
-    };
-    let image_size = config.image_size;
-    let side = u32::try_from(image_size).unwrap_or(u32::MAX);
-    let (processor, path) = ImageProcessor::from_folder(vision, class, side)?;
-    let Some(path) = path else {
-        tracing::warn!(
-            "{}: neither preprocessor_config.json nor processor_config.json is there; images are \
-             preprocessed as {name} does by itself, to {image_size} × {image_size}",
-            vision.display()
-        );
-        return Ok(processor);
-    };
-    if processor.image_size() as i64 != image_size {
-        return Err(TrainError::Usage(format!(
-            "{} makes pictures of side {}, but the vision encoder beside it takes {image_size}",
-            path.display(),
-            processor.image_size()
-        )));
-    }
-    Ok(processor)
 }

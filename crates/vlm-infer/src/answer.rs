@@ -12,8 +12,9 @@ use vlm_model::generate::{GenerateOptions, Prompt, generate};
 use vlm_model::sampling::Sampling;
 use vlm_model::{ImageInput, Vlm};
 
-use crate::TrainError;
-use crate::precision::Dtype;
+use crate::InferError;
+use crate::precision::autocast_kind;
+use vlm_shapes::Dtype;
 
 /// What is needed to answer.
 pub struct Answerer<'a> {
@@ -46,8 +47,8 @@ pub struct Answer {
 
 /// Takes the answers of a batch of rows, each or why there is none, with the number of the first.
 /// [`ControlFlow::Break`]: no more are wanted.
-pub type OnAnswers<'a> =
-    dyn FnMut(usize, &[Result<Answer, Reject>]) -> Result<ControlFlow<()>, TrainError> + 'a;
+pub type OnAnswers<'a, E> =
+    dyn FnMut(usize, &[Result<Answer, Reject>]) -> Result<ControlFlow<()>, E> + 'a;
 
 /// A conversation whose next answer is asked for.
 #[derive(Debug, Clone)]
@@ -110,13 +111,13 @@ impl Answerer<'_> {
         prompts: &[Prompt],
         images: ImageInput,
         on_token: &mut dyn FnMut(usize, i64),
-    ) -> Result<Vec<Vec<i64>>, TrainError> {
+    ) -> Result<Vec<Vec<i64>>, InferError> {
         let options = GenerateOptions {
             max_new_tokens: self.max_new_tokens,
             stop_token_ids: self.tokenizer.stop_token_ids().to_vec(),
             sampling: self.sampling.clone(),
         };
-        let kind = self.dtype.autocast_kind();
+        let kind = autocast_kind(self.dtype);
         let answers = vlm_torch::autocast(self.model.device(), kind, || {
             generate(self.model, prompts, images, &options, on_token)
         })??;
@@ -127,7 +128,7 @@ impl Answerer<'_> {
     ///
     /// # Errors
     /// The model's.
-    pub fn answer_batch(&self, questions: &[Question]) -> Result<Vec<String>, TrainError> {
+    pub fn answer_batch(&self, questions: &[Question]) -> Result<Vec<String>, InferError> {
         let prompts: Vec<Prompt> = questions.iter().map(|q| q.prompt.clone()).collect();
         let pixels: Vec<f32> = questions.iter().flat_map(|q| q.pixels.iter().copied()).collect();
         let answers = self.generate(&prompts, self.images(&pixels), &mut |_, _| ())?;
@@ -140,12 +141,12 @@ impl Answerer<'_> {
     ///
     /// # Errors
     /// The model's; a disk that fails.
-    pub fn answer_rows(
+    pub fn answer_rows<E: From<InferError>>(
         &self,
         source: &dyn RowSource,
         rows: &[usize],
-        on_answers: &mut OnAnswers,
-    ) -> Result<(), TrainError> {
+        on_answers: &mut OnAnswers<E>,
+    ) -> Result<(), E> {
         for (k, rows) in rows.chunks(self.batch_size).enumerate() {
             let (mut answers, mut questions) = (Vec::new(), Vec::new());
             for &row in rows {
@@ -154,7 +155,9 @@ impl Answerer<'_> {
                         questions.push(question);
                         Ok(Answer { text: String::new(), expected })
                     }
-                    Err(error) => Err(error.at(source.locate(row))?),
+                    Err(obstacle) => {
+                        Err(obstacle.at(source.locate(row)).map_err(InferError::from)?)
+                    }
                 });
             }
             let mut texts = self.answer_batch(&questions)?.into_iter();
@@ -177,13 +180,14 @@ impl Answerer<'_> {
         &self,
         source: &dyn RowSource,
         goes_on: &dyn Fn() -> bool,
-    ) -> Result<Option<Vec<Answer>>, TrainError> {
+    ) -> Result<Option<Vec<Answer>>, InferError> {
         let rows: Vec<usize> = (0..source.len()).collect();
         let mut all = Vec::with_capacity(rows.len());
-        self.answer_rows(source, &rows, &mut |first, answers| {
+        self.answer_rows::<InferError>(source, &rows, &mut |first, answers| {
             for (k, answer) in answers.iter().enumerate() {
-                all.push(answer.clone().map_err(|e| {
-                    TrainError::Failed(format!("{}: {}", source.locate(first + k), e.detail))
+                all.push(answer.clone().map_err(|reject| InferError::Row {
+                    location: source.locate(first + k),
+                    reject,
                 })?);
             }
             Ok(if goes_on() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })

@@ -7,10 +7,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use vlm_data::ChatTokenizer;
+use vlm_infer::{ModelFiles, ShapeRequest, Shapes, build_model, settle_shapes};
 use vlm_model::weights::{Format, Weights, save};
-use vlm_model::{FreezePolicy, LmConfig, LmFamily, ProjectorConfig, VisionConfig, Vlm};
-use vlm_train::config::{ModelConfig, ShapeRequest};
-use vlm_train::{Shapes, build_model, settle_shapes};
+use vlm_model::{LmConfig, LmFamily, ProjectorConfig, VisionConfig, Vlm};
 
 fn demo_start() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/demo-start")
@@ -60,26 +59,24 @@ impl Start {
         }
         let config = "config.json";
         fs::copy(vision_tower().join(config), vision.join(config)).unwrap();
-        let config = ModelConfig {
+        let files = ModelFiles {
             lm: Some(lm),
             vision,
-            features: None,
             tokenizer: demo_start(),
             image_token: None,
             projector: None,
-            shape: ShapeRequest {
-                n_heads: Some(4),
-                n_kv_heads: Some(2),
-                n_layers: Some(2),
-                dim: Some(32),
-                ..ShapeRequest::default()
-            },
-            freeze: FreezePolicy::default(),
-            activation_checkpointing: false,
         };
-        let tokenizer = ChatTokenizer::from_dir(&config.tokenizer).unwrap();
-        let shapes = settle_shapes(&config, &tokenizer, 64).map_err(|e| e.to_string())?;
-        let model = build_model(&config, &shapes, 0, Device::Cpu).map_err(|e| e.to_string())?;
+        let request = ShapeRequest {
+            n_heads: Some(4),
+            n_kv_heads: Some(2),
+            n_layers: Some(2),
+            dim: Some(32),
+            ..ShapeRequest::default()
+        };
+        let tokenizer = ChatTokenizer::from_dir(&files.tokenizer).unwrap();
+        let shapes = settle_shapes(&files, &request, &tokenizer, 64).map_err(|e| e.to_string())?;
+        let model =
+            build_model(&files, &shapes, true, 0, Device::Cpu).map_err(|e| e.to_string())?;
         Ok((shapes, model))
     }
 

@@ -5,7 +5,7 @@ use vlm_data::{Batch, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImagePro
 use vlm_model::{ImageInput, ModelBatch, ModelError};
 use vlm_torch::slice_to_device;
 
-use crate::TrainError;
+use crate::InferError;
 
 /// A batch as the model takes it, with the positions that are learned from.
 #[derive(Debug)]
@@ -58,7 +58,7 @@ impl Normalizer {
     ///
     /// # Errors
     /// A number of bytes that is not that of whole pictures; a device without memory.
-    pub fn normalized(&self, bytes: &[u8]) -> Result<Tensor, TrainError> {
+    pub fn normalized(&self, bytes: &[u8]) -> Result<Tensor, InferError> {
         let side = self.image_size;
         let num_images = bytes.len() as i64 / (side * side * 3);
         let shape = [num_images, side, side, 3];
@@ -80,7 +80,7 @@ impl Transfer {
     ///
     /// # Errors
     /// Pixels or features of another shape than they should be; a device without memory.
-    pub fn send(&self, batch: &Batch) -> Result<DeviceBatch, TrainError> {
+    pub fn send(&self, batch: &Batch) -> Result<DeviceBatch, InferError> {
         let lengths = || batch.lengths.iter().map(|&length| length as i64).collect();
         let packed_lengths: Option<Vec<i64>> = batch.is_packed.then(lengths);
         let shape = match packed_lengths {
@@ -110,7 +110,7 @@ impl Transfer {
     }
 
     /// `[N, P, V]` in float32, widened on the device.
-    fn features(&self, features: &Features) -> Result<Tensor, TrainError> {
+    fn features(&self, features: &Features) -> Result<Tensor, InferError> {
         let (patches, width) = (features.num_patches, features.hidden_size);
         let num_images = features.bytes.len() / (patches * width * features.dtype.size());
         let shape = [num_images, patches, width].map(|n| n as i64);
@@ -121,7 +121,7 @@ impl Transfer {
 }
 
 /// libtorch's name of the type in which features are stored.
-pub(crate) fn features_kind(dtype: FeaturesDtype) -> Kind {
+pub fn features_kind(dtype: FeaturesDtype) -> Kind {
     match dtype {
         FeaturesDtype::Float32 => Kind::Float,
         FeaturesDtype::Bfloat16 => Kind::BFloat16,

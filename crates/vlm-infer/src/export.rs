@@ -10,14 +10,13 @@ use vlm_model::detect::{check_tied, projector_of};
 use vlm_model::names::LmNames;
 use vlm_model::part_files::{open_language_model, open_vision_encoder};
 use vlm_model::weights::{Weights, save_shards};
-use vlm_model::{FreezePolicy, LmConfig, LmFamily, ProjectorConfig, VisionConfig, is_projector};
+use vlm_model::{LmConfig, LmFamily, ProjectorConfig, VisionConfig, is_projector};
 
-use crate::TrainError;
-use crate::assemble::{Shapes, adopt, open_tokenizer, starting_shape, stop_token_ids};
-use crate::config::{ModelConfig, ShapeRequest};
-use crate::encoder_files::write_preprocessor;
-use crate::out_dir::write_json;
-use crate::trained::{Origin, image_processor};
+use crate::InferError;
+use crate::assemble::{ModelFiles, Shapes, adopt, open_tokenizer, starting_shape, stop_token_ids};
+use crate::json_file::write_json;
+use crate::preprocessor::{PREPROCESSOR, image_processor, write_preprocessor};
+use crate::trained::Origin;
 
 /// The files of a tokenizer, as far as there are any.
 const TOKENIZER_FILES: [&str; 8] = [
@@ -35,8 +34,6 @@ const TOKENIZER_FILES: [&str; 8] = [
 const TEMPLATE_FOLDERS: [&str; 2] = ["chat_templates", "additional_chat_templates"];
 
 const GENERATION_CONFIG: &str = "generation_config.json";
-
-const PREPROCESSOR: &str = "preprocessor_config.json";
 
 /// Whether [`export_hf`] writes a file or folder of this name, weights apart.
 pub fn is_exported_name(name: &str) -> bool {
@@ -78,11 +75,11 @@ pub fn export_hf(
     source: &ExportSource,
     target: &Path,
     max_shard_bytes: u64,
-) -> Result<(), TrainError> {
+) -> Result<(), InferError> {
     let parts = Parts::find(source)?;
     let tensors = parts.tensors()?;
     vlm_torch::write_folder_atomically(target, |folder| {
-        save_shards(folder, &tensors, max_shard_bytes).map_err(|e| TrainError::at(target, e))?;
+        save_shards(folder, &tensors, max_shard_bytes)?;
         for name in TOKENIZER_FILES {
             copy_if_there(&parts.tokenizer, folder, name)?;
         }
@@ -99,28 +96,23 @@ pub fn export_hf(
 }
 
 impl Parts {
-    fn find(source: &ExportSource) -> Result<Self, TrainError> {
+    fn find(source: &ExportSource) -> Result<Self, InferError> {
         let origin = Origin::find(&source.model)?;
         let (written, path) = (&origin.written, origin.weights.clone());
-        let weights =
-            open_language_model(&path).map_err(|e| TrainError::unusable(e.to_string(), &e))?;
+        let weights = open_language_model(&path).map_err(InferError::file)?;
         let (mut lm, beside) = starting_shape(&path)?;
         adopt(&mut lm, &weights, beside.as_deref())?;
-        check_tied(&lm, &weights).map_err(|e| TrainError::Usage(e.to_string()))?;
+        check_tied(&lm, &weights).map_err(InferError::file)?;
         let tokenizer = origin.part(&source.tokenizer, "tokenizer")?;
         let sees = source.vision.is_some() || weights.names().any(is_projector);
         let vision = sees.then(|| origin.part(&source.vision, "vision"));
         let vision = vision.transpose()?;
-        let opened = open_tokenizer(&ModelConfig {
+        let opened = open_tokenizer(&ModelFiles {
             lm: Some(path),
             vision: vision.clone().unwrap_or_default(),
             tokenizer: tokenizer.clone(),
             image_token: written["image_token"].as_str().map(str::to_owned),
-            features: None,
             projector: None,
-            shape: ShapeRequest::default(),
-            freeze: FreezePolicy::default(),
-            activation_checkpointing: false,
         })?;
         let vision = vision.map(|folder| read_vision(folder, &weights)).transpose()?;
         let config = describe(&lm, vision.as_ref().map(|(_, config)| config), &weights, &opened)?;
@@ -128,8 +120,8 @@ impl Parts {
     }
 
     /// All tensors; in Hugging Face's forms a tied tensor has one name.
-    fn tensors(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
-        let mut tensors = self.weights.all().map_err(|e| TrainError::Failed(e.to_string()))?;
+    fn tensors(&self) -> Result<Vec<(String, Tensor)>, InferError> {
+        let mut tensors = self.weights.all()?;
         // A file may hold other parts too, of a joined model or the encoder.
         let names = self.lm.names();
         tensors.retain(|(name, _)| names.is_computed_from(name) || is_projector(name));
@@ -142,11 +134,11 @@ impl Parts {
 }
 
 /// The encoder's folder with its shape, checked against its preprocessing and the projector.
-fn read_vision(folder: PathBuf, weights: &Weights) -> Result<(PathBuf, VisionConfig), TrainError> {
+fn read_vision(folder: PathBuf, weights: &Weights) -> Result<(PathBuf, VisionConfig), InferError> {
     let config = VisionConfig::from_file(&folder.join("config.json"))?;
     image_processor(&folder, &config)?;
     if projector_of(weights).is_none() {
-        return Err(TrainError::Usage(format!(
+        return Err(InferError::unusable(format!(
             "--vision {}: {} holds no projector that could join it to the language model; leave \
              --vision out",
             folder.display(),
@@ -162,7 +154,7 @@ fn describe(
     vision: Option<&VisionConfig>,
     weights: &Weights,
     tokenizer: &ChatTokenizer,
-) -> Result<Value, TrainError> {
+) -> Result<Value, InferError> {
     let mut tree = match (vision, projector_of(weights)) {
         (Some(vision), Some(kind)) => {
             let projector = ProjectorConfig::new(kind, vision)?;
@@ -185,51 +177,51 @@ fn describe(
 }
 
 /// The encoder by itself: of a whole CLIP or SigLIP the text tower is left out.
-fn write_vision(from: &Path, config: &VisionConfig, target: &Path) -> Result<(), TrainError> {
-    fs::create_dir(target).map_err(|e| TrainError::at(target, e))?;
-    let weights = open_vision_encoder(from).map_err(|e| TrainError::at(from, e))?;
-    let mut tensors = weights.all().map_err(|e| TrainError::at(from, e))?;
+fn write_vision(from: &Path, config: &VisionConfig, target: &Path) -> Result<(), InferError> {
+    fs::create_dir(target).map_err(InferError::io(target, "make it"))?;
+    let weights = open_vision_encoder(from)?;
+    let mut tensors = weights.all()?;
     tensors.retain(|(name, _)| name.starts_with("vision_model."));
-    save_shards(target, &tensors, u64::MAX).map_err(|e| TrainError::at(target, e))?;
+    save_shards(target, &tensors, u64::MAX)?;
     write_preprocessor(from, config, target)?;
     write_json(&target.join("config.json"), &config.to_json())
 }
 
 /// The tokenizer's own settings for generation, with all tokens that end an answer; nothing where it
 /// has none, since `config.json` names these tokens too.
-fn write_generation_config(parts: &Parts, folder: &Path) -> Result<(), TrainError> {
+fn write_generation_config(parts: &Parts, folder: &Path) -> Result<(), InferError> {
     let source = parts.tokenizer.join(GENERATION_CONFIG);
     if !source.is_file() {
         return Ok(());
     }
-    let text = fs::read_to_string(&source).map_err(|e| TrainError::at(&source, e))?;
+    let text = fs::read_to_string(&source).map_err(InferError::io(&source, "read it"))?;
     let mut settings: Value =
-        serde_json::from_str(&text).map_err(|e| TrainError::at(&source, e))?;
+        serde_json::from_str(&text).map_err(|error| InferError::at(&source, error))?;
     if settings.is_object() {
         settings["eos_token_id"] = parts.config["eos_token_id"].clone();
     }
     write_json(&folder.join(GENERATION_CONFIG), &settings)
 }
 
-fn copy_folder_if_there(from: &Path, to: &Path) -> Result<(), TrainError> {
+fn copy_folder_if_there(from: &Path, to: &Path) -> Result<(), InferError> {
     if !from.is_dir() {
         return Ok(());
     }
-    fs::create_dir(to).map_err(|e| TrainError::at(to, e))?;
-    for entry in fs::read_dir(from).map_err(|e| TrainError::at(from, e))? {
-        let entry = entry.map_err(|e| TrainError::at(from, e))?;
+    fs::create_dir(to).map_err(InferError::io(to, "make it"))?;
+    for entry in fs::read_dir(from).map_err(InferError::io(from, "list it"))? {
+        let entry = entry.map_err(InferError::io(from, "list it"))?;
         if entry.path().is_file() {
             fs::copy(entry.path(), to.join(entry.file_name()))
-                .map_err(|e| TrainError::at(&entry.path(), e))?;
+                .map_err(InferError::io(&entry.path(), "copy it"))?;
         }
     }
     Ok(())
 }
 
-fn copy_if_there(from: &Path, to: &Path, name: &str) -> Result<(), TrainError> {
+fn copy_if_there(from: &Path, to: &Path, name: &str) -> Result<(), InferError> {
     let source = from.join(name);
     if source.is_file() {
-        fs::copy(&source, to.join(name)).map_err(|e| TrainError::at(&source, e))?;
+        fs::copy(&source, to.join(name)).map_err(InferError::io(&source, "copy it"))?;
     }
     Ok(())
 }
