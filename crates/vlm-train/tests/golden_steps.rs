@@ -19,6 +19,7 @@ use vlm_train::config::{
 };
 use vlm_train::metrics::MetricsFile;
 use vlm_train::optimizer::AdamW;
+use vlm_train::parallel::{GradientSync, World};
 use vlm_train::trainer::{BatchSource, Batches, Ending, Position, Trainer};
 
 const IMAGE_TOKENS: usize = 196;
@@ -176,6 +177,7 @@ fn try_to_train(
     let metrics = folder.path().join("metrics.jsonl");
     let settings = golden("vision_tower/preprocessor_config.json");
     let processor = ImageProcessor::from_file(&settings).unwrap();
+    let world = World::single();
     let mut trainer = Trainer {
         config: &config,
         model,
@@ -189,8 +191,8 @@ fn try_to_train(
         last_checkpoint: None,
         metrics: Some(MetricsFile::open(&metrics).unwrap()),
         pad_token_id: 0,
-        team: None,
-        reducer: None,
+        world: &world,
+        gradients: GradientSync::new(&world, &model.trainable()).unwrap(),
         evaluator: None,
     };
     let mut saved = Vec::new();

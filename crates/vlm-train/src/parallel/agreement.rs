@@ -7,7 +7,7 @@ use std::fs::File;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::team::Team;
+use super::world::World;
 use crate::TrainError;
 use crate::leaves::leaves;
 
@@ -33,13 +33,17 @@ impl Identity {
     }
 }
 
-/// Refuses ranks that differ in anything: every rank gets the same error, with the name and all
-/// sides' values.
+/// Compares the identities of all ranks. A single process has nothing to compare, and does not
+/// compute its own.
 ///
 /// # Errors
-/// As told; a rank that is gone or hangs.
-pub fn agree(team: &Team, own: &Identity) -> Result<(), TrainError> {
-    let all: Vec<Identity> = team.gather(own)?;
+/// Ranks that differ: every rank gets the same error, with the name and the values of all sides. A
+/// rank that ended or hangs.
+pub fn agree(world: &World, own: impl FnOnce() -> Identity) -> Result<(), TrainError> {
+    if world.world_size() == 1 {
+        return Ok(());
+    }
+    let all: Vec<Identity> = world.gather(&own())?;
     let all: Vec<_> = all.iter().map(Identity::leaves).collect();
     let differences = differences(&all);
     if differences.is_empty() {

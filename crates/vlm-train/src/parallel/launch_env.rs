@@ -1,40 +1,42 @@
-//! The environment that torchrun sets for its processes, and every other launcher likewise.
+//! The environment variables that torchrun and other launchers set for the processes of a run.
 
+use std::thread::available_parallelism;
 use std::time::Duration;
 
 use vlm_torch::GroupOptions;
 
 use crate::TrainError;
 
-/// Who this process is among which others.
+/// This process's number, how many processes there are, and where they connect to each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchEnv {
     /// `RANK`, from 0.
     pub rank: usize,
     /// `WORLD_SIZE`.
     pub world_size: usize,
-    /// `LOCAL_RANK`: which of the processes on this machine; 0 when it is not set.
+    /// `LOCAL_RANK`: number of this process among those on its machine; 0 when it is not set.
     pub local_rank: usize,
-    /// `LOCAL_WORLD_SIZE`: how many there are on this machine; 1 when it is not set.
+    /// `LOCAL_WORLD_SIZE`: number of processes on this machine; 1 when it is not set.
     pub local_world_size: usize,
-    /// `MASTER_ADDR`: where the ranks meet.
+    /// `MASTER_ADDR`: host of the store that the ranks connect to.
     pub master_addr: String,
-    /// `MASTER_PORT`.
+    /// `MASTER_PORT`: port of that store.
     pub master_port: u16,
-    /// Whether the launcher keeps the store itself (`TORCHELASTIC_USE_AGENT_STORE`); else rank 0 does.
+    /// Whether the launcher runs the store (`TORCHELASTIC_USE_AGENT_STORE`). Otherwise rank 0 does.
     pub agent_store: bool,
-    /// `TORCHELASTIC_RUN_ID`: of which run; `none`, as torchrun has it, when it is not set. Ranks of
-    /// another run that come to this one's port are left waiting, instead of taking part.
+    /// `TORCHELASTIC_RUN_ID`: name of the run; `none`, as with torchrun, when it is not set. Ranks of
+    /// another run that connect to this run's port are left waiting instead of taking part.
     pub run_id: String,
-    /// `TORCHELASTIC_RESTART_COUNT`: which attempt this is; a launcher's store outlives the processes.
+    /// `TORCHELASTIC_RESTART_COUNT`: number of this attempt. It is part of the keys in the store, because
+    /// a launcher's store outlives the processes.
     pub attempt: u64,
 }
 
 impl LaunchEnv {
-    /// Reads the environment; `None` for a process that nobody launched as one of several.
+    /// Reads the environment. `None` for a process that was not launched as one of several.
     ///
     /// # Errors
-    /// A variable that is missing beside others, or is not the number it must be; its name is told.
+    /// A variable that is missing although others are set, or that is not a valid number.
     pub fn read() -> Result<Option<Self>, TrainError> {
         Self::from_variables(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -43,7 +45,6 @@ impl LaunchEnv {
         let Some(world_size) = number(get, "WORLD_SIZE")? else {
             return Ok(None);
         };
-        // One process needs to meet nobody; a launcher may still have said where.
         let needed = |name: &str| {
             TrainError::Usage(format!(
                 "WORLD_SIZE is {world_size} but {name} is not set: start the processes with \
@@ -62,7 +63,8 @@ impl LaunchEnv {
         if local_rank >= local_world_size || local_world_size > world_size {
             return Err(TrainError::Usage(format!(
                 "LOCAL_RANK is {local_rank}, LOCAL_WORLD_SIZE {local_world_size} and WORLD_SIZE \
-                 {world_size}: each must be below or within the next"
+                 {world_size}: expected LOCAL_RANK below LOCAL_WORLD_SIZE, and \
+                 LOCAL_WORLD_SIZE at most WORLD_SIZE"
             )));
         }
         let port = number(get, "MASTER_PORT")?.ok_or_else(|| needed("MASTER_PORT"))?;
@@ -83,7 +85,17 @@ impl LaunchEnv {
         }))
     }
 
-    /// What the process group is connected with.
+    /// CPU threads for one of several processes on this machine: an equal part of the cores, unless the
+    /// launcher has set `OMP_NUM_THREADS`. `None` leaves the choice to libtorch.
+    pub fn num_threads(&self) -> Option<i32> {
+        if self.local_world_size == 1 || std::env::var_os("OMP_NUM_THREADS").is_some() {
+            return None;
+        }
+        let cores = available_parallelism().map_or(1, usize::from);
+        Some((cores / self.local_world_size).max(1) as i32)
+    }
+
+    /// Options for connecting the process group.
     pub fn group_options(&self, timeout: Duration) -> GroupOptions {
         GroupOptions {
             master_addr: self.master_addr.clone(),
@@ -102,7 +114,9 @@ fn number(get: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<Option<usi
     get(name)
         .map(|text| {
             text.trim().parse().map_err(|_| {
-                TrainError::Usage(format!("{name} is {text:?}; expected a number from 0 on"))
+                TrainError::Usage(format!(
+                    "{name} is {text:?}; expected a whole number, at least 0"
+                ))
             })
         })
         .transpose()
@@ -143,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn rank_zero_keeps_the_store_unless_the_launcher_does() {
+    fn rank_zero_runs_the_store_unless_the_launcher_does() {
         let is_server = |store| {
             let changed =
                 [("RANK", "0"), ("LOCAL_RANK", "0"), ("TORCHELASTIC_USE_AGENT_STORE", store)];
@@ -153,12 +167,12 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_nobody_launched_is_alone() {
+    fn a_process_without_world_size_is_single() {
         assert_eq!(read(&[("WORLD_SIZE", "")]).unwrap(), None);
     }
 
     #[test]
-    fn what_is_missing_or_wrong_is_named() {
+    fn a_missing_or_invalid_variable_is_named() {
         let message = |change| read(&[change]).unwrap_err().to_string();
         assert!(message(("MASTER_ADDR", "")).contains("MASTER_ADDR is not set"));
         assert!(message(("RANK", "one")).contains("RANK is \"one\""));

@@ -7,11 +7,10 @@ use serde_json::{Value, json};
 use vlm_model::Vlm;
 
 use super::parts::Parts;
-use super::world_size;
 use crate::TrainError;
 use crate::config::{OptimConfig, TrainConfig};
 use crate::leaves::leaves;
-use crate::parallel::Team;
+use crate::parallel::World;
 use crate::tensor_hash::hash_of_tensors;
 
 /// A vision encoder that stays frozen is in no checkpoint: it must be the same one again.
@@ -28,9 +27,9 @@ const MAX_SHOWN: usize = 120;
 
 /// The settings and contents that decide which numbers a run computes. How many processes share a
 /// batch does not.
-pub(super) fn identity(config: &TrainConfig, team: Option<&Team>, parts: &Parts) -> Value {
+pub(super) fn identity(config: &TrainConfig, world: &World, parts: &Parts) -> Value {
     let TrainConfig { stage, data, model, run, .. } = config;
-    let batch_size = config.optim.batch_size.saturating_mul(world_size(team));
+    let batch_size = config.optim.batch_size.saturating_mul(world.world_size());
     let mut optim = serde_json::to_value(OptimConfig { batch_size, ..config.optim.clone() })
         .unwrap_or_default();
     if let Some(optim) = optim.as_object_mut() {

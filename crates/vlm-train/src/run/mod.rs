@@ -13,9 +13,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tch::Tensor;
 use vlm_data::{ChatTokenizer, ImageProcessor, Loader, RejectBudget, RejectLog};
 use vlm_model::Vlm;
-use vlm_torch::{Reducer, ReducerOptions};
 
 use self::parts::Parts;
 pub use self::summary::Summary;
@@ -27,7 +27,7 @@ use crate::metrics::MetricsFile;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
 use crate::out_of_memory::{MemoryParts, with_memory_advice};
-use crate::parallel::{LaunchEnv, Phase, Team, agree, gradient_bytes, start_up};
+use crate::parallel::{GradientSync, Phase, World, agree};
 use crate::trainer::{Ending, Position, Trainer, is_image_path};
 use vlm_infer::Dtype;
 use vlm_infer::device_batch::Transfer;
@@ -50,19 +50,7 @@ pub struct Run {
     identity: Value,
     /// On rank 0 only.
     resumed: Option<Checkpoint>,
-    team: Option<Team>,
-}
-
-fn world_size(team: Option<&Team>) -> usize {
-    team.map_or(1, Team::world_size)
-}
-
-/// This process's result, when all ranks have one.
-fn all_ready<T>(team: Option<&Team>, own: Result<T, TrainError>) -> Result<T, TrainError> {
-    match team {
-        None => own,
-        Some(team) => team.all_ready(own),
-    }
+    world: World,
 }
 
 /// Locks the out-dir, finds the checkpoint to continue from, and only then makes the folder.
@@ -87,34 +75,27 @@ impl Run {
     /// started alike.
     pub fn prepare(config: TrainConfig) -> Result<Self, TrainError> {
         config.validate()?;
-        let launch = LaunchEnv::read()?.filter(|env| env.world_size > 1 || config.run.ddp);
         let timeout = Duration::from_secs(config.run.timeout_secs);
-        let team = launch.map(|env| Team::connect(env, timeout)).transpose()?;
-        let prepared = Self::prepare_in(config, team.as_ref());
-        if let (Err(error), Some(team)) = (&prepared, &team) {
-            team.leave_word(error);
+        let world = World::from_environment(config.run.ddp, timeout)?;
+        let prepared = Self::prepare_in(config, &world);
+        if let Err(error) = &prepared {
+            world.publish_error(error);
         }
-        Ok(Self { team, ..prepared? })
+        Ok(Self { world, ..prepared? })
     }
 
-    fn prepare_in(config: TrainConfig, team: Option<&Team>) -> Result<Self, TrainError> {
-        let parts = all_ready(team, Parts::assemble(&config, team))?;
-        if let (None, tch::Device::Cuda(index)) = (team, parts.device) {
-            vlm_torch::set_cuda_device(index)?;
-        }
-        if let Some(team) = team {
-            let nccl = all_ready(Some(team), team.use_device(parts.device))?;
-            start_up::introduce(team, parts.device, nccl.as_deref());
-            agree(team, &parts.common(&config))?;
-        }
-        let is_first = team.is_none_or(|team| team.rank() == 0);
-        let mut identity = identity::identity(&config, team, &parts);
-        let opened = if is_first {
+    fn prepare_in(config: TrainConfig, world: &World) -> Result<Self, TrainError> {
+        let parts = world.all_ready(Parts::assemble(&config, world))?;
+        let nccl = world.all_ready(world.use_device(parts.device))?;
+        world.log_rank(parts.device, nccl.as_deref());
+        agree(world, || parts.common(&config))?;
+        let mut identity = identity::identity(&config, world, &parts);
+        let opened = if world.is_first_rank() {
             open_out_dir(&config, &identity)
         } else {
             Ok((OutDir::of_another(&config.run.out_dir, config.stage), None))
         };
-        let (out_dir, resumed) = all_ready(team, opened)?;
+        let (out_dir, resumed) = world.all_ready(opened)?;
         let Parts { tokenizer, processor, loader, evaluator, shapes, device, dtype, .. } = parts;
         let model = with_memory_advice(None, || {
             let has_encoder = config.model.features.is_none();
@@ -124,24 +105,22 @@ impl Run {
             Ok(model)
         });
         let model = model.map_err(|error| error.during("making the model with its weights"));
-        let mut model = all_ready(team, model)?;
+        let mut model = world.all_ready(model)?;
         model.set_activation_checkpointing(config.model.activation_checkpointing);
-        let checked = if is_first {
+        let checked = if world.is_first_rank() {
             let before = resumed.as_ref().map(|checkpoint| &checkpoint.state.identity);
             identity::add_weights(&mut identity, &model, before)
         } else {
             Ok(())
         };
-        all_ready(team, checked)?;
-        if let Some(team) = team {
-            let mut all = model.params().named();
-            all.extend(model.vision_params().named());
-            team.share_tensors(&all)?;
-        }
-        let team = None;
+        world.all_ready(checked)?;
+        let mut all = model.params().named();
+        all.extend(model.vision_params().named());
+        world.broadcast_tensors(&all)?;
         Ok(Self {
             config,
-            team,
+            // Replaced by the caller, who also reports errors to the other processes.
+            world: World::single(),
             out_dir,
             shapes,
             tokenizer,
@@ -157,7 +136,7 @@ impl Run {
 
     /// Whether this process is the one that writes and reports.
     pub fn is_first_rank(&self) -> bool {
-        self.team.as_ref().is_none_or(|team| team.rank() == 0)
+        self.world.is_first_rank()
     }
 
     /// The model; trained in place by [`Self::train`].
@@ -192,12 +171,9 @@ impl Run {
         work: impl FnOnce(&dyn Fn() -> bool) -> Result<T, E>,
     ) -> Result<Option<T>, E> {
         let is_asked_to_stop = || stop.load(Ordering::Relaxed);
-        let Some(team) = &self.team else {
-            return work(&|| !is_asked_to_stop()).map(Some);
-        };
-        let done = team.on_first_rank(0, Phase::Evaluate, &is_asked_to_stop, work);
+        let done = self.world.on_first_rank(0, Phase::Evaluate, &is_asked_to_stop, work);
         if let Err(error) = &done {
-            team.leave_word(error);
+            self.world.publish_error(error);
         }
         done
     }
@@ -210,8 +186,8 @@ impl Run {
     pub fn train(&mut self, stop: &AtomicBool) -> Result<Summary, TrainError> {
         let parts = MemoryParts::of(&self.model);
         let summary = with_memory_advice(Some(parts), || self.train_to_the_end(stop));
-        if let (Err(error), Some(team)) = (&summary, &self.team) {
-            team.leave_word(error);
+        if let Err(error) = &summary {
+            self.world.publish_error(error);
         }
         summary
     }
@@ -235,8 +211,7 @@ impl Run {
         let resumed = self.resumed.take();
         let position = self.starting_position(resumed.as_ref(), &mut optimizer)?;
         let samples_before = position.counters.samples;
-        let team = self.team.as_ref();
-        let reducer = team.map(|team| self.reducer(team)).transpose()?;
+        let gradients = GradientSync::new(&self.world, &self.in_order_of_use())?;
         let (rejects, metrics) = match is_first {
             true => (
                 Some(RejectLog::open(&self.out_dir.join("rejected.jsonl"))?),
@@ -257,8 +232,8 @@ impl Run {
             budget: RejectBudget::new(self.config.data.max_rejected_fraction),
             last_checkpoint: resumed.map(|checkpoint| checkpoint.path),
             metrics,
-            team,
-            reducer,
+            world: &self.world,
+            gradients,
             evaluator: self.evaluator.as_ref(),
         };
         let ending = trainer.run(stop, &mut |trainer| self.save_checkpoint(trainer))?;
@@ -268,12 +243,9 @@ impl Run {
 
         let wall_secs = started.elapsed().as_secs_f64();
         let Position { counters, last_loss, .. } = trainer.position;
-        let mut extra = serde_json::Map::new();
-        if let (Some(team), Some(reducer)) = (team, &trainer.reducer) {
-            team.reached(counters.step, Phase::End);
-            extra.extend(start_up::communication(team, reducer)?);
-            team.part()?;
-        }
+        self.world.set_phase(counters.step, Phase::End);
+        let extra = trainer.gradients.statistics()?;
+        self.world.leave()?;
         let status = match ending {
             Ending::Finished => "finished",
             Ending::Interrupted => "interrupted",
@@ -295,27 +267,17 @@ impl Run {
         })
     }
 
-    fn reducer<'a>(&self, team: &'a Team) -> Result<Reducer<'a>, TrainError> {
-        // Buckets travel in the reverse of this order: what gets its gradient last must come first,
-        // or it would hold up all the others.
+    /// The trained parameters in the order in which the forward pass uses them. Gradients are sent in
+    /// the reverse order, so a parameter whose gradient is computed last must come first: it would
+    /// delay all the others.
+    fn in_order_of_use(&self) -> Vec<(String, Tensor)> {
         let mut trainable = self.model.vision_params().trainable();
         let of_lm = self.model.params().trainable();
         let (image_path, text): (Vec<_>, Vec<_>) =
             of_lm.into_iter().partition(|(name, _)| is_image_path(name));
         trainable.extend(image_path);
         trainable.extend(text);
-        let defaults = ReducerOptions::default();
-        // A bucket travels when all of it is computed: small models need smaller ones than usual,
-        // or all of them would wait for the end of the backward pass.
-        let eighth = i64::try_from(gradient_bytes(&trainable) / 8).unwrap_or(i64::MAX);
-        let options = ReducerOptions {
-            bucket_bytes: eighth.clamp(defaults.first_bucket_bytes, defaults.bucket_bytes),
-            // A batch of text alone on one rank must not stop those that have images.
-            find_unused_parameters: true,
-            ..defaults
-        };
-        let reducer = Reducer::new(team.group(), &trainable, &options);
-        reducer.map_err(|error| team.explain(error))
+        trainable
     }
 
     /// The log, cut back to the steps that are behind, and TensorBoard's events beside it.

@@ -8,11 +8,10 @@ use vlm_data::{
     LoaderConfig,
 };
 
-use super::world_size;
 use crate::TrainError;
 use crate::cache_features::{feature_key, usage};
 use crate::config::{ModelConfig, TrainConfig};
-use crate::parallel::{Identity, Team, start_up};
+use crate::parallel::{Identity, LaunchEnv, World};
 use crate::rank_device;
 use vlm_infer::eval::{EvalOptions, Evaluator};
 use vlm_infer::image_processor;
@@ -38,9 +37,10 @@ pub(super) struct Parts {
 }
 
 impl Parts {
-    pub(super) fn assemble(config: &TrainConfig, team: Option<&Team>) -> Result<Self, TrainError> {
-        let device = rank_device::select(&config.run.device, team.map(Team::env))?;
-        if let Some(threads) = config.run.num_threads.or_else(|| start_up::threads_of_one(team)) {
+    pub(super) fn assemble(config: &TrainConfig, world: &World) -> Result<Self, TrainError> {
+        let device = rank_device::select(&config.run.device, world.launch_env())?;
+        let default_threads = || world.launch_env().and_then(LaunchEnv::num_threads);
+        if let Some(threads) = config.run.num_threads.or_else(default_threads) {
             tch::set_num_threads(threads);
         }
         let files = model_files(&config.model);
@@ -58,13 +58,12 @@ impl Parts {
             source,
             Arc::clone(&tokenizer),
             images,
-            loader_config(config, shapes.tokens_per_image(), team),
+            loader_config(config, shapes.tokens_per_image(), world),
         )?;
         let (rows, row_files) = (loader.fingerprint()?, config.data.data_path.fingerprint()?);
-        let is_first = team.is_none_or(|team| team.rank() == 0);
         let tokens_per_image = shapes.tokens_per_image();
         let judge = || evaluator(config, &tokenizer, &processor, tokens_per_image);
-        let evaluator = if is_first { judge()? } else { None };
+        let evaluator = if world.is_first_rank() { judge()? } else { None };
         let dtype = config.run.dtype.unwrap_or_else(|| default_dtype(device));
         Ok(Self {
             shapes,
@@ -140,15 +139,11 @@ fn images(
     Ok(ImageReading::Features(Arc::new(cache)))
 }
 
-fn loader_config(
-    config: &TrainConfig,
-    tokens_per_image: usize,
-    team: Option<&Team>,
-) -> LoaderConfig {
+fn loader_config(config: &TrainConfig, tokens_per_image: usize, world: &World) -> LoaderConfig {
     LoaderConfig {
         batch_size: config.optim.batch_size,
-        rank: team.map_or(0, Team::rank),
-        world_size: world_size(team),
+        rank: world.rank(),
+        world_size: world.world_size(),
         max_seq_len: config.data.max_seq_len,
         tokens_per_image,
         padding: config.data.padding,

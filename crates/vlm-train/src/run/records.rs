@@ -25,25 +25,18 @@ impl Run {
     ///
     /// Rank 0 writes; the others prove that they hold the same.
     pub(super) fn save_checkpoint(&self, trainer: &Trainer) -> Result<Option<PathBuf>, TrainError> {
-        if let Some(team) = &self.team {
-            let differing = team.ranks_that_differ(&self.model.trainable())?;
-            if !differing.is_empty() && team.rank() == 0 {
-                tracing::warn!(
-                    "the weights of ranks {differing:?} are no longer those of rank 0, which are \
-                     saved; machines of different kinds round differently"
-                );
-            }
+        let differing = self.world.ranks_that_differ(&self.model.trainable())?;
+        if !differing.is_empty() && self.is_first_rank() {
+            tracing::warn!(
+                "the weights of ranks {differing:?} are no longer those of rank 0, which are saved; \
+                 machines of different kinds round differently"
+            );
         }
-        match &self.team {
-            None => self.write_checkpoint(trainer, GoesOn(&|| ())).map(Some),
-            Some(team) => {
-                let step = trainer.position.counters.step;
-                // What is begun is written to its end, whoever asks to stop.
-                team.on_first_rank(step, Phase::Save, &|| false, |goes_on| {
-                    self.write_checkpoint(trainer, GoesOn(&|| _ = goes_on()))
-                })
-            }
-        }
+        let step = trainer.position.counters.step;
+        // A save that has begun is finished, even when the run is asked to stop.
+        self.world.on_first_rank(step, Phase::Save, &|| false, |report_progress| {
+            self.write_checkpoint(trainer, GoesOn(&|| _ = report_progress()))
+        })
     }
 
     /// `goes_on` is for those that wait.

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
+use super::Run;
 use super::identity::{compare, epochs};
-use super::{Run, all_ready};
 use crate::TrainError;
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Resume, TrainConfig};
@@ -25,15 +25,12 @@ impl Run {
         optimizer: &mut AdamW,
     ) -> Result<Position, TrainError> {
         let restored = resumed.map(|checkpoint| self.restore(checkpoint, optimizer)).transpose();
-        let mut restored = all_ready(self.team.as_ref(), restored)?;
-        if let Some(team) = &self.team {
-            restored = team.first_ranks(&restored)?;
-            if restored.is_some() {
-                let mut all = self.model.params().named();
-                all.extend(self.model.vision_params().named());
-                all.extend(optimizer.state());
-                team.share_tensors(&all)?;
-            }
+        let restored = self.world.broadcast(self.world.all_ready(restored)?)?;
+        if restored.is_some() {
+            let mut all = self.model.params().named();
+            all.extend(self.model.vision_params().named());
+            all.extend(optimizer.state());
+            self.world.broadcast_tensors(&all)?;
         }
         let position = restored.unwrap_or_default();
         // Only float16 scales its loss: a run that did not, and goes on in float16, begins to.

@@ -50,7 +50,7 @@ impl Trainer<'_> {
 
     /// Says that no checkpoint is written for now.
     pub(super) fn tell_of_a_late_save(&self) {
-        if self.team.is_none_or(|team| team.rank() == 0) {
+        if self.world.is_first_rank() {
             tracing::warn!(
                 "step {}: the update was skipped because its loss or gradient was not finite; no \
                  checkpoint is written before the next update that is made. {}",

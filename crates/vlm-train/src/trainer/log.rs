@@ -11,7 +11,7 @@ use super::Trainer;
 use super::step::MicroLoss;
 use crate::TrainError;
 use crate::metrics::{Display, EvalLine, LogLine, Meter};
-use crate::parallel::{Phase, Totals};
+use crate::parallel::{GlobalStepStats, Phase};
 use vlm_infer::eval::EvalReport;
 
 /// The loss of a micro-batch over all ranks, as the log has it.
@@ -39,7 +39,7 @@ impl Trainer<'_> {
     pub(super) fn loss_of_all(
         &self,
         own: Option<&MicroLoss>,
-        totals: &Totals,
+        totals: &GlobalStepStats,
         is_last: bool,
     ) -> Result<LoggedLoss, TrainError> {
         let is_wanted = self.is_logged(is_last) || self.model.device() == Device::Cpu;
@@ -49,10 +49,7 @@ impl Trainer<'_> {
         let value = |tensor: &Tensor| f64::try_from(tensor).map_err(ModelError::from);
         let loss = own.map_or(Ok(0.0), |own| value(&own.mean))?;
         let aux_loss = own.and_then(|own| own.aux_loss.as_ref()).map_or(Ok(0.0), value)?;
-        let [loss, aux_loss] = match self.team {
-            None => [loss, aux_loss],
-            Some(team) => team.sum([loss, aux_loss])?,
-        };
+        let [loss, aux_loss] = self.world.sum([loss, aux_loss])?;
         let has_aux_loss = self.model.lm().config().use_moe;
         Ok(LoggedLoss { loss: Some(loss), aux_loss: has_aux_loss.then_some(aux_loss) })
     }
@@ -113,15 +110,10 @@ impl Trainer<'_> {
             let judged = self.evaluator.map(|e| e.evaluate(self.model, self.dtype, goes_on));
             Ok(judged.transpose()?.flatten())
         };
-        let Some(team) = self.team else {
-            let report = judge(&|| !is_asked_to_stop())?;
-            let is_whole = report.is_some();
-            return Ok((report, is_whole));
-        };
         let step = self.position.counters.step;
-        let report = team.on_first_rank(step, Phase::Evaluate, &is_asked_to_stop, judge)?;
+        let report = self.world.on_first_rank(step, Phase::Evaluate, &is_asked_to_stop, judge)?;
         let report = report.flatten();
-        let is_whole = team.first_ranks(&report.is_some())?;
+        let is_whole = self.world.broadcast(report.is_some())?;
         Ok((report, is_whole))
     }
 

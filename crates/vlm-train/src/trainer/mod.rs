@@ -2,18 +2,17 @@
 
 mod health;
 mod log;
-mod meeting;
 mod source;
 mod step;
+mod sync;
 mod update;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use vlm_data::{RejectBudget, RejectLog};
 use vlm_model::Vlm;
-use vlm_torch::Reducer;
 
 use self::log::Screen;
 pub use self::source::{BatchSource, Batches};
@@ -23,7 +22,7 @@ use crate::TrainError;
 use crate::config::TrainConfig;
 use crate::metrics::{Counters, Display, Meter, MetricsFile};
 use crate::optimizer::AdamW;
-use crate::parallel::{Phase, Team};
+use crate::parallel::{GradientSync, Phase, World};
 use crate::scaler::LossScaler;
 use crate::schedule::learning_rate;
 use vlm_infer::Dtype;
@@ -97,10 +96,10 @@ pub struct Trainer<'a> {
     pub last_checkpoint: Option<PathBuf>,
     /// The log; rank 0 only.
     pub metrics: Option<MetricsFile>,
-    /// The other ranks, if there are any.
-    pub team: Option<&'a Team>,
-    /// Averages the gradients over the ranks; there whenever there is a team.
-    pub reducer: Option<Reducer<'a>>,
+    /// The processes that train together.
+    pub world: &'a World,
+    /// Averages the gradients over the processes.
+    pub gradients: GradientSync<'a>,
 }
 
 impl Trainer<'_> {
@@ -124,7 +123,7 @@ impl Trainer<'_> {
             display: Display::new(
                 last_step,
                 done,
-                self.config.run.progress && self.is_first_rank(),
+                self.config.run.progress && self.world.is_first_rank(),
             ),
             meter: Meter::start(self.position.counters),
             samples_per_sec: 0.0,
@@ -170,7 +169,7 @@ impl Trainer<'_> {
         for index in first..end {
             let step = self.position.counters.step;
             let asked = Instant::now();
-            self.reached(Phase::Data);
+            self.set_phase(Phase::Data);
             let batch = match batches.next() {
                 Some(batch) => batch.map_err(TrainError::midway),
                 None => Err(TrainError::Failed(format!(
@@ -178,23 +177,23 @@ impl Trainer<'_> {
                 ))),
             };
             screen.meter.waited(asked.elapsed());
-            let (mut batch, totals) = self.meet(batch, stop)?;
+            let (mut batch, totals) = self.sync_step(batch, stop)?;
             self.record_rejected(&batch, &totals)?;
 
             let accumulation = self.config.optim.accumulation_steps as usize;
             let place = Place::of(index, end, accumulation);
             let lr = self.learning_rate(step);
-            self.reached(Phase::ForwardBackward);
+            self.set_phase(Phase::ForwardBackward);
             let loss = self.micro_step(&mut batch, &totals, place, &mut window);
             let loss = loss.map_err(|error| error.during(&format!("step {}", step + 1)))?;
-            self.reached(Phase::Update);
+            self.set_phase(Phase::Update);
             let stop_agreed = window.stop;
             let grad_norm = if place.is_last { self.update(lr, &mut window)? } else { None };
             self.position.counters.step = step + 1;
 
             self.position.next_batch = index + 1;
             let is_last = self.position.counters.step == last_step;
-            self.reached(Phase::Log);
+            self.set_phase(Phase::Log);
             let own_loss = loss;
             let loss = self.loss_of_all(own_loss.as_ref(), &totals, is_last)?;
             self.check_first_loss(loss, own_loss.as_ref(), &batch.rows)?;
@@ -206,18 +205,14 @@ impl Trainer<'_> {
             if !place.is_last {
                 continue;
             }
-            // Several ranks stop by what they agreed on, so that all stop at one step.
-            let mut stopped = match self.team {
-                None => stop.load(Ordering::Relaxed),
-                Some(_) => stop_agreed,
-            };
+            let mut stopped = self.world.stops(stop_agreed, stop);
             if self.position.eval_is_due && !stopped {
                 stopped = !self.evaluate(stop, screen)?;
             }
             if stopped {
                 return Ok(Ending::Interrupted);
             }
-            self.reached(Phase::Save);
+            self.set_phase(Phase::Save);
             if *save_is_due && self.position.counters.step < last_step {
                 // What makes a gradient that is not finite may be in the weights already.
                 if self.position.skipped_in_a_row == 0 {
@@ -244,22 +239,7 @@ impl Trainer<'_> {
         learning_rate(step, self.total_steps(), optim.learning_rate, optim.warmup_iters)
     }
 
-    fn is_first_rank(&self) -> bool {
-        self.team.is_none_or(|team| team.rank() == 0)
-    }
-
-    /// Notes for the other ranks where this one is.
-    fn reached(&self, phase: Phase) {
-        if let Some(team) = self.team {
-            team.reached(self.position.counters.step + 1, phase);
-        }
-    }
-
-    /// An error of an operation that other ranks take part in.
-    fn explain(&self, error: impl std::fmt::Display) -> TrainError {
-        match self.team {
-            Some(team) => team.explain(error),
-            None => TrainError::Failed(error.to_string()),
-        }
+    fn set_phase(&self, phase: Phase) {
+        self.world.set_phase(self.position.counters.step + 1, phase);
     }
 }

@@ -2,12 +2,11 @@
 
 use tch::{Kind, Tensor};
 use vlm_data::Batch;
-use vlm_model::ModelError;
 
 use super::Trainer;
 use crate::TrainError;
 use crate::config::LossAverage;
-use crate::parallel::{Team, Totals};
+use crate::parallel::GlobalStepStats;
 
 /// Gradients gathered since the last update.
 #[derive(Debug, Default)]
@@ -55,7 +54,7 @@ impl Trainer<'_> {
     pub(super) fn micro_step(
         &mut self,
         batch: &mut Batch,
-        totals: &Totals,
+        totals: &GlobalStepStats,
         place: Place,
         window: &mut Window,
     ) -> Result<Option<MicroLoss>, TrainError> {
@@ -73,9 +72,9 @@ impl Trainer<'_> {
             batch.pad_to(totals.seq_len as usize, self.pad_token_id);
         }
         // Only the gradients that complete a window travel.
-        let reducer = self.reducer.as_ref().filter(|_| place.is_last && window.learns);
-        if let Some(reducer) = reducer {
-            reducer.prepare_forward().map_err(|error| self.explain(error))?;
+        let average = place.is_last && window.learns;
+        if average {
+            self.gradients.prepare_forward()?;
         }
         let loss = match batch.num_supervised {
             0 => None,
@@ -86,24 +85,12 @@ impl Trainer<'_> {
             LossAverage::Token => totals.supervised_tokens as f64,
         };
         // The reducer divides by the number of ranks; the shares are parts of one mean already.
-        let num_ranks = self.team.map_or(1, Team::world_size) as f64;
+        let num_ranks = self.world.world_size() as f64;
         let weighted = loss
             .as_ref()
             .map(|loss| &loss.mean * (weight * num_ranks * self.loss_scale()))
             .filter(Tensor::requires_grad);
-        let learned_from = match (weighted, reducer) {
-            (None, Some(_)) => Some(self.nothing_to_learn()),
-            (weighted, _) => weighted,
-        };
-        if let Some(learned_from) = learned_from {
-            if let Some(reducer) = reducer {
-                reducer.prepare_backward(&learned_from).map_err(|error| self.explain(error))?;
-            }
-            learned_from.f_backward().map_err(|error| match reducer {
-                Some(_) => self.explain(vlm_torch::plain_message(&error)),
-                None => ModelError::from(error).into(),
-            })?;
-        }
+        self.gradients.backward(weighted, average, || self.nothing_to_learn())?;
         let detached = |loss: MicroLoss| MicroLoss {
             mean: loss.mean.detach(),
             aux_loss: loss.aux_loss.map(|aux_loss| aux_loss.detach()),
@@ -111,7 +98,7 @@ impl Trainer<'_> {
         Ok(loss.map(detached))
     }
 
-    fn forward(&self, batch: &Batch, totals: &Totals) -> Result<MicroLoss, TrainError> {
+    fn forward(&self, batch: &Batch, totals: &GlobalStepStats) -> Result<MicroLoss, TrainError> {
         let device = self.model.device();
         if self.model.lm().config().dropout > 0.0 {
             // A function of where the run is, so that a continued run draws what it would have.
@@ -139,7 +126,7 @@ impl Trainer<'_> {
     /// Seed of what is drawn in this step, on this rank.
     fn seed_of_step(&self) -> i64 {
         let mut hasher = blake3::Hasher::new();
-        let rank = self.team.map_or(0, Team::rank) as u64;
+        let rank = self.world.rank() as u64;
         for number in [self.config.run.seed, self.position.counters.step, rank] {
             hasher.update(&number.to_le_bytes());
         }

@@ -1,12 +1,13 @@
 //! The update at the end of a window.
 
-use tch::{Kind, Tensor};
-use vlm_torch::{clip_grad_norm, set_grad_none, unscale_gradients};
+use tch::Tensor;
+use vlm_torch::set_grad_none;
 
 use super::Trainer;
 use super::step::Window;
 use crate::TrainError;
 use crate::config::LossAverage;
+use crate::parallel::scale_gradients;
 
 impl Trainer<'_> {
     /// One update from the window's gradients; their norm before clipping. An update whose gradients
@@ -27,8 +28,7 @@ impl Trainer<'_> {
                 LossAverage::Token => window.supervised_tokens as f64,
             };
         if divisor != 1.0 {
-            let scalar = |value: f64| Tensor::full([1], value, (Kind::Float, self.model.device()));
-            unscale_gradients(&params, &scalar(1.0 / divisor), &mut scalar(0.0))?;
+            scale_gradients(&params, 1.0 / divisor)?;
         }
         let norm = self.clip(&params)?;
         if let Some(scaler) = &mut self.position.scaler {
@@ -55,15 +55,6 @@ impl Trainer<'_> {
             0.0 => f64::INFINITY,
             clip => clip,
         };
-        let Some(team) = self.team else { return Ok(clip_grad_norm(params, max_norm)?) };
-        // The ranks' gradients are equal, but another number of threads may sum their squares in
-        // another order, and ranks that clip or skip differently drift apart for good.
-        let norm = team.first_ranks_number(clip_grad_norm(params, f64::INFINITY)?)?;
-        let coefficient = max_norm / (norm + 1e-6);
-        if coefficient < 1.0 {
-            let scalar = |value: f64| Tensor::full([1], value, (Kind::Float, self.model.device()));
-            unscale_gradients(params, &scalar(coefficient), &mut scalar(0.0))?;
-        }
-        Ok(norm)
+        self.gradients.clip_grad_norm(params, max_norm)
     }
 }

@@ -1,34 +1,34 @@
 //! What the ranks tell each other before a step: enough to weigh every rank's loss exactly, to stop
-//! together and to leave out together what nobody can learn from.
+//! at the same step, and to skip together a batch that no rank can learn from.
 
 use vlm_data::Batch;
 
-/// What one rank brings to a step.
+/// What one rank contributes to a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Share {
-    /// Rows it trains on.
+pub struct LocalStepStats {
+    /// Number of rows in the rank's batch.
     pub rows: u64,
-    /// Their tokens, without padding.
+    /// Number of tokens in these rows, padding not counted.
     pub tokens: u64,
-    /// Their supervised tokens.
+    /// Number of supervised tokens in these rows.
     pub supervised_tokens: u64,
-    /// Tokens of its longest row.
+    /// Length of the longest row, in tokens.
     pub seq_len: u64,
-    /// Rows that it set aside.
+    /// Number of rows that the rank's loader rejected for this batch.
     pub rejected: u64,
-    /// Whether a trained parameter has a part in its loss.
+    /// Whether the rank's loss depends on a trained parameter.
     pub learns: bool,
-    /// Whether it was asked to stop.
+    /// Whether the rank was asked to stop.
     pub stop: bool,
-    /// Whether it cannot go on.
+    /// Whether the rank has an error and cannot take part in the step.
     pub failed: bool,
 }
 
-impl Share {
+impl LocalStepStats {
     pub(super) const NUM_FIELDS: usize = 8;
 
-    /// The share that `batch` is. `learns_from_text`: whether anything but the way of the images
-    /// into the language model is trained.
+    /// Statistics of `batch`. `learns_from_text` says whether any trained parameter gets a gradient
+    /// from a row without images.
     pub fn of(batch: &Batch, learns_from_text: bool) -> Self {
         let has_input = learns_from_text || !batch.images.is_empty();
         Self {
@@ -57,39 +57,39 @@ impl Share {
     }
 }
 
-/// What all ranks bring to a step together.
+/// What all ranks together contribute to a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Rows.
+pub struct GlobalStepStats {
+    /// Number of rows.
     pub rows: u64,
-    /// Tokens, without padding.
+    /// Number of tokens, padding not counted.
     pub tokens: u64,
-    /// Supervised tokens.
+    /// Number of supervised tokens.
     pub supervised_tokens: u64,
-    /// Tokens of the longest row of all.
+    /// Length of the longest row of all ranks, in tokens.
     pub seq_len: u64,
-    /// Rows set aside.
+    /// Number of rejected rows.
     pub rejected: u64,
     /// Whether any rank learns from the step.
     pub learns: bool,
     /// Whether any rank was asked to stop.
     pub stop: bool,
-    /// Whether any rank cannot go on.
+    /// Whether any rank has an error.
     pub failed: bool,
 }
 
-impl Totals {
-    /// Adds the shares up.
-    pub fn of(shares: &[Share]) -> Self {
-        shares.iter().fold(Self::default(), |sum, share| Self {
-            rows: sum.rows + share.rows,
-            tokens: sum.tokens + share.tokens,
-            supervised_tokens: sum.supervised_tokens + share.supervised_tokens,
-            seq_len: sum.seq_len.max(share.seq_len),
-            rejected: sum.rejected + share.rejected,
-            learns: sum.learns || share.learns,
-            stop: sum.stop || share.stop,
-            failed: sum.failed || share.failed,
+impl GlobalStepStats {
+    /// Combines the statistics of all ranks.
+    pub fn of(ranks: &[LocalStepStats]) -> Self {
+        ranks.iter().fold(Self::default(), |sum, rank| Self {
+            rows: sum.rows + rank.rows,
+            tokens: sum.tokens + rank.tokens,
+            supervised_tokens: sum.supervised_tokens + rank.supervised_tokens,
+            seq_len: sum.seq_len.max(rank.seq_len),
+            rejected: sum.rejected + rank.rejected,
+            learns: sum.learns || rank.learns,
+            stop: sum.stop || rank.stop,
+            failed: sum.failed || rank.failed,
         })
     }
 }
@@ -99,8 +99,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_share_survives_the_way_to_the_others() {
-        let share = Share {
+    fn numbers_sent_to_other_ranks_read_back_as_the_same_stats() {
+        let stats = LocalStepStats {
             rows: 1,
             tokens: 2,
             supervised_tokens: 3,
@@ -110,22 +110,22 @@ mod tests {
             stop: false,
             failed: true,
         };
-        assert_eq!(Share::from_numbers(&share.to_numbers()), share);
+        assert_eq!(LocalStepStats::from_numbers(&stats.to_numbers()), stats);
     }
 
     #[test]
-    fn totals_are_sums_but_for_the_longest_row() {
-        let one = Share { rows: 2, seq_len: 9, stop: true, ..Share::default() };
-        let other = Share { rows: 3, seq_len: 4, learns: true, ..Share::default() };
-        let totals = Totals::of(&[one, other]);
-        assert_eq!((totals.rows, totals.seq_len), (5, 9));
-        assert!(totals.learns && totals.stop && !totals.failed);
+    fn global_stats_are_sums_except_for_the_longest_row() {
+        let one = LocalStepStats { rows: 2, seq_len: 9, stop: true, ..Default::default() };
+        let other = LocalStepStats { rows: 3, seq_len: 4, learns: true, ..Default::default() };
+        let global = GlobalStepStats::of(&[one, other]);
+        assert_eq!((global.rows, global.seq_len), (5, 9));
+        assert!(global.learns && global.stop && !global.failed);
     }
 
     #[test]
-    fn text_alone_teaches_a_projector_nothing() {
+    fn a_projector_learns_nothing_from_text_alone() {
         let text = Batch { batch_size: 1, num_supervised: 3, ..Batch::default() };
-        assert!(Share::of(&text, true).learns);
-        assert!(!Share::of(&text, false).learns);
+        assert!(LocalStepStats::of(&text, true).learns);
+        assert!(!LocalStepStats::of(&text, false).learns);
     }
 }

@@ -6,25 +6,22 @@ use vlm_data::{Batch, Rejected};
 
 use super::Trainer;
 use crate::TrainError;
-use crate::parallel::{Phase, Share, Totals};
+use crate::parallel::{GlobalStepStats, LocalStepStats};
 
 impl Trainer<'_> {
     /// Learns what all ranks bring to the step. A rank that cannot go on stops all.
-    pub(super) fn meet(
+    pub(super) fn sync_step(
         &self,
         batch: Result<Batch, TrainError>,
         stop: &AtomicBool,
-    ) -> Result<(Batch, Totals), TrainError> {
-        let share = batch.as_ref().map_or(Share { failed: true, ..Share::default() }, |batch| {
-            Share::of(batch, self.learns_from_text())
-        });
-        let Some(team) = self.team else {
-            return Ok((batch?, Totals::of(&[share])));
-        };
-        self.reached(Phase::Meeting);
-        let share = Share { stop: stop.load(Ordering::Relaxed), ..share };
-        let totals = Totals::of(&team.meet(self.position.counters.step + 1, share)?);
-        let batch = if totals.failed { team.all_ready(batch)? } else { batch? };
+    ) -> Result<(Batch, GlobalStepStats), TrainError> {
+        let failed = LocalStepStats { failed: true, ..LocalStepStats::default() };
+        let own = batch
+            .as_ref()
+            .map_or(failed, |batch| LocalStepStats::of(batch, self.learns_from_text()));
+        let own = LocalStepStats { stop: stop.load(Ordering::Relaxed), ..own };
+        let totals = self.world.sync_step(self.position.counters.step + 1, own)?;
+        let batch = if totals.failed { self.world.all_ready(batch)? } else { batch? };
         Ok((batch, totals))
     }
 
@@ -33,12 +30,11 @@ impl Trainer<'_> {
     pub(super) fn record_rejected(
         &mut self,
         batch: &Batch,
-        totals: &Totals,
+        totals: &GlobalStepStats,
     ) -> Result<(), TrainError> {
-        let all = match self.team {
-            _ if totals.rejected == 0 => Vec::new(),
-            None => batch.rejected.clone(),
-            Some(team) => team.gather(&batch.rejected)?.concat(),
+        let all = match totals.rejected {
+            0 => Vec::new(),
+            _ => self.world.gather(&batch.rejected)?.concat(),
         };
         // Written before they are counted: the rows that end the run are in the file too.
         self.write_rejected(&all)?;

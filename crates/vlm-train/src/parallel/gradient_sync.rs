@@ -1,0 +1,134 @@
+//! Averaging of the gradients over the processes, during the backward pass. With a single process
+//! there is nothing to average.
+
+use serde_json::{Map, Value};
+use tch::{Kind, Tensor};
+use vlm_torch::{Reducer, ReducerOptions, clip_grad_norm, unscale_gradients};
+
+use super::world::World;
+use crate::TrainError;
+
+/// Makes the gradients of all ranks equal.
+#[derive(Debug)]
+pub struct GradientSync<'a> {
+    world: &'a World,
+    reducer: Option<Reducer<'a>>,
+}
+
+impl<'a> GradientSync<'a> {
+    /// Hooks into the gradients of `params`, which are in the order in which the forward pass uses
+    /// them. Collective.
+    ///
+    /// # Errors
+    /// Parameters that differ between the ranks; a rank that ended or hangs.
+    pub fn new(world: &'a World, params: &[(String, Tensor)]) -> Result<Self, TrainError> {
+        let Some(group) = world.group() else { return Ok(Self { world, reducer: None }) };
+        let defaults = ReducerOptions::default();
+        // A bucket is sent when all of its gradients are computed. With the default size all buckets
+        // of a small model would wait for the end of the backward pass.
+        let eighth = i64::try_from(gradient_bytes(params) / 8).unwrap_or(i64::MAX);
+        let options = ReducerOptions {
+            bucket_bytes: eighth.clamp(defaults.first_bucket_bytes, defaults.bucket_bytes),
+            // A batch without images on one rank must not stop the ranks that have images.
+            find_unused_parameters: true,
+            ..defaults
+        };
+        let reducer =
+            Reducer::new(group, params, &options).map_err(|e| world.with_rank_context(e))?;
+        Ok(Self { world, reducer: Some(reducer) })
+    }
+
+    /// Announces a forward pass whose gradients are to be averaged.
+    ///
+    /// # Errors
+    /// libtorch's own.
+    pub fn prepare_forward(&self) -> Result<(), TrainError> {
+        let Some(reducer) = &self.reducer else { return Ok(()) };
+        reducer.prepare_forward().map_err(|e| self.world.with_rank_context(e))
+    }
+
+    /// The backward pass of this rank's `loss`. With `average`, after [`Self::prepare_forward`], the
+    /// gradients are averages over the ranks afterwards; a rank without a loss then takes part with
+    /// `zero_loss`.
+    ///
+    /// # Errors
+    /// libtorch's own; a rank that ended or hangs.
+    pub fn backward(
+        &self,
+        loss: Option<Tensor>,
+        average: bool,
+        zero_loss: impl FnOnce() -> Tensor,
+    ) -> Result<(), TrainError> {
+        let reducer = self.reducer.as_ref().filter(|_| average);
+        let loss = loss.or_else(|| reducer.map(|_| zero_loss()));
+        let Some(loss) = loss else { return Ok(()) };
+        if let Some(reducer) = reducer {
+            reducer.prepare_backward(&loss).map_err(|e| self.world.with_rank_context(e))?;
+        }
+        loss.f_backward().map_err(|error| match reducer {
+            Some(_) => self.world.with_rank_context(vlm_torch::plain_message(&error)),
+            None => vlm_model::ModelError::from(error).into(),
+        })
+    }
+
+    /// Clips the gradients of `params` to `max_norm`. Returns their norm before that, the same on all
+    /// ranks.
+    ///
+    /// # Errors
+    /// libtorch's own; a rank that ended or hangs.
+    pub fn clip_grad_norm(&self, params: &[Tensor], max_norm: f64) -> Result<f64, TrainError> {
+        let Some(group) = self.world.group() else { return Ok(clip_grad_norm(params, max_norm)?) };
+        // The ranks' gradients are equal, but with another number of threads a rank may sum their
+        // squares in another order, and ranks that clip or skip differently drift apart for good. So
+        // all ranks use rank 0's norm.
+        let norm = Tensor::from_slice(&[clip_grad_norm(params, f64::INFINITY)?]);
+        let context = |error: &dyn std::fmt::Display| self.world.with_rank_context(error);
+        group.broadcast(std::slice::from_ref(&norm), 0).map_err(|e| context(&e))?;
+        let norm = f64::try_from(&norm).map_err(|e| context(&e))?;
+        let coefficient = max_norm / (norm + 1e-6);
+        if coefficient < 1.0 {
+            scale_gradients(params, coefficient)?;
+        }
+        Ok(norm)
+    }
+
+    /// What the communication cost, for `summary.json`: number of processes, bytes that were sent, and
+    /// how much of that time the backward pass hid. Empty for a single process.
+    ///
+    /// # Errors
+    /// libtorch's own; none is known.
+    pub fn statistics(&self) -> Result<Map<String, Value>, TrainError> {
+        let Some(reducer) = &self.reducer else { return Ok(Map::new()) };
+        let times = reducer.times()?;
+        let (gradient_bytes, buckets) = reducer.bucket_bytes()?;
+        let millis = |time: std::time::Duration| time.as_secs_f64() * 1e3;
+        let hidden = times.hidden.as_secs_f64() / times.communication.as_secs_f64().max(1e-9);
+        let value = serde_json::json!({
+            "world_size": self.world.world_size(),
+            "gradient_bytes_per_update": gradient_bytes,
+            "gradient_buckets": buckets,
+            "forward_ms": millis(times.forward),
+            "backward_ms": millis(times.backward),
+            "communication_ms": millis(times.communication),
+            "communication_hidden_ms": millis(times.hidden),
+            "communication_hidden_share": hidden,
+        });
+        Ok(value.as_object().cloned().unwrap_or_default())
+    }
+}
+
+/// Multiplies all gradients by `factor`, without a wait for the device.
+///
+/// # Errors
+/// libtorch's own.
+pub fn scale_gradients(params: &[Tensor], factor: f64) -> Result<(), TrainError> {
+    let Some(first) = params.first() else { return Ok(()) };
+    let scalar = |value: f64| Tensor::full([1], value, (Kind::Float, first.device()));
+    Ok(unscale_gradients(params, &scalar(factor), &mut scalar(0.0))?)
+}
+
+/// Bytes of gradients that every rank sends at each update, whatever the number of ranks. (A ring
+/// passes on `2 · (world_size - 1) / world_size` times as many.)
+pub fn gradient_bytes(params: &[(String, Tensor)]) -> u64 {
+    params.iter().map(|(_, t)| (t.numel() * t.kind().elt_size_in_bytes()) as u64).sum()
+}

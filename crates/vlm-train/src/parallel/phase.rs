@@ -1,0 +1,41 @@
+//! The phases of a training run, for messages that say where a rank was.
+
+/// What a rank is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Everything before the first step.
+    StartUp,
+    /// Waiting for the loader.
+    Data,
+    /// Exchanging the statistics of the step's batches.
+    SyncStep,
+    /// Forward and backward pass, including the averaging of the gradients.
+    ForwardBackward,
+    /// Gradient clipping and the optimizer's step.
+    Update,
+    /// Collecting losses and counters for the log.
+    Log,
+    /// Evaluation by rank 0, for which the other ranks wait.
+    Evaluate,
+    /// Writing a checkpoint by rank 0, for which the other ranks wait.
+    Save,
+    /// Everything after the last step.
+    End,
+}
+
+impl Phase {
+    /// The phase's name in messages.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::StartUp => "start-up",
+            Self::Data => "waiting for data",
+            Self::SyncStep => "step synchronisation",
+            Self::ForwardBackward => "forward and backward pass",
+            Self::Update => "update",
+            Self::Log => "collecting the log",
+            Self::Evaluate => "evaluation by rank 0",
+            Self::Save => "saving by rank 0",
+            Self::End => "end of training",
+        }
+    }
+}
