@@ -159,12 +159,12 @@ impl Run {
         &self.out_dir
     }
 
-    /// Lets rank 0 do something with the model before the training, while the others wait for as long
-    /// as it gets on; they get `None`. The work is given a function to ask once in a while whether to
-    /// go on: no, as soon as any rank is asked to stop.
+    /// Lets rank 0 do something with the model before the training. The other ranks wait for as long
+    /// as it makes progress, and get `None`. The work must call the function that it is given at least
+    /// once per timeout; it returns `false` as soon as any rank is asked to stop.
     ///
     /// # Errors
-    /// The work's, on rank 0; on the others that rank 0 ended, is gone, or does not get on.
+    /// On rank 0 the work's own error; on the others that rank 0 ended or made no progress.
     pub fn on_first_rank<T, E: From<TrainError> + Display>(
         &self,
         stop: &AtomicBool,
