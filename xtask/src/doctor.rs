@@ -104,7 +104,7 @@ impl Report {
 
     /// Says what set-up would use, or why it would fail.
     fn libtorch_to_come(&mut self, pythons: &[Python]) {
-        let flavour = Flavour::of_this_machine();
+        let flavour = gpu::flavour_of_this_machine();
         let cached = libtorch_entry(flavour).and_then(|entry| Libtorch::open(&entry));
         let in_python = pythons
             .iter()

@@ -21,6 +21,11 @@ pub fn sign(root: &Path) -> Option<String> {
     Some(format!("/{found}"))
 }
 
+/// The libtorch that suits this machine: with CUDA when it has a GPU.
+pub fn flavour_of_this_machine() -> Flavour {
+    if sign(Path::new("/")).is_some() { Flavour::Cuda } else { Flavour::Cpu }
+}
+
 /// The version of the NVIDIA driver, as `(580, "580.65.06")`.
 pub fn driver() -> Option<(u32, String)> {
     let record = fs::read_to_string("/proc/driver/nvidia/version").ok();

@@ -6,8 +6,6 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::gpu;
-
 /// The release that the pinned `tch` binds.
 pub const VERSION: &str = "2.11.0";
 
@@ -21,11 +19,6 @@ pub enum Flavour {
 }
 
 impl Flavour {
-    /// CUDA where there is a GPU.
-    pub fn of_this_machine() -> Self {
-        if gpu::sign(Path::new("/")).is_some() { Self::Cuda } else { Self::Cpu }
-    }
-
     /// As it stands in folder names and flags.
     pub fn name(self) -> &'static str {
         match self {

@@ -69,7 +69,7 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<()> {
     match named {
         Some(folder) => use_named(workspace, &cache, &folder, request.flavour)?,
         None => {
-            let flavour = request.flavour.unwrap_or_else(Flavour::of_this_machine);
+            let flavour = request.flavour.unwrap_or_else(gpu::flavour_of_this_machine);
             use_found(workspace, &cache, flavour)?;
         }
     }

@@ -6,6 +6,7 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tch::{Device, Tensor};
+use vlm_data::{ImageProcessor, ImageProcessorClass};
 use vlm_model::lm::{CausalLm, with_tied_output};
 use vlm_model::params::ParamStore;
 use vlm_model::vision::VisionEncoder;
@@ -122,41 +123,16 @@ fn write_vision(folder: &Path, config: &VisionConfig, named: &[(String, Tensor)]
     std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
     weights::save(&folder.join("model.safetensors"), named, Format::Safetensors)?;
     write_json(&folder.join("config.json"), &config.to_json())?;
-    write_json(&folder.join("preprocessor_config.json"), &preprocessor(config))
+    write_json(&folder.join("preprocessor_config.json"), &preprocessor(config)?)
 }
 
 /// `preprocessor_config.json` as CLIP and SigLIP come with it.
-fn preprocessor(config: &VisionConfig) -> Value {
-    let side = config.image_size;
-    let square = json!({ "height": side, "width": side });
-    let mut tree = json!({
-        "do_resize": true,
-        "resample": 3,
-        "do_rescale": true,
-        "rescale_factor": 1.0 / 255.0,
-        "do_normalize": true,
-        "do_convert_rgb": true,
-    });
-    let more = match config.family {
-        VisionFamily::Clip => json!({
-            "image_processor_type": "CLIPImageProcessor",
-            "size": { "shortest_edge": side },
-            "do_center_crop": true,
-            "crop_size": square,
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
-        }),
-        VisionFamily::Siglip => json!({
-            "image_processor_type": "SiglipImageProcessor",
-            "size": square,
-            "image_mean": [0.5, 0.5, 0.5],
-            "image_std": [0.5, 0.5, 0.5],
-        }),
+fn preprocessor(config: &VisionConfig) -> Result<Value> {
+    let class = match config.family {
+        VisionFamily::Clip => ImageProcessorClass::Clip,
+        VisionFamily::Siglip => ImageProcessorClass::Siglip,
     };
-    if let (Some(tree), Value::Object(more)) = (tree.as_object_mut(), more) {
-        tree.extend(more);
-    }
-    tree
+    Ok(ImageProcessor::of_class(class, config.image_size.try_into()?)?.settings())
 }
 
 fn vision_config(name: &str) -> Result<Option<VisionConfig>> {

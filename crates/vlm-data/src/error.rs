@@ -1,9 +1,8 @@
 //! What ends a run because of its data. A row that is merely unusable is a
 //! [`Reject`](crate::Reject) instead: it is set aside and the run goes on.
 
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
-
-use crate::row_error::is_disk_failure;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -89,5 +88,52 @@ impl DataError {
     /// Unusable content of the file at `path`.
     pub(crate) fn content(path: &Path, problem: impl Into<String>) -> Self {
         Self::Content { path: path.to_owned(), problem: problem.into() }
+    }
+}
+
+/// Whether the system says that a disk, or the connection to it, failed or is full, and not that there
+/// is nothing to be read or written by this name or user.
+pub fn is_disk_failure(error: &io::Error) -> bool {
+    /// ELOOP, which has no stable kind yet.
+    const TOO_MANY_LINKS: i32 = if cfg!(target_os = "linux") { 40 } else { 62 };
+    let is_of_name = matches!(
+        error.kind(),
+        ErrorKind::NotFound
+            | ErrorKind::PermissionDenied
+            | ErrorKind::NotADirectory
+            | ErrorKind::IsADirectory
+            | ErrorKind::InvalidInput
+            | ErrorKind::InvalidFilename
+            | ErrorKind::AlreadyExists
+            | ErrorKind::DirectoryNotEmpty
+            | ErrorKind::BrokenPipe
+    );
+    // What is not the system's answer is about content: an end too early, damaged compression.
+    error.raw_os_error().is_some_and(|code| code != TOO_MANY_LINKS) && !is_of_name
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Error, ErrorKind, Read};
+
+    use super::*;
+    use crate::row_error::failing_file;
+
+    #[test]
+    fn failing_disks_are_told_from_files_that_are_not_there_or_not_to_be_read() {
+        let failed = failing_file().read(&mut [0; 8]).unwrap_err();
+        assert_eq!(failed.raw_os_error(), Some(5), "EIO");
+        assert!(is_disk_failure(&failed));
+        // ESTALE, EMFILE, ETIMEDOUT: a network disk that went away, a limit of this process.
+        for code in [116, 24, 110] {
+            assert!(is_disk_failure(&Error::from_raw_os_error(code)), "{code}");
+        }
+        // ENOENT, EACCES, EPERM, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP.
+        for code in [2, 13, 1, 20, 21, 36, 40] {
+            assert!(!is_disk_failure(&Error::from_raw_os_error(code)), "{code}");
+        }
+        for kind in [ErrorKind::UnexpectedEof, ErrorKind::InvalidData] {
+            assert!(!is_disk_failure(&Error::from(kind)));
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::atomic_file::write_atomically;
 use crate::error::DataError;
 use crate::feature_cache::{FEATURES, FeatureKey, HASH, HASHES, ImageHash, MANIFEST, Manifest};
 
@@ -178,17 +179,11 @@ fn holds_anything(folder: &Path) -> Result<bool, DataError> {
     Ok(entries.next().is_some())
 }
 
-/// Whole or not at all.
 fn write_manifest(folder: &Path, manifest: &Manifest) -> Result<(), DataError> {
-    let (path, temporary) = (folder.join(MANIFEST), folder.join(".manifest.json.tmp"));
+    let path = folder.join(MANIFEST);
     let text = serde_json::to_string_pretty(manifest)
         .map_err(|e| DataError::content(&path, e.to_string()))?;
-    File::create(&temporary)
-        .and_then(|mut file| {
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        })
-        .and_then(|()| std::fs::rename(&temporary, &path))
+    write_atomically(&path, |file| file.write_all(text.as_bytes()))
         .map_err(DataError::io(&path, "write the manifest"))
 }
 

@@ -4,6 +4,8 @@
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::mix::mix_bits;
+
 /// Four make a Feistel network a strong permutation of random functions (Luby and Rackoff 1988);
 /// these are weaker than random, and a round costs a nanosecond.
 const NUM_ROUNDS: usize = 8;
@@ -50,17 +52,10 @@ impl Permutation {
         let mask = (1 << self.half_bits) - 1;
         let (mut left, mut right) = (value >> self.half_bits, value & mask);
         for key in self.keys {
-            (left, right) = (right, left ^ (mix(right ^ key) & mask));
+            (left, right) = (right, left ^ (mix_bits(right ^ key) & mask));
         }
         left << self.half_bits | right
     }
-}
-
-/// The finalizer of SplitMix64 (Steele et al. 2014).
-fn mix(mut x: u64) -> u64 {
-    x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    x ^ (x >> 31)
 }
 
 #[cfg(test)]

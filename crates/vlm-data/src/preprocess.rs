@@ -77,6 +77,14 @@ impl ImageProcessor {
         Ok((Self::new(config), None))
     }
 
+    /// What `class` does by itself to images of `image_size`, with no file to say otherwise.
+    ///
+    /// # Errors
+    /// A size that is not from 1 to 4096 pixels.
+    pub fn of_class(class: ImageProcessorClass, image_size: u32) -> Result<Self, DataError> {
+        PreprocessConfig::of_class(class, image_size).map(Self::new).map_err(DataError::Settings)
+    }
+
     /// The settings as `preprocessor_config.json`, every one of them said.
     pub fn settings(&self) -> serde_json::Value {
         self.config.to_json()

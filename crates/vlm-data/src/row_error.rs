@@ -1,10 +1,10 @@
 //! Why a row cannot be had: by its own fault, or by that of what it lies on.
 
-use std::io::{Error, ErrorKind};
+use std::io::Error;
 use std::path::Path;
 use std::sync::Arc;
 
-use crate::error::DataError;
+use crate::error::{DataError, is_disk_failure};
 use crate::reject::Reject;
 
 /// Why a row cannot be had.
@@ -55,27 +55,6 @@ impl RowError {
             Self::Fatal(other) => Err(other),
         }
     }
-}
-
-/// Whether the system says that a disk, or the connection to it, failed or is full, and not that there
-/// is nothing to be read or written by this name or user.
-pub fn is_disk_failure(error: &Error) -> bool {
-    /// ELOOP, which has no stable kind yet.
-    const TOO_MANY_LINKS: i32 = if cfg!(target_os = "linux") { 40 } else { 62 };
-    let is_of_name = matches!(
-        error.kind(),
-        ErrorKind::NotFound
-            | ErrorKind::PermissionDenied
-            | ErrorKind::NotADirectory
-            | ErrorKind::IsADirectory
-            | ErrorKind::InvalidInput
-            | ErrorKind::InvalidFilename
-            | ErrorKind::AlreadyExists
-            | ErrorKind::DirectoryNotEmpty
-            | ErrorKind::BrokenPipe
-    );
-    // What is not the system's answer is about content: an end too early, damaged compression.
-    error.raw_os_error().is_some_and(|code| code != TOO_MANY_LINKS) && !is_of_name
 }
 
 /// Why a part of a file cannot be read; may be kept and told again.
@@ -142,29 +121,4 @@ impl From<&str> for ReadError {
 #[cfg(test)]
 pub(crate) fn failing_file() -> std::fs::File {
     std::fs::File::open("/proc/self/mem").unwrap()
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Read;
-
-    use super::*;
-
-    #[test]
-    fn failing_disks_are_told_from_files_that_are_not_there_or_not_to_be_read() {
-        let failed = failing_file().read(&mut [0; 8]).unwrap_err();
-        assert_eq!(failed.raw_os_error(), Some(5), "EIO");
-        assert!(is_disk_failure(&failed));
-        // ESTALE, EMFILE, ETIMEDOUT: a network disk that went away, a limit of this process.
-        for code in [116, 24, 110] {
-            assert!(is_disk_failure(&Error::from_raw_os_error(code)), "{code}");
-        }
-        // ENOENT, EACCES, EPERM, ENOTDIR, EISDIR, ENAMETOOLONG, ELOOP.
-        for code in [2, 13, 1, 20, 21, 36, 40] {
-            assert!(!is_disk_failure(&Error::from_raw_os_error(code)), "{code}");
-        }
-        for kind in [ErrorKind::UnexpectedEof, ErrorKind::InvalidData] {
-            assert!(!is_disk_failure(&Error::from(kind)));
-        }
-    }
 }

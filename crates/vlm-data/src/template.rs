@@ -1,13 +1,13 @@
 //! Chat templates: the Jinja text that comes with a tokenizer, rendered as Hugging Face does.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
+use chrono::format::StrftimeItems;
+use chrono::{DateTime, Utc};
 use minijinja::machinery::WhitespaceConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::Serialize;
 
-use crate::civil_time::CivilTime;
 use crate::generation_tag::replace_generation_tags;
 use crate::reject::{Reject, RejectReason};
 use crate::rows::Role;
@@ -62,9 +62,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_function("strftime_now", |format: String| {
-            CivilTime::from(SystemTime::now()).format(&format)
-        });
+        environment.add_function("strftime_now", |format: String| now(Utc::now(), &format));
         let whitespace = WhitespaceConfig {
             keep_trailing_newline: false,
             lstrip_blocks: true,
@@ -107,6 +105,11 @@ impl ChatTemplate {
     }
 }
 
+/// Python's `strftime`, in UTC; a code that is not known is left as it is.
+fn now(time: DateTime<Utc>, format: &str) -> String {
+    time.format_with_items(StrftimeItems::new_lenient(format)).to_string()
+}
+
 fn explain(error: &Error) -> String {
     let line = error.line().map(|line| format!(" (line {line})")).unwrap_or_default();
     if let Some(limit) = template_limits::explain(error) {
@@ -131,6 +134,16 @@ mod tests {
             |&(role, text): &(Role, &str)| Message { role, content: Content::Text(text.into()) };
         let messages: Vec<_> = turns.iter().map(message).collect();
         compile(source).unwrap().render(&messages, true)
+    }
+
+    #[test]
+    fn dates_are_those_of_python() {
+        // datetime.utcfromtimestamp(1709209805).strftime("%A %a %d %b %B %Y %y %m %H:%M:%S %%")
+        let time = DateTime::from_timestamp(1_709_209_805, 0).unwrap();
+        assert_eq!(
+            now(time, "%A %a %d %b %B %Y %y %m %H:%M:%S %% %!"),
+            "Thursday Thu 29 Feb February 2024 24 02 12:30:05 % %!"
+        );
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use crate::error::DataError;
-use crate::tokenizer_files::read_json;
+use crate::json_file::read_json;
 
 /// A longer template, in bytes, is refused. Those in use have at most some ten thousand.
 const MAX_TEMPLATE_BYTES: usize = 1 << 18;

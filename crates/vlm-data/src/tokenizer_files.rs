@@ -6,6 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::DataError;
+use crate::json_file::{read_json, read_json_if_there};
 use crate::template_files::chat_template;
 
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -120,15 +121,6 @@ fn token_of_id(tokenizer: &Value, id: i64) -> Option<String> {
     }
     let vocab = tokenizer["model"]["vocab"].as_object()?;
     vocab.iter().find(|(_, of)| **of == id).map(|(token, _)| token.clone())
-}
-
-pub(crate) fn read_json(path: &Path) -> Result<Value, DataError> {
-    let text = std::fs::read_to_string(path).map_err(DataError::io(path, "read the tokenizer"))?;
-    serde_json::from_str(&text).map_err(|e| DataError::content(path, format!("not JSON: {e}")))
-}
-
-fn read_json_if_there(path: &Path) -> Result<Value, DataError> {
-    if path.is_file() { read_json(path) } else { Ok(Value::Null) }
 }
 
 /// A byte-level post-processor may cut white space off the tokens' offsets, and with it the start

@@ -106,12 +106,11 @@ fn setting(args: &[OsString], name: &str) -> Option<PathBuf> {
     })
 }
 
-/// The value on the TOML line that sets `name`, in either spelling, without its quotation marks.
+/// The text under `name` in a configuration file, in either spelling, without its quotation marks.
 fn in_toml(toml: &str, name: &str) -> Option<String> {
-    toml.lines()
-        .filter_map(|line| line.split_once('='))
-        .find(|(key, _)| key.trim().trim_matches('"').replace('_', "-") == name)
-        .map(|(_, value)| value.trim().trim_matches(['"', '\'']).to_owned())
+    let table: toml::Table = toml.parse().ok()?;
+    let (_, value) = table.iter().find(|(key, _)| key.replace('_', "-") == name)?;
+    Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
 }
 
 #[cfg(test)]

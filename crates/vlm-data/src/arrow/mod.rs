@@ -5,6 +5,7 @@
 
 mod batches;
 mod layout;
+mod values;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::error::DataError;
 use crate::file_source::{Columns, FileSource, RecordReader};
 use crate::form;
 use crate::plain_file::PlainFile;
-use crate::record::{Field, Record};
+use crate::record::Record;
 use crate::reject::{Reject, RejectReason};
 use crate::row_error::{ReadError, RowError};
 use crate::row_options::RowOptions;
@@ -87,15 +88,10 @@ impl RecordReader for ArrowTable {
                 let problem = format!("column {:?}: {problem}", layout.name());
                 Reject::new(RejectReason::InvalidRow, problem)
             };
-            let value = self.batches.value(layout, index);
+            let value = values::value(&self.batches, layout, index);
             Ok((layout.name().to_owned(), value.map_err(|e| e.in_file(&self.path, rejected))?))
         };
         let values: Result<_, RowError> = self.columns.iter().filter(is_read).map(value).collect();
         Ok(Record(values?))
     }
-}
-
-/// What a value that nobody can read is.
-fn unsupported(name: &str, kind: &str) -> Result<Field, ReadError> {
-    Err(format!("{name:?} is of the type {kind}, which is not read").into())
 }

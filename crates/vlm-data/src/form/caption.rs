@@ -1,7 +1,7 @@
 //! Rows of an image and a caption: BLIP's `image` and `caption`, the `file_name` and `text` of an
 //! image folder, what img2dataset writes.
 
-use super::FormContext;
+use super::context::FormContext;
 use super::parts::{self, PartImages};
 use crate::record::{Field, Record};
 use crate::reject::Reject;

@@ -4,7 +4,7 @@
 use base64::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 
-use super::{FormContext, invalid};
+use super::context::{FormContext, invalid};
 use crate::record::{Field, Record, shown};
 use crate::reject::{Reject, RejectReason};
 use crate::rows::RowImage;

@@ -1,8 +1,9 @@
 //! The images that a row declares beside its text, wherever they stand; and what it declares that is
 //! not trained on. An image that is declared is used, or the row is rejected by name.
 
+use super::context::FormContext;
+use super::image_value;
 use super::keys::{self, KeyKind};
-use super::{FormContext, image_value};
 use crate::record::{Field, Record, is_key, shown};
 use crate::reject::{Reject, RejectReason};
 use crate::rows::RowImage;

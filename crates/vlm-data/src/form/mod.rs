@@ -6,6 +6,7 @@
 //! [`image_value`]) and how texts mark them ([`tags`]) is the same for all.
 
 mod caption;
+mod context;
 mod image_value;
 mod keys;
 mod media;
@@ -15,33 +16,20 @@ mod roles;
 mod tags;
 mod turns;
 
+use context::invalid;
+pub(crate) use context::{FormContext, is_rating};
 pub(crate) use keys::is_image_name;
 use keys::looks_like_image;
 pub(crate) use media::is_image_column;
 
 use std::sync::Once;
 
-use crate::image_root::ImageRoot;
 use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
 use crate::row_options::RowOptions;
 use crate::rows::{Role, Row, RowImage, Turn};
 use parts::PartImages;
 use question::Question;
-
-/// What decides how a row is read.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct FormContext<'a> {
-    pub(crate) options: &'a RowOptions,
-    /// Where images named by rows lie, where that is known.
-    pub(crate) root: Option<&'a ImageRoot>,
-}
-
-impl FormContext<'_> {
-    fn has_image(&self, name: &str) -> bool {
-        self.root.is_some_and(|root| root.has(name))
-    }
-}
 
 /// The row that `record` is.
 ///
@@ -168,12 +156,6 @@ pub(crate) fn is_known_column(name: &str, options: &RowOptions) -> bool {
         || of_tables.iter().any(|table| table.iter().any(is_key))
         || keys::kind_of(name) != keys::KeyKind::Text
         || options.image_keys.iter().any(|key| key == name)
-}
-
-/// Whether a key called `key` holds the ratings called `name`.
-pub(crate) fn is_rating(key: &str, name: &str) -> bool {
-    let suffix = key.strip_prefix(name);
-    suffix.is_some_and(|suffix| ["", "_ratings", "_rating"].contains(&suffix))
 }
 
 /// Whether records with these columns have a form.
@@ -307,6 +289,93 @@ fn unknown(record: &Record) -> Reject {
     ))
 }
 
-fn invalid(detail: impl Into<String>) -> Reject {
-    Reject::new(RejectReason::InvalidRow, detail)
+impl Row {
+    /// Parses one row of JSON in any of the forms that docs/data.md lists, with the default options:
+    /// `{"conversations": [{"role", "content"}, …], "image": "a.jpg, b.jpg"}`, `messages`, a question
+    /// and an answer, a caption. Names with commas are split at them, since no folder is known in
+    /// which a file of the whole name could be.
+    ///
+    /// # Errors
+    /// Why the row cannot be used, see [`RejectReason`].
+    pub fn from_json(text: &str) -> Result<Self, Reject> {
+        let options = RowOptions::default();
+        let record = Field::from_json(text).and_then(Field::into_record).map_err(invalid)?;
+        row(&record, &FormContext { options: &options, root: None })
+    }
+
+    /// Parses turns alone: a JSON list of them, or an object that holds it as `conversations`.
+    ///
+    /// # Errors
+    /// [`RejectReason::InvalidRow`].
+    pub fn turns_from_json(text: &str) -> Result<Vec<Turn>, Reject> {
+        let options = RowOptions::default();
+        let context = FormContext { options: &options, root: None };
+        match Field::from_json(text) {
+            Ok(list @ Field::List(_)) => turns_alone(&list, &context),
+            other => {
+                let record = other.and_then(Field::into_record).map_err(invalid)?;
+                Ok(row(&record, &context)?.turns)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn roles(text: &str) -> Vec<&'static str> {
+        Row::from_json(text).unwrap().turns.iter().map(|turn| turn.role.name()).collect()
+    }
+
+    #[test]
+    fn turns_without_roles_alternate_and_roles_are_honoured() {
+        let row = r#"{"conversations":[{"content":"q"},{"content":"a"},{"content":"q"}]}"#;
+        assert_eq!(roles(row), ["user", "assistant", "user"]);
+        let row = r#"{"conversations":[{"role":"system","content":"s"},{"content":"q"},
+                      {"content":"a"}]}"#;
+        assert_eq!(roles(row), ["system", "user", "assistant"]);
+        let row = r#"{"conversations":[{"role":"assistant","content":"a"},
+                      {"from":"human","value":"q"},{"from":"gpt","value":"a"}]}"#;
+        assert_eq!(roles(row), ["assistant", "user", "assistant"]);
+    }
+
+    #[test]
+    fn images_come_from_commas_a_list_or_nothing() {
+        let images = |image: &str| {
+            let row = format!(r#"{{"conversations":[{{"content":"q"}}]{image}}}"#);
+            let images = Row::from_json(&row).unwrap().images;
+            images.into_iter().map(|image| image.name).collect::<Vec<_>>()
+        };
+        assert_eq!(images(r#","image":"a.jpg, b/c.png""#), ["a.jpg", "b/c.png"]);
+        assert_eq!(images(r#","image":["a, b.jpg","c.jpg"]"#), ["a, b.jpg", "c.jpg"]);
+        for nothing in ["", r#","image":"""#, r#","image":null"#, r#","image":[]"#] {
+            assert!(images(nothing).is_empty(), "{nothing}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_row_is_rejected_with_what_was_found() {
+        for (row, expected) in [
+            ("<html>", "not JSON"),
+            ("[1]", "found a list"),
+            ("{\"caption\":\"x\"}", "the row has: caption (a caption without an image)"),
+            ("{\"image\":\"x.jpg\"}", "an image without a text"),
+            ("{\"label\":3}", "the row has: label"),
+            ("{'conversations': []}", "json.dumps"),
+            (r#"{"conversations":[]}"#, "empty"),
+            (r#"{"conversations":"x"}"#, "is a string"),
+            (r#"{"conversations":["x"]}"#, "turn 0"),
+            (r#"{"conversations":[{"role":"user"}]}"#, "no \"content\""),
+            (r#"{"conversations":[{"role":"juror","content":""}]}"#, "\"juror\""),
+            (r#"{"conversations":[{"content":true}]}"#, "a boolean"),
+            (r#"{"conversations":[{"role":"user","content":null}]}"#, "is null"),
+            (r#"{"conversations":[{"content":"q"}],"image":7}"#, "a number"),
+            (r#"{"conversations":[{"content":"q"}],"image":[""]}"#, "an empty one"),
+        ] {
+            let reject = Row::from_json(row).unwrap_err();
+            assert_eq!(reject.reason, RejectReason::InvalidRow, "{row}");
+            assert!(reject.detail.contains(expected), "{row}: {}", reject.detail);
+        }
+    }
 }

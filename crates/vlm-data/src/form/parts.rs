@@ -1,7 +1,7 @@
 //! A turn's content: text, a number, or OpenAI's list of parts.
 
+use super::context::{FormContext, invalid};
 use super::image_value;
-use super::{FormContext, invalid};
 use crate::record::{Field, Record, shown};
 use crate::reject::{Reject, RejectReason};
 use crate::rows::{IMAGE_TAG, RowImage};

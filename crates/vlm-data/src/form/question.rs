@@ -1,8 +1,9 @@
 //! Rows of a question and an answer under keys of their own: query and response, question and
 //! answer, instruction, input and output, prompt and completion.
 
+use super::context::{FormContext, invalid};
 use super::parts::{self, PartImages};
-use super::{FormContext, invalid, turns};
+use super::turns;
 use crate::record::{Field, Record};
 use crate::reject::Reject;
 use crate::rows::{Role, Turn};

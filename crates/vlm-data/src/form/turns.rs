@@ -1,8 +1,9 @@
 //! Lists of turns: ShareGPT's and LLaVA's `conversations`, OpenAI's `messages`, the_cauldron's
 //! `texts`, pairs of a question and an answer.
 
+use super::context::{FormContext, invalid, is_rating};
 use super::parts::{self, PartImages};
-use super::{FormContext, image_value, invalid, keys, roles};
+use super::{image_value, keys, roles};
 use crate::record::{Field, Record, is_key, shown};
 use crate::reject::{Reject, RejectReason};
 use crate::rows::{IMAGE_TAG, Role, Turn};
@@ -267,9 +268,8 @@ impl Reader<'_, '_> {
     fn is_rated_enough(&self, index: usize, pair: &Record) -> Result<bool, Reject> {
         for (name, least) in &self.context.options.min_ratings {
             let of = |record: &Record| {
-                let is_it = |(key, value): &&(String, Field)| {
-                    super::is_rating(key, name) && !value.is_null()
-                };
+                let is_it =
+                    |(key, value): &&(String, Field)| is_rating(key, name) && !value.is_null();
                 record.0.iter().find(is_it).map(|(_, value)| value.clone())
             };
             let rating = of(pair).or_else(|| match of(self.record) {

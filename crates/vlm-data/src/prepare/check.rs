@@ -7,7 +7,7 @@ use bytes::Bytes;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
 use image::{ExtendedColorType, ImageEncoder, ImageReader};
 
-use super::ImageStore;
+use super::settings::ImageStore;
 use crate::chat::ChatTokenizer;
 use crate::decode::{ImageLimits, RgbPicture};
 use crate::reject::{Reject, RejectReason};

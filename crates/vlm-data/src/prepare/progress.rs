@@ -2,18 +2,20 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{ImageStore, PrepareSettings, Statistics};
+use super::settings::{ImageStore, PrepareSettings};
+use crate::atomic_file::{sync_folder_of, write_atomically};
 use crate::error::DataError;
 use crate::fingerprint::fingerprint;
 use crate::reject::{RejectReason, Rejected};
 use crate::reject_budget::Counts;
 use crate::shards::{MANIFEST_FILE, MadeWith, Manifest, ShardEntry};
 use crate::source::RowSource;
+use crate::statistics::Statistics;
 
 const FOLDER: &str = ".progress";
 const IDENTITY_FILE: &str = "settings.json";
@@ -163,7 +165,7 @@ impl Progress {
     ) -> Result<ShardRecord, DataError> {
         let path = self.output.join(&entry.file);
         fs::rename(self.partial(shard), &path).map_err(DataError::io(&path, "write the shard"))?;
-        sync_folder(&self.output)?;
+        sync_folder_of(&path).map_err(DataError::io(&self.output, "write the folder"))?;
         let mut lines = Vec::new();
         let mut by_reason = BTreeMap::new();
         for row in rejected {
@@ -181,16 +183,13 @@ impl Progress {
     /// Writes the rejected rows of all shards into one file.
     pub(super) fn write_rejected(&self, manifest: &Manifest) -> Result<(), DataError> {
         let target = self.output.join(REJECTED_FILE);
-        let partial = self.folder.join("rejected.partial");
-        let io = |action| DataError::io(&target, action);
-        let mut file = File::create(&partial).map_err(io("write"))?;
-        for shard in 0..manifest.shards.len() {
-            let path = self.rejected_path(shard);
-            let mut part = File::open(&path).map_err(DataError::io(&path, "read"))?;
-            std::io::copy(&mut part, &mut file).map_err(io("write"))?;
-        }
-        file.sync_all().map_err(io("write"))?;
-        fs::rename(&partial, &target).map_err(io("write"))
+        let append = |file: &mut BufWriter<File>| -> io::Result<()> {
+            for shard in 0..manifest.shards.len() {
+                io::copy(&mut File::open(self.rejected_path(shard))?, file)?;
+            }
+            Ok(())
+        };
+        write_atomically(&target, append).map_err(DataError::io(&target, "write"))
     }
 
     /// Checks that no more than `max_fraction` of the rows were rejected, and that any was kept.
@@ -250,21 +249,6 @@ fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>, DataError> {
     serde_json::to_vec(value).map_err(|e| DataError::content(path, e.to_string()))
 }
 
-/// The file is there whole or not at all, whenever the process ends.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
-    let partial = path.with_extension("partial");
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&partial)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)
-    };
-    write().map_err(DataError::io(path, "write"))?;
-    path.parent().map_or(Ok(()), sync_folder)
-}
-
-fn sync_folder(folder: &Path) -> Result<(), DataError> {
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(DataError::io(folder, "write the folder"))
+    write_atomically(path, |file| file.write_all(bytes)).map_err(DataError::io(path, "write"))
 }

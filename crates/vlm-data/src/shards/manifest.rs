@@ -6,9 +6,9 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::error::DataError;
-use crate::prepare::Statistics;
 use crate::reject::RejectReason;
 use crate::source::Encoding;
+use crate::statistics::Statistics;
 
 /// The manifest's file in the folder.
 pub const MANIFEST_FILE: &str = "manifest.json";

@@ -6,8 +6,9 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 
-use super::index::{BatchIndex, ShardIndex, numbers};
-use super::{HASH_BYTES, MANIFEST_FILE, Manifest};
+use super::columns::HASH_BYTES;
+use super::index::{BatchIndex, Lists, ShardIndex, numbers};
+use super::manifest::{MANIFEST_FILE, Manifest};
 use crate::chat::EncodedRow;
 use crate::error::DataError;
 use crate::reject::{Reject, RejectReason};
@@ -116,7 +117,7 @@ impl ShardSource {
 impl Place<'_> {
     fn encoded(&self) -> Result<EncodedRow, ReadError> {
         let Place { file, batch, row } = *self;
-        let read = |lists: &super::index::Lists| -> Result<Vec<u32>, ReadError> {
+        let read = |lists: &Lists| -> Result<Vec<u32>, ReadError> {
             Ok(numbers(&lists.read(file, lists.range(row), 4)?))
         };
         let spans = read(&batch.supervised)?;
@@ -151,7 +152,7 @@ impl Place<'_> {
         batch.pictures.read(file, batch.pictures.range(picture), 1)
     }
 
-    fn text(&self, column: &super::index::Lists) -> Result<String, ReadError> {
+    fn text(&self, column: &Lists) -> Result<String, ReadError> {
         let bytes = column.read(self.file, column.range(self.row), 1)?;
         String::from_utf8(bytes).map_err(|e| e.to_string().into())
     }

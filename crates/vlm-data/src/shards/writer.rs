@@ -13,7 +13,8 @@ use arrow_ipc::writer::FileWriter;
 use arrow_schema::{ArrowError, DataType, Field, Schema};
 use bytes::Bytes;
 
-use super::{HASH_BYTES, ShardEntry, columns};
+use super::columns::{self, HASH_BYTES};
+use super::manifest::ShardEntry;
 use crate::chat::EncodedRow;
 use crate::error::DataError;
 

@@ -1,6 +1,7 @@
 //! Texts of rows: short and long answers about shapes, with few words that any tokenizer knows.
 
 use serde_json::{Value, json};
+use vlm_data::{GOLDEN_GAMMA, mix_bits};
 
 const COLOURS: [&str; 8] = ["red", "green", "blue", "yellow", "white", "black", "orange", "purple"];
 const SHAPES: [&str; 6] = ["circle", "square", "triangle", "star", "ring", "cross"];
@@ -21,13 +22,10 @@ impl Draw {
         draw
     }
 
-    /// SplitMix64 (Steele, Lea and Flood 2014).
+    /// The next number of SplitMix64.
     fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        self.0 = self.0.wrapping_add(GOLDEN_GAMMA);
+        mix_bits(self.0)
     }
 
     /// From 0 to `bound` - 1; `bound` is small.
