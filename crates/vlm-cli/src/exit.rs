@@ -121,7 +121,11 @@ fn is_model_usage(error: &ModelError) -> bool {
 fn is_data_usage(error: &DataError) -> bool {
     !matches!(
         error,
-        DataError::TooManyRejected { .. } | DataError::WorkerPanic { .. } | DataError::Row { .. }
+        DataError::TooManyRejected { .. }
+            | DataError::WorkerPanic { .. }
+            | DataError::Row { .. }
+            | DataError::Threads { .. }
+            | DataError::Internal(_)
     )
 }
 
