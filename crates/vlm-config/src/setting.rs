@@ -141,7 +141,7 @@ impl Traits {
         self
     }
 
-    pub(crate) const fn new(mut self) -> Self {
+    pub(crate) const fn newly_added(mut self) -> Self {
         self.is_new = true;
         self
     }

@@ -238,38 +238,38 @@ settings! {
             .above(0.0)
             .default_is("--learning-rate")
             .decides_numbers()
-            .new();
+            .newly_added();
         /// Learning rate of the trained parts of the language model, where they have their own.
         lr_lm: Option<f64> = None, shown("RATE")
             .above(0.0)
             .default_is("--learning-rate")
             .decides_numbers()
-            .new();
+            .newly_added();
         /// Learning rate of the vision encoder, where it is trained and has its own.
         lr_vision: Option<f64> = None, shown("RATE")
             .above(0.0)
             .default_is("--learning-rate")
             .decides_numbers()
-            .new();
+            .newly_added();
         /// How the rate changes over the run: a cosine from 1.1 to 0.1 of it, as MiniMind-V of April
         /// 2025 (reference); from 1.0 of it down to its smallest share by a cosine (cosine), by a
         /// line (linear), or by a line in the last part of the run only (wsd: warm-up, stable,
         /// decay); or not at all (constant).
-        lr_schedule: LrSchedule = LrSchedule::Reference, shown("KIND").decides_numbers().new();
+        lr_schedule: LrSchedule = LrSchedule::Reference, shown("KIND").decides_numbers().newly_added();
         /// Smallest share of the rate, which cosine, linear and wsd reach at the end.
         min_lr_ratio: Option<f64> = None, shown("SHARE")
             .at_least(0.0)
             .at_most(1.0)
             .default_is("0.1")
             .decides_numbers()
-            .new();
+            .newly_added();
         /// Share of the run in which the rate of the schedule wsd falls.
         decay_fraction: Option<f64> = None, shown("SHARE")
             .above(0.0)
             .at_most(1.0)
             .default_is("0.2")
             .decides_numbers()
-            .new();
+            .newly_added();
         /// Number of micro-batches in which the rate rises linearly at the start.
         warmup_iters: u64 = 0, shown("STEPS").decides_numbers();
         /// Share of the run in which the rate rises linearly at the start, instead of a number of
@@ -278,7 +278,7 @@ settings! {
             .at_least(0.0)
             .at_most(1.0)
             .decides_numbers()
-            .new();
+            .newly_added();
         /// Largest norm of the gradients, to which larger ones are scaled down; 0 for no clipping.
         grad_clip: f64 = 1.0, shown("NORM").at_least(0.0).decides_numbers();
         /// Decoupled weight decay of AdamW.
@@ -288,9 +288,9 @@ settings! {
             .at_least(0.0)
             .at_most(0.999_999_999)
             .decides_numbers()
-            .new();
+            .newly_added();
         /// AdamW's epsilon, which is added to the root of the averaged squares.
-        eps: f64 = 1e-8, shown("EPS").above(0.0).decides_numbers().new();
+        eps: f64 = 1e-8, shown("EPS").above(0.0).decides_numbers().newly_added();
         /// Keep an exponential moving average of the trained weights with this decay each update,
         /// and write it beside the weights as {stage}_vlm_{dim}_ema.
         ema_decay: Option<f64> = None, shown("DECAY")
@@ -298,7 +298,7 @@ settings! {
             .at_most(0.999_999_999)
             .default_is("no average")
             .decides_numbers()
-            .new();
+            .newly_added();
         /// Over what losses are averaged: the mean of each micro-batch (batch), or per supervised
         /// token of the whole update (token).
         loss_average: LossAverage = LossAverage::Batch, shown("OVER").decides_numbers();
