@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tch::{Device, Tensor};
 use vlm_data::{ImageProcessor, ImageProcessorClass};
 use vlm_model::lm::{CausalLm, with_tied_output};
