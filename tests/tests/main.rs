@@ -5,6 +5,7 @@ mod answer_end;
 mod answers;
 mod bad_input;
 mod command_line;
+mod configuration;
 mod convert;
 mod families;
 mod launching;

@@ -11,6 +11,7 @@ mod check;
 mod demo;
 mod doctor;
 mod fake_cuda;
+mod flags_page;
 mod gpu;
 mod launch;
 mod libtorch;
@@ -21,7 +22,6 @@ mod plan;
 mod prepare;
 mod proof;
 mod python;
-mod run_file;
 mod run_tests;
 mod setup;
 mod sys;
@@ -77,6 +77,8 @@ enum Command {
     /// Build everything and run the tests; arguments go to `cargo test`. With --fake-cuda the tests on a
     /// CUDA device without a GPU
     Test(Passed),
+    /// Write the tables of docs/flags.md from the list of settings
+    Docs,
     /// Check format, house rules and lints
     Check,
     /// Measure what things cost on this machine
@@ -141,6 +143,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::DemoWeights(passed) => launch::vlm(workspace, Some("demo-weights"), passed.args),
         Command::Vlm(passed) => launch::vlm(workspace, None, passed.args),
         Command::Test(passed) => run_tests::run(workspace, passed.args),
+        Command::Docs => flags_page::write(workspace).map(|()| ExitCode::SUCCESS),
         Command::Check => check::run(workspace),
         Command::Bench(bench) => bench::run(workspace, bench),
     }

@@ -4,16 +4,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{ArgGroup, Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
+use vlm_config::Layers;
 use vlm_data::{
     ChatTokenizer, DEFAULT_MAX_REJECTED_FRACTION, DataError, DataPaths, ImageLimits,
     ImagePlaceholder, ImageProcessor, ImageStore, PrepareSettings, prepare,
 };
+use vlm_shapes::{ProjectorConfig, ProjectorKind, ShapeError, VisionConfig};
 
-use crate::run_file::{Projector, RunFile};
 use crate::workspace::{Workspace, usage_error};
 use crate::{demo, sys};
 
@@ -84,25 +85,33 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         demo::write(&args.output)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let run = args.config.as_deref().map(RunFile::read).transpose()?.unwrap_or_default();
+    let run = args.config.as_deref().map(of_config).transpose()?;
+    let of_run = |path: &str| run.as_ref()?.path(path);
+    let value_of_run = |path: &str| run.as_ref()?.get(path).cloned();
+    let of_run_data = value_of_run("data.data_path").map(serde_json::from_value).transpose()?;
     let given = Some(args.input).filter(|input| !input.is_empty()).map(DataPaths::from);
     let paths = given
-        .or_else(|| run.data_path.clone())
+        .or(of_run_data)
         .ok_or_else(|| usage_error("the --config has no data-path; give the rows with --input"))?;
     let demo_start = workspace.data_dir().join("demo-start");
-    let within_lm = |name: &str, mark: &str| run.within_lm(name, mark);
-    let tokenizer_dir = args.tokenizer.or_else(|| run.tokenizer.clone());
+    // An exported model holds all parts.
+    let within_lm = |name: &str, mark: &str| {
+        let folder = of_run("model.lm")?.join(name);
+        folder.join(mark).is_file().then_some(folder)
+    };
+    let tokenizer_dir = args.tokenizer.or_else(|| of_run("model.tokenizer"));
     let tokenizer_dir = tokenizer_dir.or_else(|| within_lm("", "tokenizer.json"));
     let is_demo = tokenizer_dir.is_none();
     let tokenizer_dir = tokenizer_dir.unwrap_or_else(|| demo_start.clone());
-    let image_token = args.image_token.as_deref().or(run.image_token.as_deref());
+    let image_token = value_of_run("model.image_token");
+    let image_token = args.image_token.as_deref().or(image_token.as_ref().and_then(Value::as_str));
     let tokenizer = tokenizer(&tokenizer_dir, image_token).map_err(asked_wrongly)?;
-    let vision = args.vision.or_else(|| run.vision.clone());
+    let vision = args.vision.or_else(|| of_run("model.vision"));
     let vision = vision.or_else(|| within_lm("vision", "config.json"));
     let vision = vision.or_else(|| is_demo.then(|| demo_start.join("vision")));
     let tokens_per_image = match (args.tokens_per_image, &vision) {
         (Some(count), _) => count,
-        (None, Some(vision)) => tokens_of(vision, run.projector().unwrap_or_default())?,
+        (None, Some(vision)) => tokens_of(vision, projector_of(run.as_ref()))?,
         (None, None) => {
             return Err(usage_error(
                 "how many tokens an image takes is not known: give --vision with the encoder that \
@@ -110,7 +119,9 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
             ));
         }
     };
-    let max_seq_len = args.max_seq_len.or(run.max_seq_len).unwrap_or(640);
+    let count_of_run =
+        |path: &str| value_of_run(path).and_then(|value| value.as_u64()?.try_into().ok());
+    let max_seq_len = args.max_seq_len.or_else(|| count_of_run("data.max_seq_len")).unwrap_or(640);
     let image_store = match args.image_store {
         StoreChoice::Original => ImageStore::Original,
         StoreChoice::Resized => {
@@ -122,7 +133,7 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    let images_path = args.images_path.or_else(|| run.images_path.clone());
+    let images_path = args.images_path.or_else(|| of_run("data.images_path"));
     let source = paths.open(images_path.as_deref()).map_err(asked_wrongly)?;
     eprintln!(
         "{} rows to {}, cut at {max_seq_len} tokens; an image is {tokens_per_image} times {:?}",
@@ -167,7 +178,7 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         "{}: {num_done} rows in {seconds:.1} s ({:.0} rows/s), with {peak:.0} MB of memory\n{}",
         settings.output.display(),
         num_done as f64 / seconds.max(1e-3),
-        manifest.report(args.batch_size.or(run.batch_size).unwrap_or(16))
+        manifest.report(args.batch_size.or_else(|| count_of_run("optim.batch_size")).unwrap_or(16))
     );
     let num_rejected: usize = manifest.rejected.values().sum();
     if num_rejected > 0 {
@@ -183,22 +194,33 @@ fn tokenizer(dir: &Path, image_token: Option<&str>) -> Result<ChatTokenizer, Dat
     }
 }
 
+/// The settings of the run that the data is for.
+fn of_config(path: &Path) -> Result<Layers> {
+    Layers::of_file(path).map_err(|error| usage_error(format!("--config {error}")))
+}
+
+/// The projector of the run that the data is for: the one asked for, else that of the model that it
+/// starts from, where its `config.json` tells.
+fn projector_of(run: Option<&Layers>) -> ProjectorKind {
+    let asked = || serde_json::from_value(run?.get("model.projector")?.clone()).ok();
+    let of_lm = || {
+        let lm = run?.path("model.lm")?;
+        let folder = if lm.is_dir() { lm.as_path() } else { lm.parent()? };
+        let text = std::fs::read_to_string(folder.join("config.json")).ok()?;
+        let config: Value = serde_json::from_str(&text).ok()?;
+        serde_json::from_value(config["projector"]["kind"].clone()).ok()
+    };
+    asked().or_else(of_lm).unwrap_or(ProjectorKind::Linear)
+}
+
 /// Tokens of an image: the patches that the encoder's `config.json` tells of, as far as the
 /// projector leaves them apart.
-fn tokens_of(vision: &Path, projector: Projector) -> Result<usize> {
+fn tokens_of(vision: &Path, projector: ProjectorKind) -> Result<usize> {
     let path = vision.join("config.json");
-    let wrong = |problem: String| {
-        usage_error(format!("{}: {problem}; or give --tokens-per-image", path.display()))
-    };
-    let text = std::fs::read_to_string(&path).map_err(|e| wrong(e.to_string()))?;
-    let config: Value = serde_json::from_str(&text).map_err(|e| wrong(e.to_string()))?;
-    let number = |key: &str| config["vision_config"][key].as_u64().or(config[key].as_u64());
-    match (number("image_size"), number("patch_size")) {
-        (Some(side), Some(patch)) if patch > 0 && side >= patch => {
-            projector.tokens((side / patch) as usize).map_err(wrong)
-        }
-        _ => Err(wrong("expected image_size and patch_size of a vision encoder".into())),
-    }
+    let wrong = |problem: ShapeError| usage_error(format!("{problem}; or give --tokens-per-image"));
+    let vision = VisionConfig::from_file(&path).map_err(wrong)?;
+    let projector = ProjectorConfig::new(projector, &vision).map_err(wrong)?;
+    usize::try_from(projector.tokens_per_image).context("tokens of an image")
 }
 
 /// What cannot be opened, or is not what is expected, the user named wrongly; a failing disk is a
@@ -228,10 +250,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let count = |text: &str| {
             std::fs::write(folder.path().join("config.json"), text).unwrap();
-            tokens_of(folder.path(), Projector::Linear).map_err(|e| e.to_string())
+            tokens_of(folder.path(), ProjectorKind::Linear).map_err(|e| e.to_string())
         };
         assert_eq!(count(r#"{"image_size": 224, "patch_size": 16}"#), Ok(196));
         assert_eq!(count(r#"{"vision_config": {"image_size": 224, "patch_size": 32}}"#), Ok(49));
-        assert!(count("{}").unwrap_err().contains("--tokens-per-image"));
+        for damaged in ["{", "{\"image_size\": 224, \"patch_size\": 0}"] {
+            assert!(count(damaged).unwrap_err().contains("--tokens-per-image"), "{damaged}");
+        }
     }
 }

@@ -4,29 +4,30 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
+use serde_json::Value;
 use vlm_data::demo::{DemoFiles, demo_files, write_demo_dataset};
 use vlm_train::Run;
-use vlm_train::config::Stage;
+use vlm_train::config::{Layers, Origin, find};
 use vlm_train::demo::{
     DemoReport, GroupAccuracy, HeldOut, Pictures, StartingWeightsOptions, alignment,
     make_starting_weights,
 };
 
-use crate::args::{DemoWeightsArgs, PretrainArgs};
+use crate::args::DemoWeightsArgs;
 use crate::pretrain::{configuration, report};
 
 /// Runs the demo: captions held-out pictures before and after the training, and says how many it
 /// got right.
-pub fn pretrain(args: PretrainArgs, stop: &AtomicBool) -> Result<()> {
-    if args.features.is_some() {
+pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
+    if layers.get("model.features").is_some() {
         let message = "--features without --data-path: the demo captions pictures before and after, \
                        for which it needs the encoder";
         return Err(vlm_train::TrainError::Usage(message.into()).into());
     }
     let data = data_dir();
     let files = prepared(&data.join("demo"))?;
-    let mut run =
-        Run::prepare(configuration(with_demo_defaults(args, &data, &files), Stage::Pretrain)?)?;
+    add_demo_defaults(&mut layers, &data, &files);
+    let mut run = Run::prepare(configuration(layers)?)?;
     let examined = run.on_first_rank(stop, |goes_on| -> Result<_> {
         let held_out = HeldOut::open(&files)?;
         println!("captioning {} held-out pictures before training …", held_out.num_pictures());
@@ -92,20 +93,21 @@ fn prepared(folder: &Path) -> Result<DemoFiles> {
 }
 
 /// What the demo sets where the user does not.
-fn with_demo_defaults(args: PretrainArgs, data: &Path, files: &DemoFiles) -> PretrainArgs {
+fn add_demo_defaults(layers: &mut Layers, data: &Path, files: &DemoFiles) {
     let start = data.join("demo-start");
-    let path = |given: Option<PathBuf>, default: PathBuf| given.or(Some(default));
-    PretrainArgs {
-        data_path: Some(vec![files.train.display().to_string()]),
-        images_path: path(args.images_path, files.images.clone()),
-        lm: path(args.lm, start.join("lm.safetensors")),
-        vision: path(args.vision, start.join("vision")),
-        tokenizer: path(args.tokenizer, start),
-        epochs: args.epochs.or(Some(alignment::EPOCHS)),
-        batch_size: args.batch_size.or(Some(alignment::BATCH_SIZE)),
-        learning_rate: args.learning_rate.or(Some(alignment::LEARNING_RATE)),
-        log_interval: args.log_interval.or(Some(alignment::LOG_INTERVAL)),
-        save_interval: args.save_interval.or(Some(alignment::SAVE_INTERVAL)),
-        ..args
-    }
+    let path = |path: PathBuf| Value::from(path.display().to_string());
+    let defaults = [
+        ("data-path", path(files.train.clone())),
+        ("images-path", path(files.images.clone())),
+        ("lm", path(start.join("lm.safetensors"))),
+        ("vision", path(start.join("vision"))),
+        ("tokenizer", path(start)),
+        ("epochs", alignment::EPOCHS.into()),
+        ("batch-size", alignment::BATCH_SIZE.into()),
+        ("learning-rate", alignment::LEARNING_RATE.into()),
+        ("log-interval", alignment::LOG_INTERVAL.into()),
+        ("save-interval", alignment::SAVE_INTERVAL.into()),
+    ];
+    let entries = defaults.into_iter().filter_map(|(name, value)| Some((find(name)?.0, value)));
+    layers.add(&Origin::Demo, entries.collect());
 }

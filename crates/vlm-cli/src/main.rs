@@ -7,6 +7,7 @@ mod answer_rows;
 mod args;
 mod cache_features;
 mod chat;
+mod config;
 mod convert;
 mod demo;
 mod eval;
@@ -18,6 +19,7 @@ mod inputs;
 mod inspect;
 mod interrupt;
 mod pretrain;
+mod settings_args;
 mod spinning;
 mod trained;
 
@@ -26,7 +28,6 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use args::{Cli, Command, with_dashes};
-use vlm_train::config::Stage;
 
 fn main() -> ExitCode {
     exit::report_panics_as_errors();
@@ -42,8 +43,9 @@ fn main() -> ExitCode {
         tracing::warn!("CUDA is not used: {error}");
     }
     exit::code(exit::with_memory_errors(|| match cli.command {
-        Command::Pretrain(args) => pretrain::run(*args, Stage::Pretrain),
-        Command::Sft(args) => pretrain::run(*args, Stage::Sft),
+        Command::Pretrain(args) => pretrain::run(&args.0),
+        Command::Sft(args) => pretrain::run(&args.0),
+        Command::Config(command) => config::run(command),
         Command::DemoWeights(args) => demo::make_weights(&args),
         Command::CacheFeatures(args) => cache_features::run(args),
         Command::Init(args) => init::run(&args),

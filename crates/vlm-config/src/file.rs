@@ -24,8 +24,7 @@ pub fn find(name: &str) -> Option<(&'static Setting, bool)> {
     let positive = || settings().iter().find(|setting| setting.is_called(name));
     let opposite = || {
         let dashed = name.replace('_', "-");
-        let rest = dashed.strip_prefix("no-")?.to_owned();
-        settings().iter().find(|setting| setting.traits.is_negatable && setting.name == rest)
+        settings().iter().find(|setting| setting.opposite.as_ref() == Some(&dashed))
     };
     positive().map(|setting| (setting, false)).or_else(|| opposite().map(|setting| (setting, true)))
 }
@@ -41,6 +40,18 @@ pub fn read_file(path: &Path, stage: Stage) -> Result<Entries, ConfigError> {
         Ok(text) => parse(&text, &place, stage),
         Err(source) => Err(ConfigError::Io { place, source }),
     }
+}
+
+/// The stage that a file says it is for, if it can be read and says one. `config.json` of a run does.
+pub(crate) fn stage_of(path: &Path) -> Option<Stage> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let tree: Value = match text.trim_start().starts_with('{') {
+        true => serde_json::from_str(&text).ok()?,
+        false => toml::from_str(&text).ok()?,
+    };
+    let stage =
+        [&tree["run"]["stage"], &tree["stage"]].into_iter().find(|stage| stage.is_string())?;
+    serde_json::from_value(stage.clone()).ok()
 }
 
 /// Reads the settings of a text for `stage`; `place` names it in messages.
@@ -142,6 +153,9 @@ impl Reader {
             // A run that began with random weights says so by the absence of a path.
             Value::Null if self.is_of_run && setting.path == "model.lm" => "none".into(),
             Value::Null => return Ok(()),
+            // A path that a run did not need is empty.
+            Value::String(text) if self.is_of_run && text.is_empty() => return Ok(()),
+            Value::Array(values) if self.is_of_run && values.is_empty() => return Ok(()),
             value => setting.check(value.clone()).map_err(|why| format!("{key}: {why}"))?,
         };
         let value = match value {

@@ -67,6 +67,17 @@ impl Layers {
         layers
     }
 
+    /// The settings of a configuration file over the defaults of the stage that it is for, which is
+    /// pretraining where it does not say.
+    ///
+    /// # Errors
+    /// What [`crate::read_file`] says.
+    pub fn of_file(path: &std::path::Path) -> Result<Self, ConfigError> {
+        let mut layers = Self::new(file::stage_of(path).unwrap_or_default());
+        layers.add_file(path)?;
+        Ok(layers)
+    }
+
     /// The stage.
     pub fn stage(&self) -> Stage {
         self.stage
@@ -268,6 +279,19 @@ mod tests {
         asked.settle().unwrap();
         let error = asked.resolve().unwrap_err().to_string();
         assert!(error.contains("`bucket_window` 64"), "{error}");
+    }
+
+    #[test]
+    fn a_file_is_read_for_the_stage_that_it_names() {
+        let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
+        for (text, epochs) in [("stage = 'sft'", 6), ("batch-size = 1", 4)] {
+            std::fs::write(&path, text).unwrap();
+            let config = Layers::of_file(&path).unwrap().resolve().unwrap();
+            assert_eq!(config.optim.epochs, epochs, "{text}");
+        }
+        let run = json!({"run": Layers::new(Stage::Sft).resolve().unwrap()});
+        std::fs::write(&path, run.to_string()).unwrap();
+        assert_eq!(Layers::of_file(&path).unwrap().stage(), Stage::Sft);
     }
 
     #[test]

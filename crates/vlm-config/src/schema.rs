@@ -11,12 +11,9 @@ pub fn json_schema() -> Value {
     let mut properties = Map::new();
     for setting in settings().iter().filter(|setting| !setting.traits.is_internal) {
         let schema = of_setting(setting);
-        if setting.traits.is_negatable {
+        if let Some(opposite) = &setting.opposite {
             let text = format!("The opposite of {}.", setting.name);
-            properties.insert(
-                format!("no-{}", setting.name),
-                json!({"type": "boolean", "description": text}),
-            );
+            properties.insert(opposite.clone(), json!({"type": "boolean", "description": text}));
         }
         properties.insert(setting.name.clone(), schema);
     }

@@ -13,6 +13,8 @@ pub struct Setting {
     pub path: String,
     /// Name in a configuration file, with dashes. A flag has the same name.
     pub name: String,
+    /// Name that says the opposite, as `no-shuffle`, where there is one.
+    pub opposite: Option<String>,
     /// What it does, in whole sentences, without the default.
     pub doc: String,
     /// Heading under which it is listed.
@@ -185,7 +187,8 @@ impl Setting {
         let is_empty =
             default.as_str() == Some("") || default.as_array().is_some_and(Vec::is_empty);
         let default = if is_empty { Value::Null } else { default };
-        Self { path, name, doc, heading, kind, default, traits }
+        let opposite = traits.is_negatable.then(|| format!("no-{name}"));
+        Self { path, name, opposite, doc, heading, kind, default, traits }
     }
 
     /// Whether `name` means this setting: its name or another one that is understood, with dashes or

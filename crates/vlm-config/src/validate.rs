@@ -39,6 +39,12 @@ impl TrainConfig {
                  for `eval_data`, which is missing",
             );
         }
+        if self.optim.ema_decay.is_some() && self.model.freeze.train_vision {
+            return refuse(
+                "`ema_decay` averages the weights of the language model and the projector, and \
+                 `train_vision` changes the vision encoder with them; leave one of them out",
+            );
+        }
         if self.optim.lr_vision.is_some() && !self.model.freeze.train_vision {
             return refuse(
                 "`lr_vision` is the rate of the vision encoder, which is not trained; add \

@@ -1,7 +1,8 @@
 //! What can go wrong with a run, by whose fault it is.
 
+use vlm_config::ConfigError;
 use vlm_data::{DataError, is_disk_failure};
-use vlm_infer::InferError;
+use vlm_infer::{ErrorKind, InferError};
 use vlm_model::{ModelError, ShapeError};
 
 /// An error of this crate.
@@ -24,6 +25,12 @@ pub enum TrainError {
     Infer(#[from] InferError),
 }
 
+impl From<ConfigError> for TrainError {
+    fn from(error: ConfigError) -> Self {
+        Self::unusable(error.to_string(), &error)
+    }
+}
+
 impl From<ShapeError> for TrainError {
     fn from(error: ShapeError) -> Self {
         Self::Model(error.into())
@@ -37,6 +44,15 @@ impl From<vlm_torch::Error> for TrainError {
 }
 
 impl TrainError {
+    /// Whether the user asked for something that cannot be, in a setting or a file that it names.
+    pub(crate) fn is_usage(&self) -> bool {
+        match self {
+            Self::Usage(_) => true,
+            Self::Infer(error) => error.kind() == ErrorKind::Usage,
+            Self::Failed(_) | Self::Data(_) | Self::Model(_) => false,
+        }
+    }
+
     /// What the data, which was in order when the run began, could not do in its middle: a file that
     /// cannot be read or written then is no wrong request.
     pub(crate) fn midway(error: DataError) -> Self {

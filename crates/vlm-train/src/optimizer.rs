@@ -1,42 +1,82 @@
-//! AdamW with a state of its own, so that it can be saved and continued.
+//! AdamW with a state of its own, so that it can be saved and continued, and an exponential moving
+//! average of the weights.
 
 use tch::{Kind, Tensor};
+use vlm_model::{Vlm, is_projector};
 use vlm_torch::{AdamWStep, LossScale, fused_adamw_step};
 
 use crate::TrainError;
+use crate::config::OptimConfig;
+
+/// A part of the model that may have a learning rate of its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ModelPart {
+    /// The projector.
+    Projector,
+    /// The language model.
+    Lm,
+    /// The vision encoder.
+    Vision,
+}
+
+impl ModelPart {
+    /// The rate of this part's weights before the schedule.
+    pub fn learning_rate(self, optim: &OptimConfig) -> f64 {
+        let own = match self {
+            Self::Projector => optim.lr_projector,
+            Self::Lm => optim.lr_lm,
+            Self::Vision => optim.lr_vision,
+        };
+        own.unwrap_or(optim.learning_rate)
+    }
+}
 
 /// One trained tensor and what Adam remembers of its gradients.
 #[derive(Debug)]
 struct Slot {
     name: String,
+    part: ModelPart,
     param: Tensor,
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     step: Tensor,
+    /// The moving average of the weights, where one is kept.
+    ema: Option<Tensor>,
 }
 
-/// AdamW (Loshchilov and Hutter 2019) with PyTorch's defaults: betas 0.9 and 0.999, eps 1e-8,
-/// decoupled weight decay on every trained tensor.
+/// AdamW (Loshchilov and Hutter 2019) with decoupled weight decay on every trained tensor. Its
+/// defaults are PyTorch's: betas 0.9 and 0.999, eps 1e-8.
 #[derive(Debug)]
 pub struct AdamW {
     slots: Vec<Slot>,
-    weight_decay: f64,
+    optim: OptimConfig,
 }
 
 impl AdamW {
-    /// An optimizer with zero moments over named tensors, in their order.
-    pub fn new(params: Vec<(String, Tensor)>, weight_decay: f64) -> Self {
-        let slots = params
-            .into_iter()
-            .map(|(name, param)| Slot {
-                exp_avg: param.zeros_like().set_requires_grad(false),
-                exp_avg_sq: param.zeros_like().set_requires_grad(false),
-                step: Tensor::zeros([], (Kind::Float, param.device())),
-                name,
-                param,
-            })
-            .collect();
-        Self { slots, weight_decay }
+    /// An optimizer of everything that is trained of `model`.
+    pub fn of_model(model: &Vlm, optim: &OptimConfig) -> Self {
+        let of_lm = model.params().trainable().into_iter().map(|(name, tensor)| {
+            let part = if is_projector(&name) { ModelPart::Projector } else { ModelPart::Lm };
+            (name, tensor, part)
+        });
+        let of_vision = model.vision_params().trainable().into_iter();
+        let of_vision = of_vision.map(|(name, tensor)| (name, tensor, ModelPart::Vision));
+        Self::new(of_lm.chain(of_vision).collect(), optim)
+    }
+
+    /// An optimizer with zero moments over named tensors, in their order. Of `optim` it uses the
+    /// rates by part, weight decay, betas, eps and the decay of the moving average.
+    pub fn new(params: Vec<(String, Tensor, ModelPart)>, optim: &OptimConfig) -> Self {
+        let slot = |(name, param, part): (String, Tensor, ModelPart)| Slot {
+            exp_avg: param.zeros_like().set_requires_grad(false),
+            exp_avg_sq: param.zeros_like().set_requires_grad(false),
+            step: Tensor::zeros([], (Kind::Float, param.device())),
+            ema: optim.ema_decay.map(|_| param.detach().copy()),
+            name,
+            part,
+            param,
+        };
+        Self { slots: params.into_iter().map(slot).collect(), optim: optim.clone() }
     }
 
     /// The tensors that are trained.
@@ -44,17 +84,37 @@ impl AdamW {
         self.slots.iter().map(|slot| slot.param.shallow_clone()).collect()
     }
 
-    /// One update from the gradients at hand. Tensors without a gradient are left as they are.
+    /// One update from the gradients at hand. `rate` gives the rate of now from the one that was set
+    /// (see [`crate::schedule::Schedule::rate`]). Tensors without a gradient are left as they are.
     ///
     /// # Errors
     /// What libtorch says.
-    pub fn step(&mut self, learning_rate: f64) -> Result<(), TrainError> {
-        let live = || self.slots.iter().filter(|slot| slot.param.grad().defined());
-        let list = |of: fn(&Slot) -> Tensor| live().map(of).collect::<Vec<_>>();
+    pub fn step(&mut self, rate: impl Fn(f64) -> f64) -> Result<(), TrainError> {
+        let mut rates: Vec<f64> =
+            self.slots.iter().map(|slot| slot.part.learning_rate(&self.optim)).collect();
+        rates.sort_by(f64::total_cmp);
+        rates.dedup();
+        for base in rates {
+            self.step_with_rate(base, rate(base))?;
+        }
+        self.update_averages();
+        Ok(())
+    }
+
+    /// The update of all tensors whose rate before the schedule is `base`.
+    fn step_with_rate(&self, base: f64, learning_rate: f64) -> Result<(), TrainError> {
+        let has_gradient = |slot: &&Slot| {
+            slot.part.learning_rate(&self.optim) == base && slot.param.grad().defined()
+        };
+        let list = |of: fn(&Slot) -> Tensor| {
+            self.slots.iter().filter(has_gradient).map(of).collect::<Vec<_>>()
+        };
+        let [beta1, beta2] = self.optim.betas;
         let numbers = AdamWStep {
             lr: learning_rate,
-            weight_decay: self.weight_decay,
-            ..AdamWStep::default()
+            betas: (beta1, beta2),
+            weight_decay: self.optim.weight_decay,
+            eps: self.optim.eps,
         };
         fused_adamw_step(
             &list(|slot| slot.param.shallow_clone()),
@@ -68,14 +128,36 @@ impl AdamW {
         Ok(())
     }
 
-    /// The moments and step counts as named tensors, for a checkpoint.
+    /// Moves each average towards its weights: `ema ← decay · ema + (1 − decay) · weights`.
+    fn update_averages(&mut self) {
+        let Some(decay) = self.optim.ema_decay else { return };
+        tch::no_grad(|| {
+            for slot in &mut self.slots {
+                if let Some(ema) = &mut slot.ema {
+                    _ = ema.lerp_(&slot.param, 1.0 - decay);
+                }
+            }
+        });
+    }
+
+    /// The moving averages of the trained weights by their names, where they are kept.
+    pub fn averages(&self) -> Option<Vec<(String, Tensor)>> {
+        self.optim.ema_decay?;
+        let average = |slot: &Slot| Some((slot.name.clone(), slot.ema.as_ref()?.shallow_clone()));
+        Some(self.slots.iter().filter_map(average).collect())
+    }
+
+    /// Moments, step counts and averages as named tensors, for a checkpoint.
     pub fn state(&self) -> Vec<(String, Tensor)> {
         let of = |slot: &Slot| {
-            [
+            let mut state = vec![
                 (format!("exp_avg/{}", slot.name), slot.exp_avg.shallow_clone()),
                 (format!("exp_avg_sq/{}", slot.name), slot.exp_avg_sq.shallow_clone()),
                 (format!("step/{}", slot.name), slot.step.shallow_clone()),
-            ]
+            ];
+            let ema = slot.ema.as_ref().map(Tensor::shallow_clone);
+            state.extend(ema.map(|ema| (format!("ema/{}", slot.name), ema)));
+            state
         };
         self.slots.iter().flat_map(of).collect()
     }
@@ -101,5 +183,85 @@ impl AdamW {
             tch::no_grad(|| own.copy_(saved));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One tensor of each part, all 1, with gradient 1.
+    fn optimizer(optim: &OptimConfig) -> AdamW {
+        let parts = [ModelPart::Projector, ModelPart::Lm, ModelPart::Vision];
+        let params = parts.map(|part| {
+            let param = Tensor::ones([2], (Kind::Float, tch::Device::Cpu)).set_requires_grad(true);
+            param.sum(Kind::Float).backward();
+            (format!("{part:?}"), param, part)
+        });
+        AdamW::new(params.into(), optim)
+    }
+
+    fn values(optimizer: &AdamW) -> Vec<f64> {
+        optimizer.params().iter().map(|param| param.double_value(&[0])).collect()
+    }
+
+    #[test]
+    fn each_part_moves_by_its_own_rate() {
+        let optim = OptimConfig {
+            learning_rate: 0.1,
+            lr_projector: Some(0.2),
+            lr_vision: Some(0.05),
+            weight_decay: 0.0,
+            ..OptimConfig::default()
+        };
+        let mut optimizer = optimizer(&optim);
+        optimizer.step(|rate| rate / 2.0).unwrap();
+        // The first step of Adam is the rate itself, whatever the gradient.
+        for (found, expected) in values(&optimizer).iter().zip([0.9, 0.95, 0.975]) {
+            assert!((found - expected).abs() < 1e-6, "{found} for {expected}");
+        }
+    }
+
+    #[test]
+    fn weight_decay_betas_and_eps_are_those_of_the_configuration() {
+        // torch 2.11: p = torch.ones(2, requires_grad=True); o = torch.optim.AdamW([p], lr=0.1,
+        // betas=(0.5, 0.6), eps=0.3, weight_decay=0.2); two steps with p.grad = 1 and 0.25.
+        let optim = OptimConfig {
+            learning_rate: 0.1,
+            betas: [0.5, 0.6],
+            eps: 0.3,
+            weight_decay: 0.2,
+            ..OptimConfig::default()
+        };
+        let mut optimizer = optimizer(&optim);
+        optimizer.step(|rate| rate).unwrap();
+        for param in optimizer.params() {
+            _ = param.grad().fill_(0.25);
+        }
+        optimizer.step(|rate| rate).unwrap();
+        assert!(
+            (values(&optimizer)[0] - 0.832_019_925_117_492_7).abs() < 1e-6,
+            "{:?}",
+            values(&optimizer)
+        );
+    }
+
+    #[test]
+    fn the_average_follows_the_weights_and_is_part_of_the_state() {
+        let optim = OptimConfig {
+            learning_rate: 0.1,
+            weight_decay: 0.0,
+            ema_decay: Some(0.75),
+            ..OptimConfig::default()
+        };
+        let mut trained = optimizer(&optim);
+        trained.step(|rate| rate).unwrap();
+        let averages = trained.averages().unwrap();
+        // 0.75 · 1 + 0.25 · 0.9
+        assert!((averages[0].1.double_value(&[0]) - 0.975).abs() < 1e-6);
+        let mut again = optimizer(&optim);
+        again.load_state(&trained.state()).unwrap();
+        assert!((again.averages().unwrap()[0].1.double_value(&[1]) - 0.975).abs() < 1e-6);
+        assert!(optimizer(&OptimConfig::default()).averages().is_none());
     }
 }

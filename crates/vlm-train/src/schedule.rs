@@ -2,36 +2,140 @@
 
 use std::f64::consts::PI;
 
-/// Rate of micro-batch `step` (from 0) of `total_steps`:
-/// `lr/10 + lr/2 · (1 + cos(π · step / total_steps))`.
-///
-/// It starts at 1.1 · `lr` and ends near 0.1 · `lr`: MiniMind-V's `get_lr`, whose text says
-/// otherwise. An update uses the rate of the last micro-batch of its window. The first
-/// `warmup_steps` are scaled by `(step + 1) / warmup_steps`; the reference ignores its setting.
-pub fn learning_rate(step: u64, total_steps: u64, lr: f64, warmup_steps: u64) -> f64 {
-    let progress = step as f64 / total_steps as f64;
-    let cosine = lr / 10.0 + 0.5 * lr * (1.0 + (PI * progress).cos());
-    if step < warmup_steps { cosine * (step + 1) as f64 / warmup_steps as f64 } else { cosine }
+use crate::config::{LrSchedule, OptimConfig};
+
+/// Smallest share of the rate where none is set, as the present MiniMind-V and nanoVLM have it.
+const DEFAULT_MIN_RATIO: f64 = 0.1;
+/// Share of a run in which the rate of `wsd` falls where none is set.
+const DEFAULT_DECAY_FRACTION: f64 = 0.2;
+
+/// How the learning rate changes over the micro-batches of a run. An update uses the rate of the last
+/// micro-batch that it is made of.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Schedule {
+    kind: LrSchedule,
+    min_ratio: f64,
+    warmup_steps: u64,
+    decay_steps: u64,
+    total_steps: u64,
+}
+
+impl Schedule {
+    /// The schedule of a run of `total_steps` micro-batches.
+    pub fn new(optim: &OptimConfig, total_steps: u64) -> Self {
+        let steps_of = |fraction: f64| (fraction * total_steps as f64).ceil() as u64;
+        Self {
+            kind: optim.lr_schedule,
+            min_ratio: optim.min_lr_ratio.unwrap_or(DEFAULT_MIN_RATIO),
+            warmup_steps: optim.warmup_fraction.map_or(optim.warmup_iters, steps_of),
+            decay_steps: steps_of(optim.decay_fraction.unwrap_or(DEFAULT_DECAY_FRACTION)),
+            total_steps,
+        }
+    }
+
+    /// The rate of micro-batch `step`, counted from 0, where the rate that was set is `lr`.
+    ///
+    /// The schedule `reference` is `lr/10 + lr/2 · (1 + cos(π · step / total_steps))`, which starts at
+    /// 1.1 · `lr`: `get_lr` of MiniMind-V of April 2025, whose text says otherwise. `cosine` is the
+    /// present MiniMind-V's, which starts at `lr`. In the warm-up the rate is scaled by
+    /// `(step + 1) / warmup_steps`, as in nanoVLM; `cosine` and `linear` begin to fall after it, as in
+    /// Hugging Face's schedules.
+    pub fn rate(&self, step: u64, lr: f64) -> f64 {
+        let total = self.total_steps as f64;
+        let falling = |progress: f64| self.min_ratio + (1.0 - self.min_ratio) * (1.0 - progress);
+        let after_warmup = || {
+            let steps = self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64;
+            (step.saturating_sub(self.warmup_steps) as f64 / steps).min(1.0)
+        };
+        let rate = match self.kind {
+            LrSchedule::Reference => {
+                lr / 10.0 + 0.5 * lr * (1.0 + (PI * (step as f64 / total)).cos())
+            }
+            LrSchedule::Constant => lr,
+            LrSchedule::Cosine => lr * falling(0.5 * (1.0 - (PI * after_warmup()).cos())),
+            LrSchedule::Linear => lr * falling(after_warmup()),
+            LrSchedule::Wsd => {
+                let start = self.total_steps.saturating_sub(self.decay_steps);
+                let into_decay = step.saturating_sub(start) as f64;
+                lr * falling((into_decay / self.decay_steps.max(1) as f64).min(1.0))
+            }
+        };
+        if step < self.warmup_steps {
+            rate * (step + 1) as f64 / self.warmup_steps as f64
+        } else {
+            rate
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn schedule(kind: LrSchedule, total: u64, change: impl FnOnce(&mut OptimConfig)) -> Schedule {
+        let mut optim = OptimConfig { lr_schedule: kind, ..OptimConfig::default() };
+        change(&mut optim);
+        Schedule::new(&optim, total)
+    }
+
     #[test]
-    fn equals_the_reference_at_its_ends_and_middle() {
+    fn the_default_equals_the_reference_at_its_ends_and_middle() {
         // python3: 1e-3/10 + 0.5*1e-3*(1+math.cos(math.pi*k/40)) for k = 0, 1, 20
         let golden = [(0, 0.0011), (1, 0.001_098_458_666_866_564), (20, 0.0006)];
+        let schedule = Schedule::new(&OptimConfig::default(), 40);
         for (step, expected) in golden {
-            assert!((learning_rate(step, 40, 1e-3, 0) - expected).abs() < 1e-15, "step {step}");
+            assert!((schedule.rate(step, 1e-3) - expected).abs() < 1e-15, "step {step}");
         }
     }
 
     #[test]
-    fn warmup_rises_linearly_and_then_joins_the_cosine() {
-        let cosine = |step| learning_rate(step, 100, 1.0, 0);
-        assert!((learning_rate(0, 100, 1.0, 4) - cosine(0) / 4.0).abs() < 1e-15);
-        assert!((learning_rate(3, 100, 1.0, 4) - cosine(3)).abs() < 1e-15);
-        assert!((learning_rate(9, 100, 1.0, 4) - cosine(9)).abs() < 1e-15);
+    fn cosine_equals_the_present_minimind_v() {
+        // python3: 4e-4*(0.1 + 0.45*(1 + math.cos(math.pi*k/40))) for k = 0, 7, 20, 39
+        let golden = [
+            (0, 4e-4),
+            (7, 0.000_373_475_229_583_736_64),
+            (20, 0.000_22),
+            (39, 4.055_487_992_803_697e-5),
+        ];
+        let schedule = schedule(LrSchedule::Cosine, 40, |_| ());
+        for (step, expected) in golden {
+            let found = schedule.rate(step, 4e-4);
+            assert!((found - expected).abs() < 1e-15, "step {step}: {found}");
+        }
+    }
+
+    #[test]
+    fn the_warmup_rises_linearly_and_then_joins_the_reference() {
+        let plain = Schedule::new(&OptimConfig::default(), 100);
+        let warm = schedule(LrSchedule::Reference, 100, |optim| optim.warmup_iters = 4);
+        assert!((warm.rate(0, 1.0) - plain.rate(0, 1.0) / 4.0).abs() < 1e-15);
+        assert!((warm.rate(3, 1.0) - plain.rate(3, 1.0)).abs() < 1e-15);
+        assert!((warm.rate(9, 1.0) - plain.rate(9, 1.0)).abs() < 1e-15);
+    }
+
+    #[test]
+    fn cosine_and_linear_fall_after_the_warmup_to_their_smallest_share() {
+        for (kind, middle) in [(LrSchedule::Cosine, 0.6), (LrSchedule::Linear, 0.6)] {
+            let schedule = schedule(kind, 110, |optim| {
+                optim.warmup_fraction = Some(10.0 / 110.0);
+                optim.min_lr_ratio = Some(0.2);
+            });
+            assert!((schedule.rate(0, 1.0) - 0.1).abs() < 1e-12, "{kind:?}");
+            assert!((schedule.rate(10, 1.0) - 1.0).abs() < 1e-12, "{kind:?}");
+            assert!((schedule.rate(60, 1.0) - middle).abs() < 1e-12, "{kind:?}");
+            assert!((schedule.rate(110, 1.0) - 0.2).abs() < 1e-12, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn wsd_stays_and_then_falls_and_constant_stays() {
+        let wsd = schedule(LrSchedule::Wsd, 100, |optim| {
+            optim.decay_fraction = Some(0.5);
+            optim.min_lr_ratio = Some(0.0);
+        });
+        assert_eq!([wsd.rate(0, 1.0), wsd.rate(50, 1.0)], [1.0, 1.0]);
+        assert!((wsd.rate(75, 1.0) - 0.5).abs() < 1e-12);
+        assert!(wsd.rate(100, 1.0).abs() < 1e-12);
+        assert_eq!(schedule(LrSchedule::Constant, 100, |_| ()).rate(99, 0.5), 0.5);
     }
 }

@@ -11,8 +11,8 @@ use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
 
-use crate::setup;
 use crate::workspace::Workspace;
+use crate::{flags_page, setup};
 
 /// A broken house rule.
 #[derive(Debug, PartialEq, Eq)]
@@ -49,6 +49,10 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     }
     if !findings.is_empty() {
         failures.push(format!("house rules ({} findings)", findings.len()));
+    }
+
+    if !flags_page::is_current(workspace)? {
+        failures.push(format!("{} (run `cargo xtask docs`)", flags_page::PAGE));
     }
 
     eprintln!("check: clippy");

@@ -11,12 +11,13 @@ mod ranks;
 mod restart;
 
 use std::ffi::OsString;
-use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
+
+use vlm_config::Layers;
 
 use crate::workspace::{DATA_DIR_VARIABLE, Workspace};
 use crate::{demo, setup};
@@ -97,20 +98,16 @@ fn trains_on_the_demo(args: &[OsString]) -> bool {
     setting(args, "data-path").is_none()
 }
 
-/// A setting's value, from the command line or else from the file behind `--config`.
+/// A setting that is a path, from the command line or else from the file behind `--config`.
 fn setting(args: &[OsString], name: &str) -> Option<PathBuf> {
     flags::value(args, name).map(PathBuf::from).or_else(|| {
-        let config = PathBuf::from(flags::value(args, "config")?);
         // A file that cannot be read is for `vlm` to complain about.
-        in_toml(&fs::read_to_string(config).ok()?, name).map(PathBuf::from)
+        let layers = Layers::of_file(Path::new(&flags::value(args, "config")?)).ok()?;
+        let (setting, _) = vlm_config::find(name)?;
+        let value = layers.get(&setting.path)?;
+        // Of several paths the first one will do.
+        value.as_str().or_else(|| value[0].as_str()).map(PathBuf::from)
     })
-}
-
-/// The text under `name` in a configuration file, in either spelling, without its quotation marks.
-fn in_toml(toml: &str, name: &str) -> Option<String> {
-    let table: toml::Table = toml.parse().ok()?;
-    let (_, value) = table.iter().find(|(key, _)| key.replace('_', "-") == name)?;
-    Some(value.as_str().map_or_else(|| value.to_string(), str::to_owned))
 }
 
 #[cfg(test)]
@@ -130,9 +127,16 @@ mod tests {
 
     #[test]
     fn configuration_may_name_the_data() {
-        let named = |toml| in_toml(toml, "data-path");
-        assert_eq!(named("epochs = 1\n  data-path = \"x\"\n").as_deref(), Some("x"));
-        assert_eq!(named("data_path='x'").as_deref(), Some("x"));
-        assert_eq!(named("# data-path = \"x\"\nepochs = 1\n"), None);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let args = [OsString::from("--config"), file.path().into()];
+        for (text, name, expected) in [
+            ("epochs = 1\n  data-path = \"x\"\n", "data-path", Some("x")),
+            ("data_path=['x', 'y']", "data-path", Some("x")),
+            ("[run]\nout_dir = 'there'", "out-dir", Some("there")),
+            ("# data-path = \"x\"\nepochs = 1\n", "data-path", None),
+        ] {
+            std::fs::write(file.path(), text).unwrap();
+            assert_eq!(setting(&args, name).as_deref(), expected.map(Path::new), "{text}");
+        }
     }
 }

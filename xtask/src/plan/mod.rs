@@ -18,13 +18,13 @@ use anyhow::Result;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
-use crate::run_file::Projector;
 use crate::workspace::usage_error;
 use cost::{Load, Time, Work};
 use device::Device;
 use memory::{CheckpointSize, Memory};
 use shape::{Experts, Shape, Trained, Vision};
 use tensors::Tensor;
+use vlm_shapes::ProjectorKind as Projector;
 
 /// What a run will cost: time, memory, bytes. Nothing is started.
 #[derive(Debug, Clone, Parser)]

@@ -1,5 +1,7 @@
 //! Shapes of a language model, its projector and its vision encoder, and what of them is trained.
 
+use vlm_shapes::{ProjectorConfig, VisionConfig};
+
 use super::Projector;
 
 /// A shape of the language model and its vision encoder; the numbers are those of `config.json`.
@@ -180,7 +182,14 @@ impl Shape {
     /// # Errors
     /// Patches that the projector cannot put together.
     pub fn tokens_per_image(&self) -> Result<u64, String> {
-        self.projector.tokens(self.vision.patches_per_side() as usize).map(|tokens| tokens as u64)
+        let vision = VisionConfig {
+            image_size: self.vision.image_size as i64,
+            patch_size: self.vision.patch_size as i64,
+            ..VisionConfig::default()
+        };
+        let projector =
+            ProjectorConfig::new(self.projector, &vision).map_err(|error| error.to_string())?;
+        Ok(projector.tokens_per_image as u64)
     }
 }
 

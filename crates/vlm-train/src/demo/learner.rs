@@ -7,7 +7,8 @@ use tch::Tensor;
 use vlm_model::params::ParamStore;
 use vlm_torch::{clip_grad_norm, set_grad_none};
 
-use crate::optimizer::AdamW;
+use crate::config::OptimConfig;
+use crate::optimizer::{AdamW, ModelPart};
 
 const CLIP: f64 = 1.0;
 const LOG_INTERVAL: u64 = 100;
@@ -66,10 +67,16 @@ impl Learner {
         let (matrices, vectors): (Vec<_>, Vec<_>) =
             named.partition(|(_, tensor)| tensor.dim() >= 2);
         let all = matrices.iter().chain(&vectors);
+        let optimizer = |tensors: &[(String, Tensor)], weight_decay: f64| {
+            let tensors = tensors
+                .iter()
+                .map(|(name, tensor)| (name.clone(), tensor.shallow_clone(), ModelPart::Lm));
+            AdamW::new(tensors.collect(), &OptimConfig { weight_decay, ..OptimConfig::default() })
+        };
         Self {
             params: all.map(|(_, tensor)| tensor.shallow_clone()).collect(),
-            matrices: AdamW::new(matrices, plan.weight_decay),
-            vectors: AdamW::new(vectors, 0.0),
+            matrices: optimizer(&matrices, plan.weight_decay),
+            vectors: optimizer(&vectors, 0.0),
             started: Instant::now(),
             step: 0,
             samples: 0,
@@ -104,8 +111,8 @@ impl Learner {
         ensure!(loss.is_finite(), "{}: the loss is {loss} at step {}", self.plan.name, self.step);
         clip_grad_norm(&self.params, CLIP)?;
         let rate = self.plan.learning_rate * self.plan.pace.factor(self.step, self.secs());
-        self.matrices.step(rate)?;
-        self.vectors.step(rate)?;
+        self.matrices.step(|_| rate)?;
+        self.vectors.step(|_| rate)?;
 
         self.loss_since_log += loss;
         self.step += 1;

@@ -341,8 +341,7 @@ impl World {
         if self.ranks.is_none() {
             return own;
         }
-        let failure =
-            own.as_ref().err().map(|e| (matches!(e, TrainError::Usage(_)), e.to_string()));
+        let failure = own.as_ref().err().map(|e| (e.is_usage(), e.to_string()));
         let all = self.gather(&failure)?;
         let own = own?;
         let failed = all.into_iter().enumerate().find_map(|(rank, failed)| Some((rank, failed?)));

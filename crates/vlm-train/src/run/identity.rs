@@ -8,9 +8,9 @@ use vlm_model::Vlm;
 
 use super::parts::Parts;
 use crate::TrainError;
-use crate::config::{OptimConfig, TrainConfig};
+use crate::config::{TrainConfig, defaults_of_new_settings};
 use crate::leaves::leaves;
-use crate::parallel::World;
+use crate::parallel::{Identity, World};
 use crate::tensor_hash::hash_of_tensors;
 
 /// A vision encoder that stays frozen is in no checkpoint: it must be the same one again.
@@ -28,36 +28,28 @@ const MAX_SHOWN: usize = 120;
 /// The settings and contents that decide which numbers a run computes. How many processes share a
 /// batch does not.
 pub(super) fn identity(config: &TrainConfig, world: &World, parts: &Parts) -> Value {
-    let TrainConfig { stage, data, model, run, .. } = config;
     let batch_size = config.optim.batch_size.saturating_mul(world.world_size());
-    let mut optim = serde_json::to_value(OptimConfig { batch_size, ..config.optim.clone() })
-        .unwrap_or_default();
-    if let Some(optim) = optim.as_object_mut() {
-        // When to give up is no part of the numbers.
-        optim.remove("max_skipped_in_a_row");
+    let mut identity = config.deciding();
+    identity["optim"]["batch_size"] = batch_size.into();
+    identity["row_weights"] = json!(config.data.data_path.weights());
+    add(&mut identity, parts.contents());
+    identity
+}
+
+/// What must be the same on all ranks. Where files lie need not be.
+pub(super) fn common_to_ranks(config: &TrainConfig, parts: &Parts) -> Identity {
+    let mut settings = config.common_to_ranks();
+    add(&mut settings, parts.contents());
+    settings["evaluates"] = config.eval.data_path.is_some().into();
+    settings["device"] = if parts.device.is_cuda() { "cuda" } else { "cpu" }.into();
+    Identity::new(format!("{}, files {}", parts.rows, parts.row_files), settings)
+}
+
+/// Adds the fields of one object to another.
+fn add(tree: &mut Value, more: Value) {
+    if let (Value::Object(tree), Value::Object(more)) = (tree, more) {
+        tree.extend(more);
     }
-    json!({
-        "stage": stage,
-        "rows": parts.rows,
-        "row_files": parts.row_files,
-        "row_weights": data.data_path.weights(),
-        "features": parts.features,
-        "tokenizer": parts.tokenizer.hash(),
-        "image_token": parts.tokenizer.placeholder().token(),
-        "image_processor": parts.processor.hash(),
-        "lm": parts.shapes.lm,
-        "vision": parts.shapes.vision,
-        "projector": parts.shapes.projector,
-        "dtype": parts.dtype,
-        "padding": data.padding,
-        "drop_last": data.drop_last,
-        "shuffle": data.shuffle,
-        "bucket_window": data.bucket_window,
-        "max_seq_len": data.max_seq_len,
-        "seed": run.seed,
-        "optim": optim,
-        "freeze": model.freeze,
-    })
 }
 
 /// Adds the weights that the run begins with to its identity, and compares them with those of the run
@@ -108,7 +100,15 @@ pub(super) fn compare(place: &str, before: &Value, now: &Value) -> Result<(), Tr
     // With features on one side only, the two have no parts to compare.
     let is_whole = before["features"].is_null() || now["features"].is_null();
     let whole: &[&str] = if is_whole { &["features"] } else { &[] };
-    let (old, new) = (flat(before, whole), flat(now, whole));
+    let mut old = flat(before, whole);
+    let new = flat(now, whole);
+    // What an earlier version did not know was as it is by default now.
+    for (name, default) in defaults_of_new_settings() {
+        let is_in = |tree: &[(String, String)]| tree.iter().any(|(other, _)| other == name);
+        if is_in(&new) && !is_in(&old) {
+            old.push((name.to_owned(), default.to_string()));
+        }
+    }
     let mut changed = Vec::new();
     for (name, value) in &old {
         let is_checked_elsewhere = [FROZEN_ENCODER, STARTING_LM].contains(&name.as_str());

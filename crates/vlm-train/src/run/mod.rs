@@ -88,7 +88,7 @@ impl Run {
         let parts = world.all_ready(Parts::assemble(&config, world))?;
         let nccl = world.all_ready(world.use_device(parts.device))?;
         world.log_rank(parts.device, nccl.as_deref());
-        agree(world, || parts.common(&config))?;
+        agree(world, || identity::common_to_ranks(&config, &parts))?;
         let mut identity = identity::identity(&config, world, &parts);
         let opened = if world.is_first_rank() {
             open_out_dir(&config, &identity)
@@ -207,7 +207,7 @@ impl Run {
             self.announce(num_trainable);
         }
 
-        let mut optimizer = AdamW::new(trainable, self.config.optim.weight_decay);
+        let mut optimizer = AdamW::of_model(&self.model, &self.config.optim);
         let resumed = self.resumed.take();
         let position = self.starting_position(resumed.as_ref(), &mut optimizer)?;
         let samples_before = position.counters.samples;

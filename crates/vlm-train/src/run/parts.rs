@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use serde_json::{Value, json};
 use tch::Device;
 use vlm_data::{
     ChatTokenizer, FeatureCache, FeatureKey, FeaturesDtype, ImageProcessor, ImageReading, Loader,
@@ -11,7 +12,7 @@ use vlm_data::{
 use crate::TrainError;
 use crate::cache_features::{feature_key, usage};
 use crate::config::{ModelConfig, TrainConfig};
-use crate::parallel::{Identity, LaunchEnv, World};
+use crate::parallel::{LaunchEnv, World};
 use crate::rank_device;
 use vlm_infer::eval::{EvalOptions, Evaluator};
 use vlm_infer::image_processor;
@@ -79,36 +80,21 @@ impl Parts {
         })
     }
 
-    /// What must be the same on all ranks. Where files lie need not be.
-    pub(super) fn common(&self, config: &TrainConfig) -> Identity {
-        let TrainConfig { stage, data, run, optim, model, eval } = config;
-        let settings = serde_json::json!({
-            "stage": stage,
-            "optim": optim,
-            "freeze": model.freeze,
-            "max_seq_len": data.max_seq_len,
-            "padding": data.padding,
-            "shuffle": data.shuffle,
-            "bucket_window": data.bucket_window,
-            "drop_last": data.drop_last,
-            "max_rejected_fraction": data.max_rejected_fraction,
-            "seed": run.seed,
-            "log_interval": run.log_interval,
-            "save_interval": run.save_interval,
-            "max_steps": run.max_steps,
-            "timeout_secs": run.timeout_secs,
-            "evaluates": eval.data_path.is_some(),
-            "eval_interval": eval.interval,
+    /// What the files of a run hold, and what was settled with them, by name: with the settings it
+    /// decides which numbers the run computes.
+    pub(super) fn contents(&self) -> Value {
+        json!({
+            "rows": self.rows,
+            "row_files": self.row_files,
+            "features": self.features,
+            "tokenizer": self.tokenizer.hash(),
+            "image_token": self.tokenizer.placeholder().token(),
+            "image_processor": self.processor.hash(),
             "lm": self.shapes.lm,
             "vision": self.shapes.vision,
             "projector": self.shapes.projector,
-            "tokenizer": self.tokenizer.hash(),
-            "image_processor": self.processor.hash(),
             "dtype": self.dtype,
-            "features": self.features,
-            "device": if self.device.is_cuda() { "cuda" } else { "cpu" },
-        });
-        Identity::new(format!("{}, files {}", self.rows, self.row_files), settings)
+        })
     }
 }
 

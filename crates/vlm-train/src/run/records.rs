@@ -66,19 +66,45 @@ impl Run {
                 trainer.last_healthy_checkpoint()
             );
         }
-        for (extension, format) in [("pth", Format::Pth), ("safetensors", Format::Safetensors)] {
-            let path = self.out_dir.join(format!("{}.{extension}", self.weights_name()));
-            weights::save_with(&path, &weights, format, Some(goes_on))
-                .map_err(|e| TrainError::at(&path, e))?;
+        self.write_weights(&self.weights_name(), &weights, goes_on)?;
+        if let Some(averages) = trainer.optimizer.averages() {
+            let name = format!("{}_ema", self.weights_name());
+            self.write_weights(&name, &self.weights_with(averages), goes_on)?;
         }
         let encoder = &self.config.model.vision;
         encoder_files::save(&self.model, &self.shapes, encoder, self.out_dir.path(), goes_on)?;
         Ok(path)
     }
 
+    /// Writes weights in both formats.
+    fn write_weights(
+        &self,
+        name: &str,
+        weights: &[(String, Tensor)],
+        goes_on: GoesOn,
+    ) -> Result<(), TrainError> {
+        for (extension, format) in [("pth", Format::Pth), ("safetensors", Format::Safetensors)] {
+            let path = self.out_dir.join(format!("{name}.{extension}"));
+            weights::save_with(&path, weights, format, Some(goes_on))
+                .map_err(|e| TrainError::at(&path, e))?;
+        }
+        Ok(())
+    }
+
     /// All weights but the vision encoder's, under the family's own names.
     fn weights(&self) -> Vec<(String, Tensor)> {
-        with_tied_output(self.model.params().named(), &self.shapes.lm)
+        self.weights_with(Vec::new())
+    }
+
+    /// The same with some of them replaced.
+    fn weights_with(&self, mut replaced: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
+        let mut named = self.model.params().named();
+        for (name, tensor) in &mut named {
+            if let Some(index) = replaced.iter().position(|(other, _)| other == name) {
+                *tensor = replaced.swap_remove(index).1;
+            }
+        }
+        with_tied_output(named, &self.shapes.lm)
     }
 
     /// Writes `report.html` from the files of the out-dir, `summary.json` among them, and for the

@@ -12,7 +12,7 @@ use crate::metrics;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
 use crate::scaler::LossScaler;
-use crate::schedule::learning_rate;
+use crate::schedule::Schedule;
 use crate::trainer::Position;
 use vlm_infer::Dtype;
 
@@ -75,7 +75,7 @@ impl Run {
         let step = checkpoint.state.position.counters.step;
         let steps = self.loader.batches_per_epoch() as u64;
         let rate = |epochs: u64, step: u64| {
-            learning_rate(step, epochs * steps, optim.learning_rate, optim.warmup_iters)
+            Schedule::new(optim, epochs * steps).rate(step, optim.learning_rate)
         };
         tracing::info!(
             "--epochs was {before} and is now {}: from here on the learning rate follows the schedule \

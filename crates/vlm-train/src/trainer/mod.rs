@@ -24,7 +24,7 @@ use crate::metrics::{Counters, Display, Meter, MetricsFile};
 use crate::optimizer::AdamW;
 use crate::parallel::{GradientSync, Phase, World};
 use crate::scaler::LossScaler;
-use crate::schedule::learning_rate;
+use crate::schedule::Schedule;
 use vlm_infer::Dtype;
 use vlm_infer::device_batch::Transfer;
 use vlm_infer::eval::Evaluator;
@@ -182,13 +182,14 @@ impl Trainer<'_> {
 
             let accumulation = self.config.optim.accumulation_steps as usize;
             let place = Place::of(index, end, accumulation);
-            let lr = self.learning_rate(step);
+            let schedule = self.schedule();
+            let lr = schedule.rate(step, self.config.optim.learning_rate);
             self.set_phase(Phase::ForwardBackward);
             let loss = self.micro_step(&mut batch, &totals, place, &mut window);
             let loss = loss.map_err(|error| error.during(&format!("step {}", step + 1)))?;
             self.set_phase(Phase::Update);
             let stop_agreed = window.stop;
-            let grad_norm = if place.is_last { self.update(lr, &mut window)? } else { None };
+            let grad_norm = if place.is_last { self.update(&schedule, &mut window)? } else { None };
             self.position.counters.step = step + 1;
 
             self.position.next_batch = index + 1;
@@ -234,9 +235,8 @@ impl Trainer<'_> {
         Ok(Ending::Finished)
     }
 
-    fn learning_rate(&self, step: u64) -> f64 {
-        let optim = &self.config.optim;
-        learning_rate(step, self.total_steps(), optim.learning_rate, optim.warmup_iters)
+    fn schedule(&self) -> Schedule {
+        Schedule::new(&self.config.optim, self.total_steps())
     }
 
     fn set_phase(&self, phase: Phase) {

@@ -8,13 +8,14 @@ use super::step::Window;
 use crate::TrainError;
 use crate::config::LossAverage;
 use crate::parallel::scale_gradients;
+use crate::schedule::Schedule;
 
 impl Trainer<'_> {
     /// One update from the window's gradients; their norm before clipping. An update whose gradients
     /// are not finite is skipped, and too many skipped in a row end the run.
     pub(super) fn update(
         &mut self,
-        lr: f64,
+        schedule: &Schedule,
         window: &mut Window,
     ) -> Result<Option<f64>, TrainError> {
         let window = std::mem::take(window);
@@ -35,7 +36,8 @@ impl Trainer<'_> {
             scaler.updated(norm.is_finite());
         }
         if norm.is_finite() {
-            self.optimizer.step(lr)?;
+            let step = self.position.counters.step;
+            self.optimizer.step(|lr| schedule.rate(step, lr))?;
             self.position.counters.update += 1;
             self.position.skipped_in_a_row = 0;
         } else {

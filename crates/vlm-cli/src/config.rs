@@ -1,0 +1,95 @@
+//! `vlm config`: the settings of a training, where each comes from, recipes, and the JSON schema.
+
+use anyhow::Result;
+use clap::Subcommand;
+use vlm_train::TrainError;
+use vlm_train::config::{Kind, RECIPES, json_schema, shown_value};
+
+use crate::pretrain;
+use crate::settings_args::{PretrainArgs, SettingsArgs, SftArgs};
+
+/// What to do with the settings.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Print every setting of a training with its value and where that comes from. The output is a
+    /// configuration file; the flags are those of pretrain or sft.
+    #[command(subcommand)]
+    Show(Box<ShowCommand>),
+    /// List the recipes, or print one of them.
+    Recipes {
+        /// The recipe to print.
+        name: Option<String>,
+    },
+    /// Print the JSON schema of configuration files, for editors.
+    Schema,
+}
+
+/// The training whose settings are shown.
+#[derive(Debug, Subcommand)]
+pub enum ShowCommand {
+    /// Settings of `vlm pretrain`.
+    Pretrain(PretrainArgs),
+    /// Settings of `vlm sft`.
+    Sft(SftArgs),
+}
+
+/// Runs the command.
+pub fn run(command: ConfigCommand) -> Result<()> {
+    match command {
+        ConfigCommand::Show(command) => match *command {
+            ShowCommand::Pretrain(args) => show(&args.0),
+            ShowCommand::Sft(args) => show(&args.0),
+        },
+        ConfigCommand::Recipes { name } => recipes(name.as_deref()),
+        ConfigCommand::Schema => {
+            println!("{}", serde_json::to_string_pretty(&json_schema())?);
+            Ok(())
+        }
+    }
+}
+
+fn show(args: &SettingsArgs) -> Result<()> {
+    let mut layers = args.layers()?;
+    pretrain::derive(&mut layers)?;
+    layers.resolve().map_err(TrainError::from)?;
+    println!("stage = \"{}\"", layers.stage().name());
+    let mut heading = "";
+    for (setting, found) in layers.all() {
+        if setting.heading != heading {
+            heading = setting.heading;
+            println!("\n# {heading}");
+        }
+        match found.filter(|(value, _)| !value.is_null()) {
+            Some((value, origin)) => {
+                let value = match (value, setting.kind) {
+                    (value, Kind::Number) => shown_value(value),
+                    (value, _) => toml::Value::try_from(value)?.to_string(),
+                };
+                println!("{} = {value}  # {origin}", setting.name);
+            }
+            None => {
+                let text = setting.default_text().unwrap_or_else(|| "none".into());
+                println!("# {}: {text}  # default", setting.name);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn recipes(name: Option<&str>) -> Result<()> {
+    let Some(name) = name else {
+        for recipe in RECIPES {
+            println!("{:<16} {}", recipe.name, recipe.description());
+        }
+        return Ok(());
+    };
+    let recipe = RECIPES.iter().find(|recipe| recipe.name == name).ok_or_else(|| {
+        let names: Vec<&str> = RECIPES.iter().map(|recipe| recipe.name).collect();
+        TrainError::Usage(format!(
+            "there is no recipe {name}; the recipes are {}",
+            names.join(", ")
+        ))
+    })?;
+    print!("{}", recipe.text);
+    Ok(())
+}

@@ -1,0 +1,102 @@
+//! Settings from files, recipes and flags: what a run writes repeats it, and what `config show`
+//! prints is a configuration file.
+
+use std::path::Path;
+
+use crate::support::{Trial, vlm};
+
+fn losses(trial: &Trial, out: &str) -> Vec<f64> {
+    let lines = crate::support::json_lines(&trial.path(out).join("metrics.jsonl"));
+    lines.iter().filter_map(|line| line["loss"].as_f64()).collect()
+}
+
+fn text_of(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn the_config_json_of_a_run_repeats_it() {
+    let trial = Trial::new();
+    let settings =
+        ["--lr-schedule", "cosine", "--lr-projector", "2e-3", "--seed", "5", "--epochs", "2"];
+    trial.pretrain(&settings).assert_success();
+    let config = text_of(&trial.path("out/config.json"));
+    let again = text_of(&trial.path("again"));
+    vlm(&["pretrain", "--config", &config, "--out-dir", &again]).assert_success();
+    let first = losses(&trial, "out");
+    assert!(first.len() > 2, "{first:?}");
+    assert_eq!(first, losses(&trial, "again"));
+}
+
+#[test]
+fn a_changed_flag_over_the_config_json_of_a_run_is_another_run() {
+    let trial = Trial::new();
+    trial.pretrain(&["--epochs", "2"]).assert_success();
+    let config = text_of(&trial.path("out/config.json"));
+    let again = text_of(&trial.path("again"));
+    let changed = ["pretrain", "--config", &config, "--out-dir", &again, "--lr-projector", "1e-5"];
+    vlm(&changed).assert_success();
+    let (first, other) = (losses(&trial, "out"), losses(&trial, "again"));
+    assert_eq!(first[0], other[0]);
+    assert_ne!(first.last(), other.last());
+}
+
+#[test]
+fn the_moving_average_lags_behind_the_weights_and_a_continued_run_has_the_same() {
+    let trial = Trial::new();
+    let settings = ["--ema-decay", "0.5", "--epochs", "2", "--save-interval", "1"];
+    trial.pretrain(&settings).assert_success();
+    let read = |out: &str, name: &str| {
+        let path = trial.path(out).join(format!("pretrain_vlm_32{name}.safetensors"));
+        std::fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+    };
+    let average = read("out", "_ema");
+    assert_ne!(average, read("out", ""));
+    let out = text_of(&trial.path("parts"));
+    let part = |more: &[&str]| {
+        let mut all = settings.to_vec();
+        all.extend(["--out-dir", out.as_str()]);
+        all.extend(more);
+        trial.pretrain(&all).assert_success();
+    };
+    part(&["--max-steps", "2"]);
+    part(&["--resume", "auto"]);
+    assert_eq!(read("parts", "_ema"), average);
+    let other = ["--resume", "auto", "--ema-decay", "0.6", "--out-dir", out.as_str()];
+    trial
+        .pretrain(&[&settings[2..], &other].concat())
+        .assert_error(2, &["ema_decay", "0.5", "0.6"]);
+}
+
+#[test]
+fn what_config_show_prints_is_a_configuration_file() {
+    let flags = ["--recipe", "nanovlm", "--epochs", "3", "--betas", "0.8,0.9"];
+    let shown = vlm(&[&["config", "show", "pretrain"], flags.as_slice()].concat());
+    shown.assert_success();
+    assert!(shown.stdout.contains("epochs = 3  # flag"), "{}", shown.stdout);
+    assert!(shown.stdout.contains("lr-projector = 5.12e-3  # recipe nanovlm"), "{}", shown.stdout);
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("shown.toml");
+    std::fs::write(&path, &shown.stdout).unwrap();
+    let again = vlm(&["config", "show", "pretrain", "--config", path.to_str().unwrap()]);
+    again.assert_success();
+    let values = |text: &str| {
+        let lines = text.lines().map(|line| line.split("  # ").next().unwrap_or_default());
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(values(&shown.stdout), values(&again.stdout));
+}
+
+#[test]
+fn settings_that_are_wrong_or_for_nothing_are_named_with_their_flags() {
+    let trial = Trial::new();
+    for (flags, parts) in [
+        (vec!["--min-lr-ratio", "0.2"], vec!["--min-lr-ratio", "--lr-schedule"]),
+        (vec!["--lr-vision", "1e-5"], vec!["--lr-vision", "--train-vision"]),
+        (vec!["--warmup-iters", "3", "--warmup-fraction", "0.1"], vec!["--warmup-fraction"]),
+        (vec!["--recipe", "minimind-9"], vec!["--recipe", "minimind-9", "llava-pretrain"]),
+        (vec!["--betas", "0.9"], vec!["--betas", "two numbers"]),
+    ] {
+        trial.pretrain(&flags).assert_error(2, &parts);
+    }
+}
