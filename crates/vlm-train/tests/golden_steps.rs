@@ -183,7 +183,7 @@ fn try_to_train(
         model,
         transfer: Transfer::new(Device::Cpu, &processor),
         source,
-        optimizer: AdamW::of_model(&model, &config.optim),
+        optimizer: AdamW::of_model(model, &config.optim),
         dtype: Dtype::Float32,
         position: Position::default(),
         rejects: Some(RejectLog::open(&folder.path().join("rejected.jsonl")).unwrap()),

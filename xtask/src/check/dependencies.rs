@@ -18,7 +18,7 @@ struct Rule {
     reason: &'static str,
 }
 
-const RULES: [Rule; 6] = [
+const RULES: [Rule; 8] = [
     Rule {
         package: "vlm-data",
         manifest: "crates/vlm-data/Cargo.toml",
@@ -42,6 +42,26 @@ const RULES: [Rule; 6] = [
         manifest: "crates/vlm-model/Cargo.toml",
         forbidden: &["vlm-data", "vlm-train", "vlm-cli"],
         reason: "the model knows tensors, not where they come from",
+    },
+    Rule {
+        package: "vlm-config",
+        manifest: "crates/vlm-config/Cargo.toml",
+        forbidden: &[
+            "tch",
+            "torch-sys",
+            "vlm-torch",
+            "vlm-model",
+            "vlm-infer",
+            "vlm-train",
+            "clap",
+        ],
+        reason: "settings are read by programs that do not load libtorch, and know no flags",
+    },
+    Rule {
+        package: "vlm-infer",
+        manifest: "crates/vlm-infer/Cargo.toml",
+        forbidden: &["vlm-config", "vlm-train", "vlm-cli", "clap"],
+        reason: "using a trained model needs no training",
     },
     Rule {
         package: "vlm-torch",
