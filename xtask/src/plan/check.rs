@@ -6,19 +6,19 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use vlm_shapes::FreezePolicy;
 
 use super::cost::{Load, num_trained};
 use super::device::Device;
 use super::report::bytes;
-use super::run_config::RunConfig;
-use super::shape::{Shape, Trained};
+use super::shape::Shape;
 use super::{Plan, PlanArgs, report};
 use crate::workspace::usage_error;
 
 /// What a finished run says of itself.
 struct Measured {
     shape: Shape,
-    trained: Trained,
+    freeze: FreezePolicy,
     load: Load,
     rows_and_epochs: (u64, u64),
     step_ms: f64,
@@ -94,8 +94,8 @@ impl Measured {
     /// device's rate may be any.
     fn plan(&self) -> Result<Plan> {
         let device = Device::find("cpu", Some(1.0), None)?;
-        let Self { shape, trained, load, rows_and_epochs, .. } = self;
-        Ok(Plan::new(shape.clone(), *trained, load.clone(), device, *rows_and_epochs))
+        let Self { shape, freeze, load, rows_and_epochs, .. } = self;
+        Ok(Plan::new(shape.clone(), freeze.clone(), load.clone(), device, *rows_and_epochs))
     }
 
     /// The plan of this run on the devices that the flags name.
@@ -114,7 +114,7 @@ impl Measured {
         let (rows, epochs) = self.rows_and_epochs;
         let rows = if is_given("rows") { args.rows } else { rows };
         let epochs = if is_given("epochs") { args.epochs } else { epochs };
-        Ok(Plan::new(self.shape.clone(), self.trained, load, device, (rows, epochs)))
+        Ok(Plan::new(self.shape.clone(), self.freeze.clone(), load, device, (rows, epochs)))
     }
 
     fn rows(&self, plan: &Plan) -> [Row; 4] {
@@ -122,7 +122,7 @@ impl Measured {
         [
             (
                 "trained parameters",
-                Some(num_trained(&plan.shape, plan.trained, &plan.tensors)),
+                Some(num_trained(&plan.shape, &plan.freeze, &plan.tensors)),
                 Some(self.trainable_parameters),
             ),
             ("gradient bytes an update", Some(plan.memory.gradients), self.gradient_bytes),
@@ -189,27 +189,27 @@ impl Measured {
         let config = read_json(&out_dir.join("config.json"))?;
         let summary = read_json(&out_dir.join("summary.json"))?;
         let lines = metric_lines(&out_dir.join("metrics.jsonl"))?;
-        let tree = RunConfig { tree: &config, out_dir };
-        let freeze = "/run/model/freeze";
-        let trained = Trained {
-            first_layers: tree.number(&format!("{freeze}/unfreeze_first_layers"))?,
-            last_layers: tree.number(&format!("{freeze}/unfreeze_last_layers"))?,
-            lm: tree.is_true(&format!("{freeze}/train_lm")),
-            vision: tree.is_true(&format!("{freeze}/train_vision")),
+        let path = out_dir.join("config.json");
+        let number = |pointer: &str| {
+            config.pointer(pointer).and_then(Value::as_u64).with_context(|| {
+                format!("{}: expected a whole number at {pointer}", path.display())
+            })
         };
+        let freeze: FreezePolicy = serde_json::from_value(config["run"]["model"]["freeze"].clone())
+            .map_err(|e| usage_error(format!("{}: run/model/freeze: {e}", path.display())))?;
         let last = lines.last().cloned().unwrap_or_default();
         let of_last = |name: &str| last[name].as_f64().unwrap_or(0.0);
         let samples = of_last("samples").max(1.0);
-        let shape = tree.shape()?;
+        let shape = Shape::from_config(&config, &path)?;
         let load = Load {
-            batch_size: tree.number("/run/optim/batch_size")?,
+            batch_size: number("/run/optim/batch_size")?,
             seq_len: (of_last("tokens") / samples).round() as u64,
             supervised: (of_last("supervised_tokens") / samples).round() as u64,
             images: 1,
             features_are_cached: config
                 .pointer("/run/model/features")
                 .is_some_and(Value::is_string),
-            accumulation_steps: tree.number("/run/optim/accumulation_steps")?,
+            accumulation_steps: number("/run/optim/accumulation_steps")?,
             is_bfloat16: config["dtype"] == "bfloat16",
             gpus: summary["world_size"].as_u64().unwrap_or(1),
             gpus_per_node: 8,
@@ -217,9 +217,9 @@ impl Measured {
         };
         let (step_ms, is_short) = typical_step_ms(&lines);
         Ok(Self {
-            rows_and_epochs: (samples as u64, tree.number("/run/optim/epochs")?),
+            rows_and_epochs: (samples as u64, number("/run/optim/epochs")?),
             shape,
-            trained,
+            freeze,
             load,
             step_ms,
             is_short,

@@ -4,10 +4,10 @@
 //! A step's time is the larger of (matrix products + memory traffic) and the time to start its
 //! kernels, plus the communication that the backward pass does not hide, plus the update.
 
-use super::Projector;
+use vlm_shapes::{FreezePolicy, ProjectorKind};
+
 use super::device::Device;
-use super::shape::{Shape, Trained};
-use super::tensors::Tensor;
+use super::shape::{Shape, Tensor};
 
 /// Bytes of a float32 number.
 const F32: f64 = 4.0;
@@ -69,45 +69,47 @@ pub struct Work {
 
 impl Work {
     /// Counts the work. A product of `[n, a]` and `[a, b]` is `2 n a b` operations.
-    pub fn count(shape: &Shape, trained: Trained, load: &Load, tensors: &[Tensor]) -> Self {
+    pub fn count(shape: &Shape, freeze: &FreezePolicy, load: &Load, tensors: &[Tensor]) -> Self {
         let number = |n: u64| n as f64;
+        let size = |n: i64| n as f64;
+        let lm = &shape.lm;
         let rows = number(load.batch_size);
         let positions = rows * number(load.seq_len);
         let supervised = rows * number(load.supervised);
         let images = rows * number(load.images);
-        let (dim, width) = (number(shape.dim), number(shape.intermediate_size));
-        let (query_dim, kv_dim) = (number(shape.query_dim()), number(shape.kv_dim()));
-        let ffs = shape.experts.map_or(1.0, |e| number(e.per_token + u64::from(e.shared)));
-        let router = shape.experts.map_or(0.0, |e| number(e.routed));
+        let (dim, width) = (size(lm.dim), size(lm.intermediate_size()));
+        let (query_dim, kv_dim) = (size(lm.query_dim()), size(lm.kv_dim()));
+        let ffs = number(shape.feed_forwards_per_token());
+        let router = number(shape.num_routed_experts());
 
         let weights =
             2.0 * dim * query_dim + 2.0 * dim * kv_dim + ffs * 3.0 * dim * width + router * dim;
         // Causal attention computes half of the scores; twice: scores, and their sum over values.
         let attention = 2.0 * positions * number(load.seq_len) * query_dim;
         let block = 2.0 * positions * weights + attention;
-        let logits = 2.0 * supervised * dim * number(shape.vocab_size);
+        let logits = 2.0 * supervised * dim * size(lm.vocab_size);
         let vision = &shape.vision;
-        let features = images * number(vision.num_patches());
+        let features = images * size(vision.num_patches());
         let projector = images * projector_flops(shape);
-        let lm_flops = number(shape.n_layers) * block + logits + projector;
+        let lm_flops = size(lm.n_layers) * block + logits + projector;
 
-        let is_trained = |index| trained.has_block(index, shape.n_layers);
-        let blocks_trained = (0..shape.n_layers).filter(|&index| is_trained(index)).count() as f64;
+        let is_trained = |&index: &i64| freeze.trains_block(lm, index);
+        let blocks_trained = (0..lm.n_layers).filter(is_trained).count() as f64;
         // Through every block to the projector; gradients of weights where they are trained.
-        let backward_flops = number(shape.n_layers) * (block + attention)
+        let backward_flops = size(lm.n_layers) * (block + attention)
             + blocks_trained * 2.0 * positions * weights
-            + if trained.lm { 2.0 * logits } else { logits }
-            + if trained.vision { 2.0 * projector } else { projector };
+            + if freeze.train_lm { 2.0 * logits } else { logits }
+            + if freeze.train_vision { 2.0 * projector } else { projector };
 
         let (vision_flops, vision_traffic, vision_kernels) = if load.features_are_cached {
             (0.0, 0.0, 0.0)
         } else {
-            let tokens = images * number(vision.num_positions());
-            let (v, inner) = (number(vision.hidden_size), number(vision.intermediate_size));
-            let patches = 2.0 * features * v * 3.0 * number(vision.patch_size.pow(2));
-            let scores = 4.0 * tokens * number(vision.num_positions()) * v;
+            let tokens = images * size(vision.num_positions());
+            let (v, inner) = (size(vision.hidden_size), size(vision.intermediate_size));
+            let patches = 2.0 * features * v * 3.0 * size(vision.patch_size.pow(2));
+            let scores = 4.0 * tokens * size(vision.num_positions()) * v;
             let block = 2.0 * tokens * (4.0 * v * v + 2.0 * v * inner) + scores;
-            let layers = number(vision.num_hidden_layers);
+            let layers = size(vision.num_hidden_layers);
             let half = if load.is_bfloat16 { 2.0 } else { F32 };
             // Two norms and two sums in float32, the activation's four passes.
             let traffic = layers * tokens * (10.0 * v * F32 + 8.0 * inner * half);
@@ -116,20 +118,20 @@ impl Work {
         let half = if load.is_bfloat16 { 2.0 } else { F32 };
         // Two norms, rotation, two sums in float32; SwiGLU's silu and product.
         let block_traffic = positions * (14.0 * dim * F32 + ffs * 5.0 * width * half);
-        let logit_traffic = supervised * number(shape.vocab_size) * F32 * 6.0;
-        let passes = if trained.vision { 3.0 } else { 1.0 };
-        let expert_kernels = shape.experts.map_or(0.0, |e| number(e.routed) * 6.0 + 30.0);
+        let logit_traffic = supervised * size(lm.vocab_size) * F32 * 6.0;
+        let passes = if freeze.train_vision { 3.0 } else { 1.0 };
+        let expert_kernels = if lm.use_moe { router * 6.0 + 30.0 } else { 0.0 };
         Self {
             vision_flops,
             lm_flops,
             backward_flops: backward_flops + (passes - 1.0) * vision_flops,
-            traffic_bytes: 3.0 * number(shape.n_layers) * block_traffic
+            traffic_bytes: 3.0 * size(lm.n_layers) * block_traffic
                 + logit_traffic
                 + passes * vision_traffic,
-            kernels: 3.0 * number(shape.n_layers) * (LM_BLOCK_KERNELS + expert_kernels)
+            kernels: 3.0 * size(lm.n_layers) * (LM_BLOCK_KERNELS + expert_kernels)
                 + passes * vision_kernels
                 + OTHER_KERNELS,
-            num_trained: number(num_trained(shape, trained, tensors)),
+            num_trained: number(num_trained(shape, freeze, tensors)),
         }
     }
 
@@ -141,20 +143,19 @@ impl Work {
 
 /// Operations of the projector for one image, forward.
 fn projector_flops(shape: &Shape) -> f64 {
-    let patches = shape.vision.num_patches();
-    let tokens = shape.tokens_per_image().unwrap_or(patches).max(1) as f64;
-    let merged = shape.vision.hidden_size as f64 * (patches as f64 / tokens);
-    let dim = shape.dim as f64;
-    let second = match shape.projector {
-        Projector::Mlp | Projector::MergedMlp => dim * dim,
-        Projector::Linear | Projector::PixelShuffle => 0.0,
+    let tokens = shape.projector.tokens_per_image as f64;
+    let merged = shape.projector.merged_width(&shape.vision) as f64;
+    let dim = shape.lm.dim as f64;
+    let second = match shape.projector.kind {
+        ProjectorKind::Mlp | ProjectorKind::MergedMlp => dim * dim,
+        ProjectorKind::Linear | ProjectorKind::PixelShuffle => 0.0,
     };
     2.0 * tokens * (merged * dim + second)
 }
 
 /// Elements that are trained, the vision encoder's included where it is.
-pub fn num_trained(shape: &Shape, trained: Trained, tensors: &[Tensor]) -> u64 {
-    let vision = if trained.vision { shape.vision.num_parameters() } else { 0 };
+pub fn num_trained(shape: &Shape, freeze: &FreezePolicy, tensors: &[Tensor]) -> u64 {
+    let vision = if freeze.train_vision { shape.num_vision_parameters() } else { 0 };
     tensors.iter().filter(|t| t.is_trained).map(Tensor::numel).sum::<u64>() + vision
 }
 
@@ -230,11 +231,13 @@ fn communication_secs(work: &Work, load: &Load, device: &Device) -> f64 {
 mod tests {
     use super::*;
 
-    const PRETRAINING: Trained =
-        Trained { first_layers: 0, last_layers: 1, lm: false, vision: false };
-
     fn shape() -> Shape {
-        Shape::minimind(512)
+        let (lm, vision) = (Default::default(), Default::default());
+        Shape::new(lm, vision, ProjectorKind::Linear).unwrap()
+    }
+
+    fn all_trained() -> FreezePolicy {
+        FreezePolicy { train_lm: true, ..FreezePolicy::default() }
     }
 
     fn load(gpus: u64) -> Load {
@@ -252,24 +255,23 @@ mod tests {
         }
     }
 
-    fn work(load: &Load, trained: Trained) -> Work {
-        Work::count(&shape(), trained, load, &shape().tensors(trained))
+    fn work(load: &Load, freeze: &FreezePolicy) -> Work {
+        Work::count(&shape(), freeze, load, &shape().tensors(freeze))
     }
 
     #[test]
     fn vision_encoder_costs_what_is_published() {
         // 17.6 G multiply-adds a picture for ViT-B/16 at 224 (Dosovitskiy et al. 2021, DeiT's
         // table): twice as many operations.
-        let flops = work(&load(1), PRETRAINING).vision_flops / 16.0;
+        let flops = work(&load(1), &FreezePolicy::default()).vision_flops / 16.0;
         assert!((flops / 35.1e9 - 1.0).abs() < 0.02, "{flops:e}");
     }
 
     #[test]
     fn operations_follow_the_six_times_parameters_rule_when_all_is_trained() {
         // Without attention's scores: 2 forward and 4 backward a weight and token (Kaplan et al. 2020).
-        let all = Trained { lm: true, ..PRETRAINING };
         let load = Load { features_are_cached: true, supervised: 300, ..load(1) };
-        let work = work(&load, all);
+        let work = work(&load, &all_trained());
         let weights = 25_829_888.0 - 17.0 * 512.0;
         let scores = 8.0 * 2.0 * 4800.0 * 300.0 * 512.0;
         let projector = 2.0 * 16.0 * 196.0 * 768.0 * 512.0;
@@ -280,8 +282,7 @@ mod tests {
     #[test]
     fn frozen_blocks_save_the_gradients_of_their_weights() {
         let load = load(1);
-        let all = Trained { lm: true, ..PRETRAINING };
-        let (one, all) = (work(&load, PRETRAINING), work(&load, all));
+        let (one, all) = (work(&load, &FreezePolicy::default()), work(&load, &all_trained()));
         assert_eq!(one.lm_flops, all.lm_flops);
         assert!(one.backward_flops < 0.7 * all.backward_flops);
     }
@@ -296,7 +297,7 @@ mod tests {
     #[test]
     fn communication_grows_over_machines_and_shrinks_with_accumulation() {
         let device = Device::find("h100", None, None).unwrap();
-        let time = |load: &Load| Time::of(&work(load, PRETRAINING), load, &device);
+        let time = |load: &Load| Time::of(&work(load, &FreezePolicy::default()), load, &device);
         let (one, eight, sixteen) = (time(&load(1)), time(&load(8)), time(&load(16)));
         assert_eq!((one.communication, one.exposed), (0.0, 0.0));
         assert!(eight.communication > 0.0 && sixteen.communication > 2.0 * eight.communication);

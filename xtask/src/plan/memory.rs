@@ -1,8 +1,9 @@
 //! Memory of one rank by part, and the size of what a checkpoint holds.
 
 use super::cost::{Load, num_trained};
-use super::shape::{Shape, Trained};
-use super::tensors::Tensor;
+use vlm_shapes::FreezePolicy;
+
+use super::shape::{Shape, Tensor};
 
 const F32: u64 = 4;
 
@@ -21,16 +22,16 @@ pub struct Memory {
 
 impl Memory {
     /// Counts it.
-    pub fn count(shape: &Shape, trained: Trained, load: &Load, tensors: &[Tensor]) -> Self {
+    pub fn count(shape: &Shape, freeze: &FreezePolicy, load: &Load, tensors: &[Tensor]) -> Self {
         let lm: u64 = tensors.iter().map(Tensor::numel).sum();
-        let vision = if load.features_are_cached { 0 } else { shape.vision.num_parameters() };
+        let vision = if load.features_are_cached { 0 } else { shape.num_vision_parameters() };
         let half = if load.is_bfloat16 { 2 } else { 0 };
-        let num_trained = num_trained(shape, trained, tensors);
+        let num_trained = num_trained(shape, freeze, tensors);
         Self {
             weights: (lm + vision) * (F32 + half),
             gradients: num_trained * F32,
             optimizer: 2 * num_trained * F32,
-            activations: activations(shape, trained, load),
+            activations: activations(shape, freeze, load),
         }
     }
 
@@ -42,28 +43,29 @@ impl Memory {
 
 /// A block keeps the inputs of its two norms (float32), queries, keys, values and what attention
 /// made of them, and three feed-forward tensors; a trained one the inputs of its products too.
-fn activations(shape: &Shape, trained: Trained, load: &Load) -> u64 {
+fn activations(shape: &Shape, freeze: &FreezePolicy, load: &Load) -> u64 {
     let half = if load.is_bfloat16 { 2 } else { F32 };
-    let (dim, width) = (shape.dim, shape.intermediate_size);
-    let ffs = shape.experts.map_or(1, |e| e.per_token + u64::from(e.shared));
-    let position =
-        2 * dim * F32 + (2 * shape.query_dim() + 2 * shape.kv_dim() + ffs * 3 * width) * half;
+    let lm = &shape.lm;
+    let (dim, width) = (lm.dim.unsigned_abs(), lm.intermediate_size().unsigned_abs());
+    let (query_dim, kv_dim) = (lm.query_dim().unsigned_abs(), lm.kv_dim().unsigned_abs());
+    let ffs = shape.feed_forwards_per_token();
+    let position = 2 * dim * F32 + (2 * query_dim + 2 * kv_dim + ffs * 3 * width) * half;
     let inputs = (2 * dim + ffs * width) * half;
-    let blocks: u64 = (0..shape.n_layers)
-        .map(|index| position + if trained.has_block(index, shape.n_layers) { inputs } else { 0 })
+    let blocks: u64 = (0..lm.n_layers)
+        .map(|index| position + if freeze.trains_block(lm, index) { inputs } else { 0 })
         .sum();
     let positions = load.batch_size * load.seq_len;
     // Logits, their log-softmax and its gradient.
-    let logits = load.batch_size * load.supervised * shape.vocab_size * 3 * F32;
+    let logits = load.batch_size * load.supervised * lm.vocab_size.unsigned_abs() * 3 * F32;
     let vision = &shape.vision;
-    let tokens = load.batch_size * load.images * vision.num_positions();
-    let vision_block =
-        tokens * (6 * vision.hidden_size * F32 + 3 * vision.intermediate_size * half);
-    let kept = match (load.features_are_cached, trained.vision) {
+    let tokens = load.batch_size * load.images * vision.num_positions().unsigned_abs();
+    let inner = vision.intermediate_size.unsigned_abs();
+    let vision_block = tokens * (6 * vision.hidden_size.unsigned_abs() * F32 + 3 * inner * half);
+    let kept = match (load.features_are_cached, freeze.train_vision) {
         (true, _) => 0,
         // Without gradients one block at a time is enough, and is gone before the language model.
         (false, false) => 0,
-        (false, true) => vision.num_hidden_layers * vision_block,
+        (false, true) => vision.num_hidden_layers.unsigned_abs() * vision_block,
     };
     let passing = if load.features_are_cached { 0 } else { vision_block };
     (positions * blocks + logits + kept).max(passing)
@@ -84,9 +86,9 @@ impl CheckpointSize {
         let mut model: Vec<(String, &[u64])> =
             tensors.iter().map(|t| (t.name.clone(), &t.shape[..])).collect();
         let tied = shape.tied_names();
-        if let Some((output, input)) = tied {
-            let table = tensors.iter().find(|tensor| tensor.name == input);
-            model.extend(table.map(|table| (output.to_owned(), &table.shape[..])));
+        if let Some((output, input)) = &tied {
+            let table = tensors.iter().find(|tensor| tensor.name == *input);
+            model.extend(table.map(|table| (output.clone(), &table.shape[..])));
         }
         let optimizer: Vec<(String, &[u64])> = tensors
             .iter()
@@ -100,7 +102,7 @@ impl CheckpointSize {
             })
             .collect();
         // The note that the two names are one tensor, JSON within JSON.
-        let note = tied.map_or(String::new(), |(output, input)| {
+        let note = tied.as_ref().map_or(String::new(), |(output, input)| {
             format!(r#","vlm.tied":"{{\"{output}\":\"{input}\"}}""#)
         });
         Self {

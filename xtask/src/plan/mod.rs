@@ -6,9 +6,7 @@ mod cost;
 mod device;
 mod memory;
 mod report;
-mod run_config;
 mod shape;
-mod tensors;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -22,9 +20,8 @@ use crate::workspace::usage_error;
 use cost::{Load, Time, Work};
 use device::Device;
 use memory::{CheckpointSize, Memory};
-use shape::{Experts, Shape, Trained, Vision};
-use tensors::Tensor;
-use vlm_shapes::ProjectorKind as Projector;
+use shape::{Shape, Tensor};
+use vlm_shapes::{FreezePolicy, LmConfig, ProjectorKind, VisionConfig};
 
 /// What a run will cost: time, memory, bytes. Nothing is started.
 #[derive(Debug, Clone, Parser)]
@@ -119,7 +116,7 @@ struct PlanArgs {
 #[derive(Debug, Clone)]
 struct Plan {
     shape: Shape,
-    trained: Trained,
+    freeze: FreezePolicy,
     load: Load,
     device: Device,
     tensors: Vec<Tensor>,
@@ -134,19 +131,19 @@ struct Plan {
 impl Plan {
     fn new(
         shape: Shape,
-        trained: Trained,
+        freeze: FreezePolicy,
         load: Load,
         device: Device,
         (rows, epochs): (u64, u64),
     ) -> Self {
-        let tensors = shape.tensors(trained);
-        let work = Work::count(&shape, trained, &load, &tensors);
+        let tensors = shape.tensors(&freeze);
+        let work = Work::count(&shape, &freeze, &load, &tensors);
         Self {
             time: Time::of(&work, &load, &device),
-            memory: Memory::count(&shape, trained, &load, &tensors),
+            memory: Memory::count(&shape, &freeze, &load, &tensors),
             checkpoint: CheckpointSize::count(&shape, &tensors),
             shape,
-            trained,
+            freeze,
             load,
             device,
             tensors,
@@ -212,20 +209,21 @@ fn plan(args: &PlanArgs) -> Result<Plan> {
         )));
     }
     let (vision, features_are_cached) = match args.vision.as_str() {
-        "clip-vit-base-patch16" => (Vision::clip_base(16), false),
-        "clip-vit-base-patch32" => (Vision::clip_base(32), false),
-        "cached" => (Vision::clip_base(16), true),
+        "clip-vit-base-patch16" => (clip_base(16), false),
+        "clip-vit-base-patch32" => (clip_base(32), false),
+        "cached" => (clip_base(16), true),
         other => {
             return Err(usage_error(format!(
                 "--vision {other}: known are clip-vit-base-patch16, clip-vit-base-patch32 and cached"
             )));
         }
     };
-    if args.images * vision.num_patches() > args.seq_len {
+    let num_patches = vision.num_patches().unsigned_abs();
+    if args.images * num_patches > args.seq_len {
         return Err(usage_error(format!(
             "--seq-len {} has no room for the {} tokens of --images {}",
             args.seq_len,
-            args.images * vision.num_patches(),
+            args.images * num_patches,
             args.images
         )));
     }
@@ -240,21 +238,21 @@ fn plan(args: &PlanArgs) -> Result<Plan> {
             return Err(usage_error(format!("--dtype {other}: known are bfloat16 and float32")));
         }
     };
-    let shape = Shape {
-        n_layers: args.n_layers,
-        n_heads: args.n_heads,
-        n_kv_heads: args.n_kv_heads,
-        head_dim: args.dim / args.n_heads,
-        vocab_size: args.vocab_size,
-        experts: args.use_moe.then_some(Experts::MINIMIND),
-        vision,
-        ..Shape::minimind(args.dim)
+    let lm = LmConfig {
+        dim: args.dim as i64,
+        n_layers: args.n_layers as i64,
+        n_heads: args.n_heads as i64,
+        n_kv_heads: args.n_kv_heads as i64,
+        vocab_size: args.vocab_size as i64,
+        use_moe: args.use_moe,
+        ..LmConfig::default()
     };
-    let trained = Trained {
-        first_layers: args.unfreeze_first_layers,
-        last_layers: args.unfreeze_last_layers,
-        lm: args.train_lm,
-        vision: args.train_vision,
+    let shape = Shape::new(lm, vision, ProjectorKind::Linear)?;
+    let freeze = FreezePolicy {
+        unfreeze_first_layers: args.unfreeze_first_layers as i64,
+        unfreeze_last_layers: args.unfreeze_last_layers as i64,
+        train_lm: args.train_lm,
+        train_vision: args.train_vision,
     };
     let load = Load {
         batch_size: args.batch_size,
@@ -269,7 +267,12 @@ fn plan(args: &PlanArgs) -> Result<Plan> {
         network_bytes_per_sec: args.network_gbits * 1e9 / 8.0,
     };
     let device = Device::find(&args.gpu, args.gflops, args.memory_gbytes)?;
-    Ok(Plan::new(shape, trained, load, device, (args.rows, args.epochs)))
+    Ok(Plan::new(shape, freeze, load, device, (args.rows, args.epochs)))
+}
+
+/// ViT-B at 224 pixels.
+fn clip_base(patch_size: i64) -> VisionConfig {
+    VisionConfig { patch_size, ..VisionConfig::default() }
 }
 
 /// `--n_layers` is `--n-layers` here, as in every command.
@@ -294,8 +297,8 @@ mod tests {
     #[test]
     fn flags_in_both_spellings_make_a_plan() {
         let plan = of("--gpus 8 --gpu h200 --n_layers 16 --dim=768 --use_moe").unwrap();
-        assert_eq!((plan.shape.n_layers, plan.load.gpus), (16, 8));
-        assert!(plan.shape.experts.is_some());
+        assert_eq!((plan.shape.lm.n_layers, plan.load.gpus), (16, 8));
+        assert!(plan.shape.lm.use_moe);
         let text = report::text(&plan);
         for part in ["step", "samples/s", "memory", "checkpoint", "assumed", "data sheet"] {
             assert!(text.contains(part), "{part} is not in:\n{text}");

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::Plan;
 use super::cost::{NETWORK_SHARE, bytes_per_update, num_trained};
-use super::tensors::Tensor;
+use super::shape::Tensor;
 
 /// Milliseconds of one core for a row: decoding a 500×375 JPEG, the processor, template and ids.
 /// Measured with the Python reference on one core of a 2-core machine.
@@ -17,7 +17,7 @@ pub fn text(plan: &Plan) -> String {
     let rate = plan.samples_per_sec();
     let secs = (plan.rows * plan.epochs) as f64 / rate;
     let lm: u64 = plan.tensors.iter().map(Tensor::numel).sum();
-    let trained = num_trained(&plan.shape, plan.trained, &plan.tensors);
+    let trained = num_trained(&plan.shape, &plan.freeze, &plan.tensors);
     let dtype = if load.is_bfloat16 { "bfloat16" } else { "float32" };
     let mut lines = vec![
         format!(
@@ -27,7 +27,7 @@ pub fn text(plan: &Plan) -> String {
         format!(
             "parameters   {} language model and projector, {} vision encoder; {} trained",
             millions(lm),
-            millions(plan.shape.vision.num_parameters()),
+            millions(plan.shape.num_vision_parameters()),
             millions(trained)
         ),
         format!(
@@ -133,8 +133,8 @@ pub fn json(plan: &Plan) -> Value {
     let Plan { load, time, memory, work, .. } = plan;
     json!({
         "lm_parameters": plan.tensors.iter().map(Tensor::numel).sum::<u64>(),
-        "vision_parameters": plan.shape.vision.num_parameters(),
-        "trainable_parameters": num_trained(&plan.shape, plan.trained, &plan.tensors),
+        "vision_parameters": plan.shape.num_vision_parameters(),
+        "trainable_parameters": num_trained(&plan.shape, &plan.freeze, &plan.tensors),
         "flops_per_step_and_rank": work.flops(),
         "step_ms": time.step() * 1e3,
         "samples_per_sec": plan.samples_per_sec(),
