@@ -1,5 +1,5 @@
 //! Compiles the C++ shim against the libtorch that torch-sys found, and hands its folder on to the
-//! build scripts of the crates above (see `rpath.rs`).
+//! build scripts of the crates above.
 
 use std::path::PathBuf;
 
