@@ -1,4 +1,5 @@
-//! Shows what a data set's first batch looks like:
+//! A batch from rows in any form: prints the first one of a data set, and what is learned from it.
+//!
 //! `cargo run -p vlm-data --example first_batch -- ROWS.jsonl IMAGES TOKENIZER PREPROCESSOR_CONFIG.json [TOKENS_PER_IMAGE]`
 
 use std::path::Path;
@@ -11,7 +12,13 @@ use vlm_data::{
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let [rows, images, tokenizer, preprocessor, rest @ ..] = args.as_slice() else {
+    print!("{}", first_batch(&args)?);
+    Ok(())
+}
+
+/// The first batch in words.
+pub fn first_batch(args: &[String]) -> anyhow::Result<String> {
+    let [rows, images, tokenizer, preprocessor, rest @ ..] = args else {
         bail!("usage: first_batch ROWS IMAGES TOKENIZER PREPROCESSOR_CONFIG [TOKENS_PER_IMAGE]");
     };
     let mut config = LoaderConfig { batch_size: 4, ..LoaderConfig::default() };
@@ -22,24 +29,24 @@ fn main() -> anyhow::Result<()> {
     let tokenizer = Arc::new(ChatTokenizer::from_dir(Path::new(tokenizer))?);
     let processor = Arc::new(ImageProcessor::from_file(Path::new(preprocessor))?);
     let loader = Loader::new(source, Arc::clone(&tokenizer), Some(processor), config)?;
-    println!("{} rows, {} batches", loader.num_rows(), loader.batches_per_epoch());
+    let mut text = format!("{} rows, {} batches\n", loader.num_rows(), loader.batches_per_epoch());
     match loader.epoch(0, 0).next() {
-        Some(batch) => show(&batch?, &loader, &tokenizer),
-        None => println!("no batch"),
+        Some(batch) => text += &describe(&batch?, &loader, &tokenizer),
+        None => text += "no batch\n",
     }
-    Ok(())
+    Ok(text)
 }
 
-fn show(batch: &Batch, loader: &Loader, tokenizer: &ChatTokenizer) {
-    println!("batch of {} rows, {} tokens each", batch.batch_size, batch.seq_len);
+fn describe(batch: &Batch, loader: &Loader, tokenizer: &ChatTokenizer) -> String {
+    let mut text = format!("batch of {} rows, {} tokens each\n", batch.batch_size, batch.seq_len);
     for (k, &row) in batch.rows.iter().enumerate() {
         let labels = &batch.labels[k * batch.seq_len..(k + 1) * batch.seq_len];
         let learned: Vec<i64> =
             labels.iter().copied().filter(|&label| label != IGNORE_INDEX).collect();
         let images: Vec<_> =
             batch.images.iter().filter(|image| image.row == k).map(|image| image.start).collect();
-        println!(
-            "{}: {} tokens, images at {images:?}, learns {} tokens: {:?}",
+        text += &format!(
+            "{}: {} tokens, images at {images:?}, learns {} tokens: {:?}\n",
             loader.locate(row),
             batch.lengths[k],
             learned.len(),
@@ -47,6 +54,7 @@ fn show(batch: &Batch, loader: &Loader, tokenizer: &ChatTokenizer) {
         );
     }
     for rejected in &batch.rejected {
-        println!("{}: {}: {}", rejected.location, rejected.reason, rejected.detail);
+        text += &format!("{}: {}: {}\n", rejected.location, rejected.reason, rejected.detail);
     }
+    text
 }

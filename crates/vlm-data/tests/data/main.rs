@@ -1,6 +1,7 @@
 //! The crate through its public interface: against the golden files, and with bad data.
 
 mod answer_spans;
+mod example;
 mod forms;
 mod loader;
 mod loader_rejects;
