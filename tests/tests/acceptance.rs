@@ -1,5 +1,5 @@
-//! Data-parallel training held to one process over more than fifty steps:
-//! `cargo xtask test -p vlm-tests -- --ignored acceptance --nocapture`.
+//! Data-parallel training held to one process over more than fifty steps. The differences are printed by
+//! `cargo xtask test -p vlm-tests -- acceptance --nocapture`.
 
 use std::env;
 use std::path::PathBuf;
@@ -35,31 +35,26 @@ fn hold_ranks_to_one_process(what: &str, more: &[&str]) {
 }
 
 #[test]
-#[ignore = "three runs of 54 steps: takes 10 s"]
 fn dense_model_on_ranks_is_that_of_one_process() {
     hold_ranks_to_one_process("dense", &[]);
 }
 
 #[test]
-#[ignore = "three runs of 54 steps: takes 10 s"]
 fn experts_on_ranks_are_those_of_one_process() {
     hold_ranks_to_one_process("experts", &["--use-moe"]);
 }
 
 #[test]
-#[ignore = "three runs of 54 steps: takes 10 s"]
 fn accumulated_gradients_on_ranks_are_those_of_one_process() {
     hold_ranks_to_one_process("two micro-batches", &["--accumulation-steps", "2"]);
 }
 
 #[test]
-#[ignore = "three runs of 54 steps: takes 10 s"]
 fn packed_rows_on_ranks_are_those_of_one_process() {
     hold_ranks_to_one_process("packed", &["--pack"]);
 }
 
 #[test]
-#[ignore = "two runs of 54 steps: takes 10 s"]
 fn run_resumed_on_two_of_four_ranks_and_then_on_one_is_an_undisturbed_one() {
     let trial = trial();
     train(&trial, 1, "1x8", &EPOCHS);

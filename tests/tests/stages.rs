@@ -227,10 +227,7 @@ fn bfloat16_and_float32_learn_alike() {
 #[test]
 fn bfloat16_and_float32_learn_alike_on_the_demo() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/demo/train.jsonl");
-    if !demo.is_file() {
-        println!("skipped: no {}; `cargo xtask prepare-data` draws it", demo.display());
-        return;
-    }
+    assert!(demo.is_file(), "{} is missing: `cargo xtask prepare-data` draws it", demo.display());
     let curve = |dtype: &str| {
         let trial = Trial::new();
         let mut command = program();
