@@ -100,3 +100,46 @@ fn settings_that_are_wrong_or_for_nothing_are_named_with_their_flags() {
         trial.pretrain(&flags).assert_error(2, &parts);
     }
 }
+
+/// Rows as some people have them: a caption, and the image under a key of their own.
+fn write_rows_of_another_form(trial: &Trial) {
+    let rows: Vec<String> = (0..8)
+        .map(|k| {
+            serde_json::json!({"scan": format!("{k}.png"), "caption": "A red circle."}).to_string()
+        })
+        .collect();
+    trial.write_rows(&rows);
+}
+
+#[test]
+fn how_rows_are_read_is_a_setting_of_training_preparation_and_features() {
+    let trial = Trial::new();
+    write_rows_of_another_form(&trial);
+    trial.pretrain(&[]).assert_error(1, &["scan"]);
+    let settings = ["--image-key", "scan", "--caption-question", "What is it?"];
+    let more = ["--out-dir", &text_of(&trial.path("read"))];
+    trial.pretrain(&[settings, [more[0], more[1], "--seed", "1"]].concat()).assert_success();
+    let samples: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(trial.path("read/summary.json")).unwrap())
+            .unwrap();
+    assert_eq!(samples["samples"], 8);
+
+    let prepare = |more: &[&str]| {
+        let (rows, images) = (text_of(&trial.path("rows.jsonl")), text_of(&trial.path("images")));
+        let output = text_of(&trial.path("shards"));
+        let mut command = std::process::Command::new(crate::support::xtask());
+        command.args(["prepare-data", "--input", &rows, "--images-path", &images]);
+        command.args(["--output", &output, "--vision"]);
+        command.arg(crate::support::golden("vision_tower"));
+        command.arg("--tokenizer").arg(crate::support::demo_start("")).args(more);
+        crate::support::Ended::of(&command.output().unwrap())
+    };
+    prepare(&settings).assert_success();
+    // Read in another way, they are other rows.
+    prepare(&settings[..2]).assert_error(2, &["What is it?"]);
+    let shards = text_of(&trial.path("shards"));
+    let of_shards = ["--data-path", &shards, "--out-dir", &text_of(&trial.path("prepared"))];
+    trial.pretrain(&[&of_shards[..], &["--seed", "1"]].concat()).assert_success();
+    assert_eq!(losses(&trial, "read"), losses(&trial, "prepared"));
+    prepare(&["--min-rating", "relevance"]).assert_error(2, &["relevance", "relevance=3"]);
+}

@@ -17,6 +17,7 @@ const TOKENS_PER_IMAGE: usize = 196;
 
 fn settings(output: &Path, num_workers: usize) -> PrepareSettings {
     PrepareSettings {
+        row_options: vlm_data::RowOptions::default(),
         input_files: Vec::new(),
         tokenizer: Arc::new(ChatTokenizer::from_dir(&demo_start("")).unwrap()),
         tokens_per_image: TOKENS_PER_IMAGE,

@@ -61,7 +61,7 @@ enum Command {
     #[command(disable_help_flag = true)]
     Sft(Passed),
     /// Check a data set and make shards of it; without --input the demo's data set
-    PrepareData(prepare::PrepareDataArgs),
+    PrepareData(Box<prepare::PrepareDataArgs>),
     /// Make the demo's starting weights
     #[command(disable_help_flag = true)]
     DemoWeights(Passed),
@@ -139,7 +139,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Sft(passed) => launch::train(workspace, "sft", false, passed.args),
         Command::Launch(passed) => launch::program(passed.args),
         Command::Plan(passed) => plan::run(passed.args),
-        Command::PrepareData(args) => prepare::run(workspace, args),
+        Command::PrepareData(args) => prepare::run(workspace, *args),
         Command::DemoWeights(passed) => launch::vlm(workspace, Some("demo-weights"), passed.args),
         Command::Vlm(passed) => launch::vlm(workspace, None, passed.args),
         Command::Test(passed) => run_tests::run(workspace, passed.args),

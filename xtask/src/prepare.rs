@@ -8,10 +8,10 @@ use anyhow::{Context, Result};
 use clap::{ArgGroup, Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
-use vlm_config::Layers;
+use vlm_config::{ConfigError, Layers, Origin, Stage, find};
 use vlm_data::{
     ChatTokenizer, DEFAULT_MAX_REJECTED_FRACTION, DataError, DataPaths, ImageLimits,
-    ImagePlaceholder, ImageProcessor, ImageStore, PrepareSettings, prepare,
+    ImagePlaceholder, ImageProcessor, ImageStore, PrepareSettings, RowOptions, prepare,
 };
 use vlm_shapes::{ProjectorConfig, ProjectorKind, ShapeError, VisionConfig};
 
@@ -59,6 +59,19 @@ pub struct PrepareDataArgs {
     /// Keep pictures as they were, or resized to what --vision takes (as PNG)
     #[arg(long, alias = "image_store", value_enum, default_value = "original")]
     image_store: StoreChoice,
+    /// Keys or columns that hold the images of a row [default: the known names of docs/data.md]
+    #[arg(long, alias = "image_key", value_name = "NAME", num_args = 1..)]
+    image_key: Vec<String>,
+    /// What the user says of an image, behind it, in rows that have a caption alone [default: nothing
+    /// but the image]
+    #[arg(long, alias = "caption_question", value_name = "TEXT")]
+    caption_question: Option<String>,
+    /// Smallest rating of a turn in rows that have ratings, as relevance=3 [default: every turn]
+    #[arg(long, alias = "min_rating", value_name = "NAME=NUMBER", num_args = 1..)]
+    min_rating: Vec<String>,
+    /// Do not follow symbolic links that lead out of the folder of the images
+    #[arg(long, alias = "no_follow_links")]
+    no_follow_links: bool,
     /// Rows of the input that go into a shard
     #[arg(long, alias = "rows_per_shard", value_name = "N", default_value_t = 8192)]
     rows_per_shard: usize,
@@ -85,6 +98,7 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         demo::write(&args.output)?;
         return Ok(ExitCode::SUCCESS);
     }
+    let row_settings = args.row_settings();
     let run = args.config.as_deref().map(of_config).transpose()?;
     let of_run = |path: &str| run.as_ref()?.path(path);
     let value_of_run = |path: &str| run.as_ref()?.get(path).cloned();
@@ -134,7 +148,8 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let images_path = args.images_path.or_else(|| of_run("data.images_path"));
-    let source = paths.open(images_path.as_deref()).map_err(asked_wrongly)?;
+    let row_options = row_options(run.as_ref(), row_settings)?;
+    let source = paths.open_with(images_path.as_deref(), &row_options).map_err(asked_wrongly)?;
     eprintln!(
         "{} rows to {}, cut at {max_seq_len} tokens; an image is {tokens_per_image} times {:?}",
         source.len(),
@@ -146,6 +161,7 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     }
     let settings = PrepareSettings {
         input_files: paths.file_states().map_err(asked_wrongly)?,
+        row_options,
         tokenizer: Arc::new(tokenizer),
         tokens_per_image,
         max_seq_len,
@@ -192,6 +208,36 @@ fn tokenizer(dir: &Path, image_token: Option<&str>) -> Result<ChatTokenizer, Dat
         Some(token) => ChatTokenizer::with_placeholder(dir, ImagePlaceholder::new(token)),
         None => ChatTokenizer::with_first_of(dir, &IMAGE_TOKENS.map(ImagePlaceholder::new)),
     }
+}
+
+impl PrepareDataArgs {
+    /// The flags that say how rows are read, as settings of a run.
+    fn row_settings(&self) -> Vec<(&'static str, Value)> {
+        let mut given = Vec::new();
+        if !self.image_key.is_empty() {
+            given.push(("image-key", self.image_key.clone().into()));
+        }
+        if let Some(question) = &self.caption_question {
+            given.push(("caption-question", question.as_str().into()));
+        }
+        if !self.min_rating.is_empty() {
+            given.push(("min-rating", self.min_rating.clone().into()));
+        }
+        if self.no_follow_links {
+            given.push(("follow-links", false.into()));
+        }
+        given
+    }
+}
+
+/// How rows are read: as the run that they are for says, and the flags over it.
+fn row_options(run: Option<&Layers>, flags: Vec<(&'static str, Value)>) -> Result<RowOptions> {
+    let mut layers = run.cloned().unwrap_or_else(|| Layers::new(Stage::Pretrain));
+    let entries = flags.into_iter().filter_map(|(name, value)| Some((find(name)?.0, value)));
+    layers.add(&Origin::Flag, entries.collect());
+    let wrong = |error: ConfigError| usage_error(error.to_string().replace('`', ""));
+    layers.settle().map_err(wrong)?;
+    layers.resolve().and_then(|config| config.data.row_options()).map_err(wrong)
 }
 
 /// The settings of the run that the data is for.

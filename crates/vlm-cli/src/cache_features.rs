@@ -13,6 +13,7 @@ use vlm_train::cache_features::{CacheFeaturesConfig, Estimate, cache_features};
 
 use crate::args::parse_named;
 use crate::interrupt;
+use crate::row_args::RowArgs;
 
 /// Flags of `vlm cache-features`.
 #[derive(Debug, Args)]
@@ -44,6 +45,8 @@ pub struct CacheFeaturesArgs {
     /// CPU arithmetic threads [default: cores].
     #[arg(long, value_name = "N")]
     num_threads: Option<i32>,
+    #[command(flatten)]
+    rows: RowArgs,
 }
 
 /// Runs the command.
@@ -63,6 +66,7 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
     let config = CacheFeaturesConfig {
         data_path: args.data_path.into(),
         images_path: args.images_path,
+        rows: args.rows.options()?,
         vision: args.vision,
         output: args.output,
         dtype: args.features_dtype,

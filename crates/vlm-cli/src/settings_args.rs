@@ -98,7 +98,7 @@ impl SettingsArgs {
         for setting in settings().iter().filter(|setting| !setting.traits.is_internal) {
             let given = |name: &str| matches.get_many::<Value>(name).map(Iterator::cloned);
             match given(&setting.name).map(Iterator::collect::<Vec<Value>>) {
-                Some(values) if setting.kind == Kind::Paths => {
+                Some(values) if setting.kind.is_list() => {
                     let paths = values.iter().filter_map(Value::as_array).flatten().cloned();
                     flags.push((setting, paths.collect()));
                 }
@@ -133,7 +133,7 @@ fn flag(setting: &'static Setting, default: Option<String>) -> Arg {
         .allow_negative_numbers(setting.kind == Kind::Number)
         .help(format!("{}{default}", setting.doc.trim_end_matches('.')));
     match setting.kind {
-        Kind::Paths => arg.num_args(1..).action(ArgAction::Append),
+        Kind::Paths | Kind::Words => arg.num_args(1..).action(ArgAction::Append),
         Kind::Bool => {
             let arg = as_switch(arg);
             match &setting.opposite {

@@ -25,6 +25,8 @@ pub enum Kind {
     Path,
     /// Files or folders, one or several.
     Paths,
+    /// Texts, one or several.
+    Words,
     /// One of these words.
     Choice(&'static [&'static str]),
 }
@@ -53,6 +55,7 @@ kinds! {
     PathBuf => Kind::Path,
     Resume => Kind::Path,
     DataPaths => Kind::Paths,
+    Vec<String> => Kind::Words,
     Padding => Kind::Choice(&["longest", "max", "none"]),
     ProjectorKind => Kind::Choice(&["linear", "mlp", "merged-mlp", "pixel-shuffle"]),
     Dtype => Kind::Choice(&["float32", "bfloat16", "float16"]),
@@ -65,6 +68,11 @@ impl<T: SettingType> SettingType for Option<T> {
 }
 
 impl Kind {
+    /// Whether there may be several values.
+    pub fn is_list(self) -> bool {
+        matches!(self, Self::Paths | Self::Words)
+    }
+
     /// What a value must be, for a message.
     pub fn expected(self) -> String {
         match self {
@@ -75,6 +83,7 @@ impl Kind {
             Self::Text => "text".into(),
             Self::Path => "a path".into(),
             Self::Paths => "a path or a list of paths".into(),
+            Self::Words => "text or a list of texts".into(),
             Self::Choice(words) => format!("one of {}", words.join(", ")),
         }
     }
@@ -95,7 +104,7 @@ impl Kind {
                 let numbers = text.split(',').map(number).collect::<Option<Vec<f64>>>();
                 numbers.map(|numbers| json!(numbers)).ok_or_else(wrong).and_then(|v| self.check(v))
             }
-            Self::Paths => Ok(json!([text])),
+            Self::Paths | Self::Words => Ok(json!([text])),
             Self::Text | Self::Path | Self::Choice(_) => self.check(text.into()),
         }
     }
@@ -111,7 +120,7 @@ impl Kind {
                 .as_array()
                 .is_some_and(|values| values.len() == 2 && values.iter().all(Value::is_number)),
             Self::Text | Self::Path => value.is_string(),
-            Self::Paths => {
+            Self::Paths | Self::Words => {
                 is_text(&value)
                     || value
                         .as_array()
@@ -123,7 +132,7 @@ impl Kind {
             return Err(format!("expected {}, found {}", self.expected(), cut(&value.to_string())));
         }
         match value {
-            Value::String(path) if self == Self::Paths => Ok(json!([path])),
+            Value::String(text) if self.is_list() => Ok(json!([text])),
             value => Ok(value),
         }
     }
@@ -138,7 +147,7 @@ impl Kind {
                 json!({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2})
             }
             Self::Text | Self::Path => json!({"type": "string"}),
-            Self::Paths => json!({
+            Self::Paths | Self::Words => json!({
                 "oneOf": [
                     {"type": "string"},
                     {"type": "array", "items": {"type": "string"}, "minItems": 1},

@@ -85,6 +85,24 @@ settings! {
         images_path: Option<PathBuf> = None, shown("DIR")
             .default_is("the folder of the rows")
             .of_data("the root of the images");
+        /// Keys or columns that hold the images of a row.
+        image_key: Vec<String> = Vec::new(), shown("NAME")
+            .default_is("the known names of docs/data.md")
+            .decides_numbers()
+            .newly_added();
+        /// What the user says of an image, behind it, in rows that have a caption alone.
+        caption_question: String = String::new(), shown("TEXT")
+            .default_is("nothing but the image")
+            .decides_numbers()
+            .newly_added();
+        /// Smallest rating of a turn in rows that have ratings, as relevance=3. A turn with a lower
+        /// one is left out, and so is a row without any turn left.
+        min_rating: Vec<String> = Vec::new(), shown("NAME=NUMBER")
+            .default_is("every turn")
+            .decides_numbers()
+            .newly_added();
+        /// Follow symbolic links that lead out of the folder of the images.
+        follow_links: bool = true, switch().negatable();
         /// Length at which a row is cut. A row that is cut through an image is rejected.
         max_seq_len: usize = 640, shown("TOKENS").at_least(1.0).decides_numbers();
         /// How rows of different lengths share a micro-batch: filled up to the longest of them

@@ -1,8 +1,10 @@
 //! Checks of settings against each other, before any file or device is touched. The type and range
 //! of each alone is checked where it is read ([`crate::Setting::check`]).
 
+use vlm_data::RowOptions;
+
 use crate::error::ConfigError;
-use crate::train::{EvalConfig, LrSchedule, OptimConfig, TrainConfig, settings};
+use crate::train::{DataConfig, EvalConfig, LrSchedule, OptimConfig, TrainConfig, settings};
 
 impl TrainConfig {
     /// Checks every setting's range, and the settings against each other.
@@ -12,6 +14,7 @@ impl TrainConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.check_ranges()?;
         self.optim.validate()?;
+        self.data.row_options()?;
         let refuse = |message: &str| Err(ConfigError::Usage(message.into()));
         if self.data.bucket_window > 0 && !self.data.shuffle {
             return Err(ConfigError::Usage(format!(
@@ -68,6 +71,33 @@ impl TrainConfig {
             }
         }
         Ok(())
+    }
+}
+
+impl DataConfig {
+    /// How rows are read.
+    ///
+    /// # Errors
+    /// A smallest rating that is not a name and a number.
+    pub fn row_options(&self) -> Result<RowOptions, ConfigError> {
+        let rating = |text: &String| {
+            let found = text.split_once('=').and_then(|(name, number)| {
+                let number = number.trim().parse::<f64>().ok().filter(|n| n.is_finite())?;
+                Some((name.trim().to_owned(), number)).filter(|(name, _)| !name.is_empty())
+            });
+            found.ok_or_else(|| {
+                ConfigError::Usage(format!(
+                    "`min_rating` {text}: expected a name and a number, as relevance=3"
+                ))
+            })
+        };
+        Ok(RowOptions {
+            caption_question: self.caption_question.clone(),
+            image_keys: self.image_key.clone(),
+            min_ratings: self.min_rating.iter().map(rating).collect::<Result<_, _>>()?,
+            follow_links: self.follow_links,
+            ..RowOptions::default()
+        })
     }
 }
 

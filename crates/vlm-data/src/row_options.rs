@@ -28,6 +28,24 @@ pub struct RowOptions {
     pub max_archive_members: usize,
 }
 
+impl RowOptions {
+    /// What of it decides which turns a row has and is not the default, as `caption_question = "…"`.
+    pub(crate) fn named_differences(&self) -> String {
+        let defaults = Self::default();
+        let mut found = Vec::new();
+        if self.caption_question != defaults.caption_question {
+            found.push(format!("caption_question = {:?}", self.caption_question));
+        }
+        if self.image_keys != defaults.image_keys {
+            found.push(format!("image_keys = {:?}", self.image_keys));
+        }
+        if self.min_ratings != defaults.min_ratings {
+            found.push(format!("min_ratings = {:?}", self.min_ratings));
+        }
+        found.join(", ")
+    }
+}
+
 impl Default for RowOptions {
     /// No words beside the image of a caption, no ratings, links are followed, 64 MiB a row, 256 MiB an
     /// image, 256 GiB unpacked, 50 million members.

@@ -10,7 +10,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind};
 use vlm_data::{
     DataPaths, FeatureCacheWriter, FeatureKey, FeaturesDtype, ImageCount, ImageHash,
-    ImageProcessor, ImageScan, RejectLog, RowSource, ScannedChunk, count_images,
+    ImageProcessor, ImageScan, RejectLog, RowOptions, RowSource, ScannedChunk, count_images,
 };
 use vlm_model::vision::VisionEncoder;
 use vlm_model::{ModelError, VisionConfig};
@@ -27,6 +27,8 @@ pub struct CacheFeaturesConfig {
     pub data_path: DataPaths,
     /// Root of the image names in the rows.
     pub images_path: Option<PathBuf>,
+    /// How the rows are read.
+    pub rows: RowOptions,
     /// Vision encoder, a folder in Hugging Face form.
     pub vision: PathBuf,
     /// Folder for the cache.
@@ -93,7 +95,7 @@ pub fn cache_features(
 ) -> Result<Cached, TrainError> {
     let (encoder, vision) = build_encoder(&config.vision, config.device)?;
     let processor = Arc::new(image_processor(&config.vision, &vision)?);
-    let source = config.data_path.open(config.images_path.as_deref())?;
+    let source = config.data_path.open_with(config.images_path.as_deref(), &config.rows)?;
     let key = feature_key(&config.vision, &vision, &processor, config.dtype)?;
     let writer = FeatureCacheWriter::open(&config.output, key).map_err(usage)?;
     let num_before = writer.num_images();

@@ -114,6 +114,7 @@ fn config(out_dir: PathBuf) -> TrainConfig {
             num_workers: 1,
             prefetch_batches: 1,
             max_rejected_fraction: 0.05,
+            ..DataConfig::default()
         },
         model: ModelConfig {
             lm: None,

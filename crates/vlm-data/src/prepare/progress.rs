@@ -49,6 +49,7 @@ impl Identity {
                     ImageStore::Resized(processor) => format!("resized {}", processor.hash()),
                 },
                 rows_per_shard: settings.rows_per_shard,
+                row_options: settings.row_options.named_differences(),
             },
         })
     }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::chat::ChatTokenizer;
 use crate::decode::ImageLimits;
 use crate::preprocess::ImageProcessor;
+use crate::row_options::RowOptions;
 
 /// Which bytes of a picture are kept.
 #[derive(Debug, Clone, Default)]
@@ -22,6 +23,8 @@ pub struct PrepareSettings {
     /// What shows that the input was changed since an earlier call that was interrupted, as
     /// [`crate::DataPaths::file_states`] gives it. It leaves no trace in the shards.
     pub input_files: Vec<String>,
+    /// How the rows were read.
+    pub row_options: RowOptions,
     /// Makes token ids.
     pub tokenizer: Arc<ChatTokenizer>,
     /// Tokens an image has in the prompt.

@@ -50,6 +50,9 @@ pub(crate) struct MadeWith {
     pub(crate) image_store: String,
     /// Source rows a shard.
     pub(crate) rows_per_shard: usize,
+    /// How rows were read, where that is not the default.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) row_options: String,
 }
 
 /// One shard.

@@ -18,6 +18,7 @@ fn try_to_prepare(folder: &Folder, rows: &[String]) -> Result<PathBuf, DataError
     let output = folder.path().join("shards");
     let source: Arc<dyn RowSource> = folder.source();
     let settings = PrepareSettings {
+        row_options: vlm_data::RowOptions::default(),
         input_files: Vec::new(),
         tokenizer: folder.tokenizer(),
         tokens_per_image: TOKENS_PER_IMAGE,

@@ -49,7 +49,8 @@ impl Parts {
         let request = &config.model.shape;
         let shapes = settle_shapes(&files, request, &tokenizer, config.data.max_seq_len)?;
         let processor = Arc::new(image_processor(&config.model.vision, &shapes.vision)?);
-        let source = config.data.data_path.open(config.data.images_path.as_deref())?;
+        let images_path = config.data.images_path.as_deref();
+        let source = config.data.data_path.open_with(images_path, &config.data.row_options()?)?;
         let images = images(&config.model, &shapes, &processor)?;
         let features = match &images {
             ImageReading::Features(cache) => Some(cache.key().clone()),

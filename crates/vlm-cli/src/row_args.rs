@@ -1,0 +1,42 @@
+//! Flags of the commands beside training that read rows: how they are read, as in training.
+
+use clap::Args;
+use vlm_data::RowOptions;
+use vlm_train::TrainError;
+use vlm_train::config::DataConfig;
+
+/// How rows are read.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Rows")]
+pub struct RowArgs {
+    /// Keys or columns that hold the images of a row [default: the known names of docs/data.md].
+    #[arg(long, value_name = "NAME", num_args = 1..)]
+    image_key: Vec<String>,
+    /// What the user says of an image, behind it, in rows that have a caption alone [default: nothing
+    /// but the image].
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    caption_question: String,
+    /// Smallest rating of a turn in rows that have ratings, as relevance=3 [default: every turn].
+    #[arg(long, value_name = "NAME=NUMBER", num_args = 1..)]
+    min_rating: Vec<String>,
+    /// Do not follow symbolic links that lead out of the folder of the images.
+    #[arg(long)]
+    no_follow_links: bool,
+}
+
+impl RowArgs {
+    /// The options that these flags say.
+    ///
+    /// # Errors
+    /// A smallest rating that is not a name and a number.
+    pub fn options(&self) -> Result<RowOptions, TrainError> {
+        let config = DataConfig {
+            image_key: self.image_key.clone(),
+            caption_question: self.caption_question.clone(),
+            min_rating: self.min_rating.clone(),
+            follow_links: !self.no_follow_links,
+            ..DataConfig::default()
+        };
+        Ok(config.row_options()?)
+    }
+}
