@@ -187,7 +187,7 @@ fn a_run_of_few_rows_that_cannot_be_used_fails_with_the_reasons() {
     let mixed: Vec<String> = (0..9).map(good).chain((0..8).map(bad)).collect();
     run(&mixed, "mixed", &[]).assert_error(1, &["8 of 17 rows", "at most 5% may be"]);
     let one: Vec<String> = (0..23).map(good).chain([bad(0)]).collect();
-    run(&one, "none", &["--max-rejected-fraction", "0"]).assert_error(1, &["none may be"]);
+    run(&one, "none", &["--max-rejected-fraction", "0"]).assert_error(1, &["the limit is 0"]);
     let ended = run(&one, "one", &[]);
     ended.assert_success();
     let told = "1 rejected rows (1 missing-image): ";

@@ -206,7 +206,9 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
 fn tokenizer(dir: &Path, image_token: Option<&str>) -> Result<ChatTokenizer, DataError> {
     match image_token {
         Some(token) => ChatTokenizer::with_placeholder(dir, ImagePlaceholder::new(token)),
-        None => ChatTokenizer::with_first_of(dir, &IMAGE_TOKENS.map(ImagePlaceholder::new)),
+        None => {
+            ChatTokenizer::with_first_placeholder(dir, &IMAGE_TOKENS.map(ImagePlaceholder::new))
+        }
     }
 }
 

@@ -1,50 +1,31 @@
-//! Where an answer ends: which of the tokens that the template writes behind an assistant's text
-//! are learned, and which of them end an answer that is being generated.
+//! Finds where an answer ends: which of the tokens that the template writes after an assistant's
+//! text are learned, and which of them stop generation.
 
 use std::collections::HashSet;
 use std::ops::Range;
 
+use crate::prompt_tokens::Tokens;
 use crate::template_profile::{Probe, common_prefix, common_suffix};
-
-/// Token ids of a text with their places in it.
-#[derive(Debug)]
-pub(crate) struct Tokens {
-    pub(crate) ids: Vec<i64>,
-    /// First byte of each token; for part of a character, the character's.
-    pub(crate) starts: Vec<usize>,
-}
-
-impl Tokens {
-    /// The first token that begins at `byte` or after it.
-    pub(crate) fn at(&self, byte: usize) -> usize {
-        self.starts.partition_point(|&start| start < byte)
-    }
-
-    /// The first token from `first` on that does not end within the first `bytes` bytes of a text of
-    /// `len` bytes.
-    fn whole_until(&self, first: usize, bytes: usize, len: usize) -> usize {
-        let end = |token: usize| self.starts.get(token + 1).copied().unwrap_or(len);
-        (first..self.ids.len()).find(|&token| end(token) > bytes).unwrap_or(self.ids.len())
-    }
-}
 
 /// Where the answers of a template end.
 #[derive(Debug)]
 pub(crate) struct AnswerEnds {
-    /// Tokens that may end an answer: those added to the vocabulary, white space apart, and those
-    /// that the files name.
+    /// Tokens that may end an answer: those added to the vocabulary, except white space, and those
+    /// that the tokenizer's files name.
     markers: HashSet<i64>,
-    /// What the template writes behind an answer and before the header of the next turn.
+    /// What the template writes between an answer and the header of the next turn.
     closing: String,
-    /// The tokens that end an answer before others and the last one, where there are any.
+    /// The token that ends an answer followed by another turn, and the token that ends the last
+    /// answer; `None` where there is none.
     ends: [Option<i64>; 2],
 }
 
 impl AnswerEnds {
-    /// Reads them off a rendering of two questions with their answers. The closing of the first is
-    /// what it has in common with that of the last, or what is left before the header that the
-    /// first question has too; where the longer of the two is no end, a token of `stops` that
-    /// follows is part of it (a template that ends an answer by the next role's token).
+    /// Reads the ends from a rendering of two questions with their answers. The closing of the
+    /// first answer is what it has in common with the closing of the last one, or what comes before
+    /// the header that the first question also has; the longer of the two counts. Where it contains
+    /// no marker, a token of `stops` that follows is part of it: some templates end an answer with
+    /// the token of the next role.
     pub(crate) fn of_probe(
         probe: &Probe,
         tokens: &Tokens,
@@ -78,7 +59,8 @@ impl AnswerEnds {
         Self { markers, closing, ends }
     }
 
-    /// Of a template that refuses the probe: the token `eos`, spelled `text`, ends every answer.
+    /// For a template that cannot render the probe: the token `eos`, spelled `text`, ends every
+    /// answer.
     pub(crate) fn of_eos(eos: i64, text: &str) -> Self {
         Self { markers: [eos].into(), closing: text.to_owned(), ends: [Some(eos); 2] }
     }
@@ -89,15 +71,15 @@ impl AnswerEnds {
         between.into_iter().chain(last.filter(|_| last != between))
     }
 
-    /// Whether a model can learn from the last answer of a row where to stop.
+    /// Whether the last answer of a row ends with a token from which a model learns to stop.
     pub(crate) fn has_last(&self) -> bool {
         self.ends[1].is_some()
     }
 
-    /// The tokens to be learned of the answer that lies at `answer` in `text`: those of its text,
-    /// what the template writes behind it up to the first marker, and the one token after that, if
-    /// it belongs to this turn and is no marker itself. Where there is no marker, all that the
-    /// template writes in this turn.
+    /// The tokens to be learned of the answer at bytes `answer` of `text`: those of its text, those
+    /// that the template writes after it up to the first marker, and the one token after the marker
+    /// if it belongs to this turn and is no marker itself. Where there is no marker, all tokens
+    /// that the template writes in this turn.
     pub(crate) fn span(
         &self,
         tokens: &Tokens,
@@ -106,7 +88,8 @@ impl AnswerEnds {
         is_last: bool,
     ) -> Range<usize> {
         let start = tokens.at(answer.start);
-        // A token of a space and the first word, where the header ends with the space.
+        // The token may consist of a space and the first word, where the header ends with the
+        // space.
         let straddles = |&token: &usize| {
             let end = tokens.starts.get(token + 1).copied().unwrap_or(text.len());
             let before = text.get(tokens.starts[token]..answer.start);
@@ -124,15 +107,15 @@ impl AnswerEnds {
         start..after + usize::from(has_after)
     }
 
-    /// Whether these are the spans that a rule by `eos` alone gives, which was the first one: the
-    /// answer, the next `eos` and the token after it.
+    /// Whether these ends give the same spans as the earlier rule that knew only `eos`: the answer,
+    /// the next `eos`, and the token after it.
     pub(crate) fn is_by_eos(&self, eos: i64, probe: &Probe, tokens: &Tokens) -> bool {
         let answer = probe.between.start..probe.between.start;
         let span = self.span(tokens, &probe.text, &answer, false);
         self.ends == [Some(eos); 2] && tokens.ids.get(span.end.wrapping_sub(2)) == Some(&eos)
     }
 
-    /// All that decides about spans, as text to be hashed.
+    /// Everything that decides the spans, as text to be hashed.
     pub(crate) fn describe(&self) -> String {
         format!("{:?} {:?}", self.closing, self.ends)
     }

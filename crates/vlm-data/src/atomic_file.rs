@@ -1,15 +1,16 @@
-//! Files that are complete under their name or not there at all, whenever the process ends.
+//! Writes files that are either complete or absent, whenever the process ends.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
 
-/// Lets `fill` write a temporary file beside `path`, flushes it to the disk and renames it to `path`.
-/// What was at `path` before stays until then, and a failure leaves no temporary file behind.
+/// Lets `fill` write a temporary file beside `path`, flushes it to the disk and renames it to
+/// `path`. An existing file at `path` stays until then, and a failure leaves no temporary file
+/// behind.
 ///
 /// # Errors
-/// The system's, and those of `fill`.
+/// Any error of the file system, and those of `fill`.
 pub fn write_atomically(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
@@ -33,14 +34,14 @@ fn write_and_sync(
     writer.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
 }
 
-/// Flushes the folder that holds `path`: only then does a rename survive a power cut.
+/// Flushes the folder that holds `path`: a rename survives a power cut only after that.
 pub(crate) fn sync_folder_of(path: &Path) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
     File::open(folder.unwrap_or(Path::new("."))).and_then(|folder| folder.sync_all())
 }
 
-/// A name in the same folder, since a rename works within one file system only. Processes do not
-/// share it.
+/// A name in the same folder, because a rename works only within one file system. It has the
+/// process id, so that two processes do not share it.
 fn temporary_name(path: &Path) -> io::Result<PathBuf> {
     let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
     let mut temporary = OsString::from(".");

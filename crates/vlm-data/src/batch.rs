@@ -1,46 +1,46 @@
-//! Rows side by side, as the model takes them.
+//! Batches: the samples of several rows, as the model takes them.
 
 use serde::{Deserialize, Serialize};
 
-use crate::chat::EncodedRow;
+use crate::encoded_row::EncodedRow;
 use crate::feature_bytes::FeatureBytes;
 use crate::reject::Rejected;
 
-/// The label of positions that are not learned from: padding, questions, images.
+/// The label of positions without a loss: padding, questions, images.
 pub const IGNORE_INDEX: i64 = -100;
 
-/// How far the rows of a batch are filled up.
+/// How rows of different lengths share a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Padding {
-    /// To the longest row of the batch.
+    /// Rows are padded to the longest row of the batch.
     #[default]
     Longest,
-    /// To the length limit, as the reference does.
+    /// Rows are padded to the length limit, as in the reference.
     Max,
-    /// Not at all: the rows lie end to end, and no arithmetic is spent on what is not a token.
+    /// Rows are not padded but packed end to end, so that no time is spent on padding tokens.
     None,
 }
 
-/// Where an image's features go in a batch.
+/// The position of an image's features in a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ImagePlace {
-    /// Row of the batch.
+pub struct ImagePosition {
+    /// Index of the row in the batch.
     pub row: usize,
-    /// First of its tokens in `input_ids` of that row.
+    /// Index of the image's first token in `input_ids` of that row.
     pub start: usize,
 }
 
-/// What a batch brings of its N images, in the order of [`Batch::images`].
+/// The data of a batch's N images, in the order of [`Batch::images`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum ImageData {
-    /// Nothing: there are no images, or the loader was not to read them.
+    /// The batch has no images, or the loader was told not to read them.
     #[default]
     None,
-    /// `[N, S, S, 3]`: pictures of side S as [`crate::ImageProcessor::crop_u8`] makes them, not
-    /// yet normalized.
+    /// `[N, S, S, 3]`: images of side S as [`crate::ImageProcessor::crop_u8`] makes them, not
+    /// normalized yet.
     Pixels(Vec<u8>),
-    /// `[N, P, V]`: the encoder's features, made before.
+    /// `[N, P, V]`: precomputed features of the vision encoder.
     Features(Features),
 }
 
@@ -49,28 +49,28 @@ pub enum ImageData {
 pub struct Features {
     /// Row by row, little-endian.
     pub bytes: FeatureBytes,
-    /// What the bytes are.
+    /// Data type of the values.
     pub dtype: FeaturesDtype,
-    /// P.
+    /// P: patches of an image.
     pub num_patches: usize,
-    /// V.
+    /// V: values of a patch.
     pub hidden_size: usize,
 }
 
-/// How features are stored. The serialized names are those of `--features-dtype`.
+/// Data type in which features are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum FeaturesDtype {
-    /// As the encoder makes them.
+    /// 32 bits, as the encoder computes them.
     Float32,
-    /// Half the size; 8 bits of precision.
+    /// 16 bits, of which 8 bits of precision.
     Bfloat16,
-    /// Half the size; 11 bits of precision, and values up to 65504.
+    /// 16 bits, of which 11 bits of precision; values up to 65504.
     Float16,
 }
 
 impl FeaturesDtype {
-    /// Bytes of a value.
+    /// Bytes of one value.
     pub fn size(self) -> usize {
         match self {
             Self::Float32 => 4,
@@ -79,57 +79,59 @@ impl FeaturesDtype {
     }
 }
 
-/// B rows of T tokens with N images.
+/// A batch of B rows of T tokens with N images.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
     /// Number of the batch in its epoch, from 0.
     pub index: usize,
-    /// Which rows of the source these are.
+    /// Indices of the rows in the source.
     pub rows: Vec<usize>,
     /// B; 0 when every row was rejected.
     pub batch_size: usize,
-    /// T: of the longest row, or the length limit less one.
+    /// T: length of the longest row, or the length limit less one.
     pub seq_len: usize,
-    /// Whether the rows lie end to end ([`Padding::None`]).
+    /// Whether the rows are packed end to end ([`Padding::None`]).
     pub is_packed: bool,
-    /// `[B, T]`, row by row: the ids without the last one, then padding. Packed `[sum of lengths]`.
+    /// `[B, T]`: the token ids of each row without the last one, then padding. If packed, `[sum of
+    /// lengths]`.
     pub input_ids: Vec<i64>,
-    /// As `input_ids`: what each position should predict, [`IGNORE_INDEX`] where nothing.
+    /// Same shape as `input_ids`: the token to predict at each position, [`IGNORE_INDEX`] where
+    /// there is none.
     pub labels: Vec<i64>,
-    /// `[B]`: tokens of `input_ids` that are not padding.
+    /// `[B]`: number of tokens in `input_ids` that are not padding.
     pub lengths: Vec<usize>,
-    /// The images themselves.
+    /// Pixels or features of the images.
     pub image_data: ImageData,
-    /// `[N]`: where their features go.
-    pub images: Vec<ImagePlace>,
-    /// Labels that are not [`IGNORE_INDEX`].
+    /// `[N]`: the positions of their features.
+    pub images: Vec<ImagePosition>,
+    /// Number of labels that are not [`IGNORE_INDEX`].
     pub num_supervised: usize,
-    /// The rows that were drawn for this batch and set aside.
+    /// The rows that were drawn for this batch and rejected.
     pub rejected: Vec<Rejected>,
 }
 
-/// A row that can be trained on.
+/// What is made of a row that can be trained on.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
-    /// Index in the source.
+    /// Index of the row in the source.
     pub(crate) row: usize,
     pub(crate) encoded: EncodedRow,
     pub(crate) images: SampleImages,
 }
 
-/// What a row brings of its images.
+/// The images of a sample.
 #[derive(Debug, Clone)]
 pub(crate) enum SampleImages {
     None,
-    /// `[S, S, 3]` for each.
+    /// `[S, S, 3]` for each image.
     Pixels(Vec<Vec<u8>>),
-    /// Places in the feature cache.
+    /// Indices of the images in the feature cache.
     Cached(Vec<usize>),
 }
 
 impl Batch {
-    /// Puts `samples` side by side, or end to end. `max_len` is the T of [`Padding::Max`]. Features
-    /// are not read here: the batch comes without.
+    /// Makes a batch of `samples`. `max_len` is T for [`Padding::Max`]. Features are not read here:
+    /// the batch comes without them.
     pub(crate) fn collate(
         index: usize,
         samples: Vec<Sample>,
@@ -172,7 +174,7 @@ impl Batch {
             let length = batch.lengths[row];
             batch.input_ids[at..at + length].copy_from_slice(&ids[..length]);
             for span in &sample.encoded.supervised {
-                // Position t predicts token t + 1; the first token of all is predicted by none.
+                // Position t predicts token t + 1; no position predicts the first token.
                 let span = span.start.max(1)..span.end.min(ids.len());
                 if span.is_empty() {
                     continue;
@@ -181,7 +183,7 @@ impl Batch {
                     .copy_from_slice(&ids[span.clone()]);
                 batch.num_supervised += span.len();
             }
-            let place = |&start: &usize| ImagePlace { row, start };
+            let place = |&start: &usize| ImagePosition { row, start };
             batch.images.extend(sample.encoded.image_starts.iter().map(place));
             if let SampleImages::Pixels(crops) = &sample.images {
                 crops.iter().for_each(|crop| pixels.extend_from_slice(crop));
@@ -193,7 +195,7 @@ impl Batch {
         batch
     }
 
-    /// `[B]`: where each row begins in `input_ids`.
+    /// `[B]`: index in `input_ids` at which each row begins.
     pub fn row_starts(&self) -> Vec<usize> {
         if !self.is_packed {
             return (0..self.batch_size).map(|row| row * self.seq_len).collect();
@@ -205,8 +207,8 @@ impl Batch {
         self.lengths.iter().scan(0, start).collect()
     }
 
-    /// Fills the rows up to `seq_len` tokens. Nothing happens to rows that are that long already,
-    /// to packed ones, or when there are none.
+    /// Pads the rows to `seq_len` tokens. Does nothing if they are that long already, if they are
+    /// packed, or if there are no rows.
     pub fn pad_to(&mut self, seq_len: usize, pad_token_id: i64) {
         if self.batch_size == 0 || self.is_packed || seq_len <= self.seq_len {
             return;
@@ -252,7 +254,7 @@ mod tests {
         assert_eq!(batch.lengths, [3, 2]);
         assert_eq!(batch.num_supervised, 3);
         assert_eq!(batch.image_data, ImageData::Pixels(vec![4, 4, 9, 9]));
-        let places = [ImagePlace { row: 0, start: 1 }, ImagePlace { row: 1, start: 1 }];
+        let places = [ImagePosition { row: 0, start: 1 }, ImagePosition { row: 1, start: 1 }];
         assert_eq!(batch.images, places);
 
         let padded = Batch::collate(3, samples, Vec::new(), Padding::Max, 5, 9);

@@ -1,5 +1,5 @@
-//! Rows from CSV and TSV files: the first line names the columns, each other record is a row. Only
-//! where each record lies is kept in memory: sixteen bytes a row.
+//! Rows from CSV and TSV files: the first line names the columns, and every other record is a row.
+//! Only the position of each record is kept in memory: sixteen bytes per row.
 
 use std::io::BufRead;
 use std::path::Path;
@@ -10,15 +10,15 @@ use crate::file_source::{Columns, FileSource, RecordReader};
 use crate::form;
 use crate::plain_file::PlainFile;
 use crate::record::{Field, Record};
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_error::RowError;
 use crate::row_options::RowOptions;
-use crate::row_text::{ByteRange, RowTexts};
+use crate::row_text::{ByteRange, RowTexts, skip_mark, without_mark};
 
-/// What may stand between values.
+/// The delimiters that are recognised.
 const DELIMITERS: [u8; 4] = [b'\t', b',', b';', b'|'];
 
-/// The rows of a `.csv` or `.tsv` file, read as they are asked for.
+/// The rows of a `.csv` or `.tsv` file, read on request.
 #[derive(Debug)]
 pub(crate) struct CsvTable {
     texts: RowTexts,
@@ -27,7 +27,7 @@ pub(crate) struct CsvTable {
     rows: Vec<ByteRange>,
 }
 
-/// The columns that the first line of a file names, and what stands between them; `None` where they
+/// The columns that the first line of a file names, and its delimiter; `None` where the columns
 /// have no known form.
 pub(crate) fn header(start: &[u8]) -> Option<(Vec<String>, u8)> {
     let (columns, delimiter) = any_header(start)?;
@@ -36,7 +36,7 @@ pub(crate) fn header(start: &[u8]) -> Option<(Vec<String>, u8)> {
 }
 
 fn any_header(start: &[u8]) -> Option<(Vec<String>, u8)> {
-    let start = start.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(start);
+    let start = without_mark(start);
     let end = start.iter().position(|&byte| byte == b'\n').unwrap_or(start.len());
     let line = std::str::from_utf8(start[..end].trim_ascii_end()).ok()?;
     let count = |delimiter: u8| line.bytes().filter(|&byte| byte == delimiter).count();
@@ -49,7 +49,7 @@ impl CsvTable {
     /// Finds the records.
     ///
     /// # Errors
-    /// No columns of a known form, no rows, a quotation mark that is not closed.
+    /// Columns of no known form, a file without rows, or a quotation mark that is not closed.
     pub(crate) fn open(
         plain: PlainFile,
         images_root: Option<&Path>,
@@ -59,12 +59,12 @@ impl CsvTable {
         let wrong = |problem: String| DataError::content(&path, problem);
         let start = plain.start()?;
         let (columns, delimiter) =
-            any_header(&start).ok_or_else(|| wrong("its first line names no columns".into()))?;
+            any_header(&start).ok_or_else(|| wrong("the first line names no columns".into()))?;
         let names: Vec<&str> = columns.iter().map(String::as_str).collect();
         if !form::has_form(&names) {
             return Err(wrong(format!(
-                "a table whose first line should name columns as image and caption, question and \
-                 answer, or conversations; it has: {}",
+                "expected a first line with columns such as image and caption, question and \
+                 answer, or conversations; found: {}",
                 crate::record::shown(&columns.join(", "))
             )));
         }
@@ -73,7 +73,7 @@ impl CsvTable {
             .map_err(wrong)?;
         rows.remove(0);
         if rows.is_empty() {
-            return Err(wrong("has a line of column names and no rows".into()));
+            return Err(wrong("has a line of column names, but no rows".into()));
         }
         let format = if delimiter == b'\t' { "TSV" } else { "CSV" };
         let records = |texts| Self { texts, columns, delimiter, rows };
@@ -87,13 +87,12 @@ impl RecordReader for CsvTable {
     }
 
     fn record(&self, index: usize, _: Columns) -> Result<Record, RowError> {
-        let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
         let text = self.texts.read(self.rows[index])?;
         let values = values(&text, self.delimiter)
-            .ok_or_else(|| invalid("text behind a closing quotation mark".into()))?;
+            .ok_or_else(|| Reject::invalid_row("text after a closing quotation mark"))?;
         if values.len() != self.columns.len() {
             let problem = format!("{} values for {} columns", values.len(), self.columns.len());
-            return Err(invalid(problem).into());
+            return Err(Reject::invalid_row(problem).into());
         }
         let field = |value: String| if value.is_empty() { Field::Null } else { Field::Text(value) };
         let values = values.into_iter().map(field);
@@ -101,16 +100,11 @@ impl RecordReader for CsvTable {
     }
 }
 
-/// Where the records lie, the first line included. Line breaks within quotation marks are part of a
-/// value; blank lines are no records.
+/// The positions of the records, the first line included. Line breaks within quotation marks are
+/// part of a value, and blank lines are not records.
 fn scan(reader: &mut impl BufRead) -> std::io::Result<Result<Vec<ByteRange>, String>> {
-    const BYTE_ORDER_MARK: u64 = 3;
     let mut rows = Vec::new();
-    let mut offset = 0;
-    if reader.fill_buf()?.starts_with(b"\xEF\xBB\xBF") {
-        reader.consume(BYTE_ORDER_MARK as usize);
-        offset = BYTE_ORDER_MARK;
-    }
+    let mut offset = skip_mark(reader)?;
     let (mut start, mut is_quoted, mut is_blank) = (offset, false, true);
     loop {
         let buffer = reader.fill_buf()?;
@@ -143,7 +137,7 @@ fn scan(reader: &mut impl BufRead) -> std::io::Result<Result<Vec<ByteRange>, Str
     Ok(if rows.is_empty() { Err("no rows in this file".into()) } else { Ok(rows) })
 }
 
-/// The values of one record; `None` where something stands behind a closing quotation mark.
+/// The values of one record; `None` where text follows a closing quotation mark.
 fn values(record: &str, delimiter: u8) -> Option<Vec<String>> {
     let delimiter = char::from(delimiter);
     let mut rest = record.trim_end_matches(['\r', '\n']);
@@ -156,7 +150,7 @@ fn values(record: &str, delimiter: u8) -> Option<Vec<String>> {
                 let end = tail.find('"')?;
                 value.push_str(&tail[..end]);
                 tail = &tail[end + 1..];
-                // Two of them are one within the value.
+                // Two quotation marks are one within the value.
                 match tail.strip_prefix('"') {
                     Some(more) => {
                         value.push('"');

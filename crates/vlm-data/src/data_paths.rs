@@ -1,5 +1,5 @@
-//! `--data-path`: one data set, several behind one another, or several mixed by weight. A name may be a
-//! pattern of many files.
+//! The setting `data_path`: one data set, several read one after another, or several mixed by weight.
+//! A path may be a pattern for many files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,8 +15,9 @@ use crate::open::{files_of_rows, open_source_with};
 use crate::row_options::RowOptions;
 use crate::source::RowSource;
 
-/// Data sets as a user names them: a path each, or `path:weight`. A path that is not there and has `*`,
-/// `?`, `[…]` or `{…}` stands for the files that fit it, behind one another.
+/// Data sets as a user names them: one or several paths, each as `path` or `path:weight`. A path
+/// that does not exist and has `*`, `?`, `[…]` or `{…}` is a pattern: it stands for the files that
+/// match it, one after another.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "OneOrMany", into = "OneOrMany")]
 pub struct DataPaths(Vec<String>);
@@ -59,8 +60,8 @@ impl From<&Path> for DataPaths {
 }
 
 impl DataPaths {
-    /// Where the data sets are, without their weights; of a pattern the files that fit it, or the
-    /// pattern itself where none does.
+    /// The paths of the data sets, without their weights. A pattern gives the files that match it,
+    /// or itself if none does.
     pub fn paths(&self) -> Vec<PathBuf> {
         let of = |path: &String| {
             let path = split(path).0;
@@ -69,11 +70,11 @@ impl DataPaths {
         self.0.iter().flat_map(of).collect()
     }
 
-    /// What shows that a file of the data sets was changed: names, sizes, times. Picture files are
-    /// not looked at.
+    /// Names, sizes and modification times of the files of rows: they show whether a file was
+    /// changed. Image files are not included.
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// A file or folder that cannot be read.
     pub fn file_states(&self) -> Result<Vec<String>, DataError> {
         let mut states = Vec::new();
         for path in self.expanded()? {
@@ -82,17 +83,17 @@ impl DataPaths {
         Ok(states)
     }
 
-    /// The weights of the data sets, as far as they are given.
+    /// The weight of each data set, where it has one.
     pub fn weights(&self) -> Vec<Option<f64>> {
         self.0.iter().map(|path| split(path).1).collect()
     }
 
-    /// A hash of the files of the rows: of their sizes, and of small ones' whole content. Of a prepared
-    /// folder it is a hash of every byte. The same on every machine that has copies of the same files,
-    /// wherever they lie. Picture files are not looked at.
+    /// A hash of the files of rows: of their sizes, and of the whole content of small ones. For a
+    /// prepared folder it covers every byte. It is the same on every machine that has copies of the
+    /// same files, wherever they are. Image files are not included.
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// A file or folder that cannot be read.
     pub fn fingerprint(&self) -> Result<String, DataError> {
         let mut hasher = blake3::Hasher::new();
         for path in self.expanded()? {
@@ -105,26 +106,26 @@ impl DataPaths {
         Ok(hasher.finalize().to_hex()[..16].to_owned())
     }
 
-    /// All files and folders that are named, patterns written out.
+    /// All files and folders that are named, with patterns expanded.
     fn expanded(&self) -> Result<Vec<PathBuf>, DataError> {
         let paths = self.0.iter().map(|path| expand(split(path).0));
         Ok(paths.collect::<Result<Vec<_>, DataError>>()?.concat())
     }
 
-    /// Opens the data sets as one with the default options: a single one as it is, several without
-    /// weights behind one another, several with weights as a [`Mixture`].
+    /// Opens the data sets as one source with the default options: a single data set as it is,
+    /// several without weights one after another, several with weights as a [`Mixture`].
     ///
     /// # Errors
-    /// See [`crate::open_source`] and [`Mixture::new`]; weights for some of the paths and not for
+    /// See [`crate::open_source`] and [`Mixture::new`]; weights for some of the paths but not for
     /// others.
     pub fn open(&self, images_root: Option<&Path>) -> Result<Arc<dyn RowSource>, DataError> {
         self.open_with(images_root, &RowOptions::default())
     }
 
-    /// As [`Self::open`], with other options.
+    /// Like [`Self::open`], with other options.
     ///
     /// # Errors
-    /// As [`Self::open`].
+    /// As for [`Self::open`].
     pub fn open_with(
         &self,
         images_root: Option<&Path>,
@@ -134,8 +135,8 @@ impl DataPaths {
         let num_weights = named.iter().filter(|(_, weight)| weight.is_some()).count();
         if num_weights != 0 && num_weights != named.len() {
             return Err(DataError::Settings(format!(
-                "{num_weights} of {} data paths have a weight; give one to each (path:0.7), or to \
-                 none",
+                "{num_weights} of {} data paths have a weight; give a weight to each (path:0.7) or \
+                 to none",
                 named.len()
             )));
         }
@@ -151,7 +152,7 @@ impl DataPaths {
         };
         let mut sources = named.into_iter().map(open).collect::<Result<Vec<_>, DataError>>()?;
         match sources.len() {
-            0 => Err(DataError::Settings("no data path is given".into())),
+            0 => Err(DataError::Settings("expected at least one `data_path`, found none".into())),
             1 => Ok(sources.remove(0).0),
             _ if num_weights == 0 => {
                 Ok(Arc::new(Concatenation::new(sources.into_iter().map(|(s, _)| s).collect())))
@@ -159,7 +160,7 @@ impl DataPaths {
             _ => {
                 let mixture = Mixture::new(sources)?;
                 for (path, (num_rows, num_drawn)) in self.0.iter().zip(mixture.counts()) {
-                    tracing::info!("{path}: {num_drawn} rows an epoch, of {num_rows}");
+                    tracing::info!("{path}: {num_drawn} rows per epoch, from {num_rows}");
                 }
                 Ok(Arc::new(mixture))
             }
@@ -167,7 +168,7 @@ impl DataPaths {
     }
 }
 
-/// The files that `path` names: itself, or those that fit it where it is a pattern.
+/// The files that `path` names: itself, or the files that match it if it is a pattern.
 fn expand(path: &str) -> Result<Vec<PathBuf>, DataError> {
     if !glob::is_pattern(path) {
         return Ok(vec![PathBuf::from(path)]);
@@ -175,13 +176,13 @@ fn expand(path: &str) -> Result<Vec<PathBuf>, DataError> {
     let failed = DataError::io(Path::new(path), "list the files of the pattern");
     let found = glob::expand(path).map_err(failed)?;
     if found.is_empty() {
-        let problem = "no file fits this pattern";
+        let problem = "no file matches this pattern";
         return Err(DataError::content(Path::new(path), problem));
     }
     Ok(found)
 }
 
-/// Name, size and time of the last change of a file, or of each file of rows in a folder.
+/// Adds name, size and modification time of a file, or of each file of rows in a folder.
 fn push_states(path: &Path, states: &mut Vec<String>) -> std::io::Result<()> {
     let mut files = vec![path.to_owned()];
     if path.is_dir() {
@@ -196,7 +197,8 @@ fn push_states(path: &Path, states: &mut Vec<String>) -> std::io::Result<()> {
     Ok(())
 }
 
-/// `rows.jsonl:0.7` → the path and its weight. A path that exists with its colon is a path.
+/// Splits `rows.jsonl:0.7` into the path and its weight. A path that exists with its colon has no
+/// weight.
 fn split(text: &str) -> (&str, Option<f64>) {
     let weight = text.rsplit_once(':').and_then(|(path, weight)| {
         let weight: f64 = weight.parse().ok()?;
@@ -261,7 +263,7 @@ mod tests {
         assert_eq!(of(vec![pattern]), of(vec![a.replace("p-1", "p-0"), a.clone()]));
         let none = folder.path().join("q-*.jsonl").display().to_string();
         assert_eq!(DataPaths(vec![none.clone()]).paths(), [PathBuf::from(&none)]);
-        assert!(open(&[&none]).unwrap_err().contains("no file fits this pattern"));
+        assert!(open(&[&none]).unwrap_err().contains("no file matches this pattern"));
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! From encoded bytes to 8-bit RGB, with Pillow's conventions and limits against bombs.
+//! Decodes images to 8-bit RGB, with the conventions of Pillow and with limits against
+//! decompression bombs.
 
 use std::io::Cursor;
 
@@ -6,13 +7,15 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use crate::jpeg_scan;
 use crate::reject::{Reject, RejectReason};
+use crate::row_text::without_mark;
+use crate::sniff::starts_with_word;
 
-/// The largest picture that is decoded; larger ones are refused by their header alone.
+/// The largest image that is decoded. A larger one is refused as soon as its header is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ImageLimits {
     /// Longest side, in pixels.
     pub max_side: u32,
-    /// Width times height.
+    /// Largest product of width and height.
     pub max_pixels: u64,
 }
 
@@ -23,7 +26,7 @@ impl Default for ImageLimits {
     }
 }
 
-/// The formats that are read.
+/// The supported formats.
 const READ: [ImageFormat; 6] = [
     ImageFormat::Jpeg,
     ImageFormat::Png,
@@ -33,23 +36,23 @@ const READ: [ImageFormat; 6] = [
     ImageFormat::Tiff,
 ];
 
-/// Up to 16 bits for each of four channels, and as much again for a decoder's own buffers.
+/// Up to 16 bits for each of four channels, and the same again for the buffers of a decoder.
 const BYTES_PER_PIXEL: u64 = 16;
 
-/// 8-bit RGB, row by row.
+/// An image of 8-bit RGB, row by row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RgbPicture {
+pub(crate) struct RgbImage {
     pub(crate) width: u32,
     pub(crate) height: u32,
     /// `[height, width, 3]`.
     pub(crate) pixels: Vec<u8>,
 }
 
-impl RgbPicture {
-    /// Decodes JPEG, PNG, WebP, GIF (its first frame), BMP or TIFF (its first page); which one, the
-    /// content tells.
-    /// Converts as Pillow's `convert("RGB")` does: alpha is dropped, not composed; the orientation
-    /// in EXIF is ignored; 16-bit grey is clipped at 255, other 16-bit forms keep their high byte.
+impl RgbImage {
+    /// Decodes JPEG, PNG, WebP, GIF (its first frame), BMP or TIFF (its first page); the content
+    /// tells which. Converts as Pillow's `convert("RGB")`: alpha is dropped, not composed; the
+    /// orientation in EXIF is ignored; 16-bit grey is clipped at 255, other 16-bit forms keep their
+    /// high byte.
     ///
     /// # Errors
     /// [`RejectReason::UnreadableImage`] or [`RejectReason::ImageTooLarge`].
@@ -65,30 +68,32 @@ impl RgbPicture {
         reader.limits(decoder_limits);
         let decoder = reader.into_decoder().map_err(|e| explain(format, &e))?;
         limits.check(decoder.dimensions())?;
-        let picture = DynamicImage::from_decoder(decoder).map_err(|e| explain(format, &e))?;
-        if matches!(picture, DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_)) {
-            return Err(unreadable("32-bit floating-point samples; save it with 8 bits".into()));
+        let image = DynamicImage::from_decoder(decoder).map_err(|e| explain(format, &e))?;
+        if matches!(image, DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_)) {
+            return Err(unreadable(
+                "expected integer samples, found 32-bit floating point; save it with 8 bits".into(),
+            ));
         }
         let damage = (format == ImageFormat::Jpeg).then(|| jpeg_scan::damage(bytes)).flatten();
         if let Some(damage) = damage {
             return Err(unreadable(damage.into()));
         }
-        Ok(Self { width: picture.width(), height: picture.height(), pixels: to_rgb(picture) })
+        Ok(Self { width: image.width(), height: image.height(), pixels: to_rgb(image) })
     }
 }
 
 impl ImageLimits {
     fn check(&self, (width, height): (u32, u32)) -> Result<(), Reject> {
         if width == 0 || height == 0 {
-            return Err(unreadable(format!("the picture is {width}×{height}")));
+            return Err(unreadable(format!("the image has {width}×{height} pixels")));
         }
         let pixels = u64::from(width) * u64::from(height);
         if width.max(height) > self.max_side || pixels > self.max_pixels {
             return Err(Reject::new(
                 RejectReason::ImageTooLarge,
                 format!(
-                    "{width}×{height} pixels; the limits are {} a side and {} in all; make it \
-                     smaller",
+                    "{width}×{height} pixels; the limits are {} per side and {} in total; make the \
+                     image smaller",
                     self.max_side, self.max_pixels
                 ),
             ));
@@ -97,8 +102,9 @@ impl ImageLimits {
     }
 }
 
-fn to_rgb(picture: DynamicImage) -> Vec<u8> {
-    // Pillow reads 16-bit colour by its high byte; the conversions of `image` would round.
+fn to_rgb(image: DynamicImage) -> Vec<u8> {
+    // Pillow takes the high byte of 16-bit colour; the conversions of the crate `image` would
+    // round.
     let high_bytes = |samples: &[u16], channels: usize| -> Vec<u8> {
         samples
             .chunks_exact(channels)
@@ -107,30 +113,26 @@ fn to_rgb(picture: DynamicImage) -> Vec<u8> {
             .collect()
     };
     let grey = |values: Vec<u8>| -> Vec<u8> { values.into_iter().flat_map(|v| [v; 3]).collect() };
-    match picture {
-        DynamicImage::ImageRgb8(picture) => picture.into_raw(),
-        DynamicImage::ImageRgb16(picture) => high_bytes(&picture, 3),
-        DynamicImage::ImageRgba16(picture) => high_bytes(&picture, 4),
-        DynamicImage::ImageLuma16(picture) => {
-            grey(picture.iter().map(|&v| v.min(255) as u8).collect())
+    match image {
+        DynamicImage::ImageRgb8(image) => image.into_raw(),
+        DynamicImage::ImageRgb16(image) => high_bytes(&image, 3),
+        DynamicImage::ImageRgba16(image) => high_bytes(&image, 4),
+        DynamicImage::ImageLuma16(image) => grey(image.iter().map(|&v| v.min(255) as u8).collect()),
+        DynamicImage::ImageLumaA16(image) => {
+            grey(image.chunks_exact(2).map(|p| (p[0] >> 8) as u8).collect())
         }
-        DynamicImage::ImageLumaA16(picture) => {
-            grey(picture.chunks_exact(2).map(|p| (p[0] >> 8) as u8).collect())
-        }
-        DynamicImage::ImageRgba8(picture) => {
-            picture.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect()
+        DynamicImage::ImageRgba8(image) => {
+            image.chunks_exact(4).flat_map(|p| [p[0], p[1], p[2]]).collect()
         }
         other => other.into_rgb8().into_raw(),
     }
 }
 
-/// What bytes that are no image of a format that is read are, as far as their beginning tells.
+/// Describes bytes that are no image of a supported format, as far as their first bytes tell.
 fn not_read(bytes: &[u8]) -> String {
     const EXPECTED: &str = "expected JPEG, PNG, WebP, GIF, BMP or TIFF";
-    let text = bytes.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(bytes).trim_ascii_start();
-    let begins = |prefix: &str| {
-        text.get(..prefix.len()).is_some_and(|t| t.eq_ignore_ascii_case(prefix.as_bytes()))
-    };
+    let text = without_mark(bytes).trim_ascii_start();
+    let begins = |prefix: &str| starts_with_word(text, prefix);
     let brand = bytes.get(4..8).filter(|mark| *mark == b"ftyp").and(bytes.get(8..12));
     let found = match brand {
         Some(b"avif" | b"avis") => Some("an AVIF image; save it as JPEG or PNG"),
@@ -140,7 +142,7 @@ fn not_read(bytes: &[u8]) -> String {
         Some(_) => Some("a video or another ISO media file"),
         None if bytes.is_empty() => Some("an empty file"),
         None if begins("version https://git-lfs") => {
-            Some("a Git LFS pointer in place of the image; run `git lfs pull`")
+            Some("a Git LFS pointer instead of the image; run `git lfs pull`")
         }
         None if begins("<!doctype html") || begins("<html") => Some("an HTML page"),
         None if begins("<svg") || begins("<?xml") => {
@@ -151,7 +153,7 @@ fn not_read(bytes: &[u8]) -> String {
             Some("a JPEG 2000 image; save it as JPEG or PNG")
         }
         None if bytes.starts_with(b"\xff\x0a") => Some("a JPEG XL image; save it as JPEG or PNG"),
-        None if bytes.iter().all(|&byte| byte == 0) => Some("nothing but zero bytes"),
+        None if bytes.iter().all(|&byte| byte == 0) => Some("only zero bytes"),
         None => None,
     };
     let start = String::from_utf8_lossy(&bytes[..bytes.len().min(16)]).into_owned();
@@ -179,14 +181,14 @@ mod tests {
     use super::*;
     use image::{ImageBuffer, Luma, LumaA, Rgb, Rgba};
 
-    fn png(picture: impl Into<DynamicImage>) -> Vec<u8> {
+    fn png(image: impl Into<DynamicImage>) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
-        picture.into().write_to(&mut bytes, ImageFormat::Png).unwrap();
+        image.into().write_to(&mut bytes, ImageFormat::Png).unwrap();
         bytes.into_inner()
     }
 
     fn pixels(bytes: &[u8]) -> Vec<u8> {
-        RgbPicture::decode(bytes, &ImageLimits::default()).unwrap().pixels
+        RgbImage::decode(bytes, &ImageLimits::default()).unwrap().pixels
     }
 
     #[test]
@@ -208,7 +210,7 @@ mod tests {
         let limits = ImageLimits { max_side: 20, max_pixels: 100 };
         let reason = |width, height| {
             let bytes = png(ImageBuffer::from_pixel(width, height, Luma([0u8])));
-            RgbPicture::decode(&bytes, &limits).map_err(|e| e.reason)
+            RgbImage::decode(&bytes, &limits).map_err(|e| e.reason)
         };
         assert!(reason(20, 5).is_ok());
         assert_eq!(reason(21, 1), Err(RejectReason::ImageTooLarge));
@@ -218,7 +220,7 @@ mod tests {
     #[test]
     fn what_is_no_picture_is_refused_with_its_first_bytes() {
         let page = b"<!DOCTYPE html><html></html>";
-        let reject = RgbPicture::decode(page, &ImageLimits::default()).unwrap_err();
+        let reject = RgbImage::decode(page, &ImageLimits::default()).unwrap_err();
         assert_eq!(reject.reason, RejectReason::UnreadableImage);
         assert!(reject.detail.contains("<!DOCTYPE"), "{}", reject.detail);
         for (bytes, found) in [
@@ -229,7 +231,7 @@ mod tests {
             (b"<svg xmlns=\"x\"/>", "SVG"),
             (b"%PDF-1.7", "PDF"),
         ] {
-            let reject = RgbPicture::decode(bytes, &ImageLimits::default()).unwrap_err();
+            let reject = RgbImage::decode(bytes, &ImageLimits::default()).unwrap_err();
             assert!(reject.detail.contains(found), "{}", reject.detail);
         }
     }
@@ -237,21 +239,21 @@ mod tests {
     #[test]
     fn tiff_is_read() {
         let mut bytes = Cursor::new(Vec::new());
-        let picture = ImageBuffer::from_fn(5, 3, |x, y| Rgb([x as u8 * 50, y as u8 * 80, 7]));
-        let picture = DynamicImage::from(picture);
-        picture.write_to(&mut bytes, ImageFormat::Tiff).unwrap();
-        assert_eq!(pixels(&bytes.into_inner()), picture.into_bytes());
+        let image = ImageBuffer::from_fn(5, 3, |x, y| Rgb([x as u8 * 50, y as u8 * 80, 7]));
+        let image = DynamicImage::from(image);
+        image.write_to(&mut bytes, ImageFormat::Tiff).unwrap();
+        assert_eq!(pixels(&bytes.into_inner()), image.into_bytes());
     }
 
     #[test]
     fn a_jpeg_cut_anywhere_is_refused() {
-        let picture = ImageBuffer::from_fn(64, 64, |x, y| Rgb([(x * y) as u8, x as u8, y as u8]));
+        let image = ImageBuffer::from_fn(64, 64, |x, y| Rgb([(x * y) as u8, x as u8, y as u8]));
         let mut bytes = Cursor::new(Vec::new());
-        DynamicImage::from(picture).write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
+        DynamicImage::from(image).write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
         let bytes = bytes.into_inner();
-        assert!(RgbPicture::decode(&bytes, &ImageLimits::default()).is_ok());
+        assert!(RgbImage::decode(&bytes, &ImageLimits::default()).is_ok());
         for length in 0..bytes.len() - 1 {
-            let reject = RgbPicture::decode(&bytes[..length], &ImageLimits::default());
+            let reject = RgbImage::decode(&bytes[..length], &ImageLimits::default());
             assert_eq!(
                 reject.map_err(|e| e.reason),
                 Err(RejectReason::UnreadableImage),

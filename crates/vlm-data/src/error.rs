@@ -1,5 +1,5 @@
-//! What ends a run because of its data. A row that is merely unusable is a
-//! [`Reject`](crate::Reject) instead: it is set aside and the run goes on.
+//! The errors of this crate. A row that cannot be used is not such an error but a
+//! [`Reject`](crate::Reject): the row is rejected and the run continues.
 
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
@@ -12,12 +12,12 @@ pub enum DataError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What was tried, as a verb phrase: "read the file".
+        /// The operation that failed, as a verb phrase: "read the file".
         action: &'static str,
-        /// The system's answer.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// A file was read, and what it holds cannot be used.
+    /// A file was read, but its content cannot be used.
     #[error("{}: {problem}", path.display())]
     Content {
         /// The file or folder.
@@ -25,49 +25,48 @@ pub enum DataError {
         /// What was expected, what was found and what to do about it.
         problem: String,
     },
-    /// Settings that contradict each other.
+    /// Settings contradict each other or are out of range.
     #[error("{0}")]
     Settings(String),
-    /// The system started no thread.
+    /// No thread could be started.
     #[error("cannot start threads: {source}; allow this user more processes, or use fewer workers")]
     Threads {
-        /// The system's answer.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// A defect of this program.
+    /// A bug in this program.
     #[error("internal error: {0}; please report it")]
     Internal(String),
     /// Loading a row ended in a panic: a defect of the program, not of the data.
-    #[error(
-        "the loader failed at {location}: {message}; this is a defect of the program: please \
-         report it with this row"
-    )]
+    #[error("internal error while loading {location}: {message}; please report it with this row")]
+    /// Loading a row panicked: a bug in this program, not a fault of the data.
     WorkerPanic {
         /// The row, as [`RowSource::locate`](crate::RowSource::locate) names it.
         location: String,
-        /// What the panic said.
+        /// The message of the panic.
         message: String,
     },
     /// A disk, or what connects it, failed while a row was read.
     #[error(
-        "{location}: {source}. The disk or the connection to it failed and not the row, which is \
-         not set aside: once it can be read, start the same command again (training with --resume \
-         auto), and it goes on"
+        "{location}: {source}. The disk or the connection to it failed; the row is not rejected. \
+         Once the file can be read again, run the same command to continue (training with `resume` \
+         auto)"
     )]
+    /// A disk or the connection to it failed while a row was read.
     Row {
         /// The row, as [`RowSource::locate`](crate::RowSource::locate) names it.
         location: String,
-        /// The file, what was tried, the system's answer.
+        /// The file, the operation and the system's error.
         source: Box<DataError>,
     },
-    /// So many rows were set aside that the data or the settings must be wrong.
+    /// So many rows were rejected that the data or the settings must be wrong.
     #[error("{0}")]
     TooManyRejected(String),
 }
 
 impl DataError {
-    /// Whether a disk, or the connection to it, failed or is full: nothing that the user asked for is
-    /// wrong.
+    /// Whether a disk or the connection to it failed or is full, so that the user's request is not
+    /// at fault.
     pub fn is_disk_failure(&self) -> bool {
         match self {
             Self::Io { source, .. } => is_disk_failure(source),
@@ -76,7 +75,7 @@ impl DataError {
         }
     }
 
-    /// For `map_err`: a system error at `path` while doing `action`.
+    /// For `map_err`: makes an error of a system error at `path` during `action`.
     pub(crate) fn io(
         path: &Path,
         action: &'static str,
@@ -85,14 +84,14 @@ impl DataError {
         move |source| Self::Io { path, action, source }
     }
 
-    /// Unusable content of the file at `path`.
+    /// An error for unusable content of the file at `path`.
     pub(crate) fn content(path: &Path, problem: impl Into<String>) -> Self {
         Self::Content { path: path.to_owned(), problem: problem.into() }
     }
 }
 
-/// Whether the system says that a disk, or the connection to it, failed or is full, and not that there
-/// is nothing to be read or written by this name or user.
+/// Whether the system reports that a disk or the connection to it failed or is full, rather than
+/// that a file is missing or that the user may not read or write it.
 pub fn is_disk_failure(error: &io::Error) -> bool {
     /// ELOOP, which has no stable kind yet.
     const TOO_MANY_LINKS: i32 = if cfg!(target_os = "linux") { 40 } else { 62 };
@@ -108,7 +107,7 @@ pub fn is_disk_failure(error: &io::Error) -> bool {
             | ErrorKind::DirectoryNotEmpty
             | ErrorKind::BrokenPipe
     );
-    // What is not the system's answer is about content: an end too early, damaged compression.
+    // An error without a code of the system is about content: an early end, damaged compression.
     error.raw_os_error().is_some_and(|code| code != TOO_MANY_LINKS) && !is_of_name
 }
 
@@ -120,7 +119,7 @@ mod tests {
     use crate::row_error::failing_file;
 
     #[test]
-    fn failing_disks_are_told_from_files_that_are_not_there_or_not_to_be_read() {
+    fn failing_disks_are_distinguished_from_missing_and_forbidden_files() {
         let failed = failing_file().read(&mut [0; 8]).unwrap_err();
         assert_eq!(failed.raw_os_error(), Some(5), "EIO");
         assert!(is_disk_failure(&failed));

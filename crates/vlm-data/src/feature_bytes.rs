@@ -1,25 +1,27 @@
-//! Memory for batches of features, used again. A batch of ViT-B/16's features has megabytes; asking
-//! the system for them anew each time, page by page, costs three times as much as filling them.
+//! Reuses the memory of batches of features. The features of a batch take megabytes; requesting
+//! that memory from the system for each batch, page by page, costs three times as much as filling
+//! it.
 
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// Buffers that wait to be used again; what is beyond goes back to the system.
+/// Number of free buffers that are kept; further ones are returned to the system.
 const MAX_WAITING: usize = 8;
 
-/// The bytes of some features. Dropped, their memory serves a later batch of the same cache.
+/// The bytes of some features. When dropped, their memory is used for a later batch of the same
+/// cache.
 pub struct FeatureBytes {
     bytes: Vec<u8>,
     pool: Option<Arc<Pool>>,
 }
 
-/// Buffers of any length.
+/// Free buffers of any length.
 #[derive(Debug, Default)]
 pub(crate) struct Pool(Mutex<Vec<Vec<u8>>>);
 
 impl FeatureBytes {
-    /// `len` bytes of any content.
+    /// `len` bytes of unspecified content.
     pub(crate) fn of_pool(pool: &Arc<Pool>, len: usize) -> Self {
         let waiting = pool.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let bytes = match waiting {

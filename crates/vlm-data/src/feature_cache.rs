@@ -1,10 +1,10 @@
-//! The vision encoder's features of many images, made once and kept on disk.
+//! Precomputed features of the vision encoder, on disk.
 //!
-//! A folder with `features.bin`, the features of one image after another; `hashes.bin`, BLAKE3 of
-//! each image's encoded bytes in the same order; and `manifest.json`, which says what made them.
-//! Features are read at their place when they are asked for, through the system's page cache: a
-//! file that was cut short under the run is then an error with a name, where a mapped one would be
-//! a crash.
+//! A cache is a folder with three files: `features.bin` has the features of one image after
+//! another, `hashes.bin` the BLAKE3 hash of each image's encoded bytes in the same order, and
+//! `manifest.json` the encoder and preprocessing that they were made with. Features are read by
+//! position on request, through the page cache of the system. The file is not memory-mapped: a file
+//! that is truncated during a run gives an error that names it instead of a crash.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -27,7 +27,7 @@ pub(crate) const HASH: usize = 32;
 /// BLAKE3 of an image's encoded bytes.
 pub type ImageHash = [u8; HASH];
 
-/// What made a cache's features, and their shape.
+/// Everything that determines the features of a cache, and their shape.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FeatureKey {
     /// Version of the format.
@@ -36,7 +36,7 @@ pub struct FeatureKey {
     pub encoder: String,
     /// [`crate::ImageProcessor::hash`].
     pub preprocessing: String,
-    /// How they are stored.
+    /// Data type of the stored values.
     pub dtype: FeaturesDtype,
     /// P: patches of an image.
     pub num_patches: usize,
@@ -45,7 +45,7 @@ pub struct FeatureKey {
 }
 
 impl FeatureKey {
-    /// A key of the present version.
+    /// A key for the current version of the format.
     pub fn new(
         encoder: String,
         preprocessing: String,
@@ -61,20 +61,20 @@ impl FeatureKey {
         self.num_patches * self.hidden_size * self.dtype.size()
     }
 
-    /// What differs from `wanted`, in words; the type of the values may be any.
+    /// Describes a difference from `wanted`; the data type of the values may differ.
     fn difference(&self, wanted: &Self) -> Option<String> {
         let is_other = |what: &str| {
-            Some(format!("{what}: the cache is stale; make it anew with `vlm cache-features`"))
+            Some(format!("{what}: the cache is stale; make it again with `vlm cache-features`"))
         };
         if self.version != wanted.version {
-            is_other(&format!("format {} instead of {}", self.version, wanted.version))
+            is_other(&format!("expected format {}, found {}", wanted.version, self.version))
         } else if self.encoder != wanted.encoder {
-            is_other("these features are of another vision encoder than --vision")
+            is_other("the features were made by another vision encoder than `vision`")
         } else if self.preprocessing != wanted.preprocessing {
-            is_other("these features are of pictures preprocessed otherwise than --vision says")
+            is_other("the features were made from images preprocessed otherwise than for `vision`")
         } else if (self.num_patches, self.hidden_size) != (wanted.num_patches, wanted.hidden_size) {
             is_other(&format!(
-                "{} patches of {} values an image instead of {} of {}",
+                "expected {2} patches of {3} values for each image, found {0} of {1}",
                 self.num_patches, self.hidden_size, wanted.num_patches, wanted.hidden_size
             ))
         } else {
@@ -83,16 +83,16 @@ impl FeatureKey {
     }
 }
 
-/// `manifest.json`.
+/// The content of `manifest.json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Manifest {
+pub(crate) struct CacheManifest {
     #[serde(flatten)]
     pub(crate) key: FeatureKey,
     /// `None` while the cache is being made.
     pub(crate) num_images: Option<usize>,
 }
 
-impl Manifest {
+impl CacheManifest {
     pub(crate) fn read(folder: &Path) -> Result<Self, DataError> {
         let path = folder.join(MANIFEST);
         let text = std::fs::read_to_string(&path)
@@ -103,33 +103,34 @@ impl Manifest {
     }
 }
 
-/// A finished cache, open for reading by many threads at once.
+/// A complete cache, open for reading by many threads at once.
 #[derive(Debug)]
 pub struct FeatureCache {
     folder: PathBuf,
     key: FeatureKey,
     features: File,
     hashes: File,
-    /// First eight bytes of each hash with its place, sorted.
+    /// First eight bytes of each hash with the index of its image, sorted.
     index: Vec<(u64, u32)>,
     buffers: Arc<Pool>,
 }
 
 impl FeatureCache {
-    /// Opens the cache in `folder`, if it is what `wanted` says, whatever its values' type. Twelve
-    /// to sixteen bytes an image stay in memory.
+    /// Opens the cache in `folder` if it was made as `wanted` says; the data type of its values may
+    /// be any. Twelve to sixteen bytes per image stay in memory.
     ///
     /// # Errors
-    /// No cache, an unfinished one, a stale one, files that are too short.
+    /// A folder without a cache; a cache that is incomplete or was made otherwise; files of the
+    /// wrong length.
     pub fn open(folder: &Path, wanted: &FeatureKey) -> Result<Self, DataError> {
-        let Manifest { key, num_images } = Manifest::read(folder)?;
+        let CacheManifest { key, num_images } = CacheManifest::read(folder)?;
         if let Some(difference) = key.difference(wanted) {
             return Err(DataError::content(folder, difference));
         }
         let num_images = num_images.ok_or_else(|| {
             DataError::content(
                 folder,
-                "the cache is not finished; run the same `vlm cache-features` again, it goes on",
+                "the cache is incomplete; run the same `vlm cache-features` again to complete it",
             )
         })?;
         let open = |name: &str, bytes: usize| -> Result<File, DataError> {
@@ -141,7 +142,8 @@ impl FeatureCache {
                 return Err(DataError::content(
                     &path,
                     format!(
-                        "{found} bytes; the manifest says {num_images} images, {expected} bytes"
+                        "expected {expected} bytes for {num_images} images, found {found}; make \
+                         the cache again with `vlm cache-features`"
                     ),
                 ));
             }
@@ -159,20 +161,20 @@ impl FeatureCache {
         Ok(Self { folder: folder.to_owned(), key, features, hashes, index, buffers })
     }
 
-    /// What made the features, and their shape.
+    /// What the features were made with, and their shape.
     pub fn key(&self) -> &FeatureKey {
         &self.key
     }
 
-    /// Images there are features of.
+    /// Number of images that have features.
     pub fn num_images(&self) -> usize {
         self.index.len()
     }
 
-    /// Where the features of the image with this hash are, if they are.
+    /// Index of the image with this hash, or `None` if the cache does not have it.
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// A file that cannot be read.
     pub fn find(&self, hash: &ImageHash) -> Result<Option<usize>, DataError> {
         let wanted = prefix(hash);
         let first = self.index.partition_point(|&(prefix, _)| prefix < wanted);
@@ -192,10 +194,10 @@ impl FeatureCache {
         Ok(None)
     }
 
-    /// The features at `places`, one after another.
+    /// The features of the images with these indices, one after another.
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// A file that cannot be read.
     pub(crate) fn gather(&self, places: &[usize]) -> Result<Features, DataError> {
         let size = self.key.bytes_per_image();
         let mut bytes = FeatureBytes::of_pool(&self.buffers, places.len() * size);
@@ -206,11 +208,11 @@ impl FeatureCache {
         Ok(Features { bytes, dtype, num_patches, hidden_size })
     }
 
-    /// Reads the features at `place`, as [`Self::find`] gives it, into `into`, which is as long as
-    /// [`FeatureKey::bytes_per_image`].
+    /// Reads the features of image `place`, an index that [`Self::find`] returned, into `into`,
+    /// whose length is [`FeatureKey::bytes_per_image`].
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// A file that cannot be read.
     pub fn read(&self, place: usize, into: &mut [u8]) -> Result<(), DataError> {
         debug_assert_eq!(into.len(), self.key.bytes_per_image());
         let at = place as u64 * into.len() as u64;

@@ -1,4 +1,4 @@
-//! Filling a feature cache, with nothing lost but the last moments when the program is killed.
+//! Writes a feature cache. If the program is killed, at most the work of the last seconds is lost.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -8,19 +8,21 @@ use std::time::{Duration, Instant};
 
 use crate::atomic_file::write_atomically;
 use crate::error::DataError;
-use crate::feature_cache::{FEATURES, FeatureKey, HASH, HASHES, ImageHash, MANIFEST, Manifest};
+use crate::feature_cache::{
+    CacheManifest, FEATURES, FeatureKey, HASH, HASHES, ImageHash, MANIFEST,
+};
 
-/// So much work a power cut may cost.
+/// Longest time whose work a power cut may cost.
 const TIME_BETWEEN_FLUSHES: Duration = Duration::from_secs(10);
 
-/// A cache in the making.
+/// A feature cache that is being written.
 ///
-/// Features are on the disk before their hashes are, so that a hash in the file vouches for the
-/// features at its place, whenever the program ended.
+/// Features are flushed to the disk before their hashes, so that every hash in the file has its
+/// features, whenever the program ends.
 #[derive(Debug)]
 pub struct FeatureCacheWriter {
     folder: PathBuf,
-    manifest: Manifest,
+    manifest: CacheManifest,
     features: File,
     hashes: File,
     known: HashSet<ImageHash>,
@@ -30,30 +32,30 @@ pub struct FeatureCacheWriter {
 }
 
 impl FeatureCacheWriter {
-    /// Begins a cache in `folder`, or goes on with the one there. What was written last and not
-    /// vouched for is cut off.
+    /// Begins a cache in `folder`, or continues the one there. Features at the end of the file
+    /// without a hash are removed.
     ///
     /// # Errors
-    /// A folder that holds a cache made otherwise, or other things; one that cannot be written.
+    /// A folder that holds a cache made otherwise, or other files; a folder that cannot be written.
     pub fn open(folder: &Path, key: FeatureKey) -> Result<Self, DataError> {
-        std::fs::create_dir_all(folder).map_err(DataError::io(folder, "make the folder"))?;
+        std::fs::create_dir_all(folder).map_err(DataError::io(folder, "create the folder"))?;
         let manifest = if folder.join(MANIFEST).exists() {
-            let manifest = Manifest::read(folder)?;
+            let manifest = CacheManifest::read(folder)?;
             if manifest.key != key {
                 return Err(DataError::content(
                     folder,
-                    "holds a cache of another encoder, preprocessing or type, and nothing is \
-                     overwritten; choose another --output or remove it",
+                    "holds the features of another encoder, preprocessing or dtype; nothing is \
+                     overwritten: choose another `output`, or remove this folder",
                 ));
             }
             manifest
         } else if holds_anything(folder)? {
             return Err(DataError::content(
                 folder,
-                "is not empty and holds no feature cache; choose another --output",
+                "is not empty and holds no feature cache; choose another `output`",
             ));
         } else {
-            let manifest = Manifest { key, num_images: None };
+            let manifest = CacheManifest { key, num_images: None };
             write_manifest(folder, &manifest)?;
             manifest
         };
@@ -84,7 +86,7 @@ impl FeatureCacheWriter {
         Ok(writer)
     }
 
-    /// Images done, those of earlier runs included.
+    /// Number of images done, those of earlier runs included.
     pub fn num_images(&self) -> usize {
         self.known.len()
     }
@@ -99,20 +101,26 @@ impl FeatureCacheWriter {
         &self.manifest.key
     }
 
-    /// Adds the features of some images: `bytes` is `[N, P, V]` in the cache's type.
+    /// Adds the features of N images: `bytes` is `[N, P, V]` in the data type of the cache.
     ///
     /// # Errors
-    /// The system's, with the path (a full disk, say); a length that is not N images'.
+    /// A file that cannot be written, for example on a full disk; `bytes` of another length than N
+    /// images have.
     pub fn append(&mut self, hashes: &[ImageHash], bytes: &[u8]) -> Result<(), DataError> {
         let path = self.folder.join(FEATURES);
         if bytes.len() != hashes.len() * self.manifest.key.bytes_per_image() {
             return Err(DataError::content(
                 &path,
-                format!("{} bytes are not the features of {} images", bytes.len(), hashes.len()),
+                format!(
+                    "expected {} bytes for {} images, found {}",
+                    hashes.len() * self.manifest.key.bytes_per_image(),
+                    hashes.len(),
+                    bytes.len()
+                ),
             ));
         }
         if self.manifest.num_images.take().is_some() {
-            // It was finished, and is not any more.
+            // The cache was complete and is so no longer.
             write_manifest(&self.folder, &self.manifest)?;
         }
         self.features.write_all(bytes).map_err(DataError::io(&path, "write the features"))?;
@@ -126,7 +134,7 @@ impl FeatureCacheWriter {
         Ok(())
     }
 
-    /// Vouches for all that was added.
+    /// Flushes everything that was added, and then its hashes.
     fn flush(&mut self) -> Result<(), DataError> {
         let (features, hashes) = (self.folder.join(FEATURES), self.folder.join(HASHES));
         self.features.sync_data().map_err(DataError::io(&features, "write the features"))?;
@@ -139,18 +147,18 @@ impl FeatureCacheWriter {
         Ok(())
     }
 
-    /// Keeps what was done, to go on another time.
+    /// Keeps the images that are done, so that another call can continue.
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// A file that cannot be written.
     pub fn pause(mut self) -> Result<(), DataError> {
         self.flush()
     }
 
-    /// Declares the cache finished; the number of its images.
+    /// Marks the cache as complete and returns the number of its images.
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// A file that cannot be written.
     pub fn finish(mut self) -> Result<usize, DataError> {
         self.flush()?;
         self.manifest.num_images = Some(self.known.len());
@@ -171,7 +179,7 @@ fn cut(file: &mut File, length: u64, path: &Path) -> Result<(), DataError> {
     file.set_len(length)
         .and_then(|()| file.seek(SeekFrom::Start(length)))
         .map(|_| ())
-        .map_err(DataError::io(path, "cut off what was not finished"))
+        .map_err(DataError::io(path, "truncate the file"))
 }
 
 fn holds_anything(folder: &Path) -> Result<bool, DataError> {
@@ -179,7 +187,7 @@ fn holds_anything(folder: &Path) -> Result<bool, DataError> {
     Ok(entries.next().is_some())
 }
 
-fn write_manifest(folder: &Path, manifest: &Manifest) -> Result<(), DataError> {
+fn write_manifest(folder: &Path, manifest: &CacheManifest) -> Result<(), DataError> {
     let path = folder.join(MANIFEST);
     let text = serde_json::to_string_pretty(manifest)
         .map_err(|e| DataError::content(&path, e.to_string()))?;
@@ -217,7 +225,7 @@ mod tests {
         fill(&mut writer, &[1, 2, 3]);
         assert!(
             FeatureCache::open(folder.path(), &key("e"))
-                .is_err_and(|e| { e.to_string().contains("not finished") })
+                .is_err_and(|e| { e.to_string().contains("incomplete") })
         );
         assert_eq!(writer.finish().unwrap(), 3);
         let cache = FeatureCache::open(folder.path(), &key("e")).unwrap();
@@ -231,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_run_goes_on_where_its_hashes_end() {
+    fn a_killed_run_continues_where_its_hashes_end() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
         fill(&mut writer, &[1, 2]);
@@ -266,7 +274,7 @@ mod tests {
         let other = FeatureKey::new("e".into(), "q".into(), FeaturesDtype::Float32, 2, 3);
         assert!(refused(&other).contains("preprocessed otherwise"));
         let other = FeatureKey::new("e".into(), "p".into(), FeaturesDtype::Float32, 2, 4);
-        assert!(refused(&other).contains("2 patches of 3 values"));
+        assert!(refused(&other).contains("found 2 of 3"));
         assert!(FeatureCacheWriter::open(folder.path(), key("f")).is_err());
         File::options()
             .write(true)
@@ -274,6 +282,6 @@ mod tests {
             .unwrap()
             .set_len(11)
             .unwrap();
-        assert!(refused(&key("e")).contains("11 bytes"));
+        assert!(refused(&key("e")).contains("found 11"));
     }
 }

@@ -1,5 +1,5 @@
-//! Whether files are the same on two machines, without reading large ones whole. Knows nothing of what
-//! is in them, nor of names and times, which copies need not share.
+//! Tells whether files are the same on two machines without reading large files whole. Only size
+//! and content count, not names and times, which may differ between copies.
 
 use std::fs::File;
 use std::io;
@@ -8,15 +8,15 @@ use std::path::Path;
 
 /// Files up to this size are read whole.
 const WHOLE_BYTES: u64 = 4 << 20;
-/// Of larger ones so many blocks are, spread evenly from the first to the last, where a Parquet file
-/// describes all of its parts.
+/// Number of blocks that are read of a larger file, spread evenly. The last block of a Parquet file
+/// describes all its parts.
 const NUM_BLOCKS: u64 = 32;
 const BLOCK_BYTES: u64 = 4096;
 
-/// Adds a file's size and content to `hasher`.
+/// Adds the size and content of a file to `hasher`.
 ///
 /// # Errors
-/// The system's.
+/// A file that cannot be read.
 pub(crate) fn hash_file(path: &Path, hasher: &mut blake3::Hasher) -> io::Result<()> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();

@@ -1,6 +1,6 @@
-//! A [`RowSource`] over one file, whatever its format: a format's reader only finds the values of a
-//! row ([`RecordReader`]); how a row is made of them and where its images are found is the same for
-//! all formats.
+//! A [`RowSource`] over one file of any format. The reader of a format ([`RecordReader`]) only
+//! finds the values of a row; making a row of them and finding its images is the same for all
+//! formats.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::error::DataError;
 use crate::form;
 use crate::plain_file::PlainFile;
 use crate::record::Record;
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 use crate::row_reader::RowReader;
@@ -19,14 +19,15 @@ use crate::row_text::{RowTexts, file_name};
 use crate::rows::{Row, RowImage, Turn};
 use crate::source::RowSource;
 
-/// Rows that are read to find out which forms a file has.
+/// Number of rows that are read to find out which forms a file has.
 const NUM_DESCRIBED: usize = 16;
 
-/// Which columns of a row are read.
+/// The columns that are read of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Columns {
+    /// All columns.
     All,
-    /// Without those that hold images, where the format can leave them out.
+    /// All but those that hold images, if the format can leave columns out.
     Text,
 }
 
@@ -41,10 +42,10 @@ pub(crate) trait RecordReader: Send + Sync {
     /// The values of row `index`, which is below the number of rows.
     ///
     /// # Errors
-    /// Why the row cannot be used, or the disk that failed.
+    /// A row that cannot be used, or a disk that fails.
     fn record(&self, index: usize, columns: Columns) -> Result<Record, RowError>;
 
-    /// What follows the file's name in the location of row `index`: `[17]`.
+    /// The text that follows the file's name in the location of row `index`: `[17]`.
     fn location(&self, index: usize) -> String {
         format!("[{index}]")
     }
@@ -56,16 +57,16 @@ pub(crate) struct FileSource<R> {
     path: PathBuf,
     pub(crate) records: R,
     reader: RowReader,
-    /// The format's name, for a person.
+    /// The format's name for messages.
     format: String,
 }
 
 impl<R: RecordReader> FileSource<R> {
     /// The rows that `records` reads from the file at `path`. Image names are relative to
-    /// `images_root`, or to the folder of `path` when it is `None`.
+    /// `images_root`, or to the folder of `path` if it is `None`.
     ///
     /// # Errors
-    /// An images folder that does not exist.
+    /// A folder of images that does not exist.
     pub(crate) fn new(
         path: &Path,
         records: R,
@@ -77,7 +78,7 @@ impl<R: RecordReader> FileSource<R> {
         Ok(Self { path: path.to_owned(), records, reader, format })
     }
 
-    /// As [`Self::new`], for the rows of `plain` that `records` finds in it.
+    /// Like [`Self::new`], for the rows that `records` finds in `plain`.
     pub(crate) fn of_plain(
         plain: PlainFile,
         format: &str,
@@ -91,8 +92,7 @@ impl<R: RecordReader> FileSource<R> {
 
     fn record(&self, index: usize, columns: Columns) -> Result<Record, RowError> {
         if index >= self.len() {
-            let problem = format!("row {index} of {}", self.len());
-            return Err(Reject::new(RejectReason::InvalidRow, problem).into());
+            return Err(Reject::no_such_row(index, self.len()).into());
         }
         self.records.record(index, columns)
     }
@@ -115,8 +115,8 @@ impl<R: RecordReader> RowSource for FileSource<R> {
         format!("{}{}", file_name(&self.path), self.records.location(index))
     }
 
-    /// Image columns are read only where the text has no image tags: then the number of images decides
-    /// how many tags stand in front of it.
+    /// Image columns are read only if the text has no image tags: then the number of images decides
+    /// how many tags are put in front of it.
     fn turns(&self, index: usize) -> Result<Vec<Turn>, RowError> {
         if R::HAS_IMAGE_COLUMNS
             && let Ok(row) = self.reader.row(&self.record(index, Columns::Text)?)
@@ -134,8 +134,8 @@ impl<R: RecordReader> RowSource for FileSource<R> {
     }
 }
 
-/// Which forms the first rows of `source` have and how many images; `record` returns the values of a
-/// row.
+/// Describes the forms of the first rows of `source` and the number of their images; `record`
+/// returns the values of a row.
 pub(crate) fn describe(
     source: &dyn RowSource,
     format: &str,

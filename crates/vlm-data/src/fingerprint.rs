@@ -1,16 +1,16 @@
-//! Whether two sources hold the same rows, without reading all of them.
+//! Tells whether two sources hold the same rows without reading all of them.
 
 use crate::error::DataError;
 use crate::row_error::RowError;
 use crate::rows::{Row, RowImage};
 use crate::source::RowSource;
 
-/// Rows that are looked at, spread evenly.
+/// Number of rows that are read, spread evenly.
 const NUM_SAMPLES: usize = 64;
 
-/// A hash of the number of rows and of the content of up to 64 of them, spread evenly: the same on
-/// every machine that has the same rows, wherever they lie. Images are not looked at. What the other
-/// rows are shows in their files: [`crate::DataPaths::fingerprint`].
+/// A hash of the number of rows and of the content of up to 64 of them, spread evenly. It is the
+/// same on every machine that has the same rows, wherever they are. Images are not read. Changes to
+/// other rows show in [`crate::DataPaths::fingerprint`], which covers the files.
 ///
 /// # Errors
 /// A disk that fails.
@@ -29,7 +29,7 @@ pub fn fingerprint(source: &dyn RowSource) -> Result<String, DataError> {
                     hasher.update(hash.as_ref().map_or(&[], |hash| hash.as_slice()));
                 }
             }
-            // A row that cannot be used must be the same unusable row everywhere.
+            // A row that cannot be used must be rejected for the same reason on every machine.
             Err(error) => {
                 let reject = error.at(source.locate(index))?;
                 hasher.update(reject.reason.name().as_bytes());
@@ -40,7 +40,7 @@ pub fn fingerprint(source: &dyn RowSource) -> Result<String, DataError> {
     Ok(format!("{num_rows} rows, {}", &hasher.finalize().to_hex()[..16]))
 }
 
-/// A row's token ids, where the source holds them, or else its text; and its images.
+/// A row's token ids if the source holds them, otherwise its text; and its images.
 fn content(source: &dyn RowSource, index: usize) -> Result<(Vec<u8>, Vec<RowImage>), RowError> {
     if let Some(prepared) = source.prepared_row(index)? {
         let ids = prepared.encoded.input_ids.iter().flat_map(|id| id.to_le_bytes());

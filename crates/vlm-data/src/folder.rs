@@ -1,10 +1,10 @@
-//! Which files of a folder hold its rows, and where their images lie.
+//! Finds the files of a folder that hold its rows, and the folders that hold their images.
 
 use std::path::{Path, PathBuf};
 
-/// What kind of files hold rows, by their names. What is in them their content tells.
+/// Kinds of files that hold rows, by their names. The content decides how a file is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
+pub(crate) enum FileKind {
     Json,
     Table,
     Parquet,
@@ -12,7 +12,7 @@ pub(crate) enum Kind {
     Tar,
 }
 
-impl Kind {
+impl FileKind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Json => "JSON",
@@ -40,7 +40,7 @@ impl Kind {
     }
 }
 
-/// Files that describe a data set and hold none of its rows.
+/// Files that describe a data set and hold no rows.
 const DESCRIPTIONS: [&str; 12] = [
     "dataset_info.json",
     "dataset_infos.json",
@@ -55,41 +55,41 @@ const DESCRIPTIONS: [&str; 12] = [
     "tokenizer.json",
     "tokenizer_config.json",
 ];
-/// Folders of images, in which no rows are looked for.
+/// Names of folders of images, in which no rows are searched.
 const IMAGE_FOLDERS: [&str; 6] = ["images", "image", "imgs", "pictures", "photos", "pics"];
-/// Parts of a data set that are not trained on, as file or folder names begin.
+/// How file and folder names of parts that are not trained on begin.
 const HELD_OUT: [&str; 6] = ["test", "validation", "val", "valid", "dev", "eval"];
-/// Folders are looked into so deep.
+/// Deepest level of folders that is searched.
 const MAX_DEPTH: usize = 8;
 
 /// The files of a folder that hold rows, all of one kind, in the order of their names.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct FolderFiles {
-    pub(crate) kind: Option<Kind>,
+    pub(crate) kind: Option<FileKind>,
     pub(crate) files: Vec<PathBuf>,
-    /// Those of a part that is held out, where another part is there to train on.
+    /// Files of a held-out part, if the folder also has another part to train on.
     pub(crate) held_out: Vec<PathBuf>,
-    /// Kinds of which there are files, with one of each.
-    pub(crate) found: Vec<(Kind, PathBuf)>,
-    /// Files of other kinds, and one of them.
+    /// The kinds of files that were found, with one file of each.
+    pub(crate) found: Vec<(FileKind, PathBuf)>,
+    /// Number of files of other kinds, and one of them.
     pub(crate) num_others: usize,
     pub(crate) other: Option<PathBuf>,
 }
 
 impl FolderFiles {
-    /// Looks through `folder` and the folders in it, without hidden ones and those of images.
+    /// Searches `folder` and the folders in it, except hidden ones and folders of images.
     ///
     /// # Errors
     /// A folder that cannot be listed.
     pub(crate) fn of(folder: &Path) -> std::io::Result<Self> {
         let mut this = Self::default();
-        let mut files: Vec<(Kind, PathBuf)> = Vec::new();
+        let mut files: Vec<(FileKind, PathBuf)> = Vec::new();
         this.collect(folder, 0, &mut files)?;
         files.sort_by(|(_, a), (_, b)| a.cmp(b));
-        // What img2dataset writes of each archive, beside it.
+        // Files that img2dataset writes beside each archive.
         let tars: Vec<PathBuf> = files
             .iter()
-            .filter(|(kind, _)| *kind == Kind::Tar)
+            .filter(|(kind, _)| *kind == FileKind::Tar)
             .map(|(_, path)| path.with_extension(""))
             .collect();
         files.retain(|(kind, path)| {
@@ -97,7 +97,7 @@ impl FolderFiles {
             let of_stats = stem.to_str().and_then(|stem| stem.strip_suffix("_stats"));
             let is_beside =
                 |stem: &Path| tars.binary_search_by(|tar| tar.as_path().cmp(stem)).is_ok();
-            *kind == Kind::Tar
+            *kind == FileKind::Tar
                 || !(is_beside(&stem) || of_stats.is_some_and(|stem| is_beside(Path::new(stem))))
         });
         for (kind, path) in &files {
@@ -121,7 +121,7 @@ impl FolderFiles {
         &mut self,
         folder: &Path,
         depth: usize,
-        files: &mut Vec<(Kind, PathBuf)>,
+        files: &mut Vec<(FileKind, PathBuf)>,
     ) -> std::io::Result<()> {
         for entry in std::fs::read_dir(folder)? {
             let entry = entry?;
@@ -142,7 +142,7 @@ impl FolderFiles {
                 }
                 continue;
             }
-            match Kind::of(&name) {
+            match FileKind::of(&name) {
                 Some(kind) if !DESCRIPTIONS.contains(&name.as_str()) && path.is_file() => {
                     files.push((kind, path));
                 }
@@ -156,7 +156,7 @@ impl FolderFiles {
     }
 }
 
-/// Whether a file below `folder` is, by its name or that of a folder, a part to evaluate on.
+/// Whether a file below `folder` belongs, by its name or that of a folder, to a held-out part.
 fn is_held_out(folder: &Path, path: &Path) -> bool {
     let relative = path.strip_prefix(folder).unwrap_or(path);
     relative.iter().filter_map(|part| part.to_str()).any(|part| {
@@ -165,7 +165,7 @@ fn is_held_out(folder: &Path, path: &Path) -> bool {
     })
 }
 
-/// The folder of images that lies in `folder`, where there is one.
+/// The folder of images in `folder`, if there is one.
 pub(crate) fn images_within(folder: &Path) -> Option<PathBuf> {
     IMAGE_FOLDERS.iter().map(|name| folder.join(name)).find(|path| path.is_dir())
 }
@@ -182,16 +182,16 @@ mod tests {
             std::fs::write(path, "x").unwrap();
         }
         let found = FolderFiles::of(folder.path()).unwrap();
-        let told = |paths: &[PathBuf]| {
+        let names_of = |paths: &[PathBuf]| {
             let name =
                 |path: &PathBuf| path.strip_prefix(folder.path()).unwrap().display().to_string();
             paths.iter().map(name).collect::<Vec<_>>()
         };
-        (told(&found.files), told(&found.held_out), found.found.len())
+        (names_of(&found.files), names_of(&found.held_out), found.found.len())
     }
 
     #[test]
-    fn the_files_of_rows_are_told_from_what_lies_beside_them() {
+    fn files_of_rows_are_distinguished_from_other_files() {
         let (found, held_out, _) = files(&[
             "README.md",
             "dataset_infos.json",

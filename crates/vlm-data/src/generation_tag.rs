@@ -1,9 +1,10 @@
-//! `{% generation %}` tags in a chat template. Training libraries use them to find an assistant's
-//! text; they print nothing. The template engine does not know them, so they are read as a block
-//! without variables, which keeps the scope and the white space control that they have elsewhere.
+//! Replaces `{% generation %}` tags in a chat template. Training libraries use them to find the
+//! assistant's text; they print nothing. The template engine does not know them, so they are read
+//! as a block without variables, which keeps the scope and the whitespace control that they have
+//! elsewhere.
 
 /// The template with each `generation` tag replaced by `with` and each `endgeneration` by
-/// `endwith`. Comments, strings and raw blocks are left alone.
+/// `endwith`. Comments, strings and raw blocks are not changed.
 pub(crate) fn replace_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
@@ -35,7 +36,7 @@ pub(crate) fn replace_generation_tags(source: &str) -> String {
     out + rest
 }
 
-/// Length of the tag at the start of `text` up to and with `close`, which does not count within a
+/// Length of the tag at the start of `text`, including `close`, which does not count within a
 /// string.
 fn end_of_code(text: &str, close: &str) -> Option<usize> {
     let mut quote = None;
@@ -54,7 +55,7 @@ fn end_of_code(text: &str, close: &str) -> Option<usize> {
     None
 }
 
-/// All that a block tag says, without its white space control.
+/// The content of a block tag, without its whitespace control.
 fn word_of(tag: &str) -> &str {
     let inside = tag.strip_prefix("{%").and_then(|tag| tag.strip_suffix("%}")).unwrap_or_default();
     inside.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim()

@@ -1,18 +1,19 @@
-//! Names of many files in one: `data/train-*.parquet`, `{00000..00012}.tar`, `**/rows.jsonl`.
+//! Expands patterns that name many files: `data/train-*.parquet`, `{00000..00012}.tar`,
+//! `**/rows.jsonl`.
 
 use std::path::{Path, PathBuf};
 
-/// Folders below `**` are looked into so deep.
+/// Deepest level of folders that `**` searches.
 const MAX_DEPTH: usize = 16;
-/// More names than this within braces are a slip.
+/// Largest number of names in braces; more are taken for a mistake.
 const MAX_NAMES: usize = 1 << 20;
 
-/// Whether `text` is a pattern and not the name of something that is there.
+/// Whether `text` is a pattern and not the name of an existing file or folder.
 pub(crate) fn is_pattern(text: &str) -> bool {
     text.contains(['*', '?', '[', '{']) && !Path::new(text).exists()
 }
 
-/// The paths that fit `pattern`, in the order of their names, those of braces in theirs.
+/// The paths that match `pattern`, sorted by name; those of braces are in the order of the braces.
 ///
 /// # Errors
 /// A folder that cannot be listed; braces with too many names.
@@ -28,7 +29,7 @@ pub(crate) fn expand(pattern: &str) -> std::io::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// `{a,b}` and `{08..10}` written out.
+/// Writes out `{a,b}` and `{08..10}`.
 fn braces(pattern: &str) -> std::io::Result<Vec<String>> {
     let Some((before, inner, after)) = pattern.find('{').and_then(|open| {
         let close = open + pattern[open..].find('}')?;
@@ -71,7 +72,7 @@ fn matches(pattern: &str) -> std::io::Result<Vec<PathBuf>> {
             } else if part.contains(['*', '?', '[']) {
                 for name in names(&folder)? {
                     let is_hidden = name.starts_with('.') && !part.starts_with('.');
-                    if !is_hidden && fits(part.as_bytes(), name.as_bytes()) {
+                    if !is_hidden && matches_name(part.as_bytes(), name.as_bytes()) {
                         next.push(folder.join(name));
                     }
                 }
@@ -85,7 +86,7 @@ fn matches(pattern: &str) -> std::io::Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// `folder` and all folders below it, without hidden ones.
+/// `folder` and all folders below it, except hidden ones.
 fn below(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
     found.push(folder.to_owned());
     if depth < MAX_DEPTH {
@@ -99,7 +100,7 @@ fn below(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Resu
     Ok(())
 }
 
-/// The names in a folder; none where it is no folder.
+/// The names in a folder; none if it is not a folder.
 fn names(folder: &Path) -> std::io::Result<Vec<String>> {
     let folder = if folder.as_os_str().is_empty() { Path::new(".") } else { folder };
     if !folder.is_dir() {
@@ -112,10 +113,10 @@ fn names(folder: &Path) -> std::io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// Whether `name` fits `pattern` of `*`, `?` and `[a-z]`.
-fn fits(pattern: &[u8], name: &[u8]) -> bool {
+/// Whether `name` matches `pattern`, which may have `*`, `?` and `[a-z]`.
+fn matches_name(pattern: &[u8], name: &[u8]) -> bool {
     let (mut p, mut n) = (0, 0);
-    // Where the last `*` stands, and how much of the name it has taken.
+    // Position of the last `*`, and how much of the name it has matched.
     let mut star: Option<(usize, usize)> = None;
     while n < name.len() {
         let step = match pattern.get(p) {
@@ -145,7 +146,7 @@ fn fits(pattern: &[u8], name: &[u8]) -> bool {
     pattern[p..].iter().all(|&byte| byte == b'*')
 }
 
-/// The length of the class `[…]` that `pattern` begins with, where `byte` is in it.
+/// The length of the class `[…]` at the start of `pattern`, if `byte` is in it.
 fn class(pattern: &[u8], byte: u8) -> Option<usize> {
     let Some(close) = pattern.iter().skip(2).position(|&b| b == b']').map(|at| at + 2) else {
         return (byte == b'[').then_some(1);

@@ -1,4 +1,4 @@
-//! The folder that image names in rows are relative to, and may not leave.
+//! The folder that image names in rows are relative to. Names may not lead out of it.
 
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -13,15 +13,15 @@ use crate::reject::{Reject, RejectReason};
 use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 
-/// A folder of images. Names come from data that nobody has looked through, so a name that leads out
-/// of the folder by itself is refused. Links within the folder are whoever's who made the folder, and
-/// are followed unless that is forbidden.
+/// A folder of images. The names come from data that may be hostile, so a name that leads out of
+/// the folder is refused. Links in the folder were made by its owner and are followed, unless that
+/// is turned off.
 #[derive(Debug, Clone)]
 pub struct ImageRoot {
     path: PathBuf,
-    /// As the user named it, made absolute: rows may name it so too.
+    /// The folder as the user named it, made absolute: rows may name it in this form too.
     named: PathBuf,
-    /// Folders that are looked into when the first has no such file.
+    /// Folders that are searched if the first one has no such file.
     others: Vec<PathBuf>,
     follow_links: bool,
     max_bytes: u64,
@@ -31,15 +31,12 @@ impl ImageRoot {
     /// The folder at `path`.
     ///
     /// # Errors
-    /// A folder that is not there.
+    /// A folder that does not exist.
     pub fn with_options(path: &Path, options: &RowOptions) -> Result<Self, DataError> {
         let failed = DataError::io(path, "find the folder of the images");
         let canonical = path.canonicalize().map_err(failed)?;
         if !canonical.is_dir() {
-            return Err(DataError::content(
-                path,
-                "expected the folder of the images, found a file",
-            ));
+            return Err(DataError::content(path, "expected a folder of images, found a file"));
         }
         let named = std::path::absolute(path).unwrap_or_else(|_| canonical.clone());
         let RowOptions { follow_links, max_image_bytes, .. } = *options;
@@ -52,11 +49,11 @@ impl ImageRoot {
         })
     }
 
-    /// The folder that the rows lie in, where the user names none: also the folder `images` in it, and
-    /// the same of [`RowOptions::images_beside`].
+    /// The folder of the rows, which is used if the user names none; also the folder `images` in
+    /// it, and the same for [`RowOptions::images_beside`].
     ///
     /// # Errors
-    /// A folder that is not there.
+    /// A folder that does not exist.
     pub(crate) fn beside_rows(folder: &Path, options: &RowOptions) -> Result<Self, DataError> {
         let mut this = Self::with_options(folder, options)?;
         let folders = [Some(this.path.clone()), options.images_beside.clone()];
@@ -67,15 +64,17 @@ impl ImageRoot {
         Ok(this)
     }
 
-    /// Reads the file called `name` under the folder.
+    /// Reads the file called `name` in the folder.
     ///
     /// # Errors
-    /// A name that leads outside, a missing file, or one that cannot be read; a disk that fails.
+    /// A name that leads out of the folder, a missing file, or one that cannot be read; a disk that
+    /// fails.
     pub fn read(&self, name: &str) -> Result<Vec<u8>, RowError> {
         let path = self.resolve(name)?;
         let unreadable = |problem: String| unreadable(name, problem);
         let failed = |e| RowError::of_system(&path, "read the image", e, unreadable);
-        // Looked at before it is opened: opening a named pipe would wait for ever.
+        // The file is checked before it is opened, because opening a named pipe would wait for
+        // ever.
         let metadata = path.metadata().map_err(failed)?;
         if !metadata.is_file() {
             return Err(unreadable("not a regular file".into()).into());
@@ -84,7 +83,7 @@ impl ImageRoot {
             let (size, limit) = (metadata.len(), self.max_bytes);
             return Err(RowError::Reject(Reject::new(
                 RejectReason::ImageTooLarge,
-                format!("{:?}: {size} bytes; at most {limit} are read", shown(name)),
+                format!("{:?} has {size} bytes; the limit is {limit}", shown(name)),
             )));
         }
         let mut bytes = Vec::with_capacity(metadata.len() as usize);
@@ -94,7 +93,7 @@ impl ImageRoot {
         Ok(bytes)
     }
 
-    /// Whether there is a file called `name`.
+    /// Whether the folder has a file called `name`.
     pub(crate) fn has(&self, name: &str) -> bool {
         self.within(name).is_ok_and(|path| self.find(&path).is_some_and(|path| path.is_file()))
     }
@@ -107,8 +106,8 @@ impl ImageRoot {
             return Err(RowError::Reject(Reject::new(
                 RejectReason::MissingImage,
                 format!(
-                    "{:?} is an address, and nothing is fetched: download the images and name the \
-                     files",
+                    "{:?} is an address, and images are not downloaded: download them, and use the \
+                     names of the files",
                     shown(name)
                 ),
             )));
@@ -134,13 +133,13 @@ impl ImageRoot {
                     .any(|root| canonical.starts_with(root))
             };
             if !canonical.is_ok_and(is_within) {
-                return Err(outside(name, "leads elsewhere through a symbolic link").into());
+                return Err(outside(name, "is a symbolic link that leads elsewhere").into());
             }
         }
         Ok(found)
     }
 
-    /// The path that `name` is relative to the folder, without `..`.
+    /// The path of `name` relative to the folder, without `..`.
     fn within(&self, name: &str) -> Result<PathBuf, Reject> {
         let plain = name.strip_prefix("file://").unwrap_or(name);
         let path = Path::new(plain);
@@ -158,7 +157,7 @@ impl ImageRoot {
             match component {
                 Component::Normal(part) => relative.push(part),
                 Component::CurDir => {}
-                // What is left behind is a part of the name: no link can lead elsewhere by it.
+                // This removes a part of the name itself, so no link can lead elsewhere by it.
                 Component::ParentDir if relative.pop() => {}
                 Component::ParentDir => return Err(outside(name, "has a \"..\"")),
                 Component::RootDir | Component::Prefix(_) => {
@@ -169,8 +168,8 @@ impl ImageRoot {
         Ok(relative)
     }
 
-    /// The file under another spelling of its name: with `/` for `\\`, with accents as one character
-    /// or as two.
+    /// The file under another spelling of its name: with `/` for `\\`, with accents as one
+    /// character or as two.
     fn find(&self, relative: &Path) -> Option<PathBuf> {
         let roots = || std::iter::once(&self.path).chain(&self.others);
         if let Some(plain) = roots().map(|root| root.join(relative)).find(|path| path.exists()) {
@@ -180,7 +179,7 @@ impl ImageRoot {
         let mut spellings = Vec::new();
         if name.contains('\\') {
             let slashed = name.replace('\\', "/");
-            // A drive or a step upwards is no place within the folder.
+            // A drive letter or `..` does not name a file within the folder.
             let is_within = Path::new(&slashed)
                 .components()
                 .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
@@ -201,12 +200,12 @@ impl ImageRoot {
     }
 
     fn missing(&self, name: &str, relative: &Path) -> Reject {
-        let near = self.near(relative).map(|near| format!("; there is {near:?}"));
+        let near = self.near(relative).map(|near| format!("; did you mean {near:?}?"));
         let near = near.or_else(|| {
             let mut above = relative.ancestors().skip(1);
             let file = above.find(|above| self.path.join(above).is_file())?;
             Some(format!(
-                "; {file:?} in it is a file and no folder (a link that was copied as text?)"
+                "; {file:?} in it is a file, not a folder (a link that was copied as text?)"
             ))
         });
         Reject::new(
@@ -215,7 +214,7 @@ impl ImageRoot {
         )
     }
 
-    /// A file beside it whose name differs in case alone, or that has another extension.
+    /// A file in the same folder whose name differs only in case or extension.
     fn near(&self, relative: &Path) -> Option<String> {
         const OTHERS: [&str; 6] = ["jpg", "jpeg", "png", "webp", "JPG", "JPEG"];
         let path = self.path.join(relative);
@@ -266,7 +265,11 @@ mod tests {
         {
             let secret = folder.path().join("secret");
             std::os::unix::fs::symlink(secret, root_path.join("link.jpg")).unwrap();
-            assert_eq!(root.read("link.jpg").unwrap(), b"s", "whoever made the folder linked it");
+            assert_eq!(
+                root.read("link.jpg").unwrap(),
+                b"s",
+                "the owner of the folder made the link"
+            );
             let options = RowOptions { follow_links: false, ..RowOptions::default() };
             let strict = ImageRoot::with_options(&root_path, &options).unwrap();
             let reject = strict.read("link.jpg").unwrap_err().reject().unwrap();
@@ -294,20 +297,20 @@ mod tests {
         assert_eq!(root.read(&format!("file://{absolute}")).unwrap(), b"a");
         assert_eq!(root.read("caf\u{e9}.jpg").unwrap(), b"d");
         assert_eq!(root.read("na\u{69}\u{308}ve.jpg").unwrap(), b"c");
-        let told = |name: &str| root.read(name).unwrap_err().reject().unwrap();
-        assert_eq!(told("..\\sub\\a.jpg").reason, RejectReason::MissingImage);
-        assert_eq!(told("C:\\a.jpg").reason, RejectReason::MissingImage);
-        assert!(told("b.jpg").detail.contains("there is \"b.JPG\""));
-        assert!(told("b.JPG/a.jpg").detail.contains("\"b.JPG\" in it is a file"));
-        assert!(told("https://example.org/a.jpg").detail.contains("nothing is fetched"));
+        let reject = |name: &str| root.read(name).unwrap_err().reject().unwrap();
+        assert_eq!(reject("..\\sub\\a.jpg").reason, RejectReason::MissingImage);
+        assert_eq!(reject("C:\\a.jpg").reason, RejectReason::MissingImage);
+        assert!(reject("b.jpg").detail.contains("did you mean \"b.JPG\"?"));
+        assert!(reject("b.JPG/a.jpg").detail.contains("\"b.JPG\" in it is a file"));
+        assert!(reject("https://example.org/a.jpg").detail.contains("not downloaded"));
         assert!(root.has("sub/a.jpg") && !root.has("sub") && !root.has("../images/sub/a.jpg"));
     }
 
     #[test]
-    fn a_file_that_the_system_fails_to_read_is_no_fault_of_its_row() {
+    fn a_file_that_the_system_fails_to_read_does_not_reject_its_row() {
         let root = open(Path::new("/proc/self")).unwrap();
         let Err(RowError::Fatal(error)) = root.read("mem") else { panic!("expected a failure") };
-        let told = error.to_string();
-        assert!(told.contains("/mem: cannot read the image: "), "{told}");
+        let message = error.to_string();
+        assert!(message.contains("/mem: cannot read the image: "), "{message}");
     }
 }

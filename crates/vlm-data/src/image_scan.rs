@@ -1,4 +1,5 @@
-//! Every distinct picture of a source once, preprocessed, for whoever makes something of each.
+//! Reads every distinct image of a source once and preprocesses it, for example to compute its
+//! features.
 
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -17,34 +18,34 @@ use crate::row_error::RowError;
 use crate::rows::RowImage;
 use crate::source::{PreparedRow, RowSource};
 
-/// Rows looked at together, for each thread.
+/// Number of rows in a chunk, per thread.
 const ROWS_A_THREAD: usize = 32;
-/// Chunks that wait to be taken; each holds the pictures of its rows.
+/// Number of finished chunks that are kept; each holds the images of its rows.
 const CHUNKS_AHEAD: usize = 2;
 
-/// How many images a source has.
+/// Number of images in a source.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ImageCount {
     /// Rows that could be read.
     pub rows: usize,
     /// Images of all rows together.
     pub references: usize,
-    /// At most so many are distinct: files of different names may hold the same picture.
+    /// Upper bound of the distinct images: files with different names may hold the same image.
     pub distinct: usize,
 }
 
-/// What a stretch of rows brought.
+/// The result for some consecutive rows.
 #[derive(Debug)]
 pub struct ScannedChunk {
-    /// Rows looked at.
+    /// Number of rows.
     pub num_rows: usize,
-    /// Pictures not seen before: hash of the encoded bytes, and `[S, S, 3]`.
+    /// Images that were not seen before: hash of the encoded bytes, and pixels `[S, S, 3]`.
     pub images: Vec<(ImageHash, Vec<u8>)>,
-    /// Rows with a picture that cannot be had.
+    /// Rows with an image that cannot be used.
     pub rejected: Vec<Rejected>,
 }
 
-/// The chunks of a scan, in the order of the rows, made ahead by threads of its own.
+/// The chunks of a scan, in the order of the rows, made ahead of their use by threads.
 pub struct ImageScan {
     chunks: Receiver<Result<ScannedChunk, DataError>>,
     num_rows_left: usize,
@@ -60,20 +61,20 @@ struct Scanner {
 /// Counts the images of all rows by their hashes or names, without opening them.
 pub fn count_images(source: &dyn RowSource) -> ImageCount {
     #[derive(PartialEq, Eq, Hash)]
-    enum Identity {
+    enum ImageId {
         Hash(ImageHash),
         Name(String),
-        /// Nothing is known but where it stands.
+        /// Only its position in the rows is known.
         Place(usize, usize),
     }
-    let of_row = |row: usize| -> Option<Vec<Identity>> {
-        let identity = |(k, image): (usize, RowImage)| match (image.hash, image.bytes) {
-            (Some(hash), _) => Identity::Hash(hash),
-            (None, Some(_)) => Identity::Place(row, k),
-            (None, None) => Identity::Name(image.name),
+    let of_row = |row: usize| -> Option<Vec<ImageId>> {
+        let id = |(k, image): (usize, RowImage)| match (image.hash, image.bytes) {
+            (Some(hash), _) => ImageId::Hash(hash),
+            (None, Some(_)) => ImageId::Place(row, k),
+            (None, None) => ImageId::Name(image.name),
         };
         let images = images_of(source, row).ok()?;
-        Some(images.into_iter().enumerate().map(identity).collect())
+        Some(images.into_iter().enumerate().map(id).collect())
     };
     let mut count = ImageCount::default();
     let mut distinct = HashSet::new();
@@ -88,7 +89,7 @@ pub fn count_images(source: &dyn RowSource) -> ImageCount {
 }
 
 impl ImageScan {
-    /// Starts at the first row; pictures in `seen` are passed over.
+    /// Starts at the first row; images in `seen` are skipped.
     ///
     /// # Errors
     /// Threads that cannot be started.
@@ -140,7 +141,7 @@ impl Scanner {
         for rows in rows.chunks(chunk_len) {
             let chunk = self.chunk(rows);
             let is_last = chunk.is_err();
-            // Whoever asked for the scan may have gone.
+            // The receiver of the chunks may be gone.
             if chunks.send(chunk).is_err() || is_last {
                 return;
             }

@@ -1,8 +1,8 @@
-//! Whether a JPEG's compressed data is whole. Decoders fill what is missing with grey or noise and
-//! say nothing, and such a picture would be learned from.
+//! Checks whether the compressed data of a JPEG is complete. Decoders fill missing data with grey
+//! or noise without an error, and a model would be trained on such an image.
 
-/// So many zero bytes in a row hold at least one whole block of a sequential scan, whatever its
-/// tables: twice the longest that a block filled by the shortest symbol takes.
+/// This many zero bytes in a row contain at least one whole block of a sequential scan, whatever
+/// its tables: twice the longest length of a block that is filled by the shortest symbol.
 const MAX_ZERO_BYTES: usize = 64;
 
 const START_OF_SCAN: u8 = 0xDA;
@@ -10,22 +10,22 @@ const END_OF_IMAGE: u8 = 0xD9;
 const HUFFMAN_TABLES: u8 = 0xC4;
 const SEQUENTIAL_FRAMES: [u8; 2] = [0xC0, 0xC1];
 
-/// What the picture lacks, in words; `None` where nothing is seen to be wrong. The picture itself
-/// is looked at, not a thumbnail in its metadata.
+/// Describes the damage of a JPEG; `None` if none is found. Only the image itself is checked, not a
+/// thumbnail in its metadata.
 ///
-/// Seen are a missing end, and zero bytes in the midst of sequential data, as a disk or a download
-/// leaves them. Zeros are a proof of damage where a table spends its shortest code, which is all
-/// zeros, on a coefficient: every block of the stretch would be filled with that one coefficient.
-/// Where it spends it on the end of a block they may be a plain area, and nothing is said.
+/// It finds a missing end, and zero bytes within sequential data, which a failed disk or download
+/// leaves. Zero bytes prove damage if a table gives its shortest code, which is all zeros, to a
+/// coefficient: every block in that stretch would be filled with this one coefficient. If the table
+/// gives it to the end of a block, the zeros may be a plain area, and no damage is reported.
 pub(crate) fn damage(bytes: &[u8]) -> Option<&'static str> {
     const CUT_OFF: &str = "the JPEG is cut off: its end marker is missing";
     let mut at = 2;
     let mut num_components = None;
-    // By the table's number: whether its shortest code ends a block.
+    // By the number of the table: whether its shortest code ends a block.
     let mut shortest_ends_block = [true; 4];
     while let Some([0xFF, marker]) = bytes.get(at..at + 2) {
         let marker = *marker;
-        // Fill bytes before a marker, and markers without a length.
+        // Fill bytes come before a marker, and some markers have no length.
         match marker {
             0xFF => {
                 at += 1;
@@ -48,7 +48,7 @@ pub(crate) fn damage(bytes: &[u8]) -> Option<&'static str> {
                 if !data.windows(2).any(|pair| pair == [0xFF, END_OF_IMAGE]) {
                     return Some(CUT_OFF);
                 }
-                // A scan of all components: each stretch of it has blocks of each table.
+                // In a scan of all components, each stretch has blocks of each table.
                 let is_whole = segment.first().copied() == num_components;
                 let tables = segment.iter().skip(2).step_by(2);
                 let num_tables = segment.first().map_or(0, |&count| usize::from(count));
@@ -56,7 +56,8 @@ pub(crate) fn damage(bytes: &[u8]) -> Option<&'static str> {
                     .take(num_tables)
                     .any(|tables| !shortest_ends_block[usize::from(tables & 3)]);
                 let zeros = is_whole && zeros_are_damage && has_zeros(data);
-                return zeros.then_some("the JPEG is damaged: zero bytes amid its data");
+                return zeros
+                    .then_some("the JPEG is damaged: its data has a long run of zero bytes");
             }
             _ => {}
         }
@@ -65,8 +66,8 @@ pub(crate) fn damage(bytes: &[u8]) -> Option<&'static str> {
     Some(CUT_OFF)
 }
 
-/// Tables of coefficients in a segment: class and number, sixteen counts of codes by length, the
-/// symbols.
+/// Reads the tables of coefficients in a segment: class and number, sixteen counts of codes by
+/// length, the symbols.
 fn read_tables(mut segment: &[u8], shortest_ends_block: &mut [bool; 4]) {
     const COEFFICIENTS: u8 = 1;
     while let [class_and_number, rest @ ..] = segment {
@@ -81,7 +82,7 @@ fn read_tables(mut segment: &[u8], shortest_ends_block: &mut [bool; 4]) {
     }
 }
 
-/// Whether zeros stand where the compressed data is, before its end marker.
+/// Whether the compressed data before the end marker has a long run of zeros.
 fn has_zeros(data: &[u8]) -> bool {
     let mut run = 0;
     for pair in data.windows(2) {
@@ -104,9 +105,9 @@ mod tests {
 
     use super::*;
 
-    fn jpeg(picture: RgbImage) -> Vec<u8> {
+    fn jpeg(image: RgbImage) -> Vec<u8> {
         let mut bytes = Cursor::new(Vec::new());
-        DynamicImage::from(picture).write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
+        DynamicImage::from(image).write_to(&mut bytes, ImageFormat::Jpeg).unwrap();
         bytes.into_inner()
     }
 

@@ -1,6 +1,7 @@
-//! Rows from a file that holds a JSON list: the whole file, as LLaVA's data sets are published, a list
-//! within an object as `{"data": […]}`, or objects behind one another over several lines. The file is
-//! scanned once, without being parsed; only where each row lies is kept: sixteen bytes a row.
+//! Rows from a file that holds a JSON list: the whole file, as LLaVA's data sets are published, a
+//! list in an object as `{"data": […]}`, or several objects that each take several lines. The file
+//! is scanned once without being parsed, and only the position of each row is kept: sixteen bytes
+//! per row.
 
 use std::io::BufRead;
 use std::path::Path;
@@ -14,9 +15,9 @@ use crate::record::Record;
 use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 use crate::row_reader::json_record;
-use crate::row_text::{ByteRange, RowTexts};
+use crate::row_text::{BYTE_ORDER_MARK, ByteRange, RowTexts};
 
-/// The rows of a `.json` file, read as they are asked for.
+/// The rows of a `.json` file, read on request.
 #[derive(Debug)]
 pub(crate) struct JsonList {
     texts: RowTexts,
@@ -27,7 +28,7 @@ impl JsonList {
     /// Finds the rows of a file that is one list.
     ///
     /// # Errors
-    /// A file that cannot be read, or that is not one complete list with rows in it.
+    /// A file that cannot be read, or that is not one complete list with rows.
     pub(crate) fn open(
         plain: PlainFile,
         images_root: Option<&Path>,
@@ -38,11 +39,11 @@ impl JsonList {
         FileSource::of_plain(plain, "a JSON list", images_root, options, records)
     }
 
-    /// Finds the rows of a file that begins with an object and is not JSON lines: those of the list in
-    /// that object, or the file's objects themselves.
+    /// Finds the rows of a file that begins with an object and is not JSON lines: those of the list
+    /// in that object, or the file's objects themselves.
     ///
     /// # Errors
-    /// As [`Self::open`]; an object with several lists of which none is known to hold the rows.
+    /// As for [`Self::open`]; an object with several lists of which none has a known name.
     pub(crate) fn open_objects(
         plain: PlainFile,
         images_root: Option<&Path>,
@@ -73,7 +74,8 @@ impl RecordReader for JsonList {
     }
 }
 
-/// The elements of the list that begins at `offset`, which is the file's end too when it is its start.
+/// The elements of the list that begins at `offset`. If that is the start of the file, the list
+/// must end with the file.
 fn scan_list(plain: &PlainFile, offset: u64) -> Result<Vec<ByteRange>, DataError> {
     let mut scan = Scan { offset, is_within: offset > 0, ..Scan::default() };
     read_all(plain, offset, |bytes| {
@@ -83,7 +85,7 @@ fn scan_list(plain: &PlainFile, offset: u64) -> Result<Vec<ByteRange>, DataError
     scan.finish().map_err(|problem| DataError::content(&plain.path, problem))
 }
 
-/// Hands all bytes from `offset` on to `take`, until it says that it has enough.
+/// Passes all bytes from `offset` on to `take`, until it returns `true`.
 fn read_all(
     plain: &PlainFile,
     offset: u64,
@@ -104,24 +106,22 @@ fn read_all(
     }
 }
 
-/// Finds the elements of the outermost list. Knows strings and brackets; whether an element is a
-/// row is seen when it is read.
+/// Finds the elements of the outermost list. It knows only strings and brackets; whether an element
+/// is a row is checked when it is read.
 #[derive(Debug, Default)]
 struct Scan {
-    /// Bytes taken so far.
+    /// Number of bytes taken so far.
     offset: u64,
     depth: u32,
     in_string: bool,
     after_backslash: bool,
-    /// Where the element that has begun begins, and where it ends as far as seen.
+    /// Start of the current element, and its end as far as it is known.
     element: Option<ByteRange>,
     is_over: bool,
-    /// Whether other values may follow the list: it is a part of one.
+    /// Whether the list is a part of another value, so that more may follow it.
     is_within: bool,
     elements: Vec<ByteRange>,
 }
-
-const BYTE_ORDER_MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
 
 impl Scan {
     fn take(&mut self, bytes: &[u8]) -> Result<(), String> {
@@ -147,7 +147,7 @@ impl Scan {
             _ if BYTE_ORDER_MARK.get(self.offset as usize) == Some(&byte) => {}
             _ if self.is_over => {
                 return Err(format!(
-                    "the list ends, but byte {} goes on with {:?}",
+                    "expected the file to end with its list, found {1:?} at byte {0}",
                     self.offset,
                     char::from(byte)
                 ));
@@ -178,7 +178,7 @@ impl Scan {
         Ok(())
     }
 
-    /// The present byte belongs to an element.
+    /// Adds the current byte to the current element.
     fn extend(&mut self) {
         let offset = self.offset;
         let element = self.element.get_or_insert(ByteRange { offset, bytes: 0 });
@@ -192,12 +192,12 @@ impl Scan {
     fn finish(self) -> Result<Vec<ByteRange>, String> {
         let num_rows = self.elements.len();
         if self.offset == 0 || (self.depth == 0 && !self.is_over) {
-            return Err("no rows in this file; expected a JSON list".into());
+            return Err("expected a JSON list, found no rows".into());
         }
         if !self.is_over {
             return Err(format!(
-                "the file ends within its list, after {num_rows} whole rows: it is cut off; fetch \
-                 it anew"
+                "the file ends within its list, after {num_rows} complete rows: it is truncated; \
+                 fetch it again"
             ));
         }
         if num_rows == 0 {
@@ -236,7 +236,7 @@ mod tests {
             ("  ", "no rows"),
             ("[ ]", "has no rows"),
             ("{}", "expected a JSON list"),
-            ("[{}, {\"a\"", "after 1 whole rows"),
+            ("[{}, {\"a\"", "after 1 complete rows"),
             ("[{}] x", "byte 5"),
         ] {
             let error = scan(text).unwrap_err();
@@ -272,11 +272,11 @@ mod tests {
         for (text, expected) in [
             (format!("{{\"a\": [{row}], \"b\": [{row}]}}"), "\"a\", \"b\""),
             ("{\"0\": {\"x\": 1}, \"1\": {\"x\": 1}}".into(), "\"0\", \"1\""),
-            (format!("{{\"data\": [{row}"), "cut off"),
-            (format!("{{\"data\": [{row}]"), "cut off"),
+            (format!("{{\"data\": [{row}"), "truncated"),
+            (format!("{{\"data\": [{row}]"), "truncated"),
         ] {
-            let told = open(&text).unwrap_err();
-            assert!(told.contains(expected), "{text}: {told}");
+            let message = open(&text).unwrap_err();
+            assert!(message.contains(expected), "{text}: {message}");
         }
     }
 
@@ -287,14 +287,14 @@ mod tests {
         let row = r#"{"id":"1","image":"a.jpg","conversations":[{"from":"human","value":"q\n<image>"},
             {"from":"gpt","value":"a"}]}"#;
         std::fs::write(&path, format!("[{row},\n{row}]")).unwrap();
-        std::fs::write(folder.path().join("a.jpg"), b"picture").unwrap();
+        std::fs::write(folder.path().join("a.jpg"), b"image bytes").unwrap();
         let options = Arc::new(RowOptions::default());
         let plain = PlainFile::open(&path, &options).unwrap();
         let source = JsonList::open(plain, None, &options).unwrap();
         assert_eq!((source.len(), source.locate(1)), (2, "chat.json[1]".to_owned()));
         let read = source.row(1).unwrap();
         assert_eq!(read.turns[1].content, "a");
-        assert_eq!(source.image_bytes(1, 0, &read.images[0]).unwrap(), &b"picture"[..]);
+        assert_eq!(source.image_bytes(1, 0, &read.images[0]).unwrap(), &b"image bytes"[..]);
         assert!(source.row(2).is_err());
     }
 }

@@ -1,11 +1,12 @@
-//! Finds the objects of a file that begins with one and is not JSON lines, and the lists within the
-//! first of them, without parsing: whether it is a wrapper as `{"data": […]}`, or a row.
+//! Finds the objects of a file that begins with one and is not JSON lines, and the lists in the
+//! first of them, without parsing. It tells whether the first object is a row or a wrapper such as
+//! `{"data": […]}`.
 
 use crate::form;
 use crate::record::shown;
-use crate::row_text::ByteRange;
+use crate::row_text::{BYTE_ORDER_MARK, ByteRange};
 
-/// What lists of rows are called, the likeliest first.
+/// Known names of a list of rows, the likeliest first.
 const LIST_NAMES: [&str; 11] = [
     "data",
     "rows",
@@ -19,12 +20,12 @@ const LIST_NAMES: [&str; 11] = [
     "training",
     "annotations",
 ];
-/// A key that is longer is cut.
+/// Longest key; the rest of a longer one is dropped.
 const MAX_KEY_BYTES: usize = 256;
-/// Keys of the first object that are kept: a wrapper has few.
+/// Number of keys of the first object that are kept. A wrapper has few.
 const MAX_MEMBERS: usize = 1024;
 
-/// A key of the first object, with where its value begins.
+/// A key of the first object, with the start of its value.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Member {
     pub(crate) key: String,
@@ -43,10 +44,10 @@ pub(crate) struct Objects {
 }
 
 impl Objects {
-    /// The list that the file wraps; `None` where its objects are the rows.
+    /// The list that the file wraps; `None` if its objects are the rows.
     ///
     /// # Errors
-    /// An object that is no row and has no such list, or several.
+    /// An object that is not a row and has no list of rows, or several.
     pub(crate) fn list(&self) -> Result<Option<&Member>, String> {
         let keys: Vec<&str> = self.members.iter().map(|member| member.key.as_str()).collect();
         if self.rows.len() > 1 || form::has_form(&keys) {
@@ -68,20 +69,20 @@ impl Objects {
         Err(if lists.is_empty() {
             let all: Vec<&Member> = self.members.iter().collect();
             format!(
-                "one JSON object that is no row and has no list of rows; its keys: {}. Expected \
-                 JSON lines, a list of rows, or a list under \"data\"",
+                "expected JSON lines, a list of rows, or a list under \"data\"; found one JSON \
+                 object that is neither a row nor has a list of rows, with the keys: {}",
                 named(&all)
             )
         } else {
             format!(
-                "one JSON object with several lists ({}); call the rows' list \"data\"",
+                "found one JSON object with several lists ({}); rename the list of rows to \"data\"",
                 named(&lists)
             )
         })
     }
 }
 
-/// Takes a file's bytes piece by piece.
+/// Takes the bytes of a file piece by piece.
 #[derive(Debug, Default)]
 pub(crate) struct ObjectScan {
     offset: u64,
@@ -90,7 +91,7 @@ pub(crate) struct ObjectScan {
     after_backslash: bool,
     start: u64,
     objects: Objects,
-    /// The string that was read last in the first object, and whether a value is expected.
+    /// The last string of the first object, and whether a value is expected.
     key: Vec<u8>,
     is_key: bool,
     expects_value: bool,
@@ -98,8 +99,10 @@ pub(crate) struct ObjectScan {
 }
 
 impl ObjectScan {
+    /// Takes more bytes.
+    ///
     /// # Errors
-    /// What no object is.
+    /// Bytes that do not belong to an object.
     pub(crate) fn take(&mut self, bytes: &[u8]) -> Result<(), String> {
         for &byte in bytes {
             self.step(byte)?;
@@ -109,7 +112,6 @@ impl ObjectScan {
     }
 
     fn step(&mut self, byte: u8) -> Result<(), String> {
-        const BYTE_ORDER_MARK: [u8; 3] = [0xEF, 0xBB, 0xBF];
         if self.in_string {
             self.in_string = self.after_backslash || byte != b'"';
             self.after_backslash = !self.after_backslash && byte == b'\\';
@@ -153,7 +155,7 @@ impl ObjectScan {
         Ok(())
     }
 
-    /// Notes the keys of the first object and what their values begin with.
+    /// Records the keys of the first object and the first bytes of their values.
     fn note(&mut self, byte: u8) {
         if self.expects_element {
             self.expects_element = false;
@@ -184,8 +186,8 @@ impl ObjectScan {
         }
     }
 
-    /// Whether what was taken so far, which may be a beginning, has a list of objects and no key of a
-    /// row.
+    /// Whether the bytes taken so far, which may be only the start of the file, have a list of
+    /// objects and no key of a row.
     pub(crate) fn looks_like_wrapper(&self) -> bool {
         let members = &self.objects.members;
         let keys: Vec<&str> = members.iter().map(|member| member.key.as_str()).collect();
@@ -193,12 +195,15 @@ impl ObjectScan {
         has_list && !form::has_form(&keys)
     }
 
+    /// The objects of the file.
+    ///
     /// # Errors
     /// A file that ends within an object.
     pub(crate) fn finish(self) -> Result<Objects, String> {
         if self.depth > 0 {
             return Err(format!(
-                "the file ends within an object, after {} whole ones: it is cut off; fetch it anew",
+                "the file ends within an object, after {} complete ones: it is truncated; fetch it \
+                 again",
                 self.objects.rows.len()
             ));
         }

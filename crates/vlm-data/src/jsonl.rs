@@ -1,4 +1,5 @@
-//! Rows from a file of JSON lines. Only where each line lies is kept in memory: twenty bytes a row.
+//! Rows from a file of JSON lines. Only the position of each line is kept in memory: twenty bytes
+//! per row.
 
 use std::io::BufRead;
 use std::path::Path;
@@ -11,11 +12,9 @@ use crate::record::Record;
 use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 use crate::row_reader::json_record;
-use crate::row_text::{ByteRange, RowTexts};
+use crate::row_text::{ByteRange, RowTexts, skip_mark};
 
-const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
-
-/// The lines of a `.jsonl` file, read as they are asked for.
+/// The lines of a `.jsonl` file, read on request.
 #[derive(Debug)]
 pub(crate) struct JsonLines {
     texts: RowTexts,
@@ -25,12 +24,12 @@ pub(crate) struct JsonLines {
 #[derive(Debug, Clone, Copy)]
 struct Line {
     range: ByteRange,
-    /// From 1, as editors count; blank lines count too.
+    /// Number of the line from 1, as editors count, including blank lines.
     number: u32,
 }
 
 impl JsonLines {
-    /// Finds the lines; blank ones are not rows.
+    /// Finds the lines; blank lines are not rows.
     ///
     /// # Errors
     /// A file that cannot be read or has no row.
@@ -45,7 +44,7 @@ impl JsonLines {
         if lines.is_empty() {
             return Err(DataError::content(
                 &plain.path,
-                "no rows in this file; expected one JSON object a line: {\"conversations\": \
+                "no rows in this file; expected one JSON object per line: {\"conversations\": \
                  [{\"role\": \"user\", \"content\": \"<image>\\n…\"}, {\"role\": \"assistant\", \
                  \"content\": \"…\"}], \"image\": \"a.jpg\"}",
             ));
@@ -74,11 +73,7 @@ impl RecordReader for JsonLines {
 
 fn index_lines(reader: &mut impl BufRead) -> std::io::Result<Vec<Line>> {
     let mut lines = Vec::new();
-    let mut offset = 0;
-    if reader.fill_buf()?.starts_with(BYTE_ORDER_MARK) {
-        reader.consume(BYTE_ORDER_MARK.len());
-        offset = BYTE_ORDER_MARK.len() as u64;
-    }
+    let offset = skip_mark(reader)?;
     let mut line = Line { range: ByteRange { offset, bytes: 0 }, number: 1 };
     let mut is_blank = true;
     loop {
@@ -128,12 +123,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.jsonl");
         std::fs::write(&path, format!("\u{feff}{ROW}\r\n\n  \n{{broken\n{ROW}")).unwrap();
-        std::fs::write(folder.path().join("a.jpg"), b"picture").unwrap();
+        std::fs::write(folder.path().join("a.jpg"), b"image bytes").unwrap();
         let source = open(&path).unwrap();
         assert_eq!(source.len(), 3);
         let row = source.row(0).unwrap();
         assert_eq!(row.turns[0].content, "<image>\n好");
-        assert_eq!(source.image_bytes(0, 0, &row.images[0]).unwrap(), &b"picture"[..]);
+        assert_eq!(source.image_bytes(0, 0, &row.images[0]).unwrap(), &b"image bytes"[..]);
         let reason = |error: RowError| error.reject().unwrap().reason;
         let missing = source.image_bytes(0, 1, &RowImage::named("b.jpg")).unwrap_err();
         assert_eq!(reason(missing), RejectReason::MissingImage);
@@ -145,15 +140,15 @@ mod tests {
     }
 
     #[test]
-    fn a_row_that_the_system_fails_to_read_ends_the_work_and_is_not_at_fault() {
+    fn a_row_that_the_system_fails_to_read_is_a_fatal_error() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("rows.jsonl");
         std::fs::write(&path, ROW).unwrap();
         let mut source = open(&path).unwrap();
         source.records.texts.file = failing_file();
         let Err(RowError::Fatal(error)) = source.row(0) else { panic!("expected a failure") };
-        let told = error.to_string();
-        assert!(told.contains("rows.jsonl: cannot read the row: "), "{told}");
+        let message = error.to_string();
+        assert!(message.contains("rows.jsonl: cannot read the row: "), "{message}");
     }
 
     #[test]

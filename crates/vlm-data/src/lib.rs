@@ -1,22 +1,26 @@
-//! Rows to samples to batches, on the host, without libtorch.
+//! Turns rows into samples and batches on the host, without libtorch.
 //!
-//! A [`RowSource`] yields conversations and the bytes of their images; [`ChatTokenizer`] makes
-//! token ids of a conversation and says which of them are learned from; [`ImageProcessor`] makes
-//! the vision encoder's input of an image; the [`Loader`] does both ahead of time in threads and
-//! puts rows side by side as a [`Batch`]. A row that cannot be trained on is set aside by name
-//! ([`Rejected`]) and the run goes on, unless there are too many ([`DataError::TooManyRejected`]).
+//! A [`RowSource`] returns conversations and the bytes of their images; [`ChatTokenizer`] makes
+//! token ids of a conversation and finds the tokens that are learned; [`ImageProcessor`] makes the
+//! vision encoder's input of an image; the [`Loader`] does both ahead of time in worker threads and
+//! puts the samples together as a [`Batch`]. A row that cannot be used is [`Rejected`] with its
+//! location and the reason, and the run continues unless too many rows are rejected
+//! ([`DataError::TooManyRejected`]).
 //!
-//! This crate knows no tensors, no model and no command line.
+//! This crate knows neither tensors nor models nor the command line.
 
 mod answer_ends;
+mod answer_start;
 mod arrow;
 mod atomic_file;
 mod batch;
+mod bounded_template;
 mod chat;
 mod csv;
 mod data_paths;
 mod decode;
 pub mod demo;
+mod encoded_row;
 mod error;
 mod feature_bytes;
 mod feature_cache;
@@ -36,6 +40,7 @@ mod json_list;
 mod json_objects;
 mod jsonl;
 mod loader;
+mod mark_positions;
 mod marked;
 mod marks;
 mod mix;
@@ -50,7 +55,9 @@ mod plain_file;
 mod prepare;
 mod preprocess;
 mod preprocess_config;
+mod prompt_tokens;
 mod rated;
+mod recent_cache;
 mod record;
 mod reject;
 mod reject_budget;
@@ -64,6 +71,7 @@ mod shards;
 mod sniff;
 mod source;
 mod statistics;
+mod supervision;
 mod table_columns;
 mod tar_index;
 mod template;
@@ -77,10 +85,11 @@ mod windows;
 mod worker;
 
 pub use atomic_file::write_atomically;
-pub use batch::{Batch, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImagePlace, Padding};
-pub use chat::{ChatTokenizer, EncodedRow};
+pub use batch::{Batch, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImagePosition, Padding};
+pub use chat::ChatTokenizer;
 pub use data_paths::DataPaths;
 pub use decode::ImageLimits;
+pub use encoded_row::EncodedRow;
 pub use error::{DataError, is_disk_failure};
 pub use feature_bytes::FeatureBytes;
 pub use feature_cache::{FeatureCache, FeatureKey, ImageHash};

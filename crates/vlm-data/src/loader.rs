@@ -1,5 +1,5 @@
-//! Batches of an epoch, made ahead of their use by worker threads. The batches and their order are
-//! the same whatever the number of threads.
+//! Makes the batches of an epoch ahead of their use in worker threads. The batches and their order
+//! do not depend on the number of threads.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -8,46 +8,49 @@ use crate::batch::{Batch, Padding};
 use crate::chat::ChatTokenizer;
 use crate::error::DataError;
 use crate::fingerprint::fingerprint;
-use crate::order::{EpochOrder, OrderConfig, share};
+use crate::order::{EpochOrder, OrderConfig, rows_of_rank};
 use crate::ordered_map::OrderedMap;
 use crate::reject_budget::{DEFAULT_MAX_REJECTED_FRACTION, RejectBudget};
 use crate::source::{Encoding, RowSource};
-use crate::windows::Windows;
+use crate::windows::BucketWindows;
 use crate::worker::{ImageReading, PendingBatch, RowMaker, RowTask};
 
-/// Rows within which similar lengths are put together unless told otherwise. `cargo xtask bench data
-/// --only padding` says what padding it leaves.
+/// Default of [`LoaderConfig::bucket_window`].
 pub const DEFAULT_BUCKET_WINDOW: usize = 2048;
 
-/// How a [`Loader`] makes batches.
+/// Settings of a [`Loader`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct LoaderConfig {
-    /// Rows a batch, of this process.
+    /// Number of rows in a batch of this process.
     pub batch_size: usize,
-    /// Which of the processes that train together this is, from 0.
+    /// Rank of this process, from 0.
     pub rank: usize,
-    /// How many processes train together. At each step they share a global batch of
+    /// Number of processes that train together. At each step they share a global batch of
     /// `world_size` · `batch_size` rows, which depends on that product alone.
     pub world_size: usize,
-    /// Tokens a row is cut at.
+    /// Length in tokens at which a row is cut.
     pub max_seq_len: usize,
-    /// Tokens an image has in the prompt: the features that the model puts there.
+    /// Number of tokens of an image in the prompt: the number of features that the model puts
+    /// there.
     pub tokens_per_image: usize,
-    /// How far rows are filled up.
+    /// How rows of different lengths share a batch.
     pub padding: Padding,
-    /// Whether the order is drawn from (seed, epoch), or is the source's.
+    /// Whether the order is drawn from the seed and the epoch; otherwise it is the order of the
+    /// source.
     pub shuffle: bool,
-    /// Of the order.
+    /// Seed of the shuffle.
     pub seed: u64,
-    /// Leave out the last batch when it is not full.
+    /// Whether the last batch is left out if it is not full.
     pub drop_last: bool,
-    /// Threads that decode and tokenize ahead; 0 does it in the caller's thread, when asked.
+    /// Number of threads that decode and tokenize ahead; with 0 the caller's thread does it on
+    /// request.
     pub num_workers: usize,
-    /// Batches that may be ready or in the making.
+    /// Largest number of batches that are ready or being made.
     pub prefetch_batches: usize,
-    /// Rows within which similar lengths are put together; 0: none. Only with `shuffle`.
+    /// Number of rows within which rows of similar length are put together; 0 for none. Needs
+    /// `shuffle`.
     pub bucket_window: usize,
-    /// An epoch ends with an error when more than this share of its rows was rejected; 0 allows none.
+    /// Largest fraction of rejected rows, from 0 to 1; an epoch with more ends with an error.
     pub max_rejected_fraction: f64,
 }
 
@@ -85,30 +88,32 @@ impl LoaderConfig {
     fn validate(&self, num_rows: usize) -> Result<(), DataError> {
         let settings = |text: String| Err(DataError::Settings(text));
         if self.batch_size == 0 || self.tokens_per_image == 0 {
-            return settings("batch-size and the tokens of an image must be at least 1".into());
+            return settings(
+                "`batch_size` and the number of tokens of an image must be at least 1".into(),
+            );
         }
         if self.rank >= self.world_size {
             return settings(format!(
-                "rank {} of {} processes; ranks count from 0",
+                "rank {} of {} processes is out of range; ranks count from 0",
                 self.rank, self.world_size
             ));
         }
         if self.max_seq_len < 2 {
             return settings(format!(
-                "max-seq-len is {}; a row needs a token to predict and one before it",
+                "`max_seq_len` is {}, but must be at least 2: a token to predict and one before it",
                 self.max_seq_len
             ));
         }
         if !(0.0..=1.0).contains(&self.max_rejected_fraction) {
             return settings(format!(
-                "max-rejected-fraction is {}; it must be from 0 to 1",
+                "`max_rejected_fraction` is {}, but must be from 0 to 1",
                 self.max_rejected_fraction
             ));
         }
         if self.order().num_batches(num_rows) == 0 {
             return settings(format!(
-                "{num_rows} rows make no full batch of {}; lower batch-size, or do without \
-                 drop-last",
+                "{num_rows} rows are not enough for one full batch of {}; lower `batch_size`, or \
+                 turn off `drop_last`",
                 self.order().global_batch_size
             ));
         }
@@ -123,11 +128,12 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// `images`: an image processor, a feature cache, or `None`, and images are not read.
+    /// A loader for the rows of `source`. `images` is an image processor, a feature cache, or
+    /// `None` to leave images unread.
     ///
     /// # Errors
-    /// Settings that make no batch; a source of token ids that another tokenizer, or other settings,
-    /// made.
+    /// Settings that give no batch; a source of token ids that were made with another tokenizer or
+    /// other settings.
     pub fn new(
         source: Arc<dyn RowSource>,
         tokenizer: Arc<ChatTokenizer>,
@@ -156,12 +162,12 @@ impl Loader {
         &self.config
     }
 
-    /// Rows of the source, unusable ones included.
+    /// Number of rows of the source, including unusable ones.
     pub fn num_rows(&self) -> usize {
         self.maker.source.len()
     }
 
-    /// Batches an epoch has, the same on every rank.
+    /// Number of batches in an epoch, the same on every rank.
     pub fn batches_per_epoch(&self) -> usize {
         self.config.order().num_batches(self.num_rows())
     }
@@ -174,20 +180,21 @@ impl Loader {
         fingerprint(self.maker.source.as_ref())
     }
 
-    /// Where a person finds row `index`: `captions.jsonl:17`.
+    /// The location of row `index` for messages: `captions.jsonl:17`.
     pub fn locate(&self, index: usize) -> String {
         self.maker.source.locate(index)
     }
 
-    /// The rows that all ranks together take as batch `index` of `epoch`.
+    /// The rows of batch `index` of `epoch` on all ranks together.
     pub fn global_batch(&self, epoch: u64, index: usize) -> Vec<usize> {
         let order = EpochOrder::new(self.config.order(), self.num_rows(), epoch);
-        Windows::new(Arc::clone(&self.maker), order, false).global_batch(index)
+        BucketWindows::new(Arc::clone(&self.maker), order, false).global_batch(index)
     }
 
-    /// This rank's batches of `epoch` from number `start_batch` on. A batch whose rows were all
-    /// rejected, or of which there were too few for every rank, comes too, empty, so that numbers
-    /// hold. After an error there is nothing more. Dropping the iterator ends its threads.
+    /// This rank's batches of `epoch`, from batch `start_batch` on. A batch whose rows were all
+    /// rejected, or that has no row for this rank, is returned empty, so that the numbers of the
+    /// batches stay right. After an error there are no more batches. Dropping the iterator stops
+    /// its threads.
     pub fn epoch(&self, epoch: u64, start_batch: usize) -> Epoch {
         let order = EpochOrder::new(self.config.order(), self.num_rows(), epoch);
         Epoch::new(Arc::clone(&self.maker), &self.config, order, start_batch)
@@ -197,21 +204,21 @@ impl Loader {
 /// The batches of an epoch, in order; see [`Loader::epoch`].
 pub struct Epoch {
     maker: Arc<RowMaker>,
-    windows: Windows,
+    windows: BucketWindows,
     num_batches: usize,
     rank: usize,
     world_size: usize,
     /// Next batch to return.
     next: usize,
-    /// Next batch to give to the workers.
+    /// Next batch to pass to the workers.
     next_planned: usize,
     prefetch: usize,
     /// The worker threads; without them batches are made in the caller's thread.
     workers: Option<OrderedMap<RowTask, Option<Result<Batch, DataError>>>>,
-    /// Rows of each batch from `next` to `next_planned`.
+    /// Number of rows of each batch from `next` to `next_planned`.
     planned_rows: VecDeque<usize>,
     budget: RejectBudget,
-    /// Whether it started at the epoch's first batch.
+    /// Whether the iterator started at the first batch of the epoch.
     is_whole: bool,
     is_over: bool,
 }
@@ -235,7 +242,7 @@ impl Epoch {
             budget: RejectBudget::new(config.max_rejected_fraction),
             is_whole: start_batch == 0,
             is_over,
-            windows: Windows::new(Arc::clone(&maker), order, num_workers > 0),
+            windows: BucketWindows::new(Arc::clone(&maker), order, num_workers > 0),
             maker,
             num_batches,
             rank: config.rank,
@@ -245,11 +252,11 @@ impl Epoch {
 
     /// This rank's rows of batch `index`.
     fn rows(&mut self, index: usize) -> Vec<usize> {
-        share(&self.windows.global_batch(index), self.rank, self.world_size).to_vec()
+        rows_of_rank(&self.windows.global_batch(index), self.rank, self.world_size).to_vec()
     }
 
-    /// Gives the workers the rows of the next batches, at most `prefetch` batches ahead: each one in
-    /// memory may hold megabytes of pixels.
+    /// Passes the rows of the next batches to the workers, at most `prefetch` batches ahead,
+    /// because the pixels of a batch may take megabytes.
     fn plan(&mut self) {
         let end = (self.next + self.prefetch).min(self.num_batches);
         for index in self.next_planned..end {
@@ -264,7 +271,7 @@ impl Epoch {
         self.next_planned = self.next_planned.max(end);
     }
 
-    /// Batch `self.next`: made here, or waited for.
+    /// Makes batch `self.next`, or waits for it.
     fn take_next(&mut self) -> Result<Batch, DataError> {
         if self.workers.is_some() {
             self.plan();
@@ -275,10 +282,10 @@ impl Epoch {
             let rows = self.rows(self.next);
             return self.maker.make_batch(self.next, &rows);
         };
-        // All results of the batch are taken; the thread that made its last row returned the batch.
+        // The results of all rows are taken; the thread that made the last row returned the batch.
         let results = (0..num_rows).filter_map(|_| workers.wait_next()?);
         results.last().unwrap_or_else(|| {
-            Err(DataError::Internal("the loader's threads ended before their work did".into()))
+            Err(DataError::Internal("the loader's threads ended before their last row".into()))
         })
     }
 }
@@ -292,7 +299,7 @@ impl Iterator for Epoch {
         }
         if self.next == self.num_batches {
             self.is_over = true;
-            // An epoch that was begun in its middle counts only the rows since.
+            // An epoch that was started in its middle counts only the rows since then.
             let checked = if self.is_whole { self.budget.at_end() } else { Ok(()) };
             return checked.err().map(Err);
         }
@@ -306,7 +313,7 @@ impl Iterator for Epoch {
     }
 }
 
-/// The loader's threads; `None` when none is asked for or none can be started.
+/// Starts the threads of the loader; `None` if none are asked for or none can be started.
 fn start_workers(
     maker: &Arc<RowMaker>,
     num_workers: usize,
@@ -317,6 +324,6 @@ fn start_workers(
     let maker = Arc::clone(maker);
     let workers = OrderedMap::start("loader", num_workers, move |task| maker.work(task));
     workers
-        .inspect_err(|error| tracing::warn!("the loader works without threads of its own: {error}"))
+        .inspect_err(|error| tracing::warn!("the loader runs without worker threads: {error}"))
         .ok()
 }

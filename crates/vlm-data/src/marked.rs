@@ -1,35 +1,33 @@
-//! Where a conversation's answers and images lie in its prompt, by the template's own account: it is
-//! rendered with marks around every text and in place of every image, and the marks show the places.
-//! Nothing that a text says can be taken for the template's words. A text that the template cuts or
-//! rewrites is taken as it is rendered.
+//! Finds the positions of a conversation's answers and images in its prompt. The template is
+//! rendered with marks around every text and in place of every image, and the marks show the
+//! positions, so that no text can be mistaken for the template's own words. A text that the
+//! template cuts or rewrites is taken as it is rendered.
 
 use std::ops::Range;
 
-use crate::marks::{ContentForm, Conversation, Enclosure, Places};
-use crate::reject::{Reject, RejectReason};
+use crate::answer_start::{answer_start, before_spaces};
+use crate::mark_positions::{MarkPositions, left_out, refused};
+use crate::marks::{ContentForm, Conversation};
+use crate::reject::Reject;
 use crate::rows::{Role, Turn};
 use crate::template::ChatTemplate;
 use crate::template_profile::{Opening, TemplateProfile};
 
-/// What opens a thinking block. One that a template writes before the text of an answer is part of
-/// the answer, also where the generation prompt writes an empty one.
-const THINK: &str = "<think>";
-
-/// A prompt and the places in it, in bytes.
+/// A prompt and the positions in it, in bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct MarkedPrompt {
-    /// What the tokenizer gets.
+    /// The text for the tokenizer.
     pub(crate) text: String,
-    /// The assistant's turns, in order.
+    /// The turns of the assistant, in order.
     pub(crate) answers: Vec<Answer>,
-    /// What stands for each image, in order.
+    /// The text of each image, in order.
     pub(crate) images: Vec<Range<usize>>,
 }
 
-/// Where an answer lies.
+/// Position of an answer.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Answer {
-    /// From where the generation prompt ends to the end of the text.
+    /// From the end of the generation prompt to the end of the text.
     pub(crate) range: Range<usize>,
     /// Whether no turn follows.
     pub(crate) is_last: bool,
@@ -39,14 +37,14 @@ impl MarkedPrompt {
     /// Renders a conversation for training.
     ///
     /// # Errors
-    /// [`RejectReason::TemplateRefused`]: the template raises, or it leaves out a turn, or its
-    /// rendering does not show where an answer or an image lies.
+    /// [`RejectReason::TemplateRefused`]: the template raises an error, leaves out a turn, or
+    /// renders it so that the position of an answer or an image is not known.
     pub(crate) fn render(
         template: &ChatTemplate,
         profile: &TemplateProfile,
         conversation: &Conversation,
     ) -> Result<Self, Reject> {
-        let places = Self::places(template, conversation, false)?;
+        let places = MarkPositions::find(template, conversation, false)?;
         let turns = conversation.turns;
         let (mut answers, mut before) = (Vec::new(), 0);
         for (k, turn) in turns.iter().enumerate() {
@@ -66,7 +64,7 @@ impl MarkedPrompt {
     /// Renders a conversation whose next answer is to be generated.
     ///
     /// # Errors
-    /// As [`Self::render`].
+    /// As for [`Self::render`].
     pub(crate) fn render_prompt(
         template: &ChatTemplate,
         profile: &TemplateProfile,
@@ -74,14 +72,14 @@ impl MarkedPrompt {
     ) -> Result<Self, Reject> {
         let places = match profile.opening {
             Opening::AtText | Opening::GenerationPrompt => {
-                Self::places(template, conversation, true)?
+                MarkPositions::find(template, conversation, true)?
             }
             Opening::WithText => {
                 let mut turns = conversation.turns.to_vec();
                 turns.push(Turn::new(Role::Assistant, "Yes"));
                 let answered = Conversation { turns: &turns, ..*conversation };
-                let mut places = Self::places(template, &answered, false)?;
-                let answer = Self::known_place(&answered, &places, turns.len() - 1)?;
+                let mut places = MarkPositions::find(template, &answered, false)?;
+                let answer = places.whole_text(&answered, turns.len() - 1)?;
                 places.text.truncate(before_spaces(&places.text, answer.start));
                 places.segments.retain(|&(turn, _), _| turn + 1 < turns.len());
                 places
@@ -96,58 +94,12 @@ impl MarkedPrompt {
             .with_images(conversation, places)
     }
 
-    /// The rendering and where the marks stood in it.
-    ///
-    /// # Errors
-    /// As [`Self::render`].
-    pub(crate) fn places(
-        template: &ChatTemplate,
+    /// Takes the text of `places` and puts each image's tokens in its position.
+    fn with_images(
+        mut self,
         conversation: &Conversation,
-        add_generation_prompt: bool,
-    ) -> Result<Places, Reject> {
-        let text = template.render(&conversation.plain(), add_generation_prompt)?;
-        let mark = conversation.unused_char();
-        for (leading, trailing) in [(true, true), (false, true), (true, false), (false, false)] {
-            let marked = conversation.marked(mark, Enclosure { leading, trailing });
-            // Marks can lead a template astray, so only a rendering that is the plain one but for
-            // its marks is believed.
-            let found = template
-                .render(&marked, add_generation_prompt)
-                .ok()
-                .and_then(|rendered| Places::read(&rendered, mark, conversation.image))
-                .filter(|found| found.text == text);
-            let Some(found) = found else { continue };
-            if let Some(turn) = found.repeated {
-                return Err(refused(format!(
-                    "the chat template repeats the text of {}",
-                    name(conversation, turn)
-                )));
-            }
-            return Ok(found);
-        }
-        Err(refused(
-            "the chat template rewrites texts by what they begin or end with, so that the places \
-             of the turns in its prompt are not known",
-        ))
-    }
-
-    /// Where the text of a turn lies that the template does not cut.
-    ///
-    /// # Errors
-    /// [`RejectReason::TemplateRefused`]: it is not there.
-    pub(crate) fn known_place(
-        conversation: &Conversation,
-        places: &Places,
-        turn: usize,
-    ) -> Result<Range<usize>, Reject> {
-        match places.turn(turn) {
-            (Some(start), Some(end)) => Ok(start..end),
-            _ => Err(left_out(conversation, turn)),
-        }
-    }
-
-    /// Takes the text of `places` and puts what the tokenizer is to see in the place of each image.
-    fn with_images(mut self, conversation: &Conversation, places: Places) -> Result<Self, Reject> {
+        places: MarkPositions,
+    ) -> Result<Self, Reject> {
         let num_images = conversation.num_images();
         let ContentForm::Parts { image_text, core } = conversation.form else {
             if !places.images.iter().map(|(number, _)| *number).eq(0..num_images) {
@@ -157,7 +109,7 @@ impl MarkedPrompt {
             self.text = places.text;
             return Ok(self);
         };
-        let written = between_texts(&places, image_text);
+        let written = places.find_outside_texts(image_text);
         if written.len() != num_images {
             return Err(images_refused(written.len(), num_images));
         }
@@ -174,7 +126,8 @@ impl MarkedPrompt {
         let growth = conversation.image.len() as isize - core.len() as isize;
         let images = &self.images;
         let moved = |byte: usize| {
-            // An image that begins before a byte ends before it: no image lies within a text.
+            // An image that begins before a byte ends before it, because no image lies within a
+            // text.
             let num_before = images
                 .iter()
                 .enumerate()
@@ -191,112 +144,10 @@ impl MarkedPrompt {
     }
 }
 
-/// Where the answer of turn `k` begins in the rendering. `around` is from the end of the text before
-/// it to its own end.
-fn answer_start(
-    template: &ChatTemplate,
-    profile: &TemplateProfile,
-    conversation: &Conversation,
-    places: &Places,
-    k: usize,
-    around: Range<usize>,
-) -> Result<usize, Reject> {
-    let text = &places.text;
-    let of_text = places.turn(k).0;
-    let asked = Conversation { turns: &conversation.turns[..k], ..*conversation };
-    let mut prompt = None;
-    if profile.opening == Opening::GenerationPrompt || of_text.is_none() {
-        prompt = template.render(&asked.plain(), true).ok();
-    }
-    let prompt = prompt.as_deref();
-    let is_prompt = |prompt: &&str| text[..around.end].starts_with(*prompt);
-    let generated = prompt.filter(is_prompt).map(str::len);
-    let start = match (profile.opening, generated, of_text) {
-        (Opening::GenerationPrompt, Some(generated), _) => Some(generated),
-        (Opening::WithText, _, Some(of_text)) => Some(before_spaces(text, of_text)),
-        (_, _, Some(of_text)) => Some(of_text),
-        _ => start_of_plain_answer(template, &asked, text).or_else(|| {
-            // The generation prompt may open another thinking block than the answer has, or one
-            // where it has none.
-            let header = &prompt?[..prompt?.rfind(THINK)?];
-            text.starts_with(header).then_some(header.len())
-        }),
-    };
-    let start = start.filter(|start| (around.start..=around.end).contains(start));
-    let start = start.ok_or_else(|| {
-        refused(format!(
-            "the chat template rewrites the beginning of {}, and its generation prompt does not \
-             show where the answer begins",
-            name(conversation, k)
-        ))
-    })?;
-    let opened = text[around.start..start].rfind(THINK);
-    Ok(opened.map_or(start, |at| around.start + at))
-}
-
-/// Most tokenizers make one token of a space and the word after it, so that a space which ends a
-/// header belongs to the answer.
-fn before_spaces(text: &str, byte: usize) -> usize {
-    text[..byte].trim_end_matches(' ').len()
-}
-
-/// Where an answer that no template rewrites would begin in place of the turn after `asked`.
-fn start_of_plain_answer(
-    template: &ChatTemplate,
-    asked: &Conversation,
-    text: &str,
-) -> Option<usize> {
-    let mut turns = asked.turns.to_vec();
-    turns.push(Turn::new(Role::Assistant, "Yes"));
-    let answered = Conversation { turns: &turns, ..*asked };
-    let places = MarkedPrompt::places(template, &answered, false).ok()?;
-    let start = places.turn(turns.len() - 1).0?;
-    (places.text.get(..start) == text.get(..start)).then_some(start)
-}
-
-/// Where `word` begins in what the template itself wrote.
-fn between_texts(places: &Places, word: &str) -> Vec<usize> {
-    let mut found = Vec::new();
-    let mut done = 0;
-    let ends = places.segments.values().map(|&(start, end)| {
-        let start = start.or(end).unwrap_or(0);
-        (start, end.unwrap_or(start))
-    });
-    let mut ends: Vec<_> = ends.collect();
-    ends.sort_unstable();
-    ends.push((places.text.len(), places.text.len()));
-    for (start, end) in ends {
-        let words = places.text.get(done..start).unwrap_or_default();
-        found.extend(words.match_indices(word).map(|(at, _)| done + at));
-        done = done.max(end);
-    }
-    found
-}
-
-/// A turn for a person: "turn 2 (user)".
-fn name(conversation: &Conversation, turn: usize) -> String {
-    format!("turn {turn} ({})", conversation.turns[turn].role.name())
-}
-
-fn left_out(conversation: &Conversation, turn: usize) -> Reject {
-    let hint = match conversation.turns[turn].role {
-        Role::System if turn > 0 => "; it may know a system turn only as the first",
-        _ => "",
-    };
-    refused(format!(
-        "the chat template leaves out or rewrites the text of {}{hint}",
-        name(conversation, turn)
-    ))
-}
-
 fn images_refused(written: usize, expected: usize) -> Reject {
     refused(format!(
-        "the chat template writes {written} images, expected the {expected} of the turns, in order"
+        "expected the {expected} images of the turns in order, but the chat template writes {written}"
     ))
-}
-
-fn refused(detail: impl Into<String>) -> Reject {
-    Reject::new(RejectReason::TemplateRefused, detail)
 }
 
 #[cfg(test)]
@@ -304,6 +155,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
+    use crate::reject::RejectReason;
 
     const SEED_FORM: &str = "{% for m in messages %}{% if m.role == 'user' %}\
         {{ '<s>user\\n' + m.content + '</s>\\n<s>assistant\\n' }}{% else %}\
@@ -481,7 +333,7 @@ mod tests {
             assert_eq!(reject.reason, RejectReason::TemplateRefused, "{template}");
             assert!(reject.detail.contains(expected), "{}", reject.detail);
         }
-        // The marks make this text another one, and it is told by that.
+        // The marks change what the template writes, which shows that it rewrites texts.
         assert!(render(twice, &[(Role::User, "twice"), (Role::Assistant, "a")]).is_err());
     }
 }

@@ -1,57 +1,42 @@
-//! Marks around the texts of a conversation. A template is rendered with them, and where they stand
-//! in the rendering shows where each text lies, whatever the texts say.
+//! Puts marks around the texts of a conversation. A template is rendered with them, and their
+//! positions in the rendering show where each text is, whatever the texts say.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::rows::{IMAGE_TAG, Role, Turn, shows_images};
 use crate::template::{Content, Message, Part};
 
-/// How a template takes the content of a message.
+/// The form in which a template takes the content of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ContentForm {
-    /// As text.
+    /// Text.
     Text,
-    /// As a list of one part of text; the template has no words for an image.
+    /// A list of one text part; the template writes nothing for an image.
     TextPart,
-    /// As a list of parts, where the template writes `image_text` for each image.
+    /// A list of parts; the template writes `image_text` for each image.
     Parts {
-        /// What the template writes for an image, without white space at its ends.
+        /// What the template writes for an image, without white space around it.
         image_text: String,
-        /// The bytes of it in whose place the image's tokens are put.
+        /// The bytes of it that are replaced by the image's tokens.
         core: Range<usize>,
     },
 }
 
-/// Turns as they are put to a template.
+/// Turns in the form that is passed to a template.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Conversation<'a> {
     pub(crate) turns: &'a [Turn],
     pub(crate) form: &'a ContentForm,
-    /// What the tokenizer is to see for an image.
+    /// The text for the tokenizer in place of an image.
     pub(crate) image: &'a str,
 }
 
-/// Which side of the white space at the ends of an answer the marks stand on: some templates trim
-/// one end or both.
+/// Whether the marks enclose the white space at the ends of an answer: some templates trim one end
+/// or both.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Enclosure {
     pub(crate) leading: bool,
     pub(crate) trailing: bool,
-}
-
-/// The places that marks show in a rendering without them.
-#[derive(Debug, Default)]
-pub(crate) struct Places {
-    /// The rendering without marks.
-    pub(crate) text: String,
-    /// First and last byte of the segments of turns, by turn and segment; those that the template
-    /// dropped are not there.
-    pub(crate) segments: BTreeMap<(usize, usize), (Option<usize>, Option<usize>)>,
-    /// Images that are written into texts: number and place.
-    pub(crate) images: Vec<(usize, Range<usize>)>,
-    /// A turn whose text is there twice.
-    pub(crate) repeated: Option<usize>,
 }
 
 impl Conversation<'_> {
@@ -60,7 +45,7 @@ impl Conversation<'_> {
         self.messages(&mut |_, _, text| text.to_owned(), &mut |_| self.image.to_owned())
     }
 
-    /// The messages with marks around every text and in place of every image in one.
+    /// The messages with marks around every text and in place of every image in a text.
     pub(crate) fn marked(&self, mark: char, enclosure: Enclosure) -> Vec<Message> {
         let none = Enclosure { leading: false, trailing: false };
         let mut enclose = |turn: usize, segment: usize, text: &str| {
@@ -130,12 +115,12 @@ impl Conversation<'_> {
         (0..self.turns.len()).map(|turn| self.segments(turn).len() - 1).sum()
     }
 
-    /// Whether a turn says anything apart from its images.
+    /// Whether a turn has text besides its images.
     pub(crate) fn has_text(&self, turn: usize) -> bool {
         self.segments(turn).iter().any(|text| !text.trim().is_empty())
     }
 
-    /// A character that no turn contains, from the planes for private use.
+    /// A character from the planes for private use that no turn contains.
     pub(crate) fn unused_char(&self) -> char {
         ('\u{F0000}'..='\u{10FFFD}')
             .find(|&c| !self.turns.iter().any(|turn| turn.content.contains(c)))
@@ -155,37 +140,4 @@ fn enclose(label: &str, text: &str, mark: char, enclosure: Enclosure) -> String 
     };
     let (before, inside, after) = (&text[..start], &text[start..end], &text[end..]);
     format!("{before}{mark}{label}{mark}{inside}{mark}{label}:{mark}{after}")
-}
-
-impl Places {
-    /// Takes the marks out of `rendered`; `None` where what stands between two is no label.
-    pub(crate) fn read(rendered: &str, mark: char, image: &str) -> Option<Self> {
-        let mut places = Self { text: String::with_capacity(rendered.len()), ..Self::default() };
-        for (position, part) in rendered.split(mark).enumerate() {
-            let here = places.text.len();
-            if position % 2 == 0 {
-                places.text.push_str(part);
-            } else if let Some(number) = part.strip_prefix('+') {
-                places.text.push_str(image);
-                places.images.push((number.parse().ok()?, here..places.text.len()));
-            } else {
-                let label = part.strip_suffix(':');
-                let (turn, segment) = label.unwrap_or(part).split_once('.')?;
-                let key = (turn.parse().ok()?, segment.parse().ok()?);
-                let (start, end) = places.segments.entry(key).or_default();
-                let place = if label.is_some() { end } else { start };
-                if place.replace(here).is_some() {
-                    places.repeated = Some(key.0);
-                }
-            }
-        }
-        Some(places)
-    }
-
-    /// First byte of the turn's text and the one after its last, as far as they are known.
-    pub(crate) fn turn(&self, turn: usize) -> (Option<usize>, Option<usize>) {
-        let mut segments = self.segments.range((turn, 0)..(turn + 1, 0)).map(|(_, place)| place);
-        let Some(&(start, first_end)) = segments.next() else { return (None, None) };
-        (start, segments.next_back().map_or(first_end, |&(_, end)| end))
-    }
 }

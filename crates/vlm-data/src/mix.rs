@@ -1,14 +1,14 @@
-//! Mixing of the bits of a number.
+//! Mixes the bits of a number.
 
-/// The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit of the result depends on every
-/// bit of `x`, so numbers that follow one another give results that have nothing in common.
+/// The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit of the result depends on
+/// every bit of `x`, so that consecutive numbers give unrelated results.
 pub fn mix_bits(mut x: u64) -> u64 {
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     x ^ (x >> 31)
 }
 
-/// What SplitMix64 adds to its state before each number.
+/// The number that SplitMix64 adds to its state before each result.
 pub const GOLDEN_GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! Several sources as one: one behind the other, or mixed by weight.
+//! Combines several sources into one: one after another, or mixed by weight.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use crate::row_error::RowError;
 use crate::rows::{Row, RowImage, Turn};
 use crate::source::{Encoding, PreparedRow, RowSource};
 
-/// Sources one behind the other.
+/// Sources one after another.
 pub struct Concatenation {
     parts: Vec<Arc<dyn RowSource>>,
-    /// First row of each part, and the number of all rows.
+    /// First row of each part, then the number of all rows.
     starts: Vec<usize>,
 }
 
@@ -29,36 +29,36 @@ impl Concatenation {
 
 /// Sources mixed by weight.
 ///
-/// An epoch is the shortest in which the sources stand to each other as their weights and every row
-/// of every source comes at least once: with N rows and the share w of the weights, a source gives
-/// `round(w · E)` rows of an epoch's `E = max(N / w)`. A source that gives more than it has repeats
-/// its rows, each as often as any other give or take one. Which rows of the mixture are a source's
-/// is fixed; they are spread evenly over its whole length, so that the order without shuffling is
-/// mixed too.
+/// An epoch is the shortest one in which the sources have the ratio of their weights and every row
+/// of every source occurs at least once: with N rows and a fraction w of the total weight, a source
+/// gives `round(w · E)` rows to an epoch of `E = max(N / w)` rows. A source that gives more rows
+/// than it has repeats them, each equally often give or take one. Which rows of the mixture come
+/// from which source is fixed, and they are spread evenly over its length, so that the order
+/// without shuffling is mixed too.
 pub struct Mixture {
-    parts: Vec<Part>,
+    parts: Vec<WeightedSource>,
     len: usize,
 }
 
-struct Part {
+struct WeightedSource {
     source: Arc<dyn RowSource>,
-    /// Rows it gives to an epoch.
+    /// Number of rows that it gives to an epoch.
     num_drawn: usize,
 }
 
-/// More rows than this an epoch is a slip in the weights.
+/// Largest number of rows in an epoch; more are taken for a mistake in the weights.
 const MAX_EPOCH_ROWS: f64 = 1e12;
 
 impl Mixture {
-    /// Sources with their weights, of which only the ratios count.
+    /// Sources with their weights, of which only the ratios matter.
     ///
     /// # Errors
-    /// Weights that are not positive, or under which an epoch would have no end.
+    /// Weights that are not positive, or that give an epoch too many rows.
     pub fn new(sources: Vec<(Arc<dyn RowSource>, f64)>) -> Result<Self, DataError> {
         let total: f64 = sources.iter().map(|(_, weight)| weight).sum();
         if sources.iter().any(|(_, weight)| !(*weight > 0.0 && weight.is_finite())) {
             return Err(DataError::Settings(
-                "the weights of data paths must be positive numbers".into(),
+                "the weights of `data_path` must be positive numbers".into(),
             ));
         }
         let epoch_rows = sources
@@ -67,29 +67,29 @@ impl Mixture {
             .fold(0.0, f64::max);
         if epoch_rows > MAX_EPOCH_ROWS {
             return Err(DataError::Settings(format!(
-                "with these weights an epoch that shows every row has {epoch_rows:.1e} rows; raise \
-                 the smallest weight"
+                "with these weights an epoch with every row has {epoch_rows:.1e} rows; raise the \
+                 smallest weight"
             )));
         }
-        let parts: Vec<Part> = sources
+        let parts: Vec<WeightedSource> = sources
             .into_iter()
             .map(|(source, weight)| {
                 let num_drawn = (weight / total * epoch_rows).round() as usize;
                 // Rounding must not lose a row.
-                Part { num_drawn: num_drawn.max(source.len()), source }
+                WeightedSource { num_drawn: num_drawn.max(source.len()), source }
             })
             .filter(|part| part.num_drawn > 0)
             .collect();
         Ok(Self { len: parts.iter().map(|part| part.num_drawn).sum(), parts })
     }
 
-    /// Rows that each source has, and gives to an epoch.
+    /// For each source, the number of its rows and the number that it gives to an epoch.
     pub fn counts(&self) -> impl Iterator<Item = (usize, usize)> {
         self.parts.iter().map(|part| (part.source.len(), part.num_drawn))
     }
 
-    /// How many draws of part `k` come before draw `draw` of part `of`: those at a smaller place
-    /// (draw + ½) / `num_drawn`, and at the same place those of earlier parts.
+    /// The number of draws of part `k` before draw `draw` of part `of`: those at a smaller position
+    /// (draw + ½) / `num_drawn`, and at the same position those of earlier parts.
     fn draws_before(&self, k: usize, of: usize, draw: usize) -> usize {
         let (a, b) = (self.parts[k].num_drawn as u128, self.parts[of].num_drawn as u128);
         if k == of {
@@ -107,7 +107,7 @@ impl Mixture {
             let rank = |draw: usize| -> usize {
                 (0..self.parts.len()).map(|k| self.draws_before(k, of, draw)).sum()
             };
-            // Ranks grow with the draw: look for the one that is `index`.
+            // Ranks increase with the draw: find the draw whose rank is `index`.
             let (mut low, mut high) = (0, part.num_drawn);
             while low < high {
                 let middle = low + (high - low) / 2;
@@ -121,22 +121,22 @@ impl Mixture {
                 return (of, low);
             }
         }
-        // Every index is some draw's rank; the tests hold it.
+        // Unreachable: every index is the rank of some draw, which the tests check.
         (0, 0)
     }
 }
 
-/// A source made of others: which of them has a row, and where.
-pub(crate) trait Composed: Send + Sync {
+/// A source that consists of others.
+pub(crate) trait CompositeSource: Send + Sync {
     /// Number of rows.
     fn num_rows(&self) -> usize;
-    /// The source of row `index`, and its index there.
+    /// The source that has row `index`, and the index of the row in it.
     fn part_of(&self, index: usize) -> (&dyn RowSource, usize);
-    /// All of them.
+    /// All of the sources.
     fn sources(&self) -> Vec<&dyn RowSource>;
 }
 
-impl Composed for Concatenation {
+impl CompositeSource for Concatenation {
     fn num_rows(&self) -> usize {
         self.starts.last().copied().unwrap_or(0)
     }
@@ -152,14 +152,14 @@ impl Composed for Concatenation {
     }
 }
 
-impl Composed for Mixture {
+impl CompositeSource for Mixture {
     fn num_rows(&self) -> usize {
         self.len
     }
 
     fn part_of(&self, index: usize) -> (&dyn RowSource, usize) {
         let (part, draw) = self.draw_at(index);
-        let Part { source, num_drawn } = &self.parts[part];
+        let WeightedSource { source, num_drawn } = &self.parts[part];
         let row = draw as u128 * source.len() as u128 / *num_drawn as u128;
         (source.as_ref(), row as usize)
     }
@@ -169,7 +169,7 @@ impl Composed for Mixture {
     }
 }
 
-impl<T: Composed> RowSource for T {
+impl<T: CompositeSource> RowSource for T {
     fn len(&self) -> usize {
         self.num_rows()
     }
@@ -202,12 +202,12 @@ impl<T: Composed> RowSource for T {
     fn describe(&self) -> Vec<String> {
         const MAX_FILES: usize = 4;
         let sources = self.sources();
-        let mut told: Vec<String> =
+        let mut described: Vec<String> =
             sources.iter().take(MAX_FILES).flat_map(|source| source.describe()).collect();
         if sources.len() > MAX_FILES {
-            told.push(format!("and {} more files", sources.len() - MAX_FILES));
+            described.push(format!("and {} more files", sources.len() - MAX_FILES));
         }
-        told
+        described
     }
 
     fn num_tokens(&self, index: usize) -> Option<usize> {

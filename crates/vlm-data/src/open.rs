@@ -1,4 +1,4 @@
-//! Which kind of data set a path is, told by its content.
+//! Opens a data set of any supported form; its content tells which form it has.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,10 +11,11 @@ use crate::form;
 use crate::json_list::JsonList;
 use crate::jsonl::JsonLines;
 use crate::mixture::Concatenation;
-use crate::parquet::{PageCache, ParquetTable};
+use crate::parquet::{self, PageCache, ParquetTable};
 use crate::plain_file::PlainFile;
-use crate::rated::Rated;
+use crate::rated::RatingFilter;
 use crate::row_options::RowOptions;
+use crate::row_text::without_mark;
 use crate::shards::{MANIFEST_FILE, ShardSource};
 use crate::sniff::Format;
 use crate::source::RowSource;
@@ -25,10 +26,10 @@ const SUPPORTED: &str = "expected JSON lines (.jsonl), a JSON list of rows (.jso
     a folder of files of one of these kinds, or a folder that `cargo xtask prepare-data` made";
 
 /// Opens a data set of any supported form with the default options. Image names in its rows are
-/// relative to `images_root`, without one to the folder that holds the rows.
+/// relative to `images_root`, or to the folder of the rows if that is `None`.
 ///
 /// # Errors
-/// What cannot be read or is of no supported form; the message lists the forms.
+/// A path that cannot be read or is of no supported form; the message lists the forms.
 pub fn open_source(
     path: &Path,
     images_root: Option<&Path>,
@@ -36,28 +37,29 @@ pub fn open_source(
     open_source_with(path, images_root, &RowOptions::default())
 }
 
-/// As [`open_source`], with other options.
+/// Like [`open_source`], with other options.
 ///
 /// # Errors
-/// As [`open_source`].
+/// As for [`open_source`].
 pub fn open_source_with(
     path: &Path,
     images_root: Option<&Path>,
     options: &RowOptions,
 ) -> Result<Arc<dyn RowSource>, DataError> {
-    let opener = Opener { images_root, options: Arc::new(options.clone()), cache: Arc::default() };
+    let (options_of_all, cache) = (Arc::new(options.clone()), Arc::new(parquet::page_cache()));
+    let opener = Opener { images_root, options: options_of_all, cache };
     let metadata = path.metadata().map_err(DataError::io(path, "open the rows"))?;
     let source = if metadata.is_dir() { opener.folder(path) } else { opener.file(path) }?;
     if options.min_ratings.is_empty() {
         return Ok(source);
     }
-    Ok(Arc::new(Rated::new(source)?))
+    Ok(Arc::new(RatingFilter::new(source)?))
 }
 
 struct Opener<'a> {
     images_root: Option<&'a Path>,
     options: Arc<RowOptions>,
-    /// Shared by the Parquet files of a folder.
+    /// Pages that the Parquet files of a folder share.
     cache: Arc<PageCache>,
 }
 
@@ -69,14 +71,14 @@ impl Opener<'_> {
         let unsupported = |found: &str| DataError::content(path, format!("{found}; {SUPPORTED}"));
         Ok(match Format::of(&start) {
             Format::Empty => {
-                return Err(unsupported("no rows in this file: it is empty; fetch it anew"));
+                return Err(unsupported("this file is empty; fetch it again"));
             }
-            Format::Parquet if plain.wrapping.is_empty() => {
+            Format::Parquet if plain.encodings.is_empty() => {
                 let cache = Arc::clone(&self.cache);
                 Arc::new(ParquetTable::open(path, root, options, cache)?)
             }
             Format::Parquet => {
-                return Err(unsupported("a Parquet file in another compression; unpack it"));
+                return Err(unsupported("found a compressed Parquet file; unpack it"));
             }
             Format::ArrowFile | Format::ArrowStream => {
                 Arc::new(ArrowTable::open(plain, root, options)?)
@@ -85,8 +87,8 @@ impl Opener<'_> {
             Format::List => Arc::new(JsonList::open(plain, root, options)?),
             Format::Object if is_lines(&start) => Arc::new(JsonLines::open(plain, root, options)?),
             Format::Object => Arc::new(JsonList::open_objects(plain, root, options)?),
-            Format::Other(found, advice) => {
-                return Err(unsupported(&format!("{found}: {advice}")));
+            Format::Unsupported(found, advice) => {
+                return Err(unsupported(&format!("found {found}: {advice}")));
             }
             Format::Text if is_named(path, &["csv", "tsv"]) || csv::header(&start).is_some() => {
                 Arc::new(CsvTable::open(plain, root, options)?)
@@ -97,8 +99,8 @@ impl Opener<'_> {
             Format::Text => {
                 let begins = String::from_utf8_lossy(&start[..start.len().min(40)]).into_owned();
                 return Err(unsupported(&format!(
-                    "text that is not JSON and no table with a line of known columns (it begins \
-                     with {begins:?})"
+                    "found text that is neither JSON nor a table with a line of known columns (it \
+                     begins with {begins:?})"
                 )));
             }
         })
@@ -113,8 +115,8 @@ impl Opener<'_> {
             return Err(DataError::content(
                 path,
                 format!(
-                    "Arrow shards of `cargo xtask prepare-data` without their {MANIFEST_FILE}: run it to \
-                     its end"
+                    "the shards of `cargo xtask prepare-data` are incomplete, {MANIFEST_FILE} is \
+                     missing: run the same command again to complete them"
                 ),
             ));
         }
@@ -126,28 +128,30 @@ impl Opener<'_> {
             return Err(DataError::content(
                 path,
                 format!(
-                    "holds files of several kinds: {}; name the files, or a folder with one kind",
+                    "the folder has rows in files of several kinds: {}; name the files, or a \
+                     folder with one kind",
                     kinds.collect::<Vec<_>>().join(", ")
                 ),
             ));
         }
         if files.is_empty() {
-            let told = match other {
+            let found = match other {
                 Some(file) if form::is_image_name(&file.to_string_lossy()) => format!(
-                    "{num_others} files, images as {} among them, and none of rows (as metadata.jsonl with \
-                     \"file_name\" and \"text\")",
+                    "found {num_others} files, among them images such as {}, but no file of rows \
+                     (such as metadata.jsonl with \"file_name\" and \"text\")",
                     file.display()
                 ),
-                Some(file) => {
-                    format!("{num_others} files and none of rows, one is {}", file.display())
-                }
-                None => "no files".to_owned(),
+                Some(file) => format!(
+                    "found {num_others} files such as {}, but no file of rows",
+                    file.display()
+                ),
+                None => "the folder is empty".to_owned(),
             };
-            return Err(DataError::content(path, format!("{told}; {SUPPORTED}")));
+            return Err(DataError::content(path, format!("{found}; {SUPPORTED}")));
         }
         if let [first, ..] = &held_out[..] {
             tracing::warn!(
-                "{}: {} files of a part to evaluate on are left out ({}, …); name them to train on them",
+                "{}: {} files of a held-out part are left out ({}, …); to train on them, name them",
                 path.display(),
                 held_out.len(),
                 first.display()
@@ -165,12 +169,12 @@ impl Opener<'_> {
     }
 }
 
-/// Whether a file that begins with an object has one a line: its first line is a whole object, or
-/// the second one begins with another.
+/// Whether a file that begins with an object has one object per line: the first line is a whole
+/// object, or the second one begins another object.
 fn is_lines(start: &[u8]) -> bool {
-    let text = start.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(start).trim_ascii_start();
+    let text = without_mark(start).trim_ascii_start();
     let Some(end) = memchr::memchr(b'\n', text) else {
-        // One line of the whole file, or the beginning of a long one.
+        // There is only one line, or the beginning of a long one.
         return !starts_wrapper(text);
     };
     let line = text[..end].trim_ascii_end();
@@ -183,22 +187,22 @@ fn is_lines(start: &[u8]) -> bool {
     !is_pretty && (is_next_object || line.ends_with(b"}"))
 }
 
-/// Whether an object begins as one does that holds a list of rows: with `{"data": [{`, or with other
+/// Whether an object begins like one that holds a list of rows: with `{"data": [{`, or with other
 /// keys before it and none of a row.
 fn starts_wrapper(text: &[u8]) -> bool {
     let mut scan = crate::json_objects::ObjectScan::default();
     scan.take(text).is_ok() && scan.looks_like_wrapper()
 }
 
-/// Whether the name, without that of a compression, ends so.
+/// Whether the file's name has one of these extensions, apart from that of a compression.
 fn is_named(path: &Path, extensions: &[&str]) -> bool {
     let name = path.file_name().unwrap_or_default().to_string_lossy().to_ascii_lowercase();
     let plain = [".gz", ".zst"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
     extensions.iter().any(|extension| plain.ends_with(&format!(".{extension}")))
 }
 
-/// The files that [`open_source`] reads rows from, in their order; of a prepared folder its manifest,
-/// which has the hashes of all others. Images that lie in files of their own are not among them.
+/// The files that [`open_source`] reads rows from, in order. For a prepared folder this is the
+/// manifest, which has the hashes of all other files. Files of images are not included.
 ///
 /// # Errors
 /// A folder that cannot be listed.

@@ -1,7 +1,8 @@
-//! In what order an epoch takes the rows, and which of them form a batch.
+//! Decides in which order an epoch takes the rows, and which of them form a batch.
 //!
-//! Every batch is computed from its number alone, so that a run can begin anywhere. What all ranks
-//! take together at one step is a global batch; it does not depend on how many ranks share it.
+//! Every batch is computed from its number alone, so that a run can start anywhere. The rows that
+//! all ranks together take at one step are a global batch, which does not depend on the number of
+//! ranks.
 
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
@@ -9,21 +10,21 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::permutation::Permutation;
 
-/// How an epoch's batches are drawn.
+/// How the batches of an epoch are drawn.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct OrderConfig {
-    /// Rows of a global batch: those of all ranks together.
+    /// Number of rows in a global batch, of all ranks together.
     pub(crate) global_batch_size: usize,
     pub(crate) shuffle: bool,
     pub(crate) seed: u64,
     pub(crate) drop_last: bool,
-    /// Rows within which similar lengths are put together; 0: none. Without shuffling there is
-    /// none either.
+    /// Number of rows within which rows of similar length are put together; 0 for none. It has no
+    /// effect without `shuffle`.
     pub(crate) bucket_window: usize,
 }
 
 impl OrderConfig {
-    /// Number of global batches an epoch has, whatever its order.
+    /// Number of global batches in an epoch, whatever its order.
     pub(crate) fn num_batches(&self, num_rows: usize) -> usize {
         if self.drop_last {
             num_rows / self.global_batch_size
@@ -32,7 +33,8 @@ impl OrderConfig {
         }
     }
 
-    /// Rows of a window: whole batches, so that only the last of all can be short.
+    /// Number of rows in a window: whole batches, so that only the last batch of the epoch can be
+    /// short.
     fn window_len(&self) -> Option<usize> {
         let num_batches = self.bucket_window / self.global_batch_size;
         (self.shuffle && num_batches > 1).then_some(num_batches * self.global_batch_size)
@@ -49,15 +51,15 @@ pub(crate) struct EpochOrder {
     permutation: Option<Permutation>,
 }
 
-/// Rows that were put in order together.
+/// Rows that were ordered together.
 #[derive(Debug)]
-pub(crate) struct Window {
+pub(crate) struct BucketWindow {
     pub(crate) index: usize,
-    /// Batch after batch.
+    /// The rows of one batch after another.
     rows: Vec<usize>,
 }
 
-/// A row with its number of tokens.
+/// Index of a row with its number of tokens.
 pub(crate) type RowLength = (usize, usize);
 
 impl EpochOrder {
@@ -71,44 +73,46 @@ impl EpochOrder {
         self.config.num_batches(self.num_rows)
     }
 
-    /// The window that global batch `index` is in; `None` where rows come as they were drawn.
+    /// The window that contains global batch `index`; `None` if rows are not put together by
+    /// length.
     pub(crate) fn window_of(&self, index: usize) -> Option<usize> {
         let window_len = self.config.window_len()?;
         Some(index * self.config.global_batch_size / window_len)
     }
 
-    /// How many windows there are.
+    /// Number of windows.
     pub(crate) fn num_windows(&self) -> usize {
         self.config.window_len().map_or(0, |window_len| self.num_rows.div_ceil(window_len))
     }
 
-    /// Window `index`. `measure` is given its rows, and gives them back with their lengths in any
-    /// order of its own that depends on the rows alone.
+    /// Makes window `index`. `measure` takes its rows and returns them with their lengths, in any
+    /// order that depends on the rows alone.
     pub(crate) fn window(
         &self,
         index: usize,
         measure: impl FnOnce(Vec<usize>) -> Vec<RowLength>,
-    ) -> Window {
+    ) -> BucketWindow {
         let window_len = self.config.window_len().unwrap_or(self.num_rows);
         let size = self.config.global_batch_size;
         let start = index * window_len;
         let rows = self.permuted(start..(start + window_len).min(self.num_rows));
         let mut rng = ChaCha8Rng::from_seed(key(self.config.seed, self.epoch, 1 + index as u64));
         let mut measured = measure(rows);
-        // Rows of one length are together by chance alone.
+        // Rows of the same length are in random order.
         measured.shuffle(&mut rng);
         measured.sort_by_key(|&(_, length)| length);
-        // The model shall not see short rows first in every window. A batch that is not full
-        // stays the last one.
+        // The batches are shuffled so that the model does not see short rows first in every window.
+        // A batch that is not full stays the last one.
         let num_full = measured.len() / size;
         let mut batches: Vec<&[RowLength]> = measured.chunks(size).collect();
         batches[..num_full].shuffle(&mut rng);
         let rows = batches.concat().into_iter().map(|(row, _)| row).collect();
-        Window { index, rows }
+        BucketWindow { index, rows }
     }
 
-    /// The rows of global batch `index`, of which `window` is the window where it is in one.
-    pub(crate) fn global_batch(&self, index: usize, window: Option<&Window>) -> Vec<usize> {
+    /// The rows of global batch `index`; `window` is the window that contains it, if there are
+    /// windows.
+    pub(crate) fn global_batch(&self, index: usize, window: Option<&BucketWindow>) -> Vec<usize> {
         let size = self.config.global_batch_size;
         let start = index * size;
         let end = (start + size).min(self.num_rows);
@@ -127,14 +131,14 @@ impl EpochOrder {
     }
 }
 
-/// The rows of a global batch that `rank` takes: numbers differ by one at most, so ranks finish
-/// together; of fewer rows than ranks some get none.
-pub(crate) fn share(rows: &[usize], rank: usize, world_size: usize) -> &[usize] {
+/// The rows of a global batch that `rank` takes. The numbers of rows differ by at most one between
+/// ranks, so that they finish together; if there are fewer rows than ranks, some ranks get none.
+pub(crate) fn rows_of_rank(rows: &[usize], rank: usize, world_size: usize) -> &[usize] {
     let bound = |rank: usize| rows.len() * rank / world_size;
     &rows[bound(rank)..bound(rank + 1)]
 }
 
-/// A key of its own for each (seed, epoch) and purpose.
+/// A key for each combination of seed, epoch and purpose.
 fn key(seed: u64, epoch: u64, purpose: u64) -> [u8; 32] {
     let mut key = [0; 32];
     for (part, value) in key.chunks_exact_mut(8).zip([seed, epoch, purpose]) {
@@ -205,12 +209,15 @@ mod tests {
     fn the_share_of_a_rank_is_its_part_of_the_global_batch() {
         let rows: Vec<usize> = (10..18).collect();
         for world_size in [1, 2, 4, 8] {
-            let shares: Vec<_> = (0..world_size).map(|r| share(&rows, r, world_size)).collect();
+            let shares: Vec<_> =
+                (0..world_size).map(|r| rows_of_rank(&rows, r, world_size)).collect();
             assert!(shares.iter().all(|share| share.len() == 8 / world_size));
             assert_eq!(shares.concat(), rows);
         }
         let sizes = |num_rows, world_size| -> Vec<usize> {
-            (0..world_size).map(|rank| share(&rows[..num_rows], rank, world_size).len()).collect()
+            (0..world_size)
+                .map(|rank| rows_of_rank(&rows[..num_rows], rank, world_size).len())
+                .collect()
         };
         assert_eq!(sizes(5, 2), [2, 3]);
         assert_eq!(sizes(3, 4), [0, 1, 1, 1]);

@@ -1,7 +1,8 @@
-//! A parallel map that returns its results in the order of its tasks, whatever thread finishes first.
+//! A parallel map that returns its results in the order of its tasks, whatever thread finishes
+//! first.
 //!
-//! The loader, `prepare-data` and the demo's drawing run on it. It does not limit how many tasks are
-//! pending: the caller submits as many as memory allows.
+//! The loader and `prepare-data` run on it. It does not limit the number of pending tasks: the
+//! caller submits as many as memory allows.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ use std::thread::{self, JoinHandle, Scope};
 use crossbeam_channel::{Receiver, Sender};
 
 /// Applies a function to tasks on several threads and returns the results in the order in which the
-/// tasks were submitted. Dropping it discards the tasks that no thread has begun.
+/// tasks were submitted. Dropping it discards the tasks that no thread has started.
 pub struct OrderedMap<T, R> {
     tasks: Sender<(usize, T)>,
     results: Receiver<(usize, thread::Result<R>)>,
@@ -22,11 +23,11 @@ pub struct OrderedMap<T, R> {
     num_submitted: usize,
     num_returned: usize,
     stop: Arc<AtomicBool>,
-    /// Empty for scoped threads, which their scope joins.
+    /// Empty for scoped threads, which are joined by their scope.
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What each thread needs: the other end of the channels.
+/// What each thread needs: the other ends of the channels.
 struct Worker<T, R> {
     tasks: Receiver<(usize, T)>,
     results: Sender<(usize, thread::Result<R>)>,
@@ -37,8 +38,8 @@ impl<T: Send, R: Send> OrderedMap<T, R> {
     /// Starts `num_threads` threads, at least one, called `name-0`, `name-1`, ….
     ///
     /// # Errors
-    /// The system's, when not a single thread can be started. Fewer threads than asked for are a
-    /// warning: the results are the same.
+    /// Not a single thread can be started. If only some can, a warning is logged: the results are
+    /// the same.
     pub fn start(
         name: &str,
         num_threads: usize,
@@ -65,7 +66,7 @@ impl<T: Send, R: Send> OrderedMap<T, R> {
         Ok(this)
     }
 
-    /// As [`Self::start`], on threads of `scope`, so that `map` may borrow.
+    /// Like [`Self::start`], on threads of `scope`, so that `map` may borrow.
     pub fn start_scoped<'scope>(
         scope: &'scope Scope<'scope, '_>,
         num_threads: usize,
@@ -97,16 +98,16 @@ impl<T: Send, R: Send> OrderedMap<T, R> {
 
     /// Queues a task.
     pub fn submit(&mut self, task: T) {
-        // Cannot fail: the threads keep the receiver until `self` is dropped.
+        // This cannot fail, because the threads keep the receiver until `self` is dropped.
         let _ = self.tasks.send((self.num_submitted, task));
         self.num_submitted += 1;
     }
 
-    /// Waits for the result of the first task whose result was not returned yet; `None` when there is
-    /// no such task.
+    /// Waits for the result of the first task whose result was not returned yet; `None` if there is
+    /// none.
     ///
     /// # Panics
-    /// When the function panicked on that task: the panic is passed on.
+    /// If the function panicked on that task, the panic is continued here.
     pub fn wait_next(&mut self) -> Option<R> {
         if self.num_returned == self.num_submitted {
             return None;
@@ -126,10 +127,10 @@ impl<T: Send, R: Send> OrderedMap<T, R> {
 impl<T, R> Drop for OrderedMap<T, R> {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        // Without a sender the queue of tasks ends, and with it the threads' loops.
+        // Without a sender the queue of tasks ends, which ends the loops of the threads.
         self.tasks = crossbeam_channel::unbounded().0;
         for thread in self.threads.drain(..) {
-            // A thread catches the panics of its tasks, so there is no result to look at.
+            // The threads catch the panics of their tasks, so there is no result to check.
             let _ = thread.join();
         }
     }

@@ -1,20 +1,23 @@
-//! A shuffle that is computed, not stored: the place of any row is known at once, for any number
-//! of rows.
+//! A shuffle that is computed and not stored: the position of any row is known at once, for any
+//! number of rows.
 
 use rand::{RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::mix::mix_bits;
 
-/// Four make a Feistel network a strong permutation of random functions (Luby and Rackoff 1988);
-/// these are weaker than random, and a round costs a nanosecond.
+/// Number of rounds. Four rounds of random functions make a Feistel network a strong permutation
+/// (Luby and Rackoff 1988); the functions here are weaker than random, and a round takes a
+/// nanosecond.
 const NUM_ROUNDS: usize = 8;
 
-/// In smaller halves there are so few round functions that orders would resemble each other.
+/// Smallest number of bits in a half. With fewer there are so few round functions that the orders
+/// would resemble each other.
 const MIN_HALF_BITS: u32 = 4;
 
-/// A permutation of `0..len`, drawn by a key: a Feistel network over the next power of four,
-/// applied again while it leads out of the range (cycle walking, Black and Rogaway 2002).
+/// A permutation of `0..len` that is determined by a key: a Feistel network over the next power of
+/// four, which is repeated while the result is out of the range (cycle walking, Black and Rogaway
+/// 2002).
 #[derive(Debug, Clone)]
 pub(crate) struct Permutation {
     len: u64,
@@ -23,7 +26,7 @@ pub(crate) struct Permutation {
 }
 
 impl Permutation {
-    /// The same for the same key.
+    /// The permutation of `key`.
     pub(crate) fn new(len: usize, key: [u8; 32]) -> Self {
         let len = len as u64;
         let bits = u64::BITS - len.saturating_sub(1).leading_zeros();
@@ -35,12 +38,12 @@ impl Permutation {
         }
     }
 
-    /// Where `index`, below the length, goes.
+    /// The new position of `index`, which must be below the length.
     pub(crate) fn at(&self, index: usize) -> usize {
         debug_assert!((index as u64) < self.len);
         let mut value = index as u64;
         loop {
-            // It comes back to `index` at the latest, so this ends.
+            // The walk returns to `index` at the latest, so the loop ends.
             value = self.walk(value);
             if value < self.len {
                 return value as usize;
@@ -95,7 +98,7 @@ mod tests {
     /// Of 100,000 neighbours about one stays a neighbour by chance (Poisson with mean 2, both
     /// directions together); what is close stays close in a third of the range.
     #[test]
-    fn neighbours_are_torn_apart() {
+    fn neighbours_are_separated() {
         let len = 100_000;
         let permutation = Permutation::new(len, key(3));
         let places: Vec<usize> = (0..len).map(|index| permutation.at(index)).collect();

@@ -1,25 +1,25 @@
-//! The string that an image becomes in the prompt.
+//! The string that stands for an image in the prompt.
 
-/// How images are spelled in a prompt: one token, once for each of the image's features.
+/// How images are spelled in a prompt: one token, repeated for each feature of the image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImagePlaceholder {
     token: String,
 }
 
 impl Default for ImagePlaceholder {
-    /// The seed's form, `@`.
+    /// `@`, as in MiniMind-V.
     fn default() -> Self {
         Self { token: "@".into() }
     }
 }
 
 impl ImagePlaceholder {
-    /// A placeholder of another spelling; it must be a single token of the tokenizer.
+    /// A placeholder with another spelling, which must be a single token of the tokenizer.
     pub fn new(token: impl Into<String>) -> Self {
         Self { token: token.into() }
     }
 
-    /// The spelling of one of an image's tokens.
+    /// The spelling of one token of an image.
     pub fn token(&self) -> &str {
         &self.token
     }

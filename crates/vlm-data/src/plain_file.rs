@@ -1,6 +1,6 @@
-//! A file of rows as its plain bytes: gzip and zstd are unpacked and UTF-16 is made UTF-8, once, into
-//! a file without a name that the system removes when it is closed. Rows are then read by their place,
-//! as from any file.
+//! Opens a file of rows as plain bytes: gzip and zstd are decompressed, and UTF-16 is converted to
+//! UTF-8, once, into an unnamed temporary file that the system removes when it is closed. Rows are
+//! then read by position, as from any file.
 
 use std::fs::File;
 use std::io::{BufReader, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
@@ -11,35 +11,35 @@ use flate2::read::MultiGzDecoder;
 use crate::error::DataError;
 use crate::row_options::RowOptions;
 
-/// How many bytes tell what a file is.
+/// Number of bytes from which the format of a file is detected.
 const START_BYTES: usize = 4096;
-/// Wrappings around wrappings that are taken off, as UTF-16 that was compressed.
+/// Largest number of nested encodings that are removed, such as compressed UTF-16.
 const MAX_LAYERS: usize = 3;
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// A file that can be read by position.
 #[derive(Debug)]
 pub(crate) struct PlainFile {
-    /// The file that the user named.
+    /// Path that the user named.
     pub(crate) path: PathBuf,
-    /// That file, or what it is without its wrapping.
+    /// That file, or its decoded content.
     pub(crate) file: File,
-    /// What was taken off, for a person: `gzip`, `UTF-16`.
-    pub(crate) wrapping: Vec<&'static str>,
+    /// Names of the encodings that were removed: `gzip`, `UTF-16`.
+    pub(crate) encodings: Vec<&'static str>,
 }
 
-/// What lies around the rows.
+/// An encoding of a whole file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Wrapping {
+enum FileEncoding {
     Gzip,
     Zstd,
     Utf16 { is_little: bool },
 }
 
-impl Wrapping {
+impl FileEncoding {
     fn of(start: &[u8]) -> Option<Self> {
         match start {
-            // UTF-32 begins as UTF-16 does.
+            // UTF-32 begins with the same bytes as UTF-16.
             [0xff, 0xfe, 0, 0, ..] => None,
             [0x1f, 0x8b, ..] => Some(Self::Gzip),
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Self::Zstd),
@@ -59,32 +59,32 @@ impl Wrapping {
 }
 
 impl PlainFile {
-    /// Opens `path` and takes off what is around its bytes.
+    /// Opens `path` and removes its encodings.
     ///
     /// # Errors
-    /// A file that cannot be read, is cut off, or is larger unpacked than the options allow; a
-    /// temporary folder without room.
+    /// A file that cannot be read, is truncated, or is larger when decoded than the options allow;
+    /// a temporary folder without space.
     pub(crate) fn open(path: &Path, options: &RowOptions) -> Result<Self, DataError> {
         let file = File::open(path).map_err(DataError::io(path, "open the rows"))?;
-        let mut plain = Self { path: path.to_owned(), file, wrapping: Vec::new() };
+        let mut plain = Self { path: path.to_owned(), file, encodings: Vec::new() };
         for _ in 0..MAX_LAYERS {
-            let Some(wrapping) = Wrapping::of(&plain.start()?) else { break };
-            plain.file = plain.unwrapped(wrapping, options)?;
-            plain.wrapping.push(wrapping.name());
+            let Some(encoding) = FileEncoding::of(&plain.start()?) else { break };
+            plain.file = plain.decoded(encoding, options)?;
+            plain.encodings.push(encoding.name());
         }
         Ok(plain)
     }
 
-    /// `format` with what was around it, for a person.
+    /// The name of `format` with the removed encodings, for messages.
     pub(crate) fn format(&self, format: &str) -> String {
-        let around = self.wrapping.iter().map(|name| format!(" in {name}"));
+        let around = self.encodings.iter().map(|name| format!(" in {name}"));
         format!("{format}{}", around.collect::<String>())
     }
 
-    /// The first bytes.
+    /// The first bytes of the file.
     ///
     /// # Errors
-    /// The system's.
+    /// A file that cannot be read.
     pub(crate) fn start(&self) -> Result<Vec<u8>, DataError> {
         use std::os::unix::fs::FileExt;
         let mut start = vec![0; START_BYTES];
@@ -104,7 +104,7 @@ impl PlainFile {
     /// A reader from byte `offset` on.
     ///
     /// # Errors
-    /// The system's.
+    /// A file that cannot be read.
     pub(crate) fn reader_from(&self, offset: u64) -> Result<BufReader<File>, DataError> {
         let failed = |e| DataError::io(&self.path, "read the rows")(e);
         let mut file = self.file.try_clone().map_err(failed)?;
@@ -112,24 +112,24 @@ impl PlainFile {
         Ok(BufReader::with_capacity(BUFFER_BYTES, file))
     }
 
-    fn unwrapped(&self, wrapping: Wrapping, options: &RowOptions) -> Result<File, DataError> {
+    fn decoded(&self, encoding: FileEncoding, options: &RowOptions) -> Result<File, DataError> {
         let broken = |e: std::io::Error| {
-            let name = wrapping.name();
+            let name = encoding.name();
             DataError::content(
                 &self.path,
-                format!("cannot be unpacked as {name} ({e}); fetch it anew, or unpack it yourself"),
+                format!("cannot be decoded as {name} ({e}); fetch it again, or decode it yourself"),
             )
         };
         let reader = self.reader_from(0)?;
-        let mut reader: Box<dyn Read> = match wrapping {
-            Wrapping::Gzip => Box::new(MultiGzDecoder::new(reader)),
-            Wrapping::Zstd => {
+        let mut reader: Box<dyn Read> = match encoding {
+            FileEncoding::Gzip => Box::new(MultiGzDecoder::new(reader)),
+            FileEncoding::Zstd => {
                 Box::new(zstd::stream::read::Decoder::with_buffer(reader).map_err(broken)?)
             }
-            Wrapping::Utf16 { is_little } => Box::new(Utf16::new(reader, is_little)),
+            FileEncoding::Utf16 { is_little } => Box::new(Utf16::new(reader, is_little)),
         };
         let folder = std::env::temp_dir();
-        let unwritable = |e| DataError::io(&folder, "unpack the rows into the folder TMPDIR")(e);
+        let unwritable = |e| DataError::io(&folder, "decode the rows into the folder TMPDIR")(e);
         let file = tempfile::tempfile().map_err(unwritable)?;
         let mut writer = BufWriter::with_capacity(BUFFER_BYTES, file);
         let mut buffer = vec![0; BUFFER_BYTES];
@@ -146,7 +146,7 @@ impl PlainFile {
                 return Err(DataError::content(
                     &self.path,
                     format!(
-                        "has more than {} bytes unpacked; unpack it yourself, or raise the limit",
+                        "has more than {} bytes when decoded; decode it yourself, or raise the limit",
                         options.max_unpacked_bytes
                     ),
                 ));
@@ -157,14 +157,14 @@ impl PlainFile {
     }
 }
 
-/// UTF-8 of UTF-16, its byte order mark left out.
+/// Converts UTF-16 to UTF-8, without the byte order mark.
 struct Utf16<R> {
     reader: R,
     is_little: bool,
     is_at_start: bool,
-    /// The first half of a pair.
+    /// The first half of a surrogate pair.
     high: Option<u16>,
-    /// Text that was not handed over yet.
+    /// Text that was not returned yet.
     ready: Vec<u8>,
 }
 
@@ -180,7 +180,7 @@ impl<R: Read> Utf16<R> {
         while length < 2 {
             match self.reader.read(&mut bytes[length..]) {
                 Ok(0) if length == 0 => return Ok(None),
-                Ok(0) => return Err(std::io::Error::other("it ends within a character")),
+                Ok(0) => return Err(std::io::Error::other("the file ends within a character")),
                 Ok(read) => length += read,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
@@ -205,7 +205,7 @@ impl<R: Read> Read for Utf16<R> {
                 Some(Err(e)) if units.len() == 1 && e.unpaired_surrogate() < 0xdc00 => {
                     self.high = Some(unit);
                 }
-                _ => return Err(std::io::Error::other("half a pair of surrogates")),
+                _ => return Err(std::io::Error::other("one half of a surrogate pair is missing")),
             }
         }
         let length = self.ready.len().min(buffer.len());
@@ -226,7 +226,7 @@ mod tests {
         let plain = PlainFile::open(&path, options).map_err(|e| e.to_string())?;
         let mut text = String::new();
         plain.reader_from(0).unwrap().read_to_string(&mut text).unwrap();
-        Ok((text, plain.wrapping))
+        Ok((text, plain.encodings))
     }
 
     fn gzip(bytes: &[u8]) -> Vec<u8> {
@@ -236,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn wrapped_files_are_read_as_what_is_within() {
+    fn compressed_and_utf_16_files_are_read_as_their_content() {
         let options = RowOptions::default();
         let text = "{\"a\": \"é 😀\"}\n".repeat(1000);
         let utf16 = |mark: &[u8], bytes: fn(u16) -> [u8; 2]| {
@@ -244,7 +244,7 @@ mod tests {
         };
         let little = utf16(b"\xff\xfe", u16::to_le_bytes);
         let zstd = zstd::encode_all(text.as_bytes(), 1).unwrap();
-        for (bytes, wrapping) in [
+        for (bytes, encodings) in [
             (text.clone().into_bytes(), vec![]),
             (gzip(text.as_bytes()), vec!["gzip"]),
             ([gzip(&text.as_bytes()[..99]), gzip(&text.as_bytes()[99..])].concat(), vec!["gzip"]),
@@ -254,18 +254,18 @@ mod tests {
             (utf16(b"", u16::to_le_bytes), vec!["UTF-16"]),
             (gzip(&little), vec!["gzip", "UTF-16"]),
         ] {
-            assert_eq!(plain(&bytes, &options).unwrap(), (text.clone(), wrapping));
+            assert_eq!(plain(&bytes, &options).unwrap(), (text.clone(), encodings));
         }
     }
 
     #[test]
-    fn what_is_cut_off_or_too_large_is_refused() {
+    fn truncated_or_too_large_files_are_refused() {
         let options = RowOptions { max_unpacked_bytes: 1000, ..RowOptions::default() };
         let bomb = gzip(&[b' '; 100_000]);
         assert!(plain(&bomb, &options).unwrap_err().contains("more than 1000 bytes"));
         let whole = gzip(&[b'x'; 900]);
         assert!(plain(&whole[..whole.len() - 9], &options).unwrap_err().contains("gzip"));
         assert!(plain(b"\xff\xfe{\0\0", &options).unwrap_err().contains("UTF-16"));
-        assert!(plain(b"\xff\xfe{\0\x3d\xd8x\0", &options).unwrap_err().contains("surrogates"));
+        assert!(plain(b"\xff\xfe{\0\x3d\xd8x\0", &options).unwrap_err().contains("surrogate pair"));
     }
 }

@@ -1,12 +1,12 @@
-//! Pictures to the vision encoder's input, as Hugging Face's `CLIPImageProcessor` and
-//! `SiglipImageProcessor` make it.
+//! Makes the vision encoder's input of images, as Hugging Face's `CLIPImageProcessor` and
+//! `SiglipImageProcessor` do.
 
 use std::path::{Path, PathBuf};
 
 use fast_image_resize::images::{Image, ImageRef};
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 
-use crate::decode::{ImageLimits, RgbPicture};
+use crate::decode::{ImageLimits, RgbImage};
 use crate::error::DataError;
 use crate::preprocess_config::{
     ImageProcessorClass, PreprocessConfig, Resize, has_image_processor,
@@ -15,18 +15,18 @@ use crate::reject::{Reject, RejectReason};
 
 const CHANNELS: usize = 3;
 
-/// Makes an encoder's input of encoded pictures. S is the side of that input, in pixels.
+/// Makes an encoder's input of encoded images. S is the side of that input in pixels.
 #[derive(Debug, Clone)]
 pub struct ImageProcessor {
     config: PreprocessConfig,
     limits: ImageLimits,
-    /// What each of the 256 levels becomes, by channel.
+    /// Normalized value of each of the 256 levels, by channel.
     levels: Box<[[f32; 256]; CHANNELS]>,
     hash: String,
 }
 
-/// Where one side of the result comes from: `length` pixels of the resized side from `offset` on,
-/// set into the result at `pad`.
+/// How one side of the result is cut from the resized image: `length` pixels from `offset` on,
+/// placed in the result at `pad`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Span {
     resized: u64,
@@ -43,18 +43,17 @@ impl ImageProcessor {
     /// Reads a `preprocessor_config.json` or `processor_config.json`.
     ///
     /// # Errors
-    /// A file that cannot be read, or settings under which pictures would not all become squares
-    /// of one size.
+    /// A file that cannot be read, or settings that do not give squares of one size.
     pub fn from_file(path: &Path) -> Result<Self, DataError> {
         Self::parse(path, &read(path)?, ImageProcessorClass::Clip)
     }
 
-    /// The settings in a vision encoder's folder: `preprocessor_config.json`, or
-    /// `processor_config.json`, as transformers 5 calls it; where neither is there, what the class
-    /// does by itself to pictures of `image_size`. Returns the path of the file that was read.
+    /// Reads the settings in a vision encoder's folder: `preprocessor_config.json`, or
+    /// `processor_config.json`, the name in transformers 5. If neither exists, the defaults of
+    /// `class` for images of `image_size` are used. Returns the path of the file that was read.
     ///
     /// # Errors
-    /// As [`Self::from_file`].
+    /// As for [`Self::from_file`].
     pub fn from_folder(
         folder: &Path,
         class: ImageProcessorClass,
@@ -67,7 +66,7 @@ impl ImageProcessor {
         let path = folder.join("processor_config.json");
         if path.is_file() {
             let text = read(&path)?;
-            // transformers 4 keeps other settings under this name.
+            // In transformers 4 this file holds other settings.
             if has_image_processor(&text) {
                 return Ok((Self::parse(&path, &text, class)?, Some(path)));
             }
@@ -77,7 +76,7 @@ impl ImageProcessor {
         Ok((Self::new(config), None))
     }
 
-    /// What `class` does by itself to images of `image_size`, with no file to say otherwise.
+    /// The defaults of `class` for images of `image_size`, without a file.
     ///
     /// # Errors
     /// A size that is not from 1 to 4096 pixels.
@@ -85,12 +84,12 @@ impl ImageProcessor {
         PreprocessConfig::of_class(class, image_size).map(Self::new).map_err(DataError::Settings)
     }
 
-    /// The settings as `preprocessor_config.json`, every one of them said.
+    /// The settings as `preprocessor_config.json`, with every setting written out.
     pub fn settings(&self) -> serde_json::Value {
         self.config.to_json()
     }
 
-    /// `class` is that of settings that do not name theirs.
+    /// Parses settings; `class` is used if they do not name one.
     fn parse(path: &Path, text: &str, class: ImageProcessorClass) -> Result<Self, DataError> {
         let config = PreprocessConfig::parse(text, class);
         config.map(Self::new).map_err(|problem| DataError::content(path, problem))
@@ -104,24 +103,24 @@ impl ImageProcessor {
         Self { config, limits: ImageLimits::default(), levels, hash }
     }
 
-    /// The same, with other limits on the pictures' sizes.
+    /// The same processor with other limits on the size of images.
     #[must_use]
     pub fn with_limits(mut self, limits: ImageLimits) -> Self {
         self.limits = limits;
         self
     }
 
-    /// S, in pixels.
+    /// S in pixels.
     pub fn image_size(&self) -> usize {
         self.config.side as usize
     }
 
-    /// Hash of the settings: the same hash means the same pixels.
+    /// A hash of the settings: the same hash means the same pixels.
     pub fn hash(&self) -> &str {
         &self.hash
     }
 
-    /// `bytes` of an encoded picture → `[3, S, S]`, normalized.
+    /// Encoded image `bytes` → `[3, S, S]`, normalized.
     ///
     /// # Errors
     /// [`RejectReason::UnreadableImage`], [`RejectReason::ImageTooLarge`].
@@ -141,32 +140,32 @@ impl ImageProcessor {
         pixels
     }
 
-    /// What each of the 256 levels becomes, by channel: for whoever normalizes elsewhere.
+    /// Normalized value of each of the 256 levels, by channel, for normalization on another device.
     pub fn levels(&self) -> &[[f32; 256]; CHANNELS] {
         &self.levels
     }
 
-    /// The resized and cropped picture before normalization: `[S, S, 3]`.
+    /// The resized and cropped image before normalization: `[S, S, 3]`.
     ///
     /// # Errors
-    /// As [`Self::preprocess`].
+    /// As for [`Self::preprocess`].
     pub fn crop_u8(&self, bytes: &[u8]) -> Result<Vec<u8>, Reject> {
-        let picture = RgbPicture::decode(bytes, &self.limits)?;
-        let (width, height) = (u64::from(picture.width), u64::from(picture.height));
+        let image = RgbImage::decode(bytes, &self.limits)?;
+        let (width, height) = (u64::from(image.width), u64::from(image.height));
         let (resized_width, resized_height) = match self.config.resize {
             Resize::No => (width, height),
             Resize::Exact { width, height } => (u64::from(width), u64::from(height)),
             Resize::ShortestEdge(edge) => shortest_edge(width, height, u64::from(edge)),
         };
         let span = |resized| Span::centre(resized, self.config.side);
-        self.resample(picture, span(resized_width), span(resized_height))
+        self.resample(image, span(resized_width), span(resized_height))
     }
 
-    /// Computes only what the crop keeps: of a picture of 1 × 16384, resizing the whole would take
-    /// gigabytes. Width first, then height, as Pillow does it: what overshoots is clipped to 8 bits
-    /// in between, so the other order gives other pixels at sharp edges.
-    fn resample(&self, picture: RgbPicture, x: Span, y: Span) -> Result<Vec<u8>, Reject> {
-        let RgbPicture { width, height, pixels } = picture;
+    /// Computes only the pixels that the crop keeps: resizing a whole image of 1 × 16384 would take
+    /// gigabytes. The width is resized before the height, as in Pillow: values that overshoot are
+    /// clipped to 8 bits in between, so that the other order gives other pixels at sharp edges.
+    fn resample(&self, image: RgbImage, x: Span, y: Span) -> Result<Vec<u8>, Reject> {
+        let RgbImage { width, height, pixels } = image;
         let (left, box_width) = x.source_box(width);
         let (top, box_height) = y.source_box(height);
         let across = self.options().crop(left, 0.0, box_width, f64::from(height));
@@ -190,7 +189,7 @@ impl ImageProcessor {
     }
 }
 
-/// RGB of (width, height, pixels) at the size `to`.
+/// Resizes RGB pixels of (width, height, pixels) to the size `to`.
 fn resize(
     (width, height, pixels): (u32, u32, Vec<u8>),
     to: (u32, u32),
@@ -205,7 +204,7 @@ fn resize(
     Ok(target.into_vec())
 }
 
-/// Width and height with the shorter side at `edge`, the longer one rounded down, as the
+/// Width and height with the shorter side at `edge` and the longer one rounded down, as in the
 /// reference's `get_resize_output_image_size`.
 fn shortest_edge(width: u64, height: u64, edge: u64) -> (u64, u64) {
     let (short, long) = (width.min(height), width.max(height));
@@ -214,8 +213,8 @@ fn shortest_edge(width: u64, height: u64, edge: u64) -> (u64, u64) {
 }
 
 impl Span {
-    /// The middle `side` pixels; where there are fewer, all of them in the middle of zeros. The
-    /// offset is rounded down, the padding before the picture up.
+    /// The middle `side` pixels; if there are fewer, all of them in the middle of zeros. The offset
+    /// is rounded down, the padding before the image up.
     fn centre(resized: u64, side: u32) -> Self {
         match u32::try_from(resized) {
             Ok(length) if length < side => {
@@ -225,7 +224,7 @@ impl Span {
         }
     }
 
-    /// Start and length, in pixels of the source, of what this span shows.
+    /// Start and length of this span in pixels of the source.
     fn source_box(self, source: u32) -> (f64, f64) {
         let source = f64::from(source);
         let scale = source / self.resized as f64;
@@ -236,7 +235,7 @@ impl Span {
 
 impl PreprocessConfig {
     fn algorithm(&self) -> ResizeAlg {
-        // Pillow's numbers. Its bicubic is the one with a = -0.5, elsewhere called Catmull-Rom.
+        // Pillow's numbers. Its bicubic filter has a = -0.5 and is called Catmull-Rom elsewhere.
         match self.resample {
             0 => ResizeAlg::Nearest,
             1 => ResizeAlg::Convolution(FilterType::Lanczos3),

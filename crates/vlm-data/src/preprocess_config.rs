@@ -1,13 +1,13 @@
-//! `preprocessor_config.json`: what is done to a picture before the encoder sees it.
+//! The settings in `preprocessor_config.json`: what is done to an image before the encoder sees it.
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// The settings, resolved.
+/// The settings, with all defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PreprocessConfig {
     pub(crate) resize: Resize,
-    /// Side of the result, in pixels.
+    /// Side of the result in pixels.
     pub(crate) side: u32,
     /// Pillow's number of the resampling filter, 0 to 5.
     pub(crate) resample: u8,
@@ -16,11 +16,11 @@ pub(crate) struct PreprocessConfig {
     std: [f64; 3],
 }
 
-/// How a picture is brought near its final size.
+/// How an image is resized before the crop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Resize {
     No,
-    /// The shorter side becomes this long, the other follows.
+    /// The shorter side gets this length, and the aspect ratio is kept.
     ShortestEdge(u32),
     Exact {
         width: u32,
@@ -28,12 +28,12 @@ pub(crate) enum Resize {
     },
 }
 
-/// The file's form. Other keys, of which there are many, say nothing about pixels. A key that is
-/// null is one that is left out, as fast processors write them.
+/// The content of the file. Its other keys do not influence the pixels. A key that is null counts
+/// as missing, because fast processors write nulls.
 #[derive(Deserialize)]
 struct File {
     image_processor_type: Option<String>,
-    /// What transformers before 4.27 wrote in its place.
+    /// The name of the class in files of transformers before 4.27.
     feature_extractor_type: Option<String>,
     do_resize: Option<bool>,
     size: Option<Size>,
@@ -61,9 +61,9 @@ const BICUBIC: u8 = 3;
 /// The classes of image processors that are known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImageProcessorClass {
-    /// `CLIPImageProcessor`: the shorter side to its length, then the middle.
+    /// `CLIPImageProcessor`: resizes the shorter side, then crops the middle.
     Clip,
-    /// `SiglipImageProcessor`: squeezed to a square, whatever the shape.
+    /// `SiglipImageProcessor`: resizes to a square without keeping the aspect ratio.
     Siglip,
 }
 
@@ -88,7 +88,7 @@ impl ImageProcessorClass {
     }
 }
 
-/// What a processor takes where the file says nothing.
+/// The settings of a class where the file has none.
 struct ClassDefaults {
     size: Size,
     do_center_crop: bool,
@@ -98,7 +98,8 @@ struct ClassDefaults {
 
 const SIDE: u32 = 224;
 
-/// `CLIPImageProcessor`: the shorter side to 224, then the middle.
+/// Defaults of `CLIPImageProcessor`: the shorter side is resized to 224, then the middle is
+/// cropped.
 const CLIP: ClassDefaults = ClassDefaults {
     size: Size::ShortestEdge { shortest_edge: SIDE },
     do_center_crop: true,
@@ -106,7 +107,7 @@ const CLIP: ClassDefaults = ClassDefaults {
     std: [0.26862954, 0.26130258, 0.27577711],
 };
 
-/// `SiglipImageProcessor`: squeezed to 224 × 224, whatever the shape.
+/// Defaults of `SiglipImageProcessor`: resized to 224 × 224 without keeping the aspect ratio.
 const SIGLIP: ClassDefaults = ClassDefaults {
     size: Size::Exact { height: SIDE, width: SIDE },
     do_center_crop: false,
@@ -114,21 +115,21 @@ const SIGLIP: ClassDefaults = ClassDefaults {
     std: [0.5; 3],
 };
 
-/// More than any encoder takes; a mistyped number shall not eat the memory.
+/// Largest side, more than any encoder takes, so that a mistyped number does not use up the memory.
 const MAX_SIDE: u32 = 4096;
 
-/// Whether a `processor_config.json` holds the settings of an image processor.
+/// Whether a `processor_config.json` has the settings of an image processor.
 pub(crate) fn has_image_processor(text: &str) -> bool {
     let json: Result<Value, _> = serde_json::from_str(text);
     json.is_ok_and(|json| json["image_processor"].is_object())
 }
 
 impl PreprocessConfig {
-    /// `class` is that of settings that do not name theirs.
+    /// Parses the settings; `class` is used if they do not name one.
     pub(crate) fn parse(text: &str, class: ImageProcessorClass) -> Result<Self, String> {
-        let unread = |e: serde_json::Error| format!("not the settings of an image processor: {e}");
+        let unread = |e| format!("expected the settings of an image processor: {e}");
         let json: Value = serde_json::from_str(text).map_err(unread)?;
-        // transformers 5 writes one file for all of a model's processors.
+        // transformers 5 writes one file for all processors of a model.
         let within = &json["image_processor"];
         let file = if within.is_object() { within.clone() } else { json };
         let file: File = serde_json::from_value(file).map_err(unread)?;
@@ -138,7 +139,7 @@ impl PreprocessConfig {
         let resample = file.resample.unwrap_or(BICUBIC);
         let resize = match (file.do_resize.unwrap_or(true), file.size.unwrap_or(class.size)) {
             (false, _) => Resize::No,
-            // A SigLIP's number is both sides, a CLIP's the shorter one.
+            // For SigLIP a single number is both sides, for CLIP the shorter one.
             (true, Size::Side(side)) if !class.do_center_crop => {
                 Resize::Exact { width: side, height: side }
             }
@@ -153,11 +154,11 @@ impl PreprocessConfig {
                 Size::Exact { height, width } if height == width => height,
                 Size::Exact { height, width } => {
                     return Err(format!(
-                        "crop_size is {width}×{height}; the encoder takes squares"
+                        "crop_size is {width}×{height}, but the encoder takes squares"
                     ));
                 }
                 Size::ShortestEdge { .. } => {
-                    return Err("crop_size should have a height and a width".into());
+                    return Err("crop_size must have a height and a width".into());
                 }
             }
         } else {
@@ -165,8 +166,8 @@ impl PreprocessConfig {
                 Resize::Exact { width, height } if width == height => width,
                 _ => {
                     return Err(
-                        "without do_center_crop pictures keep different shapes; set it, or \
-                                give size a height and a width that are equal"
+                        "without do_center_crop the images have different shapes; set it, or give \
+                         size an equal height and width"
                             .into(),
                     );
                 }
@@ -189,11 +190,13 @@ impl PreprocessConfig {
             ));
         }
         if resample > 5 {
-            return Err(format!("resample is {resample}; known are Pillow's 0 to 5"));
+            return Err(format!(
+                "resample is {resample}, but must be from 0 to 5 (Pillow's filters)"
+            ));
         }
         let std = file.image_std.unwrap_or(class.std);
         if do_normalize && std.contains(&0.0) {
-            return Err(format!("image_std is {std:?}; it divides and must not be 0"));
+            return Err(format!("image_std is {std:?}, but must not be 0, since it divides"));
         }
         Ok(Self {
             resize,
@@ -208,7 +211,7 @@ impl PreprocessConfig {
         })
     }
 
-    /// What a class does where no file says anything, to pictures of that side.
+    /// The defaults of a class for images of that side, without a file.
     ///
     /// # Errors
     /// A side that is not from 1 to 4096.
@@ -216,7 +219,7 @@ impl PreprocessConfig {
         Self::parse(&json!({"size": side, "crop_size": side}).to_string(), class)
     }
 
-    /// The settings as `preprocessor_config.json`, every one of them said.
+    /// The settings as `preprocessor_config.json`, with every setting written out.
     pub(crate) fn to_json(&self) -> Value {
         let Self { resize, side, resample, rescale_factor, mean, std } = self;
         let is_squeezed = *resize == Resize::Exact { width: *side, height: *side };
@@ -245,8 +248,8 @@ impl PreprocessConfig {
         tree
     }
 
-    /// What `level` becomes in `channel`, rounded where the reference rounds: it scales in float64
-    /// and normalizes in float32.
+    /// The normalized value of `level` in `channel`, rounded where the reference rounds: it scales
+    /// in float64 and normalizes in float32.
     pub(crate) fn level(&self, channel: usize, level: u8) -> f32 {
         let scaled = (f64::from(level) * self.rescale_factor) as f32;
         (scaled - self.mean[channel] as f32) / self.std[channel] as f32
@@ -340,7 +343,7 @@ mod tests {
             (r#"{"image_std": [1, 0, 1]}"#, "image_std"),
             (r#"{"image_processor_type": "ViTImageProcessor"}"#, "found ViT"),
             (r#"{"image_processor_type": "Siglip2ImageProcessor"}"#, "found Siglip2"),
-            ("[]", "not the settings"),
+            ("[]", "expected the settings"),
         ] {
             let error = parse(text).unwrap_err();
             assert!(error.contains(expected), "{text}: {error}");

@@ -1,29 +1,29 @@
-//! A source without the rows whose turns are all rated too low. They are found once, when it is opened,
-//! by reading every row's text: a row that is not wanted is no rejected row.
+//! A source without the rows whose turns all have too low a rating. These rows are found once, when
+//! the source is opened, by reading the text of every row; they do not count as rejected.
 
 use std::sync::Arc;
 
 use rayon::prelude::*;
 
 use crate::error::DataError;
-use crate::mixture::Composed;
+use crate::mixture::CompositeSource;
 use crate::reject::RejectReason;
 use crate::row_error::RowError;
 use crate::source::RowSource;
 
-/// Some rows of a source.
-pub(crate) struct Rated {
+/// The rows of a source that have a turn with a high enough rating.
+pub(crate) struct RatingFilter {
     source: Arc<dyn RowSource>,
-    /// Their indices there.
+    /// Indices of these rows in the source.
     kept: Vec<u32>,
 }
 
-impl Rated {
-    /// The rows of `source` that have a turn rated high enough; other faults of rows are told when
-    /// they are read.
+impl RatingFilter {
+    /// The rows of `source` that have a turn with a high enough rating. Other faults of a row are
+    /// reported when it is read.
     ///
     /// # Errors
-    /// No such row, or so many that they cannot be counted; a disk that fails.
+    /// No such row, or too many rows to count; a disk that fails.
     pub(crate) fn new(source: Arc<dyn RowSource>) -> Result<Self, DataError> {
         let num_rows = u32::try_from(source.len()).map_err(|_| {
             DataError::Settings(format!("{} rows are too many to filter by rating", source.len()))
@@ -40,21 +40,21 @@ impl Rated {
         let kept: Vec<u32> = kept?.into_iter().flatten().collect();
         if kept.is_empty() {
             return Err(DataError::Settings(format!(
-                "none of {num_rows} rows has a turn rated as high as wanted"
+                "none of {num_rows} rows has a turn with the smallest rating in `min_rating`; lower it"
             )));
         }
-        tracing::info!("{} of {num_rows} rows have a turn rated as high as wanted", kept.len());
+        tracing::info!("{} of {num_rows} rows have a turn with a high enough rating", kept.len());
         Ok(Self { source, kept })
     }
 }
 
-impl Composed for Rated {
+impl CompositeSource for RatingFilter {
     fn num_rows(&self) -> usize {
         self.kept.len()
     }
 
     fn part_of(&self, index: usize) -> (&dyn RowSource, usize) {
-        // Past the last row the source says that there is none.
+        // For an index past the last row the source reports that there is no such row.
         let row = self.kept.get(index).map_or(usize::MAX, |&row| row as usize);
         (self.source.as_ref(), row)
     }

@@ -1,5 +1,5 @@
-//! One row's values as they stand in its file, whatever the format of the file: keys with text,
-//! numbers, bytes, lists and objects. Knows no conversation and no image.
+//! The values of one row as they are in its file, whatever its format: keys with text, numbers,
+//! bytes, lists and objects. This module knows neither conversations nor images.
 
 use std::fmt;
 
@@ -7,15 +7,15 @@ use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Number;
 
-/// A value.
+/// A value of a row.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Field {
-    /// JSON's null, a missing value of a column.
+    /// JSON's null, or a missing value of a column.
     Null,
     Bool(bool),
     Number(Number),
     Text(String),
-    /// Only binary columns have them.
+    /// Bytes, which only binary columns have.
     Bytes(Bytes),
     List(Vec<Field>),
     Object(Record),
@@ -26,15 +26,15 @@ pub(crate) enum Field {
 pub(crate) struct Record(pub(crate) Vec<(String, Field)>);
 
 impl Record {
-    /// The value under `key`, null where there is none. Of a key that stands twice the last one
-    /// counts, as in Python.
+    /// The value of `key`, null if there is none. If a key occurs twice the last value counts, as
+    /// in Python.
     pub(crate) fn get(&self, key: &str) -> &Field {
         let found = self.0.iter().rev().find(|(name, _)| name == key);
         found.map_or(&Field::Null, |(_, value)| value)
     }
 
-    /// The first of `keys` that has a value, with the name that the record gives it. Keys are
-    /// compared without regard to case, and `-` and a space count as `_`.
+    /// The first of `keys` that has a value, with its name in the record. Keys are compared without
+    /// regard to case, and `-` and a space count as `_`.
     pub(crate) fn first_of(&self, keys: &[&str]) -> Option<(&str, &Field)> {
         keys.iter().find_map(|key| {
             let is_it = |(name, value): &&(String, Field)| !value.is_null() && is_key(name, key);
@@ -67,8 +67,7 @@ impl Field {
         matches!(self, Self::Null)
     }
 
-    /// Whether there is nothing in it: null, no text, a list of nothing but null, an object of nothing
-    /// else.
+    /// Whether the value is empty: null, blank text, a list of nulls, an object of empty values.
     pub(crate) fn is_empty(&self) -> bool {
         match self {
             Self::Null => true,
@@ -80,7 +79,7 @@ impl Field {
         }
     }
 
-    /// What kind of value it is, with an article, for a message.
+    /// The kind of the value with an article, for a message.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Null => "null",
@@ -93,10 +92,10 @@ impl Field {
         }
     }
 
-    /// The record that the value is.
+    /// The record in the value.
     ///
     /// # Errors
-    /// A value of another kind.
+    /// A value that is not an object.
     pub(crate) fn into_record(self) -> Result<Record, String> {
         match self {
             Self::Object(record) => Ok(record),
@@ -107,7 +106,7 @@ impl Field {
     /// Parses JSON as Python writes it: `NaN`, `Infinity` and `-Infinity` are read as null.
     ///
     /// # Errors
-    /// What is wrong with the text.
+    /// Text that is not JSON.
     pub(crate) fn from_json(text: &str) -> Result<Self, String> {
         serde_json::from_str(text).or_else(|error| {
             let plain = without_python_numbers(text);
@@ -117,7 +116,7 @@ impl Field {
     }
 }
 
-/// `text` cut to what a message can hold.
+/// `text` cut to a length that fits into a message.
 pub(crate) fn shown(text: &str) -> String {
     const MAX_CHARS: usize = 120;
     match text.char_indices().nth(MAX_CHARS) {
@@ -130,14 +129,14 @@ fn explain(text: &str, error: &serde_json::Error) -> String {
     let start = text.trim_start_matches(|c: char| c == '{' || c == '[' || c.is_whitespace());
     if start.starts_with('\'') {
         return format!(
-            "not JSON but Python's own notation ({}…): write it with json.dumps",
+            "Python syntax instead of JSON ({}…): write it with json.dumps",
             text.chars().take(24).collect::<String>()
         );
     }
     format!("not JSON: {error}")
 }
 
-/// `text` with the numbers that only Python writes replaced by null; `None` where it has none.
+/// `text` with the numbers that only Python writes replaced by null; `None` if it has none.
 fn without_python_numbers(text: &str) -> Option<String> {
     const NUMBERS: [&str; 3] = ["NaN", "-Infinity", "Infinity"];
     let mut plain = String::with_capacity(text.len());
@@ -243,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_json_is_told_and_a_depth_without_end_is_refused() {
+    fn text_that_is_not_json_or_nested_too_deep_is_an_error() {
         assert!(Field::from_json("{'from': 'human'}").unwrap_err().contains("json.dumps"));
         assert!(Field::from_json("<html>").unwrap_err().contains("not JSON"));
         assert!(Field::from_json(&"[".repeat(100_000)).unwrap_err().contains("recursion"));

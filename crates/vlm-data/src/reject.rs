@@ -1,48 +1,50 @@
-//! Why a row is set aside, and which.
+//! Rejected rows, and the reasons for which a row is rejected.
 
 use serde::{Deserialize, Serialize};
 
-/// The kinds of reasons for which a row is not trained on. The serialized names (kebab-case) are
-/// what `rejected.jsonl` and the messages show.
+/// Reasons for which a row is not trained on. Their serialized names (kebab-case) are used in
+/// `rejected.jsonl` and in messages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RejectReason {
-    /// The line is not JSON, or not a row: no turns, no text in one, a role that nobody knows.
+    /// The line is not JSON, or not a row: it has no turns, a turn without text, or an unknown
+    /// role.
     InvalidRow,
-    /// The image is not where the row says.
+    /// The image file does not exist.
     MissingImage,
     /// The image's name leads out of the images folder.
     ImageOutsideRoot,
-    /// There is a file, but no picture can be had from it.
+    /// The file exists, but cannot be decoded as an image.
     UnreadableImage,
-    /// The picture is larger than the limits of [`crate::ImageLimits`].
+    /// The image is larger than the limits of [`crate::ImageLimits`].
     ImageTooLarge,
-    /// The row has more images than `<image>` in its turns.
+    /// The row has more images than `<image>` tags in its turns.
     ImageWithoutPlaceholder,
-    /// The turns have more `<image>` than the row has images.
+    /// The turns have more `<image>` tags than the row has images.
     PlaceholderWithoutImage,
-    /// The text itself spells what stands for an image in the prompt.
+    /// The text itself contains the placeholder of an image in the prompt.
     PlaceholderInText,
-    /// The row has a video or a sound.
+    /// The row has video or audio.
     UnsupportedMedia,
-    /// Images at several places of the row, or where no reader knows them.
+    /// The row has images under several keys, or under a key that is not known.
     AmbiguousImages,
-    /// Every turn is rated lower than wanted.
+    /// Every turn has too low a rating.
     RatingTooLow,
-    /// The length limit falls within an image's tokens, or before them.
+    /// The length limit falls within or before an image's tokens.
     CutThroughImage,
-    /// Nothing to learn within the length limit.
+    /// No token within the length limit is learned.
     NoSupervisedToken,
-    /// The chat template refuses the conversation, or rewrites or drops one of its turns.
+    /// The chat template raises an error for the conversation, or rewrites or drops one of its
+    /// turns.
     TemplateRefused,
     /// The tokenizer cannot encode the prompt.
     TokenizerFailed,
-    /// The feature cache was made without this image.
+    /// The feature cache does not have the image.
     NotInFeatureCache,
 }
 
 impl RejectReason {
-    /// The kebab-case name.
+    /// The name in kebab-case.
     pub fn name(self) -> &'static str {
         match self {
             Self::InvalidRow => "invalid-row",
@@ -71,33 +73,43 @@ impl std::fmt::Display for RejectReason {
     }
 }
 
-/// Why something cannot be trained on; which row it was, the caller knows.
+/// Why a row cannot be trained on; the caller knows which row it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {detail}")]
 pub struct Reject {
-    /// The kind.
+    /// Kind of the reason.
     pub reason: RejectReason,
-    /// What was expected and found, for a person.
+    /// What was expected and what was found, for a message.
     pub detail: String,
 }
 
 impl Reject {
-    /// A reason with its particulars.
+    /// A reason with its details.
     pub fn new(reason: RejectReason, detail: impl Into<String>) -> Self {
         Self { reason, detail: detail.into() }
     }
+
+    /// A row that is not well-formed.
+    pub(crate) fn invalid_row(detail: impl Into<String>) -> Self {
+        Self::new(RejectReason::InvalidRow, detail)
+    }
+
+    /// A row whose index is not below `num_rows`.
+    pub(crate) fn no_such_row(index: usize, num_rows: usize) -> Self {
+        Self::invalid_row(format!("row {index} does not exist; there are {num_rows} rows"))
+    }
 }
 
-/// A row that was set aside; one line of `rejected.jsonl`.
+/// A rejected row; one line of `rejected.jsonl`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Rejected {
-    /// Index in the source, from 0.
+    /// Index of the row in the source, from 0.
     pub row: usize,
-    /// Where a person finds it: `captions.jsonl:17`.
+    /// Location of the row for messages: `captions.jsonl:17`.
     pub location: String,
     /// The kind of reason.
     pub reason: RejectReason,
-    /// What was expected and found.
+    /// What was expected and what was found.
     pub detail: String,
 }
 

@@ -1,20 +1,20 @@
-//! The limit on rejected rows: counts an epoch's rows and says when too many of them cannot be used.
+//! Limits the number of rejected rows: counts the rows of an epoch and fails when too many are
+//! rejected.
 
 use std::collections::BTreeMap;
 
 use crate::error::DataError;
 use crate::reject::{RejectReason, Rejected};
 
-/// Share of the rows that may be rejected unless the user says otherwise: of training, evaluation
-/// and `prepare-data` alike.
+/// Default of the largest fraction of rejected rows, in training, evaluation and `prepare-data`.
 pub const DEFAULT_MAX_REJECTED_FRACTION: f64 = 0.05;
 
-/// Before the end of an epoch, fewer rejected rows than this end nothing: the share of a small number
-/// of rows says little about all of them.
+/// Smallest number of rejected rows that fails before the end of an epoch: a fraction of few rows
+/// says little about all rows.
 const MIN_REJECTED: usize = 10;
 const NUM_EXAMPLES: usize = 5;
 
-/// Counts the rows of an epoch, usable and rejected, against the limit.
+/// RejectCounts the usable and rejected rows of an epoch against the limit.
 #[derive(Debug)]
 pub struct RejectBudget {
     max_fraction: f64,
@@ -26,13 +26,13 @@ pub struct RejectBudget {
 }
 
 impl RejectBudget {
-    /// `max_fraction` of the rows may be rejected; 0 allows none at all.
+    /// A budget in which `max_fraction` of the rows may be rejected; 0 allows none.
     pub fn new(max_fraction: f64) -> Self {
         Self::resumed(max_fraction, 0, 0)
     }
 
-    /// The budget of an epoch of which `num_seen` rows were counted before, `num_rejected` of them
-    /// rejected.
+    /// The budget of an epoch of which an earlier process counted `num_seen` rows, `num_rejected`
+    /// of them rejected.
     pub fn resumed(max_fraction: f64, num_seen: usize, num_rejected: usize) -> Self {
         Self {
             max_fraction,
@@ -43,7 +43,7 @@ impl RejectBudget {
         }
     }
 
-    /// Counts `num_usable` rows and the rejected ones.
+    /// RejectCounts `num_usable` usable rows and the rejected ones.
     ///
     /// # Errors
     /// [`DataError::TooManyRejected`] as soon as there are too many.
@@ -55,15 +55,15 @@ impl RejectBudget {
                 self.examples.push(rejected.clone());
             }
         }
-        let says_enough = self.num_rejected() >= MIN_REJECTED || self.max_fraction == 0.0;
-        if says_enough && self.is_over() {
+        let is_enough = self.num_rejected() >= MIN_REJECTED || self.max_fraction == 0.0;
+        if is_enough && self.is_over() {
             return Err(self.too_many());
         }
         Ok(())
     }
 
-    /// Checks a whole epoch: the limit holds however few rows there are, and at least one row must
-    /// have been usable.
+    /// Checks a whole epoch: the limit applies however few rows there are, and at least one row
+    /// must have been usable.
     ///
     /// # Errors
     /// [`DataError::TooManyRejected`].
@@ -72,12 +72,12 @@ impl RejectBudget {
         if is_none_usable || self.is_over() { Err(self.too_many()) } else { Ok(()) }
     }
 
-    /// Rows counted so far, rejected ones included.
+    /// Number of rows counted so far, including rejected ones.
     pub fn num_seen(&self) -> usize {
         self.num_seen
     }
 
-    /// Rejected rows counted so far.
+    /// Number of rejected rows counted so far.
     pub fn num_rejected(&self) -> usize {
         self.num_earlier + self.by_reason.values().sum::<usize>()
     }
@@ -86,9 +86,9 @@ impl RejectBudget {
         self.num_rejected() as f64 > self.max_fraction * self.num_seen as f64
     }
 
-    /// The error that says how many rows were rejected, why, and what can be done.
+    /// The error that tells how many rows were rejected, why, and what to do.
     pub fn too_many(&self) -> DataError {
-        let counts = Counts {
+        let counts = RejectCounts {
             num_rows: self.num_seen,
             num_earlier: self.num_earlier,
             by_reason: &self.by_reason,
@@ -98,7 +98,7 @@ impl RejectBudget {
     }
 }
 
-/// `3 missing-image, 1 invalid-row`: the most frequent reason first.
+/// The counts for a message, most frequent reason first: `3 missing-image, 1 invalid-row`.
 pub fn count_by_reason(by_reason: &BTreeMap<RejectReason, usize>) -> String {
     let counts = most_frequent_first(by_reason).into_iter();
     counts.map(|(reason, count)| format!("{count} {reason}")).collect::<Vec<_>>().join(", ")
@@ -110,9 +110,9 @@ fn most_frequent_first(by_reason: &BTreeMap<RejectReason, usize>) -> Vec<(Reject
     reasons
 }
 
-/// What the message about too many rejected rows is made of.
-pub(crate) struct Counts<'a> {
-    /// Rows in all.
+/// The content of the message about too many rejected rows.
+pub(crate) struct RejectCounts<'a> {
+    /// Number of all rows.
     pub(crate) num_rows: usize,
     /// Rejected rows whose reasons are not in `by_reason`.
     pub(crate) num_earlier: usize,
@@ -120,28 +120,28 @@ pub(crate) struct Counts<'a> {
     pub(crate) max_fraction: f64,
 }
 
-impl Counts<'_> {
+impl RejectCounts<'_> {
     pub(crate) fn message(&self, examples: &[Rejected]) -> String {
         let mut counts = count_by_reason(self.by_reason);
         let num_rejected = self.num_earlier + self.by_reason.values().sum::<usize>();
         if self.num_earlier > 0 {
             let separator = if counts.is_empty() { "" } else { ", " };
-            counts += &format!("{separator}{} before this run was continued", self.num_earlier);
+            counts += &format!("{separator}{} before this run was resumed", self.num_earlier);
         }
-        // More than all cannot be allowed.
+        // A fraction of 1 allows all rows, so there is no limit to raise.
         let (limit, or_allow) = if self.max_fraction >= 1.0 {
             (String::new(), "")
         } else {
             let limit = match self.max_fraction * 100.0 {
-                0.0 => "; none may be".to_owned(),
-                percent => format!("; at most {}% may be", (percent * 100.0).round() / 100.0),
+                0.0 => "; the limit is 0".to_owned(),
+                percent => format!("; the limit is {}%", (percent * 100.0).round() / 100.0),
             };
-            (limit, " Or allow more with --max-rejected-fraction.")
+            (limit, " To allow more, raise `max_rejected_fraction`.")
         };
         let mut message =
             format!("{num_rejected} of {} rows cannot be used ({counts}){limit}.", self.num_rows);
         if !examples.is_empty() {
-            message += " The first of them:";
+            message += " The first rejected rows:";
         }
         for Rejected { location, reason, detail, .. } in examples.iter().take(NUM_EXAMPLES) {
             message += &format!("\n  {location}: {reason}: {detail}");
@@ -155,13 +155,13 @@ impl Counts<'_> {
 fn advice(reason: RejectReason) -> &'static str {
     match reason {
         RejectReason::MissingImage | RejectReason::ImageOutsideRoot => {
-            "Check --images-path: image names in the rows are relative to it."
+            "Check `images_path`: image names in the rows are relative to it."
         }
         RejectReason::UnreadableImage | RejectReason::ImageTooLarge => {
-            "Check the image files, or prepare them anew."
+            "Check the image files, or fetch or convert them again."
         }
         RejectReason::CutThroughImage | RejectReason::NoSupervisedToken => {
-            "Raise --max-seq-len, or check that the rows end with the assistant's turn."
+            "Raise `max_seq_len`, or check that the rows end with a turn of the assistant."
         }
         RejectReason::ImageWithoutPlaceholder
         | RejectReason::PlaceholderWithoutImage
@@ -169,20 +169,20 @@ fn advice(reason: RejectReason) -> &'static str {
             "Check that the turns hold one <image> for each name in \"image\"."
         }
         RejectReason::TemplateRefused | RejectReason::TokenizerFailed => {
-            "Check that --tokenizer is the one that the data and the model were made for."
+            "Check that `tokenizer` is the one that the data and the model were made for."
         }
         RejectReason::NotInFeatureCache => {
-            "Run `vlm cache-features` on these rows, into the same folder: it adds what is missing."
+            "Run `vlm cache-features` on these rows, into the same folder: it adds the missing images."
         }
         RejectReason::UnsupportedMedia => {
-            "The rows have videos or sounds; take those rows out, only images and text are trained on."
+            "The rows have video or audio, and only images and text can be trained on: remove these rows."
         }
         RejectReason::AmbiguousImages => {
-            "Call the key that holds the images \"image\", or put all images of a row into one list."
+            "Rename the key that holds the images to \"image\", or put all images of a row into one list."
         }
-        RejectReason::RatingTooLow => "Lower the ratings wanted of the turns.",
+        RejectReason::RatingTooLow => "Lower the smallest rating in `min_rating`.",
         RejectReason::InvalidRow => {
-            "Check that --data-path is a file of rows; docs/data.md lists the forms that are read."
+            "Check that `data_path` is a file of rows; docs/data.md lists the supported forms."
         }
     }
 }
@@ -209,9 +209,9 @@ mod tests {
         budget.add(91, &rejected(1)).unwrap();
         let error = budget.add(0, &rejected(1)).unwrap_err().to_string();
         assert!(error.starts_with("11 of 102 rows cannot be used (11 missing-image)"), "{error}");
-        assert!(error.contains("; at most 10% may be."), "{error}");
+        assert!(error.contains("; the limit is 10%."), "{error}");
         assert!(error.contains("\n  a.jsonl:0: missing-image: no file"), "{error}");
-        assert!(error.contains("--images-path"), "{error}");
+        assert!(error.contains("`images_path`"), "{error}");
     }
 
     #[test]
@@ -230,7 +230,7 @@ mod tests {
         let mut budget = RejectBudget::new(0.0);
         budget.add(500, &[]).unwrap();
         let error = budget.add(3, &rejected(1)).unwrap_err().to_string();
-        assert!(error.contains("1 of 504 rows") && error.contains("; none may be."), "{error}");
+        assert!(error.contains("1 of 504 rows") && error.contains("; the limit is 0."), "{error}");
     }
 
     #[test]
@@ -249,6 +249,6 @@ mod tests {
         assert!(budget.at_end().is_ok(), "5 of 100, though 1 of 2 since");
         budget.add(0, &rejected(1)).unwrap();
         let error = budget.at_end().unwrap_err().to_string();
-        assert!(error.contains("(2 missing-image, 4 before this run was continued)"), "{error}");
+        assert!(error.contains("(2 missing-image, 4 before this run was resumed)"), "{error}");
     }
 }

@@ -1,4 +1,4 @@
-//! The file `rejected.jsonl`: every rejected row, once.
+//! Writes the file `rejected.jsonl`, which lists every rejected row once.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use crate::error::DataError;
 use crate::reject::{RejectReason, Rejected};
 
-/// Appends rejected rows to a file of JSON lines, each row once, however many epochs meet it.
+/// Appends rejected rows to a file of JSON lines, each row once, in however many epochs it is read.
 #[derive(Debug)]
 pub struct RejectLog {
     path: PathBuf,
@@ -18,7 +18,7 @@ pub struct RejectLog {
 }
 
 impl RejectLog {
-    /// Opens or creates the log; rows that it already holds, as after a resumed run, are not
+    /// Opens or creates the log. Rows that it already lists, for example after resuming, are not
     /// written again.
     ///
     /// # Errors
@@ -43,7 +43,7 @@ impl RejectLog {
                 break;
             }
             ends_mid_line = line.last() != Some(&b'\n');
-            // A line torn by a crash does not parse: its row is simply written again.
+            // A line that a crash left incomplete does not parse: its row is written again.
             if let Ok(rejected) = serde_json::from_slice::<Rejected>(&line) {
                 let is_new = written.insert(rejected.row);
                 *by_reason.entry(rejected.reason).or_default() += usize::from(is_new);
@@ -55,7 +55,7 @@ impl RejectLog {
         Ok(Self { path: path.to_owned(), file, written, by_reason })
     }
 
-    /// Appends the row unless it is already there; whether it was new.
+    /// Appends the row unless it is already listed, and returns whether it was new.
     ///
     /// # Errors
     /// A file that cannot be written.
@@ -67,7 +67,8 @@ impl RejectLog {
             DataError::content(&self.path, format!("cannot write {rejected:?}: {e}"))
         })?;
         line.push(b'\n');
-        // One write a line: another process appending to the same file cannot tear it.
+        // Each line is written by one call, so that another process that appends to the file cannot
+        // split it.
         self.file
             .write_all(&line)
             .map_err(DataError::io(&self.path, "write the log of rejected rows"))?;
@@ -76,12 +77,12 @@ impl RejectLog {
         Ok(true)
     }
 
-    /// How many rows the log holds.
+    /// Number of rows in the log.
     pub fn len(&self) -> usize {
         self.written.len()
     }
 
-    /// How many rows were rejected for each reason.
+    /// Number of rejected rows by reason.
     pub fn by_reason(&self) -> &BTreeMap<RejectReason, usize> {
         &self.by_reason
     }

@@ -1,4 +1,4 @@
-//! Why a row cannot be had: by its own fault, or by that of what it lies on.
+//! Errors of reading a row: either the row is at fault, or the disk that it is on.
 
 use std::io::Error;
 use std::path::Path;
@@ -7,19 +7,19 @@ use std::sync::Arc;
 use crate::error::{DataError, is_disk_failure};
 use crate::reject::Reject;
 
-/// Why a row cannot be had.
+/// Why a row cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum RowError {
-    /// The row is at fault: it is set aside, and the work goes on.
+    /// The row is at fault: it is rejected, and the work continues.
     #[error(transparent)]
     Reject(#[from] Reject),
-    /// A disk or the connection to it is, and nothing is known of the row: the work ends.
+    /// A disk or the connection to it failed, and nothing is known about the row: the work ends.
     #[error(transparent)]
     Fatal(#[from] DataError),
 }
 
 impl RowError {
-    /// The row's fault, where it is the row's.
+    /// The reason why the row is rejected, if the row is at fault.
     pub fn reject(self) -> Option<Reject> {
         match self {
             Self::Reject(reject) => Some(reject),
@@ -27,8 +27,8 @@ impl RowError {
         }
     }
 
-    /// The system's answer to `action` on the file at `path`, where `reject` says what it would mean
-    /// of the row.
+    /// Classifies a system error during `action` on the file at `path`; `reject` gives the reason
+    /// if the row is at fault.
     pub(crate) fn of_system(
         path: &Path,
         action: &'static str,
@@ -42,10 +42,10 @@ impl RowError {
         }
     }
 
-    /// Why the row at `location` is set aside.
+    /// Why the row at `location` is rejected.
     ///
     /// # Errors
-    /// The end of the work, with the row's place.
+    /// A fatal error, with the location of the row.
     pub fn at(self, location: String) -> Result<Reject, DataError> {
         match self {
             Self::Reject(reject) => Ok(reject),
@@ -57,17 +57,17 @@ impl RowError {
     }
 }
 
-/// Why a part of a file cannot be read; may be kept and told again.
+/// Why a part of a file cannot be read. It can be stored and returned several times.
 #[derive(Debug, Clone)]
 pub(crate) enum ReadError {
-    /// What it holds is not what it should.
+    /// The content is not as expected.
     Content(String),
-    /// The system's answer.
+    /// The error of the system.
     System(Arc<Error>),
 }
 
 impl ReadError {
-    /// What it means for the whole file at `path`.
+    /// The error for the whole file at `path`.
     pub(crate) fn of_file(self, path: &Path) -> DataError {
         match self {
             Self::Content(problem) => DataError::content(path, problem),
@@ -75,7 +75,8 @@ impl ReadError {
         }
     }
 
-    /// What it means for a row in the file at `path`; `reject` says what broken content would.
+    /// The error for a row in the file at `path`; `reject` gives the reason if the content is
+    /// broken.
     pub(crate) fn in_file(self, path: &Path, reject: impl FnOnce(String) -> Reject) -> RowError {
         match self {
             Self::Content(problem) => RowError::Reject(reject(problem)),
@@ -86,7 +87,7 @@ impl ReadError {
     }
 }
 
-/// The system's answer once more.
+/// A copy of a system error.
 fn same(error: &Error) -> Error {
     match error.raw_os_error() {
         Some(code) => Error::from_raw_os_error(code),
@@ -116,8 +117,8 @@ impl From<&str> for ReadError {
     }
 }
 
-/// A file that can be opened and not be read, as on a failing disk: nothing is mapped at the start
-/// of a process's memory.
+/// A file that can be opened but not read, as on a failing disk: the first page of a process's
+/// memory is not mapped.
 #[cfg(test)]
 pub(crate) fn failing_file() -> std::fs::File {
     std::fs::File::open("/proc/self/mem").unwrap()

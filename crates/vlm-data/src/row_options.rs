@@ -1,35 +1,36 @@
-//! What a user may set about reading rows, with the defaults.
+//! The options of reading rows, with their defaults.
 
 use std::path::PathBuf;
 
 /// How rows are read.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RowOptions {
-    /// What the user says of an image whose row has a caption alone, behind the image. Empty: the
-    /// user shows the image and says nothing.
+    /// What the user says after the image, in rows that have only a caption. Empty: the user shows
+    /// the image and says nothing.
     pub caption_question: String,
-    /// The keys or columns that hold a row's images. Empty: those of the table of known names.
+    /// Keys or columns that hold a row's images. Empty: the known names.
     pub image_keys: Vec<String>,
-    /// The least rating by name, as `("relevance", 3.0)`: a turn of `texts` whose
+    /// Smallest rating by name, such as `("relevance", 3.0)`: a turn of `texts` whose
     /// `relevance_ratings` is lower is left out, and so is a row without any turn left.
     pub min_ratings: Vec<(String, f64)>,
-    /// A folder in which images are looked for, and in its `images`, when they are not beside their
-    /// rows: the folder that holds the files of rows.
+    /// Another folder in which images are searched, and in its folder `images`, if they are not
+    /// beside their rows: the folder that holds the files of rows.
     pub images_beside: Option<PathBuf>,
     /// Whether symbolic links in the images folder may lead out of it.
     pub follow_links: bool,
-    /// A row whose text is longer, in bytes, is rejected unread.
+    /// Largest text of a row in bytes; a row with a longer one is rejected without reading it.
     pub max_row_bytes: u64,
-    /// An encoded image that is longer, in bytes, is rejected unread.
+    /// Largest encoded image in bytes; a larger one is rejected without reading it.
     pub max_image_bytes: u64,
-    /// A compressed file that is longer when it is unpacked, in bytes, is refused.
+    /// Largest size in bytes of a compressed file after decompression; a larger one is refused.
     pub max_unpacked_bytes: u64,
-    /// Members of a tar archive; one with more is refused.
+    /// Largest number of members of a tar archive; an archive with more is refused.
     pub max_archive_members: usize,
 }
 
 impl RowOptions {
-    /// What of it decides which turns a row has and is not the default, as `caption_question = "…"`.
+    /// The options that decide which turns a row has and differ from the default, as
+    /// `caption_question = "…"`.
     pub(crate) fn named_differences(&self) -> String {
         let defaults = Self::default();
         let mut found = Vec::new();
@@ -47,8 +48,8 @@ impl RowOptions {
 }
 
 impl Default for RowOptions {
-    /// No words beside the image of a caption, no ratings, links are followed, 64 MiB a row, 256 MiB an
-    /// image, 256 GiB unpacked, 50 million members.
+    /// No caption question, no ratings, links are followed, 64 MiB per row, 256 MiB per image, 256
+    /// GiB decompressed, 50 million members.
     fn default() -> Self {
         Self {
             caption_question: String::new(),

@@ -1,4 +1,4 @@
-//! What all sources do with a row once its values are read: make a [`Row`] of them, find its images.
+//! What all sources do with the values of a row: make a [`Row`] of them, and find its images.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use crate::error::DataError;
 use crate::form::{self, FormContext};
 use crate::image_root::ImageRoot;
 use crate::record::{Field, Record};
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 use crate::row_text::folder_of;
@@ -23,11 +23,11 @@ pub(crate) struct RowReader {
 }
 
 impl RowReader {
-    /// For the rows of the file at `path`. Image names are relative to `images_root`, without one to
-    /// the folder of `path`.
+    /// A reader for the rows of the file at `path`. Image names are relative to `images_root`, or
+    /// to the folder of `path` if it is `None`.
     ///
     /// # Errors
-    /// A folder that is not there.
+    /// A folder that does not exist.
     pub(crate) fn new(
         path: &Path,
         images_root: Option<&Path>,
@@ -44,10 +44,10 @@ impl RowReader {
         &self.options
     }
 
-    /// The row that `record` is.
+    /// The row in `record`.
     ///
     /// # Errors
-    /// Why it cannot be used.
+    /// A record that cannot be used.
     pub(crate) fn row(&self, record: &Record) -> Result<Row, Reject> {
         form::row(record, &self.context())
     }
@@ -55,7 +55,7 @@ impl RowReader {
     /// The bytes of an image of a row.
     ///
     /// # Errors
-    /// Why it cannot be had.
+    /// An image that cannot be read.
     pub(crate) fn image_bytes(&self, image: &RowImage) -> Result<Bytes, RowError> {
         match &image.bytes {
             Some(bytes) => Ok(bytes.clone()),
@@ -68,8 +68,8 @@ impl RowReader {
     }
 }
 
-/// The values of a row that is JSON text. A comma behind it, as in lines that were cut out of a list,
-/// is ignored.
+/// The values of a row that is JSON text. A comma after it is ignored: lines that were cut out of a
+/// list have one.
 ///
 /// # Errors
 /// Text that is not a JSON object.
@@ -77,5 +77,5 @@ pub(crate) fn json_record(text: &str) -> Result<Record, Reject> {
     let text = text.trim_end();
     Field::from_json(text.strip_suffix(',').unwrap_or(text))
         .and_then(Field::into_record)
-        .map_err(|problem| Reject::new(RejectReason::InvalidRow, problem))
+        .map_err(Reject::invalid_row)
 }

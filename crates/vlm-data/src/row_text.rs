@@ -1,22 +1,42 @@
-//! Reads the text of one row out of a file of many.
+//! Reads the text of one row from a file of many rows.
 
 use std::fs::File;
+use std::io::BufRead;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::plain_file::PlainFile;
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_error::RowError;
 use crate::row_options::RowOptions;
 
-/// Where a row or an image lies in its file.
+/// The byte order mark of UTF-8.
+pub(crate) const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+
+/// `bytes` without a byte order mark at their start.
+pub(crate) fn without_mark(bytes: &[u8]) -> &[u8] {
+    bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes)
+}
+
+/// Skips a byte order mark, and returns its length, or 0 if there is none.
+///
+/// # Errors
+/// A file that cannot be read.
+pub(crate) fn skip_mark(reader: &mut impl BufRead) -> std::io::Result<u64> {
+    let length =
+        if reader.fill_buf()?.starts_with(BYTE_ORDER_MARK) { BYTE_ORDER_MARK.len() } else { 0 };
+    reader.consume(length);
+    Ok(length as u64)
+}
+
+/// Position of a row or an image in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ByteRange {
     pub(crate) offset: u64,
     pub(crate) bytes: u64,
 }
 
-/// A file that rows are read from as text.
+/// A file from which rows are read as text.
 #[derive(Debug)]
 pub(crate) struct RowTexts {
     path: PathBuf,
@@ -33,24 +53,24 @@ impl RowTexts {
         &self.path
     }
 
-    /// The text in `range`.
+    /// The text at `range`.
     ///
     /// # Errors
-    /// [`RejectReason::InvalidRow`]: it is longer than the options allow, beyond the end of the file,
-    /// or not UTF-8. A disk that fails.
+    /// `InvalidRow`: the text is longer than the options allow, beyond the end of
+    /// the file, or not UTF-8. A disk that fails.
     pub(crate) fn read(&self, range: ByteRange) -> Result<String, RowError> {
-        let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
         let (bytes, max_bytes) = (range.bytes, self.max_bytes);
         if bytes > max_bytes {
-            let problem = format!("the row has {bytes} bytes; at most {max_bytes} are read");
-            return Err(invalid(problem).into());
+            let problem = format!("the row has {bytes} bytes; the limit is {max_bytes}");
+            return Err(Reject::invalid_row(problem).into());
         }
         let mut text = vec![0; bytes as usize];
-        let changed = |e: String| invalid(format!("cannot be read (did the file change?): {e}"));
+        let changed =
+            |e: String| Reject::invalid_row(format!("cannot be read (did the file change?): {e}"));
         self.file
             .read_exact_at(&mut text, range.offset)
             .map_err(|e| RowError::of_system(&self.path, "read the row", e, changed))?;
-        Ok(String::from_utf8(text).map_err(|e| invalid(format!("not UTF-8: {e}")))?)
+        Ok(String::from_utf8(text).map_err(|e| Reject::invalid_row(format!("not UTF-8: {e}")))?)
     }
 }
 
@@ -59,7 +79,8 @@ pub(crate) fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or(path.as_os_str()).display().to_string()
 }
 
-/// The folder that image names are relative to when no images folder is given: that of the rows.
+/// The folder of the file at `path`, which image names are relative to if no images folder is
+/// given.
 pub(crate) fn folder_of(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }

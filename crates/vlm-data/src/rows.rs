@@ -1,27 +1,28 @@
-//! Rows of conversation data and their JSON form. Knows no files and no tokens.
+//! Rows of conversations with images, and their JSON form. This module knows neither files nor
+//! tokens.
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// What stands for an image in the text of a turn.
+/// The tag that stands for an image in the text of a turn.
 pub const IMAGE_TAG: &str = "<image>";
 
-/// Who speaks.
+/// The speaker of a turn.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
     /// Instructions for the whole conversation.
     System,
-    /// The one who asks.
+    /// The user, who asks.
     User,
-    /// The one who answers: what is learned.
+    /// The assistant, whose answers are learned.
     Assistant,
-    /// A program that the assistant called, with what it returned.
+    /// The result of a program that the assistant called.
     Tool,
 }
 
 impl Role {
-    /// The name that chat templates know.
+    /// The name in chat templates.
     pub fn name(self) -> &'static str {
         match self {
             Self::System => "system",
@@ -35,9 +36,9 @@ impl Role {
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Turn {
-    /// Who speaks.
+    /// The speaker.
     pub role: Role,
-    /// The text; [`IMAGE_TAG`] stands where an image is shown.
+    /// The text, with an [`IMAGE_TAG`] at the position of each image.
     pub content: String,
 }
 
@@ -53,36 +54,36 @@ impl Turn {
 pub struct Row {
     /// The turns in order.
     pub turns: Vec<Turn>,
-    /// None for a row of text alone.
+    /// The images; none in a row of text alone.
     pub images: Vec<RowImage>,
 }
 
 /// An image of a row, not opened yet.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RowImage {
-    /// The name of its file, or what to call it in a message.
+    /// The name of its file, or a name for messages.
     pub name: String,
-    /// The encoded picture, where the row itself carries it.
+    /// The encoded image, if the row itself has it.
     pub bytes: Option<Bytes>,
-    /// BLAKE3 of the encoded picture, where the source knows it without reading the picture.
+    /// BLAKE3 of the encoded image, if the source knows it without reading the image.
     pub hash: Option<[u8; 32]>,
 }
 
 impl RowImage {
-    /// An image in a file called `name`.
+    /// An image in the file called `name`.
     pub fn named(name: impl Into<String>) -> Self {
         Self { name: name.into(), bytes: None, hash: None }
     }
 }
 
 impl Row {
-    /// How many [`IMAGE_TAG`]s stand for images.
+    /// Number of [`IMAGE_TAG`]s that stand for images.
     pub fn num_image_tags(&self) -> usize {
         num_image_tags(&self.turns)
     }
 }
 
-/// How many [`IMAGE_TAG`]s of `turns` stand for images; see [`shows_images`].
+/// Number of [`IMAGE_TAG`]s in `turns` that stand for images; see [`shows_images`].
 pub fn num_image_tags(turns: &[Turn]) -> usize {
     (0..turns.len())
         .filter(|&k| shows_images(turns, k))
@@ -90,8 +91,8 @@ pub fn num_image_tags(turns: &[Turn]) -> usize {
         .sum()
 }
 
-/// Whether an [`IMAGE_TAG`] in turn `index` stands for an image. In an answer it is text, as in a
-/// document that the assistant transcribes, unless nobody has asked anything yet.
+/// Whether an [`IMAGE_TAG`] in turn `index` stands for an image. In an answer it is text, for
+/// example in a document that the assistant transcribes, unless no user turn comes before it.
 pub fn shows_images(turns: &[Turn], index: usize) -> bool {
     turns[index].role != Role::Assistant
         || !turns[..index].iter().any(|turn| turn.role == Role::User)

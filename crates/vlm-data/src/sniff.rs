@@ -1,13 +1,20 @@
-//! Which format a file has, told by its first bytes, and what is said of those that no reader knows.
+//! Tells the format of a file by its first bytes, and describes formats that are not supported.
 
-/// What the first bytes of a file say.
+use crate::row_text::without_mark;
+
+/// Whether `text` begins with `word`, in any case.
+pub(crate) fn starts_with_word(text: &[u8], word: &str) -> bool {
+    text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()))
+}
+
+/// The format of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Empty,
     Parquet,
-    /// Arrow's file format, Feather version 2.
+    /// Arrow's file format: Feather version 2.
     ArrowFile,
-    /// Arrow's stream format, as Hugging Face's `datasets` saves it.
+    /// Arrow's stream format, which Hugging Face's `datasets` saves.
     ArrowStream,
     Tar,
     /// Text that begins with `[`.
@@ -16,8 +23,8 @@ pub(crate) enum Format {
     Object,
     /// Other text.
     Text,
-    /// Something else: what it is, and what to do about it.
-    Other(&'static str, &'static str),
+    /// Another format: what it is, and what to do about it.
+    Unsupported(&'static str, &'static str),
 }
 
 impl Format {
@@ -26,12 +33,12 @@ impl Format {
         const ADVICE: [(&[u8], &str, &str); 22] = [
             (
                 b"version https://git-lfs",
-                "a Git LFS pointer in place of the data",
+                "a Git LFS pointer instead of the data",
                 "run `git lfs pull`, or download the file itself",
             ),
             (
                 b"PK\x03\x04",
-                "a zip archive (.xlsx and .npz files are such too)",
+                "a zip archive (also .xlsx and .npz)",
                 "unpack it; save a table as CSV",
             ),
             (b"BZh", "a bzip2 file", "unpack it, or compress it with gzip or zstd"),
@@ -47,19 +54,19 @@ impl Format {
             (b"\x93NUMPY", "a NumPy array", "write the rows as JSON lines or Parquet"),
             (b"ORC", "an ORC file", "write the rows as Parquet"),
             (b"Obj\x01", "an Avro file", "write the rows as Parquet"),
-            (b"FEA1", "a Feather file of version 1", "write it anew with pyarrow, or as Parquet"),
+            (b"FEA1", "a Feather file of version 1", "write it as version 2, or as Parquet"),
             (b"%PDF", "a PDF document", "name the file of the rows"),
             (
                 b"\x89PNG",
                 "a PNG image",
-                "name the file of the rows, and the images by --images-path",
+                "name the file of the rows, and the folder of the images by `images_path`",
             ),
             (
                 b"\xff\xd8\xff",
                 "a JPEG image",
-                "name the file of the rows, and the images by --images-path",
+                "name the file of the rows, and the folder of the images by `images_path`",
             ),
-            (b"RIFF", "a WebP image or a sound", "name the file of the rows"),
+            (b"RIFF", "a WebP image or an audio file", "name the file of the rows"),
             (b"\x7fELF", "a program", "name the file of the rows"),
             (b"GGUF", "a GGUF model", "name the file of the rows"),
         ];
@@ -69,7 +76,7 @@ impl Format {
         if start.starts_with(b"ARROW1") {
             return Self::ArrowFile;
         }
-        // A message of the stream format: its marker, and a length that is not absurd.
+        // A message of the stream format begins with its marker and a plausible length.
         if let [0xff, 0xff, 0xff, 0xff, _, _, _, 0..=3, ..] = start {
             return Self::ArrowStream;
         }
@@ -78,37 +85,39 @@ impl Format {
         }
         if let Some((_, found, advice)) = ADVICE.iter().find(|(magic, ..)| start.starts_with(magic))
         {
-            return Self::Other(found, advice);
+            return Self::Unsupported(found, advice);
         }
-        // Pickle's protocols 2 to 5.
+        // Protocols 2 to 5 of pickle.
         if let [0x80, 2..=5, ..] = start {
-            return Self::Other("a Python pickle", "write the rows as JSON lines or Parquet");
+            return Self::Unsupported("a Python pickle", "write the rows as JSON lines or Parquet");
         }
         if start.len() >= 16 && start.iter().all(|&byte| byte == 0) {
-            return Self::Other(
-                "nothing but zero bytes, as of a download that stopped",
-                "fetch it anew",
+            return Self::Unsupported(
+                "only zero bytes, as after an interrupted download",
+                "fetch it again",
             );
         }
-        let text = start.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(start).trim_ascii_start();
-        let begins = |prefix: &str| {
-            text.get(..prefix.len()).is_some_and(|t| t.eq_ignore_ascii_case(prefix.as_bytes()))
-        };
+        let text = without_mark(start).trim_ascii_start();
+        let begins = |prefix: &str| starts_with_word(text, prefix);
         match text {
             [] => Self::Empty,
             [b'{' | b'[', b'\'', ..] | [b'[', b'{', b'\'', ..] => {
-                Self::Other("Python's own notation and not JSON", "write it with json.dumps")
+                Self::Unsupported("Python syntax instead of JSON", "write it with json.dumps")
             }
             [b'[', ..] => Self::List,
             [b'{', ..] => Self::Object,
-            _ if begins("<!doctype html") || begins("<html") || begins("<head") => Self::Other(
-                "an HTML page, as of a login or an error, in place of the data",
-                "download the file itself",
-            ),
-            _ if begins("<?xml") => Self::Other("an XML file", "write the rows as JSON lines"),
-            _ if begins("---") => Self::Other("a YAML file", "write the rows as JSON lines"),
+            _ if begins("<!doctype html") || begins("<html") || begins("<head") => {
+                Self::Unsupported(
+                    "an HTML page, such as a login or error page, instead of the data",
+                    "download the file itself",
+                )
+            }
+            _ if begins("<?xml") => {
+                Self::Unsupported("an XML file", "write the rows as JSON lines")
+            }
+            _ if begins("---") => Self::Unsupported("a YAML file", "write the rows as JSON lines"),
             _ if start.contains(&0) => {
-                Self::Other("binary data of no known format", "name the file of the rows")
+                Self::Unsupported("binary data of an unknown format", "name the file of the rows")
             }
             _ => Self::Text,
         }

@@ -1,18 +1,19 @@
-//! Where rows come from.
+//! The trait [`RowSource`]: rows by index, whatever they are read from.
 
 use bytes::Bytes;
 
-use crate::chat::{ChatTokenizer, EncodedRow};
+use crate::chat::ChatTokenizer;
+use crate::encoded_row::EncodedRow;
 use crate::error::DataError;
 use crate::row_error::RowError;
 use crate::rows::{Row, RowImage, Turn};
 
 /// Rows by index, with the bytes of their images. Many threads read at once, in any order.
 pub trait RowSource: Send + Sync {
-    /// Number of rows, unusable ones included. Costs nothing.
+    /// Number of rows, including unusable ones. It is known without reading.
     fn len(&self) -> usize;
 
-    /// Whether there are none.
+    /// Whether there are no rows.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -20,52 +21,51 @@ pub trait RowSource: Send + Sync {
     /// The conversation of row `index`, from 0, with its images.
     ///
     /// # Errors
-    /// Why the row cannot be used, or the disk that failed.
+    /// A row that cannot be used, or a disk that fails.
     fn row(&self, index: usize) -> Result<Row, RowError>;
 
-    /// Row `index` as token ids, where the source holds them: then nobody need tokenize it.
-    /// [`Self::check_encoding`] says whether the ids are the ones wanted.
+    /// Row `index` as token ids, if the source has them, so that it need not be tokenized.
+    /// [`Self::check_encoding`] tells whether the ids are the wanted ones.
     ///
     /// # Errors
-    /// Why the row cannot be used, or the disk that failed.
+    /// A row that cannot be used, or a disk that fails.
     fn prepared_row(&self, _index: usize) -> Result<Option<PreparedRow>, RowError> {
         Ok(None)
     }
 
-    /// The encoded bytes (JPEG, PNG, …) of `image`, which is number `k` of row `index`.
+    /// The encoded bytes (JPEG, PNG, …) of `image`, which is image `k` of row `index`.
     ///
     /// # Errors
-    /// Why the image cannot be had, or the disk that failed.
+    /// An image that cannot be read, or a disk that fails.
     fn image_bytes(&self, index: usize, k: usize, image: &RowImage) -> Result<Bytes, RowError>;
 
-    /// Where a person finds the row: `captions.jsonl:17`.
+    /// Location of row `index` for messages: `captions.jsonl:17`.
     fn locate(&self, index: usize) -> String;
 
-    /// The turns of row `index` alone. Sources that hold pictures beside the text do not read them
-    /// for it.
+    /// Only the turns of row `index`. Sources that have images beside the text do not read them for
+    /// this.
     ///
     /// # Errors
-    /// Why the row cannot be used, or the disk that failed.
+    /// A row that cannot be used, or a disk that fails.
     fn turns(&self, index: usize) -> Result<Vec<Turn>, RowError> {
         Ok(self.row(index)?.turns)
     }
 
-    /// Which reader reads the rows, and by what rules, a line for each file or group of files; for a
-    /// person. A few rows are read for it.
+    /// A description of how the rows are read, one line for each file or group of files. Reads a
+    /// few rows.
     fn describe(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// How many tokens row `index` has, where [`Self::prepared_row`] has them. They are not read for
-    /// it.
+    /// Number of tokens of row `index`, if [`Self::prepared_row`] has them. Does not read them.
     fn num_tokens(&self, _index: usize) -> Option<usize> {
         None
     }
 
-    /// Whether token ids that the source holds are those that `wanted` would make now.
+    /// Checks that token ids in the source are those that `wanted` would make now.
     ///
     /// # Errors
-    /// What they were made with, what is wanted and what to do about it.
+    /// Ids that were made otherwise; the message tells the difference and what to do.
     fn check_encoding(&self, _wanted: &Encoding<'_>) -> Result<(), DataError> {
         Ok(())
     }
@@ -74,19 +74,19 @@ pub trait RowSource: Send + Sync {
 /// A row as token ids, with its images.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PreparedRow {
-    /// Cut at the length limit that the source was made with.
+    /// The token ids, cut at the length limit that the source was made with.
     pub encoded: EncodedRow,
-    /// In the order of `encoded.image_starts`.
+    /// The images, in the order of `encoded.image_starts`.
     pub images: Vec<RowImage>,
 }
 
-/// What decides a row's token ids.
+/// Everything that decides a row's token ids.
 #[derive(Debug, Clone, Copy)]
 pub struct Encoding<'a> {
-    /// Vocabulary, chat template, image placeholder.
+    /// Vocabulary, chat template and image placeholder.
     pub tokenizer: &'a ChatTokenizer,
-    /// Tokens an image has in the prompt.
+    /// Number of tokens of an image in the prompt.
     pub tokens_per_image: usize,
-    /// Tokens a row is cut at.
+    /// Length in tokens at which a row is cut.
     pub max_seq_len: usize,
 }

@@ -1,4 +1,4 @@
-//! What is told of a prepared data set: lengths, what is learned from, pictures, padding.
+//! Statistics of a prepared data set: lengths, supervised tokens, images, padding.
 
 use std::collections::BTreeMap;
 
@@ -7,46 +7,46 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::chat::EncodedRow;
+use crate::encoded_row::EncodedRow;
 use crate::loader::DEFAULT_BUCKET_WINDOW;
 
-/// Counts over the rows of a data set. Sums and histograms only, so that parts can be joined.
+/// Counts over the rows of a data set. It has only sums and histograms, so that parts can be added.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statistics {
-    /// Tokens of all rows.
+    /// Number of tokens of all rows.
     pub num_tokens: u64,
-    /// Those that are learned from.
+    /// Number of tokens that are learned.
     pub num_supervised: u64,
-    /// Pictures of all rows.
+    /// Number of images of all rows.
     pub num_images: u64,
-    /// Rows that lost tokens to the length limit.
+    /// Number of rows that the length limit cut.
     pub num_cut: u64,
-    /// Rows by their number of tokens.
+    /// Number of rows by their number of tokens.
     pub rows_by_tokens: BTreeMap<u32, u64>,
-    /// Pictures by their shorter side, in pixels.
+    /// Number of images by their shorter side in pixels.
     pub images_by_short_side: BTreeMap<u32, u64>,
-    /// Pictures by their longer side, in pixels.
+    /// Number of images by their longer side in pixels.
     pub images_by_long_side: BTreeMap<u32, u64>,
 }
 
-/// The share of a batch's tokens that is padding.
+/// The fraction of a batch's tokens that is padding.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PaddingWaste {
-    /// Rows in a drawn order, filled up to the longest of a batch.
+    /// Rows in shuffled order, padded to the longest of a batch.
     pub drawn: f64,
-    /// The same with rows of like length put together, as a loader does unless told otherwise.
+    /// The same with rows of similar length put together, which is the default of a loader.
     pub bucketed: f64,
-    /// Every row filled up to the length limit, as the reference does.
+    /// Every row padded to the length limit, as in the reference.
     pub to_limit: f64,
 }
 
 impl Statistics {
-    /// Counts a row; `is_cut` says whether it lost tokens to the length limit, and `image_sizes` are
-    /// the widths and heights of its images.
+    /// Counts a row. `is_cut` tells whether the length limit cut it, and `image_sizes` are the
+    /// widths and heights of its images.
     pub(crate) fn add(&mut self, encoded: &EncodedRow, is_cut: bool, image_sizes: &[(u32, u32)]) {
         let num_tokens = encoded.input_ids.len();
         self.num_tokens += num_tokens as u64;
-        // The first token of all is predicted by none.
+        // No position predicts the first token.
         let learned = encoded.supervised.iter().map(|span| span.end - span.start.max(1));
         self.num_supervised += learned.sum::<usize>() as u64;
         self.num_cut += u64::from(is_cut);
@@ -75,7 +75,7 @@ impl Statistics {
         }
     }
 
-    /// Padding at batches of `batch_size` rows, by the lengths of at most a hundred thousand rows.
+    /// Padding of batches of `batch_size` rows, by the lengths of at most a hundred thousand rows.
     pub fn padding_waste(&self, batch_size: usize, max_seq_len: usize) -> PaddingWaste {
         const MAX_SAMPLES: u64 = 100_000;
         let num_rows: u64 = self.rows_by_tokens.values().sum();
@@ -83,7 +83,7 @@ impl Statistics {
         let mut lengths: Vec<u32> = Vec::new();
         let mut seen = 0;
         for (&length, &count) in &self.rows_by_tokens {
-            // Every `step`-th row of all, in the order of their lengths.
+            // Every `step`-th of all rows, in the order of their lengths.
             let taken = (seen + count).div_ceil(step) - u64::div_ceil(seen, step);
             lengths.extend(std::iter::repeat_n(length, taken as usize));
             seen += count;

@@ -1,28 +1,29 @@
-//! Chooses the columns of a table with a schema (Parquet, Arrow) that rows are read from.
+//! Chooses the columns of a table with a schema (Parquet, Arrow) from which rows are read.
 
 use std::sync::Arc;
 
 use crate::form;
 use crate::row_options::RowOptions;
 
-/// What decides about a column.
+/// The properties by which a column is chosen.
 #[derive(Debug)]
 pub(crate) struct TableColumn<'a> {
     pub(crate) name: &'a str,
-    /// Whether it is a struct of `bytes` and `path`, or a list of such: an image or audio.
+    /// Whether it is a struct of `bytes` and `path`, or a list of such structs: an image or audio.
     pub(crate) is_image_struct: bool,
-    /// Whether it holds bytes that are not marked as text.
+    /// Whether it has bytes that are not marked as text.
     pub(crate) is_binary: bool,
-    /// The names of its parts, its own included.
+    /// The names of the column and of all nested fields.
     pub(crate) parts: Vec<&'a str>,
 }
 
-/// The options to read the rows with: where the only image column is known by its type and not by its
-/// name, they name it. Rows are read from the columns that [`form::is_known_column`] then accepts.
+/// The options with which the rows are read. If the only image column is known by its type and not
+/// by its name, they name it. Rows are read from the columns that [`form::is_known_column`] then
+/// accepts.
 ///
 /// # Errors
-/// Columns that have no known form or hold images that would not be read; ratings that do not exist.
-/// `described` lists the columns in the messages.
+/// Columns of no known form, or with images that would not be read; ratings that do not exist.
+/// `described` lists the columns for the messages.
 pub(crate) fn resolve_options(
     columns: &[TableColumn<'_>],
     described: &str,
@@ -44,9 +45,9 @@ pub(crate) fn resolve_options(
     {
         if by_type.len() > 1 || columns.iter().any(|column| is_image(column, &options)) {
             return Err(format!(
-                "the column {first:?} looks like images and has no known name; rename the column \
-                 whose images the rows show to \"image\", and drop the others; the file has: \
-                 {described}"
+                "the column {first:?} seems to hold images, but its name is not known; rename the \
+                 column whose images the rows show to \"image\", and drop the others; the columns \
+                 are: {described}"
             ));
         }
         Arc::make_mut(&mut options).image_keys = vec![first.to_owned()];
@@ -57,16 +58,16 @@ pub(crate) fn resolve_options(
     if !form::has_form(&names) {
         return Err(format!(
             "expected a column \"conversations\", \"messages\" or \"texts\", a question with an \
-             answer, or a caption (and images as \"image\", \"images\" or \"image_bytes\"); the file \
-             has: {described}"
+             answer, or a caption (and images as \"image\", \"images\" or \"image_bytes\"); found: \
+             {described}"
         ));
     }
     let has_image = known.iter().any(|column| is_image(column, &options));
     let unread = |column: &&TableColumn| column.is_binary && !is_known(column, &options);
     if let (false, Some(column)) = (has_image, columns.iter().find(unread)) {
         return Err(format!(
-            "the column {:?} has bytes, which may be images, and no other column has any; rename it \
-             to \"image\", or drop it",
+            "the column {:?} has bytes that may be images, and no other column has images; rename \
+             it to \"image\", or drop it",
             column.name
         ));
     }
@@ -75,7 +76,8 @@ pub(crate) fn resolve_options(
     };
     if let Some((name, _)) = options.min_ratings.iter().find(|(name, _)| !has_rating(name)) {
         return Err(format!(
-            "there are no ratings called {name:?} (nor {name}_ratings); the file has: {described}"
+            "`min_rating` names {name:?}, but there is no such column (nor {name}_ratings); found: \
+             {described}"
         ));
     }
     Ok(options)

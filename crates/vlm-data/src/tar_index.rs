@@ -1,4 +1,4 @@
-//! Which members of a tar archive are samples, as WebDataset has them. Only headers are read.
+//! Finds the samples of a tar archive in the form of WebDataset. Only headers are read.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
@@ -8,34 +8,34 @@ use crate::plain_file::PlainFile;
 use crate::row_options::RowOptions;
 use crate::row_text::ByteRange;
 
-/// Extensions of members that are images, those that are not read but named among them.
+/// Extensions of images, including formats that cannot be decoded.
 const IMAGE_EXTENSIONS: [&str; 12] =
     ["jpg", "jpeg", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "heic", "jp2"];
-/// Extensions of members that are a caption.
+/// Extensions of captions.
 const TEXT_EXTENSIONS: [&str; 4] = ["txt", "text", "caption", "cap"];
-/// Extensions of members that are not trained on, so that their samples are not.
+/// Extensions of media that are not trained on, so that their samples are rejected.
 const OTHER_EXTENSIONS: [&str; 8] = ["mp4", "webm", "avi", "mkv", "mov", "wav", "mp3", "flac"];
 
-/// The members of one sample; a member's header is the block before its content.
+/// The members of one sample. A member's header is the block before its content.
 #[derive(Debug, Clone)]
 pub(crate) struct Sample {
     pub(crate) json: Option<ByteRange>,
     pub(crate) text: Option<ByteRange>,
-    /// In `images`.
+    /// Indices in `images` of the index.
     pub(crate) images: Range<u32>,
-    /// Whether it has a video or a sound.
+    /// Whether it has video or audio.
     pub(crate) has_other_media: bool,
 }
 
-/// What an archive holds.
+/// The content of an archive.
 pub(crate) struct Index {
     pub(crate) samples: Vec<Sample>,
-    /// Images of all samples, those of one behind one another.
+    /// The images of all samples, those of one sample together.
     pub(crate) images: Vec<ByteRange>,
 }
 
-/// Finds the samples. Members of one key are one sample, beside each other or not; a member of a kind
-/// that the sample has already, as where archives were joined, begins another one.
+/// Finds the samples. Members with the same key belong to one sample, adjacent or not. A member of
+/// a kind that the sample already has begins another sample, as where archives were joined.
 ///
 /// # Errors
 /// An archive that is broken or has more members than the options allow.
@@ -60,7 +60,10 @@ pub(crate) fn index(
         let entry = entry.map_err(|e| cut_off(samples.len(), e.to_string()))?;
         if number >= options.max_archive_members {
             let limit = options.max_archive_members;
-            return Err(DataError::content(path, format!("has more than {limit} members")));
+            return Err(DataError::content(
+                path,
+                format!("the archive has more than {limit} members; split it"),
+            ));
         }
         if !entry.header().entry_type().is_file() {
             continue;
@@ -71,7 +74,7 @@ pub(crate) fn index(
         if member.offset.checked_add(member.bytes).is_none_or(|end| end > length) {
             return Err(cut_off(
                 samples.len(),
-                format!("{name} goes beyond the end of the file; fetch it anew"),
+                format!("{name} goes beyond the end of the file; fetch it again"),
             ));
         }
         let kind = extension.rsplit('.').next().unwrap_or_default().to_ascii_lowercase();
@@ -96,7 +99,7 @@ pub(crate) fn index(
             sample.has_other_media = true;
         }
     }
-    // Those of one sample behind one another, in the archive's order.
+    // The images of one sample are put together, in the order of the archive.
     images.sort_by_key(|(sample, _)| *sample);
     for (k, (sample, _)) in images.iter().enumerate() {
         let range = &mut samples[*sample as usize].images;
@@ -105,7 +108,7 @@ pub(crate) fn index(
         }
         range.end = k as u32 + 1;
     }
-    // A sample of other members alone, as an index that some writers add, is no row.
+    // A sample with none of these members is not a row: some writers add an index.
     samples.retain(|sample| {
         let is_conversation = sample.json.is_some() || sample.images.start < sample.images.end;
         is_conversation || sample.has_other_media
@@ -113,20 +116,20 @@ pub(crate) fn index(
     Ok(Index { samples, images: images.into_iter().map(|(_, member)| member).collect() })
 }
 
-/// What stands for a name while the archive is looked through.
+/// A short key for a name while the archive is indexed.
 fn short_hash(name: &str) -> u128 {
     let hash = blake3::hash(name.as_bytes());
     u128::from_le_bytes(*hash.as_bytes().first_chunk().unwrap_or(&[0; 16]))
 }
 
-/// Begins a sample; its number.
+/// Begins a sample and returns its number.
 fn push(samples: &mut Vec<Sample>) -> u32 {
     samples.push(Sample { json: None, text: None, images: 0..0, has_other_media: false });
     samples.len() as u32 - 1
 }
 
-/// `dir/0001.left.jpg` → `dir/0001`, `left.jpg`: a sample's key ends at the first dot of the file's
-/// name, as WebDataset has it. What macOS adds to archives is no member of a sample.
+/// Splits `dir/0001.left.jpg` into `dir/0001` and `left.jpg`: as in WebDataset, a sample's key ends
+/// at the first dot of the file's name. Files that macOS adds to archives belong to no sample.
 fn split_name(name: &str) -> Option<(&str, &str)> {
     let name = name.strip_prefix("./").unwrap_or(name);
     if name.split('/').any(|part| part.starts_with("._") || part == "__MACOSX") {

@@ -1,4 +1,5 @@
-//! Chat templates: the Jinja text that comes with a tokenizer, rendered as Hugging Face does.
+//! Renders chat templates, the Jinja text that comes with a tokenizer, in the same way as Hugging
+//! Face.
 
 use std::collections::BTreeMap;
 
@@ -8,22 +9,23 @@ use minijinja::machinery::WhitespaceConfig;
 use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::Serialize;
 
+use crate::bounded_template::BoundedTemplate;
 use crate::generation_tag::replace_generation_tags;
 use crate::reject::{Reject, RejectReason};
 use crate::rows::Role;
-use crate::template_limits::{self, BoundedTemplate};
+use crate::template_limits;
 
 const NAME: &str = "chat_template";
 
-/// A turn as a template takes it.
+/// A turn in the form that a template takes.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Message {
     pub(crate) role: Role,
     pub(crate) content: Content,
 }
 
-/// The content of a message: text, or a list of parts as the processors of vision-language models
-/// pass it.
+/// The content of a message: text, or a list of parts as in the processors of vision-language
+/// models.
 #[derive(Debug, Clone, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Content {
@@ -48,11 +50,11 @@ pub(crate) struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Compiles `source`. `special_tokens` are the names under which it sees the tokenizer's
-    /// special tokens, `eos_token` and the like; a name that is not there is undefined.
+    /// Compiles `source`. `special_tokens` are the tokenizer's special tokens by the names under
+    /// which the template sees them, such as `eos_token`; other names are undefined.
     ///
     /// # Errors
-    /// The template's syntax, as text with its line.
+    /// A syntax error of the template, with its line.
     pub(crate) fn new(
         source: &str,
         special_tokens: BTreeMap<String, String>,
@@ -68,7 +70,7 @@ impl ChatTemplate {
             lstrip_blocks: true,
             trim_blocks: true,
         };
-        // What is compiled refers to the source for as long as the program runs.
+        // The compiled template refers to the source for as long as the program runs.
         let source: &'static str = replace_generation_tags(source).leak();
         let compiled =
             BoundedTemplate::compile(NAME, source, whitespace).map_err(|e| explain(&e))?;
@@ -76,12 +78,12 @@ impl ChatTemplate {
         Ok(Self { environment, compiled, special_tokens })
     }
 
-    /// The prompt of `messages`; with `add_generation_prompt` the template opens the answer that is
+    /// The prompt of `messages`. With `add_generation_prompt` the template opens the answer that is
     /// to be generated.
     ///
     /// # Errors
-    /// [`RejectReason::TemplateRefused`]: the template raises, as many do on roles out of order, or
-    /// it reaches one of the limits of [`template_limits`].
+    /// [`RejectReason::TemplateRefused`]: the template raises an error, as many do for roles out of
+    /// order, or it reaches one of the limits of [`template_limits`].
     pub(crate) fn render(
         &self,
         messages: &[Message],
@@ -91,7 +93,7 @@ impl ChatTemplate {
         let root = context! {
             messages,
             add_generation_prompt,
-            // Hugging Face passes these two always, and templates ask whether they are none.
+            // Hugging Face always passes these two, and templates test whether they are none.
             tools => (),
             documents => (),
             ..special_tokens
@@ -99,13 +101,13 @@ impl ChatTemplate {
         self.compiled.render(&self.environment, root).map_err(|e| {
             Reject::new(
                 RejectReason::TemplateRefused,
-                format!("the chat template refuses the conversation: {}", explain(&e)),
+                format!("the chat template raised an error: {}", explain(&e)),
             )
         })
     }
 }
 
-/// Python's `strftime`, in UTC; a code that is not known is left as it is.
+/// Python's `strftime` in UTC; an unknown code is left as it is.
 fn now(time: DateTime<Utc>, format: &str) -> String {
     time.format_with_items(StrftimeItems::new_lenient(format)).to_string()
 }

@@ -1,5 +1,5 @@
-//! Where the chat template of a tokenizer lies: five places, in the order of Hugging Face's
-//! processors and tokenizers.
+//! Finds the chat template of a tokenizer in one of five places, in the same order as Hugging
+//! Face's processors and tokenizers.
 
 use std::path::{Path, PathBuf};
 
@@ -8,30 +8,30 @@ use serde_json::Value;
 use crate::error::DataError;
 use crate::json_file::read_json;
 
-/// A longer template, in bytes, is refused. Those in use have at most some ten thousand.
+/// Largest template in bytes. Known templates have at most some ten thousand.
 const MAX_TEMPLATE_BYTES: usize = 1 << 18;
 
-/// Folders that hold one template a file; transformers writes the second name.
+/// Folders with one template per file; transformers writes the second name.
 const FOLDERS: [&str; 2] = ["chat_templates", "additional_chat_templates"];
 
-/// The template: that of `chat_template.jinja`, else of `chat_template.json` (which a processor
-/// has), else of `tokenizer_config.json`, whose content is `config`, else of a folder of templates.
-/// Of several with names it is the one called "default", or the only one.
+/// The chat template: from `chat_template.jinja`, else from `chat_template.json` (of a processor),
+/// else from `tokenizer_config.json`, whose content is `config`, else from a folder of templates.
+/// Of several templates the one called "default" is used, or the only one.
 ///
 /// # Errors
-/// A file that cannot be read, no template, several of which none is the default.
+/// A file that cannot be read; no template; several templates without a default.
 pub(crate) fn chat_template(dir: &Path, config: &Value) -> Result<String, DataError> {
     let (path, template) = find(dir, config)?.ok_or_else(|| {
         DataError::content(
             dir,
             "no chat template: expected the file chat_template.jinja or chat_template.json, or \
-             \"chat_template\" in tokenizer_config.json; a base model's tokenizer has none, take \
-             the chat model's",
+             \"chat_template\" in tokenizer_config.json; the tokenizer of a base model has none: \
+             use that of the chat model",
         )
     })?;
     if template.len() > MAX_TEMPLATE_BYTES {
         let problem = format!(
-            "the chat template has {} bytes; at most {MAX_TEMPLATE_BYTES} are read",
+            "the chat template has {} bytes; the limit is {MAX_TEMPLATE_BYTES}",
             template.len()
         );
         return Err(DataError::content(&path, problem));
@@ -49,7 +49,7 @@ fn find(dir: &Path, config: &Value) -> Result<Option<(PathBuf, String)>, DataErr
         let value = read_json(&file)?;
         let template = value.get("chat_template").unwrap_or(&value);
         let template = of_value(&file, template)?.ok_or_else(|| {
-            DataError::content(&file, "no \"chat_template\" in it that is text or a list of texts")
+            DataError::content(&file, "expected \"chat_template\" as text or as a list of texts")
         })?;
         return Ok(Some((file, template)));
     }
@@ -70,7 +70,7 @@ fn read(file: &Path) -> Result<String, DataError> {
     std::fs::read_to_string(file).map_err(DataError::io(file, "read the chat template"))
 }
 
-/// A template as text, as a list of `{"name", "template"}`, or as an object of names.
+/// A template given as text, as a list of `{"name", "template"}`, or as an object of names.
 fn of_value(path: &Path, value: &Value) -> Result<Option<String>, DataError> {
     let text = |value: &Value| value.as_str().map(str::to_owned);
     let named: Vec<(String, String)> = match value {
@@ -106,8 +106,8 @@ fn choose<T>(path: &Path, mut named: Vec<(String, T)>) -> Result<Option<T>, Data
     if named.len() > 1 {
         let names: Vec<_> = named.iter().map(|(name, _)| name.as_str()).collect();
         let problem = format!(
-            "{} chat templates and none is called \"default\": {}; write the one to be used into \
-             the file chat_template.jinja beside it",
+            "expected one chat template or one called \"default\", found {}: {}; write the one to \
+             use into the file chat_template.jinja",
             named.len(),
             names.join(", ")
         );
@@ -140,7 +140,7 @@ mod tests {
         }
         write("chat_templates/rag.jinja", "x");
         let error = found(dir.path(), none.clone()).unwrap_err();
-        assert!(error.contains("2 chat templates") && error.contains("only, rag"), "{error}");
+        assert!(error.contains("found 2") && error.contains("only, rag"), "{error}");
         write("chat_templates/default.jinja", "c");
         assert_eq!(found(dir.path(), none).unwrap(), "c");
         let config = json!({ "chat_template": "d" });
@@ -152,7 +152,7 @@ mod tests {
         write("chat_template.jinja", "f");
         assert_eq!(found(dir.path(), config.clone()).unwrap(), "f");
         write("chat_template.jinja", &"f".repeat(MAX_TEMPLATE_BYTES + 1));
-        assert!(found(dir.path(), config).unwrap_err().contains("at most"));
+        assert!(found(dir.path(), config).unwrap_err().contains("the limit is"));
     }
 
     #[test]

@@ -1,45 +1,46 @@
-//! Limits on what rendering a chat template may cost, so that one that loops without end or doubles
-//! a text again and again is refused instead of filling memory or keeping a thread busy.
+//! Limits the cost of rendering a chat template, so that a template that loops without end or
+//! doubles a text again and again is refused instead of filling the memory or occupying a thread.
 //!
-//! The template engine counts instructions. It does not count the bytes that one instruction makes,
-//! so the operators that build texts and lists, and the filters and methods whose results can be
-//! much longer than what they are given, are replaced by functions that count these bytes first.
+//! The template engine counts instructions, but not the bytes that an instruction makes. Therefore
+//! the operators that build texts and lists, and the filters and methods whose results can be much
+//! longer than their arguments, are replaced by functions that count these bytes first.
 
 use std::cell::Cell;
-use std::collections::BTreeMap;
 
-use minijinja::machinery::{
-    CodeGenerator, Instruction, Instructions, Token, Vm, WhitespaceConfig, make_string_output,
-    parse, tokenize,
-};
 use minijinja::value::{Rest, ValueKind};
-use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, Value, filters};
+use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 
-/// Instructions of one rendering. The templates in use need some hundred for a turn.
+/// Largest number of instructions in one rendering. Known templates need a few hundred per turn.
 pub(crate) const MAX_STEPS: u64 = 500_000;
 
-/// Bytes that one rendering may build, its output included; the text of a row counts a few times.
+/// Largest number of bytes that one rendering may build, including its output. The text of a row
+/// counts several times.
 pub(crate) const MAX_BYTES: usize = 128 << 20;
 
-/// How deeply lists may lie in each other, and macros may call each other.
+/// Deepest nesting of lists and of macro calls.
 const MAX_DEPTH: usize = 64;
 
 thread_local! {
-    /// What the rendering of this thread may still build.
+    /// Number of bytes that the rendering of this thread may still build.
     static BYTES_LEFT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// How the message about a limit that was reached begins.
+/// Start of the message about a limit that was reached.
 pub(crate) const TOO_MUCH_WORK: &str = "the template does too much work";
 
-fn exceeded(what: &str) -> Error {
+pub(crate) fn exceeded(what: &str) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("{TOO_MUCH_WORK}: {what}"))
 }
 
-/// An error of the engine that says that a limit was reached, in words.
+/// The message for an error of the engine that means that a limit was reached.
 pub(crate) fn explain(error: &Error) -> Option<String> {
     (error.kind() == ErrorKind::OutOfFuel)
         .then(|| format!("{TOO_MUCH_WORK}: more than {MAX_STEPS} steps"))
+}
+
+/// Begins a rendering on this thread.
+pub(crate) fn start_counting() {
+    BYTES_LEFT.set(MAX_BYTES);
 }
 
 fn spend(bytes: usize) -> Result<(), Error> {
@@ -48,12 +49,12 @@ fn spend(bytes: usize) -> Result<(), Error> {
     left.map(drop).ok_or_else(|| exceeded(&format!("it builds more than {MAX_BYTES} bytes")))
 }
 
-/// Counts the bytes of a value's text, or as many for each item of a list.
+/// Counts the bytes of a value's text, or a fixed number for each item of a list.
 fn spend_value(value: &Value, depth: usize) -> Result<(), Error> {
-    /// An item takes memory however short it is.
+    /// Bytes that are counted for an item, however short.
     const ITEM: usize = 64;
     if depth > MAX_DEPTH {
-        return Err(exceeded(&format!("its lists lie more than {MAX_DEPTH} deep in each other")));
+        return Err(exceeded(&format!("its lists are nested more than {MAX_DEPTH} deep")));
     }
     match value.kind() {
         ValueKind::String => spend(value.as_str().map_or(0, str::len)),
@@ -80,120 +81,14 @@ fn spend_all(values: &[Value]) -> Result<(), Error> {
     values.iter().try_for_each(|value| spend_value(value, 0))
 }
 
-/// A template compiled with the functions below in the place of operators.
-#[derive(Debug)]
-pub(crate) struct BoundedTemplate {
-    instructions: Instructions<'static>,
-    blocks: BTreeMap<&'static str, Instructions<'static>>,
-}
+/// Names of the functions that replace operators.
+pub(crate) const ADD: &str = "operator +";
+pub(crate) const CONCAT: &str = "operator ~";
+pub(crate) const TIMES: &str = "operator *";
+pub(crate) const LIST: &str = "list of";
+pub(crate) const MAP: &str = "map of";
 
-const ADD: &str = "operator +";
-const CONCAT: &str = "operator ~";
-const TIMES: &str = "operator *";
-const LIST: &str = "list of";
-const MAP: &str = "map of";
-
-impl BoundedTemplate {
-    /// Compiles `source`, which must live as long as the program: a program opens few tokenizers.
-    ///
-    /// # Errors
-    /// The template's syntax; constants that are too large when they are multiplied.
-    pub(crate) fn compile(
-        name: &'static str,
-        source: &'static str,
-        whitespace: WhitespaceConfig,
-    ) -> Result<Self, Error> {
-        check_constant_products(source, whitespace)?;
-        let syntax_tree = parse(source, name, Default::default(), whitespace)?;
-        let mut generator = CodeGenerator::new(name, source);
-        generator.compile_stmt(&syntax_tree);
-        let (mut instructions, mut blocks) = generator.finish();
-        count_bytes(&mut instructions);
-        blocks.values_mut().for_each(count_bytes);
-        Ok(Self { instructions, blocks })
-    }
-
-    /// Renders the template with what it sees as `root`.
-    ///
-    /// # Errors
-    /// What the template raises; a limit that was reached, see [`explain`].
-    pub(crate) fn render(
-        &self,
-        environment: &Environment<'static>,
-        root: Value,
-    ) -> Result<String, Error> {
-        BYTES_LEFT.set(MAX_BYTES);
-        let mut text = String::new();
-        let mut output = make_string_output(&mut text);
-        let escape = AutoEscape::None;
-        Vm::new(environment).eval(&self.instructions, root, &self.blocks, &mut output, escape)?;
-        Ok(text)
-    }
-
-    /// The most instructions that a rendering may have: fewer where the template's own words are
-    /// so long that repeating them would fill memory.
-    pub(crate) fn max_steps(&self) -> u64 {
-        let all = std::iter::once(&self.instructions).chain(self.blocks.values());
-        let longest = all
-            .flat_map(|list| (0..list.len() as u32).filter_map(|index| list.get(index)))
-            .map(|instruction| match instruction {
-                Instruction::EmitRaw(words) => words.len(),
-                _ => 0,
-            })
-            .max();
-        MAX_STEPS.min(2 * (MAX_BYTES / longest.unwrap_or(0).max(1)) as u64)
-    }
-}
-
-/// The compiler works out what consists of constants, a text times a number among them, before any
-/// limit holds.
-///
-/// # Errors
-/// A product of a constant that is large, or very many products.
-fn check_constant_products(source: &str, whitespace: WhitespaceConfig) -> Result<(), Error> {
-    const MAX_PRODUCTS: usize = 16;
-    const MAX_FACTOR: u64 = 1000;
-    let is_large = |token: Option<&Token>| match token {
-        Some(Token::Int(number)) => *number > MAX_FACTOR,
-        Some(Token::Int128(_)) => true,
-        Some(Token::Str(text)) => text.len() as u64 > MAX_FACTOR,
-        Some(Token::String(text)) => text.len() as u64 > MAX_FACTOR,
-        _ => false,
-    };
-    let tokens = tokenize(source, false, Default::default(), whitespace);
-    let tokens: Vec<Token> = tokens.map(|token| Ok(token?.0)).collect::<Result<_, Error>>()?;
-    let products = tokens.iter().enumerate().filter(|(_, token)| matches!(token, Token::Mul));
-    for (number, (at, _)) in products.enumerate() {
-        let before = at.checked_sub(1).and_then(|at| tokens.get(at));
-        if number == MAX_PRODUCTS || is_large(before) || is_large(tokens.get(at + 1)) {
-            return Err(exceeded(&format!(
-                "it has more than {MAX_PRODUCTS} products, or one with a constant above {MAX_FACTOR}"
-            )));
-        }
-    }
-    Ok(())
-}
-
-fn count_bytes(instructions: &mut Instructions<'static>) {
-    for index in 0..instructions.len() as u32 {
-        let Some(instruction) = instructions.get_mut(index) else { continue };
-        // The same number of values is taken from the stack, and one put there.
-        *instruction = match instruction {
-            Instruction::Add => Instruction::CallFunction(ADD, Some(2)),
-            Instruction::StringConcat => Instruction::CallFunction(CONCAT, Some(2)),
-            Instruction::Mul => Instruction::CallFunction(TIMES, Some(2)),
-            Instruction::BuildList(Some(n)) if *n <= usize::from(u16::MAX) => {
-                Instruction::CallFunction(LIST, Some(*n as u16))
-            }
-            Instruction::BuildMap(pairs) if *pairs <= usize::from(u16::MAX / 2) => {
-                Instruction::CallFunction(MAP, Some(2 * *pairs as u16))
-            }
-            _ => continue,
-        };
-    }
-}
-
-/// Adds the functions, and filters and methods that count.
+/// Adds the counting functions, filters and methods.
 pub(crate) fn set_up(environment: &mut Environment<'static>) {
     environment.set_recursion_limit(4 * MAX_DEPTH);
     environment.add_function(ADD, add);
@@ -251,7 +146,8 @@ pub(crate) fn set_up(environment: &mut Environment<'static>) {
     });
 }
 
-/// Counts what a filter or method makes of its arguments, the value itself first.
+/// Counts the result of a filter or method from its arguments, of which the first is the value
+/// itself.
 fn spend_result(name: &str, args: &[Value]) -> Result<(), Error> {
     spend_all(args)?;
     let text = |k: usize| args.get(k).and_then(Value::as_str).unwrap_or_default();
@@ -265,9 +161,9 @@ fn spend_result(name: &str, args: &[Value]) -> Result<(), Error> {
             (text(0).lines().count() + 1).saturating_mul(width)
         }
         "batch" | "slice" => number(1).saturating_mul(16),
-        // Widths are digits in the text ('%99s', '{:99}') or numbers beside it ('%*d').
+        // Widths are digits in the text ('%99s', '{:99}') or separate numbers ('%*d').
         "format" if text(0).contains('*') => {
-            return Err(exceeded("it formats a text with a width that is not written in it"));
+            return Err(exceeded("it formats a text with a width given as an argument"));
         }
         "format" => {
             let digits = text(0).split(|c: char| !c.is_ascii_digit()).filter(|run| !run.is_empty());
@@ -278,7 +174,7 @@ fn spend_result(name: &str, args: &[Value]) -> Result<(), Error> {
     spend(more)
 }
 
-/// `a + b`, as the engine has it.
+/// `a + b`, as in the engine.
 fn add(a: &Value, b: &Value) -> Result<Value, Error> {
     spend_value(a, 0)?;
     spend_value(b, 0)?;
@@ -292,7 +188,7 @@ fn add(a: &Value, b: &Value) -> Result<Value, Error> {
     of_numbers("+", a, b, i64::checked_add, |a, b| a + b)
 }
 
-/// `a * b`, as the engine has it.
+/// `a * b`, as in the engine.
 fn times(a: &Value, b: &Value) -> Result<Value, Error> {
     let (value, count) = if a.as_usize().is_some() { (b, a) } else { (a, b) };
     let count = count.as_usize();
@@ -336,7 +232,8 @@ fn of_numbers(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::collections::BTreeMap;
+
     use crate::template::ChatTemplate;
 
     fn error(source: &str) -> String {

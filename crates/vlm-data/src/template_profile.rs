@@ -1,8 +1,8 @@
-//! What a chat template does in general, found out by rendering a conversation of four short turns.
+//! Finds out how a chat template works by rendering a conversation of four short turns.
 
 use std::ops::Range;
 
-use crate::marked::MarkedPrompt;
+use crate::mark_positions::MarkPositions;
 use crate::marks::{ContentForm, Conversation};
 use crate::reject::Reject;
 use crate::rows::{IMAGE_TAG, Role, Turn};
@@ -11,16 +11,16 @@ use crate::template::ChatTemplate;
 /// How a template opens an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Opening {
-    /// The prompt ends where the answer's text begins.
+    /// The prompt ends where the text of the answer begins.
     AtText,
-    /// With words that it writes when a generation prompt is asked for; between them and the text
-    /// there may be more, which is then part of the answer.
+    /// With the text of its generation prompt. There may be more text between that and the answer,
+    /// which then belongs to the answer.
     GenerationPrompt,
-    /// With words that it writes together with the answer, and never without one.
+    /// With text that it writes only together with an answer.
     WithText,
 }
 
-/// What a template does.
+/// How a template works.
 #[derive(Debug)]
 pub(crate) struct TemplateProfile {
     pub(crate) form: ContentForm,
@@ -31,11 +31,11 @@ pub(crate) struct TemplateProfile {
 #[derive(Debug)]
 pub(crate) struct Probe {
     pub(crate) text: String,
-    /// Where the words before the first question end.
+    /// End of the text before the first question.
     pub(crate) first_question: usize,
-    /// Where the first answer ends, and the second question begins.
+    /// From the end of the first answer to the start of the second question.
     pub(crate) between: Range<usize>,
-    /// Where the second answer ends.
+    /// End of the second answer.
     pub(crate) last_end: usize,
 }
 
@@ -49,11 +49,11 @@ fn turns() -> [Turn; 4] {
 }
 
 impl TemplateProfile {
-    /// Renders the conversation in the forms that a content may have, and takes the first in which
-    /// its texts come out.
+    /// Renders the conversation with each form of content, and takes the first form in which all
+    /// texts are rendered.
     ///
     /// # Errors
-    /// Why the template takes it in none: what it says of text, in words.
+    /// The template accepts no form: its error for plain text.
     pub(crate) fn find(
         template: &ChatTemplate,
         image_token: &str,
@@ -65,7 +65,7 @@ impl TemplateProfile {
         }
         let form = match image_text(template) {
             Some(image_text) => {
-                // Words around the image's token, as <|vision_start|>, stay where they are.
+                // Text around the image's token, such as <|vision_start|>, stays where it is.
                 let mut tokens = image_text.match_indices(image_token);
                 let core = match (tokens.next(), tokens.next()) {
                     (Some((at, token)), None) => at..at + token.len(),
@@ -83,11 +83,11 @@ impl TemplateProfile {
         turns: &[Turn],
         form: ContentForm,
     ) -> Result<(Self, Probe), Reject> {
-        // Whatever the opening is, the marks show where the texts are.
+        // The marks show where the texts are, whatever the opening is.
         let guess = Self { form: form.clone(), opening: Opening::AtText };
         let conversation = Conversation { turns, form: &form, image: "" };
-        let places = MarkedPrompt::places(template, &conversation, false)?;
-        let place = |turn| MarkedPrompt::known_place(&conversation, &places, turn);
+        let places = MarkPositions::find(template, &conversation, false)?;
+        let place = |turn| places.whole_text(&conversation, turn);
         let (first, answer, second, last) = (place(0)?, place(1)?, place(2)?, place(3)?);
         let mut openings = Vec::new();
         for (num_turns, start) in [(1, answer.start), (3, last.start)] {
@@ -98,7 +98,7 @@ impl TemplateProfile {
                 (Ok(with), Ok(without)) if with == without => {
                     match places.text[..start].strip_prefix(with.as_str()) {
                         Some("") => Opening::AtText,
-                        // White space alone opens nothing: it is the beginning of the answer.
+                        // White space alone is not a header: it is the beginning of the answer.
                         Some(header) if header.trim().is_empty() => Opening::GenerationPrompt,
                         _ => Opening::WithText,
                     }
@@ -122,7 +122,8 @@ impl TemplateProfile {
     }
 }
 
-/// What a template that takes parts writes for an image, found by a question with and without one.
+/// The text that a template writes for an image part, found by rendering a question with and
+/// without an image.
 fn image_text(template: &ChatTemplate) -> Option<String> {
     const QUESTION: &str = "Is it red";
     let form = ContentForm::Parts { image_text: String::new(), core: 0..0 };
@@ -141,13 +142,13 @@ fn image_text(template: &ChatTemplate) -> Option<String> {
     (!added.is_empty()).then(|| added.to_owned())
 }
 
-/// Length in bytes of what two texts have in common at their start.
+/// Length in bytes of the common start of two texts.
 pub(crate) fn common_prefix(a: &str, b: &str) -> usize {
     let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b);
     same.map(|(c, _)| c.len_utf8()).sum()
 }
 
-/// Length in bytes of what two texts have in common at their end.
+/// Length in bytes of the common end of two texts.
 pub(crate) fn common_suffix(a: &str, b: &str) -> usize {
     let same = a.chars().rev().zip(b.chars().rev()).take_while(|(a, b)| a == b);
     same.map(|(c, _)| c.len_utf8()).sum()

@@ -1,4 +1,4 @@
-//! The files that a tokenizer and its chat template come in, in Hugging Face's form.
+//! Reads the files of a tokenizer and its chat template in Hugging Face's form.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,16 +16,16 @@ const EOS_TOKEN_ID: &str = "eos_token_id";
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// What the files say.
+/// The content of the files.
 #[derive(Debug)]
 pub(crate) struct TokenizerFiles {
-    /// `tokenizer.json`, without what would change lengths behind our back.
+    /// `tokenizer.json`, without truncation and padding, which would change the lengths of rows.
     pub(crate) tokenizer: Value,
     /// Jinja text.
     pub(crate) chat_template: String,
     /// Each of [`SPECIAL_TOKENS`] that the tokenizer has.
     pub(crate) special_tokens: BTreeMap<String, String>,
-    /// `eos_token_id` of `generation_config.json`: what else ends an answer.
+    /// `eos_token_id` of `generation_config.json`: further ids that end an answer.
     pub(crate) generation_eos_ids: Vec<i64>,
 }
 
@@ -55,8 +55,8 @@ impl TokenizerFiles {
             }
         }
         if !special_tokens.contains_key("eos_token") {
-            let problem = "no \"eos_token\", nor in special_tokens_map.json, nor an \
-                           \"eos_token_id\" in generation_config.json; it is what ends a text";
+            let problem = "expected \"eos_token\", the token that ends a text, here or in \
+                           special_tokens_map.json, or \"eos_token_id\" in generation_config.json";
             return Err(DataError::content(&config_path, problem));
         }
         Ok(Self {
@@ -72,8 +72,8 @@ impl TokenizerFiles {
         self.special_tokens.get("eos_token").map_or("", String::as_str)
     }
 
-    /// Hash of all that decides which ids a conversation gets; `supervision` is what else decides
-    /// which of them are learned.
+    /// A hash of everything that decides the ids of a conversation; `supervision` describes what
+    /// else decides which of them are learned.
     pub(crate) fn hash(&self, supervision: &str) -> String {
         let mut hasher = blake3::Hasher::new();
         let tokenizer = self.tokenizer.to_string();
@@ -85,8 +85,7 @@ impl TokenizerFiles {
             special("eos_token"),
             special("pad_token"),
         ];
-        // Left out where there is nothing to say, so that rows prepared before this was known
-        // to matter keep their hash.
+        // It is left out if empty, so that data prepared before it was included keeps its hash.
         parts.extend((!supervision.is_empty()).then(|| supervision.to_owned()));
         for part in parts {
             hasher.update(&(part.len() as u64).to_le_bytes());
@@ -96,8 +95,8 @@ impl TokenizerFiles {
     }
 }
 
-/// The ids that end an answer by `generation_config.json` in the folder `dir`; none where there is
-/// no such file.
+/// The ids that end an answer by `generation_config.json` in the folder `dir`; none if there is no
+/// such file.
 ///
 /// # Errors
 /// A file that cannot be read or is not JSON.
@@ -105,7 +104,7 @@ pub(crate) fn generation_eos_ids(dir: &Path) -> Result<Vec<i64>, DataError> {
     Ok(ids(&read_json_if_there(&dir.join(GENERATION_CONFIG))?, EOS_TOKEN_ID))
 }
 
-/// An id or a list of them.
+/// An id or a list of ids.
 fn ids(config: &Value, name: &str) -> Vec<i64> {
     match &config[name] {
         Value::Array(list) => list.iter().filter_map(Value::as_i64).collect(),
@@ -123,8 +122,8 @@ fn token_of_id(tokenizer: &Value, id: i64) -> Option<String> {
     vocab.iter().find(|(_, of)| **of == id).map(|(token, _)| token.clone())
 }
 
-/// A byte-level post-processor may cut white space off the tokens' offsets, and with it the start
-/// of an answer. It has no influence on ids.
+/// Turns off `trim_offsets`, which does not change the ids: a byte-level post-processor with it
+/// cuts white space off the tokens' offsets, and with it the start of an answer.
 fn keep_offsets_whole(processor: &mut Value) {
     match processor {
         Value::Object(object) => {
@@ -141,7 +140,7 @@ fn keep_offsets_whole(processor: &mut Value) {
     }
 }
 
-/// A special token is written as text or as an object with `content`.
+/// A special token written as text or as an object with `content`.
 fn special_token(config: &Value, name: &str) -> Option<String> {
     let token = config.get(name)?;
     token.as_str().or_else(|| token.get("content")?.as_str()).map(str::to_owned)

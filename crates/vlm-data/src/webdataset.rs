@@ -1,7 +1,8 @@
-//! Rows from WebDataset shards: tar archives in which the members `KEY.json` and `KEY.jpg` (or
-//! another image's extension) are one sample, wherever in the archive they stand. A sample without a
-//! conversation takes its caption from `KEY.txt` or from `caption` in its JSON, as img2dataset writes
-//! them. Only the headers are read when a shard is opened; some thirty bytes a row are kept.
+//! Rows from WebDataset shards: tar archives in which the members `KEY.json` and `KEY.jpg` (or the
+//! extension of another image format) are one sample, wherever they are in the archive. A sample
+//! without a conversation takes its caption from `KEY.txt` or from `caption` in its JSON, as
+//! img2dataset writes them. Opening a shard reads only the headers; some thirty bytes per row are
+//! kept.
 
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -39,7 +40,7 @@ impl WebDatasetSource {
     /// Finds the samples of the archive.
     ///
     /// # Errors
-    /// A file that cannot be read, is not a tar archive, is cut off, or holds no sample.
+    /// A file that cannot be read, is not a tar archive, is truncated, or has no sample.
     pub(crate) fn open(plain: PlainFile, options: &Arc<RowOptions>) -> Result<Self, DataError> {
         let length =
             plain.file.metadata().map_err(DataError::io(&plain.path, "open the archive"))?;
@@ -61,8 +62,8 @@ impl WebDatasetSource {
         &self.images[range.start as usize..range.end as usize]
     }
 
-    /// The name in a member's header, without that of its folder. Only for messages and for samples
-    /// of several images: a name of more than a hundred bytes may be told by its beginning.
+    /// The name in a member's header, without its folder. It is used only for messages and for
+    /// samples of several images; a name of more than a hundred bytes may be truncated.
     fn name_of(&self, member: ByteRange) -> String {
         let mut name = [0; 100];
         let header = member.offset.saturating_sub(BLOCK);
@@ -74,7 +75,7 @@ impl WebDatasetSource {
         name.rsplit('/').next().unwrap_or_default().to_owned()
     }
 
-    /// The places in the sample of the images that `names` names, in its order.
+    /// The indices in the sample of the images in `names`, in the order of `names`.
     fn match_names(&self, members: &[ByteRange], names: &[String]) -> Result<Vec<usize>, Reject> {
         let held: Vec<String> = members.iter().map(|&member| self.name_of(member)).collect();
         names
@@ -91,23 +92,23 @@ impl WebDatasetSource {
             .collect()
     }
 
-    /// The sample's values: those of its JSON, and its text as the caption where that has no form.
+    /// The sample's values: those of its JSON, with its text as the caption if the JSON has no
+    /// known form.
     fn record(&self, index: usize) -> Result<Record, RowError> {
-        let invalid = |detail: String| Reject::new(RejectReason::InvalidRow, detail);
         let Some(sample) = self.samples.get(index) else {
-            return Err(invalid(format!("row {index} of {}", self.samples.len())).into());
+            return Err(Reject::no_such_row(index, self.samples.len()).into());
         };
         if sample.has_other_media {
             return Err(RowError::Reject(Reject::new(
                 RejectReason::UnsupportedMedia,
-                "the sample has a video or a sound; images and text are trained on",
+                "the sample has video or audio; only images and text are supported",
             )));
         }
         let mut record = match sample.json {
             None => Record::default(),
             Some(json) => Field::from_json(&self.texts.read(json)?)
                 .and_then(Field::into_record)
-                .map_err(invalid)?,
+                .map_err(Reject::invalid_row)?,
         };
         match sample.text {
             Some(text) if !form::is_row(&record) => {
@@ -115,21 +116,23 @@ impl WebDatasetSource {
                 record.0.push(("caption".to_owned(), Field::Text(caption)));
             }
             None if sample.json.is_none() => {
-                return Err(
-                    invalid("no .json or .txt beside the image in the archive".into()).into()
-                );
+                return Err(Reject::invalid_row(
+                    "expected a .json or .txt for the image, found none",
+                )
+                .into());
             }
             _ => {}
         }
         Ok(record)
     }
 
-    /// The row with its images' names, and which member each is.
+    /// The row with the names of its images, and the member of each image.
     fn unread_row(&self, index: usize) -> Result<(Row, Vec<ByteRange>), RowError> {
         let context = self.reader.context();
         let (mut record, names) = form::take_images(self.record(index)?, &context)?;
         let members = self.members(index);
-        // With one image there is nothing to mix up, so its name in the row need not fit.
+        // If the sample has one image there is nothing to mix up, so its name in the row need not
+        // match.
         let order = match (members.len(), names.len()) {
             (0, 0) => Vec::new(),
             (0, _) => return Err(missing(&names[0]).into()),
@@ -137,7 +140,8 @@ impl WebDatasetSource {
             (count, 0) => (0..count).collect(),
             _ => self.match_names(members, &names)?,
         };
-        // By number, since members may share a name and the row may put them in another order.
+        // Images are named by number, because members may share a name and the row may put them in
+        // another order.
         let images = (0..order.len()).map(|k| Field::Text(format!("#{k}"))).collect();
         let key = context.options.image_keys.first().map_or("image", String::as_str);
         record.0.push((key.to_owned(), Field::List(images)));
@@ -158,7 +162,7 @@ impl WebDatasetSource {
         if member.bytes > max_bytes {
             return Err(RowError::Reject(Reject::new(
                 RejectReason::ImageTooLarge,
-                format!("{} bytes; at most {max_bytes} are read", member.bytes),
+                format!("the image has {} bytes; the limit is {max_bytes}", member.bytes),
             )));
         }
         let mut bytes = vec![0; member.bytes as usize];
@@ -204,8 +208,8 @@ impl RowSource for WebDatasetSource {
     }
 
     fn describe(&self) -> Vec<String> {
-        let told = file_source::describe(self, &self.format, |index| self.record(index).ok());
-        vec![format!("{}: {told}", self.texts.path().display())]
+        let described = file_source::describe(self, &self.format, |index| self.record(index).ok());
+        vec![format!("{}: {described}", self.texts.path().display())]
     }
 }
 
@@ -262,20 +266,20 @@ mod tests {
         );
         let source = open(&path, RowOptions::default()).unwrap();
         assert_eq!(source.len(), 5);
-        let pictures = |index: usize| -> Vec<Bytes> {
+        let images_of = |index: usize| -> Vec<Bytes> {
             let row = source.row(index).unwrap();
             let bytes = |k| source.image_bytes(index, k, &row.images[k]).unwrap();
             (0..row.images.len()).map(bytes).collect()
         };
-        assert_eq!(pictures(0), [&b"A"[..]]);
-        assert_eq!(pictures(1), [&b"B2"[..], b"B1"], "in the order of the row");
-        assert!(pictures(2).is_empty());
+        assert_eq!(images_of(0), [&b"A"[..]]);
+        assert_eq!(images_of(1), [&b"B2"[..], b"B1"], "in the order of the row");
+        assert!(images_of(2).is_empty());
         let reason = |row: usize| source.row(row).unwrap_err().reject().unwrap().reason;
         assert_eq!(reason(3), RejectReason::InvalidRow);
         assert_eq!(reason(4), RejectReason::MissingImage);
         assert_eq!(source.locate(1), "00000.tar:b.json");
         assert_eq!(source.turns(1).unwrap(), source.row(1).unwrap().turns);
-        // A picture that the system fails to read is no fault of its row.
+        // An image that the system fails to read is not a fault of its row.
         let member = source.images[0];
         let mut failing = source;
         failing.texts.file = failing_file();
@@ -321,8 +325,8 @@ mod tests {
         let reject = source.row(4).unwrap_err().reject().unwrap();
         assert_eq!(reject.reason, RejectReason::UnsupportedMedia);
         let options = RowOptions { max_archive_members: 3, ..RowOptions::default() };
-        let told = open(&path, options).unwrap_err().to_string();
-        assert!(told.contains("more than 3 members"), "{told}");
+        let message = open(&path, options).unwrap_err().to_string();
+        assert!(message.contains("more than 3 members"), "{message}");
     }
 
     #[test]

@@ -1,24 +1,25 @@
-//! The window of rows at hand, and the next one in the making: rows are tokenized once to know how
-//! long they are, and nobody shall wait for it in the middle of an epoch.
+//! Keeps the current window of rows and makes the next one ahead of its use: the rows of a window
+//! are tokenized once to find their lengths, and the loader should not wait for that in the middle
+//! of an epoch.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::order::{EpochOrder, Window};
+use crate::order::{BucketWindow, EpochOrder};
 use crate::worker::RowMaker;
 
 /// The global batches of an epoch.
-pub(crate) struct Windows {
+pub(crate) struct BucketWindows {
     maker: Arc<RowMaker>,
     order: Arc<EpochOrder>,
-    current: Option<Window>,
-    /// The window after it.
-    next: Option<JoinHandle<Window>>,
+    current: Option<BucketWindow>,
+    /// The next window.
+    next: Option<JoinHandle<BucketWindow>>,
     looks_ahead: bool,
 }
 
-impl Windows {
-    /// `looks_ahead`: whether the next window is made in a thread before it is asked for.
+impl BucketWindows {
+    /// With `looks_ahead` the next window is made in a thread before it is needed.
     pub(crate) fn new(maker: Arc<RowMaker>, order: EpochOrder, looks_ahead: bool) -> Self {
         Self { maker, order: Arc::new(order), current: None, next: None, looks_ahead }
     }
@@ -28,7 +29,7 @@ impl Windows {
         if let Some(window) = self.order.window_of(index)
             && self.current.as_ref().is_none_or(|current| current.index != window)
         {
-            // A thread that ended without a window is no loss: it is made here.
+            // If the thread ended without a window, it is made here.
             let made = self.next.take().and_then(|thread| thread.join().ok());
             let made = made.filter(|made| made.index == window);
             self.current = Some(made.unwrap_or_else(|| make(&self.order, &self.maker, window)));
@@ -49,7 +50,7 @@ impl Windows {
     }
 }
 
-impl Drop for Windows {
+impl Drop for BucketWindows {
     fn drop(&mut self) {
         if let Some(thread) = self.next.take() {
             let _ = thread.join();
@@ -57,6 +58,6 @@ impl Drop for Windows {
     }
 }
 
-fn make(order: &EpochOrder, maker: &RowMaker, window: usize) -> Window {
+fn make(order: &EpochOrder, maker: &RowMaker, window: usize) -> BucketWindow {
     order.window(window, |rows| maker.lengths(rows))
 }

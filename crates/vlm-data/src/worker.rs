@@ -1,4 +1,4 @@
-//! What the loader's threads do: rows to samples, and the last one of a batch puts it together.
+//! The work of the loader's threads: making samples of rows, and a batch when its last row is done.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rayon::prelude::*;
 
 use crate::batch::{Batch, ImageData, Padding, Sample, SampleImages};
-use crate::chat::{ChatTokenizer, EncodedRow};
+use crate::chat::ChatTokenizer;
+use crate::encoded_row::EncodedRow;
 use crate::error::DataError;
 use crate::feature_cache::FeatureCache;
 use crate::order::RowLength;
@@ -18,14 +19,14 @@ use crate::row_error::RowError;
 use crate::rows::RowImage;
 use crate::source::{PreparedRow, RowSource};
 
-/// What a loader does about the images of its rows.
+/// What a loader does with the images of its rows.
 #[derive(Debug, Clone)]
 pub enum ImageReading {
-    /// Nothing: their places are in the batches, and they are not.
+    /// Images are not read; the batches have only their positions.
     Skip,
-    /// Decode and preprocess them.
+    /// Images are decoded and preprocessed.
     Pixels(Arc<ImageProcessor>),
-    /// Take their features from a cache.
+    /// Features are taken from a cache.
     Features(Arc<FeatureCache>),
 }
 
@@ -45,19 +46,19 @@ pub(crate) struct RowMaker {
     pub(crate) padding: Padding,
 }
 
-/// A row that was tried: usable, set aside, or the end of the run.
+/// The result for a row: a sample, a rejected row, or an error that ends the run.
 type Outcome = Result<Result<Sample, Rejected>, DataError>;
 
-/// One row of a batch, to be made.
+/// The task of making one row of a batch.
 pub(crate) struct RowTask {
     pub(crate) batch: Arc<PendingBatch>,
-    /// Place in the batch.
+    /// Index in the batch.
     pub(crate) slot: usize,
     /// Index in the source.
     pub(crate) row: usize,
 }
 
-/// A batch that some threads are filling.
+/// A batch that several threads are making.
 pub(crate) struct PendingBatch {
     index: usize,
     outcomes: Mutex<Vec<Option<Outcome>>>,
@@ -73,7 +74,7 @@ impl PendingBatch {
         }
     }
 
-    /// Puts in an outcome; all of them, in order, when it was the last one.
+    /// Stores an outcome. Returns all outcomes in order if it was the last one.
     fn fill(&self, slot: usize, outcome: Outcome) -> Option<Vec<Outcome>> {
         let mut outcomes = self.outcomes.lock().unwrap_or_else(PoisonError::into_inner);
         outcomes[slot] = Some(outcome);
@@ -83,21 +84,21 @@ impl PendingBatch {
 }
 
 impl RowMaker {
-    /// Makes the row of `task`; its batch, when this was the last row that the batch waited for.
+    /// Makes the row of `task`. Returns its batch if this was the last missing row.
     pub(crate) fn work(&self, task: RowTask) -> Option<Result<Batch, DataError>> {
         let outcomes = task.batch.fill(task.slot, self.make(task.row))?;
         Some(self.collate(task.batch.index, outcomes))
     }
 
-    /// `rows` with their numbers of tokens, in the order of the source: neighbours may lie in one
-    /// piece of it. All cores take part.
+    /// `rows` with their numbers of tokens, sorted by index, because neighbours may be in the same
+    /// part of the source. Uses all cores.
     pub(crate) fn lengths(&self, mut rows: Vec<usize>) -> Vec<RowLength> {
         rows.sort_unstable();
         rows.into_par_iter().with_min_len(16).map(|row| (row, self.num_tokens(row))).collect()
     }
 
-    /// Tokens of a row, the same whatever kind of source it lies in; none where there is something
-    /// wrong with it, which is told when the row is made.
+    /// Number of tokens of a row, the same for every kind of source; 0 if the row cannot be used,
+    /// which is reported when it is made.
     fn num_tokens(&self, row: usize) -> usize {
         let count = || {
             self.source.num_tokens(row).or_else(|| {
@@ -115,7 +116,7 @@ impl RowMaker {
     }
 
     fn make(&self, row: usize) -> Outcome {
-        // A decoder that panics on a hostile file must not take the run with it unnamed.
+        // A decoder that panics on a hostile file must not end the run without naming the row.
         match catch_unwind(AssertUnwindSafe(|| self.try_make(row))) {
             Ok(Ok(sample)) => Ok(Ok(sample)),
             Ok(Err(error)) => {
@@ -163,7 +164,7 @@ impl RowMaker {
         Ok(cropped?)
     }
 
-    /// Where the image's features are.
+    /// The index of the image in the cache.
     fn place(
         &self,
         cache: &FeatureCache,
@@ -178,13 +179,13 @@ impl RowMaker {
         let missing = || {
             Reject::new(
                 RejectReason::NotInFeatureCache,
-                format!("{:?} has no features in the cache", image.name),
+                format!("the feature cache does not have {:?}", image.name),
             )
         };
         Ok(cache.find(&hash)?.ok_or_else(missing)?)
     }
 
-    /// The row's token ids, as the source holds them or made here, and its images, unopened.
+    /// The row's token ids, from the source or made here, and its images, which are not opened.
     fn encode(&self, index: usize) -> Result<(EncodedRow, Vec<RowImage>), RowError> {
         if let Some(PreparedRow { encoded, images }) = self.source.prepared_row(index)? {
             return Ok((encoded.cut(self.max_seq_len, self.tokens_per_image)?, images));

@@ -100,7 +100,7 @@ pub fn open_tokenizer(files: &ModelFiles) -> Result<ChatTokenizer, InferError> {
     let mut tokenizer = open_with_placeholder(files)?;
     if let Some(lm) = &files.lm {
         let folder = if lm.is_dir() { Some(lm.as_path()) } else { lm.parent() };
-        tokenizer.stop_as_generation_config_says(folder.unwrap_or(Path::new(".")))?;
+        tokenizer.read_generation_config(folder.unwrap_or(Path::new(".")))?;
     }
     Ok(tokenizer)
 }
@@ -116,7 +116,7 @@ fn open_with_placeholder(files: &ModelFiles) -> Result<ChatTokenizer, InferError
     };
     let spellings = image_tokens(family).iter().map(|&token| ImagePlaceholder::new(token));
     let placeholders: Vec<_> = spellings.collect();
-    let tokenizer = ChatTokenizer::with_first_of(&files.tokenizer, &placeholders)?;
+    let tokenizer = ChatTokenizer::with_first_placeholder(&files.tokenizer, &placeholders)?;
     tracing::debug!("an image is spelled {:?}", tokenizer.placeholder().token());
     Ok(tokenizer)
 }

@@ -96,7 +96,7 @@ impl Transfer {
             ImageData::Pixels(bytes) => ImageInput::Pixels(self.normalizer.normalized(bytes)?),
             ImageData::Features(features) => ImageInput::Features(self.features(features)?),
         };
-        let place = |image: &vlm_data::ImagePlace| (image.row as i64, image.start as i64);
+        let place = |image: &vlm_data::ImagePosition| (image.row as i64, image.start as i64);
         Ok(DeviceBatch {
             model: ModelBatch {
                 input_ids: slice_to_device(&batch.input_ids, self.device)?.view(shape),

@@ -63,7 +63,7 @@ impl TrainedModel {
             projector: None,
         };
         let mut tokenizer = open_tokenizer(&files)?;
-        tokenizer.stop_at(&origin.stop_token_ids());
+        tokenizer.add_stop_token_ids(&origin.stop_token_ids());
         let tokenizer = Arc::new(tokenizer);
         let shapes = settle_shapes(&files, &ShapeRequest::default(), &tokenizer, 0)?;
         let processor = Arc::new(image_processor(&files.vision, &shapes.vision)?);

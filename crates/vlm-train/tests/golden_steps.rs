@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 
 use tch::{Device, IndexOp, Kind, Tensor};
 use vlm_data::{
-    Batch, DataError, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImagePlace, ImageProcessor,
-    Padding, RejectLog,
+    Batch, DataError, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImagePosition,
+    ImageProcessor, Padding, RejectLog,
 };
 use vlm_infer::Dtype;
 use vlm_infer::device_batch::Transfer;
@@ -62,7 +62,7 @@ fn batch(x: &Tensor, y: &Tensor, mask: &Tensor, features: &Tensor) -> Batch {
             let ids = &input_ids[row * len..(row + 1) * len];
             let start = ids.iter().position(|&id| id == IMAGE_TOKEN_ID).unwrap();
             assert!(ids[start..start + IMAGE_TOKENS].iter().all(|&id| id == IMAGE_TOKEN_ID));
-            ImagePlace { row, start }
+            ImagePosition { row, start }
         })
         .collect();
     Batch {

@@ -1,11 +1,10 @@
-//! Where the record batches of an Arrow file or stream lie, and the reading of their buffers.
+//! Finds the record batches of an Arrow file or stream, and reads their buffers.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, OnceLock};
 
 use arrow_ipc::convert::try_fb_to_schema;
 use arrow_ipc::reader::read_footer_length;
@@ -13,56 +12,56 @@ use arrow_ipc::{CompressionType, Endianness, root_as_footer, root_as_message};
 use arrow_schema::Schema;
 
 use crate::ordered_map::panic_message;
+use crate::recent_cache::RecentCache;
 use crate::row_error::ReadError;
 
-/// A message's header that is longer is refused.
+/// A message with a longer header is refused.
 const MAX_HEADER_BYTES: u64 = 64 << 20;
-/// Unpacked buffers that are kept together, in bytes.
-const MAX_KEPT_BYTES: usize = 64 << 20;
-/// A buffer that is longer unpacked is refused.
+/// A buffer that is longer when decompressed is refused.
 const MAX_BUFFER_BYTES: u64 = 2 << 30;
 
 /// The record batches of a file.
 #[derive(Debug)]
-pub(super) struct Batches {
+pub(crate) struct Batches {
     file: File,
     length: u64,
-    /// First row of each batch, and the number of all rows.
+    /// First row of each batch, then the number of all rows.
     starts: Vec<usize>,
     blocks: Vec<Block>,
     headers: Vec<OnceLock<Result<Header, ReadError>>>,
-    unpacked: Mutex<VecDeque<(Key, Arc<Vec<u8>>)>>,
+    /// Decompressed buffers.
+    unpacked: RecentCache<Key, Vec<u8>>,
 }
 
-/// Batch and buffer.
-pub(super) type Key = (usize, usize);
+/// Numbers of the batch and of the buffer in it.
+pub(crate) type Key = (usize, usize);
 
 #[derive(Debug, Clone, Copy)]
 struct Block {
-    /// Of the header's marker.
+    /// Position of the header's marker in the file.
     offset: u64,
-    /// The marker and the header.
+    /// Length of the marker and the header.
     header_bytes: u64,
 }
 
-/// What a batch's header says.
+/// The content of a batch's header.
 #[derive(Debug)]
-pub(super) struct Header {
-    pub(super) number: usize,
-    /// Length of each node.
-    pub(super) nodes: Vec<u64>,
-    /// Place in the file and length of each buffer.
-    pub(super) buffers: Vec<(u64, u64)>,
-    pub(super) compression: Option<CompressionType>,
+pub(crate) struct Header {
+    pub(crate) number: usize,
+    /// Number of values of each node.
+    pub(crate) nodes: Vec<u64>,
+    /// Position in the file and length of each buffer.
+    pub(crate) buffers: Vec<(u64, u64)>,
+    pub(crate) compression: Option<CompressionType>,
 }
 
 const MARKER: [u8; 4] = [0xff; 4];
-/// The marker of a message and its length.
+/// Bytes of a message's marker and length.
 const PREFIX: u64 = 8;
 
 impl Batches {
-    /// Finds the batches of a file or a stream; which one, its first bytes tell.
-    pub(super) fn open(file: File) -> Result<(Self, Schema), ReadError> {
+    /// Finds the batches of a file or a stream; the first bytes tell which of the two it is.
+    pub(crate) fn open(file: File) -> Result<(Self, Schema), ReadError> {
         let length = file.metadata()?.len();
         let mut this = Self {
             file,
@@ -70,7 +69,7 @@ impl Batches {
             starts: vec![0],
             blocks: Vec::new(),
             headers: Vec::new(),
-            unpacked: Mutex::default(),
+            unpacked: RecentCache::new(Vec::len),
         };
         let is_stream = this.read(0, 4)? == MARKER;
         let schema = if is_stream { this.walk_stream()? } else { this.read_footer()? };
@@ -78,30 +77,35 @@ impl Batches {
         Ok((this, schema))
     }
 
-    pub(super) fn num_rows(&self) -> usize {
+    pub(crate) fn num_rows(&self) -> usize {
         self.starts.last().copied().unwrap_or(0)
     }
 
-    /// The header of the batch that holds row `index`, which exists, and the row's index in it.
-    pub(super) fn locate(&self, index: usize) -> Result<(&Header, u64), ReadError> {
+    pub(crate) fn num_batches(&self) -> usize {
+        self.blocks.len()
+    }
+
+    /// The header of the batch that holds row `index`, which must exist, and the row's index in the
+    /// batch.
+    pub(crate) fn locate(&self, index: usize) -> Result<(&Header, u64), ReadError> {
         let number = self.starts.partition_point(|&start| start <= index) - 1;
         let read = || self.header(number);
         let header = self.headers[number].get_or_init(read).as_ref().map_err(ReadError::clone)?;
         Ok((header, (index - self.starts[number]) as u64))
     }
 
-    /// Bytes of the file.
+    /// Size of the file in bytes.
     pub(super) fn length(&self) -> u64 {
         self.length
     }
 
     fn read_footer(&mut self) -> Result<Schema, ReadError> {
         const TRAILER: u64 = 10;
-        let trailer_start = self.length.checked_sub(TRAILER).ok_or("it is cut off")?;
+        let trailer_start = self.length.checked_sub(TRAILER).ok_or("it is truncated")?;
         let trailer = self.read(trailer_start, TRAILER)?;
-        let trailer = <[u8; 10]>::try_from(trailer).map_err(|_| "it is cut off")?;
+        let trailer = <[u8; 10]>::try_from(trailer).map_err(|_| "it is truncated")?;
         let footer_bytes = read_footer_length(trailer).map_err(|e| e.to_string())? as u64;
-        let footer_start = trailer_start.checked_sub(footer_bytes).ok_or("it is cut off")?;
+        let footer_start = trailer_start.checked_sub(footer_bytes).ok_or("it is truncated")?;
         let footer = self.read(footer_start, footer_bytes)?;
         let footer = root_as_footer(&footer).map_err(|e| e.to_string())?;
         let schema = footer.schema().ok_or("its footer has no schema")?;
@@ -137,7 +141,7 @@ impl Batches {
                 self.push(block)?;
             }
             let end = offset.checked_add(block.header_bytes).and_then(|end| end.checked_add(body));
-            offset = end.filter(|&end| end <= self.length).ok_or("it is cut off")?;
+            offset = end.filter(|&end| end <= self.length).ok_or("it is truncated")?;
         }
         schema.ok_or_else(|| "it has no schema".into())
     }
@@ -147,25 +151,27 @@ impl Batches {
         let message = root_as_message(&bytes).map_err(|e| e.to_string())?;
         let batch = message.header_as_record_batch().ok_or("expected a record batch")?;
         let num_rows = u64::try_from(batch.length()).map_err(|e| e.to_string())?;
-        // Every row has at least a bit somewhere, and every column as many values as there are rows.
+        // Every row takes at least one bit, and every column has as many values as there are rows.
         let of_column =
             batch.nodes().and_then(|nodes| nodes.iter().next().map(|node| node.length()));
         let is_same = of_column.is_none_or(|length| u64::try_from(length) == Ok(num_rows));
         if num_rows > self.length.saturating_mul(8) || !is_same {
-            return Err(format!("a record batch says that it has {num_rows} rows").into());
+            return Err(format!("a record batch claims to have {num_rows} rows").into());
         }
         self.starts.push(self.num_rows() + num_rows as usize);
         self.blocks.push(block);
         Ok(())
     }
 
-    /// The flat buffer behind a message's marker and length.
+    /// The flatbuffer after a message's marker and length.
     fn header_bytes(&self, block: Block) -> Result<Vec<u8>, ReadError> {
         if block.header_bytes > MAX_HEADER_BYTES {
-            return Err(format!("a header of {} bytes", block.header_bytes).into());
+            return Err(
+                format!("a header of {} bytes, which is too long", block.header_bytes).into()
+            );
         }
-        let length = block.header_bytes.checked_sub(PREFIX).ok_or("a header is cut off")?;
-        self.read(block.offset.checked_add(PREFIX).ok_or("an absurd place")?, length)
+        let length = block.header_bytes.checked_sub(PREFIX).ok_or("a header is truncated")?;
+        self.read(block.offset.checked_add(PREFIX).ok_or("an implausible position")?, length)
     }
 
     fn header(&self, number: usize) -> Result<Header, ReadError> {
@@ -175,7 +181,8 @@ impl Batches {
         let batch = message.header_as_record_batch().ok_or("expected a record batch")?;
         let body = block.offset + block.header_bytes;
         let place = |buffer: &arrow_ipc::Buffer| {
-            let offset = body.checked_add_signed(buffer.offset()).ok_or("an absurd place")?;
+            let offset =
+                body.checked_add_signed(buffer.offset()).ok_or("an implausible position")?;
             let length = u64::try_from(buffer.length()).map_err(|e| e.to_string())?;
             Ok::<_, ReadError>((offset, length))
         };
@@ -198,40 +205,23 @@ impl Batches {
     }
 
     /// Reads `length` bytes from `offset` on.
-    pub(super) fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, ReadError> {
+    pub(crate) fn read(&self, offset: u64, length: u64) -> Result<Vec<u8>, ReadError> {
         if offset.checked_add(length).is_none_or(|end| end > self.length) {
-            return Err("it is cut off".into());
+            return Err("it is truncated".into());
         }
         let mut bytes = vec![0; length as usize];
         self.file.read_exact_at(&mut bytes, offset)?;
         Ok(bytes)
     }
 
-    /// A compressed buffer, unpacked.
+    /// A compressed buffer after decompression.
     pub(super) fn unpacked(
         &self,
         key: Key,
         (offset, length): (u64, u64),
         codec: CompressionType,
     ) -> Result<Arc<Vec<u8>>, ReadError> {
-        let lock = || self.unpacked.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, found)) = lock().iter().find(|(known, _)| *known == key) {
-            return Ok(Arc::clone(found));
-        }
-        let packed = self.read(offset, length)?;
-        let unpacked = Arc::new(unpack(&packed, codec)?);
-        let mut kept = lock();
-        kept.push_front((key, Arc::clone(&unpacked)));
-        let mut total = 0;
-        let num_kept = kept
-            .iter()
-            .take_while(|(_, buffer)| {
-                total += buffer.len();
-                total <= MAX_KEPT_BYTES
-            })
-            .count();
-        kept.truncate(num_kept.max(1));
-        Ok(unpacked)
+        self.unpacked.get_or_make(key, || unpack(&self.read(offset, length)?, codec))
     }
 }
 
@@ -245,16 +235,16 @@ fn unpack(packed: &[u8], codec: CompressionType) -> Result<Vec<u8>, ReadError> {
         return Ok(content.to_vec());
     }
     let length = u64::try_from(length).ok().filter(|&length| length <= MAX_BUFFER_BYTES);
-    let length = length.ok_or("a compressed buffer of an absurd length")?;
+    let length = length.ok_or("a compressed buffer with an implausible length")?;
     let mut reader: Box<dyn Read + '_> = match codec {
         CompressionType::ZSTD => Box::new(zstd::stream::read::Decoder::new(content)?),
         CompressionType::LZ4_FRAME => Box::new(lz4_flex::frame::FrameDecoder::new(content)),
-        _ => return Err("a compression that is not known".into()),
+        _ => return Err("an unknown compression".into()),
     };
     let mut bytes = Vec::new();
     reader.by_ref().take(length).read_to_end(&mut bytes)?;
     if bytes.len() as u64 != length {
-        return Err("a compressed buffer is cut off".into());
+        return Err("a compressed buffer is truncated".into());
     }
     Ok(bytes)
 }

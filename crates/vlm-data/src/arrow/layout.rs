@@ -11,9 +11,9 @@ const MAX_DEPTH: usize = 32;
 #[derive(Debug, Clone)]
 pub(super) struct Layout {
     field: ArrowField,
-    /// Its node, which has its length.
+    /// Index of its node, which has the number of its values.
     pub(super) node: usize,
-    /// Its first buffer; the others follow.
+    /// Index of its first buffer; its other buffers follow.
     pub(super) buffer: usize,
     pub(super) children: Vec<Layout>,
 }
@@ -27,7 +27,7 @@ impl Layout {
         self.field.data_type()
     }
 
-    /// What decides whether rows are read from it.
+    /// The description by which [`table_columns`](crate::table_columns) chooses columns.
     pub(super) fn table_column(&self) -> TableColumn<'_> {
         TableColumn {
             name: self.name(),
@@ -37,13 +37,13 @@ impl Layout {
         }
     }
 
-    /// Its name and those of its parts.
+    /// The names of the column and of all nested fields.
     fn names(&self) -> Vec<&str> {
         let of_children = self.children.iter().flat_map(Layout::names);
         std::iter::once(self.name()).chain(of_children).collect()
     }
 
-    /// Whether it is an object of `bytes` and `path`, or a list of such: an image or a sound.
+    /// Whether it is a struct of `bytes` and `path`, or a list of such structs: an image or audio.
     fn is_image_struct(&self) -> bool {
         match self.data_type() {
             DataType::List(_) | DataType::LargeList(_) => {
@@ -61,7 +61,7 @@ impl Layout {
 /// The columns of a file.
 ///
 /// # Errors
-/// A type whose buffers cannot be counted.
+/// A data type that this reader does not know.
 pub(super) fn columns(schema: &Schema) -> Result<Vec<Layout>, String> {
     let mut counts = Counts::default();
     schema.fields().iter().map(|field| counts.layout(field, 0)).collect()
@@ -73,8 +73,8 @@ pub(super) fn describe(columns: &[Layout]) -> String {
         let kind = column.data_type().to_string();
         kind.split(['(', '<']).next().unwrap_or_default().to_owned()
     };
-    let told = columns.iter().map(|column| format!("{} ({})", column.name(), kind(column)));
-    told.collect::<Vec<_>>().join(", ")
+    let described = columns.iter().map(|column| format!("{} ({})", column.name(), kind(column)));
+    described.collect::<Vec<_>>().join(", ")
 }
 
 #[derive(Default)]
@@ -118,7 +118,7 @@ impl Counts {
             | DataType::ListView(_)
             | DataType::LargeListView(_)) => {
                 return Err(format!(
-                    "the column {:?} is of the type {other}, which is not read; write the file anew \
+                    "the column {:?} has the type {other}, which is not supported; write the file \
                      as Parquet",
                     field.name()
                 ));

@@ -1,9 +1,10 @@
 //! Rows from Arrow files and streams, as Hugging Face's `datasets` and Feather write them, with the
-//! same columns as Parquet files. Read by position: a row costs some small reads, whatever the size of
-//! its record batch, unless the batch is compressed; then its buffers are unpacked and the last ones
-//! kept. Memory is not mapped: a file that is cut off is an error with a name.
+//! same columns as Parquet files. Rows are read by position: a row costs a few small reads,
+//! whatever the size of its record batch. Of a compressed batch the needed buffers are
+//! decompressed, and the last ones are kept in memory. The file is not memory-mapped, so that a
+//! truncated file gives an error that names it.
 
-mod batches;
+pub(crate) mod batches;
 mod layout;
 mod values;
 
@@ -18,7 +19,7 @@ use crate::file_source::{Columns, FileSource, RecordReader};
 use crate::form;
 use crate::plain_file::PlainFile;
 use crate::record::Record;
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_error::{ReadError, RowError};
 use crate::row_options::RowOptions;
 use crate::table_columns;
@@ -52,7 +53,7 @@ impl ArrowTable {
         let wrong = |problem: String| DataError::content(&path, problem);
         let (batches, schema) = Batches::open(plain.file).map_err(|e| match e {
             ReadError::Content(problem) => {
-                wrong(format!("cannot be read as Arrow: {problem}; fetch it anew"))
+                wrong(format!("cannot be read as Arrow: {problem}; fetch it again"))
             }
             e @ ReadError::System(_) => e.of_file(&path),
         })?;
@@ -60,8 +61,8 @@ impl ArrowTable {
             return Err(wrong("no rows in this file".into()));
         }
         let all = layout::columns(&schema).map_err(wrong)?;
-        let told: Vec<_> = all.iter().map(Layout::table_column).collect();
-        let options = table_columns::resolve_options(&told, &layout::describe(&all), options)
+        let described: Vec<_> = all.iter().map(Layout::table_column).collect();
+        let options = table_columns::resolve_options(&described, &layout::describe(&all), options)
             .map_err(wrong)?;
         let is_known = |column: &Layout| form::is_known_column(column.name(), &options);
         let used = |layout: Layout| UsedColumn {
@@ -86,7 +87,7 @@ impl RecordReader for ArrowTable {
         let value = |UsedColumn { layout, .. }: &UsedColumn| {
             let rejected = |problem: String| {
                 let problem = format!("column {:?}: {problem}", layout.name());
-                Reject::new(RejectReason::InvalidRow, problem)
+                Reject::invalid_row(problem)
             };
             let value = values::value(&self.batches, layout, index);
             Ok((layout.name().to_owned(), value.map_err(|e| e.in_file(&self.path, rejected))?))

@@ -26,7 +26,7 @@ impl Reader<'_> {
         let length = self.header.nodes.get(column.node).copied().unwrap_or(0);
         if row >= length {
             return Err(
-                format!("{:?} has {length} values, not one for {row}", column.name()).into()
+                format!("{:?} has {length} values, none for row {row}", column.name()).into()
             );
         }
         let data_type = column.data_type();
@@ -68,7 +68,7 @@ impl Reader<'_> {
             }
             DataType::FixedSizeList(_, size) => {
                 let size = u64::try_from(*size).map_err(|e| e.to_string())?;
-                let start = row.checked_mul(size).ok_or("an absurd length")?;
+                let start = row.checked_mul(size).ok_or("an implausible length")?;
                 self.list(column, start, start.saturating_add(size))?
             }
             DataType::Struct(_) => {
@@ -87,9 +87,9 @@ impl Reader<'_> {
     }
 
     fn list(&self, column: &Layout, start: u64, end: u64) -> Result<Field, ReadError> {
-        let element = column.children.first().ok_or("a list without elements' type")?;
+        let element = column.children.first().ok_or("a list without a type of its elements")?;
         let length = self.header.nodes.get(element.node).copied().unwrap_or(0);
-        // Values of no bytes could be without end.
+        // Values that take no bytes could be of any number.
         if end > length || end - start > self.batches.length() {
             return Err("a list goes beyond its values".into());
         }
@@ -98,7 +98,7 @@ impl Reader<'_> {
     }
 
     fn is_valid(&self, column: &Layout, row: u64) -> Result<bool, ReadError> {
-        // The bits may be left out where nothing is null.
+        // A column without nulls may have no validity bits.
         let (_, length) = self.place(column.buffer)?;
         if length == 0 {
             return Ok(true);
@@ -117,15 +117,15 @@ impl Reader<'_> {
         };
         match (u64::try_from(start), u64::try_from(end)) {
             (Ok(start), Ok(end)) if start <= end => Ok((start, end)),
-            _ => Err(format!("offsets {start} and {end}").into()),
+            _ => Err(format!("the offsets {start} and {end} are not valid").into()),
         }
     }
 
-    /// Value `index` of a buffer whose values have `N` bytes.
+    /// Value `index` of a buffer whose values have `N` bytes each.
     fn buffer<const N: usize>(&self, buffer: usize, index: u64) -> Result<[u8; N], ReadError> {
-        let start = index.checked_mul(N as u64).ok_or("an absurd place")?;
+        let start = index.checked_mul(N as u64).ok_or("an implausible position")?;
         let bytes = self.bytes(buffer, start, N as u64)?;
-        bytes.try_into().map_err(|_| "a buffer is cut off".into())
+        bytes.try_into().map_err(|_| "a buffer is truncated".into())
     }
 
     fn bytes(&self, buffer: usize, start: u64, length: u64) -> Result<Vec<u8>, ReadError> {
@@ -147,6 +147,6 @@ impl Reader<'_> {
 
     fn place(&self, buffer: usize) -> Result<(u64, u64), ReadError> {
         let place = self.header.buffers.get(buffer).copied();
-        place.ok_or_else(|| "a record batch with fewer buffers than its schema says".into())
+        place.ok_or_else(|| "a record batch with fewer buffers than its schema has".into())
     }
 }

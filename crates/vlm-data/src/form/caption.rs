@@ -1,5 +1,5 @@
-//! Rows of an image and a caption: BLIP's `image` and `caption`, the `file_name` and `text` of an
-//! image folder, what img2dataset writes.
+//! Rows of an image and a caption: the `image` and `caption` of BLIP, the `file_name` and `text` of
+//! an image folder, the output of img2dataset.
 
 use super::context::FormContext;
 use super::parts::{self, PartImages};
@@ -7,7 +7,7 @@ use crate::record::{Field, Record};
 use crate::reject::Reject;
 use crate::rows::{Role, Turn};
 
-/// What a caption is called, the likeliest first.
+/// Keys of a caption, the likeliest first.
 pub(super) const CAPTION_KEYS: [&str; 16] = [
     "caption",
     "captions",
@@ -32,11 +32,11 @@ pub(super) fn of(record: &Record) -> Option<(&str, &Field)> {
     record.first_of(&CAPTION_KEYS).filter(|(_, value)| !matches!(value, Field::Object(_)))
 }
 
-/// The turns of a row whose caption is `caption`: the user shows the image and asks the fixed
-/// question, the caption is the answer. Of several captions the first is taken.
+/// The turns of a row whose caption is `caption`: the user shows the image and asks the caption
+/// question, and the caption is the answer. Of several captions the first is used.
 ///
 /// # Errors
-/// A caption that is no text.
+/// A caption that is not text.
 pub(super) fn turns(
     (key, caption): (&str, &Field),
     context: &FormContext<'_>,

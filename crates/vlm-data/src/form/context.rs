@@ -2,14 +2,13 @@
 //! that has no usable form.
 
 use crate::image_root::ImageRoot;
-use crate::reject::{Reject, RejectReason};
 use crate::row_options::RowOptions;
 
-/// What decides how a row is read.
+/// Everything besides its values that decides how a row is read.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct FormContext<'a> {
     pub(crate) options: &'a RowOptions,
-    /// Where images named by rows lie, where that is known.
+    /// Folder of the images that rows name, if it is known.
     pub(crate) root: Option<&'a ImageRoot>,
 }
 
@@ -23,8 +22,4 @@ impl FormContext<'_> {
 pub(crate) fn is_rating(key: &str, name: &str) -> bool {
     let suffix = key.strip_prefix(name);
     suffix.is_some_and(|suffix| ["", "_ratings", "_rating"].contains(&suffix))
-}
-
-pub(super) fn invalid(detail: impl Into<String>) -> Reject {
-    Reject::new(RejectReason::InvalidRow, detail)
 }

@@ -1,27 +1,27 @@
-//! A value that is an image, or several: names, data URIs, base64, bytes, and the objects in which
-//! Hugging Face's `datasets` and the OpenAI interface put them.
+//! Values that are one image or several: names, data URIs, base64, bytes, and the objects in which
+//! Hugging Face's `datasets` and the OpenAI API put them.
 
 use base64::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
 use bytes::Bytes;
 
-use super::context::{FormContext, invalid};
+use super::context::FormContext;
 use crate::record::{Field, Record, shown};
 use crate::reject::{Reject, RejectReason};
 use crate::rows::RowImage;
 
-/// Where an object has the image's bytes.
+/// Keys of an image object that hold the bytes.
 const BYTES_KEYS: [&str; 4] = ["bytes", "data", "base64", "b64"];
-/// Where an object has the image's name or address.
+/// Keys of an image object that hold the name or address.
 const NAME_KEYS: [&str; 9] =
     ["path", "file_name", "filename", "name", "image", "image_path", "url", "image_url", "src"];
-/// Text that is shorter is a name, whatever its characters.
+/// Shorter text is a name, whatever its characters.
 const MIN_BASE64_CHARS: usize = 100;
 
-/// The images of `value`, which stands under `key`: one, several in a list, or names with commas.
-/// A name with commas is one name where there is such a file.
+/// The images of `value`, which was found under `key`: one image, a list of images, or names
+/// separated by commas. A name that contains commas is one name if there is such a file.
 ///
 /// # Errors
-/// What is no image.
+/// A value that is not an image.
 pub(super) fn images(
     value: &Field,
     key: &str,
@@ -35,11 +35,14 @@ pub(super) fn images(
             .iter()
             .enumerate()
             .map(|(k, item)| match item {
-                Field::Text(text) if text.trim().is_empty() => {
-                    Err(invalid(format!("\"{key}\" should list images, but holds an empty one")))
-                }
+                Field::Text(text) if text.trim().is_empty() => Err(Reject::invalid_row(format!(
+                    "\"{key}\" should list images, but has an empty name"
+                ))),
                 Field::Null | Field::Bool(_) | Field::Number(_) | Field::List(_) => {
-                    Err(invalid(format!("\"{key}\" should list images, but holds {}", item.kind())))
+                    Err(Reject::invalid_row(format!(
+                        "\"{key}\" should list images, but has {}",
+                        item.kind()
+                    )))
                 }
                 item => single(item, &format!("{key}[{k}]"), context),
             })
@@ -49,10 +52,10 @@ pub(super) fn images(
     }
 }
 
-/// The image that `value` is.
+/// The image in `value`.
 ///
 /// # Errors
-/// What is no image.
+/// A value that is not an image.
 pub(super) fn single(
     value: &Field,
     key: &str,
@@ -62,8 +65,9 @@ pub(super) fn single(
         Field::Text(text) => of_text(text.trim(), key, context),
         Field::Bytes(bytes) => Ok(embedded(key, bytes.clone())),
         Field::Object(record) => of_object(record, key, context),
-        other => Err(invalid(format!(
-            "\"{key}\" should be an image's name, its bytes, names with commas or a list, but is {}",
+        other => Err(Reject::invalid_row(format!(
+            "\"{key}\" should be the name or bytes of an image, names separated by commas, or a \
+             list, but is {}",
             other.kind()
         ))),
     }
@@ -72,7 +76,7 @@ pub(super) fn single(
 fn of_object(record: &Record, key: &str, context: &FormContext<'_>) -> Result<RowImage, Reject> {
     let name = match record.first_of(&NAME_KEYS) {
         Some((_, Field::Text(name))) if !name.trim().is_empty() => Some(name.trim()),
-        // An image within an image, as `{"image_url": {"url": …}}` nested once more.
+        // An image object within an image object, such as `{"image_url": {"url": …}}`.
         Some((inner, value @ Field::Object(_))) => return single(value, inner, context),
         _ => None,
     };
@@ -94,7 +98,7 @@ fn of_object(record: &Record, key: &str, context: &FormContext<'_>) -> Result<Ro
     }
     match name {
         Some(name) => of_text(name, key, context),
-        None => Err(invalid(format!(
+        None => Err(Reject::invalid_row(format!(
             "\"{key}\" is an object without an image; expected \"bytes\", \"path\" or \"url\", \
              found: {}",
             record.keys()
@@ -102,7 +106,7 @@ fn of_object(record: &Record, key: &str, context: &FormContext<'_>) -> Result<Ro
     }
 }
 
-/// One name, data URI or base64 text.
+/// The image of one name, data URI or base64 text.
 fn of_text(text: &str, key: &str, context: &FormContext<'_>) -> Result<RowImage, Reject> {
     if let Some(data) = text.strip_prefix("data:") {
         return of_data_uri(data, key);
@@ -111,13 +115,13 @@ fn of_text(text: &str, key: &str, context: &FormContext<'_>) -> Result<RowImage,
         return Ok(embedded(key, bytes));
     }
     if text.is_empty() {
-        return Err(invalid(format!("\"{key}\" is an empty name")));
+        return Err(Reject::invalid_row(format!("\"{key}\" should name an image, but is empty")));
     }
     let limit = context.options.max_image_bytes;
     if text.len() as u64 > limit {
         return Err(Reject::new(
             RejectReason::ImageTooLarge,
-            format!("\"{key}\" has {} bytes; at most {limit} are read", text.len()),
+            format!("\"{key}\" has {} bytes; the limit is {limit}", text.len()),
         ));
     }
     Ok(RowImage::named(text))
@@ -129,8 +133,8 @@ fn names(text: &str, key: &str, context: &FormContext<'_>) -> Result<Vec<RowImag
             return images(&list, key, context);
         }
         if text.starts_with("['") {
-            return Err(invalid(format!(
-                "\"{key}\" is a list in Python's notation ({}): write it with json.dumps",
+            return Err(Reject::invalid_row(format!(
+                "\"{key}\" is a list in Python syntax ({}): write it with json.dumps",
                 shown(text)
             )));
         }
@@ -146,7 +150,7 @@ fn names(text: &str, key: &str, context: &FormContext<'_>) -> Result<Vec<RowImag
     parts.map(|name| of_text(name, key, context)).collect()
 }
 
-/// `image/jpeg;base64,…`, without the `data:` in front.
+/// The image of a data URI: `image/jpeg;base64,…`, without the leading `data:`.
 fn of_data_uri(data: &str, key: &str) -> Result<RowImage, Reject> {
     let (header, content) = data.split_once(',').unwrap_or((data, ""));
     let is_base64 = header.rsplit(';').any(|word| word.eq_ignore_ascii_case("base64"));
@@ -158,12 +162,12 @@ fn of_data_uri(data: &str, key: &str) -> Result<RowImage, Reject> {
     Ok(embedded(&format!("{key} ({kind}, {} bytes)", bytes.len()), bytes))
 }
 
-/// The image that long text is without a `data:` in front, where its first bytes are an image's.
+/// The image of long text without a leading `data:`, if its first bytes are those of an image.
 fn base64_image(text: &str) -> Option<Bytes> {
     if text.len() < MIN_BASE64_CHARS {
         return None;
     }
-    // Whether it is one shows in its beginning, before all of it is decoded.
+    // The first bytes tell whether it is an image, before all of it is decoded.
     let start = decode(text.get(..64)?)?;
     image::guess_format(&start).ok()?;
     decode(text)

@@ -1,9 +1,10 @@
-//! Which keys of a row hold images, and which hold what is not trained on. A key is told by its
-//! words: `image_path`, `imageFile` and `left-image` hold images, `image_size` and `caption` do not.
+//! Tells which keys of a row hold images, and which hold media that are not trained on, by the
+//! words of a key: `image_path`, `imageFile` and `left-image` hold images, `image_size` and
+//! `caption` do not.
 
 use crate::record::{Field, Record};
 
-/// Words of which an image key has one.
+/// The key of an image has one of these words.
 const IMAGE_WORDS: [&str; 20] = [
     "image",
     "images",
@@ -26,7 +27,7 @@ const IMAGE_WORDS: [&str; 20] = [
     "pixel",
     "figure",
 ];
-/// Words of which a key of another medium has one.
+/// The key of another medium has one of these words.
 const OTHER_WORDS: [&str; 14] = [
     "video",
     "videos",
@@ -44,7 +45,7 @@ const OTHER_WORDS: [&str; 14] = [
     "spectrogram",
 ];
 /// Words that may stand beside them.
-const BESIDE: [&str; 38] = [
+const NEUTRAL_WORDS: [&str; 38] = [
     "path",
     "paths",
     "file",
@@ -84,7 +85,7 @@ const BESIDE: [&str; 38] = [
     "binary",
     "encoded",
 ];
-/// Keys that hold an image's name though they do not say so.
+/// Keys that hold the name of an image although they have no image word.
 const FILE_KEYS: [&str; 4] = ["file_name", "filename", "file_path", "filepath"];
 
 const IMAGE_EXTENSIONS: [&str; 13] = [
@@ -92,18 +93,18 @@ const IMAGE_EXTENSIONS: [&str; 13] = [
     "svg",
 ];
 
-/// What a key holds by its name.
+/// What a key holds, by its name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum KeyKind {
     Image,
     OtherMedia,
-    /// Nothing that is shown.
+    /// Neither images nor other media.
     Text,
 }
 
 /// What a key called `name` holds.
 pub(crate) fn kind_of(name: &str) -> KeyKind {
-    // Those that nearly every row has, without taking them apart.
+    // Keys that nearly every row has; splitting them into words would cost time.
     match name {
         "image" | "images" | "image_bytes" => return KeyKind::Image,
         "id" | "conversations" | "messages" | "texts" | "source" => return KeyKind::Text,
@@ -118,7 +119,7 @@ pub(crate) fn kind_of(name: &str) -> KeyKind {
         };
         let is_known = |word: &String| {
             let is_number = word.bytes().all(|byte| byte.is_ascii_digit());
-            is_in(word) || BESIDE.contains(&word.as_str()) || is_number
+            is_in(word) || NEUTRAL_WORDS.contains(&word.as_str()) || is_number
         };
         words.iter().any(is_in) && words.iter().all(is_known)
     };
@@ -134,7 +135,7 @@ pub(crate) fn kind_of(name: &str) -> KeyKind {
     }
 }
 
-/// Whether a value can be nothing but an image or its name.
+/// Whether a value can only be an image or the name of one.
 pub(crate) fn looks_like_image(value: &Field) -> bool {
     match value {
         Field::Text(text) => is_image_name(text) || text.starts_with("data:image/"),
@@ -145,14 +146,15 @@ pub(crate) fn looks_like_image(value: &Field) -> bool {
     }
 }
 
-/// `{"bytes": …, "path": …}`, as Hugging Face's `datasets` has images and sounds.
+/// Whether an object is `{"bytes": …, "path": …}`, the form of images and audio in Hugging Face's
+/// `datasets`.
 fn is_image_object(record: &Record) -> bool {
     let has = |key: &str| record.0.iter().any(|(name, _)| name == key);
     let is_only = record.0.len() == 2 && has("bytes") && has("path");
     is_only && !record.0.iter().all(|(_, value)| value.is_empty())
 }
 
-/// Whether `text` ends as an image file's name does.
+/// Whether `text` ends like the name of an image file.
 pub(crate) fn is_image_name(text: &str) -> bool {
     const MAX_NAME: usize = 1024;
     let text = text.trim();
@@ -166,7 +168,7 @@ pub(crate) fn is_image_name(text: &str) -> bool {
     })
 }
 
-/// `imagePath_2` → `image`, `path`, `2`.
+/// Splits a key into its words: `imagePath_2` → `image`, `path`, `2`.
 fn words(name: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut before = ' ';
@@ -190,7 +192,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_told_by_their_words() {
+    fn keys_are_classified_by_their_words() {
         for name in [
             "image",
             "images",
@@ -239,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn an_image_name_is_told_by_its_end() {
+    fn an_image_name_is_recognised_by_its_extension() {
         for name in ["a.jpg", "x/y.PNG", "http://h/a.jpeg?size=3", "Paris, France.webp"] {
             assert!(is_image_name(name), "{name}");
         }

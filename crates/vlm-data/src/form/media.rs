@@ -1,5 +1,5 @@
-//! The images that a row declares beside its text, wherever they stand; and what it declares that is
-//! not trained on. An image that is declared is used, or the row is rejected by name.
+//! Finds the images that a row declares besides its text, under any key, and declared media that
+//! are not trained on. A declared image is either used or the row is rejected; it is never ignored.
 
 use super::context::FormContext;
 use super::image_value;
@@ -8,17 +8,17 @@ use crate::record::{Field, Record, is_key, shown};
 use crate::reject::{Reject, RejectReason};
 use crate::rows::RowImage;
 
-/// Keys that hold an image where their value is one and no other key has any.
+/// Keys that hold an image if their value is one and no other key has any.
 pub(super) const PLAIN_KEYS: [&str; 6] = ["path", "file", "name", "src", "uri", "url"];
 
 /// One key with its images.
 type Declared<'a> = (&'a str, Vec<RowImage>);
 
-/// The images of `record` in their order. `text_keys` are those that the row's text was read from.
+/// The images of `record` in order. `text_keys` are the keys that the row's text was read from.
 ///
 /// # Errors
-/// Videos or sounds; images under keys that contradict each other or that nobody knows; values that
-/// are no images.
+/// Video or audio; images under keys that contradict each other or that are not known; values that
+/// are not images.
 pub(super) fn images(
     record: &Record,
     text_keys: &[&str],
@@ -45,28 +45,28 @@ pub(super) fn images(
             unknown.push((key, value));
         }
     }
-    // Names under a key that may hold anything, where the row has nothing else.
+    // The name is under a key that may hold anything, and the row has no other image.
     if let ([], [(key, value)]) = (&declared[..], &unknown[..])
         && PLAIN_KEYS.iter().any(|plain| is_key(key, plain))
     {
         return image_value::images(value, key, context);
     }
     let images = combine(declared)?;
-    let is_told = |(_, value): &&(&str, &Field)| !is_known(value, &images);
-    match unknown.iter().find(is_told) {
+    let is_unused = |(_, value): &&(&str, &Field)| !is_known(value, &images);
+    match unknown.iter().find(is_unused) {
         Some((key, value)) => Err(Reject::new(
             RejectReason::AmbiguousImages,
             format!(
-                "the key {key:?} holds what looks like an image ({}), and no reader knows the key; \
-                 call it \"image\", or take it out",
-                sample(value)
+                "the key {key:?} is not known, but its value looks like an image ({}); rename the \
+                 key to \"image\", or remove it",
+                example(value)
             ),
         )),
         None => Ok(images),
     }
 }
 
-/// A number is no image; under `image` itself that is told, under other names it is a count.
+/// A number is not an image. Under `image` itself it is an error, under other names it is a count.
 fn may_be_image(key: &str, value: &Field) -> bool {
     match value {
         Field::Bool(_) | Field::Number(_) => is_key(key, "image") || is_key(key, "images"),
@@ -78,9 +78,9 @@ fn is_false(value: &Field) -> bool {
     matches!(value, Field::Bool(false))
 }
 
-/// The images of several keys as those of one row.
+/// Joins the images of several keys into those of one row.
 fn combine(mut declared: Vec<Declared<'_>>) -> Result<Vec<RowImage>, Reject> {
-    // What is only an address elsewhere says where a local image came from.
+    // If one key has local images, addresses under other keys only tell where these came from.
     let has_local = declared.iter().any(|(_, images)| !images.iter().any(is_url));
     if has_local {
         declared.retain(|(_, images)| !images.iter().all(is_url));
@@ -91,7 +91,8 @@ fn combine(mut declared: Vec<Declared<'_>>) -> Result<Vec<RowImage>, Reject> {
     if let Some(numbered) = numbered(&declared) {
         return Ok(numbered);
     }
-    // Bytes beside names of the same images: the bytes are used, under the names.
+    // If one key has bytes and another the names of the same images, the bytes are used under these
+    // names.
     let with_bytes = declared.iter().position(|(_, images)| images.iter().all(has_bytes));
     let mut rest: Vec<&Declared<'_>> = declared.iter().collect();
     let main = match with_bytes {
@@ -112,8 +113,8 @@ fn combine(mut declared: Vec<Declared<'_>>) -> Result<Vec<RowImage>, Reject> {
         return Err(Reject::new(
             RejectReason::AmbiguousImages,
             format!(
-                "{} images under {:?} and {} other ones under {key:?}; put all of them into one \
-                 list, and take the other key out",
+                "{} images under {:?} and {} others under {key:?}; put all of them into one list, \
+                 and remove the other key",
                 main.1.len(),
                 main.0,
                 images.len()
@@ -123,8 +124,8 @@ fn combine(mut declared: Vec<Declared<'_>>) -> Result<Vec<RowImage>, Reject> {
     Ok(main.1.clone())
 }
 
-/// The images of keys that are one name with numbers behind it or `left` and `right` in front, in
-/// the order of the numbers or of the row.
+/// The images of keys that differ only by a number at their end or by `left` and `right`, in the
+/// order of the numbers or of the row.
 fn numbered(declared: &[Declared<'_>]) -> Option<Vec<RowImage>> {
     const SIDES: [&str; 4] = ["left", "right", "first", "second"];
     let number = |key: &str| -> Option<(String, u32)> {
@@ -149,7 +150,7 @@ fn numbered(declared: &[Declared<'_>]) -> Option<Vec<RowImage>> {
     is_one.then_some(images)
 }
 
-/// Whether a value under an unknown key names nothing but images that the row has anyway, or is only
+/// Whether a value under an unknown key only names images that the row has anyway, or only tells
 /// where they came from.
 fn is_known(value: &Field, images: &[RowImage]) -> bool {
     match value {
@@ -166,14 +167,14 @@ fn is_known(value: &Field, images: &[RowImage]) -> bool {
 fn unsupported(key: &str, value: &Field) -> Reject {
     Reject::new(
         RejectReason::UnsupportedMedia,
-        format!("the row has {key:?} ({}); images and text are trained on", sample(value)),
+        format!("the row has {key:?} ({}); only images and text are supported", example(value)),
     )
 }
 
-fn sample(value: &Field) -> String {
+fn example(value: &Field) -> String {
     match value {
         Field::Text(text) => shown(text),
-        Field::List(list) => list.first().map_or("an empty list".to_owned(), sample),
+        Field::List(list) => list.first().map_or("an empty list".to_owned(), example),
         Field::Object(record) => format!("an object with {}", record.keys()),
         other => other.kind().to_owned(),
     }
@@ -193,7 +194,7 @@ fn file(image: &RowImage) -> &str {
     image.name.rsplit(['/', '\\']).next().unwrap_or(&image.name)
 }
 
-/// Whether a schema's column called `name` may hold images of rows.
+/// Whether a column called `name` may hold images of rows.
 pub(crate) fn is_image_column(name: &str, chosen: &[String]) -> bool {
     if chosen.is_empty() {
         keys::kind_of(name) == KeyKind::Image

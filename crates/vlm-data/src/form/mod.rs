@@ -1,9 +1,10 @@
-//! One row out of the values of a file: which of the known forms it has, its turns, its images, and
-//! where in the turns each image stands. Knows no files but whether an image of a name exists.
+//! Makes one row of the values of a record: finds out which of the known forms it has, and reads
+//! its turns, its images, and the position of each image in the turns. It accesses no files except
+//! to check whether an image exists.
 //!
 //! Each form is a file with a table of its keys: lists of turns ([`turns`]), a question and an
-//! answer ([`question`]), a caption ([`caption`]). What holds images ([`media`], [`keys`],
-//! [`image_value`]) and how texts mark them ([`tags`]) is the same for all.
+//! answer ([`question`]), a caption ([`caption`]). Which values hold images ([`media`], [`keys`],
+//! [`image_value`]) and how texts mark them ([`tags`]) is the same for all forms.
 
 mod caption;
 mod context;
@@ -16,7 +17,6 @@ mod roles;
 mod tags;
 mod turns;
 
-use context::invalid;
 pub(crate) use context::{FormContext, is_rating};
 pub(crate) use keys::is_image_name;
 use keys::looks_like_image;
@@ -31,10 +31,10 @@ use crate::rows::{Role, Row, RowImage, Turn};
 use parts::PartImages;
 use question::Question;
 
-/// The row that `record` is.
+/// The row in `record`.
 ///
 /// # Errors
-/// A record of no known form, or one whose text or images cannot be used; the message has what was
+/// A record of no known form, or one whose text or images cannot be used; the message says what was
 /// expected and what was found.
 pub(crate) fn row(record: &Record, context: &FormContext<'_>) -> Result<Row, Reject> {
     let mut part_images = PartImages::new();
@@ -58,7 +58,7 @@ pub(crate) fn row(record: &Record, context: &FormContext<'_>) -> Result<Row, Rej
     let mut images = join(declared, part_images)?;
     let named = tags::take_named(&mut turns);
     if !named.is_empty() {
-        tell_named();
+        warn_of_named_images();
     }
     images = match (images.is_empty(), named.is_empty()) {
         (_, true) => images,
@@ -68,25 +68,26 @@ pub(crate) fn row(record: &Record, context: &FormContext<'_>) -> Result<Row, Rej
             return Err(Reject::new(
                 RejectReason::AmbiguousImages,
                 format!(
-                    "{} images beside the turns and {} as <img>…</img> within them",
+                    "{} images beside the turns and {} in them as <img>…</img>; keep only one of \
+                     the two",
                     images.len(),
                     named.len()
                 ),
             ));
         }
     };
-    if is_stand_in(&turns, &images) {
+    if is_blank_filler(&turns, &images) {
         images.clear();
     }
     tags::place(&mut turns, &mut images)?;
     Ok(Row { turns, images })
 }
 
-/// The record with its images under one key, and their names in order: for sources that have the
-/// images elsewhere. Addresses are left out.
+/// The record with its images under one key, and their names in order, for sources that store the
+/// images separately. Addresses are left out.
 ///
 /// # Errors
-/// As [`row`].
+/// As for [`row`].
 pub(crate) fn take_images(
     record: Record,
     context: &FormContext<'_>,
@@ -107,7 +108,7 @@ pub(crate) fn take_images(
     Ok((Record(record.0.into_iter().filter(is_text).collect()), names))
 }
 
-/// The turns of a list of them, as JSON text.
+/// The turns of a list of turns that was parsed from JSON text.
 ///
 /// # Errors
 /// [`RejectReason::InvalidRow`].
@@ -116,7 +117,8 @@ pub(crate) fn turns_alone(list: &Field, context: &FormContext<'_>) -> Result<Vec
     turns::turns(list, "conversations", &record, context, &mut PartImages::new())
 }
 
-/// Which form a record has, and which keys it is read from: `messages; images from image`.
+/// Describes the form of a record and the keys it is read from: `turns from "messages", images from
+/// "image"`.
 pub(crate) fn describe(record: &Record) -> String {
     let form = match Form::of(record) {
         Some(Form::Turns(key, _)) => format!("turns from \"{key}\""),
@@ -137,7 +139,7 @@ pub(crate) fn describe(record: &Record) -> String {
     if images.is_empty() { form } else { format!("{form}, images from {}", images.join(", ")) }
 }
 
-/// Whether a column called `name` has a part in some form: rows are read from such columns alone.
+/// Whether some form uses a column called `name`: rows are read only from such columns.
 pub(crate) fn is_known_column(name: &str, options: &RowOptions) -> bool {
     let of_tables = [
         &turns::LIST_KEYS[..],
@@ -158,15 +160,15 @@ pub(crate) fn is_known_column(name: &str, options: &RowOptions) -> bool {
         || options.image_keys.iter().any(|key| key == name)
 }
 
-/// Whether records with these columns have a form.
+/// Whether records with these columns have a known form.
 pub(crate) fn has_form(columns: &[&str]) -> bool {
-    // What the values are does not matter to it but for their being there.
+    // The form depends only on which values are there, not on the values.
     let value = |name: &str| (name.to_owned(), Field::Text(" ".into()));
     let record = Record(columns.iter().map(|name| value(name)).collect());
     Form::of(&record).is_some()
 }
 
-/// Whether a record has a form.
+/// Whether a record has a known form.
 pub(crate) fn is_row(record: &Record) -> bool {
     Form::of(record).is_some()
 }
@@ -179,7 +181,7 @@ enum Form<'a> {
 
 impl<'a> Form<'a> {
     fn of(record: &'a Record) -> Option<Self> {
-        // An empty list of turns is one only where there is no other.
+        // An empty list of turns counts only if there is no other list.
         let lists = turns::LIST_KEYS.iter().filter_map(|key| record.first_of(&[key]));
         let mut lists: Vec<(&str, &Field)> = lists.collect();
         lists.sort_by_key(|(_, value)| value.is_empty());
@@ -194,7 +196,7 @@ impl<'a> Form<'a> {
     }
 }
 
-/// The images of the row with those that parts of its turns carry.
+/// Joins the images of the row with those that parts of its turns carry.
 fn join(declared: Vec<RowImage>, parts: PartImages) -> Result<Vec<RowImage>, Reject> {
     let num_parts = parts.len();
     let carried: Vec<RowImage> = parts.into_iter().flatten().collect();
@@ -210,7 +212,7 @@ fn join(declared: Vec<RowImage>, parts: PartImages) -> Result<Vec<RowImage>, Rej
             RejectReason::AmbiguousImages,
             format!(
                 "{num_parts} image parts in the turns, {} of them with an image, and {} images \
-                 beside the turns; let all images be in one place",
+                 beside the turns; put all images either into the parts or beside the turns",
                 carried.len(),
                 declared.len()
             ),
@@ -219,20 +221,23 @@ fn join(declared: Vec<RowImage>, parts: PartImages) -> Result<Vec<RowImage>, Rej
     Ok(carried)
 }
 
-/// A system prompt beside the turns is the first turn.
+/// Puts a system prompt that stands beside the turns before them.
 fn add_system(turns: &mut Vec<Turn>, record: &Record) -> Result<(), Reject> {
     let Some((key, system)) = record.first_of(&question::SYSTEM_KEYS) else { return Ok(()) };
     if system.is_empty() {
         return Ok(());
     }
     let Field::Text(text) = system else {
-        return Err(invalid(format!("\"{key}\" should be text, but is {}", system.kind())));
+        return Err(Reject::invalid_row(format!(
+            "\"{key}\" should be text, but is {}",
+            system.kind()
+        )));
     };
     match turns.first() {
         Some(first) if first.role == Role::System && first.content == *text => {}
         Some(first) if first.role == Role::System => {
-            return Err(invalid(format!(
-                "the row has a system turn and another text in \"{key}\""
+            return Err(Reject::invalid_row(format!(
+                "the row has a system turn and another text in \"{key}\"; keep only one of them"
             )));
         }
         _ => turns.insert(0, Turn::new(Role::System, text.as_str())),
@@ -240,20 +245,20 @@ fn add_system(turns: &mut Vec<Turn>, record: &Record) -> Result<(), Reject> {
     Ok(())
 }
 
-/// Says once that texts name images: whoever has such text and no such images should know.
-fn tell_named() {
-    static TOLD: Once = Once::new();
-    TOLD.call_once(|| {
+/// Warns once that texts name images, because a user whose text only looks like that should know.
+fn warn_of_named_images() {
+    static WARNED: Once = Once::new();
+    WARNED.call_once(|| {
         tracing::warn!(
-            "rows name images within their texts as <img>…</img>, as Qwen-VL's do; each is read as an \
-             image in that place"
+            "rows name images in their texts as <img>…</img>, like those of Qwen-VL; each is read as \
+             an image at that position"
         );
     });
 }
 
-/// Whether the only image is a black one of 8 × 8 pixels that no turn shows: MiniMind-V's rows of
-/// text alone carry it, since its files have an image in every row.
-fn is_stand_in(turns: &[Turn], images: &[RowImage]) -> bool {
+/// Whether the only image is a black one of 8 × 8 pixels that no turn shows: MiniMind-V's text-only
+/// rows have such an image, because its files need one in every row.
+fn is_blank_filler(turns: &[Turn], images: &[RowImage]) -> bool {
     const SIDE: u32 = 8;
     const MAX_BYTES: usize = 4096;
     const BLACK: u8 = 2;
@@ -270,7 +275,7 @@ fn is_stand_in(turns: &[Turn], images: &[RowImage]) -> bool {
 
 fn unknown(record: &Record) -> Reject {
     let near = if record.first_of(&["chosen"]).is_some() {
-        " (\"chosen\" is preference data; put the answer to be learned under \"response\")"
+        " (\"chosen\" is preference data; put the answer to learn under \"response\")"
     } else if caption::of(record).is_some() {
         " (a caption without an image)"
     } else if record
@@ -282,28 +287,29 @@ fn unknown(record: &Record) -> Reject {
     } else {
         ""
     };
-    invalid(format!(
-        "no \"conversations\", \"messages\", question with an answer, or image with a \"caption\"; \
-         the row has: {}{near}",
+    Reject::invalid_row(format!(
+        "expected \"conversations\", \"messages\", a question with an answer, or an image with a \
+         \"caption\"; found: {}{near}",
         record.keys()
     ))
 }
 
 impl Row {
-    /// Parses one row of JSON in any of the forms that docs/data.md lists, with the default options:
-    /// `{"conversations": [{"role", "content"}, …], "image": "a.jpg, b.jpg"}`, `messages`, a question
-    /// and an answer, a caption. Names with commas are split at them, since no folder is known in
-    /// which a file of the whole name could be.
+    /// Parses one row of JSON in any of the forms that docs/data.md lists, with the default
+    /// options: `{"conversations": [{"role", "content"}, …], "image": "a.jpg, b.jpg"}`, `messages`,
+    /// a question and an answer, a caption. Names are split at commas, because there is no folder
+    /// in which a file of the whole name could be.
     ///
     /// # Errors
-    /// Why the row cannot be used, see [`RejectReason`].
+    /// A row that cannot be used; see [`RejectReason`].
     pub fn from_json(text: &str) -> Result<Self, Reject> {
         let options = RowOptions::default();
-        let record = Field::from_json(text).and_then(Field::into_record).map_err(invalid)?;
+        let record =
+            Field::from_json(text).and_then(Field::into_record).map_err(Reject::invalid_row)?;
         row(&record, &FormContext { options: &options, root: None })
     }
 
-    /// Parses turns alone: a JSON list of them, or an object that holds it as `conversations`.
+    /// Parses turns alone: a JSON list of them, or an object that has it as `conversations`.
     ///
     /// # Errors
     /// [`RejectReason::InvalidRow`].
@@ -313,7 +319,7 @@ impl Row {
         match Field::from_json(text) {
             Ok(list @ Field::List(_)) => turns_alone(&list, &context),
             other => {
-                let record = other.and_then(Field::into_record).map_err(invalid)?;
+                let record = other.and_then(Field::into_record).map_err(Reject::invalid_row)?;
                 Ok(row(&record, &context)?.turns)
             }
         }
@@ -359,9 +365,9 @@ mod tests {
         for (row, expected) in [
             ("<html>", "not JSON"),
             ("[1]", "found a list"),
-            ("{\"caption\":\"x\"}", "the row has: caption (a caption without an image)"),
+            ("{\"caption\":\"x\"}", "found: caption (a caption without an image)"),
             ("{\"image\":\"x.jpg\"}", "an image without a text"),
-            ("{\"label\":3}", "the row has: label"),
+            ("{\"label\":3}", "found: label"),
             ("{'conversations': []}", "json.dumps"),
             (r#"{"conversations":[]}"#, "empty"),
             (r#"{"conversations":"x"}"#, "is a string"),
@@ -371,7 +377,7 @@ mod tests {
             (r#"{"conversations":[{"content":true}]}"#, "a boolean"),
             (r#"{"conversations":[{"role":"user","content":null}]}"#, "is null"),
             (r#"{"conversations":[{"content":"q"}],"image":7}"#, "a number"),
-            (r#"{"conversations":[{"content":"q"}],"image":[""]}"#, "an empty one"),
+            (r#"{"conversations":[{"content":"q"}],"image":[""]}"#, "an empty name"),
         ] {
             let reject = Row::from_json(row).unwrap_err();
             assert_eq!(reject.reason, RejectReason::InvalidRow, "{row}");

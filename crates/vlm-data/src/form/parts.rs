@@ -1,20 +1,20 @@
-//! A turn's content: text, a number, or OpenAI's list of parts.
+//! Reads the content of a turn: text, a number, or OpenAI's list of parts.
 
-use super::context::{FormContext, invalid};
+use super::context::FormContext;
 use super::image_value;
 use crate::record::{Field, Record, shown};
 use crate::reject::{Reject, RejectReason};
 use crate::rows::{IMAGE_TAG, RowImage};
 
-/// Kinds of parts, as `type` names them.
+/// Values of `type`, by kind of part.
 const TEXT_TYPES: [&str; 3] = ["text", "input_text", "output_text"];
 const IMAGE_TYPES: [&str; 6] =
     ["image", "image_url", "input_image", "img", "picture", "image_file"];
 const OTHER_MEDIA: [&str; 8] =
     ["video", "video_url", "input_video", "audio", "audio_url", "input_audio", "file", "document"];
-/// Where a text part has its text.
+/// Keys under which a text part has its text.
 const TEXT_KEYS: [&str; 3] = ["text", "content", "value"];
-/// Where an image part has its image.
+/// Keys under which an image part has its image.
 const IMAGE_KEYS: [&str; 12] = [
     "image",
     "image_url",
@@ -30,15 +30,15 @@ const IMAGE_KEYS: [&str; 12] = [
     "img",
 ];
 
-/// The images that parts carry, in the order of the turns; `None` where a part says only that one of
-/// the row's images stands there.
+/// The images that parts carry, in the order of the turns; `None` for a part that only marks the
+/// position of one of the row's images.
 pub(super) type PartImages = Vec<Option<RowImage>>;
 
-/// The text of `content`, with [`IMAGE_TAG`] for each image part. Parts follow one another without
-/// anything between them. A number is written as JSON writes it.
+/// The text of `content`, with [`IMAGE_TAG`] for each image part. Parts are joined without a
+/// separator. A number is written as in JSON.
 ///
 /// # Errors
-/// Null, a boolean, parts that are no text and no image.
+/// Null, a boolean, and parts that are neither text nor image.
 pub(super) fn text_of(
     content: &Field,
     what: &str,
@@ -50,7 +50,7 @@ pub(super) fn text_of(
         Field::Number(number) => Ok(number.to_string()),
         Field::Bytes(bytes) => match std::str::from_utf8(bytes) {
             Ok(text) => Ok(text.to_owned()),
-            Err(_) => Err(invalid(format!("{what} is not UTF-8"))),
+            Err(_) => Err(Reject::invalid_row(format!("{what} is not UTF-8"))),
         },
         Field::List(parts) => {
             let mut text = String::new();
@@ -61,7 +61,7 @@ pub(super) fn text_of(
         }
         Field::Object(_) => part_text(content, what, context, images),
         Field::Null | Field::Bool(_) => {
-            Err(invalid(format!("{what} should be text, but is {}", content.kind())))
+            Err(Reject::invalid_row(format!("{what} should be text, but is {}", content.kind())))
         }
     }
 }
@@ -76,7 +76,7 @@ fn part_text(
         Field::Text(text) => return Ok(text.clone()),
         Field::Object(record) => record,
         other => {
-            return Err(invalid(format!(
+            return Err(Reject::invalid_row(format!(
                 "{what} should be text or an object with \"type\", but is {}",
                 other.kind()
             )));
@@ -90,10 +90,11 @@ fn part_text(
         return match record.first_of(&TEXT_KEYS) {
             Some((_, Field::Text(text))) => Ok(text.clone()),
             Some((_, Field::Number(number))) => Ok(number.to_string()),
-            Some((key, other)) => {
-                Err(invalid(format!("\"{key}\" of {what} should be text, but is {}", other.kind())))
-            }
-            None => Err(invalid(format!("{what} is text and has no \"text\""))),
+            Some((key, other)) => Err(Reject::invalid_row(format!(
+                "\"{key}\" of {what} should be text, but is {}",
+                other.kind()
+            ))),
+            None => Err(Reject::invalid_row(format!("{what} is a text part without \"text\""))),
         };
     }
     if IMAGE_TYPES.contains(&kind.as_str()) {
@@ -108,11 +109,11 @@ fn part_text(
     if OTHER_MEDIA.contains(&kind.as_str()) {
         return Err(Reject::new(
             RejectReason::UnsupportedMedia,
-            format!("{what} is of the type \"{kind}\"; text and images are trained on"),
+            format!("{what} is of the type \"{kind}\"; only images and text are supported"),
         ));
     }
-    Err(invalid(format!(
-        "{what} is of the type {:?}; known: {}, {}; its keys: {}",
+    Err(Reject::invalid_row(format!(
+        "{what} is of the type {:?}; expected one of: {}, {}; its keys: {}",
         shown(&kind),
         TEXT_TYPES.join(", "),
         IMAGE_TYPES.join(", "),
@@ -120,7 +121,7 @@ fn part_text(
     )))
 }
 
-/// The kind of a part that names none, as Qwen's and Gemini's.
+/// The kind of a part that has no `type`, as in Qwen's and Gemini's data.
 fn kind_by_keys(record: &Record) -> String {
     let has = |keys: &[&str]| record.first_of(keys).is_some_and(|(_, value)| !value.is_null());
     let kind = if has(&["text"]) {

@@ -1,14 +1,14 @@
-//! Rows of a question and an answer under keys of their own: query and response, question and
-//! answer, instruction, input and output, prompt and completion.
+//! Rows of a question and an answer, each under a key: query and response, question and answer,
+//! instruction, input and output, prompt and completion.
 
-use super::context::{FormContext, invalid};
+use super::context::FormContext;
 use super::parts::{self, PartImages};
 use super::turns;
 use crate::record::{Field, Record};
 use crate::reject::Reject;
 use crate::rows::{Role, Turn};
 
-/// A question's keys with the answer's keys that go with them, the likeliest first.
+/// Keys of a question with the keys of an answer that go with them, the likeliest first.
 pub(super) const PAIRS: [(&[&str], &[&str]); 7] = [
     (&["query", "question"], &["response", "answer", "answers", "multiple_choice_answer"]),
     (&["instruction"], &["output", "response", "answer", "completion"]),
@@ -18,13 +18,13 @@ pub(super) const PAIRS: [(&[&str], &[&str]); 7] = [
     (&["input"], &["output", "response", "answer", "target"]),
     (&["question", "query"], &["output", "completion", "solution", "label"]),
 ];
-/// Text that belongs to the question and has no place in it here.
+/// Keys of text that belongs to the question and has no known position in it.
 pub(super) const LEFT_OUT: [&str; 6] =
     ["choices", "options", "passage", "context", "hint", "multiple_choices"];
-/// What a system prompt is called.
+/// Keys of a system prompt.
 pub(super) const SYSTEM_KEYS: [&str; 3] = ["system", "system_prompt", "system_message"];
 
-/// A question and its answer as a row has them.
+/// A row's question and answer.
 pub(super) struct Question<'a> {
     question: (&'a str, &'a Field),
     answer: (&'a str, &'a Field),
@@ -32,7 +32,7 @@ pub(super) struct Question<'a> {
 }
 
 impl<'a> Question<'a> {
-    /// The question of `record`, where it has one with an answer.
+    /// The question of `record`, if it has one with an answer.
     pub(super) fn of(record: &'a Record) -> Option<Self> {
         PAIRS.iter().find_map(|(questions, answers)| {
             let question = record.first_of(questions)?;
@@ -41,23 +41,23 @@ impl<'a> Question<'a> {
         })
     }
 
-    /// The keys that its text is read from.
+    /// The keys that the text is read from.
     pub(super) fn keys(&self) -> Vec<&'a str> {
         let others = ["input", "history", "system", "system_prompt", "system_message"];
         let others = others.iter().filter_map(|key| Some(self.record.first_of(&[key])?.0));
         [self.question.0, self.answer.0].into_iter().chain(others).collect()
     }
 
-    /// For a person: `query/response`.
+    /// The two keys for a message: `query/response`.
     pub(super) fn name(&self) -> String {
         format!("{}/{}", self.question.0, self.answer.0)
     }
 
-    /// The turns: those of `history` first. An `input` follows its instruction on a line of its own;
-    /// of several answers to one question the first is taken.
+    /// The turns, those of `history` first. An `input` follows its instruction on a new line; of
+    /// several answers to one question the first is used.
     ///
     /// # Errors
-    /// Text that is none, choices that the question would be asked without.
+    /// Values that are not text; choices that the question would be asked without.
     pub(super) fn turns(
         &self,
         context: &FormContext<'_>,
@@ -65,8 +65,8 @@ impl<'a> Question<'a> {
     ) -> Result<Vec<Turn>, Reject> {
         let left_out = self.record.first_of(&LEFT_OUT).filter(|(_, value)| !value.is_empty());
         if let Some((key, _)) = left_out {
-            return Err(invalid(format!(
-                "the row has \"{key}\" beside its {}, which would be left out; write it into the \
+            return Err(Reject::invalid_row(format!(
+                "the row has \"{key}\" beside its {}, which would be ignored; write it into the \
                  question",
                 self.name()
             )));
@@ -80,17 +80,17 @@ impl<'a> Question<'a> {
         let (key, question) = self.question;
         let (answer_key, answer) = self.answer;
         match (question, answer) {
-            // Turns on both sides, as TRL's prompt and completion.
+            // Both are lists of turns, as TRL's prompt and completion.
             (Field::List(_), Field::List(_)) if holds_turns(question) && holds_turns(answer) => {
                 all.extend(turns::turns(question, key, self.record, context, images)?);
                 all.extend(turns::turns(answer, answer_key, self.record, context, images)?);
                 return Ok(all);
             }
-            // As many answers as questions: one turn after another.
+            // There are as many answers as questions, which alternate.
             (Field::List(questions), Field::List(answers)) => {
                 if questions.len() != answers.len() || questions.is_empty() {
-                    return Err(invalid(format!(
-                        "{} under \"{key}\" and {} under \"{answer_key}\"",
+                    return Err(Reject::invalid_row(format!(
+                        "{} questions under \"{key}\" but {} answers under \"{answer_key}\"",
                         questions.len(),
                         answers.len()
                     )));
@@ -125,7 +125,7 @@ fn turn(
     Ok(Turn::new(role, parts::text_of(text, &format!("\"{key}\""), context, images)?))
 }
 
-/// The first of several answers, as VQA's data sets have them, by text or as `{"answer": …}`.
+/// The first of several answers, as text or as `{"answer": …}`; VQA data sets have several.
 fn first_answer(answer: &Field) -> &Field {
     match answer {
         Field::List(answers) => answers.first().map_or(answer, first_answer),
@@ -134,7 +134,7 @@ fn first_answer(answer: &Field) -> &Field {
     }
 }
 
-/// Whether a list's items are turns and not parts or texts.
+/// Whether the items of a list are turns, not parts or texts.
 fn holds_turns(list: &Field) -> bool {
     let is_turn = |item: &Field| match item {
         Field::Object(record) => record.first_of(&["role", "from"]).is_some(),

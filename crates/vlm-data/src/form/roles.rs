@@ -1,8 +1,8 @@
-//! The names that data sets give to those who speak.
+//! The names that data sets give to the roles of a conversation.
 
 use crate::rows::Role;
 
-/// In lower case.
+/// Names in lower case, by role.
 const SYSTEM: [&str; 3] = ["system", "developer", "system_prompt"];
 const USER: [&str; 10] = [
     "user",
@@ -33,7 +33,7 @@ const ASSISTANT: [&str; 18] = [
     "answer",
     "output",
     "a",
-    // What the assistant writes to call a function is the assistant's text.
+    // A call of a function is text that the assistant writes.
     "function_call",
     "tool_call",
 ];
@@ -48,7 +48,7 @@ const TOOL: [&str; 8] = [
     "environment",
 ];
 
-/// The role called `name`, whatever its case.
+/// The role called `name`, in any case.
 pub(crate) fn role(name: &str) -> Option<Role> {
     let name = name.trim().to_lowercase();
     let is_in = |table: &[&str]| table.contains(&name.as_str());
@@ -65,6 +65,6 @@ pub(crate) fn role(name: &str) -> Option<Role> {
     }
 }
 
-/// What is known, for a message.
+/// The known names, for a message.
 pub(crate) const KNOWN: &str = "system, user (human, …), assistant (gpt, bot, model, …), tool \
                                 (function, observation, …)";

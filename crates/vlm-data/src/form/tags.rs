@@ -1,14 +1,15 @@
-//! What stands for images in texts: [`IMAGE_TAG`], and the tags of other programs. Each image of a
-//! row gets its place in a turn that shows images; a tag without an image, or of a medium that is
-//! not trained on, rejects the row unless the text only speaks of it, as text about HTML does.
+//! Finds the tags that stand for images in texts: [`IMAGE_TAG`] and the tags of other programs.
+//! Each image of a row is given a position in a turn that shows images. A tag without an image, or
+//! of a medium that is not trained on, rejects the row, unless the text only mentions the tag, as a
+//! text about HTML does.
 
 use std::ops::Range;
 
 use crate::reject::{Reject, RejectReason};
 use crate::rows::{IMAGE_TAG, Role, RowImage, Turn, shows_images};
 
-/// Other spellings of an image. The first ones mean nothing else, whatever stands around them; the
-/// others are text where the row has no image.
+/// Other spellings of an image. These mean nothing else, whatever stands around them; the likely
+/// ones below are text if the row has no image.
 const CERTAIN_TAGS: [&str; 20] = [
     "<|vision_start|><|image_pad|><|vision_end|>",
     "<|vision_start|>",
@@ -53,13 +54,13 @@ const OTHER_TAGS: [&str; 12] = [
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Tag {
     range: Range<usize>,
-    /// The image's number, from 1, where the tag has one.
+    /// Number of the image, from 1, if the tag has one.
     number: Option<usize>,
     is_certain: bool,
 }
 
-/// Takes the images that the texts themselves name, `<img>a.jpg</img>` as Qwen-VL's rows do: their
-/// place becomes an [`IMAGE_TAG`].
+/// Takes the images that the texts themselves name as `<img>a.jpg</img>`, like Qwen-VL's rows, and
+/// replaces each of them by an [`IMAGE_TAG`].
 pub(super) fn take_named(turns: &mut [Turn]) -> Vec<RowImage> {
     const OPEN: &str = "<img>";
     const CLOSE: &str = "</img>";
@@ -93,20 +94,20 @@ pub(super) fn take_named(turns: &mut [Turn]) -> Vec<RowImage> {
     images
 }
 
-/// Gives each of `images` its place: where the turns have [`IMAGE_TAG`]s they are left as they are,
-/// other programs' tags become [`IMAGE_TAG`]s, and without any the images stand in front of the
-/// first user turn, one a line.
+/// Gives each of `images` its position. [`IMAGE_TAG`]s in the turns stay as they are, tags of other
+/// programs are replaced by [`IMAGE_TAG`]s, and without any tag the images are put before the first
+/// user turn, one per line.
 ///
 /// # Errors
-/// Tags of other programs that are not as many as the images, or that have none; images that no turn
-/// can show; tags of videos and sounds.
+/// Tags of other programs whose number is not that of the images; images that no turn can show;
+/// tags of video or audio.
 pub(super) fn place(turns: &mut [Turn], images: &mut Vec<RowImage>) -> Result<(), Reject> {
     let shown: Vec<usize> = (0..turns.len()).filter(|&k| shows_images(turns, k)).collect();
     for &k in &shown {
         if let Some(tag) = other_medium(&turns[k].content) {
             return Err(Reject::new(
                 RejectReason::UnsupportedMedia,
-                format!("turn {k} has {tag:?}; images and text are trained on"),
+                format!("turn {k} has {tag:?}; only images and text are supported"),
             ));
         }
     }
@@ -123,14 +124,14 @@ pub(super) fn place(turns: &mut [Turn], images: &mut Vec<RowImage>) -> Result<()
             Some((k, tag)) => Err(Reject::new(
                 RejectReason::PlaceholderWithoutImage,
                 format!(
-                    "turn {k} has {:?}, which stands for an image, and the row has no image",
+                    "turn {k} has {:?}, which stands for an image, but the row has no image",
                     &turns[*k].content[tag.range.clone()]
                 ),
             )),
             None => Ok(()),
         };
     }
-    // One that is only likely and not as many as the images is text.
+    // Likely tags whose number is not that of the images are text.
     let certain = found.iter().filter(|(_, tag)| tag.is_certain).count();
     if found.len() != images.len() && certain == 0 {
         return in_front(turns, images.len());
@@ -140,7 +141,7 @@ pub(super) fn place(turns: &mut [Turn], images: &mut Vec<RowImage>) -> Result<()
         return Err(Reject::new(
             RejectReason::PlaceholderWithoutImage,
             format!(
-                "{} images and {} tags like {:?}; write {IMAGE_TAG} where each image stands",
+                "{} images but {} tags like {:?}; write one {IMAGE_TAG} for each image",
                 images.len(),
                 found.len(),
                 &turns[*k].content[tag.range.clone()]
@@ -154,20 +155,20 @@ pub(super) fn place(turns: &mut [Turn], images: &mut Vec<RowImage>) -> Result<()
     Ok(())
 }
 
-/// Puts the images in the order in which numbered tags name them.
+/// Puts the images into the order in which numbered tags name them.
 fn reorder(images: &mut Vec<RowImage>, found: &[(usize, Tag)]) -> Result<(), Reject> {
     let numbers: Vec<usize> = found.iter().filter_map(|(_, tag)| tag.number).collect();
     if numbers.len() != found.len() {
         return Ok(());
     }
-    // Some count from 0.
+    // Some data sets count from 0.
     let first = usize::from(!numbers.contains(&0));
     let mut sorted = numbers.clone();
     sorted.sort_unstable();
     if !sorted.iter().copied().eq(first..first + images.len()) {
         return Err(Reject::new(
             RejectReason::PlaceholderWithoutImage,
-            format!("{} images, and the numbers of the tags are {numbers:?}", images.len()),
+            format!("{} images, but the numbers of the tags are {numbers:?}", images.len()),
         ));
     }
     *images = numbers.iter().map(|&number| images[number - first].clone()).collect();
@@ -179,8 +180,8 @@ fn in_front(turns: &mut [Turn], num_images: usize) -> Result<(), Reject> {
         return Err(Reject::new(
             RejectReason::ImageWithoutPlaceholder,
             format!(
-                "{num_images} images, no {IMAGE_TAG} in the turns, and no user turn in front of \
-                 which they could stand"
+                "{num_images} images, but no {IMAGE_TAG} in the turns and no user turn to put the \
+                 images before"
             ),
         ));
     };
@@ -192,15 +193,14 @@ fn in_front(turns: &mut [Turn], num_images: usize) -> Result<(), Reject> {
     Ok(())
 }
 
-/// Whether [`IMAGE_TAG`] stands only within longer tags of other programs.
+/// Whether [`IMAGE_TAG`] occurs only within longer tags of other programs.
 fn is_wrapped(text: &str) -> bool {
     const LONGER: [&str; 2] = ["<im_start><image><im_end>", "(<image>./</image>)"];
     let within: usize = LONGER.iter().map(|tag| text.matches(tag).count()).sum();
     within > 0 && within == text.matches(IMAGE_TAG).count()
 }
 
-/// The tags of other programs in `text`, in order. Several of one kind that touch each other are one
-/// image's.
+/// The tags of other programs in `text`, in order. Adjacent tags of one kind belong to one image.
 fn tags(text: &str) -> Vec<Tag> {
     let mut found: Vec<Tag> = Vec::new();
     let mut at = 0;
@@ -209,11 +209,11 @@ fn tags(text: &str) -> Vec<Tag> {
             at = start + 1;
             continue;
         };
-        if is_quoted(text, &tag.range) || (!tag.is_certain && is_spoken_of(text, &tag.range)) {
+        if is_quoted(text, &tag.range) || (!tag.is_certain && is_mentioned(text, &tag.range)) {
             at = tag.range.end;
             continue;
         }
-        // A run of placeholders, and the marks that open and close it.
+        // A run of placeholders belongs to one image, together with its opening and closing tags.
         while let Some(next) = tag_at(text, tag.range.end).filter(|next| next.number.is_none()) {
             let is_same = text[next.range.clone()] == text[tag.range.clone()];
             if !tag.is_certain
@@ -255,7 +255,8 @@ fn tag_at(text: &str, start: usize) -> Option<Tag> {
     Some(Tag { range: start..start + length, number: None, is_certain: false })
 }
 
-/// `<image_1>`, `<image1>`, `<image 1>`, `<|image_1|>`, `<image-1>`: length and number.
+/// Length and number of a numbered tag: `<image_1>`, `<image1>`, `<image 1>`, `<|image_1|>`,
+/// `<image-1>`.
 fn numbered(text: &str) -> Option<(usize, usize)> {
     let (open, close) = if text.starts_with("<|") { ("<|", "|>") } else { ("<", ">") };
     let inner = text.strip_prefix(open)?;
@@ -269,18 +270,18 @@ fn numbered(text: &str) -> Option<(usize, usize)> {
     Some((text.len() - tail.len(), number))
 }
 
-/// The first tag of a video or a sound that `text` does not merely speak of.
+/// The first tag of video or audio in `text` that is not only mentioned.
 fn other_medium(text: &str) -> Option<&'static str> {
     memchr::memchr_iter(b'<', text.as_bytes()).find_map(|start| {
         let tag = OTHER_TAGS.into_iter().find(|tag| text[start..].starts_with(tag))?;
         let range = start..start + tag.len();
         let is_text =
-            is_quoted(text, &range) || (!tag.starts_with("<|") && is_spoken_of(text, &range));
+            is_quoted(text, &range) || (!tag.starts_with("<|") && is_mentioned(text, &range));
         (!is_text).then_some(tag)
     })
 }
 
-/// Whether the tag stands in code or between quotation marks.
+/// Whether the tag is in code or between quotation marks.
 fn is_quoted(text: &str, range: &Range<usize>) -> bool {
     let before = &text[..range.start];
     if before.matches("```").count() % 2 == 1 {
@@ -300,8 +301,9 @@ fn is_quoted(text: &str, range: &Range<usize>) -> bool {
     }
 }
 
-/// Whether the text around the tag says that it is markup: `the <video> tag`, `<video> … </video>`.
-fn is_spoken_of(text: &str, range: &Range<usize>) -> bool {
+/// Whether the text around the tag shows that it is markup: `the <video> tag`, `<video> …
+/// </video>`.
+fn is_mentioned(text: &str, range: &Range<usize>) -> bool {
     const AROUND: usize = 40;
     const WORDS: [&str; 8] =
         ["tag", "element", "html", "markup", "xml", "token", "bbcode", "attribute"];

@@ -1,7 +1,7 @@
-//! Lists of turns: ShareGPT's and LLaVA's `conversations`, OpenAI's `messages`, the_cauldron's
-//! `texts`, pairs of a question and an answer.
+//! Rows with a list of turns: ShareGPT's and LLaVA's `conversations`, OpenAI's `messages`,
+//! the_cauldron's `texts`, and pairs of a question and an answer.
 
-use super::context::{FormContext, invalid, is_rating};
+use super::context::{FormContext, is_rating};
 use super::parts::{self, PartImages};
 use super::{image_value, keys, roles};
 use crate::record::{Field, Record, is_key, shown};
@@ -21,19 +21,19 @@ pub(super) const LIST_KEYS: [&str; 10] = [
     "chat",
     "conv",
 ];
-/// Where a turn has who speaks, and what.
+/// Keys under which a turn has its role, and its content.
 const ROLE_KEYS: [&str; 4] = ["role", "from", "speaker", "sender"];
 const CONTENT_KEYS: [&str; 7] =
     ["content", "value", "text", "parts", "message", "utterance", "contents"];
-/// Where an object has a question with its answer.
+/// Keys under which an object has a question, and its answer.
 const QUESTION_KEYS: [&str; 6] = ["user", "human", "question", "query", "instruction", "prompt"];
 const ANSWER_KEYS: [&str; 9] =
     ["assistant", "gpt", "bot", "model", "answer", "response", "output", "completion", "chatbot"];
 
-/// The turns of `value`, which stands under `key`.
+/// The turns of `value`, which was found under `key`.
 ///
 /// # Errors
-/// What is no list of turns, with the turn that is none.
+/// A value that is not a list of turns; the message names the turn at fault.
 pub(super) fn turns(
     value: &Field,
     key: &str,
@@ -42,7 +42,9 @@ pub(super) fn turns(
     images: &mut PartImages,
 ) -> Result<Vec<Turn>, Reject> {
     match value {
-        Field::List(items) if items.is_empty() => Err(invalid(format!("\"{key}\" is empty"))),
+        Field::List(items) if items.is_empty() => {
+            Err(Reject::invalid_row(format!("\"{key}\" is empty")))
+        }
         Field::List(items) => {
             let mut reader = Reader { key, record, context, images, turns: Vec::new() };
             for (index, item) in items.iter().enumerate() {
@@ -51,44 +53,46 @@ pub(super) fn turns(
             if reader.turns.is_empty() {
                 return Err(Reject::new(
                     RejectReason::RatingTooLow,
-                    format!("every turn of \"{key}\" has a rating below those wanted"),
+                    format!("every turn of \"{key}\" has a rating below `min_rating`"),
                 ));
             }
             Ok(reader.turns)
         }
         Field::Bytes(bytes) => match std::str::from_utf8(bytes) {
             Ok(text) => turns(&Field::Text(text.to_owned()), key, record, context, images),
-            Err(_) => Err(invalid(format!("\"{key}\" is not UTF-8"))),
+            Err(_) => Err(Reject::invalid_row(format!("\"{key}\" is not UTF-8"))),
         },
         Field::Object(columns) => turns(&transposed(columns, key)?, key, record, context, images),
         Field::Text(text) => match Field::from_json(text) {
             Ok(list @ Field::List(_)) => turns(&list, key, record, context, images),
-            // A whole row as text, as `turns_from_json` takes it.
+            // A whole row as text, which `turns_from_json` accepts.
             Ok(Field::Object(inner)) if inner.first_of(&LIST_KEYS).is_some() => {
                 let (key, list) = inner.first_of(&LIST_KEYS).unwrap_or((key, &Field::Null));
                 turns(list, key, &inner, context, images)
             }
-            Ok(other) => Err(invalid(format!(
+            Ok(other) => Err(Reject::invalid_row(format!(
                 "\"{key}\" should be a list of turns, but is {} as text",
                 other.kind()
             ))),
-            Err(problem) => Err(invalid(format!(
+            Err(problem) => Err(Reject::invalid_row(format!(
                 "\"{key}\" should be a list of turns, but is a string ({}), {problem}",
                 shown(text)
             ))),
         },
-        other => {
-            Err(invalid(format!("\"{key}\" should be a list of turns, but is {}", other.kind())))
-        }
+        other => Err(Reject::invalid_row(format!(
+            "\"{key}\" should be a list of turns, but is {}",
+            other.kind()
+        ))),
     }
 }
 
-/// `{"from": ["human", "gpt"], "value": ["q", "a"]}`, as Hugging Face stores a sequence of objects.
+/// The list of turns in an object of lists, `{"from": ["human", "gpt"], "value": ["q", "a"]}`: the
+/// form in which Hugging Face stores a sequence of objects.
 fn transposed(columns: &Record, key: &str) -> Result<Field, Reject> {
     let mut rows: Vec<Record> = Vec::new();
     for (name, column) in &columns.0 {
         let Field::List(values) = column else {
-            return Err(invalid(format!(
+            return Err(Reject::invalid_row(format!(
                 "\"{key}\" should be a list of turns, but is an object with: {}",
                 columns.keys()
             )));
@@ -98,8 +102,8 @@ fn transposed(columns: &Record, key: &str) -> Result<Field, Reject> {
         }
         if rows.len() != values.len() {
             let problem =
-                format!("the lists of \"{key}\" have {} and {} turns", rows.len(), values.len());
-            return Err(invalid(problem));
+                format!("the lists of \"{key}\" differ: {} and {} turns", rows.len(), values.len());
+            return Err(Reject::invalid_row(problem));
         }
         for (row, value) in rows.iter_mut().zip(values) {
             row.0.push((name.clone(), value.clone()));
@@ -121,12 +125,12 @@ impl Reader<'_, '_> {
     fn push(&mut self, index: usize, item: &Field) -> Result<(), Reject> {
         match item {
             Field::Object(turn) => self.push_object(index, turn),
-            // A pair of texts, as in a `history`.
+            // A pair of texts, as in `history`.
             Field::List(pair) if pair.len() == 2 => {
                 self.push_text(Role::User, &pair[0], index, "question")?;
                 self.push_text(Role::Assistant, &pair[1], index, "answer")
             }
-            other => Err(invalid(format!(
+            other => Err(Reject::invalid_row(format!(
                 "turn {index} of \"{}\" should be an object, but is {}",
                 self.key,
                 other.kind()
@@ -146,12 +150,15 @@ impl Reader<'_, '_> {
         let role = match role {
             Some((_, Field::Text(name))) => roles::role(name).ok_or_else(|| {
                 let name = shown(name);
-                invalid(format!("turn {index} has the role {name:?}; known: {}", roles::KNOWN))
+                Reject::invalid_row(format!(
+                    "turn {index} has the role {name:?}; expected one of: {}",
+                    roles::KNOWN
+                ))
             })?,
             Some((key, other)) => {
                 let kind = other.kind();
                 let problem = format!("\"{key}\" of turn {index} should be text, but is {kind}");
-                return Err(invalid(problem));
+                return Err(Reject::invalid_row(problem));
             }
             None if self.turns.last().is_some_and(|turn| turn.role == Role::User) => {
                 Role::Assistant
@@ -160,8 +167,9 @@ impl Reader<'_, '_> {
         };
         let calls = turn.first_of(&["tool_calls", "function_call"]);
         if calls.is_some_and(|(_, value)| !value.is_empty()) {
-            return Err(invalid(format!(
-                "turn {index} calls a tool (\"tool_calls\"); write the call as text into its content"
+            return Err(Reject::invalid_row(format!(
+                "turn {index} has \"tool_calls\", which are not supported; write the call as text \
+                 into its content"
             )));
         }
         let Some((key, content)) = turn.first_of(&CONTENT_KEYS) else {
@@ -173,7 +181,7 @@ impl Reader<'_, '_> {
             } else {
                 format!("turn {index} has no \"content\"; it has: {}", turn.keys())
             };
-            return Err(invalid(problem));
+            return Err(Reject::invalid_row(problem));
         };
         let what = format!("\"{key}\" of turn {index}");
         let num_before = self.images.len();
@@ -183,7 +191,10 @@ impl Reader<'_, '_> {
             if self.images.len() > num_before || role == Role::Assistant {
                 return Err(Reject::new(
                     RejectReason::AmbiguousImages,
-                    format!("turn {index} has images beside its content; put them into the row"),
+                    format!(
+                        "turn {index} has images both in its content and beside it, or is an \
+                         answer with images; put the images under a key of the row"
+                    ),
                 ));
             }
             let num_tags = text.matches(IMAGE_TAG).count();
@@ -193,7 +204,7 @@ impl Reader<'_, '_> {
                 return Err(Reject::new(
                     RejectReason::PlaceholderWithoutImage,
                     format!(
-                        "turn {index} has {} images and {num_tags} {IMAGE_TAG}",
+                        "turn {index} has {} images but {num_tags} {IMAGE_TAG}",
                         shown_here.len()
                     ),
                 ));
@@ -204,7 +215,7 @@ impl Reader<'_, '_> {
         Ok(())
     }
 
-    /// Images that a turn has beside its content, as Ollama's messages.
+    /// Images that a turn has beside its content, like the messages of Ollama.
     fn images_of_turn(
         &self,
         index: usize,
@@ -223,7 +234,7 @@ impl Reader<'_, '_> {
                 keys::KeyKind::OtherMedia => {
                     return Err(Reject::new(
                         RejectReason::UnsupportedMedia,
-                        format!("turn {index} has \"{key}\"; images and text are trained on"),
+                        format!("turn {index} has \"{key}\"; only images and text are supported"),
                     ));
                 }
                 keys::KeyKind::Text => {}
@@ -264,7 +275,8 @@ impl Reader<'_, '_> {
         Ok(())
     }
 
-    /// Whether pair `index` has no rating below those wanted. What has no rating is kept.
+    /// Whether pair `index` has no rating below the smallest allowed one. A pair without ratings is
+    /// kept.
     fn is_rated_enough(&self, index: usize, pair: &Record) -> Result<bool, Reject> {
         for (name, least) in &self.context.options.min_ratings {
             let of = |record: &Record| {
@@ -285,7 +297,7 @@ impl Reader<'_, '_> {
                 None | Some(Field::Null) => {}
                 Some(other) => {
                     let kind = other.kind();
-                    return Err(invalid(format!(
+                    return Err(Reject::invalid_row(format!(
                         "the rating {name:?} should be a number, but is {kind}"
                     )));
                 }

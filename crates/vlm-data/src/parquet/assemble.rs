@@ -1,29 +1,29 @@
-//! From the values of leaf columns, with their levels, to the nested value of a row: what the Parquet
-//! format calls record assembly. Knows no pages and no files.
+//! Makes the nested value of a row from the values of leaf columns with their levels, which the
+//! Parquet format calls record assembly. It knows neither pages nor files.
 
 use parquet::basic::{ConvertedType, LogicalType, Repetition};
 use parquet::schema::types::{SchemaDescriptor, Type};
 
 use crate::record::{Field, Record};
 
-/// Columns nested deeper are refused.
+/// Columns that are nested deeper are refused.
 const MAX_DEPTH: usize = 32;
 
-/// A value of a leaf column, or where one is missing, with the levels that say of which list.
+/// A value of a leaf column, or a missing one, with its levels.
 #[derive(Debug, Clone)]
 pub(super) struct Cell {
     pub(super) definition: i16,
-    /// Zero where a row begins.
+    /// Zero at the start of a row.
     pub(super) repetition: i16,
-    /// Null unless `definition` is the column's highest.
+    /// Null unless `definition` is the highest level of the column.
     pub(super) value: Field,
 }
 
-/// One column of the table, as nested as it may be.
+/// A top-level column of the table, which may be nested.
 #[derive(Debug)]
 pub(super) struct TopColumn {
     pub(super) name: String,
-    /// Its leaf columns in the file.
+    /// Indices of its leaf columns in the file.
     pub(super) leaves: std::ops::Range<usize>,
     node: Node,
 }
@@ -31,9 +31,9 @@ pub(super) struct TopColumn {
 /// A part of a column.
 #[derive(Debug)]
 struct Node {
-    /// Below this definition level the value is null.
+    /// The value is null below this definition level.
     present_at: i16,
-    /// Among those of the top column.
+    /// Indices of its leaf columns among those of the top-level column.
     leaves: std::ops::Range<usize>,
     shape: Shape,
 }
@@ -54,7 +54,7 @@ enum Shape {
 /// The columns of a file.
 ///
 /// # Errors
-/// A column nested too deep.
+/// A column that is nested too deep.
 pub(super) fn top_columns(schema: &SchemaDescriptor) -> Result<Vec<TopColumn>, String> {
     let mut next_leaf = 0;
     let fields = schema.root_schema().get_fields();
@@ -91,7 +91,7 @@ impl Builder<'_> {
         let info = field.get_basic_info();
         let kind = if info.has_repetition() { info.repetition() } else { Repetition::REQUIRED };
         if kind == Repetition::REPEATED {
-            // A list without the form around it that the format wants today.
+            // A list without the enclosing groups that the format requires today.
             let start = *self.next_leaf - self.first;
             let (filled_at, repeated_at) = (definition + 1, repetition + 1);
             let element = Box::new(self.plain(field, filled_at, repeated_at, depth + 1)?);
@@ -103,7 +103,7 @@ impl Builder<'_> {
         self.plain(field, definition, repetition, depth)
     }
 
-    /// The node of `field` where it is present from `definition` on.
+    /// The node of `field`, which is present from level `definition` on.
     fn plain(
         &mut self,
         field: &Type,
@@ -134,7 +134,7 @@ impl Builder<'_> {
     }
 }
 
-/// The repeated field within a group that is marked as a list.
+/// The repeated field in a group that is marked as a list.
 fn repeated_of_list(field: &Type) -> Option<&Type> {
     let info = field.get_basic_info();
     let is_list = info.converted_type() == ConvertedType::LIST
@@ -145,8 +145,8 @@ fn repeated_of_list(field: &Type) -> Option<&Type> {
     (is_list && repeats).then_some(only.as_ref())
 }
 
-/// The element within the repeated field of a list; `None` where older writers made the repeated
-/// field itself the element.
+/// The element in the repeated field of a list; `None` where older writers made the repeated field
+/// itself the element.
 fn element_of<'a>(list: &Type, repeated: &'a Type) -> Option<&'a Type> {
     if repeated.is_primitive() {
         return None;
@@ -158,7 +158,7 @@ fn element_of<'a>(list: &Type, repeated: &'a Type) -> Option<&'a Type> {
 }
 
 impl TopColumn {
-    /// The value of a row: `cells` has the row's cells of each leaf column.
+    /// The value of a row; `cells` has the row's cells of each leaf column.
     ///
     /// # Errors
     /// Leaf columns that contradict each other.
@@ -166,7 +166,7 @@ impl TopColumn {
         self.node.assemble(cells)
     }
 
-    /// Whether it is an object of `bytes` and `path`, or a list of such: an image or a sound.
+    /// Whether it is a struct of `bytes` and `path`, or a list of such structs: an image or audio.
     pub(super) fn is_image_struct(&self) -> bool {
         let mut node = &self.node;
         while let Shape::List { element, .. } = &node.shape {

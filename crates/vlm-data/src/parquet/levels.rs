@@ -1,4 +1,4 @@
-//! Decodes pages to values with their levels. Knows no places in files.
+//! Decodes pages to values with their levels. It does not know where pages are in a file.
 
 use std::collections::VecDeque;
 
@@ -19,9 +19,9 @@ use crate::record::Field;
 
 /// The rows that begin in one page.
 #[derive(Debug, Default)]
-pub(super) struct PageRows {
+pub(crate) struct PageRows {
     cells: Vec<Cell>,
-    /// Where each row's cells end.
+    /// End of each row in `cells`.
     ends: Vec<u32>,
     num_bytes: usize,
 }
@@ -38,17 +38,17 @@ impl PageRows {
     }
 }
 
-/// Decoded pages.
+/// Values of decoded pages, with their levels.
 pub(super) struct Levels {
     values: Vec<Field>,
     definition: Vec<i16>,
-    /// Zero where a row begins.
+    /// Zero at the start of a row.
     pub(super) repetition: Vec<i16>,
     max_definition: i16,
 }
 
 impl Levels {
-    /// Decodes `pages` of a column, its dictionary first.
+    /// Decodes `pages` of a column, of which the dictionary comes first.
     pub(super) fn decode(descriptor: ColumnDescPtr, pages: VecDeque<Page>) -> ParquetResult<Self> {
         let is_text = matches!(
             descriptor.converted_type(),
@@ -57,7 +57,7 @@ impl Levels {
             descriptor.logical_type_ref(),
             Some(LogicalType::String | LogicalType::Json | LogicalType::Enum)
         );
-        // Copied out of the page, which would live as long as any of its values.
+        // The value is copied, because a slice would keep the whole page in memory.
         let bytes = |value: &[u8]| match std::str::from_utf8(value) {
             Ok(text) if is_text => Field::Text(text.to_owned()),
             _ => Field::Bytes(Bytes::copy_from_slice(value)),
@@ -108,7 +108,7 @@ impl Levels {
         Ok(Self { values, definition, repetition, max_definition })
     }
 
-    /// The first `num_rows` rows that begin here.
+    /// The first `num_rows` rows that begin in these pages.
     pub(super) fn rows(self, num_rows: usize) -> PageRows {
         let mut rows = PageRows::default();
         let mut values = self.values.into_iter();
@@ -142,7 +142,7 @@ impl Levels {
     }
 }
 
-/// Pages already read, for the column reader.
+/// Passes pages that were read before to the column reader.
 struct PageQueue(VecDeque<Page>);
 
 impl Iterator for PageQueue {

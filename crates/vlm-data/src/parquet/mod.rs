@@ -1,14 +1,13 @@
-//! Rows from Parquet files: MiniMind-V's `conversations` of JSON text with `image_bytes`, and what
-//! Hugging Face's `datasets` writes, as nested as it may be: `conversations` and `messages` as lists
-//! of objects, `texts` with `images`, image columns of bytes and paths.
+//! Rows from Parquet files: MiniMind-V's `conversations` as JSON text with `image_bytes`, and
+//! nested columns as Hugging Face's `datasets` writes them: `conversations` and `messages` as lists
+//! of structs, `texts` with `images`, image columns of bytes and paths.
 //!
-//! A row is had by decoding the pages that hold it and no others; a few pages are kept, so that
-//! neighbours cost nothing. Only columns that have a part in a row's form are read. Training from
-//! Parquet in a drawn order works, but decodes about a page of each column for every row:
-//! `prepare-data` once is the faster way.
+//! To read a row, only the pages that hold it are decoded. The last few pages are kept, so that
+//! neighbouring rows are cheap. Only columns that the form of a row uses are read. Training from
+//! Parquet in shuffled order works, but decodes about one page of each column per row; running
+//! `prepare-data` once is faster.
 
 mod assemble;
-mod cache;
 mod levels;
 mod pages;
 
@@ -19,18 +18,26 @@ use parquet::basic::{ConvertedType, Type};
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 
 use assemble::TopColumn;
-pub(crate) use cache::PageCache;
 use levels::PageRows;
 use pages::{Column, Pages};
 
 use crate::error::DataError;
 use crate::file_source::{Columns, FileSource, RecordReader};
 use crate::form;
+use crate::recent_cache::RecentCache;
 use crate::record::{Field, Record};
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_error::{ReadError, RowError};
 use crate::row_options::RowOptions;
 use crate::table_columns::{self, TableColumn};
+
+/// Decoded pages by file, column, row group and page.
+pub(crate) type PageCache = RecentCache<(usize, usize, usize, usize), PageRows>;
+
+/// A cache without pages.
+pub(crate) fn page_cache() -> PageCache {
+    RecentCache::new(PageRows::num_bytes)
+}
 
 /// The rows of one `.parquet` file.
 #[derive(Debug)]
@@ -53,7 +60,7 @@ impl ParquetTable {
     /// Opens `path` and chooses the columns.
     ///
     /// # Errors
-    /// A file that cannot be read or is not Parquet, has no rows, or has no columns of a known form.
+    /// A file that cannot be read, is not Parquet, has no rows, or has no columns of a known form.
     pub(crate) fn open(
         path: &Path,
         images_root: Option<&Path>,
@@ -67,9 +74,9 @@ impl ParquetTable {
         let wrong = |problem: String| DataError::content(path, problem);
         let schema = pages.schema();
         let top = assemble::top_columns(schema).map_err(wrong)?;
-        let told: Vec<_> = top.iter().map(|column| table_column(column, schema)).collect();
-        let options =
-            table_columns::resolve_options(&told, &describe(schema), options).map_err(wrong)?;
+        let described: Vec<_> = top.iter().map(|column| table_column(column, schema)).collect();
+        let options = table_columns::resolve_options(&described, &describe(schema), options)
+            .map_err(wrong)?;
         let leaf = |leaf| Column::new(leaf, &schema.column(leaf));
         let used = |top: TopColumn| UsedColumn {
             leaves: top.leaves.clone().map(leaf).collect(),
@@ -92,7 +99,7 @@ impl ParquetTable {
     fn value(&self, column: &UsedColumn, index: usize) -> Result<Field, RowError> {
         let unreadable = |e: ReadError| {
             let problem = |e: String| format!("column {:?}: {e}", column.top.name);
-            e.in_file(&self.path, |e| Reject::new(RejectReason::InvalidRow, problem(e)))
+            e.in_file(&self.path, |e| Reject::invalid_row(problem(e)))
         };
         let pages = column.leaves.iter().map(|leaf| self.page(leaf, index));
         let pages = pages.collect::<Result<Vec<_>, ReadError>>().map_err(unreadable)?;
@@ -100,11 +107,11 @@ impl ParquetTable {
         column.top.assemble(&cells).map_err(|problem| unreadable(problem.into()))
     }
 
-    /// The page of a leaf column in which row `index` begins, and the row's index in it.
+    /// The page of a leaf column in which row `index` begins, and the row's index in that page.
     fn page(&self, leaf: &Column, index: usize) -> Result<(Arc<PageRows>, usize), ReadError> {
         let place = self.pages.locate(leaf, index)?;
         let key = (self.pages.id(), leaf.leaf(), place.group, place.number);
-        let rows = self.cache.get_or_decode(key, || self.pages.decode(leaf, place))?;
+        let rows = self.cache.get_or_make(key, || self.pages.decode(leaf, place))?;
         Ok((rows, place.row_in_page))
     }
 }
@@ -124,7 +131,7 @@ impl RecordReader for ParquetTable {
     }
 }
 
-/// What decides whether rows are read from a column.
+/// The description by which [`table_columns`] chooses columns.
 fn table_column<'a>(column: &'a TopColumn, schema: &'a SchemaDescriptor) -> TableColumn<'a> {
     let leaves = || column.leaves.clone().map(|leaf| &schema.columns()[leaf]);
     TableColumn {
@@ -135,14 +142,14 @@ fn table_column<'a>(column: &'a TopColumn, schema: &'a SchemaDescriptor) -> Tabl
     }
 }
 
-/// Whether a column has bytes that are not said to be text.
+/// Whether a column has bytes that are not marked as text.
 fn is_binary(column: &ColumnDescriptor) -> bool {
     column.physical_type() == Type::BYTE_ARRAY
         && column.converted_type() == ConvertedType::NONE
         && column.logical_type_ref().is_none()
 }
 
-/// `conversations (BYTE_ARRAY), image.bytes (BYTE_ARRAY)`
+/// Lists the columns: `conversations (BYTE_ARRAY), image.bytes (BYTE_ARRAY)`.
 fn describe(schema: &SchemaDescriptor) -> String {
     let describe = |column: &Arc<ColumnDescriptor>| {
         format!("{} ({})", column.path().string(), column.physical_type())

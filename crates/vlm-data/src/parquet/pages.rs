@@ -1,4 +1,4 @@
-//! Where the pages of a Parquet file lie, which rows begin in them, and their decoding.
+//! Finds the pages of a Parquet file and the rows that begin in each, and decodes them.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -24,7 +24,7 @@ use crate::error::DataError;
 use crate::ordered_map::panic_message;
 use crate::row_error::ReadError;
 
-/// A leaf column: none, one or several values a row.
+/// A leaf column, which has any number of values per row.
 #[derive(Debug)]
 pub(super) struct Column {
     leaf: usize,
@@ -47,23 +47,23 @@ impl Column {
     }
 }
 
-/// A file that claims more rows for each of its bytes is broken: even a table of one repeated value
-/// has fewer.
+/// Largest plausible number of rows per byte; even a table of one repeated value has fewer. A file
+/// that claims more is broken.
 const MAX_ROWS_A_BYTE: u64 = 1 << 6;
 
-/// What `read` returns; a panic of the crate `parquet` on a damaged file is an error like others.
+/// The result of `read`. A panic of the crate `parquet` on a damaged file becomes an error.
 fn guarded<T>(read: impl FnOnce() -> ParquetResult<T>) -> ParquetResult<T> {
     catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
-        let told = panic_message(panic.as_ref());
-        Err(ParquetError::General(format!("the file is damaged ({told})")))
+        let message = panic_message(panic.as_ref());
+        Err(ParquetError::General(format!("the file is damaged ({message})")))
     })
 }
 
-/// The page in which a row begins.
+/// Position of the page in which a row begins.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct PagePlace {
+pub(super) struct PagePosition {
     pub(super) group: usize,
-    /// Among the data pages of the column in the group.
+    /// Index among the data pages of the column in the row group.
     pub(super) number: usize,
     pub(super) row_in_page: usize,
 }
@@ -72,22 +72,22 @@ pub(super) struct PagePlace {
 #[derive(Debug, Default)]
 struct ChunkPages {
     locations: Vec<PageLocation>,
-    /// Rows that begin before each page, and behind the last one.
+    /// Number of rows that begin before each page, then the number of all rows.
     starts: Vec<usize>,
-    /// Whether the page begins with more values of the row before it.
+    /// Whether the page begins with more values of the previous row.
     continues: Vec<bool>,
 }
 
 /// A Parquet file.
 #[derive(Debug)]
 pub(super) struct Pages {
-    /// Tells files apart in a cache.
+    /// Identifies the file in the page cache.
     id: usize,
     reader: Arc<FileAt>,
     metadata: ParquetMetaData,
-    /// First row of each group, and the number of all rows.
+    /// First row of each row group, then the number of all rows.
     group_starts: Vec<usize>,
-    /// By group and leaf column, found when first needed.
+    /// By row group and leaf column; found when first needed.
     chunks: Vec<Vec<OnceLock<Result<ChunkPages, ReadError>>>>,
 }
 
@@ -98,7 +98,10 @@ impl Pages {
         let length = file.metadata().map_err(DataError::io(path, "open the rows"))?.len();
         let reader = Arc::new(FileAt { file, length, header_starts: None });
         let wrong = |problem: String| {
-            DataError::content(path, format!("cannot be read as Parquet: {problem}; fetch it anew"))
+            DataError::content(
+                path,
+                format!("cannot be read as Parquet: {problem}; fetch it again"),
+            )
         };
         let metadata = guarded(|| ParquetMetaDataReader::new().parse_and_finish(reader.as_ref()))
             .map_err(|e| wrong(e.to_string()))?;
@@ -127,21 +130,21 @@ impl Pages {
         self.id
     }
 
-    /// What keeps leaf column `leaf` from being read, as far as the file's description tells.
+    /// Why leaf column `leaf` cannot be read, as far as the file's metadata tells.
     pub(super) fn problem(&self, leaf: usize) -> Option<String> {
         self.metadata.row_groups().iter().enumerate().find_map(|(number, group)| {
             let chunk = group.columns().get(leaf)?;
             if matches!(chunk.compression(), Compression::BROTLI(_) | Compression::LZO) {
                 let codec = format!("{:?}", chunk.compression());
                 return Some(format!(
-                    "is compressed with {}, which is not read; write the file anew with zstd, \
+                    "is compressed with {}, which is not supported; write the file with zstd, \
                      snappy, gzip or lz4",
                     codec.split('(').next().unwrap_or_default()
                 ));
             }
             let (rows, values) = (group.num_rows(), chunk.num_values());
             (values < rows).then(|| {
-                format!("has {values} values for the {rows} rows of group {number}; fetch it anew")
+                format!("has {values} values for the {rows} rows of group {number}; fetch it again")
             })
         })
     }
@@ -154,8 +157,8 @@ impl Pages {
         self.group_starts.last().copied().unwrap_or(0)
     }
 
-    /// The page in which row `index`, which exists, begins.
-    pub(super) fn locate(&self, column: &Column, index: usize) -> Result<PagePlace, ReadError> {
+    /// The page in which row `index` begins; the row must exist.
+    pub(super) fn locate(&self, column: &Column, index: usize) -> Result<PagePosition, ReadError> {
         let group = self.group_starts.partition_point(|&start| start <= index) - 1;
         let row = index - self.group_starts[group];
         let chunk = self.chunk(group, column)?;
@@ -165,11 +168,15 @@ impl Pages {
             let problem = format!("row group {group} holds {known} values, not one for row {row}");
             return Err(problem.into());
         }
-        Ok(PagePlace { group, number, row_in_page: row - chunk.starts[number] })
+        Ok(PagePosition { group, number, row_in_page: row - chunk.starts[number] })
     }
 
-    /// The rows that begin in the page of `place`.
-    pub(super) fn decode(&self, column: &Column, place: PagePlace) -> Result<PageRows, ReadError> {
+    /// The rows that begin in the page at `place`.
+    pub(super) fn decode(
+        &self,
+        column: &Column,
+        place: PagePosition,
+    ) -> Result<PageRows, ReadError> {
         let chunk = self.chunk(place.group, column)?;
         let mut last = place.number;
         while chunk.continues.get(last + 1) == Some(&true) {
@@ -189,8 +196,8 @@ impl Pages {
         self.metadata.row_group(group).column(column.leaf)
     }
 
-    /// Walks the headers of a chunk's pages. Which rows begin in which page they tell but for lists
-    /// in pages of the first version, which must be decoded for it, once.
+    /// Reads the headers of a chunk's pages. They tell which rows begin in which page, except for
+    /// lists in pages of the first version, which must be decoded once for it.
     fn find_pages(&self, group: usize, column: &Column) -> ParquetResult<ChunkPages> {
         let metadata = self.chunk_metadata(group, column);
         let num_rows = usize::try_from(self.metadata.row_group(group).num_rows())?;
@@ -235,7 +242,7 @@ impl Pages {
         Ok(chunk)
     }
 
-    /// Decodes some pages that follow one another.
+    /// Decodes consecutive pages.
     fn read(
         &self,
         group: usize,
@@ -244,7 +251,7 @@ impl Pages {
         numbers: std::ops::RangeInclusive<usize>,
     ) -> ParquetResult<Levels> {
         let metadata = self.chunk_metadata(group, column);
-        // The first page's place tells the reader where the dictionary is.
+        // The reader finds the dictionary by the position of the first page.
         let skips_first = *numbers.start() > 0;
         let first = if skips_first { &locations[..1] } else { &[] };
         let wanted = [first, &locations[numbers]].concat();
@@ -264,12 +271,12 @@ impl Pages {
     }
 }
 
-/// Reads without moving a file's position, so that threads do not disturb each other.
+/// Reads by position without moving the file's cursor, so that threads do not disturb each other.
 #[derive(Debug)]
 struct FileAt {
     file: File,
     length: u64,
-    /// Where reading began, each time: at a page's header.
+    /// Positions at which reading began, which are those of page headers.
     header_starts: Option<Mutex<Vec<u64>>>,
 }
 
@@ -300,7 +307,7 @@ impl ChunkReader for FileAt {
     }
 
     fn get_bytes(&self, start: u64, length: usize) -> ParquetResult<Bytes> {
-        // The length stands in the file: one that goes beyond its end must not size a buffer.
+        // The length comes from the file: one that goes beyond its end must not size a buffer.
         if start.checked_add(length as u64).is_none_or(|end| end > self.length) {
             return Err(ParquetError::EOF(format!("{length} bytes at {start} are beyond its end")));
         }
@@ -310,7 +317,7 @@ impl ChunkReader for FileAt {
     }
 }
 
-/// A file from an offset on.
+/// A reader of a file from an offset on.
 #[derive(Debug)]
 pub(super) struct ReadFrom {
     file: File,
@@ -343,7 +350,7 @@ mod tests {
     use crate::row_error::failing_file;
 
     #[test]
-    fn pages_that_the_system_fails_to_read_are_no_fault_of_their_rows() {
+    fn pages_that_the_system_fails_to_read_do_not_reject_their_rows() {
         let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/parquet");
         let path = Path::new(golden).join("names.parquet");
         let whole = Pages::open(&path).unwrap();

@@ -1,4 +1,4 @@
-//! One row: from the source to what stands in a shard, or why not.
+//! Checks one row of the source and makes the row of a shard of it, or tells why it cannot be used.
 
 use std::io::Cursor;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use image::{ExtendedColorType, ImageEncoder, ImageReader};
 
 use super::settings::ImageStore;
 use crate::chat::ChatTokenizer;
-use crate::decode::{ImageLimits, RgbPicture};
+use crate::decode::{ImageLimits, RgbImage};
 use crate::reject::{Reject, RejectReason};
 use crate::row_error::RowError;
 use crate::rows::RowImage;
@@ -25,12 +25,12 @@ pub(super) struct RowChecker {
     pub(super) limits: ImageLimits,
 }
 
-/// A row that can be trained on, and what the statistics say of it.
+/// A row that can be trained on, with what the statistics need.
 pub(super) struct KeptRow {
     pub(super) row: ShardRow,
-    /// Whether the length limit took some of its tokens.
+    /// Whether the length limit cut some of its tokens.
     pub(super) is_cut: bool,
-    /// Width and height of each picture of the input.
+    /// Width and height of each image of the input.
     pub(super) image_sizes: Vec<(u32, u32)>,
 }
 
@@ -42,7 +42,7 @@ impl RowChecker {
         let encoded = whole.cut(self.max_seq_len, self.tokens_per_image)?;
         let (mut images, mut image_sizes) = (Vec::new(), Vec::new());
         for (k, image) in row.images.iter().enumerate() {
-            let (bytes, size) = self.picture(index, k, image).map_err(|error| match error {
+            let (bytes, size) = self.read_image(index, k, image).map_err(|error| match error {
                 RowError::Reject(Reject { reason, detail }) if !detail.contains(&image.name) => {
                     RowError::Reject(Reject::new(reason, format!("{:?}: {detail}", image.name)))
                 }
@@ -51,8 +51,8 @@ impl RowChecker {
             images.push((bytes.clone(), *blake3::hash(&bytes).as_bytes()));
             image_sizes.push(size);
         }
-        let conversations = serde_json::to_string(&row.turns)
-            .map_err(|e| Reject::new(RejectReason::InvalidRow, e.to_string()))?;
+        let conversations =
+            serde_json::to_string(&row.turns).map_err(|e| Reject::invalid_row(e.to_string()))?;
         Ok(KeptRow {
             is_cut: encoded.input_ids.len() < num_tokens,
             image_sizes,
@@ -60,8 +60,8 @@ impl RowChecker {
         })
     }
 
-    /// The bytes to keep, and width and height of the picture as it was.
-    fn picture(
+    /// The bytes to store, and width and height of the original image.
+    fn read_image(
         &self,
         index: usize,
         k: usize,
@@ -70,8 +70,8 @@ impl RowChecker {
         let bytes = self.source.image_bytes(index, k, image)?;
         match &self.image_store {
             ImageStore::Original => {
-                let picture = RgbPicture::decode(&bytes, &self.limits)?;
-                Ok((bytes, (picture.width, picture.height)))
+                let decoded = RgbImage::decode(&bytes, &self.limits)?;
+                Ok((bytes, (decoded.width, decoded.height)))
             }
             ImageStore::Resized(processor) => {
                 let crop = processor.crop_u8(&bytes)?;

@@ -1,9 +1,9 @@
-//! Makes a prepared data set of any other: every row is checked and tokenized once, by all cores,
-//! in bounded memory, and what cannot be trained on is told by name.
+//! Makes a prepared data set from any other: every row is checked and tokenized once, on all cores,
+//! in bounded memory, and rows that cannot be trained on are listed with the reason.
 //!
-//! A shard is made of a fixed range of the input's rows, so its bytes are the same whatever the
-//! number of threads and however often the work was interrupted. A finished shard is kept:
-//! `.progress` in the folder says which are, until the manifest does.
+//! A shard is made of a fixed range of the input's rows, so that its bytes depend neither on the
+//! number of threads nor on interruptions. Finished shards are kept: the folder `.progress` in the
+//! output lists them until the manifest does.
 
 mod check;
 mod pipeline;
@@ -21,15 +21,16 @@ use crate::source::RowSource;
 use crate::statistics::Statistics;
 use check::RowChecker;
 use pipeline::{Pipeline, RowOutcome};
-use progress::{Identity, Progress, ShardRecord};
+use progress::{PreparedFrom, Progress, ShardRecord};
 
-/// Prepares all rows of `source`, going on where an earlier call was interrupted. `progress` is
-/// called with the rows done, those of earlier calls included, and their number.
+/// Prepares all rows of `source`, continuing an earlier call that was interrupted. `progress` is
+/// called with the number of rows done, including those of earlier calls, and the number of all
+/// rows.
 ///
 /// # Errors
 /// A folder that holds something else, or was begun with other settings or another input; a file
-/// that cannot be written; a disk that fails under the input; more rejected rows than allowed, of which
-/// the folder then holds the list.
+/// that cannot be written; a disk that fails while the input is read; more rejected rows than
+/// allowed, which are listed in the folder.
 pub fn prepare(
     source: &Arc<dyn RowSource>,
     settings: &PrepareSettings,
@@ -37,18 +38,18 @@ pub fn prepare(
 ) -> Result<Manifest, DataError> {
     if settings.rows_per_shard == 0 || settings.tokens_per_image == 0 || settings.max_seq_len < 2 {
         return Err(DataError::Settings(
-            "rows-per-shard and the tokens of an image must be at least 1, max-seq-len at least 2"
+            "`rows_per_shard` and `tokens_per_image` must be at least 1, `max_seq_len` at least 2"
                 .into(),
         ));
     }
     if !(0.0..=1.0).contains(&settings.max_rejected_fraction) {
         return Err(DataError::Settings(format!(
-            "max-rejected-fraction is {}; it must be from 0 to 1",
+            "`max_rejected_fraction` is {}, but must be from 0 to 1",
             settings.max_rejected_fraction
         )));
     }
-    let identity = Identity::new(source.as_ref(), settings)?;
-    let store = Progress::open(&settings.output, &identity)?;
+    let prepared_from = PreparedFrom::new(source.as_ref(), settings)?;
+    let store = Progress::open(&settings.output, &prepared_from)?;
     let num_rows = source.len();
     if let Some(manifest) = store.finished()? {
         progress(num_rows, num_rows);
@@ -74,19 +75,19 @@ pub fn prepare(
         records.push(write_shard(&store, shard, start..end, &mut rows, num_rows, progress)?);
     }
     drop(rows);
-    let manifest = combine(identity.made_with, num_rows, records);
+    let manifest = combine(prepared_from.made_with, num_rows, records);
     store.write_rejected(&manifest)?;
     // Without its manifest the folder is not a data set yet: the same command with a higher limit
-    // finishes it without checking a row again.
+    // completes it without checking a row again.
     store.check_rejected(&manifest, settings.max_rejected_fraction)?;
     store.finish(&manifest)?;
     Ok(manifest)
 }
 
-/// Checks, in a folder that was prepared, whether every shard has the bytes it was written with.
+/// Checks that every shard of a prepared folder has the bytes that it was written with.
 ///
 /// # Errors
-/// The first shard that has not.
+/// The first shard that has other bytes.
 pub fn verify(manifest: &Manifest, dir: &std::path::Path) -> Result<(), DataError> {
     for shard in &manifest.shards {
         let path = dir.join(&shard.file);
@@ -97,7 +98,11 @@ pub fn verify(manifest: &Manifest, dir: &std::path::Path) -> Result<(), DataErro
         if found.as_str() != shard.blake3 {
             return Err(DataError::content(
                 &path,
-                format!("its BLAKE3 is {found}, but {MANIFEST_FILE} says {}", shard.blake3),
+                format!(
+                    "expected the BLAKE3 hash {} of {MANIFEST_FILE}, found {found}; copy the file \
+                     again, or prepare the rows again",
+                    shard.blake3
+                ),
             ));
         }
     }

@@ -1,5 +1,5 @@
-//! Checks rows on several threads and returns the outcomes in order. How many rows are in memory at
-//! once is bounded.
+//! Checks rows on several threads and returns the outcomes in order. The number of rows in memory
+//! is bounded.
 
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,10 +9,10 @@ use crate::error::DataError;
 use crate::ordered_map::{OrderedMap, panic_message};
 use crate::reject::{Reject, Rejected};
 
-/// Rows that a thread takes at once: few, since each may carry a large image.
+/// Number of rows in a task of a thread: few, because each may have a large image.
 const ROWS_PER_TASK: usize = 8;
 
-/// What became of a row.
+/// The result of checking a row.
 pub(super) enum RowOutcome {
     Kept(Box<KeptRow>),
     Rejected(Rejected),
@@ -21,12 +21,12 @@ pub(super) enum RowOutcome {
 type Outcomes = Result<Vec<RowOutcome>, DataError>;
 
 pub(super) struct Pipeline {
-    /// Rows that were not given to the threads yet.
+    /// Rows that were not passed to the threads yet.
     rows: Range<usize>,
     checks: OrderedMap<Range<usize>, Outcomes>,
     num_pending: usize,
     max_pending: usize,
-    /// Outcomes that arrived and were not returned yet.
+    /// Outcomes that were received but not returned yet.
     ready: std::vec::IntoIter<RowOutcome>,
 }
 
@@ -43,7 +43,7 @@ impl Pipeline {
         Ok(Self { rows, checks, num_pending: 0, max_pending, ready: Vec::new().into_iter() })
     }
 
-    /// The outcome of the next row; to be called once for each row.
+    /// The outcome of the next row; call it once per row.
     pub(super) fn next(&mut self) -> Result<RowOutcome, DataError> {
         loop {
             if let Some(outcome) = self.ready.next() {
@@ -56,7 +56,7 @@ impl Pipeline {
                 self.num_pending += 1;
             }
             let outcomes = self.checks.wait_next().ok_or_else(|| {
-                DataError::Internal("more rows were asked for than there are".into())
+                DataError::Internal("more rows were requested than the source has".into())
             })?;
             self.num_pending -= 1;
             self.ready = outcomes?.into_iter();

@@ -1,4 +1,4 @@
-//! The output folder while it is being made: which shards are finished, and with what settings.
+//! The output folder while it is being made: which shards are finished, and with which settings.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -12,7 +12,7 @@ use crate::atomic_file::{sync_folder_of, write_atomically};
 use crate::error::DataError;
 use crate::fingerprint::fingerprint;
 use crate::reject::{RejectReason, Rejected};
-use crate::reject_budget::Counts;
+use crate::reject_budget::RejectCounts;
 use crate::shards::{MANIFEST_FILE, MadeWith, Manifest, ShardEntry};
 use crate::source::RowSource;
 use crate::statistics::Statistics;
@@ -21,17 +21,17 @@ const FOLDER: &str = ".progress";
 const IDENTITY_FILE: &str = "settings.json";
 const REJECTED_FILE: &str = "rejected.jsonl";
 
-/// What must be the same for finished shards to be of use.
+/// Everything that must be the same for finished shards to be kept.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Identity {
-    /// The number of rows and a hash of some.
+pub(super) struct PreparedFrom {
+    /// Number of rows and a hash of some of them.
     input: String,
-    /// Names, sizes and times of its files.
+    /// Names, sizes and modification times of the input's files.
     input_files: Vec<String>,
     pub(super) made_with: MadeWith,
 }
 
-impl Identity {
+impl PreparedFrom {
     pub(super) fn new(
         source: &dyn RowSource,
         settings: &PrepareSettings,
@@ -55,7 +55,7 @@ impl Identity {
     }
 }
 
-/// A finished shard.
+/// The record of a finished shard.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct ShardRecord {
     pub(super) entry: ShardEntry,
@@ -69,8 +69,8 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Opens the folder, or begins it.
-    pub(super) fn open(output: &Path, identity: &Identity) -> Result<Self, DataError> {
+    /// Opens the folder or creates it.
+    pub(super) fn open(output: &Path, prepared_from: &PreparedFrom) -> Result<Self, DataError> {
         let folder = output.join(FOLDER);
         let this = Self { output: output.to_owned(), folder };
         let path = this.folder.join(IDENTITY_FILE);
@@ -78,44 +78,44 @@ impl Progress {
         if !known && fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some()) {
             return Err(DataError::content(
                 output,
-                "is not empty and holds no prepared data; name another --output or empty it",
+                "is not empty and holds no prepared data; choose another `output`, or empty it",
             ));
         }
         if path.exists() {
-            let text = fs::read_to_string(&path).map_err(DataError::io(&path, "read"))?;
-            let begun: Option<Identity> = serde_json::from_str(&text).ok();
-            if begun.as_ref() != Some(identity) {
-                return Err(this.of_other(&text, identity));
+            let text = fs::read_to_string(&path).map_err(DataError::io(&path, "read the file"))?;
+            let begun: Option<PreparedFrom> = serde_json::from_str(&text).ok();
+            if begun.as_ref() != Some(prepared_from) {
+                return Err(this.of_other(&text, prepared_from));
             }
         } else if !known {
             fs::create_dir_all(&this.folder)
-                .map_err(DataError::io(&this.folder, "make the folder"))?;
-            write_whole(&path, &json(&path, identity)?)?;
+                .map_err(DataError::io(&this.folder, "create the folder"))?;
+            write_whole(&path, &json(&path, prepared_from)?)?;
         } else {
-            // A finished set says by its manifest what it was made with.
+            // The manifest of a finished data set tells what it was made with.
             let manifest = Manifest::read(output)?;
-            let is_same = manifest.made_with == identity.made_with
-                && identity.input.starts_with(&format!("{} rows", manifest.num_source_rows));
+            let is_same = manifest.made_with == prepared_from.made_with
+                && prepared_from.input.starts_with(&format!("{} rows", manifest.num_source_rows));
             if !is_same {
                 let made_with = serde_json::to_string(&manifest.made_with).unwrap_or_default();
-                return Err(this.of_other(&made_with, identity));
+                return Err(this.of_other(&made_with, prepared_from));
             }
         }
         Ok(this)
     }
 
-    fn of_other(&self, begun: &str, now: &Identity) -> DataError {
+    fn of_other(&self, begun: &str, now: &PreparedFrom) -> DataError {
         let now = serde_json::to_string(now).unwrap_or_default();
         DataError::content(
             &self.output,
             format!(
-                "holds data prepared with other settings or of another input: {begun}; now it is \
-                 {now}. Name another --output, or remove this one"
+                "holds data prepared with other settings or from another input: {begun}; now: \
+                 {now}. Choose another `output`, or remove this folder"
             ),
         )
     }
 
-    /// The manifest, where all is done.
+    /// The manifest, if the data set is finished.
     pub(super) fn finished(&self) -> Result<Option<Manifest>, DataError> {
         if !self.output.join(MANIFEST_FILE).exists() {
             return Ok(None);
@@ -125,7 +125,7 @@ impl Progress {
         Ok(Some(manifest))
     }
 
-    /// The records of the shards that are finished, which come first, and their number.
+    /// The records of the finished shards, which are the first ones, and their number.
     pub(super) fn finished_shards(
         &self,
         num_shards: usize,
@@ -135,7 +135,10 @@ impl Progress {
             let path = self.record_path(shard);
             let Ok(text) = fs::read(&path) else { break };
             let record: ShardRecord = serde_json::from_slice(&text).map_err(|e| {
-                DataError::content(&path, format!("not a shard's record: {e}; remove it"))
+                DataError::content(
+                    &path,
+                    format!("expected the record of a shard: {e}; remove this file"),
+                )
             })?;
             let file = self.output.join(&record.entry.file);
             if !file.metadata().is_ok_and(|found| found.len() == record.entry.num_bytes) {
@@ -151,12 +154,13 @@ impl Progress {
         format!("shard-{shard:05}.arrow")
     }
 
-    /// Where a shard is written until it is whole.
+    /// The path of a shard until it is complete.
     pub(super) fn partial(&self, shard: usize) -> PathBuf {
         self.folder.join(format!("{}.partial", Self::file_name(shard)))
     }
 
-    /// Puts a whole shard in its place. Only the record, which comes last, makes it count.
+    /// Moves a complete shard to its final path. It counts only when its record, which is written
+    /// last, exists.
     pub(super) fn keep(
         &self,
         shard: usize,
@@ -190,13 +194,14 @@ impl Progress {
             }
             Ok(())
         };
-        write_atomically(&target, append).map_err(DataError::io(&target, "write"))
+        write_atomically(&target, append).map_err(DataError::io(&target, "write the file"))
     }
 
-    /// Checks that no more than `max_fraction` of the rows were rejected, and that any was kept.
+    /// Checks that at most `max_fraction` of the rows were rejected, and that at least one row was
+    /// kept.
     ///
     /// # Errors
-    /// [`DataError::TooManyRejected`], with the first of them.
+    /// [`DataError::TooManyRejected`], with the first rejected rows.
     pub(super) fn check_rejected(
         &self,
         manifest: &Manifest,
@@ -209,19 +214,19 @@ impl Progress {
             return Ok(());
         }
         let path = self.output.join(REJECTED_FILE);
-        let file = File::open(&path).map_err(DataError::io(&path, "read"))?;
+        let file = File::open(&path).map_err(DataError::io(&path, "read the file"))?;
         let lines = BufReader::new(file).lines().map_while(Result::ok);
         let examples: Vec<Rejected> =
             lines.filter_map(|line| serde_json::from_str(&line).ok()).take(5).collect();
-        let counts = Counts { num_rows, num_earlier: 0, by_reason, max_fraction };
+        let counts = RejectCounts { num_rows, num_earlier: 0, by_reason, max_fraction };
         Err(DataError::TooManyRejected(format!(
-            "{} All of them: {}",
+            "{} The list of rejected rows: {}",
             counts.message(&examples),
             path.display()
         )))
     }
 
-    /// Writes the manifest, which ends the work.
+    /// Writes the manifest, which completes the data set.
     pub(super) fn finish(&self, manifest: &Manifest) -> Result<(), DataError> {
         let path = self.output.join(MANIFEST_FILE);
         let text = serde_json::to_string_pretty(manifest)
@@ -232,7 +237,8 @@ impl Progress {
 
     fn clear(&self) -> Result<(), DataError> {
         if self.folder.exists() {
-            fs::remove_dir_all(&self.folder).map_err(DataError::io(&self.folder, "remove"))?;
+            fs::remove_dir_all(&self.folder)
+                .map_err(DataError::io(&self.folder, "remove the folder"))?;
         }
         Ok(())
     }
@@ -251,5 +257,6 @@ fn json(path: &Path, value: &impl Serialize) -> Result<Vec<u8>, DataError> {
 }
 
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
-    write_atomically(path, |file| file.write_all(bytes)).map_err(DataError::io(path, "write"))
+    write_atomically(path, |file| file.write_all(bytes))
+        .map_err(DataError::io(path, "write the file"))
 }

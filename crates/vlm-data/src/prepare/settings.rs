@@ -1,4 +1,4 @@
-//! How a data set is prepared.
+//! The settings of `prepare`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -8,38 +8,39 @@ use crate::decode::ImageLimits;
 use crate::preprocess::ImageProcessor;
 use crate::row_options::RowOptions;
 
-/// Which bytes of a picture are kept.
+/// Which bytes of an image are stored.
 #[derive(Debug, Clone, Default)]
 pub enum ImageStore {
-    /// As they were.
+    /// The bytes of the input.
     #[default]
     Original,
-    /// Resized and cropped to what the encoder takes, as PNG.
+    /// The image resized and cropped for the encoder, as PNG.
     Resized(Arc<ImageProcessor>),
 }
 
-/// How a data set is prepared.
+/// Settings of [`prepare`](crate::prepare).
 pub struct PrepareSettings {
-    /// What shows that the input was changed since an earlier call that was interrupted, as
-    /// [`crate::DataPaths::file_states`] gives it. It leaves no trace in the shards.
+    /// The state of the input's files, as [`crate::DataPaths::file_states`] gives it. It shows
+    /// whether the input was changed since an earlier call that was interrupted, and does not
+    /// influence the shards.
     pub input_files: Vec<String>,
-    /// How the rows were read.
+    /// Options with which the rows are read.
     pub row_options: RowOptions,
-    /// Makes token ids.
+    /// Tokenizer that makes the token ids.
     pub tokenizer: Arc<ChatTokenizer>,
-    /// Tokens an image has in the prompt.
+    /// Number of tokens of an image in the prompt.
     pub tokens_per_image: usize,
-    /// Tokens a row is cut at.
+    /// Length in tokens at which a row is cut.
     pub max_seq_len: usize,
-    /// Which bytes of a picture are kept.
+    /// Which bytes of an image are stored.
     pub image_store: ImageStore,
-    /// The largest image that is kept; rows with larger ones are rejected.
+    /// Largest image that is kept; rows with a larger one are rejected.
     pub limits: ImageLimits,
-    /// Rows of the input that go into a shard.
+    /// Number of rows of the input in a shard.
     pub rows_per_shard: usize,
-    /// Share of the rows that may be rejected; with more of them there is no prepared data set.
+    /// Largest fraction of rejected rows, from 0 to 1; with more there is no prepared data set.
     pub max_rejected_fraction: f64,
-    /// Threads that check rows.
+    /// Number of threads that check rows.
     pub num_workers: usize,
     /// Folder to write.
     pub output: PathBuf,

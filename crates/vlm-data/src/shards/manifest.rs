@@ -1,4 +1,4 @@
-//! `manifest.json`: what a prepared data set holds and what it was made with.
+//! The file `manifest.json`: what a prepared data set holds and what it was made with.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,61 +10,61 @@ use crate::reject::RejectReason;
 use crate::source::Encoding;
 use crate::statistics::Statistics;
 
-/// The manifest's file in the folder.
+/// Name of the manifest's file in the folder of a prepared data set.
 pub const MANIFEST_FILE: &str = "manifest.json";
 
 const FORMAT: &str = "vlm prepared data";
 const VERSION: u32 = 3;
 
-/// What stands in `manifest.json`.
+/// The content of `manifest.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Manifest {
     format: String,
     version: u32,
-    /// What the token ids were made with.
+    /// The settings that the token ids were made with.
     pub(crate) made_with: MadeWith,
-    /// Rows in the shards.
+    /// Number of rows in the shards.
     pub num_rows: usize,
-    /// Rows of the input, rejected ones included.
+    /// Number of rows of the input, including rejected ones.
     pub num_source_rows: usize,
-    /// Rejected rows by reason.
+    /// Number of rejected rows by reason.
     pub rejected: BTreeMap<RejectReason, usize>,
-    /// Of the rows in the shards.
+    /// Statistics of the rows in the shards.
     pub statistics: Statistics,
-    /// In the order of their rows.
+    /// The shards, in the order of their rows.
     pub shards: Vec<ShardEntry>,
 }
 
-/// What decides the content of the shards, but for the input.
+/// Everything except the input that decides the content of the shards.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MadeWith {
     /// Hash of vocabulary, chat template and special tokens.
     pub(crate) tokenizer_hash: String,
-    /// How an image is spelled in the prompt.
+    /// Spelling of an image's token in the prompt.
     pub(crate) image_placeholder: String,
-    /// Tokens an image has in the prompt.
+    /// Number of tokens of an image in the prompt.
     pub(crate) tokens_per_image: usize,
-    /// Tokens a row is cut at.
+    /// Length in tokens at which a row is cut.
     pub(crate) max_seq_len: usize,
-    /// `original`, or `resized` with the hash of the preprocessing.
+    /// `original`, or `resized` with a hash of the preprocessing.
     pub(crate) image_store: String,
-    /// Source rows a shard.
+    /// Number of rows of the input in a shard.
     pub(crate) rows_per_shard: usize,
-    /// How rows were read, where that is not the default.
+    /// The options with which rows were read, as far as they differ from the default.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub(crate) row_options: String,
 }
 
-/// One shard.
+/// The entry of a shard in the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardEntry {
-    /// Its file in the folder.
+    /// Name of its file in the folder.
     pub file: String,
-    /// Its rows.
+    /// Number of its rows.
     pub num_rows: usize,
-    /// Its size in bytes.
+    /// Size of its file in bytes.
     pub num_bytes: u64,
-    /// BLAKE3 of the file.
+    /// BLAKE3 hash of its file.
     pub blake3: String,
 }
 
@@ -87,23 +87,24 @@ impl Manifest {
     /// No manifest, or one of another kind or version.
     pub fn read(dir: &Path) -> Result<Self, DataError> {
         let path = dir.join(MANIFEST_FILE);
-        let text = std::fs::read_to_string(&path).map_err(DataError::io(&path, "read"))?;
+        let text =
+            std::fs::read_to_string(&path).map_err(DataError::io(&path, "read the manifest"))?;
         let wrong = |problem: String| {
-            let advice = "prepare the rows anew with `cargo xtask prepare-data`";
+            let advice = "prepare the rows again with `cargo xtask prepare-data`";
             DataError::content(&path, format!("{problem}; {advice}"))
         };
         let manifest: Self =
-            serde_json::from_str(&text).map_err(|e| wrong(format!("not its manifest: {e}")))?;
+            serde_json::from_str(&text).map_err(|e| wrong(format!("not a manifest: {e}")))?;
         if (manifest.format.as_str(), manifest.version) != (FORMAT, VERSION) {
             return Err(wrong(format!(
-                "it says \"{} {}\", and this version reads \"{FORMAT} {VERSION}\"",
+                "expected the format \"{FORMAT} {VERSION}\", found \"{} {}\"",
                 manifest.format, manifest.version
             )));
         }
         Ok(manifest)
     }
 
-    /// Whether the rows are those that `wanted` would make of the same input.
+    /// Checks that the rows are those that `wanted` would make of the same input.
     pub(crate) fn check(&self, dir: &Path, wanted: &Encoding<'_>) -> Result<(), DataError> {
         let made = &self.made_with;
         let (hash, token) = (wanted.tokenizer.hash(), wanted.tokenizer.placeholder().token());
@@ -114,17 +115,17 @@ impl Manifest {
             )
         } else if made.image_placeholder != token {
             format!(
-                "prepared with images spelled {:?}, but the model's are spelled {token:?}",
+                "prepared with the image placeholder {:?}, but the model has {token:?}",
                 made.image_placeholder
             )
         } else if made.tokens_per_image != wanted.tokens_per_image {
             format!(
-                "prepared with {} tokens an image, but the vision encoder makes {} features",
+                "prepared with {} tokens per image, but the vision encoder has {} features",
                 made.tokens_per_image, wanted.tokens_per_image
             )
         } else if wanted.max_seq_len > made.max_seq_len && self.was_cut() {
             format!(
-                "prepared with --max-seq-len {}, at which rows were cut, but {} is wanted",
+                "prepared with `max_seq_len` {}, at which rows were cut, but now it is {}",
                 made.max_seq_len, wanted.max_seq_len
             )
         } else {
@@ -132,7 +133,7 @@ impl Manifest {
         };
         Err(DataError::content(
             dir,
-            format!("{problem}; prepare the data anew, or train with what it was prepared with"),
+            format!("{problem}; prepare the data again, or use the settings it was prepared with"),
         ))
     }
 

@@ -1,11 +1,11 @@
 //! Prepared data sets: a folder of Arrow IPC files (shards) with a manifest.
 //!
-//! A shard's rows have token ids, supervised spans and image starts, the encoded pictures with
-//! their hashes, and beside them the conversation and the place of the row, for people. Other
-//! programs read the shards with pyarrow or Hugging Face's `datasets`. We read by position: opening
-//! a data set reads its manifest alone, whatever the number of rows, and a row costs a few small
-//! reads. Memory is not mapped: a file that is cut off or a disk that fails is then an error with a
-//! name, and not the end of the process.
+//! Each row of a shard has token ids, supervised spans, image starts, and the encoded images with
+//! their hashes; the conversation and the location of the row are included for people. Other
+//! programs can read the shards with pyarrow or Hugging Face's `datasets`. Here they are read by
+//! position: opening a data set reads only its manifest, whatever the number of rows, and a row
+//! costs a few small reads. The files are not memory-mapped, so that a truncated file or a failing
+//! disk gives an error that names the file instead of ending the process.
 
 mod columns;
 mod index;

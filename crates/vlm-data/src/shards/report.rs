@@ -1,11 +1,12 @@
-//! The report of a prepared data set, for a person.
+//! The report about a prepared data set.
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use super::manifest::Manifest;
+use crate::reject_budget::count_by_reason;
 
-/// Smallest, median, 95th percentile and largest of a histogram.
+/// Smallest value, median, 95th percentile and largest value of a histogram.
 fn spread(histogram: &BTreeMap<u32, u64>) -> Option<[u32; 4]> {
     let total: u64 = histogram.values().sum();
     let at = |share: f64| {
@@ -21,20 +22,20 @@ fn spread(histogram: &BTreeMap<u32, u64>) -> Option<[u32; 4]> {
 }
 
 /// The report of a data set; see [`Manifest::report`].
-struct Report<'a> {
+struct ManifestReport<'a> {
     manifest: &'a Manifest,
     batch_size: usize,
 }
 
 impl Manifest {
-    /// What there is to say of the data set, with the padding at batches of `batch_size` rows: a
-    /// few lines for a person.
+    /// A report on the data set in a few lines of text, with the padding of batches of `batch_size`
+    /// rows.
     pub fn report(&self, batch_size: usize) -> String {
-        Report { manifest: self, batch_size }.to_string()
+        ManifestReport { manifest: self, batch_size }.to_string()
     }
 }
 
-impl fmt::Display for Report<'_> {
+impl fmt::Display for ManifestReport<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Manifest { made_with, statistics, num_rows, num_source_rows, rejected, shards, .. } =
             self.manifest;
@@ -78,19 +79,17 @@ impl fmt::Display for Report<'_> {
             )?,
             None => writeln!(f, "images      none")?,
         }
-        let mut reasons: Vec<_> = rejected.iter().collect();
-        reasons.sort_by_key(|&(reason, &count)| (std::cmp::Reverse(count), *reason));
-        let counts: Vec<_> =
-            reasons.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
         let total: usize = rejected.values().sum();
-        let by_reason =
-            if counts.is_empty() { String::new() } else { format!(" ({})", counts.join(", ")) };
+        let by_reason = match count_by_reason(rejected) {
+            counts if counts.is_empty() => counts,
+            counts => format!(" ({counts})"),
+        };
         writeln!(f, "rejected    {total} rows{by_reason}")?;
         let waste = statistics.padding_waste(self.batch_size, made_with.max_seq_len);
         write!(
             f,
-            "padding     at batch size {}: {:.1}% in a drawn order, {:.1}% with rows of like length \
-             together, {:.1}% filled up to {}",
+            "padding     at batch size {}: {:.1}% in shuffled order, {:.1}% with rows of similar \
+             length together, {:.1}% with rows padded to {}",
             self.batch_size,
             100.0 * waste.drawn,
             100.0 * waste.bucketed,

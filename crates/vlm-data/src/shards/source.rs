@@ -9,9 +9,10 @@ use bytes::Bytes;
 use super::columns::HASH_BYTES;
 use super::index::{BatchIndex, Lists, ShardIndex, numbers};
 use super::manifest::{MANIFEST_FILE, Manifest};
-use crate::chat::EncodedRow;
+use crate::arrow::batches::Batches;
+use crate::encoded_row::EncodedRow;
 use crate::error::DataError;
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_error::{ReadError, RowError};
 use crate::rows::{Row, RowImage};
 use crate::source::{Encoding, PreparedRow, RowSource};
@@ -21,27 +22,27 @@ use crate::source::{Encoding, PreparedRow, RowSource};
 pub struct ShardSource {
     dir: PathBuf,
     manifest: Manifest,
-    /// First row of each shard, and the number of all rows.
+    /// First row of each shard, then the number of all rows.
     starts: Vec<usize>,
     shards: Vec<OnceLock<Result<ShardIndex, ReadError>>>,
 }
 
-/// A row in its batch in its file.
-struct Place<'a> {
-    file: &'a File,
+/// Position of a row: its file, its record batch, and its index in the batch.
+struct RowPosition<'a> {
+    file: &'a Batches,
     batch: &'a BatchIndex,
     row: usize,
 }
 
 impl ShardSource {
-    /// Opens the folder `dir`: reads its manifest, and no row.
+    /// Opens the folder `dir`. Reads its manifest, but no row.
     ///
     /// # Errors
-    /// A manifest that cannot be read, no rows, a shard that is not there or of another size.
+    /// A manifest that cannot be read; no rows; a shard that is missing or of another size.
     pub fn open(dir: &Path) -> Result<Self, DataError> {
         let manifest = Manifest::read(dir)?;
         if manifest.num_rows == 0 {
-            return Err(DataError::content(dir, "no rows in this data set: all were rejected"));
+            return Err(DataError::content(dir, "this data set has no rows: all were rejected"));
         }
         let mut starts = vec![0];
         for shard in &manifest.shards {
@@ -50,16 +51,16 @@ impl ShardSource {
             if found != shard.num_bytes {
                 return Err(DataError::content(
                     &path,
-                    format!("has {found} bytes, expected {}: copy it anew", shard.num_bytes),
+                    format!("expected {} bytes, found {found}: copy it again", shard.num_bytes),
                 ));
             }
             let start: usize = starts.last().copied().unwrap_or(0);
-            // Numbers of a damaged manifest must not size anything.
+            // The numbers of a damaged manifest must not size any memory.
             let end = start.checked_add(shard.num_rows);
             let is_possible = shard.num_rows as u64 <= shard.num_bytes;
             let end = end.filter(|_| is_possible).ok_or_else(|| {
                 let problem = format!(
-                    "{MANIFEST_FILE} says that it has {} rows in {} bytes",
+                    "{MANIFEST_FILE} claims {} rows in {} bytes; prepare the rows again",
                     shard.num_rows, shard.num_bytes
                 );
                 DataError::content(&path, problem)
@@ -70,7 +71,7 @@ impl ShardSource {
             return Err(DataError::content(
                 dir,
                 format!(
-                    "{MANIFEST_FILE} says {} rows, and its shards have {}; prepare the rows anew",
+                    "{MANIFEST_FILE} has {} rows, but its shards have {}; prepare the rows again",
                     manifest.num_rows,
                     starts.last().copied().unwrap_or(0)
                 ),
@@ -80,17 +81,18 @@ impl ShardSource {
         Ok(Self { dir: dir.to_owned(), manifest, starts, shards })
     }
 
-    /// What the folder says of itself.
+    /// The manifest of the folder.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
 
-    fn place(&self, index: usize) -> Result<Place<'_>, RowError> {
+    fn place(&self, index: usize) -> Result<RowPosition<'_>, RowError> {
         if index >= self.manifest.num_rows {
-            return Err(invalid(format!("row {index} of {}", self.manifest.num_rows)).into());
+            return Err(Reject::no_such_row(index, self.manifest.num_rows).into());
         }
         let number = self.starts.partition_point(|&start| start <= index) - 1;
-        // There when the data set was opened: whatever keeps it from being opened is no row's fault.
+        // The file existed when the data set was opened, so failing to open it is not a fault of
+        // the row.
         let open = || {
             let file = File::open(self.shard_path(number)).map_err(Arc::new);
             ShardIndex::read(file.map_err(ReadError::System)?)
@@ -98,7 +100,7 @@ impl ShardSource {
         let shard = self.shards[number].get_or_init(open).as_ref();
         let place = shard.map_err(ReadError::clone).and_then(|shard| {
             let (batch, row) = shard.batch(index - self.starts[number])?;
-            Ok(Place { file: &shard.file, batch, row })
+            Ok(RowPosition { file: &shard.file, batch, row })
         });
         place.map_err(|e| self.unreadable(index, e))
     }
@@ -107,16 +109,17 @@ impl ShardSource {
         self.dir.join(&self.manifest.shards[number].file)
     }
 
-    /// What keeps row `index`, which exists, from being read.
+    /// Why row `index` cannot be read.
     fn unreadable(&self, index: usize, error: ReadError) -> RowError {
         let path = self.shard_path(self.starts.partition_point(|&start| start <= index) - 1);
-        error.in_file(&path, |problem| invalid(format!("{}: {problem}", path.display())))
+        error
+            .in_file(&path, |problem| Reject::invalid_row(format!("{}: {problem}", path.display())))
     }
 }
 
-impl Place<'_> {
+impl RowPosition<'_> {
     fn encoded(&self) -> Result<EncodedRow, ReadError> {
-        let Place { file, batch, row } = *self;
+        let RowPosition { file, batch, row } = *self;
         let read = |lists: &Lists| -> Result<Vec<u32>, ReadError> {
             Ok(numbers(&lists.read(file, lists.range(row), 4)?))
         };
@@ -135,7 +138,7 @@ impl Place<'_> {
     }
 
     fn images(&self) -> Result<Vec<RowImage>, ReadError> {
-        let Place { file, batch, row } = *self;
+        let RowPosition { file, batch, row } = *self;
         let range = batch.image_hashes.range(row);
         let hashes = batch.image_hashes.read(file, range, HASH_BYTES)?;
         let image = |(k, hash): (usize, &[u8; HASH_BYTES])| RowImage {
@@ -146,20 +149,16 @@ impl Place<'_> {
         Ok(hashes.as_chunks::<HASH_BYTES>().0.iter().enumerate().map(image).collect())
     }
 
-    fn picture(&self, k: usize) -> Result<Vec<u8>, ReadError> {
-        let Place { file, batch, row } = *self;
-        let picture = batch.images.range(row).nth(k).ok_or("the row has no such picture")?;
-        batch.pictures.read(file, batch.pictures.range(picture), 1)
+    fn image_bytes(&self, k: usize) -> Result<Vec<u8>, ReadError> {
+        let RowPosition { file, batch, row } = *self;
+        let image = batch.images.range(row).nth(k).ok_or("the row has no such image")?;
+        batch.image_bytes.read(file, batch.image_bytes.range(image), 1)
     }
 
     fn text(&self, column: &Lists) -> Result<String, ReadError> {
         let bytes = column.read(self.file, column.range(self.row), 1)?;
         String::from_utf8(bytes).map_err(|e| e.to_string().into())
     }
-}
-
-fn invalid(detail: impl Into<String>) -> Reject {
-    Reject::new(RejectReason::InvalidRow, detail)
 }
 
 impl RowSource for ShardSource {
@@ -183,7 +182,7 @@ impl RowSource for ShardSource {
     }
 
     fn image_bytes(&self, index: usize, k: usize, _: &RowImage) -> Result<Bytes, RowError> {
-        let bytes = self.place(index)?.picture(k).map_err(|e| self.unreadable(index, e))?;
+        let bytes = self.place(index)?.image_bytes(k).map_err(|e| self.unreadable(index, e))?;
         Ok(bytes.into())
     }
 
@@ -198,7 +197,7 @@ impl RowSource for ShardSource {
     }
 
     fn num_tokens(&self, index: usize) -> Option<usize> {
-        let Place { batch, row, .. } = self.place(index).ok()?;
+        let RowPosition { batch, row, .. } = self.place(index).ok()?;
         Some(batch.input_ids.range(row).len())
     }
 

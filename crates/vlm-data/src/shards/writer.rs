@@ -15,14 +15,15 @@ use bytes::Bytes;
 
 use super::columns::{self, HASH_BYTES};
 use super::manifest::ShardEntry;
-use crate::chat::EncodedRow;
+use crate::encoded_row::EncodedRow;
 use crate::error::DataError;
 
-/// A record batch ends at so many rows or bytes of pictures: the content alone decides.
+/// A record batch ends after this many rows or bytes of images, so that only the content decides
+/// where.
 const MAX_BATCH_ROWS: usize = 256;
 const MAX_BATCH_BYTES: usize = 32 << 20;
 
-/// A row as it stands in a shard.
+/// A row of a shard.
 #[derive(Debug, Clone)]
 pub(crate) struct ShardRow {
     pub(crate) encoded: EncodedRow,
@@ -31,7 +32,7 @@ pub(crate) struct ShardRow {
     pub(crate) location: String,
 }
 
-/// A shard being written under a temporary name.
+/// A shard that is being written to a temporary file.
 pub(crate) struct ShardWriter {
     path: PathBuf,
     writer: FileWriter<BufWriter<Hashing>>,
@@ -42,7 +43,7 @@ pub(crate) struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// Begins `path`, in place of what may be there.
+    /// Creates `path`, replacing an existing file.
     pub(crate) fn create(path: &Path) -> Result<Self, DataError> {
         let file = File::create(path).map_err(DataError::io(path, "write the shard"))?;
         let hashing = Hashing { file, hasher: blake3::Hasher::new(), num_bytes: 0 };
@@ -64,7 +65,8 @@ impl ShardWriter {
         Ok(())
     }
 
-    /// Writes what is left and makes it last. The file is complete, under its temporary name.
+    /// Writes the remaining rows and flushes the file to the disk. It is then complete under its
+    /// temporary name.
     pub(crate) fn finish(mut self, name: &str) -> Result<ShardEntry, DataError> {
         self.write_batch()?;
         self.writer.finish().map_err(|e| failed(&self.path, e))?;
@@ -122,8 +124,8 @@ fn arrays(rows: &[ShardRow]) -> Result<Vec<ArrayRef>, DataError> {
     let mut images = ListBuilder::new(BinaryBuilder::new());
     let (mut conversations, mut locations) = (StringBuilder::new(), StringBuilder::new());
     for row in rows {
-        // Ids, and places in a row, are far below 2³¹: a vocabulary or a row of that size would
-        // not fit into memory.
+        // Ids and positions in a row are far below 2³¹: a vocabulary or row of that size would not
+        // fit into memory.
         ids.values().append_values_from(row.encoded.input_ids.iter().map(|&id| id as i32));
         ids.append(true);
         let spans = row.encoded.supervised.iter().flat_map(|span| [span.start, span.end]);
@@ -165,7 +167,7 @@ impl AppendFrom for Int32Builder {
     }
 }
 
-/// A file, and the hash of what went into it.
+/// A file that hashes what is written to it.
 struct Hashing {
     file: File,
     hasher: blake3::Hasher,

@@ -1,4 +1,5 @@
-//! Which tokens are learned and which end an answer, under the templates of the common families.
+//! The tokens that are learned and those that end an answer, under the templates of the common
+//! families.
 
 use std::fs;
 
@@ -29,7 +30,7 @@ fn written(family: &Family) -> TempDir {
 
 fn open(folder: &TempDir) -> ChatTokenizer {
     let spellings = ["<image>", "@"].map(ImagePlaceholder::new);
-    ChatTokenizer::with_first_of(folder.path(), &spellings).unwrap()
+    ChatTokenizer::with_first_placeholder(folder.path(), &spellings).unwrap()
 }
 
 fn turns(contents: &[&str]) -> Vec<Turn> {
@@ -244,8 +245,8 @@ fn an_image_tag_in_an_answer_to_a_question_is_text() {
     let encoded = tokenizer.encode_row(&row(&["draw", "<image> x"], 0), 2, 999).unwrap();
     assert_eq!(text(&folder, &encoded.input_ids), "<s> [INST] draw [/INST] <image> x</s>");
     for (contents, num_images, said) in [
-        (["draw", "<image> x"], 1, "1 images and 0 <image>"),
-        (["<image>", "<image>"], 3, "3 images and 1 <image>"),
+        (["draw", "<image> x"], 1, "1 images, but 0 <image>"),
+        (["<image>", "<image>"], 3, "3 images, but 1 <image>"),
     ] {
         let reject = tokenizer.encode_row(&row(&contents, num_images), 2, 999).unwrap_err();
         assert!(reject.detail.contains(said), "{}", reject.detail);

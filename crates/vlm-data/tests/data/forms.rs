@@ -1,4 +1,4 @@
-//! Every form that rows of JSON have is the same row.
+//! A row gives the same result in each of its JSON forms.
 
 use base64_text as base64;
 use vlm_data::{RejectReason, Row, RowOptions, Turn, open_source, open_source_with};
@@ -210,7 +210,7 @@ fn a_name_with_a_comma_is_one_name_where_there_is_such_a_file() {
 }
 
 #[test]
-fn files_are_told_by_their_content_whatever_their_names() {
+fn files_are_recognised_by_their_content_whatever_their_names() {
     let folder = tempfile::tempdir().unwrap();
     let row = |k: usize| format!(r#"{{"query": "q{k}", "response": "a", "score": NaN}}"#);
     let utf16: Vec<u8> = [0xfeff]
@@ -283,5 +283,5 @@ fn a_row_longer_than_the_limit_is_rejected_unread() {
     let source = open_source_with(&path, None, &options).unwrap();
     assert!(source.row(0).is_ok());
     let reject = source.row(1).unwrap_err().reject().unwrap();
-    assert!(reject.detail.contains("at most 100"), "{reject}");
+    assert!(reject.detail.contains("the limit is 100"), "{reject}");
 }

@@ -1,4 +1,4 @@
-//! The loader: order, shape, threads.
+//! Order and shape of the loader's batches, and its threads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use serde_json::json;
 use vlm_data::{
-    Batch, ChatTokenizer, DataError, IGNORE_INDEX, ImageData, ImagePlace, ImagePlaceholder, Loader,
-    LoaderConfig, Padding, Reject, RejectReason, Role, Row, RowError, RowImage, RowSource, Turn,
+    Batch, ChatTokenizer, DataError, IGNORE_INDEX, ImageData, ImagePlaceholder, ImagePosition,
+    Loader, LoaderConfig, Padding, Reject, RejectReason, Role, Row, RowError, RowImage, RowSource,
+    Turn,
 };
 
 use crate::tiny::{Folder, TEMPLATE, TOKENS_PER_IMAGE, config, row, write_tokenizer};
@@ -129,13 +130,13 @@ fn rows_of_different_image_counts_share_a_batch() {
     assert_eq!(first.rows, [0, 1, 2, 3]);
     // "<s>user\n" is 6 tokens.
     let places = [(1, 6), (1, 6 + TOKENS_PER_IMAGE), (2, 6), (3, 6)];
-    assert_eq!(first.images, places.map(|(row, start)| ImagePlace { row, start }));
+    assert_eq!(first.images, places.map(|(row, start)| ImagePosition { row, start }));
     match &first.image_data {
         ImageData::Pixels(pixels) => assert_eq!(pixels.len(), 4 * 8 * 8 * 3),
         other => panic!("{other:?}"),
     }
     let image_token_id = ChatTokenizer::from_dir(folder.path()).unwrap().image_token_id();
-    for ImagePlace { row, start } in first.images {
+    for ImagePosition { row, start } in first.images {
         let at = row * first.seq_len + start;
         let run = &first.input_ids[at..at + TOKENS_PER_IMAGE];
         assert!(run.iter().all(|&id| id == image_token_id));
@@ -181,11 +182,11 @@ fn settings_that_make_no_batch_are_refused() {
         let source = folder.source();
         Loader::new(source, folder.tokenizer(), None, config).err().unwrap().to_string()
     };
-    assert!(refused(LoaderConfig { batch_size: 0, ..config() }).contains("batch-size"));
+    assert!(refused(LoaderConfig { batch_size: 0, ..config() }).contains("`batch_size`"));
     assert!(refused(LoaderConfig { rank: 2, world_size: 2, ..config() }).contains("rank 2 of 2"));
-    assert!(refused(LoaderConfig { max_seq_len: 1, ..config() }).contains("max-seq-len"));
+    assert!(refused(LoaderConfig { max_seq_len: 1, ..config() }).contains("`max_seq_len`"));
     let config = LoaderConfig { batch_size: 24, drop_last: true, ..config() };
-    assert!(refused(config).contains("23 rows make no full batch of 24"));
+    assert!(refused(config).contains("23 rows are not enough for one full batch of 24"));
 }
 
 /// Rows that are counted as they are read; one of them may panic.
@@ -265,7 +266,7 @@ fn images_are_spelled_by_the_first_token_that_the_tokenizer_has() {
     let open = |tokens: &[&str]| {
         let placeholders: Vec<_> =
             tokens.iter().map(|&token| ImagePlaceholder::new(token)).collect();
-        ChatTokenizer::with_first_of(folder.path(), &placeholders)
+        ChatTokenizer::with_first_placeholder(folder.path(), &placeholders)
     };
     // Bytes and special tokens are single tokens here, words are not.
     let tokenizer = open(&["<|image_pad|>", "<unk>", "@"]).unwrap();
@@ -279,7 +280,7 @@ fn images_are_spelled_by_the_first_token_that_the_tokenizer_has() {
 }
 
 #[test]
-fn a_tokenizer_without_template_or_with_another_is_told_apart() {
+fn unusable_tokenizers_are_refused_and_another_template_changes_the_hash() {
     let folder = Folder::new();
     let error = |config| {
         write_tokenizer(folder.path(), config);

@@ -1,4 +1,4 @@
-//! Rows that cannot be trained on are set aside by name, and the run goes on.
+//! Rows that cannot be trained on are rejected with a reason, and the loader continues.
 
 use std::collections::HashMap;
 
@@ -126,7 +126,7 @@ fn too_many_rejected_rows_end_the_epoch_with_counts_and_examples() {
     let Err(DataError::TooManyRejected(message)) = &results[2] else { panic!("{results:?}") };
     assert!(message.contains("12 of 12 rows") && message.contains("12 missing-image"), "{message}");
     assert!(message.contains("rows.jsonl:1: missing-image"), "{message}");
-    assert!(message.contains("at most 30% may be") && message.ends_with("-fraction."), "{message}");
+    assert!(message.contains("the limit is 30%.") && message.ends_with("_fraction`."), "{message}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The crate through its public interface: against the golden files, and with bad data.
+//! Tests of the crate's public interface, against golden files and with bad data.
 
 mod answer_spans;
 mod example;

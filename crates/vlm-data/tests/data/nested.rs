@@ -1,5 +1,5 @@
-//! Parquet and Arrow files as Hugging Face's `datasets` writes them: what `make.py` in
-//! tests/golden/rows made is read in any order, whatever the pages and batches.
+//! Nested Parquet and Arrow files in the form of Hugging Face's `datasets`, made by `make.py` in
+//! tests/golden/rows, are read in any order, whatever their pages and batches.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -122,14 +122,14 @@ fn captions_answer_the_question_of_the_options() {
 #[test]
 fn image_columns_that_no_reader_knows_are_used_or_named() {
     assert_eq!(content(open("only_by_type.parquet").as_ref(), 1).1, [2]);
-    let told = |options: &RowOptions| {
+    let kept_rows = |options: &RowOptions| {
         let source = open_source_with(&golden("rows/two_images.parquet"), None, options);
         source.map(|source| content(source.as_ref(), 1).1).map_err(|e| e.to_string())
     };
-    let error = told(&RowOptions::default()).unwrap_err();
+    let error = kept_rows(&RowOptions::default()).unwrap_err();
     assert!(error.contains("\"mystery\"") && error.contains("drop the others"), "{error}");
     let options = RowOptions { image_keys: vec!["mystery".into()], ..RowOptions::default() };
-    assert_eq!(told(&options).unwrap(), [2]);
+    assert_eq!(kept_rows(&options).unwrap(), [2]);
 }
 
 #[test]
@@ -139,7 +139,7 @@ fn a_compression_that_is_not_read_is_refused_at_opening() {
 }
 
 #[test]
-fn damaged_files_are_told_and_end_nothing() {
+fn damaged_files_do_not_panic() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["messages.parquet", "texts.arrow", "conversations_lz4.feather"] {
         let whole = std::fs::read(golden("rows").join(name)).unwrap();
@@ -167,9 +167,9 @@ fn damaged_files_are_told_and_end_nothing() {
 fn a_row_says_where_it_lies_and_a_file_which_reader_reads_it() {
     let source = open("texts.arrow");
     assert_eq!(source.locate(3), "texts.arrow[3]");
-    let told = source.describe().join("\n");
+    let described = source.describe().join("\n");
     for part in ["texts.arrow: Arrow, 30 rows", "turns from \"texts\"", "images from \"images\""] {
-        assert!(told.contains(part), "{told}");
+        assert!(described.contains(part), "{described}");
     }
     assert!(Path::new(&golden("rows/make.py")).is_file());
 }

@@ -1,4 +1,4 @@
-//! Pixels against those of `CLIPImageProcessor` and `SiglipImageProcessor` with Pillow.
+//! Pixels compared with those of `CLIPImageProcessor` and `SiglipImageProcessor` with Pillow.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,7 @@ fn processor() -> ImageProcessor {
     ImageProcessor::from_file(&golden("vision_tower/preprocessor_config.json")).unwrap()
 }
 
-fn picture(name: &str) -> Vec<u8> {
+fn image(name: &str) -> Vec<u8> {
     std::fs::read(golden("preprocess/images").join(name)).unwrap()
 }
 
@@ -42,7 +42,7 @@ fn compare(name: &str) -> Difference {
 }
 
 fn compare_by(processor: &ImageProcessor, name: &str, expected: &str) -> Difference {
-    let ours = processor.crop_u8(&picture(name)).unwrap();
+    let ours = processor.crop_u8(&image(name)).unwrap();
     let expected = image::open(golden(expected)).unwrap().into_rgb8().into_raw();
     assert_eq!(ours.len(), expected.len(), "{name}");
     let levels: Vec<u8> = ours.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).collect();
@@ -80,7 +80,7 @@ fn normalized_values_are_the_references() {
         if case.error.is_some() || name == "height3.png" || name.ends_with(".jpg") {
             continue;
         }
-        let pixels = processor.preprocess(&picture(&name)).unwrap();
+        let pixels = processor.preprocess(&image(&name)).unwrap();
         assert_eq!(pixels.len(), 3 * 224 * 224);
         let count = pixels.len() as f64;
         let mean: f64 = pixels.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
@@ -103,7 +103,7 @@ fn siglips_squeezed_pictures_are_the_references() {
         println!("{name}: mean {mean:.4}, max {max}");
         assert!(mean <= 0.02 && max <= 1, "{name}: mean {mean}, max {max}");
         // The processor's own values at every 37th row and 41st column.
-        let pixels = processor.preprocess(&picture(&name)).unwrap();
+        let pixels = processor.preprocess(&image(&name)).unwrap();
         let at = |k: usize| pixels[k / 42 * 224 * 224 + k % 42 / 6 * 37 * 224 + k % 6 * 41];
         for (k, &value) in expected.iter().enumerate() {
             assert!((at(k) - value).abs() <= 1.01 * 2.0 / 255.0, "{name}: {} {value}", at(k));
@@ -114,7 +114,7 @@ fn siglips_squeezed_pictures_are_the_references() {
 #[test]
 fn normalized_values_follow_the_crop_channel_by_channel() {
     let processor = processor();
-    let bytes = picture("rgba.png");
+    let bytes = image("rgba.png");
     let (crop, pixels) =
         (processor.crop_u8(&bytes).unwrap(), processor.preprocess(&bytes).unwrap());
     let (mean, std) =
@@ -134,13 +134,13 @@ fn normalized_values_follow_the_crop_channel_by_channel() {
 fn pictures_that_the_reference_cannot_take_give_sane_crops() {
     let processor = processor();
     let pixel = image::open(golden("preprocess/images/one_by_one.png")).unwrap().into_rgb8();
-    let crop = processor.crop_u8(&picture("one_by_one.png")).unwrap();
+    let crop = processor.crop_u8(&image("one_by_one.png")).unwrap();
     assert!(crop.chunks_exact(3).all(|rgb| rgb == pixel.as_raw().as_slice()));
 
     // One row stretched: every row of the crop is the same.
-    let crop = processor.crop_u8(&picture("height1.png")).unwrap();
+    let crop = processor.crop_u8(&image("height1.png")).unwrap();
     assert!(crop.chunks_exact(224 * 3).all(|row| row == &crop[..224 * 3]));
-    assert_eq!(processor.crop_u8(&picture("height3.png")).unwrap().len(), 224 * 224 * 3);
+    assert_eq!(processor.crop_u8(&image("height3.png")).unwrap().len(), 224 * 224 * 3);
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_very_long_picture_costs_no_more_than_its_crop() {
 }
 
 #[test]
-fn a_resized_picture_smaller_than_the_crop_stands_in_the_middle_of_zeros() {
+fn a_resized_image_smaller_than_the_crop_is_padded_with_zeros_around_it() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("preprocessor_config.json");
     std::fs::write(&path, r#"{"size": 2, "crop_size": 5}"#).unwrap();

@@ -1,4 +1,4 @@
-//! Prepared data sets: what is written is read, and damage is told by name.
+//! Prepared data sets: what was written is read, and errors name the damaged file.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,8 +77,8 @@ fn rows_of_no_one_and_two_pictures_come_back_as_they_were() {
 fn a_data_set_of_rejected_rows_alone_is_not_made() {
     let folder = Folder::new();
     let error = try_to_prepare(&folder, &[row("<image>q", "a", "none.png")]).unwrap_err();
-    let DataError::TooManyRejected(told) = error else { panic!("{error}") };
-    assert!(told.contains("1 of 1 rows cannot be used (1 missing-image)"), "{told}");
+    let DataError::TooManyRejected(message) = error else { panic!("{error}") };
+    assert!(message.contains("1 of 1 rows cannot be used (1 missing-image)"), "{message}");
     assert!(open_source(&folder.path().join("shards"), None).is_err());
 }
 
@@ -95,19 +95,19 @@ fn numbers_of_a_damaged_manifest_size_nothing() {
         assert_ne!(damaged, text);
         std::fs::write(&path, damaged).unwrap();
         let error = open_source(&output, None).err().unwrap().to_string();
-        assert!(error.contains("manifest.json says"), "{error}");
+        assert!(error.contains("prepare the rows again"), "{error}");
     }
 }
 
 #[test]
-fn a_shard_that_is_gone_is_no_fault_of_its_rows() {
+fn a_missing_shard_does_not_reject_its_rows() {
     let folder = mixed_rows();
     let output = prepare_rows(&folder, &rows());
     let source = open_source(&output, None).unwrap();
     std::fs::remove_file(shard(&output)).unwrap();
     let Err(RowError::Fatal(error)) = source.prepared_row(0) else { panic!("expected a failure") };
-    let told = error.to_string();
-    assert!(told.contains("shard-00000.arrow: cannot read the rows: "), "{told}");
+    let message = error.to_string();
+    assert!(message.contains("shard-00000.arrow: cannot read the rows: "), "{message}");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! One data set in every form is the same rows.
+//! The same data set gives the same rows in every file format.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -13,22 +13,22 @@ fn open(path: &Path) -> Arc<dyn RowSource> {
     open_source(path, None).unwrap()
 }
 
-/// Turns and pictures of row `index`.
+/// Turns and images of row `index`.
 fn content(source: &dyn RowSource, index: usize) -> (Vec<String>, Vec<Bytes>) {
     let row = source.row(index).unwrap();
-    let pictures = row.images.iter().enumerate();
-    let pictures = pictures.map(|(k, image)| source.image_bytes(index, k, image).unwrap());
-    (row.turns.iter().map(|turn| turn.content.clone()).collect(), pictures.collect())
+    let images = row.images.iter().enumerate();
+    let images = images.map(|(k, image)| source.image_bytes(index, k, image).unwrap());
+    (row.turns.iter().map(|turn| turn.content.clone()).collect(), images.collect())
 }
 
 #[test]
 fn parquet_files_of_pyarrow_are_read_in_any_order_whatever_their_pages() {
-    // What `make.py` beside them wrote: row k asks "question k" and has one picture, or k % 4.
+    // Written by `make.py` in the same folder: row k asks "question k" and has one image, or k % 4.
     let flat = open(&golden("parquet/flat.parquet"));
     assert_eq!(flat.len(), 40);
-    let pictures: Vec<Bytes> = (0..40).map(|k| content(flat.as_ref(), k).1.remove(0)).collect();
-    for (k, picture) in pictures.iter().enumerate() {
-        let decoded = image::load_from_memory(picture).unwrap().to_rgb8();
+    let flat_images: Vec<Bytes> = (0..40).map(|k| content(flat.as_ref(), k).1.remove(0)).collect();
+    for (k, bytes) in flat_images.iter().enumerate() {
+        let decoded = image::load_from_memory(bytes).unwrap().to_rgb8();
         assert_eq!((decoded.width() as usize, decoded.height()), (12 + k % 3, 9));
         assert_eq!(decoded.get_pixel(0, 0).0[1] as usize, 255 - k * 7 % 256);
     }
@@ -39,11 +39,11 @@ fn parquet_files_of_pyarrow_are_read_in_any_order_whatever_their_pages() {
             let (turns, images) = content(source.as_ref(), k);
             assert!(turns[0].ends_with(&format!("question {k}")), "{name} {k}: {turns:?}");
             assert!(turns[1].starts_with(&format!("answer {k} ")));
-            // Past row 39 the flat file has no picture to compare with.
+            // After row 39 the flat file has no image to compare with.
             let known = (k..k + k % 4).take_while(|&j| j < 40);
             assert_eq!(images.len(), k % 4, "{name} {k}");
             for (image, j) in images.iter().zip(known) {
-                assert!(image == &pictures[j], "{name} {k}");
+                assert!(image == &flat_images[j], "{name} {k}");
             }
             assert_eq!(source.turns(k).unwrap(), source.row(k).unwrap().turns);
         }
@@ -84,9 +84,9 @@ fn what_is_no_data_set_is_refused_with_what_is_supported() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("rows.bin");
     for (content, found) in [
-        (&b"a,b\n1,2\n"[..], "not JSON"),
+        (&b"a,b\n1,2\n"[..], "neither JSON"),
         (b"\x7fELF\0\0", "a program"),
-        (b"\x01\x02\0\0", "no known format"),
+        (b"\x01\x02\0\0", "unknown format"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
         (b" <!DOCTYPE html><html>", "HTML page"),
         (b"", "is empty"),
@@ -105,7 +105,7 @@ fn what_is_no_data_set_is_refused_with_what_is_supported() {
     let error = open_source(folder.path(), None).err().unwrap().to_string();
     assert!(error.contains("1 files"), "{error}");
     for (content, found) in [
-        (&b"\x1f\x8b\x08\x00"[..], "cannot be unpacked as gzip"),
+        (&b"\x1f\x8b\x08\x00"[..], "cannot be decoded as gzip"),
         (b"ARROW1\0\0", "cannot be read as Arrow"),
     ] {
         std::fs::write(&path, content).unwrap();
@@ -115,7 +115,7 @@ fn what_is_no_data_set_is_refused_with_what_is_supported() {
 }
 
 #[test]
-fn a_json_list_is_told_from_json_lines_by_its_content() {
+fn a_json_list_is_distinguished_from_json_lines_by_its_content() {
     let folder = tempfile::tempdir().unwrap();
     let row: Value = serde_json::json!({ "conversations": [{ "content": "q" }] });
     for (name, text) in [

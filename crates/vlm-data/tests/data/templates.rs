@@ -1,4 +1,4 @@
-//! Small chat templates and special tokens in the structure of those that models come with.
+//! Small chat templates and special tokens with the structure of those of known models.
 
 /// A tokenizer's special tokens and template.
 pub struct Family {
@@ -159,7 +159,7 @@ const VICUNA: &str = r"
 {%- endfor %}
 {%- if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}";
 
-/// One token behind the last turn and another behind those before it.
+/// One token after the last turn and another after the turns before it.
 const LAST_DIFFERS: &str = r"
 {%- for m in messages %}
     {{- '<|im_start|>' + m.role + '\n' + m.content }}

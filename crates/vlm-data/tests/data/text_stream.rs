@@ -1,4 +1,4 @@
-//! Answers told token by token.
+//! Answers as text, token by token.
 
 use vlm_data::{ChatTokenizer, Role, TextStream, Turn};
 
@@ -19,7 +19,7 @@ fn ids(tokenizer: &ChatTokenizer, text: &str) -> Vec<i64> {
 }
 
 #[test]
-fn characters_of_many_tokens_are_told_whole() {
+fn characters_of_several_tokens_are_returned_whole() {
     let tokenizer = tokenizer();
     let text = "a é 你好 👩‍👧 z";
     let mut stream = TextStream::default();
@@ -37,11 +37,11 @@ fn bytes_that_are_no_text_end_as_the_whole_answer_has_them() {
     // The first character lost its end, the last one too.
     let broken: Vec<i64> = [&whole[..2], &whole[3..whole.len() - 1]].concat();
     let mut stream = TextStream::default();
-    let mut told = String::new();
+    let mut text = String::new();
     for &id in &broken {
-        told += &stream.push(&tokenizer, id);
+        text += &stream.push(&tokenizer, id);
     }
-    told += &stream.finish(&tokenizer);
-    assert_eq!(told, tokenizer.decode(&broken));
-    assert!(told.contains(" x"));
+    text += &stream.finish(&tokenizer);
+    assert_eq!(text, tokenizer.decode(&broken));
+    assert!(text.contains(" x"));
 }

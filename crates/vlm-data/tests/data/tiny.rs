@@ -1,4 +1,5 @@
-//! A tokenizer of bytes alone, with a chat template of the seed's form, and a folder of rows.
+//! A tokenizer whose vocabulary is bytes, with a chat template like MiniMind's, and a folder of
+//! rows.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -77,7 +78,7 @@ impl Folder {
         self.path().join("images").join(name)
     }
 
-    /// Writes a picture of one shade.
+    /// Writes a image of one shade.
     pub fn add_image(&self, name: &str, shade: u8) {
         image::RgbImage::from_pixel(12, 9, image::Rgb([shade; 3]))
             .save(self.image_path(name))

@@ -1,5 +1,5 @@
-//! Ids, supervised spans and image places against those of the reference, with MiniMind's own
-//! tokenizer. That tokenizer is not ours to hand on: without it these tests say so and pass.
+//! Ids, supervised spans and image positions compared with those of the reference, with MiniMind's
+//! tokenizer. That tokenizer may not be redistributed: without it these tests print so and pass.
 
 use std::path::{Path, PathBuf};
 
@@ -220,7 +220,7 @@ fn images_and_placeholders_must_be_as_many() {
 }
 
 #[test]
-fn a_cut_behind_the_image_needs_a_token_that_it_predicts() {
+fn a_cut_after_the_image_needs_a_token_to_predict() {
     let Some(tokenizer) = minimind() else { return };
     let row = case("image_in_second_turn").row();
     // The image is tokens 54 to 250; the model's input lacks the last id.

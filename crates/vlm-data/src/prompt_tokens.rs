@@ -1,0 +1,140 @@
+//! The tokens of a rendered prompt, with the positions of its images.
+
+use std::ops::Range;
+
+use tokenizers::Tokenizer;
+
+use crate::marked::MarkedPrompt;
+use crate::reject::{Reject, RejectReason};
+
+/// The token ids of a text, with their positions in it.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    pub(crate) ids: Vec<i64>,
+    /// First byte of each token. A token that is a part of a character has the first byte of that
+    /// character.
+    pub(crate) starts: Vec<usize>,
+}
+
+impl Tokens {
+    /// Token ids of `text`, with their positions. The template writes all special tokens; the tokenizer
+    /// must not add any.
+    pub(crate) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Self, Reject> {
+        let encoding = tokenizer.encode(text, false).map_err(tokenizer_failed)?;
+        let ids = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
+        let starts = encoding.get_offsets().iter().map(|&(start, _)| start).collect();
+        Ok(Self { ids, starts })
+    }
+
+    /// The first token that begins at or after `byte`.
+    pub(crate) fn at(&self, byte: usize) -> usize {
+        self.starts.partition_point(|&start| start < byte)
+    }
+
+    /// The first token, counted from `first`, that does not end within the first `bytes` bytes of a
+    /// text of `len` bytes.
+    pub(crate) fn whole_until(&self, first: usize, bytes: usize, len: usize) -> usize {
+        let end = |token: usize| self.starts.get(token + 1).copied().unwrap_or(len);
+        (first..self.ids.len()).find(|&token| end(token) > bytes).unwrap_or(self.ids.len())
+    }
+}
+
+/// The tokens of an image in a prompt: `count` times the token `id`, which is spelled `text`.
+pub(crate) struct ImageTokens<'a> {
+    pub(crate) id: i64,
+    pub(crate) text: &'a str,
+    pub(crate) count: usize,
+}
+
+/// A prompt's tokens, with the first token of each image.
+pub(crate) struct EncodedPrompt {
+    pub(crate) tokens: Tokens,
+    pub(crate) image_starts: Vec<usize>,
+}
+
+impl EncodedPrompt {
+    /// Tokenizes `prompt`.
+    ///
+    /// # Errors
+    /// A placeholder that is not the expected tokens; placeholders in the text itself.
+    pub(crate) fn new(
+        tokenizer: &Tokenizer,
+        prompt: &MarkedPrompt,
+        image: &ImageTokens,
+    ) -> Result<Self, Reject> {
+        let tokens = Tokens::encode(tokenizer, &prompt.text)?;
+        let mut image_starts = Vec::with_capacity(prompt.images.len());
+        for range in &prompt.images {
+            let first = tokens.at(range.start);
+            let run = &tokens.ids[first..tokens.at(range.end)];
+            if run.len() != image.count || run.iter().any(|&id| id != image.id) {
+                return Err(Reject::new(
+                    RejectReason::TokenizerFailed,
+                    format!(
+                        "expected {1} tokens with id {2} for an image's placeholder, but the \
+                         tokenizer makes {0} tokens",
+                        run.len(),
+                        image.count,
+                        image.id
+                    ),
+                ));
+            }
+            image_starts.push(first);
+        }
+        check_strays(&tokens.ids, &image_starts, image)?;
+        Ok(Self { tokens, image_starts })
+    }
+}
+
+/// Checks for placeholder tokens in the text itself. A few of them apart from images, as in an
+/// e-mail address, are text like any other. As many as an image has, or some next to an image,
+/// could not be distinguished from an image by the ids alone.
+fn check_strays(ids: &[i64], image_starts: &[usize], image: &ImageTokens) -> Result<(), Reject> {
+    let mut end_of_run = 0;
+    for run in ids.chunk_by(|&a, &b| a == b) {
+        let start = end_of_run;
+        end_of_run += run.len();
+        if run[0] != image.id {
+            continue;
+        }
+        let within = |&&image: &&usize| (start..end_of_run).contains(&image);
+        let num_images = image_starts.iter().filter(within).count();
+        let is_stray =
+            run.len() != num_images * image.count && (num_images > 0 || run.len() >= image.count);
+        if is_stray {
+            return Err(Reject::new(
+                RejectReason::PlaceholderInText,
+                format!(
+                    "{} adjacent {:?}, but there are {num_images} images of \
+                     {} tokens here; remove them from the text, or separate \
+                     them",
+                    run.len(),
+                    image.text,
+                    image.count,
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
+pub(crate) fn tokenizer_failed(error: tokenizers::Error) -> Reject {
+    Reject::new(RejectReason::TokenizerFailed, error.to_string())
+}
+
+/// The parts of `span` without the tokens of images.
+pub(crate) fn without_images(
+    span: Range<usize>,
+    image_starts: &[usize],
+    tokens_per_image: usize,
+) -> Vec<Range<usize>> {
+    let mut parts = Vec::new();
+    let mut start = span.start;
+    for &image in image_starts.iter().filter(|image| span.contains(image)) {
+        parts.push(start..image);
+        start = image + tokens_per_image;
+    }
+    parts.push(start..span.end);
+    parts.retain(|part| !part.is_empty());
+    parts
+}
