@@ -116,7 +116,7 @@ fn main() -> ExitCode {
             None => code,
         },
         Err(error) => {
-            eprintln!("error: {error:#}");
+            eprintln!("error: {}", vlm_config::with_flags(&format!("{error:#}")));
             ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
         }
     }

@@ -29,7 +29,7 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
         }
         Err(error) => {
             let told = told_once(&error);
-            let told = with_flags(&out_of_memory(&told).unwrap_or(told));
+            let told = vlm_train::config::with_flags(&out_of_memory(&told).unwrap_or(told));
             let hint = flag_hint(&error);
             eprintln!("error: {}{hint}", with_long_words_cut(&told));
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
@@ -46,28 +46,6 @@ pub fn with_memory_errors(command: impl FnOnce() -> anyhow::Result<()>) -> anyho
             _ => resume_unwind(panic),
         }
     })
-}
-
-/// The message with the settings that the libraries name in backticks, as `max_seq_len`, under their
-/// flags.
-fn with_flags(told: &str) -> String {
-    let mut parts = told.split('`');
-    let mut shown = parts.next().unwrap_or_default().to_owned();
-    let mut is_within = true;
-    while let Some(part) = parts.next() {
-        let name = part.replace('_', "-");
-        let is_flag = is_within && (name == "recipe" || vlm_train::config::find(part).is_some());
-        if is_flag {
-            // The closing backtick goes with the opening one.
-            shown += &format!("--{name}");
-            shown += parts.next().unwrap_or_default();
-        } else {
-            shown += "`";
-            shown += part;
-            is_within = !is_within;
-        }
-    }
-    shown
 }
 
 /// The flag for the setting that a library found at fault.
@@ -224,21 +202,6 @@ impl Write for StandardError {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn settings_in_backticks_are_shown_as_flags() {
-        for (told, shown) in [
-            ("`min_lr_ratio` is 3; see `lr_schedule`", "--min-lr-ratio is 3; see --lr-schedule"),
-            (
-                "run `vlm init`, or leave `no_shuffle` out",
-                "run `vlm init`, or leave --no-shuffle out",
-            ),
-            ("unknown setting `batch_sizes`; no", "unknown setting `batch_sizes`; no"),
-            ("one ` alone", "one ` alone"),
-        ] {
-            assert_eq!(with_flags(told), shown);
-        }
-    }
 
     #[test]
     fn a_full_or_failing_disk_is_a_failure_wherever_it_happens() {

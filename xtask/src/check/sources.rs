@@ -1,5 +1,5 @@
-//! Rules on the text of tracked files: where unsafe code may stand, and what must not be written
-//! down because it holds on one machine only.
+//! Rules on the text of tracked files: where unsafe code may stand, how libraries name settings, and
+//! what must not be written down because it holds on one machine only.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,6 +15,9 @@ const UNSAFE_IS_ALLOWED: [(&str, &str); 2] = [
     ("crates/vlm-torch/", "the boundary to libtorch"),
     ("xtask/src/sys.rs", "system calls that the standard library lacks"),
 ];
+
+/// Libraries whose messages name settings in backticks, of which the command line makes flags.
+const NO_FLAGS: [&str; 1] = ["crates/vlm-data/src/"];
 
 /// Folders that are someone's own. In halves, so that this file passes its own check.
 const PRIVATE_FOLDERS: [&str; 4] =
@@ -58,6 +61,7 @@ fn tracked_files(workspace: &Workspace) -> Result<Vec<PathBuf>> {
 fn findings_in(file: &Path, text: &str) -> Vec<Finding> {
     let may_be_unsafe = file.extension().is_none_or(|extension| extension != "rs")
         || UNSAFE_IS_ALLOWED.iter().any(|(place, _)| file.starts_with(place));
+    let has_no_flags = NO_FLAGS.iter().any(|folder| file.starts_with(folder));
     let mut findings = Vec::new();
     for (index, line) in text.lines().enumerate() {
         let mut report = |message: String| {
@@ -67,6 +71,19 @@ fn findings_in(file: &Path, text: &str) -> Vec<Finding> {
             report(
                 "unsafe code stands only in crates/vlm-torch (or is listed in check)".to_owned(),
             );
+        }
+        if has_no_flags && !line.trim_start().starts_with("//") {
+            if names_flag(line) {
+                report(
+                    "a library names settings in backticks (`max_seq_len`), no flags".to_owned(),
+                );
+            }
+            if let Some(name) = unknown_setting(line) {
+                report(format!(
+                    "`{name}` in backticks is no setting; vlm-config/src/flags.rs lists flags that \
+                     are none"
+                ));
+            }
         }
         if let Some(folder) = PRIVATE_FOLDERS.iter().find(|folder| names_path(line, folder)) {
             report(format!("{folder}… is a path of one machine: make it relative"));
@@ -78,6 +95,21 @@ fn findings_in(file: &Path, text: &str) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Whether a line has a flag such as `--max-seq-len`.
+fn names_flag(line: &str) -> bool {
+    line.match_indices("--")
+        .any(|(at, dashes)| line[at + dashes.len()..].starts_with(|c: char| c.is_ascii_lowercase()))
+}
+
+/// The first single word in backticks that is not the name of a setting or a flag.
+fn unknown_setting(line: &str) -> Option<&str> {
+    let is_name = |word: &&str| {
+        !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_')
+    };
+    let mut words = line.split('`').skip(1).step_by(2).filter(is_name);
+    words.find(|name| !vlm_config::is_named_setting(name))
 }
 
 /// The line without its comment and without the inside of string literals.
@@ -131,6 +163,16 @@ mod tests {
         assert!(found[0].starts_with("crates/vlm-data/src/lib.rs:2: unsafe code"), "{found:?}");
         assert!(messages("crates/vlm-torch/src/ffi.rs", text).is_empty());
         assert!(messages("xtask/src/sys.rs", text).is_empty());
+    }
+
+    #[test]
+    fn flags_and_unknown_settings_are_found_in_messages_of_libraries() {
+        let text = "/// Not `unknown`, nor --flag.\n\"raise `max_seq_len`, see `git lfs pull`\"\n\
+                    \"raise --max-seq-len\"\n\"raise `max_seq_length`\"\n";
+        let found = messages("crates/vlm-data/src/chat.rs", text);
+        assert!(found.len() == 2 && found[0].contains("chat.rs:3:"), "{found:?}");
+        assert!(found[1].contains("`max_seq_length`"), "{found:?}");
+        assert!(messages("crates/vlm-cli/src/main.rs", text).is_empty());
     }
 
     #[test]
