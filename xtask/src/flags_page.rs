@@ -40,7 +40,7 @@ fn tables() -> String {
     let sft = Layers::new(Stage::Sft);
     let mut text = String::new();
     let mut heading = "";
-    for setting in settings().iter().filter(|setting| !setting.traits.is_internal) {
+    for setting in settings() {
         if setting.heading != heading {
             heading = setting.heading;
             _ = write!(text, "\n### {heading}\n\n| flag | default | |\n|---|---|---|\n");

@@ -1,6 +1,5 @@
 //! `vlm cache-features`: the vision encoder's features of every picture, once, to disk.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::thread::available_parallelism;
 
@@ -9,10 +8,11 @@ use clap::Args;
 use vlm_data::FeaturesDtype;
 use vlm_infer::select_device;
 use vlm_train::TrainError;
-use vlm_train::cache_features::{CacheFeaturesConfig, Estimate, cache_features};
+use vlm_train::cache_features::{CacheFeaturesConfig, Estimate, Progress, cache_features};
 
 use crate::args::parse_named;
 use crate::interrupt;
+use crate::progress::progress_bar;
 use crate::row_args::RowArgs;
 
 /// Flags of `vlm cache-features`.
@@ -73,9 +73,16 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
         batch_size: args.batch_size,
         device: select_device(&args.device)?,
         num_workers,
-        progress: std::io::stderr().is_terminal(),
     };
-    let cached = cache_features(config, &stop, &mut announce)?;
+    let bar = progress_bar("{bar:24} {pos}/{len} rows  {msg}  left {eta}");
+    let mut show = |progress: Progress| {
+        bar.set_length(progress.num_rows as u64);
+        bar.set_message(format!("{} pictures", progress.num_images));
+        bar.set_position(progress.rows as u64);
+    };
+    let cached = cache_features(config, &stop, &mut announce, &mut show);
+    bar.finish_and_clear();
+    let cached = cached?;
     println!(
         "{}: {} pictures in {} ({}), {} of them new; {} rows set aside",
         if cached.is_finished { "finished" } else { "interrupted" },

@@ -15,6 +15,7 @@ use vlm_train::demo::{
 
 use crate::args::DemoWeightsArgs;
 use crate::pretrain::{configuration, report};
+use crate::progress::TrainingProgress;
 
 /// Runs the demo: captions held-out pictures before and after the training, and says how many it
 /// got right.
@@ -34,6 +35,7 @@ pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
         let before = held_out.examine(&run, Pictures::Shown, goes_on)?;
         Ok((held_out, before.map(|examined| examined.accuracy)))
     })?;
+    run.add_sink(TrainingProgress::new());
     let mut summary = run.train(stop)?;
     // Rank 0 examines and reports; the others only train.
     let Some((held_out, before)) = examined else { return Ok(()) };

@@ -19,6 +19,7 @@ mod inputs;
 mod inspect;
 mod interrupt;
 mod pretrain;
+mod progress;
 mod row_args;
 mod settings_args;
 mod spinning;

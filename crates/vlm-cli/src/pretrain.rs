@@ -12,6 +12,7 @@ use vlm_train::parallel::LaunchEnv;
 use vlm_train::{Run, TrainConfig, TrainError};
 
 use crate::inputs::{Holds, require};
+use crate::progress::TrainingProgress;
 use crate::settings_args::SettingsArgs;
 use crate::{demo, interrupt};
 
@@ -23,6 +24,7 @@ pub fn run(args: &SettingsArgs) -> Result<()> {
         return demo::pretrain(layers, &stop);
     }
     let mut run = Run::prepare(configuration(layers)?)?;
+    run.add_sink(TrainingProgress::new());
     let summary = run.train(&stop)?;
     run.write_summary(&summary)?;
     run.write_report(None);
@@ -109,7 +111,6 @@ pub fn configuration(mut layers: Layers) -> Result<TrainConfig> {
     // Settings that contradict each other are told before paths that may not matter.
     let mut config = layers.resolve().map_err(TrainError::from)?;
     config.model.lm = lm;
-    config.run.progress = std::io::IsTerminal::is_terminal(&std::io::stderr());
     if is_alone {
         require_other_paths(&layers)?;
     }

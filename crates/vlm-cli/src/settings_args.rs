@@ -75,7 +75,7 @@ impl SettingsArgs {
                     ),
             );
         let defaults = Layers::new(stage);
-        for setting in settings().iter().filter(|setting| !setting.traits.is_internal) {
+        for setting in settings() {
             let default = match defaults.get(&setting.path) {
                 Some(value) if setting.traits.default_text.is_none() => match value {
                     Value::Bool(value) => Some(if *value { "yes" } else { "no" }.to_owned()),
@@ -95,7 +95,7 @@ impl SettingsArgs {
     /// Reads the flags of a stage.
     pub fn from_matches(stage: Stage, matches: &ArgMatches) -> Self {
         let mut flags = Entries::new();
-        for setting in settings().iter().filter(|setting| !setting.traits.is_internal) {
+        for setting in settings() {
             let given = |name: &str| matches.get_many::<Value>(name).map(Iterator::cloned);
             match given(&setting.name).map(Iterator::collect::<Vec<Value>>) {
                 Some(values) if setting.kind.is_list() => {

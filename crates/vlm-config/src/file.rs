@@ -29,6 +29,9 @@ pub fn find(name: &str) -> Option<(&'static Setting, bool)> {
     positive().map(|setting| (setting, false)).or_else(|| opposite().map(|setting| (setting, true)))
 }
 
+/// Settings that earlier versions wrote to `config.json`, and that no longer exist.
+const REMOVED: [&str; 1] = ["run.progress"];
+
 /// Reads the settings of a file for `stage`.
 ///
 /// # Errors
@@ -135,18 +138,17 @@ impl Reader {
         let by_path = settings().iter().find(|setting| setting.path == path);
         let found = by_path.map(|setting| (setting, false)).or_else(|| find(key));
         let Some((setting, is_opposite)) = found else {
-            let names: Vec<&str> = settings()
-                .iter()
-                .filter(|setting| !setting.traits.is_internal)
-                .map(|setting| setting.name.as_str())
-                .collect();
+            if self.is_of_run && REMOVED.contains(&path.as_str()) {
+                return Ok(());
+            }
+            let names: Vec<&str> = settings().iter().map(|setting| setting.name.as_str()).collect();
             return Err(format!(
                 "unknown setting `{}`; the settings are {}",
                 cut(key),
                 names.join(", ")
             ));
         };
-        if self.is_of_run && (setting.traits.is_internal || setting.path == "run.resume") {
+        if self.is_of_run && setting.path == "run.resume" {
             return Ok(());
         }
         let value = match value {

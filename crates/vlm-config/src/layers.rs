@@ -145,7 +145,7 @@ impl Layers {
 
     /// Every setting with its value and origin, in the order in which they are listed.
     pub fn all(&self) -> impl Iterator<Item = (&'static Setting, Option<(&Value, &Origin)>)> {
-        settings().iter().filter(|setting| !setting.traits.is_internal).map(|setting| {
+        settings().iter().map(|setting| {
             let found = self.values.get(setting.path.as_str());
             (setting, found.map(|(value, origin)| (value, origin)))
         })

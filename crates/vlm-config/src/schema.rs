@@ -9,7 +9,7 @@ use crate::train::settings;
 /// tables of the stages.
 pub fn json_schema() -> Value {
     let mut properties = Map::new();
-    for setting in settings().iter().filter(|setting| !setting.traits.is_internal) {
+    for setting in settings() {
         let schema = of_setting(setting);
         if let Some(opposite) = &setting.opposite {
             let text = format!("The opposite of {}.", setting.name);
@@ -77,9 +77,8 @@ mod tests {
         assert_eq!(properties["betas"]["items"]["minimum"], 0.0);
         assert_eq!(properties["no-shuffle"]["type"], "boolean");
         assert!(properties["sft"]["properties"]["epochs"].is_object());
-        assert!(properties["progress"].is_null());
         for setting in settings() {
-            assert!(setting.traits.is_internal || properties[&setting.name].is_object());
+            assert!(properties[&setting.name].is_object());
         }
     }
 }

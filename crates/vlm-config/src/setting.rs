@@ -51,8 +51,6 @@ pub struct Traits {
     pub is_new: bool,
     /// Whether `no-` before the name says the opposite.
     pub is_negatable: bool,
-    /// Whether it is in the resolved configuration alone, and nobody gives it.
-    pub is_internal: bool,
     /// What the path of the value must lead to.
     pub path: Option<PathTraits>,
 }
@@ -92,7 +90,6 @@ pub(crate) const fn shown(value_name: &'static str) -> Traits {
         scope: Scope::Process,
         is_new: false,
         is_negatable: false,
-        is_internal: false,
         path: None,
     }
 }
@@ -150,11 +147,6 @@ impl Traits {
 
     pub(crate) const fn negatable(mut self) -> Self {
         self.is_negatable = true;
-        self
-    }
-
-    pub(crate) const fn internal(mut self) -> Self {
-        self.is_internal = true;
         self
     }
 

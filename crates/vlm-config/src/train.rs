@@ -386,8 +386,6 @@ settings! {
         /// Train in a process group even where there is one process only. With several processes the
         /// launch environment decides.
         ddp: bool = false, switch();
-        /// Whether a progress bar is shown on the terminal.
-        progress: bool = false, switch().internal();
     }
 }
 

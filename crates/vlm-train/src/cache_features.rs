@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use tch::{Device, Kind};
 use vlm_data::{
     DataPaths, FeatureCacheWriter, FeatureKey, FeaturesDtype, ImageCount, ImageHash,
@@ -41,8 +40,6 @@ pub struct CacheFeaturesConfig {
     pub device: Device,
     /// Threads that read and decode.
     pub num_workers: usize,
-    /// Whether to show a progress bar on a terminal.
-    pub progress: bool,
 }
 
 /// What was done.
@@ -83,8 +80,20 @@ struct Work {
     rejected_rows: usize,
 }
 
-/// Fills the cache, or goes on with the one that is there. `announce` is called before the work
-/// starts; `stop` ends it early, with everything kept.
+/// How far the work is.
+#[derive(Debug, Clone, Copy)]
+pub struct Progress {
+    /// Rows looked at.
+    pub rows: usize,
+    /// Rows in all.
+    pub num_rows: usize,
+    /// Distinct pictures in the cache.
+    pub num_images: usize,
+}
+
+/// Fills the cache, or continues the one that is there. `announce` is called before the work
+/// starts, and `report_progress` again and again while it lasts; `stop` ends it early, with everything
+/// kept.
 ///
 /// # Errors
 /// Data, encoder or folder that cannot be used; a full disk. What was done is kept.
@@ -92,6 +101,7 @@ pub fn cache_features(
     config: CacheFeaturesConfig,
     stop: &AtomicBool,
     announce: &mut dyn FnMut(&Estimate),
+    report_progress: &mut dyn FnMut(Progress),
 ) -> Result<Cached, TrainError> {
     let (encoder, vision) = build_encoder(&config.vision, config.device)?;
     let processor = Arc::new(image_processor(&config.vision, &vision)?);
@@ -116,7 +126,7 @@ pub fn cache_features(
     };
     let estimate = work.estimate(source.as_ref())?;
     announce(&estimate);
-    let is_finished = work.run(scan, source.len(), stop)?;
+    let is_finished = work.run(scan, source.len(), stop, report_progress)?;
     let bytes_per_image = work.writer.key().bytes_per_image() as u64;
     let num_images = work.writer.num_images();
     let rejected_rows = work.rejected_rows;
@@ -163,8 +173,9 @@ impl Work {
         scan: ImageScan,
         num_rows: usize,
         stop: &AtomicBool,
+        report_progress: &mut dyn FnMut(Progress),
     ) -> Result<bool, TrainError> {
-        let bar = progress_bar(num_rows, self.config.progress);
+        let mut progress = Progress { rows: 0, num_rows, num_images: self.writer.num_images() };
         for chunk in scan {
             let ScannedChunk { num_rows, images, rejected } = chunk?;
             for row in &rejected {
@@ -174,19 +185,17 @@ impl Work {
             while self.pending.len() >= self.config.batch_size {
                 self.encode_pending(self.config.batch_size)?;
                 if stop.load(Ordering::Relaxed) {
-                    bar.finish_and_clear();
                     return Ok(false);
                 }
             }
-            bar.inc(num_rows as u64);
-            bar.set_message(format!("{} pictures", self.writer.num_images()));
+            progress.rows += num_rows;
+            progress.num_images = self.writer.num_images();
+            report_progress(progress);
             if stop.load(Ordering::Relaxed) {
-                bar.finish_and_clear();
                 return Ok(false);
             }
         }
         self.encode_pending(self.pending.len())?;
-        bar.finish_and_clear();
         Ok(true)
     }
 
@@ -260,12 +269,4 @@ fn hash_of_encoder(folder: &Path) -> Result<String, TrainError> {
 /// A cache that cannot be used was asked for wrongly.
 pub(crate) fn usage(error: vlm_data::DataError) -> TrainError {
     TrainError::unusable(error.to_string(), &error)
-}
-
-fn progress_bar(num_rows: usize, is_visible: bool) -> ProgressBar {
-    let bar = if is_visible { ProgressBar::new(num_rows as u64) } else { ProgressBar::hidden() };
-    let style = "{bar:24} {pos}/{len} rows  {msg}  left {eta}";
-    bar.with_style(
-        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
-    )
 }

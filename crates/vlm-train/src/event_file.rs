@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::TrainError;
+use crate::events::{Event, EventSink};
 
 /// The format's version, which opens every file.
 const FILE_VERSION: &str = "brain.Event:2";
@@ -35,20 +36,29 @@ impl EventFile {
         Ok(events)
     }
 
-    /// Appends one value of each of the named scalars.
-    ///
-    /// # Errors
-    /// The system's, with the path (a full disk, say).
-    pub fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<(), TrainError> {
-        self.write(step, &Content::Scalars(values))
-    }
-
     fn write(&mut self, step: u64, content: &Content) -> Result<(), TrainError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let record = record(&event(now.as_secs_f64(), step, content));
         self.file
             .write_all(&record)
             .map_err(|e| TrainError::at(&self.path, format!("cannot write events: {e}")))
+    }
+}
+
+impl EventSink for EventFile {
+    /// Appends every number of a log line or evaluation, under the names that `metrics.jsonl` has.
+    ///
+    /// # Errors
+    /// The system's, with the path (a full disk, say).
+    fn event(&mut self, event: &Event) -> Result<(), TrainError> {
+        let line = event.to_json_line().map_err(|e| TrainError::at(&self.path, e))?;
+        let Some(line) = line else { return Ok(()) };
+        let fields = line.as_object().into_iter().flatten();
+        let scalars: Vec<(&str, f64)> = fields
+            .filter(|(name, _)| *name != "step")
+            .filter_map(|(name, value)| Some((name.as_str(), value.as_f64()?)))
+            .collect();
+        self.write(line["step"].as_u64().unwrap_or(0), &Content::Scalars(&scalars))
     }
 }
 
@@ -157,7 +167,7 @@ mod tests {
     fn files_of_one_second_do_not_overwrite_each_other() {
         let folder = tempfile::tempdir().unwrap();
         for _ in 0..3 {
-            EventFile::create(folder.path(), 1).unwrap().scalars(1, &[("loss", 1.0)]).unwrap();
+            EventFile::create(folder.path(), 1).unwrap();
         }
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
     }

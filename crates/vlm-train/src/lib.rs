@@ -1,7 +1,7 @@
 //! Training: configuration, optimizer, schedule, the loop, checkpoints, metrics.
 //!
-//! Joins `vlm-data` and `vlm-model`, which do not know each other. Knows no command line and
-//! prints nothing but through `tracing` and the progress bar.
+//! Joins `vlm-data` and `vlm-model`, which do not know each other. Knows no command line and no
+//! terminal: a run reports through [`EventSink`]s, and through `tracing` what concerns an operator.
 
 pub mod cache_features;
 pub mod checkpoint;
@@ -10,8 +10,10 @@ pub mod demo;
 mod dir_lock;
 mod encoder_files;
 mod error;
-pub mod event_file;
+mod event_file;
+mod events;
 mod leaves;
+mod meter;
 pub mod metrics;
 pub mod optimizer;
 mod out_dir;
@@ -27,6 +29,8 @@ pub mod trainer;
 
 pub use config::TrainConfig;
 pub use error::TrainError;
+pub use event_file::EventFile;
+pub use events::{EvalLine, Event, EventSink, LogLine, StepReport};
 pub use out_dir::OutDir;
 pub use out_of_memory::{is_out_of_memory, memory_shortage};
 pub use run::{Run, Summary};

@@ -23,6 +23,7 @@ use crate::TrainError;
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::TrainConfig;
 use crate::event_file::EventFile;
+use crate::events::EventSink;
 use crate::metrics::MetricsFile;
 use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
@@ -50,6 +51,8 @@ pub struct Run {
     identity: Value,
     /// On rank 0 only.
     resumed: Option<Checkpoint>,
+    /// What receives the events of the training, beside the files of the out-dir.
+    sinks: Vec<Box<dyn EventSink>>,
     world: World,
 }
 
@@ -131,6 +134,7 @@ impl Run {
             dtype,
             identity,
             resumed,
+            sinks: Vec::new(),
         })
     }
 
@@ -157,6 +161,12 @@ impl Run {
     /// Where the run writes.
     pub fn out_dir(&self) -> &OutDir {
         &self.out_dir
+    }
+
+    /// Adds a sink that receives the events of [`Self::train`]: a progress bar, say. `metrics.jsonl`
+    /// and the TensorBoard file are written without it. On ranks other than 0 it receives nothing.
+    pub fn add_sink(&mut self, sink: impl EventSink + 'static) {
+        self.sinks.push(Box::new(sink));
     }
 
     /// Lets rank 0 do something with the model before the training. The other ranks wait for as long
@@ -212,12 +222,13 @@ impl Run {
         let position = self.starting_position(resumed.as_ref(), &mut optimizer)?;
         let samples_before = position.counters.samples;
         let gradients = GradientSync::new(&self.world, &self.in_order_of_use())?;
-        let (rejects, metrics) = match is_first {
-            true => (
-                Some(RejectLog::open(&self.out_dir.join("rejected.jsonl"))?),
-                Some(self.metrics_file(position.counters.step)?),
-            ),
-            false => (None, None),
+        let mut sinks = std::mem::take(&mut self.sinks);
+        let rejects = if is_first {
+            sinks.extend(self.file_sinks(position.counters.step)?);
+            Some(RejectLog::open(&self.out_dir.join("rejected.jsonl"))?)
+        } else {
+            sinks.clear();
+            None
         };
         let mut trainer = Trainer {
             config: &self.config,
@@ -231,7 +242,7 @@ impl Run {
             rejects,
             budget: RejectBudget::new(self.config.data.max_rejected_fraction),
             last_checkpoint: resumed.map(|checkpoint| checkpoint.path),
-            metrics,
+            sinks,
             world: &self.world,
             gradients,
             evaluator: self.evaluator.as_ref(),
@@ -280,12 +291,13 @@ impl Run {
         trainable
     }
 
-    /// The log, cut back to the steps that are behind, and TensorBoard's events beside it.
-    fn metrics_file(&self, done: u64) -> Result<MetricsFile, TrainError> {
+    /// `metrics.jsonl`, without lines of steps after `done`, and the event file for TensorBoard.
+    fn file_sinks(&self, done: u64) -> Result<Vec<Box<dyn EventSink>>, TrainError> {
         let metrics = MetricsFile::open_after(&self.out_dir.join("metrics.jsonl"), done)?;
-        if !self.config.run.tensorboard {
-            return Ok(metrics);
+        let mut sinks: Vec<Box<dyn EventSink>> = vec![Box::new(metrics)];
+        if self.config.run.tensorboard {
+            sinks.push(Box::new(EventFile::create(self.out_dir.path(), done + 1)?));
         }
-        Ok(metrics.with_events(EventFile::create(self.out_dir.path(), done + 1)?))
+        Ok(sinks)
     }
 }

@@ -1,4 +1,4 @@
-//! What a step tells: on the screen and in the log; and what is told of the model on the way.
+//! What the event sinks are told: steps, lines of the log, evaluations.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -10,7 +10,8 @@ use vlm_torch::peak_memory_bytes;
 use super::Trainer;
 use super::step::MicroLoss;
 use crate::TrainError;
-use crate::metrics::{Display, EvalLine, LogLine, Meter};
+use crate::events::{EvalLine, Event, LogLine, StepReport};
+use crate::meter::Meter;
 use crate::parallel::{GlobalStepStats, Phase};
 use vlm_infer::eval::EvalReport;
 
@@ -19,13 +20,6 @@ use vlm_infer::eval::EvalReport;
 pub(super) struct LoggedLoss {
     pub(super) loss: Option<f64>,
     aux_loss: Option<f64>,
-}
-
-/// What the user sees, and the clock behind it.
-pub(super) struct Screen {
-    pub(super) display: Display,
-    pub(super) meter: Meter,
-    pub(super) samples_per_sec: f64,
 }
 
 impl Trainer<'_> {
@@ -54,7 +48,12 @@ impl Trainer<'_> {
         Ok(LoggedLoss { loss: Some(loss), aux_loss: has_aux_loss.then_some(aux_loss) })
     }
 
-    /// Shows the step, and writes a line of the log where one is due.
+    /// Sends an event to all sinks.
+    pub(super) fn emit(&mut self, event: &Event) -> Result<(), TrainError> {
+        self.sinks.iter_mut().try_for_each(|sink| sink.event(event))
+    }
+
+    /// Reports the step, and a line of the log where one is due.
     pub(super) fn log(
         &mut self,
         lr: f64,
@@ -62,26 +61,19 @@ impl Trainer<'_> {
         grad_norm: Option<f64>,
         epoch: u64,
         is_last: bool,
-        screen: &mut Screen,
+        meter: &mut Meter,
     ) -> Result<(), TrainError> {
         let step = self.position.counters.step;
         let LoggedLoss { loss: value, aux_loss } = loss;
         self.position.last_loss = value.or(self.position.last_loss);
         if !self.is_logged(is_last) {
-            screen.display.step(step, value, lr, screen.samples_per_sec);
-            return Ok(());
+            let report = StepReport::new(step, value, lr, meter.samples_per_sec());
+            return self.emit(&Event::Step(report));
         }
         let counters = self.position.counters;
-        let speed = screen.meter.lap(counters);
-        screen.samples_per_sec = speed.samples_per_sec;
-        let Some(metrics) = &mut self.metrics else { return Ok(()) };
-        screen.display.step(step, value, lr, speed.samples_per_sec);
-        screen.display.say(&format!(
-            "step {step}  epoch {epoch}  loss {}  lr {lr:.3e}  {:.1} samples/s",
-            value.map_or("–".into(), |loss| format!("{loss:.4}")),
-            speed.samples_per_sec
-        ));
-        metrics.append(&LogLine {
+        let speed = meter.lap(counters);
+        self.emit(&Event::Step(StepReport::new(step, value, lr, speed.samples_per_sec)))?;
+        self.emit(&Event::Log(&LogLine {
             step,
             update: counters.update,
             epoch,
@@ -99,7 +91,7 @@ impl Trainer<'_> {
             peak_memory_bytes: peak_memory_bytes(self.model.device()).unwrap_or(0),
             skipped_updates: counters.skipped_updates,
             rejected_rows: counters.rejected_rows,
-        })
+        }))
     }
 
     /// What rank 0 finds, on rank 0 (the others wait for it), and whether all of it: when any rank
@@ -123,7 +115,7 @@ impl Trainer<'_> {
     pub(super) fn evaluate(
         &mut self,
         stop: &AtomicBool,
-        screen: &mut Screen,
+        meter: &mut Meter,
     ) -> Result<bool, TrainError> {
         if self.config.eval.data_path.is_none() {
             self.position.eval_is_due = false;
@@ -132,25 +124,10 @@ impl Trainer<'_> {
         let started = Instant::now();
         let (report, is_whole) = self.report(stop)?;
         self.position.eval_is_due = !is_whole;
-        screen.meter.paused(started.elapsed());
+        meter.paused(started.elapsed());
         let Some(report) = report else { return Ok(is_whole) };
-        let number = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.4}"));
-        let rejected = match report.rejected_rows {
-            0 => String::new(),
-            count => format!(", {count} rejected"),
-        };
-        screen.display.say(&format!(
-            "step {}  held-out loss {}  exact {}  token F1 {}  of {} rows, {} answered{rejected}",
-            self.position.counters.step,
-            number(report.loss),
-            number(report.exact),
-            number(report.token_f1),
-            report.rows,
-            report.captions,
-        ));
-        if let Some(metrics) = &mut self.metrics {
-            metrics.append(&EvalLine::new(self.position.counters, self.position.epoch, &report))?;
-        }
+        let line = EvalLine::new(self.position.counters, self.position.epoch, &report);
+        self.emit(&Event::Evaluation(&line))?;
         Ok(is_whole)
     }
 }

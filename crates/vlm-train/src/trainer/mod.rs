@@ -14,13 +14,14 @@ use std::time::Instant;
 use vlm_data::{RejectBudget, RejectLog};
 use vlm_model::Vlm;
 
-use self::log::Screen;
 pub use self::source::{BatchSource, Batches};
 pub(crate) use self::step::is_image_path;
 use self::step::{Place, Window};
 use crate::TrainError;
 use crate::config::TrainConfig;
-use crate::metrics::{Counters, Display, Meter, MetricsFile};
+use crate::events::{Event, EventSink};
+use crate::meter::Meter;
+use crate::metrics::Counters;
 use crate::optimizer::AdamW;
 use crate::parallel::{GradientSync, Phase, World};
 use crate::scaler::LossScaler;
@@ -94,8 +95,8 @@ pub struct Trainer<'a> {
     pub budget: RejectBudget,
     /// The newest checkpoint that this run wrote or continues from; rank 0 only.
     pub last_checkpoint: Option<PathBuf>,
-    /// The log; rank 0 only.
-    pub metrics: Option<MetricsFile>,
+    /// What receives the events of the run; on rank 0 only.
+    pub sinks: Vec<Box<dyn EventSink>>,
     /// The processes that train together.
     pub world: &'a World,
     /// Averages the gradients over the processes.
@@ -118,28 +119,21 @@ impl Trainer<'_> {
     /// that could be learned from. Weights on disk are left as the last `save` wrote them.
     pub fn run(&mut self, stop: &AtomicBool, save: &mut Save) -> Result<Ending, TrainError> {
         let last_step = self.config.run.max_steps.unwrap_or(u64::MAX).min(self.total_steps());
-        let done = self.position.counters.step;
-        let mut screen = Screen {
-            display: Display::new(
-                last_step,
-                done,
-                self.config.run.progress && self.world.is_first_rank(),
-            ),
-            meter: Meter::start(self.position.counters),
-            samples_per_sec: 0.0,
-        };
+        let done_steps = self.position.counters.step;
+        self.emit(&Event::Started { done_steps, last_step })?;
+        let mut meter = Meter::start(self.position.counters);
         let (mut ending, mut save_is_due) = (Ending::Finished, false);
         // The run that is continued was stopped in the middle of its evaluation.
-        if self.position.eval_is_due && !self.evaluate(stop, &mut screen)? {
+        if self.position.eval_is_due && !self.evaluate(stop, &mut meter)? {
             ending = Ending::Interrupted;
         }
         while self.position.epoch < self.config.optim.epochs
             && self.position.counters.step < last_step
             && ending == Ending::Finished
         {
-            ending = self.epoch(last_step, stop, save, &mut save_is_due, &mut screen)?;
+            ending = self.epoch(last_step, stop, save, &mut save_is_due, &mut meter)?;
         }
-        screen.display.finish();
+        self.emit(&Event::Ended)?;
         if ending == Ending::Finished {
             self.check_that_anything_was_learned()?;
         }
@@ -152,7 +146,7 @@ impl Trainer<'_> {
         stop: &AtomicBool,
         save: &mut Save,
         save_is_due: &mut bool,
-        screen: &mut Screen,
+        meter: &mut Meter,
     ) -> Result<Ending, TrainError> {
         let source = self.source;
         let (epoch, first) = (self.position.epoch, self.position.next_batch);
@@ -176,7 +170,7 @@ impl Trainer<'_> {
                     "the loader ended epoch {epoch} at batch {index} of {end}"
                 ))),
             };
-            screen.meter.waited(asked.elapsed());
+            meter.waited(asked.elapsed());
             let (mut batch, totals) = self.sync_step(batch, stop)?;
             self.record_rejected(&batch, &totals)?;
 
@@ -198,7 +192,7 @@ impl Trainer<'_> {
             let own_loss = loss;
             let loss = self.loss_of_all(own_loss.as_ref(), &totals, is_last)?;
             self.check_first_loss(loss, own_loss.as_ref(), &batch.rows)?;
-            self.log(lr, loss, grad_norm, epoch, is_last, screen)?;
+            self.log(lr, loss, grad_norm, epoch, is_last, meter)?;
             *save_is_due |=
                 self.position.counters.step.is_multiple_of(self.config.run.save_interval);
             self.position.eval_is_due |=
@@ -208,7 +202,7 @@ impl Trainer<'_> {
             }
             let mut stopped = self.world.stops(stop_agreed, stop);
             if self.position.eval_is_due && !stopped {
-                stopped = !self.evaluate(stop, screen)?;
+                stopped = !self.evaluate(stop, meter)?;
             }
             if stopped {
                 return Ok(Ending::Interrupted);

@@ -1,0 +1,103 @@
+//! Progress on the terminal: a bar on standard error, and the lines of the log above it. Where standard
+//! error is not a terminal there is no bar, and the lines go through the log.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use vlm_train::{EvalLine, Event, EventSink, LogLine, StepReport, TrainError};
+
+/// A bar of the given style on standard error, hidden where that is not a terminal.
+pub fn progress_bar(style: &str) -> ProgressBar {
+    let is_visible = std::io::stderr().is_terminal();
+    let bar = if is_visible { ProgressBar::new(0) } else { ProgressBar::hidden() };
+    bar.with_style(
+        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
+    )
+}
+
+/// Shows the progress of a training run.
+#[derive(Debug)]
+pub struct TrainingProgress {
+    bar: ProgressBar,
+    smoothed_loss: Option<f64>,
+}
+
+impl TrainingProgress {
+    /// A bar that appears when the training starts.
+    pub fn new() -> Self {
+        Self { bar: progress_bar("{bar:24} {pos}/{len}  {msg}  left {eta}"), smoothed_loss: None }
+    }
+
+    fn show_step(&mut self, report: &StepReport) {
+        if let Some(loss) = report.loss {
+            self.smoothed_loss =
+                Some(self.smoothed_loss.map_or(loss, |old| 0.9 * old + 0.1 * loss));
+        }
+        self.bar.set_message(format!(
+            "loss {}  lr {:.2e}  {:.1} samples/s",
+            decimal(self.smoothed_loss),
+            report.lr,
+            report.samples_per_sec
+        ));
+        self.bar.set_position(report.step);
+    }
+
+    /// Prints a line above the bar, or through the log where there is no bar.
+    fn print(&self, line: &str) {
+        if self.bar.is_hidden() {
+            tracing::info!("{line}");
+        } else {
+            self.bar.println(line);
+        }
+    }
+}
+
+impl EventSink for TrainingProgress {
+    fn event(&mut self, event: &Event) -> Result<(), TrainError> {
+        match event {
+            Event::Started { done_steps, last_step } => {
+                self.bar.set_length(*last_step);
+                self.bar.set_position(*done_steps);
+                self.bar.reset_eta();
+            }
+            Event::Step(report) => self.show_step(report),
+            Event::Log(line) => self.print(&step_line(line)),
+            Event::Evaluation(line) => self.print(&evaluation_line(line)),
+            Event::Ended => self.bar.finish_and_clear(),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+fn step_line(line: &LogLine) -> String {
+    format!(
+        "step {}  epoch {}  loss {}  lr {:.3e}  {:.1} samples/s",
+        line.step,
+        line.epoch,
+        decimal(line.loss),
+        line.lr,
+        line.samples_per_sec
+    )
+}
+
+fn evaluation_line(line: &EvalLine) -> String {
+    let rejected = match line.eval_rejected_rows {
+        0 => String::new(),
+        count => format!(", {count} rejected"),
+    };
+    format!(
+        "step {}  held-out loss {}  exact {}  token F1 {}  of {} rows, {} answered{rejected}",
+        line.step,
+        decimal(line.eval_loss),
+        decimal(line.eval_exact),
+        decimal(line.eval_token_f1),
+        line.eval_rows,
+        line.eval_captions,
+    )
+}
+
+/// Four decimals, or a dash for a number that there is not.
+fn decimal(value: Option<f64>) -> String {
+    value.map_or("–".into(), |value| format!("{value:.4}"))
+}

@@ -1,0 +1,187 @@
+//! What a training run reports while it runs. The trainer sends each [`Event`] to every
+//! [`EventSink`]; whether that becomes a line of a file, a curve or a progress bar is the sink's
+//! concern.
+
+use serde::Serialize;
+use vlm_infer::eval::EvalReport;
+
+use crate::TrainError;
+use crate::metrics::Counters;
+
+/// Receives the events of a training run, in their order. Only rank 0 sends events.
+///
+/// A sink that prints the loss of every logged step:
+///
+/// ```
+/// use vlm_train::{Event, EventSink, TrainError};
+///
+/// struct PrintLoss;
+///
+/// impl EventSink for PrintLoss {
+///     fn event(&mut self, event: &Event) -> Result<(), TrainError> {
+///         if let Event::Log(line) = event {
+///             println!("step {}: loss {:?}", line.step, line.loss);
+///         }
+///         Ok(())
+///     }
+/// }
+/// ```
+pub trait EventSink {
+    /// Handles one event.
+    ///
+    /// # Errors
+    /// An error ends the training, so a sink returns one only where going on without its output
+    /// would be worse.
+    fn event(&mut self, event: &Event) -> Result<(), TrainError>;
+}
+
+/// Something that happened in a training run.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The training begins, or continues from a checkpoint.
+    Started {
+        /// Steps (micro-batches) that an earlier run has done.
+        done_steps: u64,
+        /// The step at which the training ends.
+        last_step: u64,
+    },
+    /// A step is done.
+    Step(StepReport),
+    /// A step is done at which a line of the log is due. Follows that step's [`Event::Step`].
+    Log(&'a LogLine),
+    /// The model was evaluated.
+    Evaluation(&'a EvalLine),
+    /// The training ended: all steps are done, or it was asked to stop. Not sent after an error.
+    Ended,
+}
+
+impl Event<'_> {
+    /// The line of `metrics.jsonl` for this event, as JSON; `None` for events that have none.
+    ///
+    /// # Errors
+    /// None is known: the lines hold numbers only.
+    pub fn to_json_line(&self) -> Result<Option<serde_json::Value>, serde_json::Error> {
+        match self {
+            Self::Log(line) => serde_json::to_value(line).map(Some),
+            Self::Evaluation(line) => serde_json::to_value(line).map(Some),
+            Self::Started { .. } | Self::Step(_) | Self::Ended => Ok(None),
+        }
+    }
+}
+
+/// A step that is done.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub struct StepReport {
+    /// Number of steps (micro-batches) done, this one included.
+    pub step: u64,
+    /// Loss of this micro-batch over all ranks, in nats per supervised token. `None` when it had no
+    /// supervised token, and on a GPU at steps without a line of the log, because reading the loss
+    /// makes the host wait for the GPU.
+    pub loss: Option<f64>,
+    /// Learning rate of this micro-batch.
+    pub lr: f64,
+    /// Rows per second, measured over the last interval of the log; 0 before the first line.
+    pub samples_per_sec: f64,
+}
+
+impl StepReport {
+    pub(crate) fn new(step: u64, loss: Option<f64>, lr: f64, samples_per_sec: f64) -> Self {
+        Self { step, loss, lr, samples_per_sec }
+    }
+}
+
+/// A line of `metrics.jsonl` for a step.
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct LogLine {
+    /// Number of steps (micro-batches) done, this one included.
+    pub step: u64,
+    /// Number of updates of the weights.
+    pub update: u64,
+    /// Number of the epoch, from 0.
+    pub epoch: u64,
+    /// Loss of this micro-batch over all ranks, in nats per supervised token, the auxiliary loss
+    /// included; null when it had no supervised token.
+    pub loss: Option<f64>,
+    /// Auxiliary loss that balances the load of the experts; absent for models without experts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aux_loss: Option<f64>,
+    /// Learning rate of this micro-batch.
+    pub lr: f64,
+    /// Norm of all gradients before clipping; null when the step ended no update.
+    pub grad_norm: Option<f64>,
+    /// Number of rows trained on so far.
+    pub samples: u64,
+    /// Number of tokens in these rows, padding not counted.
+    pub tokens: u64,
+    /// Number of supervised tokens in these rows.
+    pub supervised_tokens: u64,
+    /// Rows per second since the line before.
+    pub samples_per_sec: f64,
+    /// Tokens per second since the line before.
+    pub tokens_per_sec: f64,
+    /// Mean time per step that the trainer waited for data since the line before, in milliseconds.
+    pub data_wait_ms: f64,
+    /// Mean time per step since the line before, in milliseconds, the wait for data included.
+    pub step_ms: f64,
+    /// Largest amount of memory in use so far, in bytes: of the process on a CPU, of the allocator on
+    /// a GPU.
+    pub peak_memory_bytes: u64,
+    /// Number of updates skipped so far because loss or gradient was not finite.
+    pub skipped_updates: u64,
+    /// Number of distinct rows rejected so far.
+    pub rejected_rows: u64,
+}
+
+/// A line of `metrics.jsonl` for an evaluation. It has no field `loss`, which tells it from a
+/// [`LogLine`].
+#[derive(Debug, Clone, Serialize)]
+#[non_exhaustive]
+pub struct EvalLine {
+    /// Number of steps (micro-batches) done.
+    pub step: u64,
+    /// Number of updates of the weights.
+    pub update: u64,
+    /// Number of the epoch, from 0.
+    pub epoch: u64,
+    /// Mean cross-entropy, in nats per supervised token.
+    pub eval_loss: Option<f64>,
+    /// Perplexity: e to the power of the loss.
+    pub eval_perplexity: Option<f64>,
+    /// Number of rows that the loss was computed on.
+    pub eval_rows: u64,
+    /// Number of rejected rows.
+    pub eval_rejected_rows: u64,
+    /// Number of supervised tokens in these rows.
+    pub eval_supervised_tokens: u64,
+    /// Number of rows for which a caption was generated.
+    pub eval_captions: u64,
+    /// Share of these captions that equal the expected text exactly.
+    pub eval_exact: Option<f64>,
+    /// Mean F1 score of their words.
+    pub eval_token_f1: Option<f64>,
+    /// Duration of the evaluation, in seconds.
+    pub eval_secs: f64,
+}
+
+impl EvalLine {
+    /// The line for an evaluation that was made after `counters`.
+    pub(crate) fn new(counters: Counters, epoch: u64, report: &EvalReport) -> Self {
+        Self {
+            step: counters.step,
+            update: counters.update,
+            epoch,
+            eval_loss: report.loss,
+            eval_perplexity: report.perplexity,
+            eval_rows: report.rows,
+            eval_rejected_rows: report.rejected_rows,
+            eval_supervised_tokens: report.supervised_tokens,
+            eval_captions: report.captions,
+            eval_exact: report.exact,
+            eval_token_f1: report.token_f1,
+            eval_secs: report.secs,
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The speed of the training: rows and tokens per second, and the time spent waiting for data.
+
+use std::time::{Duration, Instant};
+
+use crate::metrics::Counters;
+
+/// Measures the speed of the training between two log lines.
+#[derive(Debug)]
+pub(crate) struct Meter {
+    since: Instant,
+    at: Counters,
+    data_wait: Duration,
+    samples_per_sec: f64,
+}
+
+/// The speed that a [`Meter`] measured.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Speed {
+    /// Rows per second.
+    pub(crate) samples_per_sec: f64,
+    /// Tokens per second.
+    pub(crate) tokens_per_sec: f64,
+    /// Mean wait for data, in milliseconds per step.
+    pub(crate) data_wait_ms: f64,
+    /// Mean time, in milliseconds per step.
+    pub(crate) step_ms: f64,
+}
+
+impl Meter {
+    /// Starts to measure at these counts.
+    pub(crate) fn start(counters: Counters) -> Self {
+        Self {
+            since: Instant::now(),
+            at: counters,
+            data_wait: Duration::ZERO,
+            samples_per_sec: 0.0,
+        }
+    }
+
+    /// Rows per second of the last measurement; 0 before the first.
+    pub(crate) fn samples_per_sec(&self) -> f64 {
+        self.samples_per_sec
+    }
+
+    /// Adds time spent waiting for a batch.
+    pub(crate) fn waited(&mut self, time: Duration) {
+        self.data_wait += time;
+    }
+
+    /// Excludes time that was not spent on training.
+    pub(crate) fn paused(&mut self, time: Duration) {
+        self.since += time;
+    }
+
+    /// The speed since the last call, or since the start. The next measurement starts at `now`.
+    pub(crate) fn lap(&mut self, now: Counters) -> Speed {
+        let secs = self.since.elapsed().as_secs_f64().max(1e-9);
+        let steps = (now.step - self.at.step).max(1) as f64;
+        let speed = Speed {
+            samples_per_sec: (now.samples - self.at.samples) as f64 / secs,
+            tokens_per_sec: (now.tokens - self.at.tokens) as f64 / secs,
+            data_wait_ms: self.data_wait.as_secs_f64() * 1e3 / steps,
+            step_ms: secs * 1e3 / steps,
+        };
+        *self = Self { samples_per_sec: speed.samples_per_sec, ..Self::start(now) };
+        speed
+    }
+}
