@@ -91,13 +91,12 @@ impl DataConfig {
                 ))
             })
         };
-        Ok(RowOptions {
-            caption_question: self.caption_question.clone(),
-            image_keys: self.image_key.clone(),
-            min_ratings: self.min_rating.iter().map(rating).collect::<Result<_, _>>()?,
-            follow_links: self.follow_links,
-            ..RowOptions::default()
-        })
+        let mut options = RowOptions::default();
+        options.caption_question = self.caption_question.clone();
+        options.image_keys = self.image_key.clone();
+        options.min_ratings = self.min_rating.iter().map(rating).collect::<Result<_, _>>()?;
+        options.follow_links = self.follow_links;
+        Ok(options)
     }
 }
 

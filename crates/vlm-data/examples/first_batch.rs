@@ -21,7 +21,8 @@ pub fn first_batch(args: &[String]) -> anyhow::Result<String> {
     let [rows, images, tokenizer, preprocessor, rest @ ..] = args else {
         bail!("usage: first_batch ROWS IMAGES TOKENIZER PREPROCESSOR_CONFIG [TOKENS_PER_IMAGE]");
     };
-    let mut config = LoaderConfig { batch_size: 4, ..LoaderConfig::default() };
+    let mut config = LoaderConfig::default();
+    config.batch_size = 4;
     if let Some(tokens) = rest.first() {
         config.tokens_per_image = tokens.parse().context("TOKENS_PER_IMAGE")?;
     }

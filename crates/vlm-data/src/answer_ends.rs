@@ -26,7 +26,7 @@ impl AnswerEnds {
     /// the header that the first question also has; the longer of the two counts. Where it contains
     /// no marker, a token of `stops` that follows is part of it: some templates end an answer with
     /// the token of the next role.
-    pub(crate) fn of_probe(
+    pub(crate) fn from_probe(
         probe: &Probe,
         tokens: &Tokens,
         mut markers: HashSet<i64>,
@@ -61,7 +61,7 @@ impl AnswerEnds {
 
     /// For a template that cannot render the probe: the token `eos`, spelled `text`, ends every
     /// answer.
-    pub(crate) fn of_eos(eos: i64, text: &str) -> Self {
+    pub(crate) fn from_eos(eos: i64, text: &str) -> Self {
         Self { markers: [eos].into(), closing: text.to_owned(), ends: [Some(eos); 2] }
     }
 

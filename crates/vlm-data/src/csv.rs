@@ -77,7 +77,7 @@ impl CsvTable {
         }
         let format = if delimiter == b'\t' { "TSV" } else { "CSV" };
         let records = |texts| Self { texts, columns, delimiter, rows };
-        FileSource::of_plain(plain, format, images_root, options, records)
+        FileSource::from_plain_file(plain, format, images_root, options, records)
     }
 }
 

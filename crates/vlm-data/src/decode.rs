@@ -12,6 +12,7 @@ use crate::sniff::starts_with_word;
 
 /// The largest image that is decoded. A larger one is refused as soon as its header is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct ImageLimits {
     /// Longest side, in pixels.
     pub max_side: u32,

@@ -22,7 +22,7 @@ pub(crate) struct Pool(Mutex<Vec<Vec<u8>>>);
 
 impl FeatureBytes {
     /// `len` bytes of unspecified content.
-    pub(crate) fn of_pool(pool: &Arc<Pool>, len: usize) -> Self {
+    pub(crate) fn from_pool(pool: &Arc<Pool>, len: usize) -> Self {
         let waiting = pool.0.lock().unwrap_or_else(PoisonError::into_inner).pop();
         let bytes = match waiting {
             Some(mut bytes) if bytes.capacity() >= len => {
@@ -91,17 +91,17 @@ mod tests {
     #[test]
     fn memory_of_a_dropped_batch_serves_the_next_whatever_its_length() {
         let pool = Arc::new(Pool::default());
-        let first = FeatureBytes::of_pool(&pool, 100);
+        let first = FeatureBytes::from_pool(&pool, 100);
         let at = first.as_ptr();
         drop(first);
-        let mut second = FeatureBytes::of_pool(&pool, 40);
+        let mut second = FeatureBytes::from_pool(&pool, 40);
         assert_eq!((second.as_ptr(), second.len()), (at, 40));
         second.as_mut().fill(7);
         let copy = second.clone();
         drop(second);
-        assert_eq!(FeatureBytes::of_pool(&pool, 100).len(), 100);
+        assert_eq!(FeatureBytes::from_pool(&pool, 100).len(), 100);
         assert!(copy.iter().all(|&byte| byte == 7));
-        let many: Vec<_> = (0..20).map(|_| FeatureBytes::of_pool(&pool, 10)).collect();
+        let many: Vec<_> = (0..20).map(|_| FeatureBytes::from_pool(&pool, 10)).collect();
         drop(many);
         assert_eq!(pool.0.lock().unwrap().len(), MAX_WAITING);
     }

@@ -200,7 +200,7 @@ impl FeatureCache {
     /// A file that cannot be read.
     pub(crate) fn gather(&self, places: &[usize]) -> Result<Features, DataError> {
         let size = self.key.bytes_per_image();
-        let mut bytes = FeatureBytes::of_pool(&self.buffers, places.len() * size);
+        let mut bytes = FeatureBytes::from_pool(&self.buffers, places.len() * size);
         for (&place, into) in places.iter().zip(bytes.as_mut().chunks_exact_mut(size)) {
             self.read(place, into)?;
         }

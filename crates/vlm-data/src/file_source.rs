@@ -79,7 +79,7 @@ impl<R: RecordReader> FileSource<R> {
     }
 
     /// Like [`Self::new`], for the rows that `records` finds in `plain`.
-    pub(crate) fn of_plain(
+    pub(crate) fn from_plain_file(
         plain: PlainFile,
         format: &str,
         images_root: Option<&Path>,

@@ -23,7 +23,7 @@ impl FileKind {
         }
     }
 
-    fn of(name: &str) -> Option<Self> {
+    fn from_name(name: &str) -> Option<Self> {
         let name = name.to_ascii_lowercase();
         let plain = [".gz", ".zst"].iter().find_map(|end| name.strip_suffix(end)).unwrap_or(&name);
         if name.ends_with(".tgz") {
@@ -81,7 +81,7 @@ impl FolderFiles {
     ///
     /// # Errors
     /// A folder that cannot be listed.
-    pub(crate) fn of(folder: &Path) -> std::io::Result<Self> {
+    pub(crate) fn find(folder: &Path) -> std::io::Result<Self> {
         let mut this = Self::default();
         let mut files: Vec<(FileKind, PathBuf)> = Vec::new();
         this.collect(folder, 0, &mut files)?;
@@ -142,7 +142,7 @@ impl FolderFiles {
                 }
                 continue;
             }
-            match FileKind::of(&name) {
+            match FileKind::from_name(&name) {
                 Some(kind) if !DESCRIPTIONS.contains(&name.as_str()) && path.is_file() => {
                     files.push((kind, path));
                 }
@@ -181,7 +181,7 @@ mod tests {
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "x").unwrap();
         }
-        let found = FolderFiles::of(folder.path()).unwrap();
+        let found = FolderFiles::find(folder.path()).unwrap();
         let names_of = |paths: &[PathBuf]| {
             let name =
                 |path: &PathBuf| path.strip_prefix(folder.path()).unwrap().display().to_string();

@@ -72,7 +72,7 @@ impl ImageRoot {
     pub fn read(&self, name: &str) -> Result<Vec<u8>, RowError> {
         let path = self.resolve(name)?;
         let unreadable = |problem: String| unreadable(name, problem);
-        let failed = |e| RowError::of_system(&path, "read the image", e, unreadable);
+        let failed = |e| RowError::from_io(&path, "read the image", e, unreadable);
         // The file is checked before it is opened, because opening a named pipe would wait for
         // ever.
         let metadata = path.metadata().map_err(failed)?;
@@ -120,7 +120,7 @@ impl ImageRoot {
                 self.find(&relative).ok_or_else(|| self.missing(name, &relative))?
             }
             Err(e) => {
-                return Err(RowError::of_system(&joined, "find the image", e, |e| {
+                return Err(RowError::from_io(&joined, "find the image", e, |e| {
                     unreadable(name, e)
                 }));
             }

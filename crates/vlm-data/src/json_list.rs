@@ -36,7 +36,7 @@ impl JsonList {
     ) -> Result<FileSource<Self>, DataError> {
         let rows = scan_list(&plain, 0)?;
         let records = |texts| Self { texts, rows };
-        FileSource::of_plain(plain, "a JSON list", images_root, options, records)
+        FileSource::from_plain_file(plain, "a JSON list", images_root, options, records)
     }
 
     /// Finds the rows of a file that begins with an object and is not JSON lines: those of the list
@@ -60,7 +60,7 @@ impl JsonList {
             None => (objects.rows, "JSON objects".to_owned()),
         };
         let records = |texts| Self { texts, rows };
-        FileSource::of_plain(plain, &format, images_root, options, records)
+        FileSource::from_plain_file(plain, &format, images_root, options, records)
     }
 }
 

@@ -50,7 +50,7 @@ impl JsonLines {
             ));
         }
         let records = |texts| Self { texts, lines };
-        FileSource::of_plain(plain, "JSON lines", images_root, options, records)
+        FileSource::from_plain_file(plain, "JSON lines", images_root, options, records)
     }
 }
 

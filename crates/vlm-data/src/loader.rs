@@ -18,8 +18,9 @@ use crate::worker::{ImageReading, PendingBatch, RowMaker, RowTask};
 /// Default of [`LoaderConfig::bucket_window`].
 pub const DEFAULT_BUCKET_WINDOW: usize = 2048;
 
-/// Settings of a [`Loader`].
+/// Settings of a [`Loader`]. Change fields of [`LoaderConfig::default`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct LoaderConfig {
     /// Number of rows in a batch of this process.
     pub batch_size: usize,

@@ -69,7 +69,7 @@ impl Opener<'_> {
         let plain = PlainFile::open(path, options)?;
         let start = plain.start()?;
         let unsupported = |found: &str| DataError::content(path, format!("{found}; {SUPPORTED}"));
-        Ok(match Format::of(&start) {
+        Ok(match Format::detect(&start) {
             Format::Empty => {
                 return Err(unsupported("this file is empty; fetch it again"));
             }
@@ -121,7 +121,7 @@ impl Opener<'_> {
             ));
         }
         let FolderFiles { kind, files, held_out, found, num_others, other } =
-            FolderFiles::of(path).map_err(DataError::io(path, "list the folder"))?;
+            FolderFiles::find(path).map_err(DataError::io(path, "list the folder"))?;
         if kind.is_none() && !found.is_empty() {
             let kinds =
                 found.iter().map(|(kind, file)| format!("{} ({})", kind.name(), file.display()));
@@ -214,5 +214,5 @@ pub(crate) fn files_of_rows(path: &Path) -> std::io::Result<Vec<PathBuf>> {
     if manifest.exists() {
         return Ok(vec![manifest]);
     }
-    Ok(FolderFiles::of(path)?.files)
+    Ok(FolderFiles::find(path)?.files)
 }

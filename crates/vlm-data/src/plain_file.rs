@@ -37,7 +37,7 @@ enum FileEncoding {
 }
 
 impl FileEncoding {
-    fn of(start: &[u8]) -> Option<Self> {
+    fn detect(start: &[u8]) -> Option<Self> {
         match start {
             // UTF-32 begins with the same bytes as UTF-16.
             [0xff, 0xfe, 0, 0, ..] => None,
@@ -68,7 +68,7 @@ impl PlainFile {
         let file = File::open(path).map_err(DataError::io(path, "open the rows"))?;
         let mut plain = Self { path: path.to_owned(), file, encodings: Vec::new() };
         for _ in 0..MAX_LAYERS {
-            let Some(encoding) = FileEncoding::of(&plain.start()?) else { break };
+            let Some(encoding) = FileEncoding::detect(&plain.start()?) else { break };
             plain.file = plain.decoded(encoding, options)?;
             plain.encodings.push(encoding.name());
         }

@@ -29,7 +29,7 @@ impl RowError {
 
     /// Classifies a system error during `action` on the file at `path`; `reject` gives the reason
     /// if the row is at fault.
-    pub(crate) fn of_system(
+    pub(crate) fn from_io(
         path: &Path,
         action: &'static str,
         error: Error,
@@ -68,7 +68,7 @@ pub(crate) enum ReadError {
 
 impl ReadError {
     /// The error for the whole file at `path`.
-    pub(crate) fn of_file(self, path: &Path) -> DataError {
+    pub(crate) fn into_data_error(self, path: &Path) -> DataError {
         match self {
             Self::Content(problem) => DataError::content(path, problem),
             Self::System(error) => DataError::io(path, "read the rows")(same(&error)),
@@ -77,7 +77,11 @@ impl ReadError {
 
     /// The error for a row in the file at `path`; `reject` gives the reason if the content is
     /// broken.
-    pub(crate) fn in_file(self, path: &Path, reject: impl FnOnce(String) -> Reject) -> RowError {
+    pub(crate) fn into_row_error(
+        self,
+        path: &Path,
+        reject: impl FnOnce(String) -> Reject,
+    ) -> RowError {
         match self {
             Self::Content(problem) => RowError::Reject(reject(problem)),
             Self::System(error) => {

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-/// How rows are read.
+/// How rows are read. Change fields of [`RowOptions::default`].
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub struct RowOptions {
     /// What the user says after the image, in rows that have only a caption. Empty: the user shows
     /// the image and says nothing.

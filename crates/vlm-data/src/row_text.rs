@@ -69,7 +69,7 @@ impl RowTexts {
             |e: String| Reject::invalid_row(format!("cannot be read (did the file change?): {e}"));
         self.file
             .read_exact_at(&mut text, range.offset)
-            .map_err(|e| RowError::of_system(&self.path, "read the row", e, changed))?;
+            .map_err(|e| RowError::from_io(&self.path, "read the row", e, changed))?;
         Ok(String::from_utf8(text).map_err(|e| Reject::invalid_row(format!("not UTF-8: {e}")))?)
     }
 }

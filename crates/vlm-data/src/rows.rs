@@ -83,7 +83,7 @@ impl Row {
     }
 }
 
-/// Number of [`IMAGE_TAG`]s in `turns` that stand for images; see [`shows_images`].
+/// Number of [`IMAGE_TAG`]s in `turns` that stand for images. In an answer to a user turn the tag is text.
 pub fn num_image_tags(turns: &[Turn]) -> usize {
     (0..turns.len())
         .filter(|&k| shows_images(turns, k))

@@ -28,7 +28,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    pub(crate) fn of(start: &[u8]) -> Self {
+    pub(crate) fn detect(start: &[u8]) -> Self {
         const TAR_MAGIC: std::ops::Range<usize> = 257..262;
         const ADVICE: [(&[u8], &str, &str); 22] = [
             (

@@ -47,7 +47,7 @@ impl Supervision {
                     .map_err(|e| DataError::content(dir, e.to_string()))?;
                 let mut stops = vec![eos_token_id];
                 stops.extend(&files.generation_eos_ids);
-                let ends = AnswerEnds::of_probe(&probe, &tokens, markers(tokenizer), &stops);
+                let ends = AnswerEnds::from_probe(&probe, &tokens, markers(tokenizer), &stops);
                 let is_first_rule = ends.is_by_eos(eos_token_id, &probe, &tokens)
                     && profile.opening == Opening::AtText
                     && profile.form == ContentForm::Text;
@@ -70,7 +70,7 @@ impl Supervision {
                 );
                 Self {
                     profile: TemplateProfile { form: ContentForm::Text, opening: Opening::AtText },
-                    ends: AnswerEnds::of_eos(eos_token_id, eos_token),
+                    ends: AnswerEnds::from_eos(eos_token_id, eos_token),
                     description: String::new(),
                 }
             }

@@ -13,10 +13,10 @@ use crate::template::ChatTemplate;
 pub(crate) enum Opening {
     /// The prompt ends where the text of the answer begins.
     AtText,
-    /// With the text of its generation prompt. There may be more text between that and the answer,
+    /// The answer begins with the text of the generation prompt. There may be more text between that and the answer,
     /// which then belongs to the answer.
     GenerationPrompt,
-    /// With text that it writes only together with an answer.
+    /// The answer begins with text that the template writes only together with an answer.
     WithText,
 }
 

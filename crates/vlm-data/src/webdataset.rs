@@ -172,7 +172,7 @@ impl WebDatasetSource {
         self.texts
             .file
             .read_exact_at(&mut bytes, member.offset)
-            .map_err(|e| RowError::of_system(self.texts.path(), "read the image", e, unreadable))?;
+            .map_err(|e| RowError::from_io(self.texts.path(), "read the image", e, unreadable))?;
         Ok(bytes.into())
     }
 }

@@ -80,19 +80,18 @@ impl Evaluator {
         options: EvalOptions,
     ) -> Result<Self, InferError> {
         let source: Arc<dyn RowSource> = open_source(data_path, images_path)?;
+        let mut loader_config = LoaderConfig::default();
+        loader_config.batch_size = options.batch_size;
+        loader_config.max_seq_len = options.max_seq_len;
+        loader_config.tokens_per_image = tokens_per_image;
+        loader_config.shuffle = false;
+        loader_config.num_workers = options.num_workers;
+        loader_config.max_rejected_fraction = options.max_rejected_fraction;
         let loader = Loader::new(
             Arc::clone(&source),
             Arc::clone(tokenizer),
             Some(Arc::clone(processor)),
-            LoaderConfig {
-                batch_size: options.batch_size,
-                max_seq_len: options.max_seq_len,
-                tokens_per_image,
-                shuffle: false,
-                num_workers: options.num_workers,
-                max_rejected_fraction: options.max_rejected_fraction,
-                ..LoaderConfig::default()
-            },
+            loader_config,
         )?;
         Ok(Self {
             source,

@@ -165,7 +165,8 @@ impl Rows<'_> {
             fill_cache(source.as_ref(), &features, &key)?;
             let cache = Arc::new(FeatureCache::open(&features, &key)?);
             let reading = ImageReading::Features(cache);
-            let config = LoaderConfig { batch_size: BATCH_SIZE, ..self.config(num_patches) };
+            let mut config = self.config(num_patches);
+            config.batch_size = BATCH_SIZE;
             let loader = Loader::new(source, self.tokenizer()?, reading, config)?;
             let speed = self.speed(&loader)?;
             let gigabytes = speed * key.bytes_per_image() as f64 / 1e9;
@@ -204,7 +205,8 @@ impl Rows<'_> {
             };
             let (mut worst, mut shares) = (0f64, Vec::new());
             for batch_size in [4, 8, 16, 32] {
-                let config = LoaderConfig { batch_size, ..self.config(tokens_per_image) };
+                let mut config = self.config(tokens_per_image);
+                config.batch_size = batch_size;
                 let source = open_source(path, None)?;
                 let loader = Loader::new(source, self.tokenizer()?, ImageReading::Skip, config)?;
                 let share = 100.0 * padding_share(&loader)?;
@@ -254,7 +256,10 @@ impl Rows<'_> {
     }
 
     fn config(&self, tokens_per_image: usize) -> LoaderConfig {
-        LoaderConfig { tokens_per_image, num_workers: self.args.workers, ..LoaderConfig::default() }
+        let mut config = LoaderConfig::default();
+        config.tokens_per_image = tokens_per_image;
+        config.num_workers = self.args.workers;
+        config
     }
 
     fn tokenizer(&self) -> Result<Arc<ChatTokenizer>> {

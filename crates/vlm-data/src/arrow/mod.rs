@@ -55,7 +55,7 @@ impl ArrowTable {
             ReadError::Content(problem) => {
                 wrong(format!("cannot be read as Arrow: {problem}; fetch it again"))
             }
-            e @ ReadError::System(_) => e.of_file(&path),
+            e @ ReadError::System(_) => e.into_data_error(&path),
         })?;
         if batches.num_rows() == 0 {
             return Err(wrong("no rows in this file".into()));
@@ -90,7 +90,10 @@ impl RecordReader for ArrowTable {
                 Reject::invalid_row(problem)
             };
             let value = values::value(&self.batches, layout, index);
-            Ok((layout.name().to_owned(), value.map_err(|e| e.in_file(&self.path, rejected))?))
+            Ok((
+                layout.name().to_owned(),
+                value.map_err(|e| e.into_row_error(&self.path, rejected))?,
+            ))
         };
         let values: Result<_, RowError> = self.columns.iter().filter(is_read).map(value).collect();
         Ok(Record(values?))

@@ -99,7 +99,7 @@ impl ParquetTable {
     fn value(&self, column: &UsedColumn, index: usize) -> Result<Field, RowError> {
         let unreadable = |e: ReadError| {
             let problem = |e: String| format!("column {:?}: {e}", column.top.name);
-            e.in_file(&self.path, |e| Reject::invalid_row(problem(e)))
+            e.into_row_error(&self.path, |e| Reject::invalid_row(problem(e)))
         };
         let pages = column.leaves.iter().map(|leaf| self.page(leaf, index));
         let pages = pages.collect::<Result<Vec<_>, ReadError>>().map_err(unreadable)?;

@@ -81,11 +81,6 @@ impl ShardSource {
         Ok(Self { dir: dir.to_owned(), manifest, starts, shards })
     }
 
-    /// The manifest of the folder.
-    pub fn manifest(&self) -> &Manifest {
-        &self.manifest
-    }
-
     fn place(&self, index: usize) -> Result<RowPosition<'_>, RowError> {
         if index >= self.manifest.num_rows {
             return Err(Reject::no_such_row(index, self.manifest.num_rows).into());
@@ -112,8 +107,9 @@ impl ShardSource {
     /// Why row `index` cannot be read.
     fn unreadable(&self, index: usize, error: ReadError) -> RowError {
         let path = self.shard_path(self.starts.partition_point(|&start| start <= index) - 1);
-        error
-            .in_file(&path, |problem| Reject::invalid_row(format!("{}: {problem}", path.display())))
+        error.into_row_error(&path, |problem| {
+            Reject::invalid_row(format!("{}: {problem}", path.display()))
+        })
     }
 }
 

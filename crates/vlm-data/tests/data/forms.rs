@@ -279,7 +279,8 @@ fn a_row_longer_than_the_limit_is_rejected_unread() {
     let path = folder.path().join("rows.jsonl");
     let row = |text: &str| format!(r#"{{"query": "{text}", "response": "a"}}"#);
     std::fs::write(&path, [row("q"), row(&"long ".repeat(100))].join("\n")).unwrap();
-    let options = RowOptions { max_row_bytes: 100, ..RowOptions::default() };
+    let mut options = RowOptions::default();
+    options.max_row_bytes = 100;
     let source = open_source_with(&path, None, &options).unwrap();
     assert!(source.row(0).is_ok());
     let reject = source.row(1).unwrap_err().reject().unwrap();

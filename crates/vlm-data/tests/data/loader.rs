@@ -11,7 +11,7 @@ use vlm_data::{
     Turn,
 };
 
-use crate::tiny::{Folder, TEMPLATE, TOKENS_PER_IMAGE, config, row, write_tokenizer};
+use crate::tiny::{Folder, TEMPLATE, TOKENS_PER_IMAGE, config, row, with, write_tokenizer};
 
 /// 23 rows, with two images, one or none, one of them bad.
 fn mixed_rows() -> Folder {
@@ -40,8 +40,12 @@ fn batches(loader: &Loader, epoch: u64, start: usize) -> Vec<Batch> {
 fn batches_are_the_same_whatever_the_number_of_workers() {
     let folder = mixed_rows();
     for bucket_window in [0, 8] {
-        let loader =
-            |num_workers| folder.loader(LoaderConfig { num_workers, bucket_window, ..config() });
+        let loader = |num_workers| {
+            folder.loader(with(config(), |c| {
+                c.num_workers = num_workers;
+                c.bucket_window = bucket_window;
+            }))
+        };
         let expected = batches(&loader(0), 1, 0);
         assert_eq!(expected.len(), loader(0).batches_per_epoch());
         for num_workers in [1, 2, 4] {
@@ -62,10 +66,10 @@ fn rows_of_equally_many_tokens_share_a_batch_however_long_their_text_is() {
     let rows = lengths.map(|tokens| [spelled("<unk>", tokens), spelled("a", tokens)]);
     let rows: Vec<_> = [rows.concat(), rows.concat()].concat();
     folder.write_rows(&rows);
-    for batch in batches(&folder.loader(LoaderConfig { bucket_window: 16, ..config() }), 0, 0) {
+    for batch in batches(&folder.loader(with(config(), |c| c.bucket_window = 16)), 0, 0) {
         assert_eq!(batch.lengths, [batch.lengths[0]; 4]);
     }
-    let unsorted = batches(&folder.loader(LoaderConfig { bucket_window: 0, ..config() }), 0, 0);
+    let unsorted = batches(&folder.loader(with(config(), |c| c.bucket_window = 0)), 0, 0);
     assert!(unsorted.iter().any(|batch| batch.lengths != [batch.lengths[0]; 4]));
 }
 
@@ -82,14 +86,13 @@ fn a_global_batch_holds_the_same_rows_on_1_2_and_4_ranks() {
     let folder = mixed_rows();
     for (bucket_window, shuffle) in [(0, false), (0, true), (16, true)] {
         let rank_batches = |rank, world_size| {
-            let config = LoaderConfig {
-                batch_size: 8 / world_size,
-                rank,
-                world_size,
-                bucket_window,
-                shuffle,
-                ..config()
-            };
+            let config = with(config(), |c| {
+                c.batch_size = 8 / world_size;
+                c.rank = rank;
+                c.world_size = world_size;
+                c.bucket_window = bucket_window;
+                c.shuffle = shuffle;
+            });
             batches(&folder.loader(config), 1, 0)
         };
         let alone: Vec<Vec<usize>> = rank_batches(0, 1).iter().map(drawn).collect();
@@ -112,8 +115,12 @@ fn a_global_batch_holds_the_same_rows_on_1_2_and_4_ranks() {
 fn a_rank_without_a_row_gets_an_empty_batch_in_its_turn() {
     let folder = mixed_rows();
     for num_workers in [0, 2] {
-        let config =
-            LoaderConfig { batch_size: 3, rank: 0, world_size: 7, num_workers, ..config() };
+        let config = with(config(), |c| {
+            c.batch_size = 3;
+            c.rank = 0;
+            c.world_size = 7;
+            c.num_workers = num_workers;
+        });
         // 21 rows make the first batch, and 2 are left for 7 ranks.
         let made = batches(&folder.loader(config), 0, 0);
         assert_eq!(made.iter().map(|batch| drawn(batch).len()).collect::<Vec<_>>(), [3, 0]);
@@ -124,7 +131,7 @@ fn a_rank_without_a_row_gets_an_empty_batch_in_its_turn() {
 #[test]
 fn rows_of_different_image_counts_share_a_batch() {
     let folder = mixed_rows();
-    let loader = folder.loader(LoaderConfig { shuffle: false, ..config() });
+    let loader = folder.loader(with(config(), |c| c.shuffle = false));
     let first = batches(&loader, 0, 0).remove(0);
     assert_eq!((first.index, first.batch_size), (0, 4));
     assert_eq!(first.rows, [0, 1, 2, 3]);
@@ -152,7 +159,7 @@ fn rows_of_different_image_counts_share_a_batch() {
 #[test]
 fn padding_to_the_limit_changes_nothing_but_the_shape() {
     let folder = mixed_rows();
-    let loader = |padding| folder.loader(LoaderConfig { padding, ..config() });
+    let loader = |padding| folder.loader(with(config(), |c| c.padding = padding));
     let longest = batches(&loader(Padding::Longest), 0, 0);
     let max = batches(&loader(Padding::Max), 0, 0);
     for (a, b) in longest.iter().zip(&max) {
@@ -182,10 +189,19 @@ fn settings_that_make_no_batch_are_refused() {
         let source = folder.source();
         Loader::new(source, folder.tokenizer(), None, config).err().unwrap().to_string()
     };
-    assert!(refused(LoaderConfig { batch_size: 0, ..config() }).contains("`batch_size`"));
-    assert!(refused(LoaderConfig { rank: 2, world_size: 2, ..config() }).contains("rank 2 of 2"));
-    assert!(refused(LoaderConfig { max_seq_len: 1, ..config() }).contains("`max_seq_len`"));
-    let config = LoaderConfig { batch_size: 24, drop_last: true, ..config() };
+    assert!(refused(with(config(), |c| c.batch_size = 0)).contains("`batch_size`"));
+    assert!(
+        refused(with(config(), |c| {
+            c.rank = 2;
+            c.world_size = 2;
+        }))
+        .contains("rank 2 of 2")
+    );
+    assert!(refused(with(config(), |c| c.max_seq_len = 1)).contains("`max_seq_len`"));
+    let config = with(config(), |c| {
+        c.batch_size = 24;
+        c.drop_last = true;
+    });
     assert!(refused(config).contains("23 rows are not enough for one full batch of 24"));
 }
 
@@ -245,7 +261,10 @@ fn a_panic_becomes_an_error_that_names_the_row() {
     let folder = Folder::new();
     for num_workers in [0, 3] {
         let source = Arc::new(Counted { num_read: AtomicUsize::new(0), panics_at: Some(9) });
-        let config = LoaderConfig { shuffle: false, num_workers, ..config() };
+        let config = with(config(), |c| {
+            c.shuffle = false;
+            c.num_workers = num_workers;
+        });
         let loader = Loader::new(source, folder.tokenizer(), None, config).unwrap();
         let mut epoch = loader.epoch(0, 0);
         assert!(epoch.next().unwrap().is_ok() && epoch.next().unwrap().is_ok());

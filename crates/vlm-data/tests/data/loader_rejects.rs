@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use vlm_data::{DataError, LoaderConfig, RejectLog, RejectReason, Rejected};
+use vlm_data::{DataError, RejectLog, RejectReason, Rejected};
 
-use crate::tiny::{Folder, config, row};
+use crate::tiny::{Folder, config, row, with};
 
 /// The header of a 24-bit BMP of `side` × `side` pixels that has no pixels.
 fn bmp_header(side: u32) -> Vec<u8> {
@@ -109,7 +109,10 @@ fn the_log_holds_each_rejected_row_once_after_two_epochs() {
 fn a_batch_without_a_usable_row_is_still_a_batch() {
     let folder = Folder::new();
     folder.write_rows(&[row("q", "a", "none.png"), row("q", "a", "none.png"), row("q", "a", "")]);
-    let loader = folder.loader(LoaderConfig { batch_size: 1, shuffle: false, ..config() });
+    let loader = folder.loader(with(config(), |c| {
+        c.batch_size = 1;
+        c.shuffle = false;
+    }));
     let sizes: Vec<_> = loader.epoch(0, 0).map(|batch| batch.unwrap().batch_size).collect();
     assert_eq!(sizes, [0, 0, 1]);
 }
@@ -120,7 +123,10 @@ fn too_many_rejected_rows_end_the_epoch_with_counts_and_examples() {
     let mut rows = vec![row("<image>", "a", "none.png"); 12];
     rows.extend(vec![row("q", "a", ""); 12]);
     folder.write_rows(&rows);
-    let config = LoaderConfig { shuffle: false, max_rejected_fraction: 0.3, ..config() };
+    let config = with(config(), |c| {
+        c.shuffle = false;
+        c.max_rejected_fraction = 0.3;
+    });
     let results: Vec<_> = folder.loader(config).epoch(0, 0).collect();
     assert_eq!(results.len(), 3);
     let Err(DataError::TooManyRejected(message)) = &results[2] else { panic!("{results:?}") };
@@ -138,7 +144,7 @@ fn an_epoch_of_bad_rows_alone_ends_with_an_error_however_few_they_are() {
     assert!(matches!(results[1], Err(DataError::TooManyRejected(_))));
     assert_eq!(results.len(), 2);
     // Where all may be rejected, there is no more to allow.
-    let config = LoaderConfig { max_rejected_fraction: 1.0, ..config() };
+    let config = with(config(), |c| c.max_rejected_fraction = 1.0);
     let last = folder.loader(config).epoch(0, 0).last().unwrap().unwrap_err().to_string();
     assert!(last.contains("1 of 1 rows") && !last.contains("fraction"), "{last}");
 }

@@ -70,8 +70,8 @@ fn images_of_the_cauldron_stand_in_front_of_the_first_question() {
 
 #[test]
 fn turns_rated_too_low_are_left_out() {
-    let options =
-        RowOptions { min_ratings: vec![("relevance".into(), 3.0)], ..RowOptions::default() };
+    let mut options = RowOptions::default();
+    options.min_ratings = vec![("relevance".into(), 3.0)];
     let open = |name: &str| open_source_with(&golden("rows").join(name), None, &options).unwrap();
     for source in [open("texts.parquet"), open("texts.arrow")] {
         // Row k is rated k % 5; odd rows have a second turn, rated 3. Even ones below 3 are left out.
@@ -87,7 +87,8 @@ fn turns_rated_too_low_are_left_out() {
         assert_eq!(images.len(), 2);
         assert_eq!(find(6), None);
     }
-    let options = RowOptions { min_ratings: vec![("beauty".into(), 3.0)], ..RowOptions::default() };
+    let mut options = RowOptions::default();
+    options.min_ratings = vec![("beauty".into(), 3.0)];
     for name in ["texts.parquet", "texts.arrow"] {
         let error = open_source_with(&golden("rows").join(name), None, &options).err().unwrap();
         assert!(error.to_string().contains("\"beauty\""), "{error}");
@@ -113,7 +114,8 @@ fn captions_answer_the_question_of_the_options() {
     let (texts, images) = content(source.as_ref(), 6);
     assert_eq!(texts, ["<image>", "answer 6"]);
     assert_eq!(images, [3]);
-    let options = RowOptions { caption_question: String::new(), ..RowOptions::default() };
+    let mut options = RowOptions::default();
+    options.caption_question = String::new();
     let path = golden("rows/captions.parquet");
     let source = open_source_with(&path, None, &options).unwrap();
     assert_eq!(content(source.as_ref(), 6).0[0], "<image>");
@@ -128,7 +130,8 @@ fn image_columns_that_no_reader_knows_are_used_or_named() {
     };
     let error = kept_rows(&RowOptions::default()).unwrap_err();
     assert!(error.contains("\"mystery\"") && error.contains("drop the others"), "{error}");
-    let options = RowOptions { image_keys: vec!["mystery".into()], ..RowOptions::default() };
+    let mut options = RowOptions::default();
+    options.image_keys = vec!["mystery".into()];
     assert_eq!(kept_rows(&options).unwrap(), [2]);
 }
 

@@ -117,13 +117,18 @@ pub fn row(question: &str, answer: &str, image: &str) -> String {
 }
 
 pub fn config() -> LoaderConfig {
-    LoaderConfig {
-        batch_size: 4,
-        max_seq_len: 80,
-        tokens_per_image: TOKENS_PER_IMAGE,
-        num_workers: 2,
-        prefetch_batches: 3,
-        max_rejected_fraction: 1.0,
-        ..LoaderConfig::default()
-    }
+    let mut config = LoaderConfig::default();
+    config.batch_size = 4;
+    config.max_seq_len = 80;
+    config.tokens_per_image = TOKENS_PER_IMAGE;
+    config.num_workers = 2;
+    config.prefetch_batches = 3;
+    config.max_rejected_fraction = 1.0;
+    config
+}
+
+/// `config` after `change`.
+pub fn with(mut config: LoaderConfig, change: impl FnOnce(&mut LoaderConfig)) -> LoaderConfig {
+    change(&mut config);
+    config
 }

@@ -127,22 +127,22 @@ fn images(
 }
 
 fn loader_config(config: &TrainConfig, tokens_per_image: usize, world: &World) -> LoaderConfig {
-    LoaderConfig {
-        batch_size: config.optim.batch_size,
-        rank: world.rank(),
-        world_size: world.world_size(),
-        max_seq_len: config.data.max_seq_len,
-        tokens_per_image,
-        padding: config.data.padding,
-        shuffle: config.data.shuffle,
-        seed: config.run.seed,
-        drop_last: config.data.drop_last,
-        num_workers: config.data.num_workers,
-        prefetch_batches: config.data.prefetch_batches,
-        bucket_window: config.data.bucket_window,
-        // The trainer applies the limit: to the rows of all ranks, and to continued epochs as a whole.
-        max_rejected_fraction: 1.0,
-    }
+    let mut loader = LoaderConfig::default();
+    loader.batch_size = config.optim.batch_size;
+    loader.rank = world.rank();
+    loader.world_size = world.world_size();
+    loader.max_seq_len = config.data.max_seq_len;
+    loader.tokens_per_image = tokens_per_image;
+    loader.padding = config.data.padding;
+    loader.shuffle = config.data.shuffle;
+    loader.seed = config.run.seed;
+    loader.drop_last = config.data.drop_last;
+    loader.num_workers = config.data.num_workers;
+    loader.prefetch_batches = config.data.prefetch_batches;
+    loader.bucket_window = config.data.bucket_window;
+    // The trainer applies the limit: to the rows of all ranks, and to continued epochs as a whole.
+    loader.max_rejected_fraction = 1.0;
+    loader
 }
 
 /// What judges the model on the way, where that is asked for.
