@@ -7,10 +7,10 @@ use anyhow::Result;
 use clap::Args;
 use vlm_data::FeaturesDtype;
 use vlm_infer::select_device;
-use vlm_train::TrainError;
 use vlm_train::cache_features::{CacheFeaturesConfig, Estimate, Progress, cache_features};
 
 use crate::args::parse_named;
+use crate::error::CliError;
 use crate::interrupt;
 use crate::progress::progress_bar;
 use crate::row_args::RowArgs;
@@ -55,7 +55,7 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
     let num_workers = args.num_workers.unwrap_or(cores);
     for (name, value) in [("batch-size", args.batch_size), ("num-workers", num_workers)] {
         if value == 0 {
-            return Err(TrainError::Usage(format!("--{name} is 0; it must be at least 1")).into());
+            return Err(CliError::Usage(format!("--{name} is 0; it must be at least 1")).into());
         }
     }
     if let Some(threads) = args.num_threads {

@@ -6,30 +6,30 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use tch::Tensor;
 use vlm_data::{IMAGE_TAG, Role, Turn};
-use vlm_infer::answer::Answerer;
+use vlm_infer::{Generator, InferError, user_turn};
 use vlm_model::ImageInput;
 
-use crate::generate::{read_image, tell, with_image_tags};
+use crate::generate::{print_streaming, read_image};
 
-const HELP: &str = "/image FILE shows a picture with the next question, /reset begins anew, /exit \
+const HELP: &str = "/image FILE shows an image with the next question, /reset starts a new conversation, /exit \
                     or the end of input ends";
 
-/// What was said, and the pictures that were shown.
+/// The turns so far, and the images that were shown.
 struct Conversation<'a> {
-    answerer: &'a Answerer<'a>,
+    generator: &'a Generator<'a>,
     /// The turns before the first question.
     opening: Vec<Turn>,
     turns: Vec<Turn>,
-    /// Each picture's patch features `[1, P, V]`: the encoder sees a picture once.
+    /// Patch features of each image, `[1, P, V]`: an image is encoded once.
     shown: Vec<Tensor>,
-    /// Pictures for the next question.
+    /// Images for the next question.
     waiting: Vec<Tensor>,
 }
 
-/// Talks until the input ends. `images` are shown with the first question.
-pub fn run(answerer: &Answerer, opening: Vec<Turn>, images: &[Vec<u8>]) -> Result<()> {
+/// Reads questions until the input ends. `images` are shown with the first question.
+pub fn run(generator: &Generator, opening: Vec<Turn>, images: &[Vec<u8>]) -> Result<()> {
     let mut talk = Conversation {
-        answerer,
+        generator,
         turns: opening.clone(),
         opening,
         shown: Vec::new(),
@@ -46,7 +46,7 @@ pub fn run(answerer: &Answerer, opening: Vec<Turn>, images: &[Vec<u8>]) -> Resul
     loop {
         if is_terminal {
             eprint!("> ");
-            // A prompt that is not seen is no reason to end.
+            // Without the prompt sign the conversation works, too.
             let _ = std::io::stderr().flush();
         }
         let Some(line) = lines.next() else { return Ok(()) };
@@ -64,7 +64,7 @@ pub fn run(answerer: &Answerer, opening: Vec<Turn>, images: &[Vec<u8>]) -> Resul
                     Some(("/image", path)) => {
                         read_image(Path::new(path.trim())).and_then(|bytes| talk.show(&bytes))
                     }
-                    _ => Err(anyhow::anyhow!("{command} is no command; {HELP}")),
+                    _ => Err(anyhow::anyhow!("{command} is not a command; {HELP}")),
                 };
                 if let Err(error) = shown {
                     eprintln!("{error:#}");
@@ -77,34 +77,26 @@ pub fn run(answerer: &Answerer, opening: Vec<Turn>, images: &[Vec<u8>]) -> Resul
 
 impl Conversation<'_> {
     fn show(&mut self, image: &[u8]) -> Result<()> {
-        let pixels = self.answerer.processor.preprocess(image)?;
-        if let ImageInput::Pixels(pixels) = self.answerer.images(&pixels) {
-            let model = self.answerer.model;
-            let kind = vlm_infer::autocast_kind(self.answerer.dtype);
-            let features = tch::no_grad(|| {
-                vlm_torch::autocast(model.device(), kind, || model.encode_images(&pixels))
-            })??;
-            self.waiting.push(features);
-        }
+        let pixels = self.generator.processor.preprocess(image)?;
+        self.waiting.extend(self.generator.encode_images(&pixels)?);
         Ok(())
     }
 
-    /// Answers on standard output. What cannot be asked is said and forgotten.
+    /// Prints the answer on standard output. A question that cannot be used is reported and dropped.
     fn ask(&mut self, question: &str) -> Result<()> {
         let num_tags = question.matches(IMAGE_TAG).count();
         let (num_turns, num_shown) = (self.turns.len(), self.shown.len());
-        self.turns.push(Turn::new(Role::User, with_image_tags(question, self.waiting.len())));
+        self.turns.push(user_turn(question, self.waiting.len()));
         self.shown.extend(self.waiting.iter().map(Tensor::shallow_clone));
-        let told = self.answer();
-        match told {
+        match self.generate() {
             Ok(text) => {
                 self.waiting.clear();
                 self.turns.push(Turn::new(Role::Assistant, text));
             }
             Err(error) => {
-                eprintln!("{error:#}; the question is forgotten");
+                eprintln!("{error:#}; the question is dropped");
                 if num_tags > 0 {
-                    eprintln!("{IMAGE_TAG} stands for a picture given by /image");
+                    eprintln!("{IMAGE_TAG} stands for an image given by /image");
                 }
                 self.turns.truncate(num_turns);
                 self.shown.truncate(num_shown);
@@ -113,15 +105,18 @@ impl Conversation<'_> {
         Ok(())
     }
 
-    fn answer(&self) -> Result<String> {
-        let prompt = self.answerer.prompt(&self.turns, self.shown.len())?;
+    fn generate(&self) -> Result<String> {
+        let prompt = self
+            .generator
+            .encode_prompt(&self.turns, self.shown.len())
+            .map_err(InferError::from)?;
         let images = if self.shown.is_empty() {
             ImageInput::None
         } else {
             ImageInput::Features(Tensor::cat(&self.shown, 0))
         };
-        let told = tell(self.answerer, &prompt, images)?;
-        tracing::debug!("{}", told.speed());
-        Ok(told.text)
+        let printed = print_streaming(self.generator, &prompt, images)?;
+        tracing::debug!("{}", printed.speed());
+        Ok(printed.text)
     }
 }

@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use clap::Subcommand;
-use vlm_train::TrainError;
-use vlm_train::config::{Kind, RECIPES, json_schema, shown_value};
+use vlm_config::{Kind, RECIPES, json_schema, shown_value};
 
+use crate::error::CliError;
 use crate::pretrain;
 use crate::settings_args::{PretrainArgs, SettingsArgs, SftArgs};
 
@@ -51,7 +51,7 @@ pub fn run(command: ConfigCommand) -> Result<()> {
 fn show(args: &SettingsArgs) -> Result<()> {
     let mut layers = args.layers()?;
     pretrain::derive(&mut layers)?;
-    layers.resolve().map_err(TrainError::from)?;
+    layers.resolve()?;
     println!("stage = \"{}\"", layers.stage().name());
     let mut heading = "";
     for (setting, found) in layers.all() {
@@ -85,10 +85,7 @@ fn recipes(name: Option<&str>) -> Result<()> {
     };
     let recipe = RECIPES.iter().find(|recipe| recipe.name == name).ok_or_else(|| {
         let names: Vec<&str> = RECIPES.iter().map(|recipe| recipe.name).collect();
-        TrainError::Usage(format!(
-            "there is no recipe {name}; the recipes are {}",
-            names.join(", ")
-        ))
+        CliError::Usage(format!("there is no recipe {name}; the recipes are {}", names.join(", ")))
     })?;
     print!("{}", recipe.text);
     Ok(())

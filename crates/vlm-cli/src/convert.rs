@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use clap::Args;
 use vlm_infer::{ExportSource, export_hf, is_exported_name};
 use vlm_model::weights::{self, Format, Weights, WeightsError, save_shards};
-use vlm_train::TrainError;
+
+use crate::error::CliError;
 
 /// Flags of `vlm convert`.
 #[derive(Debug, Args)]
@@ -87,7 +88,7 @@ fn format_of(output: &Path, args: &ConvertArgs) -> Result<Option<Format>> {
     }
     let format = Format::of(output)?;
     if args.max_shard_size.is_some() {
-        return Err(TrainError::Usage(format!(
+        return Err(CliError::Usage(format!(
             "--max-shard-size: shards need a folder, and {} is a file's name; give one without \
              extension",
             output.display()
@@ -107,7 +108,7 @@ fn check_folder(folder: &Path, force: bool) -> Result<()> {
         return Ok(());
     }
     if !folder.is_dir() {
-        return Err(TrainError::Usage(format!(
+        return Err(CliError::Usage(format!(
             "{} is a file; expected a folder, or a name that is free",
             folder.display()
         ))
@@ -129,7 +130,7 @@ fn check_folder(folder: &Path, force: bool) -> Result<()> {
     };
     match names.iter().find(|name| !is_own(name)) {
         None => Ok(()),
-        Some(name) => Err(TrainError::Usage(format!(
+        Some(name) => Err(CliError::Usage(format!(
             "{} holds {name}, which this command does not write; --force replaces a whole folder, \
              so choose another",
             folder.display()
@@ -139,7 +140,7 @@ fn check_folder(folder: &Path, force: bool) -> Result<()> {
 }
 
 fn occupied(path: &Path) -> anyhow::Error {
-    TrainError::Usage(format!(
+    CliError::Usage(format!(
         "{} is there already; give --force to replace it, or another name",
         path.display()
     ))

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use vlm_config::{Layers, Origin, find};
 use vlm_data::demo::{DemoFiles, demo_files, write_demo_dataset};
 use vlm_train::Run;
-use vlm_train::config::{Layers, Origin, find};
 use vlm_train::demo::{
     DemoReport, GroupAccuracy, HeldOut, Pictures, StartingWeightsOptions, alignment,
     make_starting_weights,
@@ -23,7 +23,7 @@ pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
     if layers.get("model.features").is_some() {
         let message = "--features without --data-path: the demo captions pictures before and after, \
                        for which it needs the encoder";
-        return Err(vlm_train::TrainError::Usage(message.into()).into());
+        return Err(crate::error::CliError::Usage(message.into()).into());
     }
     let data = data_dir();
     let files = prepared(&data.join("demo"))?;

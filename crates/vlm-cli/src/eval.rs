@@ -6,36 +6,36 @@ use std::thread::available_parallelism;
 use anyhow::Result;
 use clap::Args;
 use vlm_data::DEFAULT_MAX_REJECTED_FRACTION;
-use vlm_infer::eval::{EvalOptions, EvalReport, Evaluator};
+use vlm_infer::evaluation::{EvalOptions, EvalReport, Evaluator};
 
 use crate::generate::at_least_one;
-use crate::trained::TrainedArgs;
+use crate::model_args::ModelArgs;
 
 /// Flags of `vlm eval`.
 #[derive(Debug, Args)]
 pub struct EvalArgs {
     #[command(flatten)]
-    pub trained: TrainedArgs,
+    pub model: ModelArgs,
     /// Rows, as for training.
     #[arg(long, value_name = "FILE")]
     pub data_path: PathBuf,
     /// Root folder of the image names in the rows [default: the folder of the rows].
     #[arg(long, value_name = "DIR")]
     pub images_path: Option<PathBuf>,
-    /// Rows at once.
+    /// Rows in one forward pass.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
     pub batch_size: usize,
-    /// Tokens a row is cut at, for the loss.
+    /// Truncate rows to this many tokens, for the loss.
     #[arg(long, value_name = "N", default_value_t = 640, value_parser = at_least_one)]
     pub max_seq_len: usize,
-    /// The loss is of all rows; this many are answered, too, and compared.
+    /// Generate captions for this many rows and compare them with the expected ones; the loss is of all rows.
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub max_rows: usize,
-    /// Most new tokens an answer.
+    /// Largest number of new tokens for a row.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
     pub max_new_tokens: usize,
-    /// Fail when more than this share of the rows cannot be used; 0 allows none.
-    #[arg(long, value_name = "SHARE", default_value_t = DEFAULT_MAX_REJECTED_FRACTION)]
+    /// Fail when more than this fraction of the rows cannot be used; 0 allows none.
+    #[arg(long, value_name = "FRACTION", default_value_t = DEFAULT_MAX_REJECTED_FRACTION)]
     pub max_rejected_fraction: f64,
     /// Loader threads [default: cores].
     #[arg(long, value_name = "N")]
@@ -47,7 +47,7 @@ pub struct EvalArgs {
 
 /// Runs the command.
 pub fn run(args: &EvalArgs) -> Result<()> {
-    let trained = args.trained.open()?;
+    let trained = args.model.open()?;
     let cores = available_parallelism().map_or(1, usize::from);
     let evaluator = Evaluator::open(
         &args.data_path,

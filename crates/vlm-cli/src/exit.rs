@@ -5,6 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
 
 use tracing_subscriber::EnvFilter;
+use vlm_config::ConfigError;
 use vlm_data::DataError;
 use vlm_infer::{ErrorKind, InferError};
 use vlm_model::weights::WeightsError;
@@ -12,6 +13,7 @@ use vlm_model::{ModelError, ShapeError};
 use vlm_train::{TrainError, is_out_of_memory, memory_shortage};
 
 use crate::console;
+use crate::error::CliError;
 
 /// 0 for success, 2 for what the user asked wrongly, 1 for what failed while running.
 pub fn code(result: anyhow::Result<()>) -> ExitCode {
@@ -29,7 +31,7 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
         }
         Err(error) => {
             let told = told_once(&error);
-            let told = vlm_train::config::with_flags(&out_of_memory(&told).unwrap_or(told));
+            let told = vlm_config::with_flags(&out_of_memory(&told).unwrap_or(told));
             let hint = flag_hint(&error);
             eprintln!("error: {}{hint}", with_long_words_cut(&told));
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
@@ -105,7 +107,9 @@ fn is_usage(error: &anyhow::Error) -> bool {
         Some(TrainError::Infer(error)) => error.kind() == ErrorKind::Usage,
         Some(TrainError::Failed(_)) => false,
         None => {
-            error.downcast_ref::<InferError>().is_some_and(|e| e.kind() == ErrorKind::Usage)
+            error.is::<ConfigError>()
+                || matches!(error.downcast_ref(), Some(CliError::Usage(_)))
+                || error.downcast_ref::<InferError>().is_some_and(|e| e.kind() == ErrorKind::Usage)
                 || error.downcast_ref::<DataError>().is_some_and(is_data_usage)
                 || error.downcast_ref().is_some_and(is_model_usage)
                 || error.is::<WeightsError>()

@@ -12,7 +12,8 @@ use vlm_model::params::ParamStore;
 use vlm_model::vision::VisionEncoder;
 use vlm_model::weights::{self, Format};
 use vlm_model::{LmConfig, LmFamily, VisionConfig, VisionFamily};
-use vlm_train::TrainError;
+
+use crate::error::CliError;
 
 /// Flags of `vlm init`. What is not given is the family's usual: MiniMind's 26 M, minimind-3's
 /// 64 M, SmolLM2's 135 M.
@@ -71,7 +72,7 @@ pub fn run(args: &InitArgs) -> Result<()> {
     let vision_dir = args.out_dir.join(&args.vision);
     for path in [&lm_path, &vision_dir, &args.out_dir.join("config.json")] {
         if path.exists() {
-            return Err(TrainError::Usage(format!(
+            return Err(CliError::Usage(format!(
                 "{} is there already, and nothing is overwritten; choose another --out-dir",
                 path.display()
             ))
@@ -146,7 +147,7 @@ fn vision_config(name: &str) -> Result<Option<VisionConfig>> {
         "siglip-base-patch16-224" => Ok(Some(siglip(16, 224))),
         "siglip2-base-patch16-256" => Ok(Some(siglip(16, 256))),
         "siglip2-base-patch32-256" => Ok(Some(siglip(32, 256))),
-        other => Err(TrainError::Usage(format!(
+        other => Err(CliError::Usage(format!(
             "--vision {other}: known are clip-vit-base-patch16, clip-vit-base-patch32, \
              siglip-base-patch16-224, siglip2-base-patch16-256, siglip2-base-patch32-256 and none"
         ))

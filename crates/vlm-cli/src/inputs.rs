@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use vlm_model::weights::hub_name;
-use vlm_train::TrainError;
+
+use crate::error::CliError;
 
 /// What a flag's path holds, which decides how it can be downloaded.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,7 +18,7 @@ pub enum Holds {
 /// # Errors
 /// `path` does not exist; the message names the flag, and says how to download what looks like a
 /// name on the Hugging Face Hub or an address.
-pub fn require(flag: &str, path: &Path, holds: Holds, expected: &str) -> Result<(), TrainError> {
+pub fn require(flag: &str, path: &Path, holds: Holds, expected: &str) -> Result<(), CliError> {
     let error = match path.metadata() {
         Ok(_) => return Ok(()),
         Err(error) => error,
@@ -36,7 +37,7 @@ pub fn require(flag: &str, path: &Path, holds: Holds, expected: &str) -> Result<
             None => format!("; expected {expected}"),
         },
     };
-    Err(TrainError::Usage(format!("--{flag} {name}: {found}{advice}")))
+    Err(CliError::Usage(format!("--{flag} {name}: {found}{advice}")))
 }
 
 fn download_advice(flag: &str, name: &str, holds: Holds) -> String {

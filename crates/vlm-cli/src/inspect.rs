@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use vlm_data::{MANIFEST_FILE, Manifest, open_source, verify};
 use vlm_model::weights::{Weights, WeightsError};
 use vlm_model::{LmConfig, VisionConfig};
-use vlm_train::TrainError;
+
+use crate::error::CliError;
 
 /// A longer name moves its own line's columns only.
 const MAX_NAME_WIDTH: usize = 80;
@@ -54,7 +55,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         return Ok(());
     }
     if args.verify {
-        return Err(TrainError::Usage(format!(
+        return Err(CliError::Usage(format!(
             "--verify is for prepared data, and {} has no {MANIFEST_FILE}",
             args.file.display()
         ))

@@ -3,27 +3,28 @@
 #[macro_use]
 mod console;
 
-mod answer_rows;
 mod args;
 mod cache_features;
 mod chat;
 mod config;
 mod convert;
 mod demo;
+mod error;
 mod eval;
 mod exit;
 mod foreign_flags;
 mod generate;
+mod generate_rows;
 mod init;
 mod inputs;
 mod inspect;
 mod interrupt;
+mod model_args;
+mod openmp_wait;
 mod pretrain;
 mod progress;
 mod row_args;
 mod settings_args;
-mod spinning;
-mod trained;
 
 use std::process::ExitCode;
 
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
         .unwrap_or_else(|error| foreign_flags::explain(error).exit());
     exit::start_log(cli.verbose);
     if cli.command.computes() {
-        spinning::limit();
+        openmp_wait::limit();
     }
     // Before anything asks for CUDA: libtorch remembers the first answer.
     let cuda = vlm_torch::load_cuda();

@@ -5,12 +5,13 @@ use std::thread::available_parallelism;
 
 use anyhow::Result;
 use serde_json::Value;
+use vlm_config::{Layers, Stage, settings};
 use vlm_data::{DataPaths, count_by_reason};
 use vlm_infer::{part_of_run, shape_of_run, weights_of_run};
-use vlm_train::config::{Layers, Stage, settings};
 use vlm_train::parallel::LaunchEnv;
-use vlm_train::{Run, TrainConfig, TrainError};
+use vlm_train::{Run, TrainConfig};
 
+use crate::error::CliError;
 use crate::inputs::{Holds, require};
 use crate::progress::TrainingProgress;
 use crate::settings_args::SettingsArgs;
@@ -63,7 +64,7 @@ pub fn report(run: &Run, summary: &vlm_train::Summary) {
 /// Settings that contradict each other; a launch environment that cannot be read.
 pub fn derive(layers: &mut Layers) -> Result<()> {
     let processes = LaunchEnv::read()?.map_or(1, |env| env.local_world_size);
-    layers.settle().map_err(TrainError::from)?;
+    layers.settle()?;
     let cores = share_of_cores(processes).max(1);
     layers.derive("data.num_workers", cores, "cores of this machine for each process");
     Ok(())
@@ -105,11 +106,11 @@ pub fn configuration(mut layers: Layers) -> Result<TrainConfig> {
         if layers.get(path).is_none() {
             let setting = settings().iter().find(|setting| setting.path == path);
             let name = setting.map_or(path, |setting| &setting.name);
-            return Err(TrainError::Usage(format!("--{name} is missing: {what}")).into());
+            return Err(CliError::Usage(format!("--{name} is missing: {what}")).into());
         }
     }
     // Settings that contradict each other are told before paths that may not matter.
-    let mut config = layers.resolve().map_err(TrainError::from)?;
+    let mut config = layers.resolve()?;
     config.model.lm = lm;
     if is_alone {
         require_other_paths(&layers)?;
@@ -128,7 +129,7 @@ fn is_alone(launch: Option<&LaunchEnv>) -> bool {
 }
 
 /// Checks the rows and the language model, without which nothing else can be known.
-fn require_rows_and_model(layers: &Layers) -> Result<(), TrainError> {
+fn require_rows_and_model(layers: &Layers) -> Result<(), CliError> {
     let paths = layers.get("data.data_path").cloned().unwrap_or_default();
     let paths: DataPaths = serde_json::from_value(paths).unwrap_or_default();
     let weights = paths.weights();
@@ -145,7 +146,7 @@ fn require_rows_and_model(layers: &Layers) -> Result<(), TrainError> {
 }
 
 /// Checks the other paths, in the order of the help.
-fn require_other_paths(layers: &Layers) -> Result<(), TrainError> {
+fn require_other_paths(layers: &Layers) -> Result<(), CliError> {
     for setting in settings().iter().filter(|setting| setting.traits.path.is_some()) {
         if ["data.data_path", "model.lm"].contains(&setting.path.as_str()) {
             continue;
@@ -161,7 +162,7 @@ fn require_other_paths(layers: &Layers) -> Result<(), TrainError> {
 }
 
 /// Checks that `found`, the value of a setting, is there.
-fn require_setting(path: &str, found: &Path) -> Result<(), TrainError> {
+fn require_setting(path: &str, found: &Path) -> Result<(), CliError> {
     let setting = settings().iter().find(|setting| setting.path == path);
     match setting.and_then(|setting| Some((setting, setting.traits.path?))) {
         Some((setting, traits)) => {
@@ -187,7 +188,7 @@ fn share_of_cores(processes: usize) -> usize {
 /// The weights of the language model; `None` for random ones. Where nobody names them, they are the
 /// reference's `{out-dir}/lm_{dim}[_moe].pth`, or for the second stage what the first one left in
 /// `{out-dir}`, which must then be there.
-fn language_model(layers: &Layers) -> Result<Option<PathBuf>, TrainError> {
+fn language_model(layers: &Layers) -> Result<Option<PathBuf>, CliError> {
     if let Some(path) = layers.path("model.lm") {
         return Ok((path.as_os_str() != "none").then(|| weights_of_run(&path).unwrap_or(path)));
     }
@@ -208,7 +209,7 @@ fn language_model(layers: &Layers) -> Result<Option<PathBuf>, TrainError> {
     if path.exists() {
         return Ok(Some(path));
     }
-    Err(TrainError::Usage(format!(
+    Err(CliError::Usage(format!(
         "no --lm, and {} is not there: give {}, or --lm none for random ones",
         path.display(),
         match layers.stage() {

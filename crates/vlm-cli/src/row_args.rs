@@ -1,9 +1,10 @@
 //! Flags of the commands beside training that read rows: how they are read, as in training.
 
 use clap::Args;
+use vlm_config::DataConfig;
 use vlm_data::RowOptions;
-use vlm_train::TrainError;
-use vlm_train::config::DataConfig;
+
+use crate::error::CliError;
 
 /// How rows are read.
 #[derive(Debug, Clone, Default, Args)]
@@ -29,7 +30,7 @@ impl RowArgs {
     ///
     /// # Errors
     /// A smallest rating that is not a name and a number.
-    pub fn options(&self) -> Result<RowOptions, TrainError> {
+    pub fn options(&self) -> Result<RowOptions, CliError> {
         let config = DataConfig {
             image_key: self.image_key.clone(),
             caption_question: self.caption_question.clone(),

@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::Value;
-use vlm_train::TrainError;
-use vlm_train::config::{ConfigError, Entries, Kind, Layers, Origin, Setting, Stage, settings};
+use vlm_config::{ConfigError, Entries, Kind, Layers, Origin, Setting, Stage, settings};
+
+use crate::error::CliError;
 
 /// What the flags of a training say: a recipe, a configuration file, and settings.
 #[derive(Debug, Clone)]
@@ -33,7 +34,7 @@ impl SettingsArgs {
     ///
     /// # Errors
     /// A recipe or file that cannot be read, or has an unknown setting or a wrong value.
-    pub fn layers(&self) -> Result<Layers, TrainError> {
+    pub fn layers(&self) -> Result<Layers, CliError> {
         let mut layers = Layers::new(self.stage);
         if let Some(recipe) = &self.recipe {
             layers.add_recipe(recipe)?;
@@ -79,7 +80,7 @@ impl SettingsArgs {
             let default = match defaults.get(&setting.path) {
                 Some(value) if setting.traits.default_text.is_none() => match value {
                     Value::Bool(value) => Some(if *value { "yes" } else { "no" }.to_owned()),
-                    value => Some(vlm_train::config::shown_value(value)),
+                    value => Some(vlm_config::shown_value(value)),
                 },
                 _ => setting.default_text(),
             };
@@ -196,7 +197,7 @@ mod tests {
 
     use clap::Parser;
     use serde_json::json;
-    use vlm_train::config::TrainConfig;
+    use vlm_config::TrainConfig;
 
     use super::*;
     use crate::args::{Cli, Command, with_dashes};

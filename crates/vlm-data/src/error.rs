@@ -90,6 +90,12 @@ impl DataError {
     }
 }
 
+/// Whether an error or one of its causes is a disk that fails or is full, see [`is_disk_failure`].
+pub fn has_disk_failure(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .any(|error| error.downcast_ref().is_some_and(is_disk_failure))
+}
+
 /// Whether the system reports that a disk or the connection to it failed or is full, rather than
 /// that a file is missing or that the user may not read or write it.
 pub fn is_disk_failure(error: &io::Error) -> bool {

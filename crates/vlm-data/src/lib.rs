@@ -90,7 +90,7 @@ pub use chat::ChatTokenizer;
 pub use data_paths::DataPaths;
 pub use decode::ImageLimits;
 pub use encoded_row::EncodedRow;
-pub use error::{DataError, is_disk_failure};
+pub use error::{DataError, has_disk_failure, is_disk_failure};
 pub use feature_bytes::FeatureBytes;
 pub use feature_cache::{FeatureCache, FeatureKey, ImageHash};
 pub use feature_cache_writer::FeatureCacheWriter;

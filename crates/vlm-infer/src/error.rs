@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use vlm_data::{DataError, Reject, is_disk_failure};
+use vlm_data::{DataError, Reject, has_disk_failure};
 use vlm_model::weights::WeightsError;
 use vlm_model::{ModelError, ShapeError};
 
@@ -35,6 +35,9 @@ pub enum InferError {
         /// The system's reason.
         source: io::Error,
     },
+    /// A conversation or one of its images cannot be used as a prompt.
+    #[error("this cannot be used as a prompt: {0}")]
+    Prompt(#[from] Reject),
     /// A row cannot be used, and every row was asked for.
     #[error("{location}: {reject}")]
     Row {
@@ -85,7 +88,7 @@ impl InferError {
             return ErrorKind::Io;
         }
         match self {
-            Self::Unusable { .. } => ErrorKind::Usage,
+            Self::Unusable { .. } | Self::Prompt(_) => ErrorKind::Usage,
             Self::Io { .. } => ErrorKind::Io,
             Self::Row { .. } | Self::Data(DataError::TooManyRejected { .. }) => ErrorKind::Data,
             Self::Data(DataError::Row { .. }) => ErrorKind::Io,
@@ -123,18 +126,6 @@ impl InferError {
         let path = path.to_owned();
         move |source| Self::Io { path, action, source }
     }
-}
-
-/// Whether the error or one of its causes is a disk that fails or is full.
-fn has_disk_failure(error: &(dyn Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if error.downcast_ref().is_some_and(is_disk_failure) {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
 }
 
 #[cfg(test)]

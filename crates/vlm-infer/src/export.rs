@@ -15,8 +15,8 @@ use vlm_model::{LmConfig, LmFamily, ProjectorConfig, VisionConfig, is_projector}
 use crate::InferError;
 use crate::assemble::{ModelFiles, Shapes, adopt, open_tokenizer, starting_shape, stop_token_ids};
 use crate::json_file::write_json;
+use crate::model_folder::ModelFolder;
 use crate::preprocessor::{PREPROCESSOR, image_processor, write_preprocessor};
-use crate::trained::Origin;
 
 /// The files of a tokenizer, as far as there are any.
 const TOKENIZER_FILES: [&str; 8] = [
@@ -97,21 +97,21 @@ pub fn export_hf(
 
 impl Parts {
     fn find(source: &ExportSource) -> Result<Self, InferError> {
-        let origin = Origin::find(&source.model)?;
-        let (written, path) = (&origin.written, origin.weights.clone());
+        let folder = ModelFolder::find(&source.model)?;
+        let (run_config, path) = (&folder.config, folder.weights.clone());
         let weights = open_language_model(&path).map_err(InferError::file)?;
         let (mut lm, beside) = starting_shape(&path)?;
         adopt(&mut lm, &weights, beside.as_deref())?;
         check_tied(&lm, &weights).map_err(InferError::file)?;
-        let tokenizer = origin.part(&source.tokenizer, "tokenizer")?;
+        let tokenizer = folder.part(&source.tokenizer, "tokenizer")?;
         let sees = source.vision.is_some() || weights.names().any(is_projector);
-        let vision = sees.then(|| origin.part(&source.vision, "vision"));
+        let vision = sees.then(|| folder.part(&source.vision, "vision"));
         let vision = vision.transpose()?;
         let opened = open_tokenizer(&ModelFiles {
             lm: Some(path),
             vision: vision.clone().unwrap_or_default(),
             tokenizer: tokenizer.clone(),
-            image_token: written["image_token"].as_str().map(str::to_owned),
+            image_token: run_config["image_token"].as_str().map(str::to_owned),
             projector: None,
         })?;
         let vision = vision.map(|folder| read_vision(folder, &weights)).transpose()?;

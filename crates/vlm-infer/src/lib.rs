@@ -2,28 +2,35 @@
 //! generates text about images, evaluates on rows, and exports to Hugging Face's form.
 //!
 //! Knows no training, no command line and no terminal.
+//!
+//! ```no_run
+#![doc = include_str!("../examples/caption.rs")]
+//! ```
 
-pub mod answer;
 mod assemble;
 mod device;
 pub mod device_batch;
 mod error;
-pub mod eval;
+pub mod evaluation;
 mod export;
+mod generator;
 mod json_file;
+mod model_folder;
 mod precision;
 mod preprocessor;
+mod row_completions;
 pub mod text_score;
-mod trained;
+mod vision_language_model;
 
 pub use assemble::{ModelFiles, Shapes, build_encoder, build_model, open_tokenizer, settle_shapes};
 pub use device::select_device;
 pub use error::{ErrorKind, InferError};
 pub use export::{ExportSource, export_hf, is_exported_name};
+pub use generator::{Generator, PreparedPrompt, user_turn};
 pub use json_file::write_json;
+pub use model_folder::{part_of_run, shape_of_run, weights_name, weights_of_run};
 pub use precision::{autocast_kind, default_dtype};
 pub use preprocessor::{image_processor, write_preprocessor};
-pub use trained::{
-    TrainedModel, TrainedSource, part_of_run, shape_of_run, weights_name, weights_of_run,
-};
+pub use row_completions::{Completion, OnCompletions};
+pub use vision_language_model::{LoadOptions, VisionLanguageModel};
 pub use vlm_shapes::{Dtype, ShapeRequest};

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
-use vlm_infer::{ExportSource, TrainedModel, TrainedSource, export_hf};
+use vlm_infer::{ExportSource, LoadOptions, VisionLanguageModel, export_hf};
 use vlm_model::config::MoeConfig;
 use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{Format, Weights, save};
@@ -55,7 +55,7 @@ fn logits(model: &Vlm) -> Tensor {
 }
 
 /// Exports the model, in several shards, and opens what was written, which has all parts.
-fn exported(model: &Vlm, expected_name: &str) -> TrainedModel {
+fn exported(model: &Vlm, expected_name: &str) -> VisionLanguageModel {
     let folder = tempfile::tempdir().unwrap();
     let (own, hf) = (folder.path().join("own"), folder.path().join("hf"));
     std::fs::create_dir(&own).unwrap();
@@ -70,14 +70,9 @@ fn exported(model: &Vlm, expected_name: &str) -> TrainedModel {
     assert!(weights.find(expected_name).is_some(), "no {expected_name}");
     let ties = lm.family == LmFamily::MiniMind;
     assert_eq!(weights.find(if ties { "output.weight" } else { "lm_head.weight" }).is_some(), ties);
-    let opened = TrainedModel::open(&TrainedSource {
-        model: hf,
-        vision: None,
-        tokenizer: None,
-        device: "cpu".into(),
-        dtype: None,
-    });
-    opened.unwrap()
+    let mut options = LoadOptions::new(hf);
+    options.device = "cpu".into();
+    VisionLanguageModel::open(&options).unwrap()
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! What can go wrong with a run, by whose fault it is.
 
 use vlm_config::ConfigError;
-use vlm_data::{DataError, is_disk_failure};
+use vlm_data::{DataError, has_disk_failure};
 use vlm_infer::{ErrorKind, InferError};
 use vlm_model::{ModelError, ShapeError};
 
@@ -65,12 +65,8 @@ impl TrainError {
     /// Something that the user named cannot be used, as `told` says: a wrong request, unless a disk
     /// failed or is full, which `error` or one of its causes then says.
     pub fn unusable(told: String, error: &(dyn std::error::Error + 'static)) -> Self {
-        let mut cause = Some(error);
-        while let Some(error) = cause {
-            if error.downcast_ref().is_some_and(is_disk_failure) {
-                return Self::Failed(told);
-            }
-            cause = error.source();
+        if has_disk_failure(error) {
+            return Self::Failed(told);
         }
         Self::Usage(told)
     }

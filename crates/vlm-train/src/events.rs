@@ -3,7 +3,7 @@
 //! concern.
 
 use serde::Serialize;
-use vlm_infer::eval::EvalReport;
+use vlm_infer::evaluation::EvalReport;
 
 use crate::TrainError;
 use crate::metrics::Counters;

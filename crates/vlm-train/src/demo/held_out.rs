@@ -14,7 +14,7 @@ use super::contact_sheet::{SheetEntry, draw_contact_sheet};
 use super::report::GroupAccuracy;
 use crate::run::Run;
 use vlm_infer::Dtype;
-use vlm_infer::answer::{Answer, Answerer};
+use vlm_infer::{Completion, Generator};
 
 /// Captions are at most 30 tokens; a longer answer is wrong anyway.
 const MAX_NEW_TOKENS: usize = 40;
@@ -39,7 +39,7 @@ pub struct HeldOut {
 /// A model's captions of the held-out pictures, and how good they are.
 #[derive(Debug, Clone)]
 pub struct Examined {
-    answers: Vec<Answer>,
+    answers: Vec<Completion>,
     /// Accuracy by group.
     pub accuracy: GroupAccuracy,
 }
@@ -79,7 +79,7 @@ impl HeldOut {
         pictures: Pictures,
         goes_on: &dyn Fn() -> bool,
     ) -> Result<Option<Examined>> {
-        let answerer = Answerer {
+        let generator = Generator {
             model: run.model(),
             tokenizer: run.tokenizer(),
             processor: run.processor(),
@@ -87,9 +87,9 @@ impl HeldOut {
             batch_size: ROWS_AT_ONCE,
             max_new_tokens: MAX_NEW_TOKENS,
             sampling: Sampling::default(),
-            blank_pictures: pictures == Pictures::Blank,
+            blank_images: pictures == Pictures::Blank,
         };
-        let Some(answers) = answerer.answer_all(self.source.as_ref(), goes_on)? else {
+        let Some(answers) = generator.generate_all_rows(self.source.as_ref(), goes_on)? else {
             return Ok(None);
         };
         let mut accuracy = GroupAccuracy::default();
@@ -113,7 +113,7 @@ impl HeldOut {
             .step_by(step)
             .take(PICTURES_ON_THE_SHEET)
             .map(|&row| {
-                let Answer { text, expected } = examined.answers[row].clone();
+                let Completion { text, expected } = examined.answers[row].clone();
                 Ok(SheetEntry { picture: self.picture(row)?, caption: text, reference: expected })
             })
             .collect();

@@ -32,7 +32,7 @@ use crate::parallel::{GradientSync, Phase, World, agree};
 use crate::trainer::{Ending, Position, Trainer, is_image_path};
 use vlm_infer::Dtype;
 use vlm_infer::device_batch::Transfer;
-use vlm_infer::eval::Evaluator;
+use vlm_infer::evaluation::Evaluator;
 use vlm_infer::{Shapes, build_model};
 
 /// A run that has been checked and assembled, and not yet begun.

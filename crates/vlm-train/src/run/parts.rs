@@ -14,7 +14,7 @@ use crate::cache_features::{feature_key, usage};
 use crate::config::{ModelConfig, TrainConfig};
 use crate::parallel::{LaunchEnv, World};
 use crate::rank_device;
-use vlm_infer::eval::{EvalOptions, Evaluator};
+use vlm_infer::evaluation::{EvalOptions, Evaluator};
 use vlm_infer::image_processor;
 use vlm_infer::{Dtype, default_dtype};
 use vlm_infer::{ModelFiles, Shapes, open_tokenizer, settle_shapes};

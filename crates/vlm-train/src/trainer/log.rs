@@ -13,7 +13,7 @@ use crate::TrainError;
 use crate::events::{EvalLine, Event, LogLine, StepReport};
 use crate::meter::Meter;
 use crate::parallel::{GlobalStepStats, Phase};
-use vlm_infer::eval::EvalReport;
+use vlm_infer::evaluation::EvalReport;
 
 /// The loss of a micro-batch over all ranks, as the log has it.
 #[derive(Debug, Clone, Copy, Default)]

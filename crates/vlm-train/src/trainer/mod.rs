@@ -28,7 +28,7 @@ use crate::scaler::LossScaler;
 use crate::schedule::Schedule;
 use vlm_infer::Dtype;
 use vlm_infer::device_batch::Transfer;
-use vlm_infer::eval::Evaluator;
+use vlm_infer::evaluation::Evaluator;
 
 /// Where a run stands: with the weights and the optimizer's state, all that a later run needs to
 /// go on as if there had been no end.

@@ -4,14 +4,14 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
-use vlm_infer::{Dtype, TrainedModel, TrainedSource};
+use vlm_infer::{Dtype, LoadOptions, VisionLanguageModel};
 
 use crate::args::parse_named;
 
 /// Which model, and where it runs.
 #[derive(Debug, Args)]
-pub struct TrainedArgs {
-    /// The --out-dir of a run, or a weight file of one.
+pub struct ModelArgs {
+    /// The --out-dir of a run, an exported folder, or a weight file of a run.
     #[arg(long, value_name = "DIR|FILE", default_value = "out")]
     pub model: PathBuf,
     /// Vision encoder, a folder in Hugging Face form [default: the one it was trained with].
@@ -26,25 +26,24 @@ pub struct TrainedArgs {
     /// float32, bfloat16 or float16 [default: bfloat16 on CUDA, float32 on the CPU].
     #[arg(long, value_name = "TYPE", value_parser = parse_named::<Dtype>)]
     pub dtype: Option<Dtype>,
-    /// CPU arithmetic threads [default: cores].
+    /// Number of CPU threads for arithmetic [default: cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     pub num_threads: Option<i32>,
 }
 
-impl TrainedArgs {
+impl ModelArgs {
     /// Opens the model.
-    pub fn open(&self) -> Result<TrainedModel> {
+    pub fn open(&self) -> Result<VisionLanguageModel> {
         if let Some(threads) = self.num_threads {
             tch::set_num_threads(threads);
         }
-        let trained = TrainedModel::open(&TrainedSource {
-            model: self.model.clone(),
-            vision: self.vision.clone(),
-            tokenizer: self.tokenizer.clone(),
-            device: self.device.clone(),
-            dtype: self.dtype,
-        })?;
-        tracing::debug!("weights: {}", trained.weights.display());
-        Ok(trained)
+        let mut options = LoadOptions::new(&self.model);
+        options.vision.clone_from(&self.vision);
+        options.tokenizer.clone_from(&self.tokenizer);
+        options.device.clone_from(&self.device);
+        options.dtype = self.dtype;
+        let opened = VisionLanguageModel::open(&options)?;
+        tracing::debug!("weights: {}", opened.weights.display());
+        Ok(opened)
     }
 }

@@ -1,4 +1,4 @@
-//! Many answers at once, a JSON line each.
+//! Generation for many prompts or rows, a JSON line each.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -8,56 +8,58 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use vlm_data::{Role, Turn, open_source};
-use vlm_infer::answer::Answerer;
-use vlm_train::TrainError;
+use vlm_data::{Turn, open_source};
+use vlm_infer::{Generator, InferError, user_turn};
 
-use crate::generate::{usage, with_image_tags};
+use crate::error::CliError;
 
 /// What all prompts have in common.
-pub struct Asked<'a> {
-    /// The turns before the question.
+pub struct PromptContext<'a> {
+    /// The turns before the prompt.
     pub system: &'a [Turn],
-    /// The pictures, encoded.
+    /// The encoded bytes of the images.
     pub images: &'a [Vec<u8>],
 }
 
-/// Answers each line of `file`: `{"prompt", "answer"}`.
-pub fn of_prompts(
-    answerer: &Answerer,
-    asked: &Asked,
+/// Generates for each line of `file` and writes `{"prompt", "answer"}`.
+pub fn for_prompts(
+    generator: &Generator,
+    context: &PromptContext,
     file: &Path,
     output: Option<&Path>,
 ) -> Result<()> {
     let text = std::fs::read_to_string(file)
-        .map_err(|e| TrainError::unusable(format!("--prompts-file {}: {e}", file.display()), &e))?;
+        .map_err(|e| CliError::unusable(format!("--prompts-file {}: {e}", file.display()), &e))?;
     let prompts: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     if prompts.is_empty() {
-        let text = format!("--prompts-file {}: no line in it", file.display());
-        return Err(TrainError::Usage(text).into());
+        let text = format!(
+            "--prompts-file {}: there is no prompt in it; expected one prompt per line",
+            file.display()
+        );
+        return Err(CliError::Usage(text).into());
     }
     let mut lines = Lines::open(output)?;
-    for prompts in prompts.chunks(answerer.batch_size) {
-        let questions: Result<Vec<_>, _> = prompts
+    for prompts in prompts.chunks(generator.batch_size) {
+        let prepared: Result<Vec<_>, _> = prompts
             .iter()
             .map(|prompt| {
-                let mut turns = asked.system.to_vec();
-                turns.push(Turn::new(Role::User, with_image_tags(prompt, asked.images.len())));
-                answerer.question(&turns, asked.images)
+                let mut turns = context.system.to_vec();
+                turns.push(user_turn(prompt, context.images.len()));
+                generator.prepare(&turns, context.images)
             })
             .collect();
-        let questions = questions.map_err(|e| usage(&e))?;
-        for (prompt, answer) in prompts.iter().zip(answerer.answer_batch(&questions)?) {
+        let prepared = prepared.map_err(InferError::from)?;
+        for (prompt, answer) in prompts.iter().zip(generator.generate_batch(&prepared)?) {
             lines.write(&json!({ "prompt": prompt, "answer": answer }))?;
         }
     }
     lines.finish()
 }
 
-/// Answers the first question of each row of `rows`: `{"row", "answer", "expected"}`, and
-/// `{"row", "error"}` where a row cannot be used. `row` is where it stands.
-pub fn of_data(
-    answerer: &Answerer,
+/// Generates for the first question of each row of `rows` and writes `{"row", "answer", "expected"}`,
+/// or `{"row", "error"}` where a row cannot be used. `row` is the place of the row in its file.
+pub fn for_rows(
+    generator: &Generator,
     rows: &Path,
     images_path: Option<&Path>,
     output: Option<&Path>,
@@ -65,12 +67,12 @@ pub fn of_data(
     let source = open_source(rows, images_path)?;
     let mut lines = Lines::open(output)?;
     let all: Vec<usize> = (0..source.len()).collect();
-    answerer.answer_rows(source.as_ref(), &all, &mut |first, answers| -> Result<_> {
-        for (k, answer) in answers.iter().enumerate() {
+    generator.generate_rows(source.as_ref(), &all, &mut |first, completions| -> Result<_> {
+        for (k, completion) in completions.iter().enumerate() {
             let row = source.locate(first + k);
-            let line = match answer {
-                Ok(answer) => {
-                    json!({ "row": row, "answer": answer.text, "expected": answer.expected })
+            let line = match completion {
+                Ok(completion) => {
+                    json!({ "row": row, "answer": completion.text, "expected": completion.expected })
                 }
                 Err(reject) => json!({ "row": row, "error": reject.to_string() }),
             };
@@ -95,7 +97,7 @@ impl Lines {
             None => (Box::new(std::io::stdout()), "standard output".into()),
             Some(path) => {
                 let file = File::create(path).map_err(|e| {
-                    TrainError::unusable(format!("--output {}: {e}", path.display()), &e)
+                    CliError::unusable(format!("--output {}: {e}", path.display()), &e)
                 })?;
                 (Box::new(BufWriter::new(file)), path.display().to_string())
             }

@@ -1,4 +1,4 @@
-//! Judging a model on rows it was not trained on: loss, perplexity, captions.
+//! Evaluation of a model on rows that it was not trained on: loss, perplexity, captions.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -11,53 +11,53 @@ use vlm_model::sampling::Sampling;
 use vlm_model::{ModelError, Vlm};
 
 use crate::InferError;
-use crate::answer::Answerer;
 use crate::device_batch::Transfer;
+use crate::generator::Generator;
 use crate::precision::autocast_kind;
 use crate::text_score::{is_exact, token_f1};
 use vlm_shapes::Dtype;
 
-/// How rows are judged.
+/// Settings of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalOptions {
-    /// Rows at once.
+    /// Rows in one forward pass.
     pub batch_size: usize,
-    /// Tokens a row is cut at, for the loss.
+    /// Rows are truncated to this many tokens, for the loss.
     pub max_seq_len: usize,
-    /// Loader threads.
+    /// Number of loader threads.
     pub num_workers: usize,
-    /// This many rows, from the first on, are answered, too; 0: none.
+    /// For this many rows, from the first on, captions are generated, too; 0: for none.
     pub max_captions: usize,
-    /// Most new tokens an answer.
+    /// Largest number of tokens that are generated for a row.
     pub max_new_tokens: usize,
     /// The evaluation fails when more than this share of the rows was rejected.
     pub max_rejected_fraction: f64,
 }
 
-/// What came of it.
+/// The scores of an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EvalReport {
-    /// Rows that the loss is of.
+    /// Rows that the loss is averaged over.
     pub rows: u64,
-    /// Rows that could not be used.
+    /// Rows that could not be used and are left out.
     pub rejected_rows: u64,
-    /// Tokens that the loss is of.
+    /// Tokens that the loss is averaged over.
     pub supervised_tokens: u64,
-    /// Cross-entropy in nats a supervised token, over all of them; `None` when there was none.
+    /// Mean cross-entropy over all supervised tokens, in nats; `None` when there were none.
     pub loss: Option<f64>,
-    /// e to the loss.
+    /// `exp(loss)`.
     pub perplexity: Option<f64>,
-    /// Rows that were answered.
+    /// Rows that a caption was generated for.
     pub captions: u64,
-    /// Share of these answered to the last character, 0 to 1.
+    /// Fraction of the captions that are equal to the expected ones, 0 to 1.
     pub exact: Option<f64>,
-    /// Mean F1 of the words ([`token_f1`]), 0 to 1.
+    /// Mean F1 score of the words ([`token_f1`]), 0 to 1.
     pub token_f1: Option<f64>,
-    /// How long it took.
+    /// Duration in seconds.
     pub secs: f64,
 }
 
-/// Rows to judge models on.
+/// The rows that models are evaluated on.
 pub struct Evaluator {
     source: Arc<dyn RowSource>,
     loader: Loader,
@@ -102,23 +102,23 @@ impl Evaluator {
         })
     }
 
-    /// Judges a model. Neither its weights and gradients nor libtorch's random numbers are touched.
-    /// `goes_on` is asked at each batch; when it says no, there is no report: what was counted until
-    /// then is not of all rows.
+    /// Evaluates a model. Its weights and gradients and libtorch's random numbers stay as they are.
+    /// `continues` is called at each batch; when it returns `false`, there is no report, since the
+    /// scores so far are not those of all rows.
     ///
     /// # Errors
-    /// The loader's, the model's.
+    /// Those of the loader and of the model.
     pub fn evaluate(
         &self,
         model: &Vlm,
         dtype: Dtype,
-        goes_on: &dyn Fn() -> bool,
+        continues: &dyn Fn() -> bool,
     ) -> Result<Option<EvalReport>, InferError> {
         let started = Instant::now();
-        let Some(mut report) = tch::no_grad(|| self.losses(model, dtype, goes_on))? else {
+        let Some(mut report) = tch::no_grad(|| self.losses(model, dtype, continues))? else {
             return Ok(None);
         };
-        if self.captions(model, dtype, goes_on, &mut report)?.is_break() {
+        if self.captions(model, dtype, continues, &mut report)?.is_break() {
             return Ok(None);
         }
         report.secs = started.elapsed().as_secs_f64();
@@ -129,13 +129,13 @@ impl Evaluator {
         &self,
         model: &Vlm,
         dtype: Dtype,
-        goes_on: &dyn Fn() -> bool,
+        continues: &dyn Fn() -> bool,
     ) -> Result<Option<EvalReport>, InferError> {
         let transfer = Transfer::new(model.device(), &self.processor);
         let (mut rows, mut rejected_rows, mut supervised_tokens, mut sum) = (0, 0, 0, 0.0);
         for batch in self.loader.epoch(0, 0) {
             let batch = batch?;
-            if !goes_on() {
+            if !continues() {
                 return Ok(None);
             }
             rejected_rows += batch.rejected.len() as u64;
@@ -168,10 +168,10 @@ impl Evaluator {
         &self,
         model: &Vlm,
         dtype: Dtype,
-        goes_on: &dyn Fn() -> bool,
+        continues: &dyn Fn() -> bool,
         report: &mut EvalReport,
     ) -> Result<ControlFlow<()>, InferError> {
-        let answerer = Answerer {
+        let generator = Generator {
             model,
             tokenizer: &self.tokenizer,
             processor: &self.processor,
@@ -179,20 +179,20 @@ impl Evaluator {
             batch_size: self.options.batch_size,
             max_new_tokens: self.options.max_new_tokens,
             sampling: Sampling::default(),
-            blank_pictures: false,
+            blank_images: false,
         };
         let rows: Vec<usize> = (0..self.source.len().min(self.options.max_captions)).collect();
         let (mut exact, mut f1) = (0, 0.0);
         let mut flow = ControlFlow::Continue(());
-        answerer.answer_rows::<InferError>(&*self.source, &rows, &mut |_, answers| {
-            if !goes_on() {
+        generator.generate_rows::<InferError>(&*self.source, &rows, &mut |_, completions| {
+            if !continues() {
                 flow = ControlFlow::Break(());
             }
-            // A row that asks without an answer to compare with, or cannot be used, is no caption.
-            for answer in answers.iter().flatten().filter(|answer| !answer.expected.is_empty()) {
+            // Rows that cannot be used, or have no text to compare with, are not counted.
+            for completion in completions.iter().flatten().filter(|c| !c.expected.is_empty()) {
                 report.captions += 1;
-                exact += u64::from(is_exact(&answer.text, &answer.expected));
-                f1 += token_f1(&answer.text, &answer.expected);
+                exact += u64::from(is_exact(&completion.text, &completion.expected));
+                f1 += token_f1(&completion.text, &completion.expected);
             }
             Ok(flow)
         })?;

@@ -1,0 +1,115 @@
+//! Generation for the rows of a data set: the assistant's first turn of each row, beside the text
+//! that the row has there.
+
+use std::ops::ControlFlow;
+
+use vlm_data::{Reject, RejectReason, Role, RowError, RowSource, Turn, num_image_tags};
+
+use crate::InferError;
+use crate::generator::{Generator, PreparedPrompt};
+
+/// What was generated for a row, and what the row has in its place.
+#[derive(Debug, Clone)]
+pub struct Completion {
+    /// The generated text.
+    pub text: String,
+    /// The row's own first assistant turn; empty where the row has none.
+    pub expected: String,
+}
+
+/// Called with a batch of completions, each or why the row cannot be used, and the index of the
+/// first. [`ControlFlow::Break`] ends the generation.
+pub type OnCompletions<'a, E> =
+    dyn FnMut(usize, &[Result<Completion, Reject>]) -> Result<ControlFlow<()>, E> + 'a;
+
+impl Generator<'_> {
+    /// Generates for the first question of each of `rows`, in their order. A row that cannot be used
+    /// has its reason in its place. `on_completions` is called after each batch, with the index in
+    /// `rows` of its first.
+    ///
+    /// # Errors
+    /// A failure of the model or of the disk, and what `on_completions` returns.
+    pub fn generate_rows<E: From<InferError>>(
+        &self,
+        source: &dyn RowSource,
+        rows: &[usize],
+        on_completions: &mut OnCompletions<E>,
+    ) -> Result<(), E> {
+        for (k, rows) in rows.chunks(self.batch_size).enumerate() {
+            let (mut completions, mut prompts) = (Vec::new(), Vec::new());
+            for &row in rows {
+                completions.push(match self.prepare_row(source, row) {
+                    Ok((prompt, expected)) => {
+                        prompts.push(prompt);
+                        Ok(Completion { text: String::new(), expected })
+                    }
+                    Err(error) => Err(error.at(source.locate(row)).map_err(InferError::from)?),
+                });
+            }
+            let mut texts = self.generate_batch(&prompts)?.into_iter();
+            for completion in completions.iter_mut().flatten() {
+                completion.text = texts.next().unwrap_or_default();
+            }
+            if on_completions(k * self.batch_size, &completions)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Generates for the first question of every row of the source, in its order. `continues` is
+    /// called after each batch; the result is `None` when it returned `false` before the last.
+    ///
+    /// # Errors
+    /// A row that cannot be used, by its place; a failure of the model.
+    pub fn generate_all_rows(
+        &self,
+        source: &dyn RowSource,
+        continues: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Completion>>, InferError> {
+        let rows: Vec<usize> = (0..source.len()).collect();
+        let mut all = Vec::with_capacity(rows.len());
+        self.generate_rows::<InferError>(source, &rows, &mut |first, completions| {
+            for (k, completion) in completions.iter().enumerate() {
+                all.push(completion.clone().map_err(|reject| InferError::Row {
+                    location: source.locate(first + k),
+                    reject,
+                })?);
+            }
+            Ok(if continues() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+        })?;
+        Ok((all.len() == rows.len()).then_some(all))
+    }
+
+    /// The turns of a row before its first assistant turn, and the text of that turn; all turns of a
+    /// row without one.
+    fn prepare_row(
+        &self,
+        source: &dyn RowSource,
+        row: usize,
+    ) -> Result<(PreparedPrompt, String), RowError> {
+        let whole = source.row(row)?;
+        let is_assistant = |turn: &Turn| turn.role == Role::Assistant;
+        let at = whole.turns.iter().position(is_assistant).unwrap_or(whole.turns.len());
+        let turns = &whole.turns[..at];
+        if turns.is_empty() {
+            return Err(Reject::new(RejectReason::InvalidRow, "the row asks nothing").into());
+        }
+        // The images of later turns are not shown yet. Where tags and images do not agree, the prompt
+        // says so.
+        let num_shown = if whole.num_image_tags() == whole.images.len() {
+            num_image_tags(turns)
+        } else {
+            whole.images.len()
+        };
+        let images: Result<Vec<_>, RowError> = whole
+            .images
+            .iter()
+            .take(num_shown)
+            .enumerate()
+            .map(|(k, image)| source.image_bytes(row, k, image))
+            .collect();
+        let expected = whole.turns.get(at).map_or(String::new(), |turn| turn.content.clone());
+        Ok((self.prepare(turns, &images?)?, expected))
+    }
+}
