@@ -103,7 +103,7 @@ fn a_conversation_is_read_line_by_line() {
     ended.assert_success();
     let lines: Vec<&str> = ended.stdout.lines().collect();
     assert_eq!(lines[..2], ["A red circle.", "A purple circle."]);
-    assert!(ended.stderr.contains("/nonsense is no command"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("/nonsense is not a command"), "{}", ended.stderr);
 }
 
 /// Which `GOMP_SPINCOUNT` a conversation runs with when it is started with these variables.
@@ -170,7 +170,7 @@ fn what_cannot_be_asked_is_told() {
     with_model("generate", &["--prompt", "x", "--image", "none.png"])
         .assert_error(2, &["none.png"]);
     with_model("generate", &["--prompt", "<image> and <image>", "--image", &picture(0)])
-        .assert_error(2, &["1 images and 2 <image>"]);
+        .assert_error(2, &["1 images, but 2 <image>"]);
     with_model("generate", &["--prompt", "x", "--top-p", "1.5"]).assert_error(2, &["top-p is 1.5"]);
     with_model("generate", &["--prompt", "x", "--output", "y"]).assert_error(2, &["--output"]);
     with_model("eval", &["--data-path", "none.jsonl"]).assert_error(2, &["none.jsonl"]);

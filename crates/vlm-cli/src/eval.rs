@@ -5,11 +5,12 @@ use std::thread::available_parallelism;
 
 use anyhow::Result;
 use clap::Args;
-use vlm_data::DEFAULT_MAX_REJECTED_FRACTION;
+use vlm_data::{DEFAULT_MAX_REJECTED_FRACTION, open_source_with};
 use vlm_infer::evaluation::{EvalOptions, EvalReport, Evaluator};
 
 use crate::generate::at_least_one;
 use crate::model_args::ModelArgs;
+use crate::row_args::RowArgs;
 
 /// Flags of `vlm eval`.
 #[derive(Debug, Args)]
@@ -40,6 +41,8 @@ pub struct EvalArgs {
     /// Loader threads [default: cores].
     #[arg(long, value_name = "N")]
     pub num_workers: Option<usize>,
+    #[command(flatten)]
+    pub rows: RowArgs,
     /// Print one JSON object instead of the table.
     #[arg(long)]
     pub json: bool,
@@ -49,9 +52,10 @@ pub struct EvalArgs {
 pub fn run(args: &EvalArgs) -> Result<()> {
     let trained = args.model.open()?;
     let cores = available_parallelism().map_or(1, usize::from);
-    let evaluator = Evaluator::open(
-        &args.data_path,
-        args.images_path.as_deref(),
+    let images_path = args.images_path.as_deref();
+    let source = open_source_with(&args.data_path, images_path, &args.rows.options()?)?;
+    let evaluator = Evaluator::new(
+        source,
         &trained.tokenizer,
         &trained.processor,
         trained.model.tokens_per_image() as usize,

@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use clap::Args;
-use vlm_data::{Role, Turn};
+use vlm_data::{Role, Turn, open_source_with};
 use vlm_infer::{Generator, InferError, user_turn};
 use vlm_model::ImageInput;
 use vlm_model::generate::Prompt;
@@ -13,6 +13,7 @@ use vlm_model::sampling::Sampling;
 
 use crate::error::CliError;
 use crate::model_args::ModelArgs;
+use crate::row_args::RowArgs;
 use crate::{chat, generate_rows};
 
 /// Flags of `vlm generate`.
@@ -60,6 +61,8 @@ pub struct GenerateArgs {
     /// Divide the scores of tokens that have occurred by this; 1 changes nothing.
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub repetition_penalty: f64,
+    #[command(flatten)]
+    pub rows: RowArgs,
     /// Seed of the sampling.
     #[arg(long, value_name = "N", default_value_t = 1337)]
     pub seed: u64,
@@ -89,7 +92,8 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     let system = system_turn(args.system.as_deref());
     if let Some(rows) = &args.data_path {
         let images_path = args.images_path.as_deref();
-        return generate_rows::for_rows(&generator, rows, images_path, args.output.as_deref());
+        let source = open_source_with(rows, images_path, &args.rows.options()?)?;
+        return generate_rows::for_rows(&generator, source.as_ref(), args.output.as_deref());
     }
     if let Some(file) = &args.prompts_file {
         let context = generate_rows::PromptContext { system: &system, images: &images };

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
-use vlm_data::{Turn, open_source};
+use vlm_data::{RowSource, Turn};
 use vlm_infer::{Generator, InferError, user_turn};
 
 use crate::error::CliError;
@@ -56,18 +56,16 @@ pub fn for_prompts(
     lines.finish()
 }
 
-/// Generates for the first question of each row of `rows` and writes `{"row", "answer", "expected"}`,
+/// Generates for the first question of each row of `source` and writes `{"row", "answer", "expected"}`,
 /// or `{"row", "error"}` where a row cannot be used. `row` is the place of the row in its file.
 pub fn for_rows(
     generator: &Generator,
-    rows: &Path,
-    images_path: Option<&Path>,
+    source: &dyn RowSource,
     output: Option<&Path>,
 ) -> Result<()> {
-    let source = open_source(rows, images_path)?;
     let mut lines = Lines::open(output)?;
     let all: Vec<usize> = (0..source.len()).collect();
-    generator.generate_rows(source.as_ref(), &all, &mut |first, completions| -> Result<_> {
+    generator.generate_rows(source, &all, &mut |first, completions| -> Result<_> {
         for (k, completion) in completions.iter().enumerate() {
             let row = source.locate(first + k);
             let line = match completion {

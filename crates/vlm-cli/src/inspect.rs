@@ -7,11 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
-use vlm_data::{MANIFEST_FILE, Manifest, open_source, verify};
+use vlm_data::{MANIFEST_FILE, Manifest, open_source_with, verify};
 use vlm_model::weights::{Weights, WeightsError};
 use vlm_model::{LmConfig, VisionConfig};
 
 use crate::error::CliError;
+use crate::row_args::RowArgs;
 
 /// A longer name moves its own line's columns only.
 const MAX_NAME_WIDTH: usize = 80;
@@ -31,6 +32,8 @@ pub struct InspectArgs {
     /// For prepared data: the rows of a batch whose padding is told.
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch_size: usize,
+    #[command(flatten)]
+    pub rows: RowArgs,
 }
 
 /// Runs the command.
@@ -131,7 +134,7 @@ fn inspect_rows(args: &InspectArgs, not_weights: WeightsError) -> Result<()> {
     if !holds_rows {
         return Err(not_weights.into());
     }
-    let source = match open_source(&args.file, None) {
+    let source = match open_source_with(&args.file, None, &args.rows.options()?) {
         Ok(source) => source,
         Err(_) if is_list => return Err(not_weights.into()),
         Err(error) => return Err(error.into()),

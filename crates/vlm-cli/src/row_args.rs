@@ -1,10 +1,8 @@
 //! Flags of the commands beside training that read rows: how they are read, as in training.
 
 use clap::Args;
-use vlm_config::DataConfig;
+use vlm_config::{ConfigError, DataConfig};
 use vlm_data::RowOptions;
-
-use crate::error::CliError;
 
 /// How rows are read.
 #[derive(Debug, Clone, Default, Args)]
@@ -30,7 +28,7 @@ impl RowArgs {
     ///
     /// # Errors
     /// A smallest rating that is not a name and a number.
-    pub fn options(&self) -> Result<RowOptions, CliError> {
+    pub fn options(&self) -> Result<RowOptions, ConfigError> {
         let config = DataConfig {
             image_key: self.image_key.clone(),
             caption_question: self.caption_question.clone(),
@@ -38,6 +36,6 @@ impl RowArgs {
             follow_links: !self.no_follow_links,
             ..DataConfig::default()
         };
-        Ok(config.row_options()?)
+        config.row_options()
     }
 }

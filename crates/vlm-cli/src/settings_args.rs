@@ -8,8 +8,6 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::Value;
 use vlm_config::{ConfigError, Entries, Kind, Layers, Origin, Setting, Stage, settings};
 
-use crate::error::CliError;
-
 /// What the flags of a training say: a recipe, a configuration file, and settings.
 #[derive(Debug, Clone)]
 pub struct SettingsArgs {
@@ -34,7 +32,7 @@ impl SettingsArgs {
     ///
     /// # Errors
     /// A recipe or file that cannot be read, or has an unknown setting or a wrong value.
-    pub fn layers(&self) -> Result<Layers, CliError> {
+    pub fn layers(&self) -> Result<Layers, ConfigError> {
         let mut layers = Layers::new(self.stage);
         if let Some(recipe) = &self.recipe {
             layers.add_recipe(recipe)?;

@@ -71,7 +71,7 @@ impl Opener<'_> {
         let unsupported = |found: &str| DataError::content(path, format!("{found}; {SUPPORTED}"));
         Ok(match Format::detect(&start) {
             Format::Empty => {
-                return Err(unsupported("this file is empty; fetch it again"));
+                return Err(unsupported("this file is empty and holds no rows; download it again"));
             }
             Format::Parquet if plain.encodings.is_empty() => {
                 let cache = Arc::clone(&self.cache);

@@ -1,14 +1,18 @@
-//! Captions an image: `cargo run --release --example caption -- out image.png`
+//! Describes an image: `cargo run --release --example caption -- out image.png`
 
-use vlm_infer::{VisionLanguageModel, user_turn};
+use vlm_infer::{InferError, VisionLanguageModel, user_turn};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let mut args = std::env::args().skip(1);
-    let model = args.next().ok_or("expected the folder of a model")?;
-    let image = std::fs::read(args.next().ok_or("expected an image")?)?;
-
+fn caption(model: &str, image: &[u8]) -> Result<String, InferError> {
     let model = VisionLanguageModel::from_pretrained(model)?;
     let turns = [user_turn("Describe the image.", 1)];
-    println!("{}", model.generator().generate(&turns, &[image])?);
+    model.generator().generate(&turns, &[image])
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let args: Vec<String> = std::env::args().collect();
+    let [_, model, image] = args.as_slice() else {
+        return Err("expected two arguments: the folder of a model, and an image".into());
+    };
+    println!("{}", caption(model, &std::fs::read(image)?)?);
     Ok(())
 }

@@ -1,12 +1,11 @@
 //! Evaluation of a model on rows that it was not trained on: loss, perplexity, captions.
 
 use std::ops::ControlFlow;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde::Serialize;
-use vlm_data::{ChatTokenizer, ImageProcessor, Loader, LoaderConfig, RowSource, open_source};
+use vlm_data::{ChatTokenizer, ImageProcessor, Loader, LoaderConfig, RowSource};
 use vlm_model::sampling::Sampling;
 use vlm_model::{ModelError, Vlm};
 
@@ -67,18 +66,19 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    /// Opens the rows of `data_path`; see [`open_source`] for `images_path`.
+    /// An evaluation on the rows of `source`, with the tokenizer and the preprocessing of the models
+    /// that will be evaluated, and their number of patch features per image.
     ///
     /// # Errors
-    /// Rows that cannot be read, settings that make no batch.
-    pub fn open(
-        data_path: &Path,
-        images_path: Option<&Path>,
+    /// Settings of which no batch can be made.
+    pub fn new(
+        source: Arc<dyn RowSource>,
         tokenizer: &Arc<ChatTokenizer>,
         processor: &Arc<ImageProcessor>,
         tokens_per_image: usize,
         options: EvalOptions,
     ) -> Result<Self, InferError> {
+<<<<<<< HEAD
         let source: Arc<dyn RowSource> = open_source(data_path, images_path)?;
         let mut loader_config = LoaderConfig::default();
         loader_config.batch_size = options.batch_size;
@@ -87,6 +87,8 @@ impl Evaluator {
         loader_config.shuffle = false;
         loader_config.num_workers = options.num_workers;
         loader_config.max_rejected_fraction = options.max_rejected_fraction;
+=======
+>>>>>>> d7ba1bc (infer, cli: the rows of evaluation, generation and inspection are read by the same options; the example captions an image in the tests)
         let loader = Loader::new(
             Arc::clone(&source),
             Arc::clone(tokenizer),

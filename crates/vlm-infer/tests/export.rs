@@ -1,9 +1,13 @@
 //! A model with experts that is exported and opened again is the same model, bit for bit.
 
+#[allow(dead_code)]
+#[path = "../examples/caption.rs"]
+mod example;
+
 use std::path::{Path, PathBuf};
 
 use tch::{Device, Kind, Tensor};
-use vlm_infer::{ExportSource, LoadOptions, VisionLanguageModel, export_hf};
+use vlm_infer::{ExportSource, LoadOptions, VisionLanguageModel, export_hf, user_turn};
 use vlm_model::config::MoeConfig;
 use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{Format, Weights, save};
@@ -54,10 +58,10 @@ fn logits(model: &Vlm) -> Tensor {
     tch::no_grad(|| model.lm().logits(&model.forward(&batch, None, false).unwrap().hidden))
 }
 
-/// Exports the model, in several shards, and opens what was written, which has all parts.
-fn exported(model: &Vlm, expected_name: &str) -> VisionLanguageModel {
+/// Exports the model to the folder `hf`, in several shards; what is written has all parts.
+fn export(model: &Vlm, hf: &Path) {
     let folder = tempfile::tempdir().unwrap();
-    let (own, hf) = (folder.path().join("own"), folder.path().join("hf"));
+    let own = folder.path().join("own");
     std::fs::create_dir(&own).unwrap();
     let lm = model.lm().config();
     let tensors = with_tied_output(model.params().named(), lm);
@@ -65,7 +69,15 @@ fn exported(model: &Vlm, expected_name: &str) -> VisionLanguageModel {
     std::fs::write(own.join("config.json"), lm.to_json().to_string()).unwrap();
     let source =
         ExportSource { model: own, vision: Some(vision_tower()), tokenizer: Some(demo_start()) };
-    export_hf(&source, &hf, 100_000).unwrap();
+    export_hf(&source, hf, 100_000).unwrap();
+}
+
+/// Exports the model and opens what was written.
+fn exported(model: &Vlm, expected_name: &str) -> VisionLanguageModel {
+    let folder = tempfile::tempdir().unwrap();
+    let hf = folder.path().join("hf");
+    export(model, &hf);
+    let lm = model.lm().config();
     let weights = Weights::open(&hf).unwrap();
     assert!(weights.find(expected_name).is_some(), "no {expected_name}");
     let ties = lm.family == LmFamily::MiniMind;
@@ -104,4 +116,26 @@ fn experts_of_every_form_come_back_from_an_export_with_the_same_logits() {
         assert!(f64::try_from(before.abs().max()).unwrap() > 0.0);
         assert_eq!(before, after, "{family:?}");
     }
+}
+
+#[test]
+fn the_example_generates_what_the_model_generates() {
+    let folder = tempfile::tempdir().unwrap();
+    let hf = folder.path().join("hf");
+    let model = with_experts(LmFamily::MiniMind, MoeConfig::default());
+    export(&model, &hf);
+    let mut png = std::io::Cursor::new(Vec::new());
+    image::RgbImage::from_pixel(40, 30, image::Rgb([200, 30, 30]))
+        .write_to(&mut png, image::ImageFormat::Png)
+        .unwrap();
+    let text = example::caption(&hf.display().to_string(), png.get_ref()).unwrap();
+
+    let opened = VisionLanguageModel::from_pretrained(&hf).unwrap();
+    let generator = opened.generator();
+    let prepared = generator.prepare(&[user_turn("Describe the image.", 1)], &[png.get_ref()]);
+    let expected = generator.generate_batch(&[prepared.unwrap()]).unwrap();
+    assert!(!text.is_empty());
+    assert_eq!([text], expected[..]);
+    let missing = VisionLanguageModel::from_pretrained(hf.join("gone")).err().unwrap();
+    assert!(missing.to_string().contains("gone is not there"), "{missing}");
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use tch::Device;
 use vlm_data::{
     ChatTokenizer, FeatureCache, FeatureKey, FeaturesDtype, ImageProcessor, ImageReading, Loader,
-    LoaderConfig,
+    LoaderConfig, open_source_with,
 };
 
 use crate::TrainError;
@@ -145,7 +145,7 @@ fn loader_config(config: &TrainConfig, tokens_per_image: usize, world: &World) -
     loader
 }
 
-/// What judges the model on the way, where that is asked for.
+/// The evaluation of the model during the training, where there is one.
 fn evaluator(
     config: &TrainConfig,
     tokenizer: &Arc<ChatTokenizer>,
@@ -164,7 +164,7 @@ fn evaluator(
         max_rejected_fraction: 1.0,
     };
     let images_path = images_path.map(std::path::PathBuf::as_path);
-    let evaluator =
-        Evaluator::open(data_path, images_path, tokenizer, processor, tokens_per_image, options)?;
+    let source = open_source_with(data_path, images_path, &config.data.row_options()?)?;
+    let evaluator = Evaluator::new(source, tokenizer, processor, tokens_per_image, options)?;
     Ok(Some(evaluator))
 }
