@@ -78,8 +78,6 @@ impl Evaluator {
         tokens_per_image: usize,
         options: EvalOptions,
     ) -> Result<Self, InferError> {
-<<<<<<< HEAD
-        let source: Arc<dyn RowSource> = open_source(data_path, images_path)?;
         let mut loader_config = LoaderConfig::default();
         loader_config.batch_size = options.batch_size;
         loader_config.max_seq_len = options.max_seq_len;
@@ -87,8 +85,6 @@ impl Evaluator {
         loader_config.shuffle = false;
         loader_config.num_workers = options.num_workers;
         loader_config.max_rejected_fraction = options.max_rejected_fraction;
-=======
->>>>>>> d7ba1bc (infer, cli: the rows of evaluation, generation and inspection are read by the same options; the example captions an image in the tests)
         let loader = Loader::new(
             Arc::clone(&source),
             Arc::clone(tokenizer),
