@@ -4,8 +4,8 @@
 use crate::file::find;
 
 /// Flags of other commands than those that train.
-const OTHER_FLAGS: [&str; 5] =
-    ["max_new_tokens", "output", "recipe", "rows_per_shard", "tokens_per_image"];
+const OTHER_FLAGS: [&str; 6] =
+    ["max_new_tokens", "model", "output", "recipe", "rows_per_shard", "tokens_per_image"];
 
 /// Whether a message may name `name`, written with underscores, as a setting: it is a setting of
 /// training, or the flag of another command.

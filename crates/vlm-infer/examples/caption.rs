@@ -2,7 +2,8 @@
 
 use vlm_infer::{InferError, VisionLanguageModel, user_turn};
 
-fn caption(model: &str, image: &[u8]) -> Result<String, InferError> {
+/// The answer of the model in the folder `model` about an encoded image (JPEG, PNG, …).
+pub fn caption(model: &str, image: &[u8]) -> Result<String, InferError> {
     let model = VisionLanguageModel::from_pretrained(model)?;
     let turns = [user_turn("Describe the image.", 1)];
     model.generator().generate(&turns, &[image])
