@@ -5,16 +5,8 @@ use std::path::PathBuf;
 
 /// One file a purpose; each exports C functions that `src/ffi.rs` declares.
 const SOURCES: [&str; 10] = [
-    "cpp/autocast.cpp",
-    "cpp/checkpoint.cpp",
-    "cpp/cuda.cpp",
-    "cpp/guard.cpp",
-    "cpp/optim.cpp",
-    "cpp/process_group.cpp",
-    "cpp/pth.cpp",
-    "cpp/reducer.cpp",
-    "cpp/runtime.cpp",
-    "cpp/store.cpp",
+    "cpp/autocast.cpp", "cpp/checkpoint.cpp", "cpp/cuda.cpp", "cpp/guard.cpp", "cpp/optim.cpp",
+    "cpp/process_group.cpp", "cpp/pth.cpp", "cpp/reducer.cpp", "cpp/runtime.cpp", "cpp/store.cpp",
 ];
 
 fn main() {

@@ -15,17 +15,8 @@ fn trained() -> &'static Trial {
         let trial = Trial::new();
         trial
             .pretrain(&[
-                "--batch-size",
-                "8",
-                "--epochs",
-                "150",
-                "--learning-rate",
-                "1e-2",
-                "--train-lm",
-                "--log-interval",
-                "50",
-                "--save-interval",
-                "1000",
+                "--batch-size", "8", "--epochs", "150", "--learning-rate", "1e-2", "--train-lm",
+                "--log-interval", "50", "--save-interval", "1000",
             ])
             .assert_success();
         trial

@@ -87,12 +87,8 @@ fn a_llama_and_a_siglip_learn_answer_and_are_exported() {
     assert_eq!(
         files,
         [
-            "config.json",
-            "model.safetensors",
-            "preprocessor_config.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "vision",
+            "config.json", "model.safetensors", "preprocessor_config.json", "tokenizer.json",
+            "tokenizer_config.json", "vision",
         ]
     );
     let answer = |model: &Path| {

@@ -6,17 +6,8 @@ use crate::support::Trial;
 fn one_batch_is_learned_by_heart() {
     let trial = Trial::new();
     let ended = trial.pretrain(&[
-        "--batch-size",
-        "8",
-        "--epochs",
-        "200",
-        "--learning-rate",
-        "1e-2",
-        "--train-lm",
-        "--log-interval",
-        "20",
-        "--save-interval",
-        "1000",
+        "--batch-size", "8", "--epochs", "200", "--learning-rate", "1e-2", "--train-lm",
+        "--log-interval", "20", "--save-interval", "1000",
     ]);
     ended.assert_success();
     let losses: Vec<f64> =

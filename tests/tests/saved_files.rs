@@ -17,12 +17,7 @@ fn the_log_and_the_summary_hold_what_they_promise() {
         assert_eq!(line["epoch"], k / 2);
         assert_eq!(line["samples"], 4 * (k + 1));
         for name in [
-            "loss",
-            "lr",
-            "grad_norm",
-            "samples_per_sec",
-            "tokens_per_sec",
-            "data_wait_ms",
+            "loss", "lr", "grad_norm", "samples_per_sec", "tokens_per_sec", "data_wait_ms",
             "step_ms",
         ] {
             assert!(line[name].is_number(), "{name} in {line}");

@@ -52,15 +52,8 @@ mod tests {
         assert_eq!(
             old,
             [
-                "bucket_window",
-                "drop_last",
-                "freeze",
-                "max_seq_len",
-                "optim",
-                "padding",
-                "seed",
-                "shuffle",
-                "stage"
+                "bucket_window", "drop_last", "freeze", "max_seq_len", "optim", "padding", "seed",
+                "shuffle", "stage"
             ]
         );
         assert_eq!(found["optim"]["learning_rate"], 4e-4);

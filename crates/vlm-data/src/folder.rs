@@ -42,18 +42,9 @@ impl FileKind {
 
 /// Files that describe a data set and hold no rows.
 const DESCRIPTIONS: [&str; 12] = [
-    "dataset_info.json",
-    "dataset_infos.json",
-    "dataset_dict.json",
-    "state.json",
-    "info.json",
-    "config.json",
-    "meta.json",
-    "stats.json",
-    "package.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
+    "dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json", "info.json",
+    "config.json", "meta.json", "stats.json", "package.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json",
 ];
 /// Names of folders of images, in which no rows are searched.
 const IMAGE_FOLDERS: [&str; 6] = ["images", "image", "imgs", "pictures", "photos", "pics"];

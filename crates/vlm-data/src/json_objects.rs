@@ -8,17 +8,8 @@ use crate::row_text::{BYTE_ORDER_MARK, ByteRange};
 
 /// Known names of a list of rows, the likeliest first.
 const LIST_NAMES: [&str; 11] = [
-    "data",
-    "rows",
-    "train",
-    "samples",
-    "examples",
-    "records",
-    "items",
-    "dataset",
-    "instances",
-    "training",
-    "annotations",
+    "data", "rows", "train", "samples", "examples", "records", "items", "dataset", "instances",
+    "training", "annotations",
 ];
 /// Longest key; the rest of a longer one is dropped.
 const MAX_KEY_BYTES: usize = 256;

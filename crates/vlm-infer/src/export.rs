@@ -20,14 +20,8 @@ use crate::preprocessor::{PREPROCESSOR, image_processor, write_preprocessor};
 
 /// The files of a tokenizer, as far as there are any.
 const TOKENIZER_FILES: [&str; 8] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
+    "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
 ];
 
 /// Folders of chat templates with names.

@@ -62,11 +62,8 @@ impl PackedRows {
     /// `[N, E]` → `[R, E]`: the sums over each row's tokens.
     pub(crate) fn sums(&self, values_ne: &Tensor) -> Tensor {
         let size = [self.num_rows, values_ne.size()[1]];
-        Tensor::zeros(size, (values_ne.kind(), values_ne.device())).index_add(
-            0,
-            &self.row_of_token,
-            values_ne,
-        )
+        Tensor::zeros(size, (values_ne.kind(), values_ne.device()))
+            .index_add(0, &self.row_of_token, values_ne)
     }
 }
 

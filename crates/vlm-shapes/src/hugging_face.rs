@@ -110,20 +110,9 @@ struct Form {
 
 /// The keys of [`Form`] that every class knows.
 const KEYS: [&str; 14] = [
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "vocab_size",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "tie_word_embeddings",
-    "attention_bias",
-    "mlp_bias",
-    "dropout",
-    "attention_dropout",
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
+    "intermediate_size", "vocab_size", "max_position_embeddings", "rms_norm_eps",
+    "tie_word_embeddings", "attention_bias", "mlp_bias", "dropout", "attention_dropout",
 ];
 
 /// Keys that are looked at by [`check_windows`] and [`check_rope_layers`].
@@ -132,22 +121,10 @@ const LAYER_KEYS: [&str; 4] =
 
 /// The keys of MiniMind's experts and of the joined model around it.
 const MINIMIND_KEYS: [&str; 16] = [
-    "use_moe",
-    "num_experts",
-    "num_experts_per_tok",
-    "moe_intermediate_size",
-    "norm_topk_prob",
-    "router_aux_loss_coef",
-    "n_routed_experts",
-    "n_shared_experts",
-    "aux_loss_alpha",
-    "image_special_token",
-    "image_ids",
-    "image_hidden_size",
-    "image_token_len",
-    "vision_hidden_size",
-    "ve_dim",
-    "seq_aux",
+    "use_moe", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob",
+    "router_aux_loss_coef", "n_routed_experts", "n_shared_experts", "aux_loss_alpha",
+    "image_special_token", "image_ids", "image_hidden_size", "image_token_len",
+    "vision_hidden_size", "ve_dim", "seq_aux",
 ];
 
 /// What this program adds for the other parts of a joined model.

@@ -145,15 +145,8 @@ impl LmNames {
     /// itself.
     pub fn is_table(&self, name: &str) -> bool {
         const TABLES: [&str; 9] = [
-            "bias_mask",
-            "causal_mask",
-            "cos_cached",
-            "freqs_cis",
-            "freqs_cos",
-            "freqs_sin",
-            "inv_freq",
-            "mask",
-            "sin_cached",
+            "bias_mask", "causal_mask", "cos_cached", "freqs_cis", "freqs_cos", "freqs_sin",
+            "inv_freq", "mask", "sin_cached",
         ];
         TABLES.contains(&name.rsplit('.').next().unwrap_or(name))
     }

@@ -159,12 +159,8 @@ impl VisionConfig {
 
     fn validate(&self) -> Result<(), ShapeError> {
         let sizes = [
-            self.hidden_size,
-            self.intermediate_size,
-            self.num_attention_heads,
-            self.num_channels,
-            self.image_size,
-            self.patch_size,
+            self.hidden_size, self.intermediate_size, self.num_attention_heads, self.num_channels,
+            self.image_size, self.patch_size,
         ];
         if sizes.iter().any(|&size| size < 1)
             || self.hidden_size % self.num_attention_heads != 0
@@ -196,19 +192,9 @@ impl VisionConfig {
 /// Keys of a tower that are read, and of what it has no part in: heads for pooled outputs, and word
 /// embeddings, which old files mention in every part.
 const KEYS: [&str; 13] = [
-    "hidden_size",
-    "intermediate_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_channels",
-    "image_size",
-    "patch_size",
-    "hidden_act",
-    "layer_norm_eps",
-    "projection_dim",
-    "logit_scale_init_value",
-    "vision_use_head",
-    "tie_word_embeddings",
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels",
+    "image_size", "patch_size", "hidden_act", "layer_norm_eps", "projection_dim",
+    "logit_scale_init_value", "vision_use_head", "tie_word_embeddings",
 ];
 
 /// Keys whose value decides, of towers.

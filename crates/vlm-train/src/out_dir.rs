@@ -20,12 +20,7 @@ const TRACES: [&str; 3] = ["metrics.jsonl", "summary.json", "checkpoints"];
 
 /// What a run writes under fixed names.
 const RECORDS: [&str; 7] = [
-    "config.json",
-    "metrics.jsonl",
-    "summary.json",
-    "rejected.jsonl",
-    "checkpoints",
-    "report.html",
+    "config.json", "metrics.jsonl", "summary.json", "rejected.jsonl", "checkpoints", "report.html",
     "heldout.png",
 ];
 /// What a run with a trained vision encoder writes to its folder `vision`.

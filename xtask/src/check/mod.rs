@@ -58,15 +58,8 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     eprintln!("check: clippy");
     setup::ensure(workspace)?;
     let clippy = [
-        "--keep-going",
-        "--workspace",
-        "--all-targets",
-        "--features",
-        "vlm-tests/fake-cuda",
-        "--release",
-        "--",
-        "-D",
-        "warnings",
+        "--keep-going", "--workspace", "--all-targets", "--features", "vlm-tests/fake-cuda",
+        "--release", "--", "-D", "warnings",
     ];
     if !passes(workspace, "clippy", "clippy", &clippy)? {
         failures.push("clippy".to_owned());

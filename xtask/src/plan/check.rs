@@ -37,23 +37,9 @@ const DEVICE_FLAGS: [&str; 6] =
 const LENGTH_FLAGS: [&str; 2] = ["rows", "epochs"];
 /// Flags that say what is trained, which the finished run has settled.
 const RUN_FLAGS: [&str; 17] = [
-    "dim",
-    "n_layers",
-    "n_heads",
-    "n_kv_heads",
-    "vocab_size",
-    "use_moe",
-    "vision",
-    "batch_size",
-    "accumulation_steps",
-    "seq_len",
-    "supervised",
-    "images",
-    "unfreeze_last_layers",
-    "unfreeze_first_layers",
-    "train_lm",
-    "train_vision",
-    "dtype",
+    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "use_moe", "vision", "batch_size",
+    "accumulation_steps", "seq_len", "supervised", "images", "unfreeze_last_layers",
+    "unfreeze_first_layers", "train_lm", "train_vision", "dtype",
 ];
 
 /// The comparison, and the plan for other devices where the flags name some, as tables or JSON.

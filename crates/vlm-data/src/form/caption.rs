@@ -9,21 +9,8 @@ use crate::rows::{Role, Turn};
 
 /// Keys of a caption, the likeliest first.
 pub(super) const CAPTION_KEYS: [&str; 16] = [
-    "caption",
-    "captions",
-    "text",
-    "txt",
-    "description",
-    "sentence",
-    "sentences",
-    "sentences_raw",
-    "raw",
-    "alt_text",
-    "alt",
-    "recaption",
-    "long_caption",
-    "short_caption",
-    "detailed_caption",
+    "caption", "captions", "text", "txt", "description", "sentence", "sentences", "sentences_raw",
+    "raw", "alt_text", "alt", "recaption", "long_caption", "short_caption", "detailed_caption",
     "title",
 ];
 

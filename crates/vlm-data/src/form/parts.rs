@@ -16,18 +16,8 @@ const OTHER_MEDIA: [&str; 8] =
 const TEXT_KEYS: [&str; 3] = ["text", "content", "value"];
 /// Keys under which an image part has its image.
 const IMAGE_KEYS: [&str; 12] = [
-    "image",
-    "image_url",
-    "url",
-    "path",
-    "image_path",
-    "file_name",
-    "source",
-    "bytes",
-    "data",
-    "base64",
-    "image_file",
-    "img",
+    "image", "image_url", "url", "path", "image_path", "file_name", "source", "bytes", "data",
+    "base64", "image_file", "img",
 ];
 
 /// The images that parts carry, in the order of the turns; `None` for a part that only marks the

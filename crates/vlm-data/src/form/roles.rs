@@ -5,47 +5,18 @@ use crate::rows::Role;
 /// Names in lower case, by role.
 const SYSTEM: [&str; 3] = ["system", "developer", "system_prompt"];
 const USER: [&str; 10] = [
-    "user",
-    "human",
-    "prompter",
-    "question",
-    "instruction",
-    "customer",
-    "client",
-    "player",
-    "q",
+    "user", "human", "prompter", "question", "instruction", "customer", "client", "player", "q",
     "usr",
 ];
 const ASSISTANT: [&str; 18] = [
-    "assistant",
-    "gpt",
-    "bot",
-    "model",
-    "chatgpt",
-    "gpt4",
-    "gpt-4",
-    "bing",
-    "bard",
-    "claude",
-    "ai",
-    "chatbot",
-    "llm",
-    "answer",
-    "output",
-    "a",
+    "assistant", "gpt", "bot", "model", "chatgpt", "gpt4", "gpt-4", "bing", "bard", "claude", "ai",
+    "chatbot", "llm", "answer", "output", "a",
     // A call of a function is text that the assistant writes.
-    "function_call",
-    "tool_call",
+    "function_call", "tool_call",
 ];
 const TOOL: [&str; 8] = [
-    "tool",
-    "function",
-    "observation",
-    "ipython",
-    "tool_response",
-    "function_response",
-    "tool_result",
-    "environment",
+    "tool", "function", "observation", "ipython", "tool_response", "function_response",
+    "tool_result", "environment",
 ];
 
 /// The role called `name`, in any case.

@@ -36,18 +36,8 @@ const LIKELY_TAGS: [&str; 8] =
     ["<IMAGE>", "<Image>", "<IMG>", "<img>", "[IMG]", "[IMAGE]", "<picture>", "<images>"];
 /// Tags of media that are not trained on.
 const OTHER_TAGS: [&str; 12] = [
-    "<video>",
-    "<audio>",
-    "<|video|>",
-    "<|audio|>",
-    "<|video_pad|>",
-    "<|audio_pad|>",
-    "<|audio_bos|>",
-    "<|AUDIO|>",
-    "<speech>",
-    "<sound>",
-    "<VideoHere>",
-    "<AudioHere>",
+    "<video>", "<audio>", "<|video|>", "<|audio|>", "<|video_pad|>", "<|audio_pad|>",
+    "<|audio_bos|>", "<|AUDIO|>", "<speech>", "<sound>", "<VideoHere>", "<AudioHere>",
 ];
 
 /// A tag of another program in a text.

@@ -10,16 +10,8 @@ use crate::rows::{IMAGE_TAG, Role, Turn};
 
 /// Keys that hold a list of turns.
 pub(super) const LIST_KEYS: [&str; 10] = [
-    "conversations",
-    "conversation",
-    "messages",
-    "texts",
-    "dialog",
-    "dialogue",
-    "dialogs",
-    "turns",
-    "chat",
-    "conv",
+    "conversations", "conversation", "messages", "texts", "dialog", "dialogue", "dialogs", "turns",
+    "chat", "conv",
 ];
 /// Keys under which a turn has its role, and its content.
 const ROLE_KEYS: [&str; 4] = ["role", "from", "speaker", "sender"];

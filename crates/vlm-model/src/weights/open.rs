@@ -22,12 +22,8 @@ pub(super) enum Content {
 
 /// In a folder the first of these counts.
 const USUAL_NAMES: [&str; 6] = [
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-    "open_clip_model.safetensors",
-    "open_clip_pytorch_model.bin",
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+    "pytorch_model.bin.index.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
 ];
 
 /// Extensions of weight files.

@@ -23,13 +23,7 @@ impl State {
     fn step(&self, grads: &[Tensor], scale: LossScale<'_>) -> vlm_torch::Result<()> {
         let step = AdamWStep { lr: 0.01, weight_decay: 0.1, ..AdamWStep::default() };
         fused_adamw_step(
-            &self.params,
-            grads,
-            &self.exp_avgs,
-            &self.exp_avg_sqs,
-            &self.steps,
-            &step,
-            scale,
+            &self.params, grads, &self.exp_avgs, &self.exp_avg_sqs, &self.steps, &step, scale,
         )
     }
 }
