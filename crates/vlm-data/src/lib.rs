@@ -80,6 +80,7 @@ mod template_limits;
 mod template_profile;
 mod text_stream;
 mod tokenizer_files;
+mod try_row;
 mod webdataset;
 mod windows;
 mod worker;

@@ -12,12 +12,12 @@ use crate::encoded_row::EncodedRow;
 use crate::error::DataError;
 use crate::feature_cache::FeatureCache;
 use crate::order::RowLength;
-use crate::ordered_map::panic_message;
 use crate::preprocess::ImageProcessor;
 use crate::reject::{Reject, RejectReason, Rejected};
 use crate::row_error::RowError;
 use crate::rows::RowImage;
 use crate::source::{PreparedRow, RowSource};
+use crate::try_row::try_row;
 
 /// What a loader does with the images of its rows.
 #[derive(Debug, Clone)]
@@ -116,19 +116,7 @@ impl RowMaker {
     }
 
     fn make(&self, row: usize) -> Outcome {
-        // A decoder that panics on a hostile file must not end the run without naming the row.
-        match catch_unwind(AssertUnwindSafe(|| self.try_make(row))) {
-            Ok(Ok(sample)) => Ok(Ok(sample)),
-            Ok(Err(error)) => {
-                let location = self.source.locate(row);
-                let Reject { reason, detail } = error.at(location.clone())?;
-                Ok(Err(Rejected { row, location, reason, detail }))
-            }
-            Err(panic) => Err(DataError::WorkerPanic {
-                location: self.source.locate(row),
-                message: panic_message(panic.as_ref()),
-            }),
-        }
+        try_row(self.source.as_ref(), row, || self.try_make(row))
     }
 
     fn try_make(&self, index: usize) -> Result<Sample, RowError> {

@@ -20,7 +20,7 @@ use crate::shards::{MANIFEST_FILE, Manifest, ShardWriter};
 use crate::source::RowSource;
 use crate::statistics::Statistics;
 use check::RowChecker;
-use pipeline::{Pipeline, RowOutcome};
+use pipeline::Pipeline;
 use progress::{PreparedFrom, Progress, ShardRecord};
 
 /// Prepares all rows of `source`, continuing an earlier call that was interrupted. `progress` is
@@ -121,11 +121,11 @@ fn write_shard(
     let (mut statistics, mut rejected) = (Statistics::default(), Vec::new());
     for row in range {
         match rows.next()? {
-            RowOutcome::Kept(kept) => {
+            Ok(kept) => {
                 statistics.add(&kept.row.encoded, kept.is_cut, &kept.image_sizes);
                 writer.push(kept.row)?;
             }
-            RowOutcome::Rejected(reject) => rejected.push(reject),
+            Err(reject) => rejected.push(reject),
         }
         progress(row + 1, num_rows);
     }

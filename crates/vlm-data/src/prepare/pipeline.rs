@@ -2,21 +2,18 @@
 //! is bounded.
 
 use std::ops::Range;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::check::{KeptRow, RowChecker};
 use crate::error::DataError;
-use crate::ordered_map::{OrderedMap, panic_message};
-use crate::reject::{Reject, Rejected};
+use crate::ordered_map::OrderedMap;
+use crate::reject::Rejected;
+use crate::try_row::try_row;
 
 /// Number of rows in a task of a thread: few, because each may have a large image.
 const ROWS_PER_TASK: usize = 8;
 
 /// The result of checking a row.
-pub(super) enum RowOutcome {
-    Kept(Box<KeptRow>),
-    Rejected(Rejected),
-}
+pub(super) type RowOutcome = Result<Box<KeptRow>, Rejected>;
 
 type Outcomes = Result<Vec<RowOutcome>, DataError>;
 
@@ -36,6 +33,9 @@ impl Pipeline {
         rows: Range<usize>,
         num_workers: usize,
     ) -> Result<Self, DataError> {
+        let check = |checker: &RowChecker, row| {
+            try_row(checker.source.as_ref(), row, || checker.check(row).map(Box::new))
+        };
         let check_rows = move |rows: Range<usize>| rows.map(|row| check(&checker, row)).collect();
         let checks = OrderedMap::start("prepare", num_workers, check_rows)
             .map_err(|source| DataError::Threads { source })?;
@@ -61,21 +61,5 @@ impl Pipeline {
             self.num_pending -= 1;
             self.ready = outcomes?.into_iter();
         }
-    }
-}
-
-fn check(checker: &RowChecker, row: usize) -> Result<RowOutcome, DataError> {
-    let location = || checker.source.locate(row);
-    // A decoder that panics on a hostile file must not end the work without naming the row.
-    match catch_unwind(AssertUnwindSafe(|| checker.check(row))) {
-        Ok(Ok(kept)) => Ok(RowOutcome::Kept(Box::new(kept))),
-        Ok(Err(error)) => {
-            let Reject { reason, detail } = error.at(location())?;
-            Ok(RowOutcome::Rejected(Rejected { row, location: location(), reason, detail }))
-        }
-        Err(panic) => Err(DataError::WorkerPanic {
-            location: location(),
-            message: panic_message(panic.as_ref()),
-        }),
     }
 }
