@@ -18,7 +18,7 @@ const SEQUENTIAL_FRAMES: [u8; 2] = [0xC0, 0xC1];
 /// coefficient: every block in that stretch would be filled with this one coefficient. If the table
 /// gives it to the end of a block, the zeros may be a plain area, and no damage is reported.
 pub(crate) fn damage(bytes: &[u8]) -> Option<&'static str> {
-    const CUT_OFF: &str = "the JPEG is cut off: its end marker is missing";
+    const TRUNCATED: &str = "the JPEG is truncated: its end marker is missing";
     let mut at = 2;
     let mut num_components = None;
     // By the number of the table: whether its shortest code ends a block.
@@ -37,16 +37,16 @@ pub(crate) fn damage(bytes: &[u8]) -> Option<&'static str> {
             }
             _ => {}
         }
-        let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return Some(CUT_OFF) };
+        let Some(&[high, low]) = bytes.get(at + 2..at + 4) else { return Some(TRUNCATED) };
         let next = at + 2 + usize::from(u16::from_be_bytes([high, low]));
-        let Some(segment) = bytes.get(at + 4..next) else { return Some(CUT_OFF) };
+        let Some(segment) = bytes.get(at + 4..next) else { return Some(TRUNCATED) };
         match marker {
             HUFFMAN_TABLES => read_tables(segment, &mut shortest_ends_block),
             _ if SEQUENTIAL_FRAMES.contains(&marker) => num_components = segment.get(5).copied(),
             START_OF_SCAN => {
                 let data = &bytes[next..];
                 if !data.windows(2).any(|pair| pair == [0xFF, END_OF_IMAGE]) {
-                    return Some(CUT_OFF);
+                    return Some(TRUNCATED);
                 }
                 // In a scan of all components, each stretch has blocks of each table.
                 let is_whole = segment.first().copied() == num_components;
@@ -63,7 +63,7 @@ pub(crate) fn damage(bytes: &[u8]) -> Option<&'static str> {
         }
         at = next;
     }
-    Some(CUT_OFF)
+    Some(TRUNCATED)
 }
 
 /// Reads the tables of coefficients in a segment: class and number, sixteen counts of codes by

@@ -91,7 +91,7 @@ impl Reader<'_> {
         let length = self.header.nodes.get(element.node).copied().unwrap_or(0);
         // Values that take no bytes could be of any number.
         if end > length || end - start > self.batches.length() {
-            return Err("a list goes beyond its values".into());
+            return Err("a list is beyond the end of its values".into());
         }
         let values = (start..end).map(|k| self.value(element, k));
         Ok(Field::List(values.collect::<Result<_, _>>()?))
@@ -130,7 +130,7 @@ impl Reader<'_> {
 
     fn bytes(&self, buffer: usize, start: u64, length: u64) -> Result<Vec<u8>, ReadError> {
         let (offset, whole) = self.place(buffer)?;
-        let beyond = || ReadError::from("a value lies beyond its buffer");
+        let beyond = || ReadError::from("a value is beyond the end of its buffer");
         let end = start.checked_add(length).ok_or_else(beyond)?;
         if let Some(codec) = self.header.compression {
             let key = (self.header.number, buffer);

@@ -113,7 +113,7 @@ impl Pages {
             let num_rows = num_rows.filter(|&rows| (start as u64).saturating_add(rows) <= most);
             let Some(num_rows) = num_rows else {
                 return Err(wrong(format!(
-                    "a row group says that it has {} rows, in a file of {length} bytes",
+                    "a row group claims to have {} rows, in a file of {length} bytes",
                     group.num_rows()
                 )));
             };

@@ -257,7 +257,7 @@ fn a_folder_of_files_is_one_data_set_with_its_images() {
     let root = folder.path();
     for name in ["a/rows.jsonl", "b/rows.json", "images/sub/x.jpg", "README.md"] {
         std::fs::create_dir_all(root.join(name).parent().unwrap()).unwrap();
-        std::fs::write(root.join(name), "picture").unwrap();
+        std::fs::write(root.join(name), "image bytes").unwrap();
     }
     let row = r#"{"query": "q", "response": "a", "image": "sub/x.jpg"}"#;
     std::fs::write(root.join("a/rows.jsonl"), format!("{row}\n{row}\n")).unwrap();
@@ -266,7 +266,7 @@ fn a_folder_of_files_is_one_data_set_with_its_images() {
     assert_eq!(source.len(), 3);
     for k in 0..3 {
         let row = source.row(k).unwrap();
-        assert_eq!(source.image_bytes(k, 0, &row.images[0]).unwrap(), &b"picture"[..]);
+        assert_eq!(source.image_bytes(k, 0, &row.images[0]).unwrap(), &b"image bytes"[..]);
     }
     std::fs::write(root.join("c.parquet"), "x").unwrap();
     let error = open_source(root, None).err().unwrap().to_string();
