@@ -135,7 +135,7 @@ fn data_prepared_for_another_model_is_refused_by_name() {
     prepare_rows(&trial, &other);
     let shards = trial.path("shards");
     let flags = ["--data-path", shards.to_str().unwrap()];
-    trial.pretrain(&flags).assert_error(2, &["shards", "49 tokens an image", "196"]);
+    trial.pretrain(&flags).assert_error(2, &["shards", "49 tokens per image", "196"]);
     assert!(!trial.path("out").exists());
 }
 

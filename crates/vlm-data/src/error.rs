@@ -49,7 +49,7 @@ pub enum DataError {
     /// A disk, or what connects it, failed while a row was read.
     #[error(
         "{location}: {source}. The disk or the connection to it failed; the row is not rejected. \
-         Once the file can be read again, run the same command to continue (training with `resume` \
+         Once the file can be read, run the same command again to continue (training with `resume` \
          auto)"
     )]
     /// A disk or the connection to it failed while a row was read.
