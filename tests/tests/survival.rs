@@ -185,7 +185,7 @@ fn a_run_of_few_rows_that_cannot_be_used_fails_with_the_reasons() {
         trial.pretrain(&[&["--out-dir", out.to_str().unwrap()], more].concat())
     };
     let mixed: Vec<String> = (0..9).map(good).chain((0..8).map(bad)).collect();
-    run(&mixed, "mixed", &[]).assert_error(1, &["8 of 17 rows", "at most 5% may be"]);
+    run(&mixed, "mixed", &[]).assert_error(1, &["8 of 17 rows", "the limit is 5%"]);
     let one: Vec<String> = (0..23).map(good).chain([bad(0)]).collect();
     run(&one, "none", &["--max-rejected-fraction", "0"]).assert_error(1, &["the limit is 0"]);
     let ended = run(&one, "one", &[]);
