@@ -15,29 +15,30 @@ const FLUSHED_BYTES: usize = 4 << 20;
 pub struct Flushing<'a> {
     file: File,
     unflushed: usize,
-    goes_on: Option<GoesOn<'a>>,
+    heartbeat: Option<Heartbeat<'a>>,
 }
 
-/// Called as long as something gets on.
+/// A function that is called again and again while an operation makes progress, however long the
+/// operation takes.
 #[derive(Clone, Copy)]
-pub struct GoesOn<'a>(pub &'a dyn Fn());
+pub struct Heartbeat<'a>(pub &'a dyn Fn());
 
-impl std::fmt::Debug for GoesOn<'_> {
+impl std::fmt::Debug for Heartbeat<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("GoesOn")
+        f.write_str("Heartbeat")
     }
 }
 
 impl Write for Flushing<'_> {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
         let written = self.file.write(&bytes[..bytes.len().min(FLUSHED_BYTES)])?;
-        if let Some(GoesOn(goes_on)) = self.goes_on {
+        if let Some(Heartbeat(beat)) = self.heartbeat {
             self.unflushed += written;
             if self.unflushed >= FLUSHED_BYTES {
                 self.file.sync_data()?;
                 self.unflushed = 0;
             }
-            goes_on();
+            beat();
         }
         Ok(written)
     }
@@ -58,17 +59,17 @@ pub fn write_atomically<E: From<Error>>(
     write_atomically_with(path, None, fill)
 }
 
-/// As [`write_atomically`]. `goes_on` is called again and again, however slow the disk is: at every
-/// few megabytes that have reached it.
+/// As [`write_atomically`]. `heartbeat` is called whenever a few megabytes have reached the
+/// disk, however slow it is.
 /// # Errors
 /// As [`write_atomically`].
 pub fn write_atomically_with<E: From<Error>>(
     path: &Path,
-    goes_on: Option<GoesOn>,
+    heartbeat: Option<Heartbeat>,
     fill: impl FnOnce(&mut BufWriter<Flushing>) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
     let temporary = temporary_name(path)?;
-    let written = write_and_sync(&temporary, goes_on, fill)
+    let written = write_and_sync(&temporary, heartbeat, fill)
         .and_then(|()| {
             fs::rename(&temporary, path).map_err(|e| Error::io("rename to", path, e).into())
         })
@@ -118,11 +119,11 @@ fn put_in_place(temporary: &Path, path: &Path) -> Result<()> {
 
 fn write_and_sync<E: From<Error>>(
     path: &Path,
-    goes_on: Option<GoesOn>,
+    heartbeat: Option<Heartbeat>,
     fill: impl FnOnce(&mut BufWriter<Flushing>) -> std::result::Result<(), E>,
 ) -> std::result::Result<(), E> {
     let file = File::create(path).map_err(|e| Error::io("create", path, e))?;
-    let flushing = Flushing { file, unflushed: 0, goes_on };
+    let flushing = Flushing { file, unflushed: 0, heartbeat };
     let mut writer = BufWriter::with_capacity(1 << 20, flushing);
     fill(&mut writer)?;
     writer.flush().map_err(|e| Error::io("write", path, e))?;

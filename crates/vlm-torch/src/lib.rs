@@ -27,7 +27,7 @@ pub use checkpoint::{checkpoint, checkpoint_many};
 pub use cuda::{LIBTORCH_VERSION, cuda_bus_id, load_cuda, set_cuda_device};
 pub use error::{Error, Result, plain_message};
 pub use files::{
-    Flushing, GoesOn, write_atomically, write_atomically_with, write_folder_atomically,
+    Flushing, Heartbeat, write_atomically, write_atomically_with, write_folder_atomically,
 };
 pub use gradients::{clip_grad_norm, set_grad_none, unscale_gradients};
 pub use memory::{peak_memory_bytes, reset_peak};

@@ -9,7 +9,7 @@ use std::path::Path;
 use tch::{Device, Kind, Tensor};
 
 use crate::files::Flushing;
-use crate::{Error, GoesOn, Result, ffi, write_atomically_with};
+use crate::{Error, Heartbeat, Result, ffi, write_atomically_with};
 
 const OPERATION: &str = "save_pth";
 
@@ -23,20 +23,20 @@ pub fn save_pth(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     save_pth_with(path, tensors, None)
 }
 
-/// As [`save_pth`]; for `goes_on` see [`write_atomically_with`].
+/// As [`save_pth`]; for `heartbeat` see [`write_atomically_with`].
 /// # Errors
 /// As [`save_pth`].
 pub fn save_pth_with(
     path: &Path,
     tensors: &[(String, Tensor)],
-    goes_on: Option<GoesOn>,
+    heartbeat: Option<Heartbeat>,
 ) -> Result<()> {
     let mut seen = HashSet::new();
     if let Some((name, _)) = tensors.iter().find(|(name, _)| !seen.insert(name)) {
         return Err(Error::argument(OPERATION, format!("the name {name:?} occurs twice")));
     }
     let on_cpu = detached_on_cpu(tensors)?;
-    write_atomically_with(path, goes_on, |file| write(file, tensors, &on_cpu))
+    write_atomically_with(path, heartbeat, |file| write(file, tensors, &on_cpu))
 }
 
 /// What makes two tensors on a device the same values in the same memory.

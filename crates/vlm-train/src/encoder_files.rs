@@ -8,7 +8,7 @@ use tch::Tensor;
 use vlm_infer::{Shapes, write_json, write_preprocessor};
 use vlm_model::Vlm;
 use vlm_model::weights::{self, Format};
-use vlm_torch::GoesOn;
+use vlm_torch::Heartbeat;
 
 use crate::TrainError;
 
@@ -38,7 +38,7 @@ pub(crate) fn save(
     shapes: &Shapes,
     from: &Path,
     out_dir: &Path,
-    goes_on: GoesOn,
+    heartbeat: Heartbeat,
 ) -> Result<(), TrainError> {
     if model.vision_params().trainable().is_empty() {
         return Ok(());
@@ -47,7 +47,7 @@ pub(crate) fn save(
     fs::create_dir_all(&folder).map_err(|e| TrainError::at(&folder, e))?;
     let file = folder.join("model.safetensors");
     let named = model.vision_params().named();
-    weights::save_with(&file, &named, Format::Safetensors, Some(goes_on))
+    weights::save_with(&file, &named, Format::Safetensors, Some(heartbeat))
         .map_err(|e| TrainError::at(&file, e))?;
     write_preprocessor(from, &shapes.vision, &folder)?;
     Ok(write_json(&folder.join("config.json"), &shapes.vision.to_json())?)

@@ -6,7 +6,7 @@ use serde::Serialize;
 use vlm_infer::evaluation::EvalReport;
 
 use crate::TrainError;
-use crate::metrics::Counters;
+use crate::train_state::Counters;
 
 /// Receives the events of a training run, in their order. Only rank 0 sends events.
 ///
@@ -84,12 +84,6 @@ pub struct StepReport {
     pub lr: f64,
     /// Rows per second, measured over the last interval of the log; 0 before the first line.
     pub samples_per_sec: f64,
-}
-
-impl StepReport {
-    pub(crate) fn new(step: u64, loss: Option<f64>, lr: f64, samples_per_sec: f64) -> Self {
-        Self { step, loss, lr, samples_per_sec }
-    }
 }
 
 /// A line of `metrics.jsonl` for a step.

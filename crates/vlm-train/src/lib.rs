@@ -24,7 +24,9 @@ pub mod report;
 pub mod run;
 pub mod scaler;
 pub mod schedule;
+pub mod state_dict;
 mod tensor_hash;
+mod train_state;
 pub mod trainer;
 
 pub use config::TrainConfig;
@@ -34,3 +36,4 @@ pub use events::{EvalLine, Event, EventSink, LogLine, StepReport};
 pub use out_dir::OutDir;
 pub use out_of_memory::{is_out_of_memory, memory_shortage};
 pub use run::{Run, Summary};
+pub use train_state::{Counters, TrainState};

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::metrics::Counters;
+use crate::train_state::Counters;
 
 /// Measures the speed of the training between two log lines.
 #[derive(Debug)]

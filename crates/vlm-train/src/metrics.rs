@@ -5,31 +5,8 @@ use std::io::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
 use crate::TrainError;
 use crate::events::{Event, EventSink};
-
-/// What a run has done so far, in all epochs and on all ranks.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, serde::Deserialize)]
-pub struct Counters {
-    /// Number of steps (micro-batches) done.
-    pub step: u64,
-    /// Number of updates of the weights.
-    pub update: u64,
-    /// Number of rows trained on.
-    pub samples: u64,
-    /// Number of tokens in these rows, padding not counted.
-    pub tokens: u64,
-    /// Number of supervised tokens in these rows.
-    pub supervised_tokens: u64,
-    /// Number of updates skipped because loss or gradient was not finite.
-    pub skipped_updates: u64,
-    /// Number of steps without a supervised token.
-    pub empty_steps: u64,
-    /// Number of distinct rejected rows.
-    pub rejected_rows: u64,
-}
 
 /// Appends the log lines and evaluations of a run to a file.
 #[derive(Debug)]

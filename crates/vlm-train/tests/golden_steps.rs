@@ -10,17 +10,15 @@ use vlm_data::{
     ImageProcessor, Padding, RejectLog,
 };
 use vlm_infer::Dtype;
-use vlm_infer::device_batch::Transfer;
 use vlm_model::weights::Weights;
 use vlm_model::{FreezePolicy, LmConfig, VisionConfig, Vlm};
-use vlm_train::TrainConfig;
 use vlm_train::config::{
     DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, ShapeRequest, Stage,
 };
 use vlm_train::metrics::MetricsFile;
-use vlm_train::optimizer::AdamW;
-use vlm_train::parallel::{GradientSync, World};
-use vlm_train::trainer::{BatchSource, Batches, Ending, Position, Trainer};
+use vlm_train::parallel::World;
+use vlm_train::trainer::{BatchSource, Batches, Ending, Trainer};
+use vlm_train::{TrainConfig, TrainState};
 
 const IMAGE_TOKENS: usize = 196;
 const IMAGE_TOKEN_ID: i64 = 34;
@@ -170,7 +168,7 @@ fn try_to_train(
     model: &Vlm,
     source: &GoldenBatches,
     change: fn(&mut TrainConfig),
-) -> (Result<Position, String>, Vec<serde_json::Value>, Vec<u64>) {
+) -> (Result<TrainState, String>, Vec<serde_json::Value>, Vec<u64>) {
     let folder = tempfile::tempdir().unwrap();
     let mut config = config(folder.path().to_owned());
     change(&mut config);
@@ -178,31 +176,18 @@ fn try_to_train(
     let settings = golden("vision_tower/preprocessor_config.json");
     let processor = ImageProcessor::from_file(&settings).unwrap();
     let world = World::single();
-    let mut trainer = Trainer {
-        config: &config,
-        model,
-        transfer: Transfer::new(Device::Cpu, &processor),
-        source,
-        optimizer: AdamW::of_model(model, &config.optim),
-        dtype: Dtype::Float32,
-        position: Position::default(),
-        rejects: Some(RejectLog::open(&folder.path().join("rejected.jsonl")).unwrap()),
-        budget: vlm_data::RejectBudget::new(0.05),
-        last_checkpoint: None,
-        sinks: vec![Box::new(MetricsFile::open(&metrics).unwrap())],
-        pad_token_id: 0,
-        world: &world,
-        gradients: GradientSync::new(&world, &model.trainable()).unwrap(),
-        evaluator: None,
-    };
+    let mut trainer = Trainer::new(&config, model, source, &processor, 0, &world).unwrap();
+    trainer.sinks.push(Box::new(MetricsFile::open(&metrics).unwrap()));
+    let rejects = folder.path().join("rejected.jsonl");
+    trainer.reject_log = Some(RejectLog::open(&rejects).unwrap());
     let mut saved = Vec::new();
     let ending = trainer.run(&AtomicBool::new(false), &mut |trainer| {
-        saved.push(trainer.position.counters.step);
-        Ok(Some(PathBuf::from(format!("step-{}", trainer.position.counters.step))))
+        saved.push(trainer.state.counters.step);
+        Ok(Some(PathBuf::from(format!("step-{}", trainer.state.counters.step))))
     });
     let ended = ending.map_err(|error| error.to_string()).map(|ending| {
         assert_eq!(ending, Ending::Finished);
-        trainer.position
+        trainer.state
     });
     let text = std::fs::read_to_string(metrics).unwrap();
     let lines = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();

@@ -19,7 +19,7 @@ use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use tch::{Kind, Tensor};
-use vlm_torch::GoesOn;
+use vlm_torch::Heartbeat;
 
 pub use error::WeightsError;
 pub use load::{LoadReport, Misshapen};
@@ -296,22 +296,24 @@ pub fn save(path: &Path, tensors: &[(String, Tensor)], format: Format) -> Result
     save_with(path, tensors, format, None)
 }
 
-/// As [`save`]; for `goes_on` see [`vlm_torch::write_atomically_with`].
+/// As [`save`]; for `heartbeat` see [`vlm_torch::write_atomically_with`].
 /// # Errors
 /// As [`save`].
 pub fn save_with(
     path: &Path,
     tensors: &[(String, Tensor)],
     format: Format,
-    goes_on: Option<GoesOn>,
+    heartbeat: Option<Heartbeat>,
 ) -> Result<(), WeightsError> {
     if format == Format::Pth {
-        return Ok(vlm_torch::save_pth_with(path, tensors, goes_on)?);
+        return Ok(vlm_torch::save_pth_with(path, tensors, heartbeat)?);
     }
     let mut seen = HashSet::new();
     if let Some((name, _)) = tensors.iter().find(|(name, _)| !seen.insert(name)) {
         return Err(Refusal(format!("the name {name:?} occurs twice among the tensors to save"))
             .in_file(path));
     }
-    vlm_torch::write_atomically_with(path, goes_on, |file| safetensors::write(file, tensors, path))
+    vlm_torch::write_atomically_with(path, heartbeat, |file| {
+        safetensors::write(file, tensors, path)
+    })
 }

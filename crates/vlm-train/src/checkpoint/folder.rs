@@ -26,7 +26,7 @@ pub fn newest(folder: &Path) -> Result<Option<Checkpoint>, TrainError> {
     let mut unhealthy = None;
     for path in list(folder)?.into_iter().rev() {
         match load(&path) {
-            Ok(checkpoint) if checkpoint.state.position.skipped_in_a_row == 0 => {
+            Ok(checkpoint) if checkpoint.state_dict.train_state.skipped_in_a_row == 0 => {
                 if unhealthy.is_some() {
                     tracing::warn!(
                         "checkpoints of later steps than {} were written while updates were being \

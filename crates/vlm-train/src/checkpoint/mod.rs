@@ -16,12 +16,13 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 use vlm_data::is_disk_failure;
 use vlm_model::weights::{self, Format};
-use vlm_torch::GoesOn;
+use vlm_torch::Heartbeat;
 
 pub use self::folder::{clean_up, newest, set_later_ones_apart, traces};
 use self::folder::{put_in_place, remove_if_there, remove_oldest, sync};
 use crate::TrainError;
-use crate::trainer::Position;
+use crate::state_dict::StateDict;
+use crate::train_state::TrainState;
 
 const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
@@ -29,30 +30,27 @@ const STATE: &str = "state.json";
 
 /// `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct State {
+struct StateFile {
     /// Version of this format.
-    pub version: u32,
+    version: u32,
     /// Version of the program that wrote it.
-    pub program: String,
-    /// Where the run stood.
-    pub position: Position,
-    /// What must be the same for the continued run to be the run it would have been.
-    pub identity: serde_json::Value,
+    program: String,
+    #[serde(rename = "position")]
+    train_state: TrainState,
+    identity: serde_json::Value,
     /// BLAKE3 of each file, in hexadecimal.
-    pub checksums: BTreeMap<String, String>,
+    checksums: BTreeMap<String, String>,
 }
 
-/// A checkpoint read back.
+/// A checkpoint read from its folder.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// Where it lies.
+    /// The folder.
     pub path: PathBuf,
-    /// Weights, the vision encoder's only where it was trained.
-    pub model: Vec<(String, Tensor)>,
-    /// The optimizer's state.
-    pub optimizer: Vec<(String, Tensor)>,
-    /// Position and identity.
-    pub state: State,
+    /// Weights, optimizer state and how far the training was.
+    pub state_dict: StateDict,
+    /// The settings and contents that a run which continues from it must have, too.
+    pub identity: serde_json::Value,
 }
 
 /// Why a checkpoint cannot be loaded; each message names the file.
@@ -88,39 +86,28 @@ impl From<LoadError> for TrainError {
     }
 }
 
-/// What a checkpoint holds.
-#[derive(Debug)]
-pub struct Contents<'a> {
-    /// Weights.
-    pub model: &'a [(String, Tensor)],
-    /// The optimizer's state.
-    pub optimizer: &'a [(String, Tensor)],
-    /// Where the run stands.
-    pub position: Position,
-    /// What a run that continues it must have in common with it.
-    pub identity: &'a serde_json::Value,
-}
-
-/// Writes `folder/step-…`, then removes the oldest beyond `keep` (`None`: removes none); the new one's
-/// path. A checkpoint of the same step is replaced without a moment in which there is none, and left
-/// as it is when it is the same. `goes_on` is called again and again, however slow the disk is.
+/// Writes the checkpoint `folder/step-…` and returns its path. Then removes the oldest checkpoints
+/// until `keep` are left; none with `None`. A checkpoint of the same step is replaced in one operation,
+/// or left as it is when it holds the same. `heartbeat` is called again and again, however slow the
+/// disk is.
 ///
 /// # Errors
 /// The system's, with the path; nothing half-written stays under the checkpoint's name.
 pub fn save(
     folder: &Path,
-    contents: &Contents,
+    state_dict: &StateDict,
+    identity: &serde_json::Value,
     keep: Option<usize>,
-    goes_on: GoesOn,
+    heartbeat: Heartbeat,
 ) -> Result<PathBuf, TrainError> {
-    let step = contents.position.counters.step;
+    let step = state_dict.train_state.counters.step;
     let name = format!("step-{step:08}");
     let (target, temporary) = (folder.join(&name), folder.join(format!(".{name}.tmp")));
     let written = fs::create_dir_all(folder)
         .map_err(|e| TrainError::at(folder, e))
         .and_then(|()| remove_if_there(&temporary))
         .and_then(|()| fs::create_dir(&temporary).map_err(|e| TrainError::at(&temporary, e)))
-        .and_then(|()| fill(&temporary, contents, goes_on))
+        .and_then(|()| fill(&temporary, state_dict, identity, heartbeat))
         .and_then(|state| {
             if is_same(&target, &state) {
                 return remove_if_there(&temporary);
@@ -142,20 +129,25 @@ pub fn save(
     Ok(target)
 }
 
-fn fill(folder: &Path, contents: &Contents, goes_on: GoesOn) -> Result<State, TrainError> {
+fn fill(
+    folder: &Path,
+    state_dict: &StateDict,
+    identity: &serde_json::Value,
+    heartbeat: Heartbeat,
+) -> Result<StateFile, TrainError> {
     let mut checksums = BTreeMap::new();
-    for (name, tensors) in [(MODEL, contents.model), (OPTIMIZER, contents.optimizer)] {
+    for (name, tensors) in [(MODEL, &state_dict.model), (OPTIMIZER, &state_dict.optimizer)] {
         let path = folder.join(name);
-        weights::save_with(&path, tensors, Format::Safetensors, Some(goes_on))
+        weights::save_with(&path, tensors, Format::Safetensors, Some(heartbeat))
             .map_err(|e| TrainError::at(&path, e))?;
-        let checksum = checksum(&path, goes_on).map_err(|e| TrainError::at(&path, e))?;
+        let checksum = checksum(&path, heartbeat).map_err(|e| TrainError::at(&path, e))?;
         checksums.insert(name.to_owned(), checksum);
     }
-    let state = State {
+    let state = StateFile {
         version: state_file::FORMAT_VERSION,
         program: env!("CARGO_PKG_VERSION").to_owned(),
-        position: contents.position,
-        identity: contents.identity.clone(),
+        train_state: state_dict.train_state,
+        identity: identity.clone(),
         checksums,
     };
     state_file::write(&folder.join(STATE), &state)?;
@@ -164,10 +156,10 @@ fn fill(folder: &Path, contents: &Contents, goes_on: GoesOn) -> Result<State, Tr
 }
 
 /// Whether there is a good checkpoint at `path` that holds the same.
-fn is_same(path: &Path, state: &State) -> bool {
+fn is_same(path: &Path, state: &StateFile) -> bool {
     read_state(path).is_ok_and(|there| {
         there.version == state.version
-            && there.position == state.position
+            && there.train_state == state.train_state
             && there.identity == state.identity
             && there.checksums == state.checksums
     })
@@ -185,18 +177,21 @@ pub fn load(path: &Path) -> Result<Checkpoint, LoadError> {
             .map_err(|e| LoadError::Damaged(format!("{}: {e}", file.display())))
     };
     let (model, optimizer) = (read(MODEL)?, read(OPTIMIZER)?);
-    Ok(Checkpoint { path: path.to_owned(), model, optimizer, state })
+    let StateFile { train_state, identity, .. } = state;
+    let state_dict = StateDict { model, optimizer, train_state };
+    Ok(Checkpoint { path: path.to_owned(), state_dict, identity })
 }
 
 /// The state of the checkpoint at `path`, after every file was compared with its checksum.
-fn read_state(path: &Path) -> Result<State, LoadError> {
+fn read_state(path: &Path) -> Result<StateFile, LoadError> {
     if !path.is_dir() {
         return Err(LoadError::Missing(format!("{} is not there", path.display())));
     }
     let state = state_file::read(&path.join(STATE))?;
     for (name, expected) in &state.checksums {
         let file = path.join(name);
-        let found = checksum(&file, GoesOn(&|| ())).map_err(|e| LoadError::of_system(&file, e))?;
+        let found =
+            checksum(&file, Heartbeat(&|| ())).map_err(|e| LoadError::of_system(&file, e))?;
         if found != *expected {
             return Err(LoadError::Damaged(format!(
                 "{}: its checksum is not the one in state.json: the file was changed or is damaged; \
@@ -209,7 +204,7 @@ fn read_state(path: &Path) -> Result<State, LoadError> {
 }
 
 /// BLAKE3 of a file's bytes, in hexadecimal.
-fn checksum(path: &Path, GoesOn(goes_on): GoesOn) -> io::Result<String> {
+fn checksum(path: &Path, Heartbeat(beat): Heartbeat) -> io::Result<String> {
     let mut file = File::open(path)?;
     let mut hasher = blake3::Hasher::new();
     let mut buffer = vec![0; 1 << 20];
@@ -219,7 +214,7 @@ fn checksum(path: &Path, GoesOn(goes_on): GoesOn) -> io::Result<String> {
             return Ok(hasher.finalize().to_hex().to_string());
         }
         hasher.write_all(&buffer[..read])?;
-        goes_on();
+        beat();
     }
 }
 
@@ -233,13 +228,14 @@ mod tests {
     }
 
     fn save_value(folder: &Path, step: u64, value: f64, keep: usize) -> PathBuf {
-        let mut position = Position::default();
-        position.counters.step = step;
-        let (model, optimizer) = (tensors(value), tensors(0.5));
         let identity = serde_json::json!({"seed": 1337});
-        let contents =
-            Contents { model: &model, optimizer: &optimizer, position, identity: &identity };
-        save(folder, &contents, Some(keep), GoesOn(&|| ())).unwrap()
+        save(folder, &state_dict(step, value), &identity, Some(keep), Heartbeat(&|| ())).unwrap()
+    }
+
+    fn state_dict(step: u64, value: f64) -> StateDict {
+        let mut train_state = TrainState::default();
+        train_state.counters.step = step;
+        StateDict { model: tensors(value), optimizer: tensors(0.5), train_state }
     }
 
     fn save_step(folder: &Path, step: u64, keep: usize) -> PathBuf {
@@ -256,7 +252,7 @@ mod tests {
     }
 
     fn newest_step(folder: &Path) -> u64 {
-        newest(folder).unwrap().unwrap().state.position.counters.step
+        newest(folder).unwrap().unwrap().state_dict.train_state.counters.step
     }
 
     #[test]
@@ -264,9 +260,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         save_step(folder.path(), 7, 2);
         let back = newest(folder.path()).unwrap().unwrap();
-        assert_eq!(back.state.position.counters.step, 7);
-        assert_eq!(back.model[0].1, tensors(7.0)[0].1);
-        assert_eq!(back.optimizer[0].1, tensors(0.5)[0].1);
+        assert_eq!(back.state_dict.train_state.counters.step, 7);
+        assert_eq!(back.state_dict.model[0].1, tensors(7.0)[0].1);
+        assert_eq!(back.state_dict.optimizer[0].1, tensors(0.5)[0].1);
     }
 
     #[test]
@@ -330,7 +326,7 @@ mod tests {
         save_value(folder.path(), 3, 1.0, 1);
         assert_eq!(modified(), before, "the same is not written again");
         save_value(folder.path(), 3, 2.0, 1);
-        assert_eq!(load(&path).unwrap().model[0].1, tensors(2.0)[0].1);
+        assert_eq!(load(&path).unwrap().state_dict.model[0].1, tensors(2.0)[0].1);
         assert_eq!(names(folder.path()), ["step-00000003"]);
     }
 
@@ -365,19 +361,17 @@ mod tests {
         assert!(load(&path).unwrap_err().to_string().contains("lost its checksum"));
         state["version"] = 1.into();
         fs::write(&file, serde_json::to_string_pretty(&state).unwrap()).unwrap();
-        assert_eq!(load(&path).unwrap().state.position.counters.step, 3);
+        assert_eq!(load(&path).unwrap().state_dict.train_state.counters.step, 3);
     }
 
     #[test]
     fn a_checkpoint_of_skipped_updates_is_the_last_choice() {
         let folder = tempfile::tempdir().unwrap();
         save_step(folder.path(), 1, 9);
-        let (model, optimizer, identity) = (tensors(2.0), tensors(0.5), serde_json::Value::Null);
-        let mut position = Position { skipped_in_a_row: 4, ..Position::default() };
-        position.counters.step = 2;
-        let contents =
-            Contents { model: &model, optimizer: &optimizer, position, identity: &identity };
-        save(folder.path(), &contents, None, GoesOn(&|| ())).unwrap();
+        let mut unhealthy = state_dict(2, 2.0);
+        unhealthy.train_state.skipped_in_a_row = 4;
+        let identity = serde_json::Value::Null;
+        save(folder.path(), &unhealthy, &identity, None, Heartbeat(&|| ())).unwrap();
         assert_eq!(newest_step(folder.path()), 1);
         fs::remove_dir_all(folder.path().join("step-00000001")).unwrap();
         assert_eq!(newest_step(folder.path()), 2);

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use super::{LoadError, State};
+use super::{LoadError, StateFile};
 use crate::TrainError;
 
 /// Version of checkpoints as they are written now. Those of version 1 had no checksum of `state.json`.
@@ -15,7 +15,7 @@ const FIELD: &str = "\"checksum\": \"";
 const BLANK: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// Writes the file, whole or not at all.
-pub(super) fn write(path: &Path, state: &State) -> Result<(), TrainError> {
+pub(super) fn write(path: &Path, state: &StateFile) -> Result<(), TrainError> {
     let mut value = serde_json::to_value(state).map_err(|e| TrainError::at(path, e))?;
     value["checksum"] = BLANK.into();
     let text = serde_json::to_string_pretty(&value).map_err(|e| TrainError::at(path, e))? + "\n";
@@ -27,7 +27,7 @@ pub(super) fn write(path: &Path, state: &State) -> Result<(), TrainError> {
 }
 
 /// Reads the file and checks it against its checksum.
-pub(super) fn read(path: &Path) -> Result<State, LoadError> {
+pub(super) fn read(path: &Path) -> Result<StateFile, LoadError> {
     let damaged = |problem: String| LoadError::Damaged(format!("{}: {problem}", path.display()));
     let text = std::fs::read(path).map_err(|e| LoadError::of_system(path, e))?;
     let text = String::from_utf8(text).map_err(|e| damaged(format!("not text: {e}")))?;
@@ -45,7 +45,7 @@ pub(super) fn read(path: &Path) -> Result<State, LoadError> {
             true
         }
     };
-    let state: State = serde_json::from_str(&text)
+    let state: StateFile = serde_json::from_str(&text)
         .map_err(|e| damaged(format!("not a checkpoint's state: {e}")))?;
     match state.version {
         1 => Ok(state),

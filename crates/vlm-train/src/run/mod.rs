@@ -13,8 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
-use tch::Tensor;
-use vlm_data::{ChatTokenizer, ImageProcessor, Loader, RejectBudget, RejectLog};
+use vlm_data::{ChatTokenizer, ImageProcessor, Loader, RejectLog};
 use vlm_model::Vlm;
 
 use self::parts::Parts;
@@ -25,13 +24,13 @@ use crate::config::TrainConfig;
 use crate::event_file::EventFile;
 use crate::events::EventSink;
 use crate::metrics::MetricsFile;
-use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
 use crate::out_of_memory::{MemoryParts, with_memory_advice};
-use crate::parallel::{GradientSync, Phase, World, agree};
-use crate::trainer::{Ending, Position, Trainer, is_image_path};
+use crate::parallel::{Phase, World, agree};
+use crate::state_dict::broadcast_weights;
+use crate::train_state::TrainState;
+use crate::trainer::{Ending, Trainer};
 use vlm_infer::Dtype;
-use vlm_infer::device_batch::Transfer;
 use vlm_infer::evaluation::Evaluator;
 use vlm_infer::{Shapes, build_model};
 
@@ -111,15 +110,13 @@ impl Run {
         let mut model = world.all_ready(model)?;
         model.set_activation_checkpointing(config.model.activation_checkpointing);
         let checked = if world.is_first_rank() {
-            let before = resumed.as_ref().map(|checkpoint| &checkpoint.state.identity);
+            let before = resumed.as_ref().map(|checkpoint| &checkpoint.identity);
             identity::add_weights(&mut identity, &model, before)
         } else {
             Ok(())
         };
         world.all_ready(checked)?;
-        let mut all = model.params().named();
-        all.extend(model.vision_params().named());
-        world.broadcast_tensors(&all)?;
+        broadcast_weights(world, &model)?;
         Ok(Self {
             config,
             // Replaced by the caller, who also reports errors to the other processes.
@@ -210,50 +207,39 @@ impl Run {
         if is_first {
             self.out_dir.move_earlier()?;
             if let Some(checkpoint) = &self.resumed {
-                let step = checkpoint.state.position.counters.step;
+                let step = checkpoint.state_dict.train_state.counters.step;
                 checkpoint::set_later_ones_apart(&self.out_dir.join("checkpoints"), step)?;
             }
             self.out_dir.write_json("config.json", &self.describe())?;
             self.announce(num_trainable);
         }
 
-        let mut optimizer = AdamW::of_model(&self.model, &self.config.optim);
-        let resumed = self.resumed.take();
-        let position = self.starting_position(resumed.as_ref(), &mut optimizer)?;
-        let samples_before = position.counters.samples;
-        let gradients = GradientSync::new(&self.world, &self.in_order_of_use())?;
         let mut sinks = std::mem::take(&mut self.sinks);
-        let rejects = if is_first {
-            sinks.extend(self.file_sinks(position.counters.step)?);
-            Some(RejectLog::open(&self.out_dir.join("rejected.jsonl"))?)
-        } else {
-            sinks.clear();
-            None
-        };
-        let mut trainer = Trainer {
-            config: &self.config,
-            model: &self.model,
-            transfer: Transfer::new(self.model.device(), &self.processor),
-            source: &self.loader,
-            optimizer,
-            dtype: self.dtype,
-            position,
-            pad_token_id: self.tokenizer.pad_token_id(),
-            rejects,
-            budget: RejectBudget::new(self.config.data.max_rejected_fraction),
-            last_checkpoint: resumed.map(|checkpoint| checkpoint.path),
-            sinks,
-            world: &self.world,
-            gradients,
-            evaluator: self.evaluator.as_ref(),
-        };
+        let resumed = self.resumed.take();
+        let mut trainer = Trainer::new(
+            &self.config,
+            &self.model,
+            &self.loader,
+            &self.processor,
+            self.tokenizer.pad_token_id(),
+            &self.world,
+        )?;
+        self.restore(resumed.as_ref(), &mut trainer)?;
+        let before = trainer.state.counters;
+        if is_first {
+            sinks.extend(self.file_sinks(before.step)?);
+            trainer.sinks = sinks;
+            trainer.reject_log = Some(RejectLog::open(&self.out_dir.join("rejected.jsonl"))?);
+        }
+        trainer.evaluator = self.evaluator.as_ref();
+        trainer.last_checkpoint = resumed.map(|checkpoint| checkpoint.path);
         let ending = trainer.run(stop, &mut |trainer| self.save_checkpoint(trainer))?;
         self.save_checkpoint(&trainer)?;
         let rejected_by_reason =
-            trainer.rejects.as_ref().map(|log| log.by_reason().clone()).unwrap_or_default();
+            trainer.reject_log.as_ref().map(|log| log.by_reason().clone()).unwrap_or_default();
 
         let wall_secs = started.elapsed().as_secs_f64();
-        let Position { counters, last_loss, .. } = trainer.position;
+        let TrainState { counters, last_loss, .. } = trainer.state;
         self.world.set_phase(counters.step, Phase::End);
         let extra = trainer.gradients.statistics()?;
         self.world.leave()?;
@@ -267,7 +253,7 @@ impl Run {
             samples: counters.samples,
             wall_secs,
             final_loss: last_loss,
-            samples_per_sec: (counters.samples - samples_before) as f64 / wall_secs,
+            samples_per_sec: (counters.samples - before.samples) as f64 / wall_secs,
             peak_memory_bytes: vlm_torch::peak_memory_bytes(self.model.device()).unwrap_or(0),
             rejected_rows: counters.rejected_rows,
             rejected_by_reason,
@@ -276,19 +262,6 @@ impl Run {
             trainable_parameters: num_trainable,
             extra,
         })
-    }
-
-    /// The trained parameters in the order in which the forward pass uses them. Gradients are sent in
-    /// the reverse order, so a parameter whose gradient is computed last must come first: it would
-    /// delay all the others.
-    fn in_order_of_use(&self) -> Vec<(String, Tensor)> {
-        let mut trainable = self.model.vision_params().trainable();
-        let of_lm = self.model.params().trainable();
-        let (image_path, text): (Vec<_>, Vec<_>) =
-            of_lm.into_iter().partition(|(name, _)| is_image_path(name));
-        trainable.extend(image_path);
-        trainable.extend(text);
-        trainable
     }
 
     /// `metrics.jsonl`, without lines of steps after `done`, and the event file for TensorBoard.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use tch::{Device, Tensor};
 use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{self, Format};
-use vlm_torch::GoesOn;
+use vlm_torch::Heartbeat;
 
 use super::{Run, Summary};
 use crate::TrainError;
@@ -32,47 +32,43 @@ impl Run {
                  machines of different kinds round differently"
             );
         }
-        let step = trainer.position.counters.step;
+        let step = trainer.state.counters.step;
         // A save that has begun is finished, even when the run is asked to stop.
         self.world.on_first_rank(step, Phase::Save, &|| false, |report_progress| {
-            self.write_checkpoint(trainer, GoesOn(&|| _ = report_progress()))
+            self.write_checkpoint(trainer, Heartbeat(&|| _ = report_progress()))
         })
     }
 
-    /// `goes_on` is for those that wait.
-    fn write_checkpoint(&self, trainer: &Trainer, goes_on: GoesOn) -> Result<PathBuf, TrainError> {
+    /// Calls `heartbeat` again and again, for the ranks that wait.
+    fn write_checkpoint(
+        &self,
+        trainer: &Trainer,
+        heartbeat: Heartbeat,
+    ) -> Result<PathBuf, TrainError> {
         self.out_dir.check_still_there()?;
-        let weights = self.weights();
-        let mut all = self.weights();
-        all.extend(encoder_files::checkpointed(&self.model));
-        let contents = checkpoint::Contents {
-            model: &all,
-            optimizer: &trainer.optimizer.state(),
-            position: trainer.position,
-            identity: &self.identity,
-        };
         // A run that ends while its updates are being skipped may have diverged: no healthy checkpoint
         // makes room for this one.
         let keep =
-            (trainer.position.skipped_in_a_row == 0).then_some(self.config.run.keep_checkpoints);
+            (trainer.state.skipped_in_a_row == 0).then_some(self.config.run.keep_checkpoints);
         let folder = self.out_dir.join("checkpoints");
-        let path = checkpoint::save(&folder, &contents, keep, goes_on)?;
+        let path =
+            checkpoint::save(&folder, &trainer.state_dict(), &self.identity, keep, heartbeat)?;
         if keep.is_none() {
             tracing::warn!(
                 "{}: the last {} updates before it were skipped because their loss or gradient was \
                  not finite. {}",
                 path.display(),
-                trainer.position.skipped_in_a_row,
+                trainer.state.skipped_in_a_row,
                 trainer.last_healthy_checkpoint()
             );
         }
-        self.write_weights(&self.weights_name(), &weights, goes_on)?;
+        self.write_weights(&self.weights_name(), &self.weights_with(Vec::new()), heartbeat)?;
         if let Some(averages) = trainer.optimizer.averages() {
             let name = format!("{}_ema", self.weights_name());
-            self.write_weights(&name, &self.weights_with(averages), goes_on)?;
+            self.write_weights(&name, &self.weights_with(averages), heartbeat)?;
         }
         let encoder = &self.config.model.vision;
-        encoder_files::save(&self.model, &self.shapes, encoder, self.out_dir.path(), goes_on)?;
+        encoder_files::save(&self.model, &self.shapes, encoder, self.out_dir.path(), heartbeat)?;
         Ok(path)
     }
 
@@ -81,22 +77,18 @@ impl Run {
         &self,
         name: &str,
         weights: &[(String, Tensor)],
-        goes_on: GoesOn,
+        heartbeat: Heartbeat,
     ) -> Result<(), TrainError> {
         for (extension, format) in [("pth", Format::Pth), ("safetensors", Format::Safetensors)] {
             let path = self.out_dir.join(format!("{name}.{extension}"));
-            weights::save_with(&path, weights, format, Some(goes_on))
+            weights::save_with(&path, weights, format, Some(heartbeat))
                 .map_err(|e| TrainError::at(&path, e))?;
         }
         Ok(())
     }
 
-    /// All weights but the vision encoder's, under the family's own names.
-    fn weights(&self) -> Vec<(String, Tensor)> {
-        self.weights_with(Vec::new())
-    }
-
-    /// The same with some of them replaced.
+    /// All weights but the vision encoder's, under the names of the model's family, some of them
+    /// replaced by others of the same name.
     fn weights_with(&self, mut replaced: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
         let mut named = self.model.params().named();
         for (name, tensor) in &mut named {

@@ -1,4 +1,4 @@
-//! Going on where an earlier run stood.
+//! Continuing from a checkpoint.
 
 use serde_json::Value;
 
@@ -7,72 +7,46 @@ use super::identity::{compare, epochs};
 use crate::TrainError;
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Resume, TrainConfig};
-use crate::encoder_files;
 use crate::metrics;
-use crate::optimizer::AdamW;
 use crate::out_dir::OutDir;
-use crate::scaler::LossScaler;
 use crate::schedule::Schedule;
-use crate::trainer::Position;
-use vlm_infer::Dtype;
+use crate::trainer::Trainer;
 
 impl Run {
-    /// The beginning, or where rank 0's checkpoint stood: all ranks get its weights, optimizer
-    /// state and position, so that only rank 0 needs its disk.
-    pub(super) fn starting_position(
+    /// Continues from rank 0's checkpoint, if it has one: all ranks get its weights, optimizer state
+    /// and progress, so that only rank 0 needs its disk.
+    pub(super) fn restore(
         &self,
         resumed: Option<&Checkpoint>,
-        optimizer: &mut AdamW,
-    ) -> Result<Position, TrainError> {
-        let restored = resumed.map(|checkpoint| self.restore(checkpoint, optimizer)).transpose();
-        let restored = self.world.broadcast(self.world.all_ready(restored)?)?;
-        if restored.is_some() {
-            let mut all = self.model.params().named();
-            all.extend(self.model.vision_params().named());
-            all.extend(optimizer.state());
-            self.world.broadcast_tensors(&all)?;
+        trainer: &mut Trainer,
+    ) -> Result<(), TrainError> {
+        let loaded = resumed.map(|checkpoint| self.load(checkpoint, trainer)).transpose();
+        let is_resumed = self.world.all_ready(loaded)?.is_some();
+        if self.world.broadcast(is_resumed)? {
+            trainer.broadcast_state()?;
         }
-        let position = restored.unwrap_or_default();
-        // Only float16 scales its loss: a run that did not, and goes on in float16, begins to.
-        let scaler = (self.dtype == Dtype::Float16)
-            .then(|| position.scaler.unwrap_or_else(LossScaler::default));
-        Ok(Position { scaler, ..position })
+        Ok(())
     }
 
-    fn restore(
-        &self,
-        checkpoint: &Checkpoint,
-        optimizer: &mut AdamW,
-    ) -> Result<Position, TrainError> {
-        let at = &checkpoint.path;
-        let mut tensors = self.model.params().named();
-        tensors.extend(encoder_files::checkpointed(&self.model));
-        for (name, mut tensor) in tensors {
-            let saved =
-                checkpoint.model.iter().find(|(n, t)| *n == name && t.size() == tensor.size());
-            let Some((_, saved)) = saved else {
-                let shape = tensor.size();
-                return Err(TrainError::at(at, format!("no tensor {name} of shape {shape:?}")));
-            };
-            tch::no_grad(|| tensor.copy_(saved));
-        }
-        optimizer.load_state(&checkpoint.optimizer)?;
+    fn load(&self, checkpoint: &Checkpoint, trainer: &mut Trainer) -> Result<(), TrainError> {
+        let place = &checkpoint.path;
+        trainer.load_state_dict(&checkpoint.state_dict).map_err(|e| TrainError::at(place, e))?;
         tracing::info!(
             "continuing from {} (step {})",
-            at.display(),
-            checkpoint.state.position.counters.step
+            place.display(),
+            trainer.state.counters.step
         );
         self.tell_of_more_epochs(checkpoint);
-        Ok(checkpoint.state.position)
+        Ok(())
     }
 
     /// With more epochs than before, the learning rate follows the longer schedule from here on.
     fn tell_of_more_epochs(&self, checkpoint: &Checkpoint) {
         let optim = &self.config.optim;
-        let Some(before) = epochs(&checkpoint.state.identity).filter(|&n| n < optim.epochs) else {
+        let Some(before) = epochs(&checkpoint.identity).filter(|&n| n < optim.epochs) else {
             return;
         };
-        let step = checkpoint.state.position.counters.step;
+        let step = checkpoint.state_dict.train_state.counters.step;
         let steps = self.loader.batches_per_epoch() as u64;
         let rate = |epochs: u64, step: u64| {
             Schedule::new(optim, epochs * steps).rate(step, optim.learning_rate)
@@ -125,7 +99,7 @@ pub(super) fn find_checkpoint(
         }
     };
     let place = checkpoint.path.display().to_string();
-    compare(&place, &checkpoint.state.identity, identity)?;
+    compare(&place, &checkpoint.identity, identity)?;
     Ok(Some(checkpoint))
 }
 

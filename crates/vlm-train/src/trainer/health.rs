@@ -2,9 +2,8 @@
 
 use vlm_model::ModelError;
 
-use super::Trainer;
-use super::log::LoggedLoss;
-use super::step::MicroLoss;
+use super::report::GlobalLoss;
+use super::{MicroBatchLoss, Trainer};
 use crate::TrainError;
 
 /// Rows that a message names at most.
@@ -15,11 +14,11 @@ impl Trainer<'_> {
     /// this rank's micro-batch, `own` their part of the loss.
     pub(super) fn check_first_loss(
         &self,
-        loss: LoggedLoss,
-        own: Option<&MicroLoss>,
+        loss: GlobalLoss,
+        own: Option<&MicroBatchLoss>,
         rows: &[usize],
     ) -> Result<(), TrainError> {
-        let is_first = self.position.last_loss.is_none() && self.position.counters.update == 0;
+        let is_first = self.state.last_loss.is_none() && self.state.counters.update == 0;
         let Some(loss) = loss.loss.filter(|loss| is_first && !loss.is_finite()) else {
             return Ok(());
         };
@@ -32,7 +31,7 @@ impl Trainer<'_> {
             "step {}: the first loss of the run, {of_rows}, is {loss}, before anything was learned. \
              Check that --lm, --vision and the projector hold finite weights (`vlm inspect FILE` \
              prints the sum of each tensor) and, with --dtype float16, try bfloat16 or float32",
-            self.position.counters.step,
+            self.state.counters.step,
         )))
     }
 
@@ -41,20 +40,20 @@ impl Trainer<'_> {
         TrainError::Failed(format!(
             "step {}: {} updates in a row were skipped because their loss or gradient was not \
              finite, the last of {}. {}. Lower --learning-rate, or look at these rows",
-            self.position.counters.step + 1,
-            self.position.skipped_in_a_row,
+            self.state.counters.step + 1,
+            self.state.skipped_in_a_row,
             self.locate(rows),
             self.last_healthy_checkpoint(),
         ))
     }
 
     /// Says that no checkpoint is written for now.
-    pub(super) fn tell_of_a_late_save(&self) {
+    pub(super) fn warn_of_late_save(&self) {
         if self.world.is_first_rank() {
             tracing::warn!(
                 "step {}: the update was skipped because its loss or gradient was not finite; no \
                  checkpoint is written before the next update that is made. {}",
-                self.position.counters.step,
+                self.state.counters.step,
                 self.last_healthy_checkpoint()
             );
         }
@@ -70,9 +69,9 @@ impl Trainer<'_> {
 
     /// A run that came to its end without a single update has failed.
     pub(super) fn check_that_anything_was_learned(&self) -> Result<(), TrainError> {
-        let counters = self.position.counters;
-        if counters.supervised_tokens == 0 && self.budget.num_rejected() > 0 {
-            return Err(self.budget.too_many().into());
+        let counters = self.state.counters;
+        if counters.supervised_tokens == 0 && self.reject_budget.num_rejected() > 0 {
+            return Err(self.reject_budget.too_many().into());
         }
         if counters.supervised_tokens == 0 {
             return Err(TrainError::Failed(format!(

@@ -1,0 +1,114 @@
+//! How far a training run is: all that a checkpoint holds besides weights and optimizer state.
+
+use serde::{Deserialize, Serialize};
+use vlm_infer::Dtype;
+
+use crate::parallel::GlobalStepStats;
+use crate::scaler::LossScaler;
+
+/// What a run has done so far, in all epochs and on all ranks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Number of steps (micro-batches) done.
+    pub step: u64,
+    /// Number of updates of the weights.
+    pub update: u64,
+    /// Number of rows trained on.
+    pub samples: u64,
+    /// Number of tokens in these rows, padding not counted.
+    pub tokens: u64,
+    /// Number of supervised tokens in these rows.
+    pub supervised_tokens: u64,
+    /// Number of updates skipped because loss or gradient was not finite.
+    pub skipped_updates: u64,
+    /// Number of steps without a supervised token.
+    pub empty_steps: u64,
+    /// Number of distinct rejected rows.
+    pub rejected_rows: u64,
+}
+
+impl Counters {
+    /// Counts the rows and tokens of a step, but not yet the step itself.
+    pub(crate) fn add(&mut self, stats: &GlobalStepStats) {
+        self.samples += stats.rows;
+        self.tokens += stats.tokens;
+        self.supervised_tokens += stats.supervised_tokens;
+        self.empty_steps += u64::from(stats.supervised_tokens == 0);
+    }
+}
+
+/// How far a training run is. With the weights and the optimizer's state it is all that a later run
+/// needs to continue as if there had been no interruption.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrainState {
+    /// Number of the epoch, from 0.
+    pub epoch: u64,
+    /// Number of the next batch of that epoch, from 0.
+    pub next_batch: usize,
+    /// What was done so far.
+    pub counters: Counters,
+    /// Loss of the last micro-batch that had one, in nats per supervised token.
+    pub last_loss: Option<f64>,
+    /// Number of rows of this epoch so far, of all ranks, rejected ones included.
+    #[serde(default)]
+    pub epoch_rows: usize,
+    /// Number of rejected rows among them.
+    #[serde(default)]
+    pub epoch_rejected: usize,
+    /// Number of updates skipped since the last one that was made.
+    pub skipped_in_a_row: u64,
+    /// Whether an evaluation of the present weights is due.
+    #[serde(default)]
+    pub eval_is_due: bool,
+    /// Loss scaling; with float16 only.
+    pub scaler: Option<LossScaler>,
+}
+
+impl TrainState {
+    /// The state of a run that begins.
+    pub(crate) fn start(dtype: Dtype) -> Self {
+        Self::default().with_scaler_for(dtype)
+    }
+
+    /// The same state with loss scaling where `dtype` needs it: a run that had none may continue in
+    /// float16.
+    pub(crate) fn with_scaler_for(self, dtype: Dtype) -> Self {
+        let scaler = (dtype == Dtype::Float16).then(|| self.scaler.unwrap_or_default());
+        Self { scaler, ..self }
+    }
+
+    /// Factor on the loss that keeps float16 gradients from vanishing; 1 for other types.
+    pub(crate) fn loss_scale(&self) -> f64 {
+        self.scaler.map_or(1.0, |scaler| scaler.scale())
+    }
+
+    /// Counts an update that was made, or skipped because its gradients were not finite.
+    pub(crate) fn count_update(&mut self, is_made: bool) {
+        if let Some(scaler) = &mut self.scaler {
+            scaler.updated(is_made);
+        }
+        if is_made {
+            self.counters.update += 1;
+            self.skipped_in_a_row = 0;
+        } else {
+            self.counters.skipped_updates += 1;
+            self.skipped_in_a_row += 1;
+        }
+    }
+
+    pub(crate) fn begin_next_epoch(&mut self) {
+        self.epoch += 1;
+        self.next_batch = 0;
+        (self.epoch_rows, self.epoch_rejected) = (0, 0);
+    }
+
+    /// Seed of the random numbers of the next step on one rank, in a run with the seed `seed`.
+    pub(crate) fn seed_of_step(&self, seed: u64, rank: usize) -> i64 {
+        let mut hasher = blake3::Hasher::new();
+        for number in [seed, self.counters.step, rank as u64] {
+            hasher.update(&number.to_le_bytes());
+        }
+        let bytes = hasher.finalize();
+        bytes.as_bytes()[..7].iter().fold(0, |seed, &byte| seed << 8 | i64::from(byte))
+    }
+}

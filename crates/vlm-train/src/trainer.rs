@@ -1,0 +1,425 @@
+//! The training loop: batches in, updated weights out. Reads top to bottom.
+//!
+//! A run consists of epochs, an epoch of micro-batches (steps), and `accumulation_steps` micro-batches
+//! make one update of the weights. All ranks do the same steps at the same time.
+//!
+//! What is not the loop lies in files of its own: the source of the batches (`source.rs`), rejected
+//! rows (`rejected_rows.rs`), events and evaluation (`report.rs`), and the checks whether the run still
+//! learns (`health.rs`). The trainer writes no files: checkpoints are the caller's, through [`Save`],
+//! and everything that is reported goes to event sinks.
+
+mod health;
+mod rejected_rows;
+mod report;
+mod source;
+mod text_rows;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use tch::Tensor;
+use vlm_data::{Batch, ImageProcessor, RejectBudget, RejectLog};
+use vlm_infer::device_batch::Transfer;
+use vlm_infer::evaluation::Evaluator;
+use vlm_infer::{Dtype, autocast_kind, default_dtype};
+use vlm_model::Vlm;
+use vlm_torch::set_grad_none;
+
+pub use self::source::{BatchSource, Batches};
+use self::text_rows::{in_order_of_use, learns_from_text, zero_loss};
+use crate::TrainError;
+use crate::config::{LossAverage, TrainConfig};
+use crate::events::{Event, EventSink};
+use crate::meter::Meter;
+use crate::optimizer::AdamW;
+use crate::parallel::{
+    GlobalStepStats, GradientSync, LocalStepStats, Phase, World, scale_gradients,
+};
+use crate::schedule::Schedule;
+use crate::train_state::TrainState;
+
+/// Why training ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ending {
+    /// All epochs, or `max_steps`, are done.
+    Finished,
+    /// The user asked to stop.
+    Interrupted,
+}
+
+/// Writes a checkpoint of a trainer and returns its path on rank 0. All ranks call it.
+pub type Save<'a> = dyn FnMut(&Trainer) -> Result<Option<PathBuf>, TrainError> + 'a;
+
+/// Trains one model on the batches of one source.
+pub struct Trainer<'a> {
+    config: &'a TrainConfig,
+    pub(crate) model: &'a Vlm,
+    source: &'a dyn BatchSource,
+    pub(crate) world: &'a World,
+    transfer: Transfer,
+    pad_token_id: i64,
+    pub(crate) dtype: Dtype,
+    schedule: Schedule,
+    pub(crate) optimizer: AdamW,
+    pub(crate) gradients: GradientSync<'a>,
+    /// How far the training is.
+    pub state: TrainState,
+    /// Evaluates the model while it is trained; on rank 0 only, the other ranks wait for it.
+    pub evaluator: Option<&'a Evaluator>,
+    /// What receives the events of the training; on rank 0 only.
+    pub sinks: Vec<Box<dyn EventSink>>,
+    /// File of the rows that cannot be used; on rank 0 only.
+    pub reject_log: Option<RejectLog>,
+    /// Newest checkpoint that this run wrote or continues from, for messages; on rank 0 only.
+    pub last_checkpoint: Option<PathBuf>,
+    /// Counts the rejected rows of this epoch, of all ranks, against the limit.
+    reject_budget: RejectBudget,
+    meter: Meter,
+    save_is_due: bool,
+}
+
+/// Gradients accumulated since the last update.
+#[derive(Debug, Default)]
+struct Accumulation {
+    /// Number of supervised tokens, of all ranks.
+    supervised_tokens: u64,
+    /// Whether any rank learned from any micro-batch.
+    learns: bool,
+    /// Whether any rank was asked to stop.
+    stop: bool,
+    /// Numbers of this rank's rows, for messages.
+    rows: Vec<usize>,
+}
+
+/// Position of a micro-batch among those of its update.
+#[derive(Debug, Clone, Copy)]
+struct MicroBatchPosition {
+    /// Number of micro-batches of the update.
+    num_micro_batches: usize,
+    /// Whether the update follows.
+    is_last: bool,
+}
+
+impl MicroBatchPosition {
+    /// Position of micro-batch `index` of an epoch that ends before `end`. The last update of an epoch
+    /// has the micro-batches that are left.
+    fn of(index: usize, end: usize, accumulation_steps: usize) -> Self {
+        let first = index / accumulation_steps * accumulation_steps;
+        let update_end = (first + accumulation_steps).min(end);
+        Self { num_micro_batches: update_end - first, is_last: index + 1 == update_end }
+    }
+}
+
+/// This rank's part of the loss of one micro-batch, as scalars on the device. The sum over the ranks is
+/// the mean over all supervised tokens of the micro-batch.
+struct MicroBatchLoss {
+    /// In nats per supervised token, the auxiliary loss included.
+    mean: Tensor,
+    /// Auxiliary loss of the experts, where there are any.
+    aux_loss: Option<Tensor>,
+}
+
+impl<'a> Trainer<'a> {
+    /// A trainer at step 0, without evaluator, event sinks and reject log. Rows are padded with
+    /// `pad_token_id`. All ranks call it.
+    ///
+    /// # Errors
+    /// Parameters that differ between the ranks; a rank that ended or hangs.
+    pub fn new(
+        config: &'a TrainConfig,
+        model: &'a Vlm,
+        source: &'a dyn BatchSource,
+        processor: &ImageProcessor,
+        pad_token_id: i64,
+        world: &'a World,
+    ) -> Result<Self, TrainError> {
+        let dtype = config.run.dtype.unwrap_or_else(|| default_dtype(model.device()));
+        let total_steps = config.optim.epochs * source.batches_per_epoch() as u64;
+        let state = TrainState::start(dtype);
+        Ok(Self {
+            config,
+            model,
+            source,
+            world,
+            transfer: Transfer::new(model.device(), processor),
+            pad_token_id,
+            dtype,
+            schedule: Schedule::new(&config.optim, total_steps),
+            optimizer: AdamW::of_model(model, &config.optim),
+            gradients: GradientSync::new(world, &in_order_of_use(model))?,
+            state,
+            evaluator: None,
+            sinks: Vec::new(),
+            reject_log: None,
+            last_checkpoint: None,
+            reject_budget: RejectBudget::new(config.data.max_rejected_fraction),
+            meter: Meter::start(state.counters),
+            save_is_due: false,
+        })
+    }
+
+    /// Number of steps of all epochs.
+    pub fn total_steps(&self) -> u64 {
+        self.config.optim.epochs * self.source.batches_per_epoch() as u64
+    }
+
+    /// Trains from the present state to the end. `save` is called at every `save_interval`, at the end
+    /// of an update that was not skipped, but not at the end of the training. `stop` ends the training
+    /// after the present update, or during an evaluation, which is then still due.
+    ///
+    /// # Errors
+    /// Data, model, disk; a first loss that is not finite; too many skipped updates in a row; nothing
+    /// that could be learned from. Earlier checkpoints are unaffected.
+    pub fn run(&mut self, stop: &AtomicBool, save: &mut Save) -> Result<Ending, TrainError> {
+        let last_step = self.config.run.max_steps.unwrap_or(u64::MAX).min(self.total_steps());
+        let done_steps = self.state.counters.step;
+        self.emit(&Event::Started { done_steps, last_step })?;
+        self.meter = Meter::start(self.state.counters);
+        let mut ending = Ending::Finished;
+        // The run that is continued was stopped during its evaluation.
+        if self.state.eval_is_due && !self.evaluate(stop)? {
+            ending = Ending::Interrupted;
+        }
+        while ending == Ending::Finished
+            && self.state.epoch < self.config.optim.epochs
+            && self.state.counters.step < last_step
+        {
+            ending = self.train_epoch(last_step, stop, save)?;
+        }
+        self.emit(&Event::Ended)?;
+        if ending == Ending::Finished {
+            self.check_that_anything_was_learned()?;
+        }
+        Ok(ending)
+    }
+
+    /// Trains to the end of the epoch, or to `last_step`.
+    fn train_epoch(
+        &mut self,
+        last_step: u64,
+        stop: &AtomicBool,
+        save: &mut Save,
+    ) -> Result<Ending, TrainError> {
+        let (source, epoch, first) = (self.source, self.state.epoch, self.state.next_batch);
+        let steps_left = last_step - self.state.counters.step;
+        let end = source.batches_per_epoch().min(first + steps_left as usize);
+        let mut batches = source.epoch(epoch, first);
+        let mut accumulation = Accumulation::default();
+        let is_counted_whole = self.begin_to_count_rejected_rows();
+        for index in first..end {
+            let asked = Instant::now();
+            self.set_phase(Phase::Data);
+            let batch = batches.next().map(|batch| batch.map_err(TrainError::midway));
+            let batch = batch.unwrap_or_else(|| {
+                let problem = format!("the loader ended epoch {epoch} at batch {index} of {end}");
+                Err(TrainError::Failed(problem))
+            });
+            self.meter.waited(asked.elapsed());
+            let (mut batch, stats) = self.sync_step(batch, stop)?;
+            self.record_rejected_rows(&batch, &stats)?;
+
+            let step = self.state.counters.step;
+            let accumulation_steps = self.config.optim.accumulation_steps as usize;
+            let position = MicroBatchPosition::of(index, end, accumulation_steps);
+            self.set_phase(Phase::ForwardBackward);
+            let own_loss = self
+                .forward_backward(&mut batch, &stats, position, &mut accumulation)
+                .map_err(|error| error.during(&format!("step {}", step + 1)))?;
+            self.set_phase(Phase::Update);
+            let stop_agreed = accumulation.stop;
+            let grad_norm = match position.is_last {
+                true => self.update(std::mem::take(&mut accumulation))?,
+                false => None,
+            };
+            self.state.counters.step = step + 1;
+            self.state.next_batch = index + 1;
+
+            self.set_phase(Phase::Log);
+            let is_last = step + 1 == last_step;
+            let loss = self.loss_of_all_ranks(own_loss.as_ref(), &stats, is_last)?;
+            self.check_first_loss(loss, own_loss.as_ref(), &batch.rows)?;
+            let lr = self.schedule.rate(step, self.config.optim.learning_rate);
+            self.report_step(lr, loss, grad_norm, is_last)?;
+            self.schedule_save_and_evaluation(is_last);
+            if position.is_last && self.end_update(stop_agreed, is_last, stop, save)? {
+                return Ok(Ending::Interrupted);
+            }
+        }
+        if end == source.batches_per_epoch() {
+            if is_counted_whole {
+                self.reject_budget.at_end()?;
+            }
+            self.state.begin_next_epoch();
+        }
+        Ok(Ending::Finished)
+    }
+
+    /// Exchanges between the ranks what each contributes to the step. When one of them has an error,
+    /// all of them end with it.
+    fn sync_step(
+        &self,
+        batch: Result<Batch, TrainError>,
+        stop: &AtomicBool,
+    ) -> Result<(Batch, GlobalStepStats), TrainError> {
+        let mut own = match &batch {
+            Ok(batch) => LocalStepStats::of(batch, learns_from_text(self.model)),
+            Err(_) => LocalStepStats { failed: true, ..LocalStepStats::default() },
+        };
+        own.stop = stop.load(Ordering::Relaxed);
+        let stats = self.world.sync_step(self.state.counters.step + 1, own)?;
+        let batch = if stats.failed { self.world.all_ready(batch)? } else { batch? };
+        Ok((batch, stats))
+    }
+
+    /// Forward and backward pass of one micro-batch. Returns this rank's part of the loss, without its
+    /// graph; `None` when this rank has no supervised token.
+    ///
+    /// `loss_average` says how micro-batches weigh in an update: each the same (`batch`), or by their
+    /// supervised tokens (`token`). Within a micro-batch the ranks weigh as if one process had all
+    /// their rows in one batch.
+    fn forward_backward(
+        &mut self,
+        batch: &mut Batch,
+        stats: &GlobalStepStats,
+        position: MicroBatchPosition,
+        accumulation: &mut Accumulation,
+    ) -> Result<Option<MicroBatchLoss>, TrainError> {
+        self.state.counters.add(stats);
+        accumulation.supervised_tokens += stats.supervised_tokens;
+        accumulation.learns |= stats.learns;
+        accumulation.stop |= stats.stop;
+        accumulation.rows.extend(&batch.rows);
+        if self.model.lm().config().use_moe {
+            // Padding counts in the load of the experts, so all ranks pad to the length of one batch.
+            batch.pad_to(stats.seq_len as usize, self.pad_token_id);
+        }
+        // The ranks average their gradients once for each update, after its last micro-batch.
+        let average = position.is_last && accumulation.learns;
+        if average {
+            self.gradients.prepare_forward()?;
+        }
+        let loss = match batch.num_supervised {
+            0 => None,
+            _ => Some(self.forward(batch, stats)?),
+        };
+        let weight = match self.config.optim.loss_average {
+            LossAverage::Batch => 1.0 / position.num_micro_batches as f64,
+            // The update divides by the sum of these.
+            LossAverage::Token => stats.supervised_tokens as f64,
+        };
+        // The reducer divides by the number of ranks, but the losses of the ranks are parts of one mean.
+        let world_size = self.world.world_size() as f64;
+        let weighted = loss
+            .as_ref()
+            .map(|loss| &loss.mean * (weight * world_size * self.state.loss_scale()))
+            .filter(Tensor::requires_grad);
+        self.gradients.backward(weighted, average, || zero_loss(self.model))?;
+        Ok(loss.map(|loss| MicroBatchLoss {
+            mean: loss.mean.detach(),
+            aux_loss: loss.aux_loss.map(|aux_loss| aux_loss.detach()),
+        }))
+    }
+
+    /// The forward pass of this rank's batch, with the graph for the backward pass.
+    fn forward(
+        &self,
+        batch: &Batch,
+        stats: &GlobalStepStats,
+    ) -> Result<MicroBatchLoss, TrainError> {
+        if self.model.lm().config().dropout > 0.0 {
+            // A function of the step, so that a continued run draws the same numbers.
+            let seed = self.config.run.seed;
+            tch::manual_seed(self.state.seed_of_step(seed, self.world.rank()));
+        }
+        let on_device = self.transfer.send(batch)?;
+        let kind = autocast_kind(self.dtype);
+        let loss = vlm_torch::autocast(self.model.device(), kind, || {
+            self.model.loss(&on_device.model, &on_device.supervised, &on_device.targets, true)
+        })??;
+        let mut mean = &loss.sum / stats.supervised_tokens as f64;
+        // The auxiliary loss is a mean over rows.
+        let share_of_rows = batch.batch_size as f64 / stats.rows as f64;
+        let aux_loss = loss.aux_loss.map(|aux_loss| aux_loss * share_of_rows);
+        if let Some(aux_loss) = &aux_loss {
+            mean += aux_loss;
+        }
+        Ok(MicroBatchLoss { mean, aux_loss })
+    }
+
+    /// One update of the weights. Returns the norm of the gradients before clipping; `None` when there
+    /// are no gradients. An update whose gradients are not finite is skipped.
+    ///
+    /// # Errors
+    /// `max_skipped_in_a_row` updates were skipped one after the other.
+    fn update(&mut self, accumulation: Accumulation) -> Result<Option<f64>, TrainError> {
+        if !accumulation.learns {
+            return Ok(None);
+        }
+        let params = self.optimizer.params();
+        let divisor = match self.config.optim.loss_average {
+            LossAverage::Batch => self.state.loss_scale(),
+            LossAverage::Token => self.state.loss_scale() * accumulation.supervised_tokens as f64,
+        };
+        if divisor != 1.0 {
+            scale_gradients(&params, 1.0 / divisor)?;
+        }
+        let max_norm = match self.config.optim.grad_clip {
+            0.0 => f64::INFINITY,
+            clip => clip,
+        };
+        let grad_norm = self.gradients.clip_grad_norm(&params, max_norm)?;
+        if grad_norm.is_finite() {
+            let step = self.state.counters.step;
+            self.optimizer.step(|lr| self.schedule.rate(step, lr))?;
+        }
+        self.state.count_update(grad_norm.is_finite());
+        set_grad_none(&params)?;
+        if self.state.skipped_in_a_row >= self.config.optim.max_skipped_in_a_row {
+            return Err(self.diverged(&accumulation.rows));
+        }
+        Ok(Some(grad_norm))
+    }
+
+    /// Notes whether the step that was just done makes a checkpoint or an evaluation due. Both wait for
+    /// the end of the update.
+    fn schedule_save_and_evaluation(&mut self, is_last: bool) {
+        let step = self.state.counters.step;
+        let save_interval = self.config.run.save_interval;
+        let eval_interval = self.config.eval.interval.unwrap_or(save_interval);
+        self.save_is_due |= step.is_multiple_of(save_interval);
+        self.state.eval_is_due |= is_last || step.is_multiple_of(eval_interval);
+    }
+
+    /// Evaluates and saves where that is due. Returns whether the training is to stop here.
+    fn end_update(
+        &mut self,
+        stop_agreed: bool,
+        is_last: bool,
+        stop: &AtomicBool,
+        save: &mut Save,
+    ) -> Result<bool, TrainError> {
+        if self.world.stops(stop_agreed, stop) {
+            return Ok(true);
+        }
+        if self.state.eval_is_due && !self.evaluate(stop)? {
+            return Ok(true);
+        }
+        self.set_phase(Phase::Save);
+        if self.save_is_due && !is_last {
+            // What makes a gradient that is not finite may be in the weights already.
+            if self.state.skipped_in_a_row == 0 {
+                self.last_checkpoint = save(self)?.or(self.last_checkpoint.take());
+                self.save_is_due = false;
+            } else if self.state.skipped_in_a_row == 1 {
+                self.warn_of_late_save();
+            }
+        }
+        Ok(false)
+    }
+
+    /// Records for the messages of all ranks what this rank does now.
+    fn set_phase(&self, phase: Phase) {
+        self.world.set_phase(self.state.counters.step + 1, phase);
+    }
+}

@@ -1,0 +1,132 @@
+//! What the event sinks are told: steps, lines of the log, evaluations.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use tch::{Device, Tensor};
+use vlm_infer::evaluation::EvalReport;
+use vlm_model::ModelError;
+use vlm_torch::peak_memory_bytes;
+
+use super::{MicroBatchLoss, Trainer};
+use crate::TrainError;
+use crate::events::{EvalLine, Event, LogLine, StepReport};
+use crate::parallel::{GlobalStepStats, Phase};
+
+/// The loss of a micro-batch over all ranks.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct GlobalLoss {
+    /// In nats per supervised token; `None` when it was not computed, or there was no such token.
+    pub(super) loss: Option<f64>,
+    aux_loss: Option<f64>,
+}
+
+impl Trainer<'_> {
+    /// Sends an event to all sinks.
+    pub(super) fn emit(&mut self, event: &Event) -> Result<(), TrainError> {
+        self.sinks.iter_mut().try_for_each(|sink| sink.event(event))
+    }
+
+    fn is_logged(&self, is_last: bool) -> bool {
+        let step = self.state.counters.step;
+        is_last || step == 1 || step.is_multiple_of(self.config.run.log_interval)
+    }
+
+    /// The sum of the ranks' parts of a loss. On a GPU it is computed only for steps that are logged,
+    /// because reading a loss makes the host wait for the GPU.
+    pub(super) fn loss_of_all_ranks(
+        &self,
+        own: Option<&MicroBatchLoss>,
+        stats: &GlobalStepStats,
+        is_last: bool,
+    ) -> Result<GlobalLoss, TrainError> {
+        let is_wanted = self.is_logged(is_last) || self.model.device() == Device::Cpu;
+        if !is_wanted || stats.supervised_tokens == 0 {
+            return Ok(GlobalLoss::default());
+        }
+        let value = |tensor: &Tensor| f64::try_from(tensor).map_err(ModelError::from);
+        let loss = own.map_or(Ok(0.0), |own| value(&own.mean))?;
+        let aux_loss = own.and_then(|own| own.aux_loss.as_ref()).map_or(Ok(0.0), value)?;
+        let [loss, aux_loss] = self.world.sum([loss, aux_loss])?;
+        let has_aux_loss = self.model.lm().config().use_moe;
+        Ok(GlobalLoss { loss: Some(loss), aux_loss: has_aux_loss.then_some(aux_loss) })
+    }
+
+    /// Reports the step that was just done, and a line of the log where one is due.
+    pub(super) fn report_step(
+        &mut self,
+        lr: f64,
+        loss: GlobalLoss,
+        grad_norm: Option<f64>,
+        is_last: bool,
+    ) -> Result<(), TrainError> {
+        let counters = self.state.counters;
+        let GlobalLoss { loss, aux_loss } = loss;
+        self.state.last_loss = loss.or(self.state.last_loss);
+        if !self.is_logged(is_last) {
+            let samples_per_sec = self.meter.samples_per_sec();
+            let report = StepReport { step: counters.step, loss, lr, samples_per_sec };
+            return self.emit(&Event::Step(report));
+        }
+        let speed = self.meter.lap(counters);
+        let samples_per_sec = speed.samples_per_sec;
+        self.emit(&Event::Step(StepReport { step: counters.step, loss, lr, samples_per_sec }))?;
+        self.emit(&Event::Log(&LogLine {
+            step: counters.step,
+            update: counters.update,
+            epoch: self.state.epoch,
+            loss,
+            aux_loss,
+            lr,
+            grad_norm,
+            samples: counters.samples,
+            tokens: counters.tokens,
+            supervised_tokens: counters.supervised_tokens,
+            samples_per_sec,
+            tokens_per_sec: speed.tokens_per_sec,
+            data_wait_ms: speed.data_wait_ms,
+            step_ms: speed.step_ms,
+            peak_memory_bytes: peak_memory_bytes(self.model.device()).unwrap_or(0),
+            skipped_updates: counters.skipped_updates,
+            rejected_rows: counters.rejected_rows,
+        }))
+    }
+
+    /// Evaluates the present weights, if an evaluation is configured, and reports the result. Returns
+    /// `false`, on all ranks, when any of them was asked to stop meanwhile: the evaluation is then
+    /// still due.
+    pub(super) fn evaluate(&mut self, stop: &AtomicBool) -> Result<bool, TrainError> {
+        if self.config.eval.data_path.is_none() {
+            self.state.eval_is_due = false;
+            return Ok(true);
+        }
+        let started = Instant::now();
+        let (report, is_complete) = self.evaluate_on_first_rank(stop)?;
+        self.state.eval_is_due = !is_complete;
+        self.meter.paused(started.elapsed());
+        if let Some(report) = report {
+            let line = EvalLine::new(self.state.counters, self.state.epoch, &report);
+            self.emit(&Event::Evaluation(&line))?;
+        }
+        Ok(is_complete)
+    }
+
+    /// Rank 0's evaluation, on rank 0, for which the other ranks wait; and on all ranks whether it is
+    /// complete.
+    fn evaluate_on_first_rank(
+        &self,
+        stop: &AtomicBool,
+    ) -> Result<(Option<EvalReport>, bool), TrainError> {
+        let stop_is_requested = || stop.load(Ordering::Relaxed);
+        let evaluate = |may_continue: &dyn Fn() -> bool| -> Result<_, TrainError> {
+            let report = self.evaluator.map(|e| e.evaluate(self.model, self.dtype, may_continue));
+            Ok(report.transpose()?.flatten())
+        };
+        let step = self.state.counters.step;
+        let report =
+            self.world.on_first_rank(step, Phase::Evaluate, &stop_is_requested, evaluate)?;
+        let report = report.flatten();
+        let is_complete = self.world.broadcast(report.is_some())?;
+        Ok((report, is_complete))
+    }
+}
