@@ -10,21 +10,19 @@ use crate::train_state::Counters;
 
 /// Receives the events of a training run, in their order. Only rank 0 sends events.
 ///
-/// A sink that prints the loss of every logged step:
+/// A function is a sink, too:
 ///
-/// ```
-/// use vlm_train::{Event, EventSink, TrainError};
+/// ```no_run
+/// use vlm_train::{Event, Run, TrainConfig};
 ///
-/// struct PrintLoss;
-///
-/// impl EventSink for PrintLoss {
-///     fn event(&mut self, event: &Event) -> Result<(), TrainError> {
-///         if let Event::Log(line) = event {
-///             println!("step {}: loss {:?}", line.step, line.loss);
-///         }
-///         Ok(())
+/// let mut run = Run::prepare(TrainConfig::default())?;
+/// run.add_sink(|event: &Event| {
+///     if let Event::Log(line) = event {
+///         println!("step {}: loss {:?}", line.step, line.loss);
 ///     }
-/// }
+///     Ok(())
+/// });
+/// # Ok::<(), vlm_train::TrainError>(())
 /// ```
 pub trait EventSink {
     /// Handles one event.
@@ -33,6 +31,12 @@ pub trait EventSink {
     /// An error ends the training, so a sink returns one only where going on without its output
     /// would be worse.
     fn event(&mut self, event: &Event) -> Result<(), TrainError>;
+}
+
+impl<F: FnMut(&Event) -> Result<(), TrainError>> EventSink for F {
+    fn event(&mut self, event: &Event) -> Result<(), TrainError> {
+        self(event)
+    }
 }
 
 /// Something that happened in a training run.

@@ -15,10 +15,10 @@ use vlm_model::{FreezePolicy, LmConfig, VisionConfig, Vlm};
 use vlm_train::config::{
     DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, ShapeRequest, Stage,
 };
-use vlm_train::metrics::MetricsFile;
+
 use vlm_train::parallel::World;
 use vlm_train::trainer::{BatchSource, Batches, Ending, Trainer};
-use vlm_train::{TrainConfig, TrainState};
+use vlm_train::{MetricsFile, TrainConfig, TrainState};
 
 const IMAGE_TOKENS: usize = 196;
 const IMAGE_TOKEN_ID: i64 = 34;
