@@ -10,7 +10,7 @@ use vlm_data::DataError;
 use vlm_infer::{ErrorKind, InferError};
 use vlm_model::weights::WeightsError;
 use vlm_model::{ModelError, ShapeError};
-use vlm_train::{TrainError, is_out_of_memory, memory_shortage};
+use vlm_train::{TrainError, is_out_of_memory, out_of_memory_message};
 
 use crate::console;
 use crate::error::CliError;
@@ -31,7 +31,7 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
         }
         Err(error) => {
             let told = told_once(&error);
-            let told = vlm_config::with_flags(&out_of_memory(&told).unwrap_or(told));
+            let told = vlm_config::with_flags(&out_of_memory_message(&told).unwrap_or(told));
             let hint = flag_hint(&error);
             eprintln!("error: {}{hint}", with_long_words_cut(&told));
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
@@ -161,20 +161,6 @@ pub fn report_panics_as_errors() {
     }));
 }
 
-/// What to say in place of libtorch's message (with the frames of its C++ stack) that there was no
-/// memory for a tensor; `None` for any other message.
-fn out_of_memory(message: &str) -> Option<String> {
-    let shortage = memory_shortage(message)?;
-    let before = message.split("libtorch:").next().unwrap_or("").trim().trim_end_matches(':');
-    let before = if before.len() == message.trim().len() { "" } else { before };
-    Some(format!(
-        "{before}{}out of memory: {shortage}. \
-         Lower --batch-size or --max-seq-len, or give --activation-checkpointing; `cargo xtask plan` \
-         says what a run needs. Earlier checkpoints are unaffected",
-        if before.is_empty() { "" } else { ": " }
-    ))
-}
-
 /// Log lines on standard error: `-v` for more, `RUST_LOG` for a choice.
 pub fn start_log(verbose: bool) {
     let default = if verbose { "debug" } else { "info" };
@@ -194,7 +180,9 @@ struct StandardError;
 
 impl Write for StandardError {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        let _ = std::io::stderr().write_all(bytes);
+        // A line of the log comes whole. The libraries name settings, and users know flags.
+        let line = vlm_config::with_flags(&String::from_utf8_lossy(bytes));
+        let _ = std::io::stderr().write_all(line.as_bytes());
         Ok(bytes.len())
     }
 
@@ -228,21 +216,6 @@ mod tests {
             let weights = WeightsError::Io { path: "lm.pth".into(), source: system(code) };
             assert!(is_usage(&weights.into()), "{code}");
         }
-    }
-
-    #[test]
-    fn memory_that_ran_out_is_told_with_what_wanted_it_and_without_frames() {
-        let message = "step 3: libtorch: Internal torch error: [enforce fail at alloc_cpu.cpp:127] \
-                       err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate \
-                       1204224 bytes. Error code 12 (Cannot allocate memory)\nframe #0: c10::";
-        let told = out_of_memory(message).unwrap();
-        let expected = "step 3: out of memory: libtorch wanted 1204224 bytes for a tensor";
-        assert!(told.starts_with(expected) && !told.contains("frame"), "{told}");
-        let cuda =
-            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 3";
-        let told = out_of_memory(cuda).unwrap();
-        assert!(told.starts_with("out of memory: libtorch wanted 2.00 GiB for"), "{told}");
-        assert_eq!(out_of_memory("no such file"), None);
     }
 
     #[test]

@@ -1,5 +1,5 @@
 //! The vision encoder's features of every picture of a data set, once, to disk: what
-//! `vlm cache-features` makes and training with `--features` reads.
+//! `vlm cache-features` makes and training with the setting `features` reads.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -219,7 +219,7 @@ impl Work {
         let is_finite = features.to_kind(Kind::Float).isfinite().all();
         if !bool::try_from(is_finite).map_err(ModelError::from)? {
             return Err(TrainError::Failed(format!(
-                "features that are not finite in {:?}; try --features-dtype bfloat16 or float32, \
+                "features that are not finite in {:?}; as `features_dtype` try bfloat16 or float32, \
                  and check the encoder's weights",
                 self.config.dtype
             )));

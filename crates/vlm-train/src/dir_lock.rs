@@ -1,8 +1,8 @@
-//! The lock of a folder: one process at a time writes to it. It lasts until its owner ends, however
-//! that ends, since the system keeps it. Knows nothing of what is in the folder.
+//! The lock of a folder, so that one process at a time writes to it. The system releases it when its
+//! owner ends, however it ends.
 //!
-//! Network file systems differ: NFS passes `flock` on to its server since Linux 2.6.12, where the lock
-//! of a machine that lost its power lasts until the server notices; some others have no locks at all.
+//! Network file systems differ: NFS passes `flock` on to its server since Linux 2.6.12, and the lock of
+//! a machine that lost its power lasts until the server notices; some others have no locks.
 
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
@@ -11,8 +11,8 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-/// The file that is locked. It stays when the lock is given back: removing it would let two processes
-/// lock two files of this name.
+/// The file that is locked. It stays when the lock is released: removing it would let two processes
+/// lock two different files of this name.
 const FILE_NAME: &str = ".lock";
 
 /// An exclusive lock on a folder, for as long as this lives.
@@ -26,12 +26,13 @@ pub(crate) struct DirLock {
 pub(crate) enum LockError {
     /// Another process holds the lock: its host and process id, as far as they are known.
     Held(String),
-    /// The lock file could not be made.
+    /// The lock file could not be created.
     Io(io::Error),
 }
 
 impl DirLock {
-    /// Takes the lock, or says who has it. On a file system without locks it warns and continues.
+    /// Takes the lock, or returns who holds it. On a file system without locks it logs a warning and
+    /// continues.
     pub(crate) fn take(folder: &Path) -> Result<Self, LockError> {
         let path = folder.join(FILE_NAME);
         let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
@@ -42,7 +43,7 @@ impl DirLock {
                 Err(Errno::INTR) => {}
                 Err(Errno::WOULDBLOCK) => {
                     let mut owner = String::new();
-                    // The name is for the message only.
+                    // The owner is for the message only.
                     let _ = file.read_to_string(&mut owner);
                     let owner = owner.trim();
                     return Err(LockError::Held(match owner {
@@ -63,7 +64,7 @@ impl DirLock {
         }
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         let owner = format!("process {} on {}\n", std::process::id(), host.trim());
-        // Without its owner's name the lock is as good; a full disk shows elsewhere.
+        // The lock holds without the name of its owner; a full disk is noticed elsewhere.
         let _ = file
             .set_len(0)
             .and_then(|()| file.rewind())

@@ -1,5 +1,5 @@
-//! A vision encoder that is trained too: its place in checkpoints, and its folder in the out-dir.
-//! One that stays frozen is where it came from, and is not written again.
+//! The files of a vision encoder that is trained: its tensors in checkpoints, and its folder in the
+//! out-dir. A frozen encoder is not written.
 
 use std::fs;
 use std::path::Path;
@@ -12,13 +12,13 @@ use vlm_torch::Heartbeat;
 
 use crate::TrainError;
 
-/// Of MiniMind-V's names for it, before the encoder's own.
+/// Prefix of its tensors in checkpoints, as in MiniMind-V.
 const PREFIX: &str = "vision_encoder.";
 
-/// The folder in the out-dir.
+/// Name of its folder in the out-dir.
 const FOLDER: &str = "vision";
 
-/// The encoder's tensors under the names that a checkpoint has for them; none when it is frozen.
+/// The encoder's tensors under their names in a checkpoint; empty when the encoder is frozen.
 pub(crate) fn checkpointed(model: &Vlm) -> Vec<(String, Tensor)> {
     let params = model.vision_params();
     if params.trainable().is_empty() {
@@ -28,8 +28,8 @@ pub(crate) fn checkpointed(model: &Vlm) -> Vec<(String, Tensor)> {
     params.named().into_iter().map(prefixed).collect()
 }
 
-/// Writes the trained encoder in Hugging Face form to `out_dir/vision`, with the preprocessing of
-/// the folder `from` that it started in. Nothing is written for a frozen one.
+/// Writes the trained encoder in Hugging Face's form to `out_dir/vision`, with the preprocessing in
+/// `from`, the folder that it was loaded from. Writes nothing for a frozen encoder.
 ///
 /// # Errors
 /// The system's, with the path.

@@ -1,4 +1,4 @@
-//! What can go wrong with a run, by whose fault it is.
+//! The error of this crate. Its variants say whether the user, the data or the system is at fault.
 
 use vlm_config::ConfigError;
 use vlm_data::{DataError, has_disk_failure};
@@ -8,19 +8,19 @@ use vlm_model::{ModelError, ShapeError};
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 pub enum TrainError {
-    /// The user asked for something that cannot be: nothing was started.
+    /// A setting or file that cannot be used. Nothing was started.
     #[error("{0}")]
     Usage(String),
     /// Something failed while running.
     #[error("{0}")]
     Failed(String),
-    /// The data.
+    /// An error of the data.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// The model, while running.
+    /// An error of the model.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// A model that the run starts from, or its evaluation.
+    /// An error while the starting model was loaded, or evaluated.
     #[error(transparent)]
     Infer(#[from] InferError),
 }
@@ -44,7 +44,7 @@ impl From<vlm_torch::Error> for TrainError {
 }
 
 impl TrainError {
-    /// Whether the user asked for something that cannot be, in a setting or a file that it names.
+    /// Whether a setting, or a file that a setting names, cannot be used.
     pub(crate) fn is_usage(&self) -> bool {
         match self {
             Self::Usage(_) => true,
@@ -53,8 +53,8 @@ impl TrainError {
         }
     }
 
-    /// What the data, which was in order when the run began, could not do in its middle: a file that
-    /// cannot be read or written then is no wrong request.
+    /// The error of data that could be read when the run started: a file that cannot be read or written
+    /// later is a failure, not a usage error.
     pub(crate) fn midway(error: DataError) -> Self {
         match error {
             DataError::Io { .. } => Self::Failed(error.to_string()),
@@ -62,16 +62,16 @@ impl TrainError {
         }
     }
 
-    /// Something that the user named cannot be used, as `told` says: a wrong request, unless a disk
-    /// failed or is full, which `error` or one of its causes then says.
-    pub fn unusable(told: String, error: &(dyn std::error::Error + 'static)) -> Self {
+    /// An error about something that the user named and that cannot be used: a usage error with the
+    /// text `message`, or a failure when `error` or one of its causes is a failing or full disk.
+    pub fn unusable(message: String, error: &(dyn std::error::Error + 'static)) -> Self {
         if has_disk_failure(error) {
-            return Self::Failed(told);
+            return Self::Failed(message);
         }
-        Self::Usage(told)
+        Self::Usage(message)
     }
 
-    /// The same with what was being done, where libtorch failed at it: its own words do not say.
+    /// Adds what was being done to an error of libtorch, whose message does not say it.
     pub(crate) fn during(self, what: &str) -> Self {
         match self {
             Self::Model(error @ ModelError::Torch(_))
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_fails_in_the_middle_of_a_run_is_a_failure_and_no_wrong_request() {
+    fn a_file_that_fails_during_a_run_is_a_failure_and_no_usage_error() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("rows.jsonl");
         let error = vlm_data::open_source(&missing, None).err().unwrap();

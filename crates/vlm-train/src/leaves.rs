@@ -1,10 +1,10 @@
-//! A tree of settings as a flat list, so that two can be held against each other by name.
+//! A tree of settings as a flat list, so that two trees can be compared by name.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// Every number, text, truth value and list with the path of names that leads to it:
+/// Every number, text, boolean and list with the path of names that leads to it:
 /// `optim.learning_rate` → `0.0004`.
 pub(crate) fn leaves(tree: &Value) -> BTreeMap<String, String> {
     fn walk(path: &str, value: &Value, found: &mut BTreeMap<String, String>) {

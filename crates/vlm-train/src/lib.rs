@@ -35,7 +35,7 @@ pub use event_file::EventFile;
 pub use events::{EvalLine, Event, EventSink, LogLine, StepReport};
 pub use metrics::MetricsFile;
 pub use out_dir::OutDir;
-pub use out_of_memory::{is_out_of_memory, memory_shortage};
+pub use out_of_memory::{is_out_of_memory, out_of_memory_message};
 pub use run::{Run, Summary};
 pub use state_dict::StateDict;
 pub use train_state::{Counters, TrainState};

@@ -1,5 +1,4 @@
-//! AdamW with a state of its own, so that it can be saved and continued, and an exponential moving
-//! average of the weights.
+//! AdamW with a state that can be saved and restored, and an exponential moving average of the weights.
 
 use tch::{Kind, Tensor};
 use vlm_model::{Vlm, is_projector};
@@ -20,7 +19,7 @@ pub enum ModelPart {
 }
 
 impl ModelPart {
-    /// The rate of this part's weights before the schedule.
+    /// The configured learning rate of this part, to which the schedule is applied.
     pub fn learning_rate(self, optim: &OptimConfig) -> f64 {
         let own = match self {
             Self::Projector => optim.lr_projector,
@@ -31,7 +30,7 @@ impl ModelPart {
     }
 }
 
-/// One trained tensor and what Adam remembers of its gradients.
+/// One trained tensor with its moments.
 #[derive(Debug)]
 struct Slot {
     name: String,
@@ -53,7 +52,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// An optimizer of everything that is trained of `model`.
+    /// An optimizer of all trained parameters of `model`.
     pub fn of_model(model: &Vlm, optim: &OptimConfig) -> Self {
         let of_lm = model.params().trainable().into_iter().map(|(name, tensor)| {
             let part = if is_projector(&name) { ModelPart::Projector } else { ModelPart::Lm };
@@ -84,11 +83,11 @@ impl AdamW {
         self.slots.iter().map(|slot| slot.param.shallow_clone()).collect()
     }
 
-    /// One update from the gradients at hand. `rate` gives the rate of now from the one that was set
-    /// (see [`crate::schedule::Schedule::rate`]). Tensors without a gradient are left as they are.
+    /// One update from the present gradients. `rate` makes the present learning rate of the configured
+    /// one (see [`crate::schedule::Schedule::rate`]). Tensors without a gradient are left as they are.
     ///
     /// # Errors
-    /// What libtorch says.
+    /// libtorch's own.
     pub fn step(&mut self, rate: impl Fn(f64) -> f64) -> Result<(), TrainError> {
         let mut rates: Vec<f64> =
             self.slots.iter().map(|slot| slot.part.learning_rate(&self.optim)).collect();
@@ -162,7 +161,7 @@ impl AdamW {
         self.slots.iter().flat_map(of).collect()
     }
 
-    /// Takes back what [`Self::state`] gave.
+    /// Restores what [`Self::state`] returned.
     ///
     /// # Errors
     /// A tensor that is missing or has another shape.
@@ -170,12 +169,12 @@ impl AdamW {
         for (name, mut own) in self.state() {
             let (_, saved) = state.iter().find(|(n, _)| *n == name).ok_or_else(|| {
                 TrainError::Failed(format!(
-                    "the checkpoint's optimizer has no {name}: other layers were trained then"
+                    "the checkpoint has no optimizer state {name}: other layers were trained in its run"
                 ))
             })?;
             if saved.size() != own.size() {
                 return Err(TrainError::Failed(format!(
-                    "the checkpoint's {name} has shape {:?}; this run's has {:?}",
+                    "the checkpoint's optimizer state {name} has shape {:?}, expected {:?}",
                     saved.size(),
                     own.size()
                 )));

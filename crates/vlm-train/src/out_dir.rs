@@ -1,5 +1,5 @@
-//! The folder a run writes to: made and tried before anything is computed, never shared by two
-//! runs, and written so that a file is there whole or not at all.
+//! The folder that a run writes to. It is created, locked and test-written before anything is computed,
+//! so that two runs never share it.
 
 use std::fs;
 use std::io::Write;
@@ -15,19 +15,19 @@ use crate::checkpoint;
 use crate::config::Stage;
 use crate::dir_lock::{DirLock, LockError};
 
-/// What shows that a folder already holds a run.
+/// Names that show that a folder already holds a run.
 const TRACES: [&str; 3] = ["metrics.jsonl", "summary.json", "checkpoints"];
 
-/// What a run writes under fixed names.
+/// Names of what every run writes.
 const RECORDS: [&str; 7] = [
     "config.json", "metrics.jsonl", "summary.json", "rejected.jsonl", "checkpoints", "report.html",
     "heldout.png",
 ];
-/// What a run with a trained vision encoder writes to its folder `vision`.
+/// Names of what a run with a trained vision encoder writes to its folder `vision`.
 const ENCODER_FILES: [&str; 3] = ["model.safetensors", "config.json", "preprocessor_config.json"];
-/// The file that shows whether the folder can be written, before its process id.
+/// Start of the name of the file that is written to test the folder; a process id follows.
 const PROBE: &str = ".writable-";
-/// How the names of TensorBoard's files begin.
+/// Start of the names of TensorBoard's files.
 const EVENTS: &str = "events.out.tfevents.";
 
 /// A run's folder.
@@ -35,11 +35,11 @@ const EVENTS: &str = "events.out.tfevents.";
 pub struct OutDir {
     path: PathBuf,
     stage: Stage,
-    /// Whether an earlier run may be there, to be continued.
+    /// Whether the folder may hold a run, which is then continued.
     continues: bool,
-    /// A finished run of the stage before, whose records are still here.
+    /// The stage of a finished run of the previous stage whose records are still here.
     earlier: Option<Stage>,
-    /// Held to the end of the run by the process that writes.
+    /// The lock; only in the process that writes.
     lock: Option<Arc<DirLock>>,
     /// Device and inode of the folder, to notice when it was removed or replaced.
     place: Option<(u64, u64)>,
@@ -67,7 +67,8 @@ fn place_of(path: &Path) -> std::io::Result<(u64, u64)> {
     fs::metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
-/// `.pretrain_vlm_512.pth.tmp-4711`, `.writable-4711`: a file that a process had not finished.
+/// Whether a file is the unfinished file of a process: `.pretrain_vlm_512.pth.tmp-4711`,
+/// `.writable-4711`.
 fn is_leftover(name: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
     if name.strip_prefix(PROBE).is_some_and(is_number) {
@@ -85,16 +86,16 @@ fn is_leftover(name: &str) -> bool {
 }
 
 impl OutDir {
-    /// Looks at the folder and, where it exists, locks it; nothing else is touched. A folder that
-    /// already holds a run is taken only to continue it, or for a run of the second stage after a
-    /// finished one of the first, whose records [`Self::move_earlier`] then moves.
+    /// Checks the folder and locks it if it exists; writes nothing else. A folder that already holds a
+    /// run is accepted only if the run is to be continued, or if it is a finished run of the first stage
+    /// and this is the second, which moves the records of the first ([`Self::move_earlier`]).
     ///
     /// # Errors
     /// It holds a run and `continues` is false; another process writes to it.
     pub fn open(path: &Path, stage: Stage, continues: bool) -> Result<Self, TrainError> {
         if path.exists() && !path.is_dir() {
             return Err(TrainError::Usage(format!(
-                "--out-dir {} is a file; expected a folder, or a name that is free",
+                "`out_dir` {} is a file; expected a folder, or a path that does not exist yet",
                 path.display()
             )));
         }
@@ -106,22 +107,22 @@ impl OutDir {
         Ok(out_dir)
     }
 
-    /// Makes and locks the folder, proves that it can be written, and removes what killed processes
-    /// left half-written.
+    /// Creates and locks the folder, tests that it can be written, and removes unfinished files of
+    /// killed processes.
     ///
     /// # Errors
-    /// It cannot be made or written, or another process has come before.
+    /// It cannot be created or written; another process writes to it.
     pub fn make(&mut self) -> Result<(), TrainError> {
         fs::create_dir_all(&self.path).map_err(|e| self.unwritable(e))?;
         self.lock()?;
-        // Another run may have come and gone since the first look.
+        // Another run may have started and ended since the first check.
         self.check_free()?;
         self.prove_writable().map_err(|e| self.unwritable(e))?;
         self.place = Some(place_of(&self.path).map_err(|e| self.unwritable(e))?);
         self.remove_leftovers()
     }
 
-    /// Opens and makes the folder.
+    /// Opens and creates the folder.
     ///
     /// # Errors
     /// As [`Self::open`] and [`Self::make`].
@@ -131,7 +132,7 @@ impl OutDir {
         Ok(out_dir)
     }
 
-    /// The folder that another process prepares and writes: this one only names it.
+    /// A folder that another process creates and writes to: this process only knows its name.
     pub fn of_another(path: &Path, stage: Stage) -> Self {
         let path = path.to_owned();
         Self { path, stage, continues: false, earlier: None, lock: None, place: None }
@@ -144,8 +145,8 @@ impl OutDir {
             && let Some(trace) = Self::trace_of_a_run(&self.path, stage)
         {
             return Err(TrainError::Usage(format!(
-                "--out-dir {} already holds a run ({trace} is there), and nothing is overwritten; \
-                 continue it with --resume auto, or choose another --out-dir",
+                "`out_dir` {} already holds a run ({trace} is there), and nothing is overwritten; \
+                 continue it with `resume = auto`, or choose another `out_dir`",
                 self.path.display()
             )));
         }
@@ -158,8 +159,8 @@ impl OutDir {
         }
         let lock = DirLock::take(&self.path).map_err(|error| match error {
             LockError::Held(owner) => TrainError::Usage(format!(
-                "--out-dir {}: another run is writing to it ({owner}); wait until it has ended, or \
-                 choose another --out-dir",
+                "`out_dir` {}: another run is writing to it ({owner}); wait until it has ended, or \
+                 choose another `out_dir`",
                 self.path.display()
             )),
             LockError::Io(error) => self.unwritable(error),
@@ -168,20 +169,20 @@ impl OutDir {
         Ok(())
     }
 
-    /// A folder that this user may not write was named wrongly; a full or failing disk was not.
+    /// A usage error for a folder that this user may not write to; a failure for a full or failing disk.
     fn unwritable(&self, error: std::io::Error) -> TrainError {
         let path = self.path.display();
         let is_read_only = error.kind() == std::io::ErrorKind::ReadOnlyFilesystem;
         if is_disk_failure(&error) && (self.continues || !is_read_only) {
-            return TrainError::Failed(format!("--out-dir {path} cannot be written: {error}"));
+            return TrainError::Failed(format!("`out_dir` {path} cannot be written: {error}"));
         }
         TrainError::Usage(format!(
-            "--out-dir {path} cannot be written: {error}; choose a folder that you may write to"
+            "`out_dir` {path} cannot be written: {error}; choose a folder that you may write to"
         ))
     }
 
-    /// Removes the temporary files of processes that were killed. The lock proves that none of them is
-    /// still at work.
+    /// Removes the temporary files of processes that were killed. The lock proves that none of these
+    /// processes is still running.
     fn remove_leftovers(&self) -> Result<(), TrainError> {
         let mut removed = checkpoint::clean_up(&self.join("checkpoints"))?;
         for folder in [self.path.clone(), self.join("vision")] {
@@ -194,7 +195,7 @@ impl OutDir {
             }
         }
         if !removed.is_empty() {
-            tracing::info!("removed what a killed process left: {}", removed.join(", "));
+            tracing::info!("removed unfinished files of a killed process: {}", removed.join(", "));
         }
         Ok(())
     }
@@ -209,14 +210,14 @@ impl OutDir {
             Ok(found) if found == place => Ok(()),
             Err(error) if is_disk_failure(&error) => Err(TrainError::at(&self.path, error)),
             _ => Err(TrainError::Failed(format!(
-                "--out-dir {} was removed or replaced while the run was writing to it; what was saved \
+                "`out_dir` {} was removed or replaced while the run was writing to it; what was saved \
                  there is gone, and nothing more is written",
                 self.path.display()
             ))),
         }
     }
 
-    /// Whether a run of this folder's stage has written weights here.
+    /// Whether the folder holds weights of a run of this stage.
     pub fn holds_weights(&self) -> bool {
         let prefix = format!("{}_vlm_", self.stage.name());
         let names = fs::read_dir(&self.path).into_iter().flatten().flatten();
@@ -224,16 +225,16 @@ impl OutDir {
         names.any(|name| name.starts_with(&prefix))
     }
 
-    /// Whether the folder holds a finished run of the stage before `stage`, and none of `stage`.
+    /// Whether the folder holds a finished run of the stage before `stage`, and no run of `stage`.
     pub fn holds_earlier(path: &Path, stage: Stage) -> bool {
         finished_stage(path).is_some_and(|earlier| goes_before(earlier, stage))
     }
 
-    /// Moves the records of a finished run of the stage before into a folder of that stage's name;
-    /// its weights stay where they are. Does nothing where there was none.
+    /// Moves the records of a finished run of the previous stage into a subfolder with the name of that
+    /// stage. Its weights stay where they are. Does nothing without such a run.
     ///
     /// # Errors
-    /// The system's, with the path; records that were moved before and would be overwritten.
+    /// The system's, with the path; the subfolder already exists.
     pub fn move_earlier(&mut self) -> Result<(), TrainError> {
         let Some(stage) = self.earlier.take() else { return Ok(()) };
         let target = self.join(stage.name());
@@ -280,7 +281,7 @@ impl OutDir {
         &self.path
     }
 
-    /// A name in the folder.
+    /// The path of a file in the folder.
     pub fn join(&self, name: impl AsRef<Path>) -> PathBuf {
         self.path.join(name)
     }
@@ -303,7 +304,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("metrics.jsonl"), "kept").unwrap();
         let error = OutDir::prepare(folder.path(), Stage::Pretrain, false).unwrap_err();
-        assert!(matches!(&error, TrainError::Usage(m) if m.contains("--resume")), "{error}");
+        assert!(matches!(&error, TrainError::Usage(m) if m.contains("`resume = auto`")), "{error}");
         assert_eq!(fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap(), "kept");
         assert!(OutDir::prepare(folder.path(), Stage::Pretrain, true).is_ok());
     }

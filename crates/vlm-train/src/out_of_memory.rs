@@ -1,8 +1,8 @@
-//! Memory that runs out on a device: told as what it is, by part and with the settings that help,
-//! instead of as an error of this program.
+//! Errors for memory that runs out: how much was wanted, what the run keeps in memory, and the settings
+//! that reduce it.
 //!
-//! Most tensor operations of `tch` panic when libtorch refuses, so a panic with libtorch's words about
-//! memory is caught here. Every other panic passes through.
+//! Most tensor operations of `tch` panic when libtorch fails, so a panic with libtorch's message about
+//! memory is caught here. Every other panic is passed on.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -11,23 +11,29 @@ use vlm_model::Vlm;
 
 use crate::TrainError;
 
-/// How libtorch says that memory ran out, on CUDA and on the CPU.
+/// What to do about it.
+const REMEDIES: &str = "To need less memory, lower `batch_size` and raise `accumulation_steps` by the \
+                        same factor, lower `max_seq_len`, set `activation_checkpointing`, train on \
+                        cached `features`, train fewer blocks, or compute in `dtype = bfloat16`. \
+                        Earlier checkpoints are unaffected";
+
+/// Parts of libtorch's messages that memory ran out, on CUDA and on the CPU.
 const MARKS: [&str; 3] =
     ["out of memory", "can't allocate memory", "not enough memory: you tried to allocate"];
 
-/// Bytes of what a training run keeps on its device.
+/// What a training run keeps on its device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MemoryParts {
     /// Weights of the language model, the projector and the vision encoder.
     pub weights: u64,
-    /// Gradients of what is trained.
+    /// Gradients of the trained parameters.
     pub gradients: u64,
     /// AdamW's two moments.
     pub optimizer: u64,
 }
 
 impl MemoryParts {
-    /// What training `model` keeps.
+    /// What training `model` keeps in memory.
     pub fn of(model: &Vlm) -> Self {
         let bytes = |named: Vec<(String, tch::Tensor)>| crate::parallel::gradient_bytes(&named);
         let weights = bytes(model.params().named()) + bytes(model.vision_params().named());
@@ -36,12 +42,13 @@ impl MemoryParts {
     }
 }
 
-/// Whether `message` is libtorch's about memory that ran out.
+/// Whether `message` is libtorch's message that memory ran out.
 pub fn is_out_of_memory(message: &str) -> bool {
     MARKS.iter().any(|mark| message.contains(mark))
 }
 
-/// Runs `body`. Where memory runs out in it the error says so, with `parts` where they are known.
+/// Runs `body`, and makes an error with advice of memory that runs out in it. `parts` is what the run
+/// keeps in memory; `None` while the model is created.
 ///
 /// # Errors
 /// Those of `body`; memory that ran out.
@@ -71,26 +78,33 @@ fn advice(message: &str, parts: Option<MemoryParts>) -> String {
     let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
     let kept = match parts {
         Some(MemoryParts { weights, gradients, optimizer }) => format!(
-            " The run keeps {} of weights, {} of gradients and {} of optimizer state; the rest are \
-             activations, which grow with the rows and tokens of a micro-batch.",
+            "The run keeps {} of weights, {} of gradients and {} of optimizer state; the rest are \
+             activations, which grow with the rows and tokens of a micro-batch. ",
             mib(weights),
             mib(gradients),
             mib(optimizer)
         ),
-        None => " It ran out while the model was made.".to_owned(),
+        None => "The memory ran out while the model was created. ".to_owned(),
     };
-    format!(
-        "out of memory: {}.{kept} What helps: a smaller --batch-size with as many more \
-         --accumulation-steps, --activation-checkpointing, a smaller --max-seq-len, --features made \
-         by `vlm cache-features`, fewer trained blocks, or --dtype bfloat16. Earlier checkpoints are \
-         unaffected",
-        memory_shortage(message).unwrap_or_else(|| "libtorch did not say of what".to_owned())
-    )
+    let shortage = shortage(message);
+    let shortage = shortage.unwrap_or_else(|| "libtorch did not say how much it wanted".to_owned());
+    format!("out of memory: {shortage}. {kept}{REMEDIES}")
 }
 
-/// What libtorch wanted when memory ran out, and this process's own limit where it has one; `None` for
-/// any other message.
-pub fn memory_shortage(message: &str) -> Option<String> {
+/// What to report instead of libtorch's message, with the frames of its C++ stack, that there was no
+/// memory for a tensor; `None` for any other message. What `message` says before libtorch's part is
+/// kept. For commands that do not train; a training run adds what it keeps in memory.
+pub fn out_of_memory_message(message: &str) -> Option<String> {
+    let shortage = shortage(message)?;
+    let before = message.split("libtorch:").next().unwrap_or("").trim().trim_end_matches(':');
+    let before = if before.len() == message.trim().len() { "" } else { before };
+    let gap = if before.is_empty() { "" } else { ": " };
+    Some(format!("{before}{gap}out of memory: {shortage}. {REMEDIES}"))
+}
+
+/// How much memory libtorch wanted, and this process's own limit where it has one; `None` for any other
+/// message.
+fn shortage(message: &str) -> Option<String> {
     // c10's allocator for the CPU, and the one for CUDA.
     let wanted = ["you tried to allocate ", "Tried to allocate "]
         .iter()
@@ -125,7 +139,7 @@ mod tests {
         for part in [
             "out of memory: libtorch wanted 2.00 MiB for a tensor on the GPU and did not get it",
             "1.0 MiB of weights, 2.0 MiB of gradients and 4.0 MiB of optimizer state",
-            "--batch-size",
+            "`batch_size`",
         ] {
             assert!(said.contains(part), "{part:?} is not in: {said}");
         }
@@ -136,9 +150,24 @@ mod tests {
         let failed = |text: &str| Err::<(), _>(TrainError::Failed(text.to_owned()));
         let cpu = "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes";
         let said = with_memory_advice(None, || failed(cpu)).unwrap_err().to_string();
-        assert!(said.contains("while the model was made"), "{said}");
+        assert!(said.contains("while the model was created"), "{said}");
         let said = with_memory_advice(Some(PARTS), || failed("disk full")).unwrap_err().to_string();
         assert_eq!(said, "disk full");
+    }
+
+    #[test]
+    fn a_message_of_libtorch_is_replaced_without_its_frames() {
+        let message = "step 3: libtorch: Internal torch error: [enforce fail at alloc_cpu.cpp:127] \
+                       err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate \
+                       1204224 bytes. Error code 12 (Cannot allocate memory)\nframe #0: c10::";
+        let said = out_of_memory_message(message).unwrap();
+        let expected = "step 3: out of memory: libtorch wanted 1204224 bytes for a tensor";
+        assert!(said.starts_with(expected) && !said.contains("frame"), "{said}");
+        let cuda =
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 3";
+        let said = out_of_memory_message(cuda).unwrap();
+        assert!(said.starts_with("out of memory: libtorch wanted 2.00 GiB for"), "{said}");
+        assert_eq!(out_of_memory_message("no such file"), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The device of a rank, where several processes share a machine.
+//! The device of a rank. On a machine with several processes each process has its own GPU.
 
 use tch::Device;
 use vlm_infer::select_device;
@@ -6,19 +6,20 @@ use vlm_infer::select_device;
 use crate::TrainError;
 use crate::parallel::LaunchEnv;
 
-/// The device that `name` stands for on this rank. Of several processes on one machine each has the
-/// CUDA device of its `local_rank`, unless the launcher lets it see a single one.
+/// The device that the setting `device` names on this rank. Where several processes run on one machine,
+/// each gets the CUDA device with the number of its `local_rank`, unless the launcher lets it see one
+/// device only.
 ///
 /// # Errors
-/// As [`select_device`]; one device named for several processes, or fewer devices than processes.
+/// As [`select_device`]; one device for several processes, or fewer devices than processes.
 pub(crate) fn select(name: &str, launch: Option<&LaunchEnv>) -> Result<Device, TrainError> {
     let device = select_device(name)?;
     let (Some(env), true) = (launch, device.is_cuda()) else { return Ok(device) };
     if name.starts_with("cuda:") {
         if env.local_world_size > 1 {
             return Err(TrainError::Usage(format!(
-                "--device is {name}, but {} processes on this machine cannot share one device; give \
-                 --device cuda, and each takes its own",
+                "`device` is {name}, but the {} processes on this machine cannot share one GPU; with \
+                 `device = cuda` each process takes its own",
                 env.local_world_size
             )));
         }

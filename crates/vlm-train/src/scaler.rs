@@ -2,8 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// The factor on the loss that keeps float16 gradients from vanishing: doubled after a run of good
-/// updates, halved after one that overflowed.
+/// The factor on the loss that keeps float16 gradients from vanishing. It is doubled after 2000 good
+/// updates in a row, and halved after one whose gradients overflowed.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LossScaler {
     scale: f64,
@@ -24,7 +24,7 @@ impl LossScaler {
         self.scale
     }
 
-    /// Takes note of an update: whether all its gradients were finite.
+    /// Adjusts the factor after an update. `finite` says whether all gradients were finite.
     pub fn updated(&mut self, finite: bool) {
         if !finite {
             *self = Self { scale: self.scale * 0.5, good_updates: 0 };

@@ -4,9 +4,9 @@ use std::f64::consts::PI;
 
 use crate::config::{LrSchedule, OptimConfig};
 
-/// Smallest share of the rate where none is set, as the present MiniMind-V and nanoVLM have it.
+/// Default of `min_lr_ratio`, as in the present MiniMind-V and in nanoVLM.
 const DEFAULT_MIN_RATIO: f64 = 0.1;
-/// Share of a run in which the rate of `wsd` falls where none is set.
+/// Default of `decay_fraction`, for the schedule `wsd`.
 const DEFAULT_DECAY_FRACTION: f64 = 0.2;
 
 /// How the learning rate changes over the micro-batches of a run. An update uses the rate of the last
@@ -33,7 +33,7 @@ impl Schedule {
         }
     }
 
-    /// The rate of micro-batch `step`, counted from 0, where the rate that was set is `lr`.
+    /// The learning rate of micro-batch `step`, counted from 0, where the configured rate is `lr`.
     ///
     /// The schedule `reference` is `lr/10 + lr/2 · (1 + cos(π · step / total_steps))`, which starts at
     /// 1.1 · `lr`: `get_lr` of MiniMind-V of April 2025, whose text says otherwise. `cosine` is the

@@ -40,7 +40,9 @@ impl Trainer<'_> {
             let found = saved.model.iter().find(|(n, t)| *n == name && t.size() == tensor.size());
             let Some((_, found)) = found else {
                 let shape = tensor.size();
-                return Err(TrainError::Failed(format!("no tensor {name} of shape {shape:?}")));
+                return Err(TrainError::Failed(format!(
+                    "the checkpoint has no tensor {name} of shape {shape:?}"
+                )));
             };
             tch::no_grad(|| tensor.copy_(found));
         }

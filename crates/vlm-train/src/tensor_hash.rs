@@ -1,4 +1,4 @@
-//! Whether tensors hold the same, bit for bit.
+//! A hash of tensors, to compare them bit for bit.
 
 use tch::Tensor;
 
@@ -7,7 +7,7 @@ use crate::TrainError;
 /// BLAKE3 over names and values, in hexadecimal.
 ///
 /// # Errors
-/// A tensor whose bytes cannot be had.
+/// A tensor whose bytes cannot be read.
 pub(crate) fn hash_of_tensors(named: &[(String, Tensor)]) -> Result<String, TrainError> {
     let mut hasher = blake3::Hasher::new();
     for (name, tensor) in named {

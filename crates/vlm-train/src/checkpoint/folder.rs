@@ -1,4 +1,5 @@
-//! The folder of a run's checkpoints: which there are, which one to continue from, which to remove.
+//! The folder with the checkpoints of a run: lists them, finds the one to continue from, removes old
+//! ones.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,15 +10,15 @@ use rustix::io::Errno;
 use super::{Checkpoint, LoadError, STATE, load, state_file};
 use crate::TrainError;
 
-/// How the names of checkpoints begin.
+/// Start of the names of checkpoints.
 const PREFIX: &str = "step-";
-/// The end of the name of a checkpoint that cannot be loaded.
+/// End of the name of a checkpoint that cannot be loaded.
 const DAMAGED: &str = ".damaged";
-/// The end of the name of a checkpoint of a later step than the one that its run was continued from.
+/// End of the name of a checkpoint of a later step than the one that its run was continued from.
 const SUPERSEDED: &str = ".superseded";
 
-/// The newest checkpoint in `folder` that can be loaded, if there is any. Damaged ones are passed over
-/// with a warning, and so are those that were written while updates were being skipped, unless there
+/// The newest checkpoint in `folder` that can be loaded, if there is any. Damaged checkpoints are
+/// skipped with a warning. One that was written while updates were being skipped is used only if there
 /// is no other.
 ///
 /// # Errors
@@ -37,13 +38,13 @@ pub fn newest(folder: &Path) -> Result<Option<Checkpoint>, TrainError> {
                 return Ok(Some(checkpoint));
             }
             Ok(checkpoint) => unhealthy = unhealthy.or(Some(checkpoint)),
-            Err(error) => tracing::warn!("passed over a checkpoint that cannot be loaded: {error}"),
+            Err(error) => tracing::warn!("skipped a checkpoint that cannot be loaded: {error}"),
         }
     }
     Ok(unhealthy)
 }
 
-/// Names of everything in `folder` that is or was a checkpoint, renamed ones included.
+/// Names of all checkpoints in `folder`, renamed ones included.
 pub fn traces(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -52,13 +53,12 @@ pub fn traces(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Renames the checkpoints of steps after `step`, from which a run is about to continue: they are of
-/// another course of the run, or damaged, and neither may be taken for its newest one, nor count among
-/// those that are kept.
+/// Renames the checkpoints of later steps than `step`, from which a run continues. They are superseded,
+/// or damaged, and must neither be taken for the newest checkpoint nor count among those that are kept.
 ///
 /// # Errors
 /// The system's, with the path.
-pub fn set_later_ones_apart(folder: &Path, step: u64) -> Result<(), TrainError> {
+pub fn rename_later(folder: &Path, step: u64) -> Result<(), TrainError> {
     for path in list(folder)? {
         if step_of(&path).is_some_and(|later| later > step) {
             let (suffix, why) = match load(&path) {
@@ -66,20 +66,21 @@ pub fn set_later_ones_apart(folder: &Path, step: u64) -> Result<(), TrainError> 
                 Err(LoadError::Damaged(why)) => (DAMAGED, why),
                 Err(other) => (SUPERSEDED, other.to_string()),
             };
-            rename_apart(&path, suffix, &why)?;
+            rename_with_suffix(&path, suffix, &why)?;
         }
     }
     Ok(())
 }
 
-/// Puts a whole folder in the place of `target`, of which there is one at every moment.
+/// Gives a complete folder the name `target`. A folder that has this name is replaced, and there is one
+/// at every moment.
 pub(super) fn put_in_place(temporary: &Path, target: &Path) -> Result<(), TrainError> {
     let rename = |from: &Path, to: &Path| fs::rename(from, to).map_err(|e| TrainError::at(to, e));
     if !target.exists() {
         return rename(temporary, target);
     }
     match renameat_with(CWD, temporary, CWD, target, RenameFlags::EXCHANGE) {
-        // The temporary name is now that of the one before.
+        // The replaced folder now has the temporary name.
         Ok(()) => remove_if_there(temporary),
         Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {
             let old = old_name(target);
@@ -92,16 +93,16 @@ pub(super) fn put_in_place(temporary: &Path, target: &Path) -> Result<(), TrainE
     }
 }
 
-/// `.step-00000100.old`: where a checkpoint stands while the one that replaces it gets its name, on a
-/// file system that cannot exchange two names.
+/// `.step-00000100.old`: the name of a checkpoint while another one takes its name, on a file system
+/// that cannot exchange two names.
 fn old_name(target: &Path) -> PathBuf {
     let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
     target.with_file_name(format!(".{name}.old"))
 }
 
-/// Removes what a killed save left in `folder`, and gives a checkpoint its name back that was killed
-/// between two renames. Returns the names that were removed. Only the owner of the run's folder may
-/// call it.
+/// Removes what a process that was killed while it saved has left in `folder`, and gives a checkpoint
+/// its name back if the process was killed between two renames. Returns the names of what was removed.
+/// Only the process that holds the lock of the out-dir may call it.
 ///
 /// # Errors
 /// The system's, with the path.
@@ -125,13 +126,13 @@ pub fn clean_up(folder: &Path) -> Result<Vec<String>, TrainError> {
     Ok(removed)
 }
 
-/// Removes the oldest checkpoints beyond `keep`, but never `written`. One that shows damage is renamed
-/// and does not count.
+/// Removes the oldest checkpoints until `keep` are left, but never `written`. A damaged one is renamed
+/// and not counted.
 pub(super) fn remove_oldest(folder: &Path, keep: usize, written: &Path) -> Result<(), TrainError> {
     let mut others = Vec::new();
     for path in list(folder)?.into_iter().filter(|path| path != written) {
         match state_file::read(&path.join(STATE)) {
-            Err(LoadError::Damaged(why)) => rename_apart(&path, DAMAGED, &why)?,
+            Err(LoadError::Damaged(why)) => rename_with_suffix(&path, DAMAGED, &why)?,
             _ => others.push(path),
         }
     }
@@ -142,7 +143,7 @@ pub(super) fn remove_oldest(folder: &Path, keep: usize, written: &Path) -> Resul
     Ok(())
 }
 
-fn rename_apart(path: &Path, suffix: &str, why: &str) -> Result<(), TrainError> {
+fn rename_with_suffix(path: &Path, suffix: &str, why: &str) -> Result<(), TrainError> {
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let mut target = path.with_file_name(format!("{name}{suffix}"));
     let mut number = 1;
@@ -155,7 +156,7 @@ fn rename_apart(path: &Path, suffix: &str, why: &str) -> Result<(), TrainError> 
     Ok(())
 }
 
-/// Checkpoint folders by step, the oldest first.
+/// The checkpoint folders, the one of the first step first.
 pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     if !folder.is_dir() {
         return Ok(Vec::new());

@@ -1,8 +1,7 @@
-//! Checkpoints: `checkpoints/step-00000100/`, each whole or not there at all.
+//! Checkpoints: `checkpoints/step-00000100/`, each complete or not there at all.
 //!
-//! A checkpoint is written under a temporary name, flushed to the disk and then renamed. It holds
-//! the weights (of the vision encoder only where it is trained), the optimizer's state, and where the
-//! run stood, with a checksum of each file.
+//! A checkpoint is written under a temporary name, flushed to the disk and then renamed. It holds a
+//! [`StateDict`] and the identity of the run, with a checksum of each file.
 
 mod folder;
 mod state_file;
@@ -18,7 +17,7 @@ use vlm_data::is_disk_failure;
 use vlm_model::weights::{self, Format};
 use vlm_torch::Heartbeat;
 
-pub use self::folder::{clean_up, newest, set_later_ones_apart, traces};
+pub use self::folder::{clean_up, newest, rename_later, traces};
 use self::folder::{put_in_place, remove_if_there, remove_oldest, sync};
 use crate::TrainError;
 use crate::state_dict::StateDict;
@@ -56,16 +55,16 @@ pub struct Checkpoint {
 /// Why a checkpoint cannot be loaded; each message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// It is not there.
+    /// The folder does not exist.
     #[error("{0}; expected a checkpoint folder")]
     Missing(String),
-    /// A file of it is missing, was changed or is damaged.
+    /// A file is missing, was changed or is damaged.
     #[error("{0}")]
     Damaged(String),
-    /// Another version of the program wrote it.
+    /// A version of the program with another format wrote it.
     #[error("{0}")]
     OtherVersion(String),
-    /// The disk or the connection to it failed.
+    /// The disk, or the connection to it, failed.
     #[error("{0}")]
     Disk(String),
 }
@@ -92,7 +91,7 @@ impl From<LoadError> for TrainError {
 /// disk is.
 ///
 /// # Errors
-/// The system's, with the path; nothing half-written stays under the checkpoint's name.
+/// The system's, with the path. Nothing incomplete is left under the name of the checkpoint.
 pub fn save(
     folder: &Path,
     state_dict: &StateDict,
@@ -116,7 +115,7 @@ pub fn save(
             sync(folder)
         });
     if let Err(error) = written {
-        // The first error is the one to tell; what is left is a temporary name.
+        // The first error is the one to report; what is left has a temporary name.
         let _ = fs::remove_dir_all(&temporary);
         return Err(TrainError::Failed(format!(
             "the checkpoint of step {step} was not written ({error}). Earlier checkpoints are \
@@ -155,7 +154,7 @@ fn fill(
     Ok(state)
 }
 
-/// Whether there is a good checkpoint at `path` that holds the same.
+/// Whether `path` is an undamaged checkpoint with the same contents.
 fn is_same(path: &Path, state: &StateFile) -> bool {
     read_state(path).is_ok_and(|there| {
         there.version == state.version
@@ -165,10 +164,10 @@ fn is_same(path: &Path, state: &StateFile) -> bool {
     })
 }
 
-/// The checkpoint at `path`, proven whole.
+/// Reads the checkpoint at `path`, and compares its files with their checksums.
 ///
 /// # Errors
-/// A missing file, another format version, a checksum that does not fit; each names the file.
+/// A missing file, another format version, a wrong checksum; the message names the file.
 pub fn load(path: &Path) -> Result<Checkpoint, LoadError> {
     let state = read_state(path)?;
     let read = |name: &str| {
@@ -185,7 +184,7 @@ pub fn load(path: &Path) -> Result<Checkpoint, LoadError> {
 /// The state of the checkpoint at `path`, after every file was compared with its checksum.
 fn read_state(path: &Path) -> Result<StateFile, LoadError> {
     if !path.is_dir() {
-        return Err(LoadError::Missing(format!("{} is not there", path.display())));
+        return Err(LoadError::Missing(format!("{} does not exist", path.display())));
     }
     let state = state_file::read(&path.join(STATE))?;
     for (name, expected) in &state.checksums {
@@ -194,7 +193,7 @@ fn read_state(path: &Path) -> Result<StateFile, LoadError> {
             checksum(&file, Heartbeat(&|| ())).map_err(|e| LoadError::of_system(&file, e))?;
         if found != *expected {
             return Err(LoadError::Damaged(format!(
-                "{}: its checksum is not the one in state.json: the file was changed or is damaged; \
+                "{}: its checksum is not the one in state.json, so the file was changed or is damaged; \
                  continue from another checkpoint",
                 file.display()
             )));
@@ -275,7 +274,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_checkpoint_is_passed_over_for_the_one_before() {
+    fn a_damaged_checkpoint_is_skipped_for_the_one_before() {
         let folder = tempfile::tempdir().unwrap();
         save_step(folder.path(), 1, 2);
         let newest_path = save_step(folder.path(), 2, 2);
@@ -295,7 +294,7 @@ mod tests {
             fs::write(save_step(folder.path(), step, 3).join(STATE), "{").unwrap();
         }
         assert_eq!(newest_step(folder.path()), 4);
-        set_later_ones_apart(folder.path(), 4).unwrap();
+        rename_later(folder.path(), 4).unwrap();
         for step in [5, 6] {
             save_step(folder.path(), step, 2);
         }
@@ -311,7 +310,7 @@ mod tests {
         for step in [4, 8] {
             save_step(folder.path(), step, 2);
         }
-        set_later_ones_apart(folder.path(), 4).unwrap();
+        rename_later(folder.path(), 4).unwrap();
         save_step(folder.path(), 6, 1);
         assert_eq!(names(folder.path()), ["step-00000006", "step-00000008.superseded"]);
         assert_eq!(newest_step(folder.path()), 6);

@@ -71,7 +71,7 @@ impl World {
         let group = ProcessGroup::connect(&options).map_err(|error| {
             TrainError::Failed(format!(
                 "{}. The ranks connect to MASTER_ADDR {}, MASTER_PORT {}: all {} must be started and \
-                 must reach it within --timeout-secs {}",
+                 must reach it within `timeout_secs` ({} s)",
                 // Some of libtorch's own messages end with a full stop.
                 error.to_string().trim_end_matches('.'),
                 env.master_addr,

@@ -1,5 +1,5 @@
-//! `report.html`: one page about a run, from the files in its out-dir, without anything that must
-//! be fetched. Knows what those files mean, not how they came to be.
+//! `report.html`: one page about a run, made from the files in its out-dir. The page loads nothing from
+//! elsewhere.
 
 mod chart;
 mod page;
@@ -17,10 +17,11 @@ use page::{Page, Table};
 
 /// Name of the page in a run's folder.
 pub const FILE_NAME: &str = "report.html";
-/// The demo's pictures with their captions, in the same folder.
+/// Name of the image that shows the held-out images of the demo with their captions, in the same
+/// folder.
 pub const CONTACT_SHEET: &str = "heldout.png";
 
-/// Columns of the log that are drawn, with a title and a unit each, and whether they are noisy.
+/// Columns of the log that are drawn: name, title, unit, and whether the curve is smoothed.
 const CURVES: [(&str, &str, &str, bool); 6] = [
     ("loss", "Loss", "nats a supervised token", true),
     ("lr", "Learning rate", "", false),
@@ -31,7 +32,7 @@ const CURVES: [(&str, &str, &str, bool); 6] = [
 ];
 
 /// Writes the page from what the folder holds: `summary.json`, and where they are there
-/// `metrics.jsonl`, `config.json`, `rejected.jsonl` and, for the demo, its judgement and pictures.
+/// `metrics.jsonl`, `config.json`, `rejected.jsonl` and, for the demo, its evaluation and images.
 ///
 /// # Errors
 /// A file that cannot be read or written, with its path.
@@ -67,7 +68,7 @@ fn compose(out_dir: &Path, demo: Option<&DemoReport>) -> Result<String, TrainErr
         }
     }
     if !rejected.is_empty() {
-        page.section("Rows set aside");
+        page.section("Rejected rows");
         page.table(&rejected_by_reason(&rejected));
     }
     page.section("Summary");
@@ -77,7 +78,7 @@ fn compose(out_dir: &Path, demo: Option<&DemoReport>) -> Result<String, TrainErr
     Ok(page.finish())
 }
 
-/// The numbers that a reader looks for first.
+/// The numbers at the top of the page.
 fn tiles(summary: &Value) -> Vec<(String, String)> {
     let number = |name: &str| summary[name].as_f64();
     let mut tiles = Vec::new();
@@ -94,7 +95,7 @@ fn tiles(summary: &Value) -> Vec<(String, String)> {
     add("time", number("wall_secs").map(duration));
     add("peak memory", number("peak_memory_bytes").map(|b| format!("{:.2} GiB", b / GIB)));
     add("trained parameters", number("trainable_parameters").map(|n| format!("{:.2} M", n / 1e6)));
-    add("rows set aside", number("rejected_rows").map(chart::short));
+    add("rejected rows", number("rejected_rows").map(chart::short));
     add("processes", number("world_size").map(chart::short));
     tiles
 }
@@ -116,7 +117,7 @@ fn points(metrics: &[Value], column: &str) -> Vec<(f64, f64)> {
     metrics.iter().filter_map(point).collect()
 }
 
-/// How many rows each reason took, and one of them.
+/// For each reason the number of rejected rows, and one of them.
 fn rejected_by_reason(rejected: &[Value]) -> Table {
     let mut reasons: BTreeMap<&str, (u64, &Value)> = BTreeMap::new();
     for row in rejected {
@@ -169,7 +170,7 @@ fn read_json(path: &Path) -> Result<Value, TrainError> {
 /// The lines that hold a value; a file that is not there has none.
 fn read_lines(path: &Path) -> Result<Vec<Value>, TrainError> {
     match fs::read_to_string(path) {
-        // A line torn by a crash says nothing that its successor would not.
+        // A line that a crash left half-written does not parse, and is left out.
         Ok(text) => Ok(text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(TrainError::at(path, error)),

@@ -1,5 +1,6 @@
-//! What decides the numbers that a run computes, so that a continued run is the run it would have been.
-//! Where files lie does not: rows, tokenizer and weights are compared by their content.
+//! The identity of a run: all settings and file contents that decide which numbers it computes. A run
+//! continues from a checkpoint only when both have the same identity. Paths are not part of it: rows,
+//! tokenizer and weights are compared by their content.
 
 use std::collections::BTreeSet;
 
@@ -13,20 +14,20 @@ use crate::leaves::leaves;
 use crate::parallel::{Identity, World};
 use crate::tensor_hash::hash_of_tensors;
 
-/// A vision encoder that stays frozen is in no checkpoint: it must be the same one again.
+/// Hash of a frozen vision encoder, which no checkpoint holds: it must be the same one again.
 const FROZEN_ENCODER: &str = "vision_weights";
-/// The language model that the run began with. Its checkpoints hold all of it, so that on continuing
-/// only its shape counts.
+/// Hash of the language model that the run started with. Checkpoints hold all of its weights, so a
+/// continued run needs the same shape only.
 const STARTING_LM: &str = "starting_lm_weights";
-/// Compared in a way of its own: more are allowed.
+/// Number of epochs: a continued run may have more.
 const EPOCHS: &str = "optim.epochs";
-/// What checkpoints of earlier versions hold, and decides nothing.
+/// Entries in checkpoints of earlier versions that decide no numbers.
 const IGNORED: [&str; 2] = ["data_path", "optim.max_skipped_in_a_row"];
-/// Longest value that a message shows whole.
+/// Number of characters of a value up to which a message shows it whole.
 const MAX_SHOWN: usize = 120;
 
-/// The settings and contents that decide which numbers a run computes. How many processes share a
-/// batch does not.
+/// The settings and contents that decide which numbers a run computes. The number of processes that
+/// share a batch is not among them.
 pub(super) fn identity(config: &TrainConfig, world: &World, parts: &Parts) -> Value {
     let batch_size = config.optim.batch_size.saturating_mul(world.world_size());
     let mut identity = config.deciding();
@@ -36,7 +37,7 @@ pub(super) fn identity(config: &TrainConfig, world: &World, parts: &Parts) -> Va
     identity
 }
 
-/// What must be the same on all ranks. Where files lie need not be.
+/// What must be the same on all ranks; paths may differ.
 pub(super) fn common_to_ranks(config: &TrainConfig, parts: &Parts) -> Identity {
     let mut settings = config.common_to_ranks();
     add(&mut settings, parts.contents());
@@ -45,18 +46,18 @@ pub(super) fn common_to_ranks(config: &TrainConfig, parts: &Parts) -> Identity {
     Identity::new(format!("{}, files {}", parts.rows, parts.row_files), settings)
 }
 
-/// Adds the fields of one object to another.
+/// Adds the fields of the object `more` to the object `tree`.
 fn add(tree: &mut Value, more: Value) {
     if let (Value::Object(tree), Value::Object(more)) = (tree, more) {
         tree.extend(more);
     }
 }
 
-/// Adds the weights that the run begins with to its identity, and compares them with those of the run
-/// to continue.
+/// Adds the hashes of the weights that the run starts with to its identity, and compares them with
+/// those of the run to continue.
 ///
 /// # Errors
-/// Another frozen vision encoder.
+/// The frozen vision encoder is not the same.
 pub(super) fn add_weights(
     identity: &mut Value,
     model: &Vlm,
@@ -70,9 +71,8 @@ pub(super) fn add_weights(
             && before != now
         {
             return Err(TrainError::Usage(format!(
-                "--vision: the weights of the vision encoder had the hash {before} in the run to \
-                 continue and have {now} now; give the encoder of before, or start a new run in \
-                 another --out-dir"
+                "`vision`: the weights of the vision encoder have the hash {now}, and had {before} in \
+                 the run to continue; give the same encoder, or start a new run in another `out_dir`"
             )));
         }
         identity[FROZEN_ENCODER] = now.into();
@@ -81,8 +81,8 @@ pub(super) fn add_weights(
     match recorded(STARTING_LM) {
         Some(before) if before != now => {
             tracing::warn!(
-                "--lm holds other weights than the run to continue began with; they are not used: \
-                 the checkpoint holds all weights of the language model"
+                "`lm` holds other weights than the run to continue started with; they are not used, \
+                 because the checkpoint holds all weights of the language model"
             );
             identity[STARTING_LM] = before.into();
         }
@@ -91,18 +91,18 @@ pub(super) fn add_weights(
     Ok(())
 }
 
-/// Refuses to continue a run of `before` as one of `now`, unless nothing that decides the numbers was
-/// changed but the number of epochs, which may grow. `place` names the checkpoint.
+/// Checks that a run with the identity `now` may continue one with the identity `before`: all must be
+/// equal but the number of epochs, which may be larger. `place` is the path of the checkpoint.
 ///
 /// # Errors
-/// Every setting that was changed, with both values and what to do.
+/// Entries that differ; the message gives both values of each, and what to do.
 pub(super) fn compare(place: &str, before: &Value, now: &Value) -> Result<(), TrainError> {
-    // With features on one side only, the two have no parts to compare.
+    // With features in one of the two only, they have no entries in common.
     let is_whole = before["features"].is_null() || now["features"].is_null();
     let whole: &[&str] = if is_whole { &["features"] } else { &[] };
     let mut old = flat(before, whole);
     let new = flat(now, whole);
-    // What an earlier version did not know was as it is by default now.
+    // A setting that an earlier version did not have counts as having had its default.
     for (name, default) in defaults_of_new_settings() {
         let is_in = |tree: &[(String, String)]| tree.iter().any(|(other, _)| other == name);
         if is_in(&new) && !is_in(&old) {
@@ -124,8 +124,8 @@ pub(super) fn compare(place: &str, before: &Value, now: &Value) -> Result<(), Tr
     }
     if !changed.is_empty() {
         return Err(TrainError::Usage(format!(
-            "{place}: the run to continue had other settings: {}. Give what it had, or start a new \
-             run in another --out-dir",
+            "{place}: the run to continue had other settings: {}. Use its settings, or start a new \
+             run in another `out_dir`",
             changed.join("; ")
         )));
     }
@@ -138,20 +138,20 @@ pub(super) fn compare(place: &str, before: &Value, now: &Value) -> Result<(), Tr
         .collect();
     if !unknown.is_empty() {
         tracing::warn!(
-            "{place}: an earlier version of this program wrote it and did not record {}: whether they \
-             are the same as then is not checked",
+            "{place}: an earlier version of this program wrote it and did not record {}, so these \
+             are not compared",
             unknown.into_iter().collect::<Vec<_>>().join(", ")
         );
     }
     Ok(())
 }
 
-/// The epochs of a run's identity.
+/// The number of epochs in a run's identity.
 pub(super) fn epochs(identity: &Value) -> Option<u64> {
     identity["optim"]["epochs"].as_u64()
 }
 
-/// Every leaf by its path, and those named in `whole` as one value each.
+/// Every leaf of the tree with its path. The entries named in `whole` are one value each.
 fn flat(identity: &Value, whole: &[&str]) -> Vec<(String, String)> {
     let mut rest = identity.clone();
     let mut found = Vec::new();
@@ -173,22 +173,22 @@ fn cut(value: &str) -> String {
     format!("{start}… ({length} characters)")
 }
 
-/// What the user gives that a setting comes from.
+/// What the user gives that decides the entry `name`, for a message.
 fn source(name: &str) -> String {
     let (part, rest) = name.split_once('.').unwrap_or((name, name));
     match (part, rest) {
         ("rows" | "row_files", _) => {
-            "the rows of --data-path were changed, or others are named".into()
+            "the rows of `data_path` were changed, or other rows are given".into()
         }
-        ("row_weights", _) => "the weights in --data-path".into(),
-        ("image_processor" | "vision", _) => "--vision".into(),
-        ("features", _) => "--features".into(),
-        ("lm", "dropout") => "--dropout".into(),
-        ("lm", _) => "--lm and the config.json beside it".into(),
-        ("projector", _) => "--projector, or --lm".into(),
-        ("stage", _) => "`pretrain` or `sft`".into(),
-        ("optim", "batch_size") => "--batch-size times the number of processes".into(),
-        (_, rest) => format!("--{}", rest.replace('_', "-")),
+        ("row_weights", _) => "the weights in `data_path`".into(),
+        ("image_processor" | "vision", _) => "`vision`".into(),
+        ("features", _) => "`features`".into(),
+        ("lm", "dropout") => "`dropout`".into(),
+        ("lm", _) => "`lm` and the config.json beside it".into(),
+        ("projector", _) => "`projector`, or `lm`".into(),
+        ("stage", _) => "pretrain or sft".into(),
+        ("optim", "batch_size") => "`batch_size` times the number of processes".into(),
+        (_, rest) => format!("`{rest}`"),
     }
 }
 
@@ -210,13 +210,13 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_setting_is_refused_with_both_values_and_its_flag() {
+    fn a_changed_setting_is_refused_with_both_values_and_its_name() {
         let told = refusal(|now| now["optim"]["batch_size"] = 6.into());
-        assert!(told.contains("optim.batch_size was 8 and is now 6 (--batch-size"), "{told}");
+        assert!(told.contains("optim.batch_size was 8 and is now 6 (`batch_size`"), "{told}");
         let told = refusal(|now| now["rows"] = "10 rows, bb".into());
         assert!(told.contains("rows was \"8 rows, aa\" and is now \"10 rows, bb\""), "{told}");
         let told = refusal(|now| now["lm"]["dropout"] = 0.1.into());
-        assert!(told.contains("(--dropout)"), "{told}");
+        assert!(told.contains("(`dropout`)"), "{told}");
         let told = refusal(|now| now["features"] = json!({"encoder": "x".repeat(5000)}));
         assert!(told.contains("features was null") && told.contains("characters)"), "{told}");
         assert!(told.len() < 500, "{told}");
@@ -226,7 +226,7 @@ mod tests {
     fn more_epochs_are_allowed_and_fewer_are_not() {
         assert_eq!(refusal(|now| now["optim"]["epochs"] = 8.into()), "");
         let told = refusal(|now| now["optim"]["epochs"] = 2.into());
-        assert!(told.contains("optim.epochs was 4 and is now 2 (--epochs)"), "{told}");
+        assert!(told.contains("optim.epochs was 4 and is now 2 (`epochs`)"), "{told}");
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! A training run from beginning to end: checks everything, makes the out-dir, assembles the
-//! parts, trains, and writes what came of it.
+//! A training run from beginning to end: checks everything, creates the out-dir, loads the parts,
+//! trains, and writes the results.
 
 mod identity;
 mod parts;
@@ -34,7 +34,7 @@ use vlm_infer::Dtype;
 use vlm_infer::evaluation::Evaluator;
 use vlm_infer::{Shapes, build_model};
 
-/// A run that has been checked and assembled, and not yet begun.
+/// A training run. [`Run::prepare`] checks everything and loads the model; [`Run::train`] trains it.
 pub struct Run {
     config: TrainConfig,
     out_dir: OutDir,
@@ -46,16 +46,16 @@ pub struct Run {
     evaluator: Option<Evaluator>,
     model: Vlm,
     dtype: Dtype,
-    /// What a run that continues this one must have in common with it.
+    /// See `identity.rs`.
     identity: Value,
-    /// On rank 0 only.
+    /// The checkpoint to continue from; on rank 0 only.
     resumed: Option<Checkpoint>,
     /// What receives the events of the training, beside the files of the out-dir.
     sinks: Vec<Box<dyn EventSink>>,
     world: World,
 }
 
-/// Locks the out-dir, finds the checkpoint to continue from, and only then makes the folder.
+/// Locks the out-dir, finds the checkpoint to continue from, and only then creates the folder.
 fn open_out_dir(
     config: &TrainConfig,
     identity: &Value,
@@ -68,13 +68,13 @@ fn open_out_dir(
 }
 
 impl Run {
-    /// Checks and assembles everything. What the user asked wrongly is found here, before the
-    /// out-dir is touched. Where the launch environment names several processes, they meet here,
-    /// and one that cannot go on stops all.
+    /// Checks the configuration and all files, and loads the model. Usage errors are found here, before
+    /// anything is written. Where the launch environment names several processes, they connect here,
+    /// and an error of one of them ends all.
     ///
     /// # Errors
-    /// Any setting, file or shape that is not as it must be; ranks that do not come, or were not
-    /// started alike.
+    /// Settings, files or shapes that cannot be used; ranks that do not connect, or that were started
+    /// with other settings.
     pub fn prepare(config: TrainConfig) -> Result<Self, TrainError> {
         config.validate()?;
         let timeout = Duration::from_secs(config.run.timeout_secs);
@@ -106,7 +106,7 @@ impl Run {
             model.freeze(&config.model.freeze);
             Ok(model)
         });
-        let model = model.map_err(|error| error.during("making the model with its weights"));
+        let model = model.map_err(|error| error.during("creating the model with its weights"));
         let mut model = world.all_ready(model)?;
         model.set_activation_checkpointing(config.model.activation_checkpointing);
         let checked = if world.is_first_rank() {
@@ -155,7 +155,7 @@ impl Run {
         &self.processor
     }
 
-    /// Where the run writes.
+    /// The folder that the run writes to.
     pub fn out_dir(&self) -> &OutDir {
         &self.out_dir
     }
@@ -166,9 +166,9 @@ impl Run {
         self.sinks.push(Box::new(sink));
     }
 
-    /// Lets rank 0 do something with the model before the training. The other ranks wait for as long
-    /// as it makes progress, and get `None`. The work must call the function that it is given at least
-    /// once per timeout; it returns `false` as soon as any rank is asked to stop.
+    /// Does `work` on rank 0, before the training. The other ranks wait for as long as it makes
+    /// progress, and get `None`. `work` must call the function that it is given at least once per
+    /// `timeout_secs`: this reports progress, and returns `false` as soon as any rank is asked to stop.
     ///
     /// # Errors
     /// On rank 0 the work's own error; on the others that rank 0 ended or made no progress.
@@ -185,11 +185,11 @@ impl Run {
         done
     }
 
-    /// Trains to the end, saving on the way, and writes the final weights. `stop` ends the run
-    /// early, with everything saved.
+    /// Trains to the end, writes checkpoints at intervals, and writes the final weights. When `stop` is
+    /// set, the training ends after the present update, and everything is saved.
     ///
     /// # Errors
-    /// Data, model, disk; the last checkpoint stays as it was.
+    /// Data, model, disk. Earlier checkpoints are unaffected.
     pub fn train(&mut self, stop: &AtomicBool) -> Result<Summary, TrainError> {
         let parts = MemoryParts::of(&self.model);
         let summary = with_memory_advice(Some(parts), || self.train_to_the_end(stop));
@@ -208,7 +208,7 @@ impl Run {
             self.out_dir.move_earlier()?;
             if let Some(checkpoint) = &self.resumed {
                 let step = checkpoint.state_dict.train_state.counters.step;
-                checkpoint::set_later_ones_apart(&self.out_dir.join("checkpoints"), step)?;
+                checkpoint::rename_later(&self.out_dir.join("checkpoints"), step)?;
             }
             self.out_dir.write_json("config.json", &self.describe())?;
             self.announce(num_trainable);

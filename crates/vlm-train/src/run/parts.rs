@@ -1,4 +1,5 @@
-//! What a run needs and can be had without a model or a folder.
+//! The parts of a run that need neither model weights nor the out-dir: tokenizer, shapes, rows,
+//! evaluator, device.
 
 use std::sync::Arc;
 
@@ -19,21 +20,21 @@ use vlm_infer::image_processor;
 use vlm_infer::{Dtype, default_dtype};
 use vlm_infer::{ModelFiles, Shapes, open_tokenizer, settle_shapes};
 
-/// What a run needs and can be had without a model or a folder.
+/// The parts of a run that need neither model weights nor the out-dir.
 pub(super) struct Parts {
     pub(super) shapes: Shapes,
     pub(super) tokenizer: Arc<ChatTokenizer>,
     pub(super) processor: Arc<ImageProcessor>,
     pub(super) loader: Loader,
-    /// On rank 0 only.
+    /// Evaluates the model while it is trained, if that is configured; on rank 0 only.
     pub(super) evaluator: Option<Evaluator>,
     pub(super) device: Device,
     pub(super) dtype: Dtype,
-    /// What made the features, where they come from a cache.
+    /// Encoder and preprocessing that the cached features were computed with, if features are used.
     pub(super) features: Option<FeatureKey>,
-    /// Number of rows and a hash of some of them.
+    /// Number of rows, and a hash of some of them.
     pub(super) rows: String,
-    /// Hash of the files of the rows.
+    /// Hash of the files that hold the rows.
     pub(super) row_files: String,
 }
 
@@ -64,8 +65,8 @@ impl Parts {
         )?;
         let (rows, row_files) = (loader.fingerprint()?, config.data.data_path.fingerprint()?);
         let tokens_per_image = shapes.tokens_per_image();
-        let judge = || evaluator(config, &tokenizer, &processor, tokens_per_image);
-        let evaluator = if world.is_first_rank() { judge()? } else { None };
+        let evaluator = || evaluator(config, &tokenizer, &processor, tokens_per_image);
+        let evaluator = if world.is_first_rank() { evaluator()? } else { None };
         let dtype = config.run.dtype.unwrap_or_else(|| default_dtype(device));
         Ok(Self {
             shapes,
@@ -81,8 +82,8 @@ impl Parts {
         })
     }
 
-    /// What the files of a run hold, and what was settled with them, by name: with the settings it
-    /// decides which numbers the run computes.
+    /// The contents of the files of a run, and what was resolved from them, by name. With the settings
+    /// they decide which numbers the run computes.
     pub(super) fn contents(&self) -> Value {
         json!({
             "rows": self.rows,
@@ -99,7 +100,7 @@ impl Parts {
     }
 }
 
-/// The files that the run's model is made of.
+/// The files that the model of the run starts from.
 pub(super) fn model_files(config: &ModelConfig) -> ModelFiles {
     ModelFiles {
         lm: config.lm.clone(),
@@ -110,7 +111,7 @@ pub(super) fn model_files(config: &ModelConfig) -> ModelFiles {
     }
 }
 
-/// Where the model's view of the pictures comes from.
+/// Whether the loader reads the images of the rows, or cached features of them.
 fn images(
     config: &ModelConfig,
     shapes: &Shapes,
@@ -119,10 +120,10 @@ fn images(
     let Some(folder) = &config.features else {
         return Ok(ImageReading::Pixels(Arc::clone(processor)));
     };
-    // The type of the stored values is the cache's own affair.
+    // Features may be stored in any type.
     let wanted = feature_key(&config.vision, &shapes.vision, processor, FeaturesDtype::Float32)?;
     let cache = FeatureCache::open(folder, &wanted).map_err(usage)?;
-    tracing::info!("features of {} pictures from {}", cache.num_images(), folder.display());
+    tracing::info!("features of {} images from {}", cache.num_images(), folder.display());
     Ok(ImageReading::Features(Arc::new(cache)))
 }
 
@@ -160,7 +161,7 @@ fn evaluator(
         num_workers: config.data.num_workers,
         max_captions: config.eval.max_captions,
         max_new_tokens: config.eval.max_new_tokens,
-        // Rejected rows of an evaluation do not end a training: they are reported with its loss.
+        // Rejected rows of an evaluation do not end the training: they are reported with its loss.
         max_rejected_fraction: 1.0,
     };
     let images_path = images_path.map(std::path::PathBuf::as_path);

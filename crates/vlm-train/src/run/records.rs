@@ -1,4 +1,4 @@
-//! What a run writes beside its log: checkpoints, weights, the description of itself.
+//! Files that a run writes besides its log: checkpoints, weights, `config.json`, summary and report.
 
 use std::path::PathBuf;
 
@@ -15,25 +15,23 @@ use crate::trainer::Trainer;
 use crate::{checkpoint, encoder_files, report};
 
 impl Run {
-    /// Base name of the weights that a run leaves: `pretrain_vlm_{dim}[_moe]`, `sft_vlm_…`.
+    /// Base name of the weight files that a run writes: `pretrain_vlm_{dim}[_moe]`, `sft_vlm_…`.
     pub fn weights_name(&self) -> String {
         self.config.stage.weights_name(self.shapes.lm.dim, self.shapes.lm.use_moe)
     }
 
-    /// Writes a checkpoint to continue from, and the weights alone in both formats; the checkpoint's
-    /// path, on rank 0.
-    ///
-    /// Rank 0 writes; the others prove that they hold the same.
+    /// Writes a checkpoint, and the weights alone in both formats. Rank 0 writes, and returns the path
+    /// of the checkpoint; all ranks compare their weights with those of rank 0.
     pub(super) fn save_checkpoint(&self, trainer: &Trainer) -> Result<Option<PathBuf>, TrainError> {
         let differing = self.world.ranks_that_differ(&self.model.trainable())?;
         if !differing.is_empty() && self.is_first_rank() {
             tracing::warn!(
-                "the weights of ranks {differing:?} are no longer those of rank 0, which are saved; \
-                 machines of different kinds round differently"
+                "the weights of ranks {differing:?} are no longer equal to those of rank 0, which are \
+                 saved; processors of different kinds round differently"
             );
         }
         let step = trainer.state.counters.step;
-        // A save that has begun is finished, even when the run is asked to stop.
+        // A save that has started is finished, even when the run is asked to stop.
         self.world.on_first_rank(step, Phase::Save, &|| false, |report_progress| {
             self.write_checkpoint(trainer, Heartbeat(&|| _ = report_progress()))
         })
@@ -47,7 +45,7 @@ impl Run {
     ) -> Result<PathBuf, TrainError> {
         self.out_dir.check_still_there()?;
         // A run that ends while its updates are being skipped may have diverged: no healthy checkpoint
-        // makes room for this one.
+        // is removed for this one.
         let keep =
             (trainer.state.skipped_in_a_row == 0).then_some(self.config.run.keep_checkpoints);
         let folder = self.out_dir.join("checkpoints");
@@ -99,18 +97,18 @@ impl Run {
         with_tied_output(named, &self.shapes.lm)
     }
 
-    /// Writes `report.html` from the files of the out-dir, `summary.json` among them, and for the
-    /// demo what came of it. Rank 0 does, for all. What fails here costs a page, not a run.
+    /// Writes `report.html` on rank 0, from the files of the out-dir, `summary.json` among them, and
+    /// from the results of the demo. A failure is logged and does not fail the run.
     pub fn write_report(&self, demo: Option<&DemoReport>) {
         if !self.is_first_rank() {
             return;
         }
         if let Err(error) = report::write(self.out_dir.path(), demo) {
-            tracing::warn!("no {}: {error}", report::FILE_NAME);
+            tracing::warn!("{} was not written: {error}", report::FILE_NAME);
         }
     }
 
-    /// Writes `summary.json`; rank 0 does, for all.
+    /// Writes `summary.json` on rank 0.
     ///
     /// # Errors
     /// The system's, with the path.
@@ -122,11 +120,11 @@ impl Run {
         self.out_dir.write_json("summary.json", summary)
     }
 
-    /// The resolved configuration, with the model that came of it.
+    /// The contents of `config.json`: the resolved configuration and the shape of the model.
     pub(super) fn describe(&self) -> serde_json::Value {
         let mut tree = self.shapes.describe(&self.tokenizer);
         let mut config = self.config.clone();
-        // The folder can then be used from wherever its user is.
+        // Absolute paths hold from every working directory.
         for part in [&mut config.model.vision, &mut config.model.tokenizer] {
             *part = std::path::absolute(&*part).unwrap_or_else(|_| part.clone());
         }
@@ -136,6 +134,7 @@ impl Run {
         tree
     }
 
+    /// Logs what is trained, on which rows, and where.
     pub(super) fn announce(&self, num_trainable: i64) {
         let device = match self.model.device() {
             Device::Cpu => format!("CPU, {} threads", tch::get_num_threads()),

@@ -36,12 +36,12 @@ impl Run {
             place.display(),
             trainer.state.counters.step
         );
-        self.tell_of_more_epochs(checkpoint);
+        self.log_more_epochs(checkpoint);
         Ok(())
     }
 
-    /// With more epochs than before, the learning rate follows the longer schedule from here on.
-    fn tell_of_more_epochs(&self, checkpoint: &Checkpoint) {
+    /// Logs how the learning rate changes when the run has more epochs than the one it continues.
+    fn log_more_epochs(&self, checkpoint: &Checkpoint) {
         let optim = &self.config.optim;
         let Some(before) = epochs(&checkpoint.identity).filter(|&n| n < optim.epochs) else {
             return;
@@ -52,8 +52,8 @@ impl Run {
             Schedule::new(optim, epochs * steps).rate(step, optim.learning_rate)
         };
         tracing::info!(
-            "--epochs was {before} and is now {}: from here on the learning rate follows the schedule \
-             of {} steps, as if it had been so from the start: {:.3e} at step {}, after {:.3e} at step \
+            "`epochs` was {before} and is now {}: from here on the learning rate follows the schedule \
+             of {} steps, as if the run had started with it: {:.3e} at step {}, after {:.3e} at step \
              {step}",
             optim.epochs,
             optim.epochs * steps,
@@ -64,11 +64,11 @@ impl Run {
     }
 }
 
-/// The checkpoint that the run asks to continue from, if it was made under `identity`.
+/// The checkpoint to continue from; `None` when the run starts at step 0.
 ///
 /// # Errors
-/// It cannot be loaded, or was made by another run; with `auto`, none can be loaded although there were
-/// some.
+/// It cannot be loaded, or its identity is not `identity`; with `resume = auto`, there are traces of a
+/// run, but no checkpoint that can be loaded.
 pub(super) fn find_checkpoint(
     config: &TrainConfig,
     out_dir: &OutDir,
@@ -78,21 +78,23 @@ pub(super) fn find_checkpoint(
         None => return Ok(None),
         Some(Resume::Path(path)) if path.is_dir() && !path.join("state.json").exists() => {
             return Err(TrainError::Usage(format!(
-                "--resume {}: there is no state.json in it; expected `auto`, or a checkpoint such as \
-                 OUT_DIR/checkpoints/step-00000100",
+                "`resume` {}: there is no state.json in it; expected auto, or the folder of a \
+                 checkpoint such as OUT_DIR/checkpoints/step-00000100",
                 path.display()
             )));
         }
         Some(Resume::Path(path)) => checkpoint::load(path)?,
         Some(Resume::Auto) => {
             if OutDir::holds_earlier(&config.run.out_dir, config.stage) {
-                tracing::info!("only an earlier stage's checkpoints there: starting anew");
+                tracing::info!(
+                    "the out-dir holds checkpoints of the previous stage only: starting at step 0"
+                );
                 return Ok(None);
             }
             let folder = out_dir.join("checkpoints");
             let Some(checkpoint) = checkpoint::newest(&folder)? else {
-                refuse_to_begin_again(config, out_dir)?;
-                tracing::info!("no checkpoint in {}: starting anew", folder.display());
+                refuse_to_overwrite(config, out_dir)?;
+                tracing::info!("no checkpoint in {}: starting at step 0", folder.display());
                 return Ok(None);
             };
             checkpoint
@@ -103,9 +105,12 @@ pub(super) fn find_checkpoint(
     Ok(Some(checkpoint))
 }
 
-/// Without a checkpoint that can be loaded, a run begins at step 0 and overwrites what is there. That is
-/// right for a run that ended before its first checkpoint, and for no other.
-fn refuse_to_begin_again(config: &TrainConfig, out_dir: &OutDir) -> Result<(), TrainError> {
+/// Without a checkpoint that can be loaded, a run starts at step 0 and overwrites what is there. Only
+/// after a run that ended before its first checkpoint that is right.
+///
+/// # Errors
+/// Checkpoints that cannot be used, a log beyond the first checkpoint, or weights.
+fn refuse_to_overwrite(config: &TrainConfig, out_dir: &OutDir) -> Result<(), TrainError> {
     let traces = checkpoint::traces(&out_dir.join("checkpoints"));
     let metrics = out_dir.join("metrics.jsonl");
     let last_step = metrics::last_step(&metrics);
@@ -122,9 +127,9 @@ fn refuse_to_begin_again(config: &TrainConfig, out_dir: &OutDir) -> Result<(), T
         return Ok(());
     };
     Err(TrainError::Usage(format!(
-        "--resume auto: no checkpoint in {} can be loaded, but {found}. To begin at step 0 would \
-         overwrite that: put a good checkpoint back or name one with --resume PATH, or start a new run \
-         in another --out-dir",
+        "`resume = auto`: no checkpoint in {} can be loaded, but {found}. A run that starts at step 0 \
+         would overwrite that: restore a good checkpoint, or give the path of one as `resume`, or start \
+         a new run in another `out_dir`",
         out_dir.path().display()
     )))
 }

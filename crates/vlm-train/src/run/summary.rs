@@ -1,37 +1,38 @@
-//! What a run came to.
+//! The summary of a run.
 
 use std::collections::BTreeMap;
 
 use vlm_data::RejectReason;
 
-/// What a run came to; `summary.json` holds this and more.
+/// The summary of a run, as `summary.json` holds it.
+#[non_exhaustive]
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Summary {
     /// `finished` or `interrupted`.
     pub status: &'static str,
-    /// Micro-batches done.
+    /// Number of steps (micro-batches) done.
     pub steps: u64,
-    /// Rows trained on.
+    /// Number of rows trained on.
     pub samples: u64,
-    /// Seconds of training, of this process.
+    /// Duration of the training in this process, in seconds.
     pub wall_secs: f64,
-    /// Loss of the last micro-batch, in nats a supervised token.
+    /// Loss of the last micro-batch that had one, in nats per supervised token.
     pub final_loss: Option<f64>,
-    /// Rows a second over all of `wall_secs`.
+    /// Rows per second, the mean over `wall_secs`.
     pub samples_per_sec: f64,
-    /// Most memory used at once.
+    /// Largest amount of memory in use, in bytes.
     pub peak_memory_bytes: u64,
-    /// Rejected rows.
+    /// Number of distinct rejected rows.
     pub rejected_rows: u64,
-    /// How many rows were rejected for each reason; on rank 0.
+    /// Number of rows that were rejected for each reason; on rank 0 only.
     pub rejected_by_reason: BTreeMap<RejectReason, usize>,
-    /// Updates left out as not finite.
+    /// Number of updates skipped because loss or gradient was not finite.
     pub skipped_updates: u64,
-    /// Micro-batches without anything to learn.
+    /// Number of steps without a supervised token.
     pub empty_steps: u64,
-    /// Elements of the trained tensors.
+    /// Number of elements of the trained tensors.
     pub trainable_parameters: i64,
-    /// What else there is to say, by name.
+    /// Further entries by name: the cost of communication, and what the caller adds.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }

@@ -1,4 +1,5 @@
-//! Whether the run still learns: losses and updates that are not finite, rows without anything to learn.
+//! Checks whether the run still learns: losses and gradients that are not finite, rows without a
+//! supervised token.
 
 use vlm_model::ModelError;
 
@@ -6,12 +7,12 @@ use super::report::GlobalLoss;
 use super::{MicroBatchLoss, Trainer};
 use crate::TrainError;
 
-/// Rows that a message names at most.
+/// Largest number of rows that a message names.
 const NUM_ROWS_NAMED: usize = 8;
 
 impl Trainer<'_> {
-    /// Ends the run when its very first loss is not finite: no later one would be. `rows` are those of
-    /// this rank's micro-batch, `own` their part of the loss.
+    /// An error when the very first loss of the run is not finite: no later one would be. `rows` are
+    /// those of this rank's micro-batch, and `own` is their part of the loss.
     pub(super) fn check_first_loss(
         &self,
         loss: GlobalLoss,
@@ -28,9 +29,9 @@ impl Trainer<'_> {
             _ => "of the rows of another rank".to_owned(),
         };
         Err(TrainError::Failed(format!(
-            "step {}: the first loss of the run, {of_rows}, is {loss}, before anything was learned. \
-             Check that --lm, --vision and the projector hold finite weights (`vlm inspect FILE` \
-             prints the sum of each tensor) and, with --dtype float16, try bfloat16 or float32",
+            "step {}: the first loss of the run, {of_rows}, is {loss}, before any update. Check that \
+             the weights of `lm`, of `vision` and of the projector are finite (`vlm inspect FILE` \
+             prints the sum of each tensor); instead of `dtype = float16` try bfloat16 or float32",
             self.state.counters.step,
         )))
     }
@@ -39,7 +40,7 @@ impl Trainer<'_> {
     pub(super) fn diverged(&self, rows: &[usize]) -> TrainError {
         TrainError::Failed(format!(
             "step {}: {} updates in a row were skipped because their loss or gradient was not \
-             finite, the last of {}. {}. Lower --learning-rate, or look at these rows",
+             finite. The last one was for {}. {}. Lower `learning_rate`, or check these rows",
             self.state.counters.step + 1,
             self.state.skipped_in_a_row,
             self.locate(rows),
@@ -47,27 +48,27 @@ impl Trainer<'_> {
         ))
     }
 
-    /// Says that no checkpoint is written for now.
+    /// Warns that a checkpoint is due, but is not written now.
     pub(super) fn warn_of_late_save(&self) {
         if self.world.is_first_rank() {
             tracing::warn!(
-                "step {}: the update was skipped because its loss or gradient was not finite; no \
-                 checkpoint is written before the next update that is made. {}",
+                "step {}: the update was skipped because its loss or gradient was not finite; the \
+                 checkpoint that is due will be written after the next update that is not skipped. {}",
                 self.state.counters.step,
                 self.last_healthy_checkpoint()
             );
         }
     }
 
-    /// A sentence without its full stop.
+    /// A sentence for a message, without its full stop.
     pub(crate) fn last_healthy_checkpoint(&self) -> String {
         match &self.last_checkpoint {
             Some(path) => format!("The last healthy checkpoint is {}", path.display()),
-            None => "There is no checkpoint of before".to_owned(),
+            None => "There is no earlier checkpoint".to_owned(),
         }
     }
 
-    /// A run that came to its end without a single update has failed.
+    /// An error when the run came to its end without a single update.
     pub(super) fn check_that_anything_was_learned(&self) -> Result<(), TrainError> {
         let counters = self.state.counters;
         if counters.supervised_tokens == 0 && self.reject_budget.num_rejected() > 0 {
@@ -75,23 +76,23 @@ impl Trainer<'_> {
         }
         if counters.supervised_tokens == 0 {
             return Err(TrainError::Failed(format!(
-                "no row of these {} steps had a token to learn from; check that the rows end with \
-                 the assistant's turn, and raise --max-seq-len if they are long",
+                "none of the rows of these {} steps had a supervised token; check that the rows end \
+                 with the assistant's turn, and raise `max_seq_len` if they are long",
                 counters.step
             )));
         }
         if counters.update == 0 && counters.skipped_updates == 0 {
             return Err(TrainError::Failed(format!(
-                "no update in {} steps: the rows are text alone, and only the way of the images into \
-                 the language model is trained; train on rows with images, or give \
-                 --unfreeze-last-layers or --train-lm",
+                "no update was made in {} steps: no row has an image, and only parameters on the path \
+                 of the images into the language model are trained; train on rows with images, or set \
+                 `unfreeze_last_layers` or `train_lm`",
                 counters.step
             )));
         }
         Ok(())
     }
 
-    /// Where the rows of a micro-batch or update stand in the data.
+    /// The places of these rows in the data, for a message.
     fn locate(&self, rows: &[usize]) -> String {
         let named: Vec<String> =
             rows.iter().take(NUM_ROWS_NAMED).map(|&row| self.source.locate(row)).collect();
