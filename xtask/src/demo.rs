@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
-use vlm_data::demo::{demo_files, write_demo_dataset};
+use vlm_demo::{demo_files, write_demo_dataset};
 
 use crate::workspace::Workspace;
 
@@ -21,7 +21,7 @@ pub fn ensure(workspace: &Workspace) -> Result<()> {
 pub fn write(output: &Path) -> Result<()> {
     eprintln!("drawing the demo data set into {}", output.display());
     let bar = ProgressBar::new(0)
-        .with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} pictures, {eta} left")?);
+        .with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} images, {eta} left")?);
     let written = write_demo_dataset(output, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use vlm_demo::Part;
 
 use crate::settings_args::{PretrainArgs, SftArgs};
 
@@ -30,7 +31,7 @@ pub enum Command {
     /// configuration files.
     #[command(subcommand)]
     Config(crate::config::ConfigCommand),
-    /// Make the embedded demo's starting weights anew (takes an hour or more).
+    /// Train the embedded demo's starting weights from random ones (takes an hour or more).
     DemoWeights(DemoWeightsArgs),
     /// Write the vision encoder's features of every picture, once, for training with --features.
     CacheFeatures(crate::cache_features::CacheFeaturesArgs),
@@ -60,6 +61,15 @@ pub struct DemoWeightsArgs {
     /// Folder for the weights [default: the project's data/demo-start].
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
+    /// Make only this part, vision or language [default: both].
+    #[arg(long, value_name = "PART", value_parser = parse_named::<Part>)]
+    pub part: Option<Part>,
+    /// Language model to continue from, a weight file of the same shape [default: random weights].
+    #[arg(long, value_name = "FILE")]
+    pub language_from: Option<PathBuf>,
+    /// Number of chats that the language model is trained on [default: 100000].
+    #[arg(long, value_name = "N")]
+    pub num_chats: Option<usize>,
 }
 
 /// The reference spells its flags with underscores: `--data_path` is `--data-path` here.

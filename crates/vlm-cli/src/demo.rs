@@ -6,75 +6,81 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use vlm_config::{Layers, Origin, find};
-use vlm_data::demo::{DemoFiles, demo_files, write_demo_dataset};
-use vlm_train::Run;
-use vlm_train::demo::{
-    DemoReport, GroupAccuracy, HeldOut, Pictures, StartingWeightsOptions, alignment,
-    make_starting_weights,
+use vlm_demo::{
+    DemoFiles, DemoScores, GroupAccuracy, HeldOut, Images, StartingWeightsOptions, defaults,
+    demo_files, make_starting_weights, write_demo_dataset,
 };
+use vlm_train::Run;
+use vlm_train::report::HeldOutSection;
 
 use crate::args::DemoWeightsArgs;
+use crate::error::CliError;
 use crate::pretrain::{configuration, report};
 use crate::progress::TrainingProgress;
 
-/// Runs the demo: captions held-out pictures before and after the training, and says how many it
-/// got right.
+/// Runs the demo: a training run, with an evaluation on the held-out rows before and after it.
 pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
     if layers.get("model.features").is_some() {
-        let message = "--features without --data-path: the demo captions pictures before and after, \
-                       for which it needs the encoder";
-        return Err(crate::error::CliError::Usage(message.into()).into());
+        let message = "--features without --data-path: the demo is evaluated on images before and \
+                       after the training, for which it needs the encoder";
+        return Err(CliError::Usage(message.into()).into());
     }
     let data = data_dir();
     let files = prepared(&data.join("demo"))?;
     add_demo_defaults(&mut layers, &data, &files);
     let mut run = Run::prepare(configuration(layers)?)?;
-    let examined = run.on_first_rank(stop, |goes_on| -> Result<_> {
+    let evaluated = run.on_first_rank(stop, |continues| -> Result<_> {
         let held_out = HeldOut::open(&files)?;
-        println!("captioning {} held-out pictures before training …", held_out.num_pictures());
-        let before = held_out.examine(&run, Pictures::Shown, goes_on)?;
-        Ok((held_out, before.map(|examined| examined.accuracy)))
+        println!("evaluating on {} held-out rows before training …", held_out.num_rows());
+        let before = held_out.evaluate(&run, Images::Shown, continues)?;
+        Ok((held_out, before.map(|evaluation| evaluation.accuracy)))
     })?;
     run.add_sink(TrainingProgress::new());
     let mut summary = run.train(stop)?;
-    // Rank 0 examines and reports; the others only train.
-    let Some((held_out, before)) = examined else { return Ok(()) };
-    let mut judged = None;
-    if let Some(before) = before.filter(|_| summary.status == "finished") {
-        judged = examine_again(&held_out, &run, before, stop)?;
-    }
-    if let Some(result) = &judged {
-        summary.extra.extend(result.summary());
+    // Only rank 0 evaluates and reports.
+    let Some((held_out, before)) = evaluated else { return Ok(()) };
+    let mut section = None;
+    if let Some(before) = before.filter(|_| summary.status == "finished")
+        && let Some((scores, held_out)) = evaluate_again(&held_out, &run, before, stop)?
+    {
+        summary.extra.extend(scores.summary());
+        section = Some(held_out);
     }
     run.write_summary(&summary)?;
-    run.write_report(judged.as_ref());
+    run.write_report(section.as_ref());
     report(&run, &summary);
     Ok(())
 }
 
-/// Captions the pictures after the training, shows how good that is beside `before`, and draws the
-/// sheet; `None` when the user asked to stop meanwhile.
-fn examine_again(
+/// Evaluates after the training, with the rows' images and with blank ones, and prints the scores
+/// beside those from `before`. `None` when the user asked to stop meanwhile.
+fn evaluate_again(
     held_out: &HeldOut,
     run: &Run,
     before: GroupAccuracy,
     stop: &AtomicBool,
-) -> Result<Option<DemoReport>> {
-    println!("captioning them again, and once with blank pictures …");
-    let goes_on = || !stop.load(Ordering::Relaxed);
-    let Some(after) = held_out.examine(run, Pictures::Shown, &goes_on)? else { return Ok(None) };
-    let Some(blank) = held_out.examine(run, Pictures::Blank, &goes_on)? else { return Ok(None) };
-    let sheet = run.out_dir().join(vlm_train::report::CONTACT_SHEET);
-    held_out.write_contact_sheet(&after, &sheet)?;
-    let result = DemoReport { before, after: after.accuracy, blank: blank.accuracy };
-    println!("{}pictures with their captions: {}", result.table(), sheet.display());
-    Ok(Some(result))
+) -> Result<Option<(DemoScores, HeldOutSection)>> {
+    println!("evaluating on them again, and once with blank images …");
+    let continues = || !stop.load(Ordering::Relaxed);
+    let Some(after) = held_out.evaluate(run, Images::Shown, &continues)? else { return Ok(None) };
+    let Some(blank) = held_out.evaluate(run, Images::Blank, &continues)? else { return Ok(None) };
+    let examples = held_out.examples(&after)?;
+    let scores = DemoScores { before, after: after.accuracy, blank: blank.accuracy };
+    let table = scores.table();
+    print!("{table}");
+    Ok(Some((scores, HeldOutSection { scores: table, examples })))
 }
 
-/// Makes the starting weights anew.
+/// Trains the starting weights from random ones.
 pub fn make_weights(args: &DemoWeightsArgs) -> Result<()> {
     let output = args.output.clone().unwrap_or_else(|| data_dir().join("demo-start"));
-    make_starting_weights(&output, &StartingWeightsOptions::default())
+    let mut options = StartingWeightsOptions::default();
+    if let Some(part) = args.part {
+        options.parts = vec![part];
+    }
+    options.language_from.clone_from(&args.language_from);
+    options.num_chats = args.num_chats.unwrap_or(options.num_chats);
+    make_starting_weights(&output, &options)
         .with_context(|| format!("making the starting weights in {}", output.display()))
 }
 
@@ -84,12 +90,12 @@ fn data_dir() -> PathBuf {
     std::env::var_os("VLM_DATA_DIR").map_or_else(built_beside, PathBuf::from)
 }
 
-/// The demo's rows and pictures, drawn on first use.
+/// The demo's data set, drawn on first use.
 fn prepared(folder: &Path) -> Result<DemoFiles> {
     match demo_files(folder) {
         Some(files) => Ok(files),
         None => Ok(write_demo_dataset(folder, &mut |done, total| {
-            tracing::debug!("{done} of {total} demo pictures");
+            tracing::debug!("{done} of {total} demo images");
         })?),
     }
 }
@@ -104,11 +110,11 @@ fn add_demo_defaults(layers: &mut Layers, data: &Path, files: &DemoFiles) {
         ("lm", path(start.join("lm.safetensors"))),
         ("vision", path(start.join("vision"))),
         ("tokenizer", path(start)),
-        ("epochs", alignment::EPOCHS.into()),
-        ("batch-size", alignment::BATCH_SIZE.into()),
-        ("learning-rate", alignment::LEARNING_RATE.into()),
-        ("log-interval", alignment::LOG_INTERVAL.into()),
-        ("save-interval", alignment::SAVE_INTERVAL.into()),
+        ("epochs", defaults::EPOCHS.into()),
+        ("batch-size", defaults::BATCH_SIZE.into()),
+        ("learning-rate", defaults::LEARNING_RATE.into()),
+        ("log-interval", defaults::LOG_INTERVAL.into()),
+        ("save-interval", defaults::SAVE_INTERVAL.into()),
     ];
     let entries = defaults.into_iter().filter_map(|(name, value)| Some((find(name)?.0, value)));
     layers.add(&Origin::Demo, entries.collect());

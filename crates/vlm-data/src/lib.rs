@@ -19,7 +19,6 @@ mod chat;
 mod csv;
 mod data_paths;
 mod decode;
-pub mod demo;
 mod encoded_row;
 mod error;
 mod feature_bytes;

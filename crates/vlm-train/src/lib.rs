@@ -6,7 +6,6 @@
 pub mod cache_features;
 mod checkpoint;
 pub mod config;
-pub mod demo;
 mod dir_lock;
 mod encoder_files;
 mod error;
@@ -15,7 +14,7 @@ mod events;
 mod leaves;
 mod meter;
 mod metrics;
-mod optimizer;
+pub mod optimizer;
 mod out_dir;
 mod out_of_memory;
 pub mod parallel;

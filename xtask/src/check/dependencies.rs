@@ -18,7 +18,7 @@ struct Rule {
     reason: &'static str,
 }
 
-const RULES: [Rule; 8] = [
+const RULES: [Rule; 9] = [
     Rule {
         package: "vlm-data",
         manifest: "crates/vlm-data/Cargo.toml",
@@ -56,6 +56,12 @@ const RULES: [Rule; 8] = [
         manifest: "crates/vlm-infer/Cargo.toml",
         forbidden: &["vlm-config", "vlm-train", "vlm-cli", "clap"],
         reason: "using a trained model needs no training",
+    },
+    Rule {
+        package: "vlm-demo",
+        manifest: "crates/vlm-demo/Cargo.toml",
+        forbidden: &["tch", "torch-sys", "vlm-cli", "clap"],
+        reason: "the scenes are drawn without libtorch; the feature `training` is what needs it",
     },
     Rule {
         package: "vlm-torch",

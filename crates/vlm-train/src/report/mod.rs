@@ -3,6 +3,7 @@
 
 mod chart;
 mod page;
+mod table;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,14 +13,33 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::TrainError;
-use crate::demo::DemoReport;
-use page::{Page, Table};
+use page::Page;
+pub use table::Table;
 
 /// Name of the page in a run's folder.
 pub const FILE_NAME: &str = "report.html";
-/// Name of the image that shows the held-out images of the demo with their captions, in the same
-/// folder.
-pub const CONTACT_SHEET: &str = "heldout.png";
+
+/// A section of the page about rows that were not trained on.
+#[derive(Debug, Clone)]
+pub struct HeldOutSection {
+    /// Scores.
+    pub scores: Table,
+    /// Some of the rows.
+    pub examples: Vec<Example>,
+}
+
+/// A row with what the model generated for it.
+#[derive(Debug, Clone)]
+pub struct Example {
+    /// The row's image, as a PNG file.
+    pub png: Vec<u8>,
+    /// The row's first question.
+    pub prompt: String,
+    /// The row's answer to it.
+    pub expected: String,
+    /// The model's answer.
+    pub generated: String,
+}
 
 /// Columns of the log that are drawn: name, title, unit, and whether the curve is smoothed.
 const CURVES: [(&str, &str, &str, bool); 6] = [
@@ -32,19 +52,19 @@ const CURVES: [(&str, &str, &str, bool); 6] = [
 ];
 
 /// Writes the page from what the folder holds: `summary.json`, and where they are there
-/// `metrics.jsonl`, `config.json`, `rejected.jsonl` and, for the demo, its evaluation and images.
+/// `metrics.jsonl`, `config.json` and `rejected.jsonl`; `held_out` becomes a section of it.
 ///
 /// # Errors
 /// A file that cannot be read or written, with its path.
-pub fn write(out_dir: &Path, demo: Option<&DemoReport>) -> Result<(), TrainError> {
-    let page = compose(out_dir, demo)?;
+pub fn write(out_dir: &Path, held_out: Option<&HeldOutSection>) -> Result<(), TrainError> {
+    let page = compose(out_dir, held_out)?;
     let path = out_dir.join(FILE_NAME);
     vlm_torch::write_atomically(&path, |file| {
         file.write_all(page.as_bytes()).map_err(|e| TrainError::at(&path, e))
     })
 }
 
-fn compose(out_dir: &Path, demo: Option<&DemoReport>) -> Result<String, TrainError> {
+fn compose(out_dir: &Path, held_out: Option<&HeldOutSection>) -> Result<String, TrainError> {
     let summary = read_json(&out_dir.join("summary.json"))?;
     let config = read_json(&out_dir.join("config.json"))?;
     let metrics = read_lines(&out_dir.join("metrics.jsonl"))?;
@@ -59,13 +79,10 @@ fn compose(out_dir: &Path, demo: Option<&DemoReport>) -> Result<String, TrainErr
         let points = points(&metrics, column);
         (points.len() > 1).then(|| chart::draw(title, unit, &points, *is_noisy))
     }));
-    if let Some(demo) = demo {
-        page.section("Held-out pictures");
-        page.preformatted(&demo.table());
-        if let Ok(sheet) = fs::read(out_dir.join(CONTACT_SHEET)) {
-            page.picture(&sheet, "Held-out pictures with the model's captions");
-            page.note("Green captions are exact; red ones are not, and have the truth below.");
-        }
+    if let Some(held_out) = held_out {
+        page.section("Held-out rows");
+        page.table(&held_out.scores);
+        page.examples(&held_out.examples);
     }
     if !rejected.is_empty() {
         page.section("Rejected rows");
@@ -219,12 +236,20 @@ mod tests {
     }
 
     #[test]
-    fn demos_page_shows_its_table_and_pictures() {
+    fn the_held_out_section_shows_its_scores_and_images() {
         let folder = folder();
-        fs::write(folder.path().join(CONTACT_SHEET), b"png").unwrap();
-        write(folder.path(), Some(&DemoReport::default())).unwrap();
+        let example = Example {
+            png: b"png".into(),
+            prompt: "What?".into(),
+            expected: "A star.".into(),
+            generated: "A ring.".into(),
+        };
+        let scores = Table { head: vec!["rows".into()], rows: vec![vec!["95.0%".into()]] };
+        let section = HeldOutSection { scores, examples: vec![example] };
+        write(folder.path(), Some(&section)).unwrap();
         let page = fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
-        assert!(page.contains("two objects, unseen pair"));
-        assert!(page.contains("data:image/png;base64,cG5n\""));
+        for part in ["95.0%", "data:image/png;base64,cG5n\"", "A ring.", "expected: A star."] {
+            assert!(page.contains(part), "{part}");
+        }
     }
 }

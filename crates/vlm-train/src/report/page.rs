@@ -1,6 +1,7 @@
 //! The page's text: HTML with its style inside, for light and dark screens.
 
 use super::chart::escape;
+use super::{Example, Table};
 
 const STYLE: &str = "
 :root { --paper:#fafaf8; --card:#fff; --ink:#1c1e21; --soft:#6b7077; --rule:#e3e4e0; --mark:#2f6fb3;
@@ -40,28 +41,18 @@ tr:last-child td { border-bottom:0; }
 th { color:var(--soft); font-weight:500; }
 td:first-child { white-space:nowrap; width:1%; padding-right:2rem; }
 td { font-variant-numeric:tabular-nums; }
-pre { margin:0; padding:.9rem; font:12.5px/1.5 ui-monospace, 'DejaVu Sans Mono', Consolas, monospace; }
-img { display:block; max-width:100%; margin:.9rem auto 0; border:1px solid var(--rule); border-radius:8px; }
+.examples { display:grid; grid-template-columns:repeat(auto-fill, minmax(11rem, 1fr)); gap:.7rem;
+            margin-top:.9rem; }
+.examples img { display:block; width:100%; border-radius:4px; margin-bottom:.4rem; }
+.examples small, .examples b { display:block; margin:0; font-weight:400; }
+.right { color:var(--good); }
+.wrong { color:var(--wait); }
 .note { color:var(--soft); font-size:.86rem; }
 @media print { body { padding:0; } figure, .tile { break-inside:avoid; } }
 ";
 
 /// A page that grows from top to bottom.
 pub(super) struct Page(String);
-
-/// Rows of cells under a head; no head, no line for it.
-pub(super) struct Table {
-    pub head: Vec<String>,
-    pub rows: Vec<Vec<String>>,
-}
-
-impl Table {
-    /// Two columns: names and values.
-    pub fn of_names(head: &str, pairs: &[(String, String)]) -> Self {
-        let head = if head.is_empty() { Vec::new() } else { vec![head.to_owned()] };
-        Self { head, rows: pairs.iter().map(|(name, v)| vec![name.clone(), v.clone()]).collect() }
-    }
-}
 
 impl Page {
     /// The head, with the run's name and how it ended.
@@ -114,16 +105,10 @@ impl Page {
         self.0 += &format!("<div class=\"scroll\"><table>\n{head}{rows}</table></div>\n");
     }
 
-    /// Text whose columns stand below each other.
-    pub fn preformatted(&mut self, text: &str) {
-        self.0 += &format!("<div class=\"scroll\"><pre>{}</pre></div>\n", escape(text));
-    }
-
-    /// A picture, inside of the page.
-    pub fn picture(&mut self, png: &[u8], what: &str) {
-        let data = base64(png);
-        let what = escape(what);
-        self.0 += &format!("<img alt=\"{what}\" src=\"data:image/png;base64,{data}\">\n");
+    /// Images with the text that was generated for each, beside the expected one where they differ.
+    pub fn examples(&mut self, examples: &[Example]) {
+        let examples: String = examples.iter().map(example).collect();
+        self.0 += &format!("<div class=\"examples\">\n{examples}</div>\n");
     }
 
     /// A remark.
@@ -137,31 +122,18 @@ impl Page {
     }
 }
 
-/// RFC 4648, section 4.
-fn base64(bytes: &[u8]) -> String {
-    const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    let mut text = String::with_capacity(bytes.len().div_ceil(3) * 4);
-    for three in bytes.chunks(3) {
-        let at = |index: usize| u32::from(three.get(index).copied().unwrap_or(0));
-        let bits = at(0) << 16 | at(1) << 8 | at(2);
-        for index in 0..4 {
-            let sextet = (bits >> (18 - 6 * index)) as usize & 63;
-            text.push(if index <= three.len() { ALPHABET[sextet] as char } else { '=' });
-        }
-    }
-    text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn base64_is_that_of_the_standards_examples() {
-        for (bytes, text) in
-            [("", ""), ("f", "Zg=="), ("fo", "Zm8="), ("foo", "Zm9v"), ("foobar", "Zm9vYmFy")]
-        {
-            assert_eq!(base64(bytes.as_bytes()), text);
-        }
-    }
+fn example(example: &Example) -> String {
+    let data = base64::encode(&example.png);
+    let [prompt, expected, generated] =
+        [&example.prompt, &example.expected, &example.generated].map(|text| escape(text));
+    let (class, more) = if example.expected == example.generated {
+        ("right", String::new())
+    } else {
+        ("wrong", format!("<small>expected: {expected}</small>"))
+    };
+    format!(
+        "<figure><img alt=\"{expected}\" src=\"data:image/png;base64,{data}\">\
+         <figcaption><small>{prompt}</small><b class=\"{class}\">{generated}</b>{more}\
+         </figcaption></figure>\n"
+    )
 }

@@ -9,8 +9,8 @@ use vlm_torch::Heartbeat;
 
 use super::{Run, Summary};
 use crate::TrainError;
-use crate::demo::DemoReport;
 use crate::parallel::Phase;
+use crate::report::HeldOutSection;
 use crate::trainer::Trainer;
 use crate::{checkpoint, encoder_files, report};
 
@@ -97,13 +97,13 @@ impl Run {
         with_tied_output(named, &self.shapes.lm)
     }
 
-    /// Writes `report.html` on rank 0, from the files of the out-dir, `summary.json` among them, and
-    /// from the results of the demo. A failure is logged and does not fail the run.
-    pub fn write_report(&self, demo: Option<&DemoReport>) {
+    /// Writes `report.html` from the files of the out-dir, `summary.json` among them;
+    /// `held_out` becomes a section of it. Only rank 0 writes. An error is a warning in the log.
+    pub fn write_report(&self, held_out: Option<&HeldOutSection>) {
         if !self.is_first_rank() {
             return;
         }
-        if let Err(error) = report::write(self.out_dir.path(), demo) {
+        if let Err(error) = report::write(self.out_dir.path(), held_out) {
             tracing::warn!("{} was not written: {error}", report::FILE_NAME);
         }
     }

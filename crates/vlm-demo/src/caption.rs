@@ -24,12 +24,12 @@ impl Language {
         }
     }
 
-    /// One of the two, equally likely.
+    /// Draws one of the two, each equally likely.
     pub fn sample(rng: &mut impl Rng) -> Language {
         Language::ALL[rng.random_range(0..Language::ALL.len())]
     }
 
-    /// One of this language's prompts.
+    /// Draws one of this language's prompts.
     pub fn sample_prompt(self, rng: &mut impl Rng) -> &'static str {
         let prompts = self.prompts();
         prompts[rng.random_range(0..prompts.len())]
@@ -80,24 +80,9 @@ pub(super) fn english(object: Object) -> String {
         Size::Small => "small",
         Size::Large => "large",
     };
-    let colour = match object.colour {
-        Colour::Red => "red",
-        Colour::Orange => "orange",
-        Colour::Yellow => "yellow",
-        Colour::Green => "green",
-        Colour::Cyan => "cyan",
-        Colour::Blue => "blue",
-        Colour::Purple => "purple",
-        Colour::Pink => "pink",
-    };
-    let shape = match object.shape {
-        Shape::Circle => "circle",
-        Shape::Square => "square",
-        Shape::Triangle => "triangle",
-        Shape::Star => "star",
-        Shape::Cross => "cross",
-        Shape::Ring => "ring",
-    };
+    let language = Language::English;
+    let (colour, shape) =
+        (colour_name(object.colour, language), shape_name(object.shape, language));
     format!("{size} {colour} {shape}")
 }
 
@@ -106,25 +91,38 @@ fn chinese(object: Object) -> String {
         Size::Small => "小的",
         Size::Large => "大的",
     };
-    let colour = match object.colour {
-        Colour::Red => "红色",
-        Colour::Orange => "橙色",
-        Colour::Yellow => "黄色",
-        Colour::Green => "绿色",
-        Colour::Cyan => "青色",
-        Colour::Blue => "蓝色",
-        Colour::Purple => "紫色",
-        Colour::Pink => "粉色",
-    };
-    let shape = match object.shape {
-        Shape::Circle => "圆形",
-        Shape::Square => "方形",
-        Shape::Triangle => "三角形",
-        Shape::Star => "星形",
-        Shape::Cross => "十字形",
-        Shape::Ring => "圆环",
-    };
+    let language = Language::Chinese;
+    let (colour, shape) =
+        (colour_name(object.colour, language), shape_name(object.shape, language));
     format!("{size}{colour}{shape}")
+}
+
+/// The word for a colour.
+pub(super) fn colour_name(colour: Colour, language: Language) -> &'static str {
+    let (english, chinese) = match colour {
+        Colour::Red => ("red", "红色"),
+        Colour::Orange => ("orange", "橙色"),
+        Colour::Yellow => ("yellow", "黄色"),
+        Colour::Green => ("green", "绿色"),
+        Colour::Cyan => ("cyan", "青色"),
+        Colour::Blue => ("blue", "蓝色"),
+        Colour::Purple => ("purple", "紫色"),
+        Colour::Pink => ("pink", "粉色"),
+    };
+    if language == Language::English { english } else { chinese }
+}
+
+/// The word for a shape.
+pub(super) fn shape_name(shape: Shape, language: Language) -> &'static str {
+    let (english, chinese) = match shape {
+        Shape::Circle => ("circle", "圆形"),
+        Shape::Square => ("square", "方形"),
+        Shape::Triangle => ("triangle", "三角形"),
+        Shape::Star => ("star", "星形"),
+        Shape::Cross => ("cross", "十字形"),
+        Shape::Ring => ("ring", "圆环"),
+    };
+    if language == Language::English { english } else { chinese }
 }
 
 fn english_place(place: Place) -> &'static str {

@@ -1,11 +1,12 @@
-//! Work made ready on threads of its own while the arithmetic runs, in a fixed order.
+//! Training samples drawn on threads of their own while the model trains, in a fixed order.
 
 use std::ops::ControlFlow;
-use std::sync::mpsc::sync_channel;
 use std::thread;
 
+use vlm_data::OrderedMap;
+
 /// Calls `make(0)`, `make(1)`, … `make(count - 1)` on `num_threads` threads, a few ahead of
-/// `consume`, which gets the results in order on the calling thread and may break off.
+/// `consume`, which gets the results in order on the calling thread and may end the loop.
 /// # Errors
 /// The first error of either; nothing is consumed after it.
 pub(super) fn draw_ahead<T: Send, E: Send>(
@@ -15,30 +16,19 @@ pub(super) fn draw_ahead<T: Send, E: Send>(
     mut consume: impl FnMut(usize, T) -> Result<ControlFlow<()>, E>,
 ) -> Result<(), E> {
     const READY: usize = 4;
-    let num_threads = num_threads.max(1);
+    let ahead = READY * num_threads.max(1);
     thread::scope(|scope| {
-        let make = &make;
-        let queues: Vec<_> = (0..num_threads)
-            .map(|worker| {
-                let (sender, receiver) = sync_channel(READY);
-                scope.spawn(move || {
-                    for index in (worker..count).step_by(num_threads) {
-                        // The consumer stopped early: nobody wants the rest.
-                        if sender.send(make(index)).is_err() {
-                            return;
-                        }
-                    }
-                });
-                receiver
-            })
-            .collect();
-        for index in 0..count {
-            // A queue closes before its last item only when its thread panicked, and the scope
-            // passes that panic on.
-            let Ok(made) = queues[index % num_threads].recv() else { return Ok(()) };
-            if consume(index, made?)?.is_break() {
-                return Ok(());
+        let mut drawn = OrderedMap::start_scoped(scope, num_threads, &make);
+        (0..count.min(ahead)).for_each(|index| drawn.submit(index));
+        let mut index = 0;
+        while let Some(made) = drawn.wait_next() {
+            if index + ahead < count {
+                drawn.submit(index + ahead);
             }
+            if consume(index, made?)?.is_break() {
+                break;
+            }
+            index += 1;
         }
         Ok(())
     })

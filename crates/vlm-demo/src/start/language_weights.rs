@@ -8,22 +8,23 @@
 //! Dimensions: B batch · T tokens · H hidden size
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
+use crate::{Colour, MapNoise, MapWord, Shape, Size, TextRow, TextRows, seeded_rng};
 use anyhow::{Result, anyhow};
 use tch::{Device, Kind, Reduction, Tensor};
-use vlm_data::demo::{Colour, MapNoise, MapWord, Shape, Size, TextRow, TextRows, seeded_rng};
 use vlm_model::LmConfig;
 use vlm_model::lm::CausalLm;
 use vlm_model::params::ParamStore;
+use vlm_model::weights::Weights;
 
 use super::draw_ahead::draw_ahead;
 use super::learner::{Learner, LearnerPlan, Pace};
 
 /// What the maps are spoilt with.
 const NOISE: MapNoise = MapNoise { threshold: (0.05, 0.5), lost: 0.1, wrong: 0.1, ghost: 0.01 };
-/// Share of the chats that ask again in the other language.
-const BOTH_LANGUAGES: f64 = 0.7;
+/// Fraction of the chats with a second turn.
+const SECOND_TURNS: f64 = 0.7;
 const IGNORE_INDEX: i64 = -100;
 const WARMUP_STEPS: u64 = 100;
 const NUM_SCORED: usize = 400;
@@ -34,6 +35,8 @@ pub(super) struct LanguagePlan {
     /// `vocab_size` is taken from the tokenizer.
     pub config: LmConfig,
     pub num_chats: usize,
+    /// Weights to continue from; `None`: random ones.
+    pub start_from: Option<PathBuf>,
     pub batch_size: usize,
     pub learning_rate: f64,
     pub weight_decay: f64,
@@ -72,6 +75,9 @@ pub(super) fn train_language(plan: &LanguagePlan, tokenizer: &Path) -> Result<La
     config.validate()?;
     let params = ParamStore::new(Device::Cpu);
     let lm = CausalLm::new(&params.root(), &config);
+    if let Some(path) = &plan.start_from {
+        Weights::open(path)?.load_into(&params.named(), |_| false)?;
+    }
     let mut additive = AdditiveRows::new(&params, rows.map_ids())?;
 
     let num_steps = plan.num_chats / plan.batch_size;
@@ -90,7 +96,7 @@ pub(super) fn train_language(plan: &LanguagePlan, tokenizer: &Path) -> Result<La
     );
     let draw = |step: usize| {
         let seed = plan.seed.wrapping_mul(1_000_033).wrapping_add(step as u64);
-        sample(&rows, plan.batch_size, BOTH_LANGUAGES, seed)
+        sample(&rows, plan.batch_size, SECOND_TURNS, seed)
     };
     draw_ahead(num_steps, plan.num_threads, draw, |_, chats: Vec<TextRow>| {
         if learner.is_over() {
@@ -112,9 +118,9 @@ pub(super) fn train_language(plan: &LanguagePlan, tokenizer: &Path) -> Result<La
     Ok(LanguageWeights { params, config, num_chats: learner.samples(), scores })
 }
 
-fn sample(rows: &TextRows, count: usize, both_languages: f64, seed: u64) -> Result<Vec<TextRow>> {
+fn sample(rows: &TextRows, count: usize, second_turns: f64, seed: u64) -> Result<Vec<TextRow>> {
     let mut rng = seeded_rng(seed);
-    let chat = |_| rows.sample(both_languages, &mut rng).map_err(|error| anyhow!("{error}"));
+    let chat = |_| rows.sample(second_turns, &mut rng).map_err(|error| anyhow!("{error}"));
     (0..count).map(chat).collect()
 }
 
@@ -215,7 +221,7 @@ fn word_parts() -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vlm_data::demo::Object;
+    use crate::Object;
 
     #[test]
     fn projected_rows_are_sums_of_their_parts() {

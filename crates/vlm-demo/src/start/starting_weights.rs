@@ -1,13 +1,13 @@
 //! Writing the folder of starting weights.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::write_demo_tokenizer;
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
-use vlm_data::demo::write_demo_tokenizer;
 use vlm_model::params::ParamStore;
 use vlm_model::weights::{Format, save};
 use vlm_model::{LmConfig, VisionConfig};
@@ -15,8 +15,9 @@ use vlm_model::{LmConfig, VisionConfig};
 use super::language_weights::{LanguagePlan, train_language};
 use super::vision_weights::{MEAN, STD, VisionPlan, train_vision};
 
-/// Which of the starting weights to make.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// A part of the starting weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Part {
     /// The vision encoder.
     Vision,
@@ -24,20 +25,22 @@ pub enum Part {
     Language,
 }
 
-/// How the starting weights are made. The defaults made the committed ones.
+/// Settings of [`make_starting_weights`]. The committed weights were made with the defaults.
 #[derive(Debug, Clone)]
 pub struct StartingWeightsOptions {
-    /// One of them, or both.
+    /// The parts to make, in this order.
     pub parts: Vec<Part>,
-    /// Pictures that the encoder is trained on, each drawn anew.
+    /// Number of images that the encoder is trained on; each is shown once.
     pub num_pictures: usize,
-    /// Chats that the language model is trained on, each written anew.
+    /// Number of chats that the language model is trained on; each is shown once.
     pub num_chats: usize,
-    /// Of weights, scenes and order.
+    /// Weights of a language model of the same shape to continue from; `None`: random ones.
+    pub language_from: Option<PathBuf>,
+    /// Seed of the weights, the scenes and their order.
     pub seed: u64,
-    /// Threads for the arithmetic, and as many for drawing.
+    /// Number of threads for arithmetic, and of as many more for drawing.
     pub num_threads: usize,
-    /// Limit for each part; the schedule is drawn in to end by then.
+    /// Time limit for each part, in seconds; the learning rate's schedule is shortened to it.
     pub max_secs: Option<f64>,
 }
 
@@ -46,7 +49,8 @@ impl Default for StartingWeightsOptions {
         Self {
             parts: vec![Part::Language, Part::Vision],
             num_pictures: 400_000,
-            num_chats: 120_000,
+            num_chats: 100_000,
+            language_from: None,
             seed: 1337,
             num_threads: 2,
             max_secs: None,
@@ -55,9 +59,9 @@ impl Default for StartingWeightsOptions {
 }
 
 /// Trains the demo's language model (on text alone) and vision encoder (apart from it) and writes
-/// them to the folder `output`: `tokenizer.json`, `tokenizer_config.json`, `lm.safetensors` with
-/// its `config.json`, and `vision/` in Hugging Face form; beside each weight file a
-/// `training.json` with what it took and how well it does. Held-out scenes are never shown.
+/// them to the folder `output`: `tokenizer.json`, `tokenizer_config.json`, `lm.safetensors` with its
+/// `config.json`, and `vision/` in Hugging Face form; beside each weight file a `training.json` with
+/// the cost of the training and the scores. Held-out scenes are never shown.
 /// # Errors
 /// A file that cannot be written; a loss that is not finite.
 pub fn make_starting_weights(output: &Path, options: &StartingWeightsOptions) -> Result<()> {
@@ -92,6 +96,7 @@ fn make_language(folder: &Path, options: &StartingWeightsOptions) -> Result<()> 
             ..LmConfig::default()
         },
         num_chats: options.num_chats,
+        start_from: options.language_from.clone(),
         batch_size: 32,
         learning_rate: 2e-3,
         weight_decay: 0.05,
@@ -104,7 +109,8 @@ fn make_language(folder: &Path, options: &StartingWeightsOptions) -> Result<()> 
     write_json(&folder.join("config.json"), &json!(made.config))?;
     let record = json!({
         "chats": made.num_chats, "batch_size": plan.batch_size, "learning_rate": plan.learning_rate,
-        "seed": plan.seed, "wall_secs": started.elapsed().as_secs(), "scores": made.scores,
+        "seed": plan.seed, "continued_from_earlier_weights": plan.start_from.is_some(),
+        "wall_secs": started.elapsed().as_secs(), "scores": made.scores,
     });
     tracing::info!("language: {record}");
     write_json(&folder.join("training.json"), &record)

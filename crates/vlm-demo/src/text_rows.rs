@@ -5,10 +5,10 @@ use std::path::Path;
 use rand::Rng;
 use tokenizers::Tokenizer;
 
-use super::caption::Language;
 use super::layout::Layout;
 use super::scene::Scene;
 use super::split::Split;
+use super::task::Task;
 use super::text_map::{MapNoise, MapWord, NUM_MAP_WORDS, text_map};
 use super::tokenizer::{answer_text, prompt_text};
 
@@ -58,27 +58,28 @@ impl TextRows {
         &self.map_ids
     }
 
-    /// A chat about a scene that the starting weights may see: its map, a question, the caption;
-    /// in a share `both_languages` of them the question and the caption again in the other
-    /// language.
+    /// A chat about a scene that the starting weights may see: its map, then one turn that asks for a
+    /// caption or asks a question; in a fraction `second_turns` of the chats a second, different one.
     /// # Errors
-    /// The tokenizer's.
-    pub fn sample(&self, both_languages: f64, rng: &mut impl Rng) -> tokenizers::Result<TextRow> {
+    /// Those of the tokenizer.
+    pub fn sample(&self, second_turns: f64, rng: &mut impl Rng) -> tokenizers::Result<TextRow> {
         let num_objects = rng.random_range(1..=2);
         let scene = Scene::sample(Split::Starting, num_objects, rng);
         let map = text_map(&Layout::of(&scene, rng), &self.noise, rng);
         let map: String = map.iter().map(|word| word.text()).collect();
-        let language = Language::sample(rng);
         let mut row = TextRow::default();
-        let question = format!("{map}\n{}", language.sample_prompt(rng));
-        self.push_turn(&mut row, &prompt_text(&question), &scene.caption(language))?;
-        if rng.random_bool(both_languages) {
-            let other = match language {
-                Language::English => Language::Chinese,
-                Language::Chinese => Language::English,
+        let first = Task::sample(&scene, rng);
+        let (question, answer) = first.turn(&scene, rng);
+        self.push_turn(&mut row, &prompt_text(&format!("{map}\n{question}")), &answer)?;
+        if rng.random_bool(second_turns) {
+            let second = loop {
+                let task = Task::sample(&scene, rng);
+                if task != first {
+                    break task;
+                }
             };
-            let question = follow_up(other.sample_prompt(rng));
-            self.push_turn(&mut row, &question, &scene.caption(other))?;
+            let (question, answer) = second.turn(&scene, rng);
+            self.push_turn(&mut row, &follow_up(&question), &answer)?;
         }
         Ok(row)
     }

@@ -7,8 +7,8 @@ use tch::Tensor;
 use vlm_model::params::ParamStore;
 use vlm_torch::{clip_grad_norm, set_grad_none};
 
-use crate::config::OptimConfig;
-use crate::optimizer::{AdamW, ModelPart};
+use vlm_config::OptimConfig;
+use vlm_train::optimizer::{AdamW, ModelPart};
 
 const CLIP: f64 = 1.0;
 const LOG_INTERVAL: u64 = 100;

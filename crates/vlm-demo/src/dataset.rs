@@ -1,5 +1,5 @@
-//! The demo's rows and pictures on disk, in the form that every data set has here: JSONL beside
-//! a folder of images, so that the demo takes the same way as a user's own data.
+//! The demo's rows and images on disk: JSON lines beside a folder of images, as a user's own data may
+//! be, so that the demo is read by the same code.
 
 use std::fs;
 use std::io::{self, Write};
@@ -17,64 +17,72 @@ use thiserror::Error;
 
 use super::caption::Language;
 use super::layout::{Layout, PICTURE};
+use super::question::Question;
 use super::scene::Scene;
 use super::seeded_rng;
 use super::split::{Split, has_unseen_pair};
+use super::task::{FRACTION_OF_CAPTIONS, Task};
 
-/// Rows of the alignment, in the output folder.
+/// File with the rows to train on, in the output folder.
 pub const TRAIN_FILE: &str = "train.jsonl";
-/// Rows of the evaluation, in the output folder.
+/// File with the held-out rows, in the output folder: one that asks for the caption of each image,
+/// then one that asks a question about each.
 pub const HELD_OUT_FILE: &str = "heldout.jsonl";
-/// Pictures to align on.
-pub const NUM_TRAIN_PICTURES: usize = 12_000;
-/// Held-out pictures for each of the four groups: one or two objects, seen or unseen pairs.
+/// Images to train on; each has one row.
+pub const NUM_TRAIN_IMAGES: usize = 9_600;
+/// Held-out images of each of the four groups: one or two objects, seen or unseen pairs.
 pub const HELD_OUT_PER_GROUP: [usize; 4] = [150, 50, 150, 50];
 
 const MANIFEST: &str = "manifest.json";
-const FORMAT: &str = "vlm demo scenes 1";
-/// Pictures of two objects are harder to tell: they are more of the training rows.
-const SHARE_OF_TWO: f64 = 0.6;
-const PICTURES_A_TASK: usize = 64;
+const FORMAT: &str = "vlm demo scenes 2";
+/// Fraction of the training images with two objects, which are harder to caption.
+const FRACTION_OF_TWO: f64 = 0.6;
+const IMAGES_PER_TASK: usize = 64;
 
-/// What of a held-out row the report sorts by; stands in the row as `demo`.
+/// What a held-out row asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Asked {
+    /// A caption of the image.
+    Caption,
+    /// The number of objects.
+    Count,
+}
+
+/// The group of a held-out row, by which the accuracy is reported; the row's field `demo`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HeldOutGroup {
     /// One or two.
     pub num_objects: usize,
-    /// Whether an object is of a colour–shape pair that the alignment never showed.
+    /// Whether an object has a combination of colour and shape that no training image shows.
     pub unseen_pair: bool,
+    /// What the row asks for.
+    pub asked: Asked,
 }
 
-impl HeldOutGroup {
-    /// In the order of [`HELD_OUT_PER_GROUP`].
-    pub const ALL: [HeldOutGroup; 4] = [
-        HeldOutGroup { num_objects: 1, unseen_pair: false },
-        HeldOutGroup { num_objects: 1, unseen_pair: true },
-        HeldOutGroup { num_objects: 2, unseen_pair: false },
-        HeldOutGroup { num_objects: 2, unseen_pair: true },
-    ];
-}
+/// Number of objects and whether a pair is unseen, in the order of [`HELD_OUT_PER_GROUP`].
+const IMAGE_GROUPS: [(usize, bool); 4] = [(1, false), (1, true), (2, false), (2, true)];
 
-/// Where a written demo set lies.
+/// The files of a demo data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DemoFiles {
-    /// Rows to align on.
+    /// Rows to train on.
     pub train: PathBuf,
-    /// Rows to caption at the end.
+    /// Rows that no training image shows.
     pub held_out: PathBuf,
     /// Root of the image names in both.
     pub images: PathBuf,
 }
 
-/// Why the demo set could not be written.
+/// An error in writing the demo data set.
 #[derive(Debug, Error)]
 pub enum DemoError {
-    /// The folder holds something that is not ours to replace.
+    /// The folder holds something else, which is not replaced.
     #[error(
         "{0} exists and is not a complete demo set of this version; remove it or name another folder"
     )]
     Occupied(PathBuf),
-    /// The progress callback asked to stop.
+    /// Another image could not be written.
     #[error("stopped before the demo set was complete; nothing was kept")]
     Stopped,
     /// A file could not be written.
@@ -82,7 +90,7 @@ pub enum DemoError {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -106,11 +114,11 @@ pub fn write_demo_dataset(
     output: &Path,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<DemoFiles, DemoError> {
-    write_scaled(output, NUM_TRAIN_PICTURES, &HELD_OUT_PER_GROUP, progress)
+    write_scaled(output, NUM_TRAIN_IMAGES, &HELD_OUT_PER_GROUP, progress)
 }
 
 fn expected_manifest() -> Value {
-    json!({ "format": FORMAT, "train": NUM_TRAIN_PICTURES, "heldout": HELD_OUT_PER_GROUP.iter().sum::<usize>() })
+    json!({ "format": FORMAT, "train": NUM_TRAIN_IMAGES, "heldout": HELD_OUT_PER_GROUP.iter().sum::<usize>() })
 }
 
 fn write_scaled(
@@ -149,58 +157,59 @@ fn write_into(
     held_out_per_group: &[usize; 4],
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<(), DemoError> {
-    let held_out_groups: Vec<HeldOutGroup> = HeldOutGroup::ALL
+    let images: Vec<(usize, bool)> = IMAGE_GROUPS
         .into_iter()
         .zip(held_out_per_group)
         .flat_map(|(group, &count)| std::iter::repeat_n(group, count))
         .collect();
-    let total = num_train + held_out_groups.len();
+    let total = num_train + images.len();
     for images in ["train", "heldout"] {
         let images = folder.join(images);
         fs::create_dir_all(&images).map_err(at(&images))?;
     }
     let done = AtomicUsize::new(0);
     let train =
-        write_rows(folder, num_train, &done, total, progress, |index| train_row(index as u64))?;
-    write_lines(&folder.join(TRAIN_FILE), &train)?;
-    let held_out = write_rows(folder, held_out_groups.len(), &done, total, progress, |index| {
-        held_out_row(index as u64, held_out_groups[index])
+        write_images(folder, num_train, &done, total, progress, |index| train_image(index as u64))?;
+    write_lines(&folder.join(TRAIN_FILE), train.iter().flatten())?;
+    let held_out = write_images(folder, images.len(), &done, total, progress, |index| {
+        held_out_image(index as u64, images[index])
     })?;
-    write_lines(&folder.join(HELD_OUT_FILE), &held_out)?;
-    let manifest =
-        json!({ "format": FORMAT, "train": num_train, "heldout": held_out_groups.len() });
-    write_lines(&folder.join(MANIFEST), &[manifest])?;
+    let rows_of = |task: usize| held_out.iter().filter_map(move |rows| rows.get(task));
+    write_lines(&folder.join(HELD_OUT_FILE), rows_of(0).chain(rows_of(1)))?;
+    let manifest = json!({ "format": FORMAT, "train": num_train, "heldout": images.len() });
+    write_lines(&folder.join(MANIFEST), [&manifest])?;
     progress(total, total);
     Ok(())
 }
 
-/// A row, the image name in it, and the picture to draw under that name.
-type DrawnRow = (Value, String, Layout);
+/// The rows about an image, the image's name in them, and what to draw under that name.
+type Drawn = (Vec<Value>, String, Layout);
 
-fn write_rows(
+/// Draws `count` images and returns the rows of each.
+fn write_images(
     folder: &Path,
     count: usize,
     done: &AtomicUsize,
     total: usize,
     progress: &mut dyn FnMut(usize, usize),
-    row: impl Fn(usize) -> DrawnRow + Sync,
-) -> Result<Vec<Value>, DemoError> {
+    draw: impl Fn(usize) -> Drawn + Sync,
+) -> Result<Vec<Vec<Value>>, DemoError> {
     let failed = AtomicBool::new(false);
     let mut rows = Vec::with_capacity(count);
     let indices: Vec<usize> = (0..count).collect();
     // In slices, so that the callback (which need not be Sync) is called from this thread.
-    for slice in indices.chunks(PICTURES_A_TASK * rayon::current_num_threads().max(1)) {
-        let written: Result<Vec<Value>, DemoError> = slice
+    for slice in indices.chunks(IMAGES_PER_TASK * rayon::current_num_threads().max(1)) {
+        let written: Result<Vec<Vec<Value>>, DemoError> = slice
             .par_iter()
             .map(|&index| {
                 if failed.load(Ordering::Relaxed) {
                     return Err(DemoError::Stopped);
                 }
-                let (row, name, layout) = row(index);
+                let (rows, name, layout) = draw(index);
                 write_png(&folder.join(name), &layout.draw())
                     .inspect_err(|_| failed.store(true, Ordering::Relaxed))?;
                 done.fetch_add(1, Ordering::Relaxed);
-                Ok(row)
+                Ok(rows)
             })
             .collect();
         rows.extend(written?);
@@ -209,34 +218,43 @@ fn write_rows(
     Ok(rows)
 }
 
-fn train_row(index: u64) -> DrawnRow {
+fn train_image(index: u64) -> Drawn {
     let mut rng = seeded_rng(0x7261_696e_0000_0000 + index);
-    let num_objects = if rng.random_bool(SHARE_OF_TWO) { 2 } else { 1 };
+    let num_objects = if rng.random_bool(FRACTION_OF_TWO) { 2 } else { 1 };
     let scene = Scene::sample(Split::Alignment, num_objects, &mut rng);
     let name = format!("train/{index:05}.png");
-    (row(&scene, &name, &mut rng), name, Layout::of(&scene, &mut rng))
+    // The language model's answers about colours are not reliable enough to be shown.
+    let question = (!rng.random_bool(FRACTION_OF_CAPTIONS)).then_some(Question::Count);
+    let task = Task { question, language: Language::sample(&mut rng) };
+    (vec![row(&scene, task, &name, &mut rng)], name, Layout::of(&scene, &mut rng))
 }
 
-fn held_out_row(index: u64, group: HeldOutGroup) -> DrawnRow {
+/// A held-out image with two rows: its caption, and a question about it.
+fn held_out_image(index: u64, (num_objects, unseen_pair): (usize, bool)) -> Drawn {
     let mut rng = seeded_rng(0x6865_6c64_0000_0000 + index);
     let scene = loop {
-        let scene = Scene::sample(Split::HeldOut, group.num_objects, &mut rng);
-        if has_unseen_pair(&scene) == group.unseen_pair {
+        let scene = Scene::sample(Split::HeldOut, num_objects, &mut rng);
+        if has_unseen_pair(&scene) == unseen_pair {
             break scene;
         }
     };
     let name = format!("heldout/{index:05}.png");
-    let mut row = row(&scene, &name, &mut rng);
-    row["demo"] = json!(group);
-    (row, name, Layout::of(&scene, &mut rng))
+    let tasks = [(None, Asked::Caption), (Some(Question::Count), Asked::Count)];
+    let rows = tasks.map(|(question, asked)| {
+        let task = Task { question, language: Language::sample(&mut rng) };
+        let mut row = row(&scene, task, &name, &mut rng);
+        row["demo"] = json!(HeldOutGroup { num_objects, unseen_pair, asked });
+        row
+    });
+    (rows.into(), name, Layout::of(&scene, &mut rng))
 }
 
-fn row(scene: &Scene, image: &str, rng: &mut ChaCha8Rng) -> Value {
-    let language = Language::sample(rng);
+fn row(scene: &Scene, task: Task, image: &str, rng: &mut ChaCha8Rng) -> Value {
+    let (question, answer) = task.turn(scene, rng);
     json!({
         "conversations": [
-            { "role": "user", "content": format!("<image>\n{}", language.sample_prompt(rng)) },
-            { "role": "assistant", "content": scene.caption(language) },
+            { "role": "user", "content": format!("<image>\n{question}") },
+            { "role": "assistant", "content": answer },
         ],
         "image": image,
     })
@@ -251,8 +269,11 @@ fn write_png(path: &Path, pixels: &[u8]) -> Result<(), DemoError> {
         .map_err(at(path))
 }
 
-fn write_lines(path: &Path, rows: &[Value]) -> Result<(), DemoError> {
-    let write = || {
+fn write_lines<'a>(
+    path: &Path,
+    rows: impl IntoIterator<Item = &'a Value>,
+) -> Result<(), DemoError> {
+    let write = move || {
         let mut file = io::BufWriter::new(fs::File::create(path)?);
         for row in rows {
             writeln!(file, "{row}")?;
@@ -279,8 +300,7 @@ mod tests {
     fn several_that_draw_at_once_all_get_one_complete_set() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("demo");
-        let draw =
-            || write_scaled(&output, NUM_TRAIN_PICTURES, &HELD_OUT_PER_GROUP, &mut |_, _| ());
+        let draw = || write_scaled(&output, NUM_TRAIN_IMAGES, &HELD_OUT_PER_GROUP, &mut |_, _| ());
         std::thread::scope(|scope| {
             let all: Vec<_> = (0..2).map(|_| scope.spawn(draw)).collect();
             for one in all {
@@ -313,8 +333,11 @@ mod tests {
             .iter()
             .map(|row| serde_json::from_value(row["demo"].clone()).unwrap())
             .collect();
-        assert_eq!(groups.iter().filter(|group| group.num_objects == 2).count(), 3);
-        assert_eq!(groups.iter().filter(|group| group.unseen_pair).count(), 2);
+        assert_eq!(groups.len(), 12, "a caption and a question for each of six images");
+        assert_eq!(groups.iter().filter(|group| group.num_objects == 2).count(), 6);
+        assert_eq!(groups.iter().filter(|group| group.unseen_pair).count(), 4);
+        assert!(groups[..6].iter().all(|group| group.asked == Asked::Caption));
+        assert!(groups[6..].iter().all(|group| group.asked != Asked::Caption));
         for row in read(TRAIN_FILE) {
             let picture = image::open(folder.path().join(row["image"].as_str().unwrap())).unwrap();
             assert_eq!((picture.width(), picture.height()), (224, 224));

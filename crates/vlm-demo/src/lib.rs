@@ -1,0 +1,73 @@
+//! The embedded demo: small scenes that this crate draws itself, with captions and questions in
+//! English and Chinese, their split into starting, training and held-out scenes, the data set
+//! written from them, and the tokenizer that fits them.
+//!
+//! With the feature `training` also: how the starting weights are made, and how a run's model is
+//! evaluated on the held-out scenes. It uses the other crates through what they export to everyone.
+//!
+//! ```
+//! use vlm_demo::{Language, Layout, Scene, Split, seeded_rng};
+//!
+//! let mut rng = seeded_rng(7);
+//! let scene = Scene::sample(Split::Starting, 1, &mut rng);
+//! let image = Layout::of(&scene, &mut rng).draw();
+//! assert_eq!(image.len(), 224 * 224 * 3);
+//! assert!(scene.caption(Language::English).starts_with("A "));
+//! ```
+
+#[cfg(feature = "training")]
+mod accuracy;
+mod caption;
+mod dataset;
+mod draw;
+#[cfg(feature = "training")]
+mod held_out;
+mod layout;
+mod question;
+mod scene;
+mod split;
+#[cfg(feature = "training")]
+mod start;
+mod task;
+mod text_map;
+mod text_rows;
+mod tokenizer;
+
+#[cfg(feature = "training")]
+pub use accuracy::{Accuracy, DemoScores, GroupAccuracy};
+pub use caption::Language;
+pub use dataset::{
+    Asked, DemoError, DemoFiles, HELD_OUT_FILE, HELD_OUT_PER_GROUP, HeldOutGroup, NUM_TRAIN_IMAGES,
+    TRAIN_FILE, demo_files, write_demo_dataset,
+};
+#[cfg(feature = "training")]
+pub use held_out::{Evaluation, HeldOut, Images};
+pub use layout::{Background, CELL, GRID, Layout, NUM_CELLS, PICTURE, PlacedObject};
+pub use question::Question;
+pub use scene::{Arrangement, Colour, Object, Place, Relation, Scene, Shape, Size};
+pub use split::{Split, is_held_out, is_unseen_pair};
+#[cfg(feature = "training")]
+pub use start::{Part, StartingWeightsOptions, make_starting_weights};
+pub use task::Task;
+pub use text_map::{MapNoise, MapWord, NUM_MAP_WORDS, text_map};
+pub use text_rows::{TextRow, TextRows};
+pub use tokenizer::{IMAGE_PLACEHOLDER, write_demo_tokenizer};
+
+/// What `vlm pretrain` sets for the demo where the user sets nothing.
+pub mod defaults {
+    /// Passes over the demo's images.
+    pub const EPOCHS: u64 = 1;
+    /// Rows in a step.
+    pub const BATCH_SIZE: usize = 32;
+    /// Peak learning rate of the reference's schedule.
+    pub const LEARNING_RATE: f64 = 2e-3;
+    /// Steps between two log lines.
+    pub const LOG_INTERVAL: u64 = 25;
+    /// Steps between two checkpoints.
+    pub const SAVE_INTERVAL: u64 = 150;
+}
+
+/// A seeded generator of random numbers: the same seed gives the same scenes on every machine.
+pub fn seeded_rng(seed: u64) -> rand_chacha::ChaCha8Rng {
+    rand::SeedableRng::seed_from_u64(seed)
+}
