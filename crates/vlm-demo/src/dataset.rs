@@ -34,6 +34,7 @@ pub const NUM_TRAIN_IMAGES: usize = 9_600;
 pub const HELD_OUT_PER_GROUP: [usize; 4] = [150, 50, 150, 50];
 
 const MANIFEST: &str = "manifest.json";
+const FORMAT_NAME: &str = "vlm demo scenes ";
 const FORMAT: &str = "vlm demo scenes 2";
 /// Fraction of the training images with two objects, which are harder to caption.
 const FRACTION_OF_TWO: f64 = 0.6;
@@ -106,7 +107,8 @@ pub fn demo_files(output: &Path) -> Option<DemoFiles> {
 }
 
 /// Draws the demo set into the folder `output`: the same bytes every time. A complete one of this
-/// version is left as it is. The folder appears whole or not at all.
+/// version is left as it is, one of another version is replaced. The folder appears complete or not
+/// at all.
 /// `progress` is called with the pictures done and their number, now and then.
 /// # Errors
 /// An `output` that holds something else; a file that cannot be written.
@@ -115,6 +117,27 @@ pub fn write_demo_dataset(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<DemoFiles, DemoError> {
     write_scaled(output, NUM_TRAIN_IMAGES, &HELD_OUT_PER_GROUP, progress)
+}
+
+/// Removes a data set of another version. It is renamed first: another process may have replaced it
+/// in the meantime, and then it is put back.
+fn remove_another_version(output: &Path) -> Result<(), DemoError> {
+    let name = output.file_name().unwrap_or_default().to_string_lossy();
+    let old = output.with_file_name(format!(".{name}.old-{}", std::process::id()));
+    fs::rename(output, &old).map_err(at(output))?;
+    if is_of_another_version(&old) {
+        fs::remove_dir_all(&old).map_err(at(&old))
+    } else {
+        fs::rename(&old, output).map_err(at(output))
+    }
+}
+
+/// Whether the folder holds a data set that another version of this crate drew.
+fn is_of_another_version(output: &Path) -> bool {
+    let manifest = fs::read(output.join(MANIFEST)).unwrap_or_default();
+    let manifest: Value = serde_json::from_slice(&manifest).unwrap_or_default();
+    let format = manifest["format"].as_str().unwrap_or_default();
+    format.starts_with(FORMAT_NAME) && manifest != expected_manifest()
 }
 
 fn expected_manifest() -> Value {
@@ -129,6 +152,9 @@ fn write_scaled(
 ) -> Result<DemoFiles, DemoError> {
     if let Some(files) = demo_files(output) {
         return Ok(files);
+    }
+    if is_of_another_version(output) {
+        remove_another_version(output)?;
     }
     if fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some()) {
         // Another process may have put them there just now.
@@ -352,6 +378,19 @@ mod tests {
         let refused = write_demo_dataset(folder.path(), &mut |_, _| ());
         assert!(matches!(refused, Err(DemoError::Occupied(_))), "{refused:?}");
         assert_eq!(fs::read_to_string(folder.path().join("mine.txt")).unwrap(), "mine");
+    }
+
+    #[test]
+    fn a_set_of_another_version_is_told_from_a_folder_with_something_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |text: &str| fs::write(folder.path().join(MANIFEST), text).unwrap();
+        assert!(!is_of_another_version(folder.path()));
+        write(r#"{"format": "vlm demo scenes 1", "train": 12000}"#);
+        assert!(is_of_another_version(folder.path()));
+        write(r#"{"format": "shards"}"#);
+        assert!(!is_of_another_version(folder.path()));
+        write(&expected_manifest().to_string());
+        assert!(!is_of_another_version(folder.path()));
     }
 
     #[test]
