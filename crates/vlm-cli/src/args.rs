@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use vlm_demo::Part;
+use vlm_demo_train::Part;
 
 use crate::settings_args::{PretrainArgs, SftArgs};
 

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, Result};
 use serde_json::Value;
 use vlm_config::{Layers, Origin, find};
-use vlm_demo::{
-    DemoFiles, DemoScores, GroupAccuracy, HeldOut, Images, StartingWeightsOptions, defaults,
-    demo_files, make_starting_weights, write_demo_dataset,
+use vlm_demo::{DemoFiles, defaults, demo_files, write_demo_dataset};
+use vlm_demo_train::{
+    DemoScores, GroupAccuracy, HeldOut, Images, StartingWeightsOptions, make_starting_weights,
 };
 use vlm_train::Run;
 use vlm_train::report::HeldOutSection;

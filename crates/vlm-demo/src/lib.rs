@@ -2,8 +2,8 @@
 //! English and Chinese, their split into starting, training and held-out scenes, the data set
 //! written from them, and the tokenizer that fits them.
 //!
-//! With the feature `training` also: how the starting weights are made, and how a run's model is
-//! evaluated on the held-out scenes. It uses the other crates through what they export to everyone.
+//! Knows no model and no libtorch: the crate `vlm-demo-train` makes the starting weights and evaluates
+//! models on the held-out scenes.
 //!
 //! ```
 //! use vlm_demo::{Language, Layout, Scene, Split, seeded_rng};
@@ -15,39 +15,27 @@
 //! assert!(scene.caption(Language::English).starts_with("A "));
 //! ```
 
-#[cfg(feature = "training")]
-mod accuracy;
 mod caption;
 mod dataset;
 mod draw;
-#[cfg(feature = "training")]
-mod held_out;
 mod layout;
 mod question;
 mod scene;
 mod split;
-#[cfg(feature = "training")]
-mod start;
 mod task;
 mod text_map;
 mod text_rows;
 mod tokenizer;
 
-#[cfg(feature = "training")]
-pub use accuracy::{Accuracy, DemoScores, GroupAccuracy};
 pub use caption::Language;
 pub use dataset::{
     Asked, DemoError, DemoFiles, HELD_OUT_FILE, HELD_OUT_PER_GROUP, HeldOutGroup, NUM_TRAIN_IMAGES,
     TRAIN_FILE, demo_files, write_demo_dataset,
 };
-#[cfg(feature = "training")]
-pub use held_out::{Evaluation, HeldOut, Images};
 pub use layout::{Background, CELL, GRID, Layout, NUM_CELLS, PICTURE, PlacedObject};
 pub use question::Question;
 pub use scene::{Arrangement, Colour, Object, Place, Relation, Scene, Shape, Size};
 pub use split::{Split, is_held_out, is_unseen_pair};
-#[cfg(feature = "training")]
-pub use start::{Part, StartingWeightsOptions, make_starting_weights};
 pub use task::Task;
 pub use text_map::{MapNoise, MapWord, NUM_MAP_WORDS, text_map};
 pub use text_rows::{TextRow, TextRows};

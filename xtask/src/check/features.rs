@@ -12,10 +12,6 @@ use crate::workspace::Workspace;
 /// The programs that are built apart from the tests.
 const PROGRAMS: [&str; 2] = ["xtask", "vlm-cli"];
 
-/// Compiles twice on purpose: `xtask` draws its scenes before there is a libtorch, the other programs
-/// use its feature `training`, which needs one. It is small.
-const COMPILES_TWICE: &str = "vlm-demo ";
-
 /// A package's name and version → the sets of features that it is built with.
 type Features = BTreeMap<String, BTreeSet<String>>;
 
@@ -55,7 +51,6 @@ fn parse(tree: &str) -> Features {
 fn differences(program: &str, own: &Features, tests: &Features) -> Vec<Finding> {
     let none = BTreeSet::new();
     own.iter()
-        .filter(|(package, _)| !package.starts_with(COMPILES_TWICE))
         .filter_map(|(package, sets)| {
             let in_tests = tests.get(package).unwrap_or(&none);
             let other = sets.iter().find(|set| !in_tests.contains(*set))?;
@@ -82,7 +77,6 @@ mod tests {
         let tests =
             parse("a v1.0.0|default,std\nb v1.0.0|std\nb v1.0.0|\na v1.0.0|default,std (*)\n");
         assert_eq!(differences("xtask", &parse("a v1.0.0|default,std\nb v1.0.0|\n"), &tests), []);
-        assert_eq!(differences("xtask", &parse("vlm-demo v1.0.0|\n"), &tests), []);
         let found = differences("xtask", &parse("a v1.0.0|std\n"), &tests);
         assert_eq!(found.len(), 1);
         let message = &found[0].message;

@@ -11,9 +11,9 @@
 use std::ops::ControlFlow;
 use std::thread;
 
-use crate::{Colour, Layout, Scene, Shape, Size, Split, seeded_rng};
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
+use vlm_demo::{Colour, Layout, Scene, Shape, Size, Split, seeded_rng};
 use vlm_model::VisionConfig;
 use vlm_model::layers::Linear;
 use vlm_model::params::{Init, ParamStore};

@@ -1,7 +1,7 @@
 //! What the vision encoder is asked about each patch of a drawn picture.
 
-use crate::{Layout, NUM_CELLS, PICTURE};
 use tch::{Kind, Tensor};
+use vlm_demo::{Layout, NUM_CELLS, PICTURE};
 use vlm_torch::tensor_from_bytes;
 
 /// A cell that an object covers by this share or more is asked what the object is.
@@ -83,7 +83,7 @@ impl DrawnBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Scene, Split, seeded_rng};
+    use vlm_demo::{Scene, Split, seeded_rng};
 
     #[test]
     fn answers_name_the_objects_of_the_scene() {

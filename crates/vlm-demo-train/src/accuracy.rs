@@ -2,10 +2,9 @@
 
 use serde::Serialize;
 use serde_json::{Map, Value};
+use vlm_demo::{Asked, HeldOutGroup};
 use vlm_infer::text_score::{is_exact, words};
 use vlm_train::report::Table;
-
-use crate::dataset::{Asked, HeldOutGroup};
 
 /// How many of some rows are right.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]

@@ -4,10 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::write_demo_tokenizer;
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
+use vlm_demo::write_demo_tokenizer;
 use vlm_model::params::ParamStore;
 use vlm_model::weights::{Format, save};
 use vlm_model::{LmConfig, VisionConfig};

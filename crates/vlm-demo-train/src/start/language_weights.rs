@@ -10,9 +10,9 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use crate::{Colour, MapNoise, MapWord, Shape, Size, TextRow, TextRows, seeded_rng};
 use anyhow::{Result, anyhow};
 use tch::{Device, Kind, Reduction, Tensor};
+use vlm_demo::{Colour, MapNoise, MapWord, Shape, Size, TextRow, TextRows, seeded_rng};
 use vlm_model::LmConfig;
 use vlm_model::lm::CausalLm;
 use vlm_model::params::ParamStore;
@@ -221,7 +221,7 @@ fn word_parts() -> Tensor {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Object;
+    use vlm_demo::Object;
 
     #[test]
     fn projected_rows_are_sums_of_their_parts() {

@@ -12,7 +12,7 @@ use vlm_train::Run;
 use vlm_train::report::Example;
 
 use crate::accuracy::GroupAccuracy;
-use crate::dataset::{Asked, DemoFiles, HeldOutGroup};
+use vlm_demo::{Asked, DemoFiles, HeldOutGroup};
 
 /// The expected texts have at most 30 tokens; a longer one is wrong anyway.
 const MAX_NEW_TOKENS: usize = 40;
