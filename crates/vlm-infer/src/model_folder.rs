@@ -107,7 +107,7 @@ fn find_weights(model: &Path, config: &Value) -> Result<PathBuf, InferError> {
         return Ok(model.to_owned());
     }
     Err(InferError::unusable(format!(
-        "`model` {}: there are no weights in it; expected {}.safetensors or .pth, which a run writes",
+        "`model` {}: no weights there; expected {}.safetensors or .pth, which a run writes",
         model.display(),
         weights_name("pretrain", dim, use_moe)
     )))
