@@ -106,4 +106,18 @@ mod tests {
         use clap::CommandFactory;
         Cli::command().debug_assert();
     }
+
+    #[test]
+    fn only_the_flags_about_rows_stand_under_the_heading_of_rows() {
+        use clap::CommandFactory;
+        let cli = Cli::command();
+        for name in ["cache-features", "eval", "generate", "inspect"] {
+            let command = cli.find_subcommand(name).unwrap();
+            let rows = command.get_arguments().filter(|arg| arg.get_help_heading() == Some("Rows"));
+            let mut flags: Vec<_> = rows.filter_map(|arg| arg.get_long()).collect();
+            flags.sort_unstable();
+            let expected = ["caption-question", "image-key", "min-rating", "no-follow-links"];
+            assert_eq!(flags, expected, "{name}");
+        }
+    }
 }

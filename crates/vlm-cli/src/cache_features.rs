@@ -1,4 +1,4 @@
-//! `vlm cache-features`: the vision encoder's features of every picture, once, to disk.
+//! `vlm cache-features`: the vision encoder's features of every image, once, to disk.
 
 use std::path::PathBuf;
 use std::thread::available_parallelism;
@@ -18,7 +18,7 @@ use crate::row_args::RowArgs;
 /// Flags of `vlm cache-features`.
 #[derive(Debug, Args)]
 pub struct CacheFeaturesArgs {
-    /// Rows whose pictures are encoded, as for training; several may be given.
+    /// Rows whose images are encoded, as for training; several may be given.
     #[arg(long, value_name = "PATH", required = true)]
     data_path: Vec<String>,
     /// Root folder of the image names in the rows.
@@ -77,14 +77,14 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
     let bar = progress_bar("{bar:24} {pos}/{len} rows  {msg}  left {eta}");
     let mut show = |progress: Progress| {
         bar.set_length(progress.num_rows as u64);
-        bar.set_message(format!("{} pictures", progress.num_images));
+        bar.set_message(format!("{} images", progress.num_images));
         bar.set_position(progress.rows as u64);
     };
     let cached = cache_features(config, &stop, &mut announce, &mut show);
     bar.finish_and_clear();
     let cached = cached?;
     println!(
-        "{}: {} pictures in {} ({}), {} of them new; {} rows set aside",
+        "{}: {} images in {} ({}), {} of them new; {} rows set aside",
         if cached.is_finished { "finished" } else { "interrupted" },
         cached.num_images,
         output.display(),
@@ -101,7 +101,7 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
 fn announce(estimate: &Estimate) {
     let Estimate { images, num_done, bytes, time } = estimate;
     println!(
-        "{} rows with {} pictures, at most {} distinct, {num_done} done; {} in all; encoding the \
+        "{} rows with {} images, at most {} distinct, {num_done} done; {} in all; encoding the \
          rest takes about {}",
         images.rows,
         images.references,

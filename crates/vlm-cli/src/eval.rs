@@ -41,11 +41,12 @@ pub struct EvalArgs {
     /// Loader threads [default: cores].
     #[arg(long, value_name = "N")]
     pub num_workers: Option<usize>,
-    #[command(flatten)]
-    pub rows: RowArgs,
     /// Print one JSON object instead of the table.
     #[arg(long)]
     pub json: bool,
+    // Last, since its heading would hold for the flags after it.
+    #[command(flatten)]
+    pub rows: RowArgs,
 }
 
 /// Runs the command.

@@ -96,7 +96,7 @@ fn has_io_error(error: &anyhow::Error, is_meant: impl Fn(&std::io::Error) -> boo
 }
 
 fn is_usage(error: &anyhow::Error) -> bool {
-    // A full or failing disk is nobody's wrong request, whatever was to be read or written.
+    // A full or failing disk is not a usage error, also where it affects a file of the user.
     if has_io_error(error, vlm_data::is_disk_failure) {
         return false;
     }

@@ -61,11 +61,12 @@ pub struct GenerateArgs {
     /// Divide the scores of tokens that have occurred by this; 1 changes nothing.
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub repetition_penalty: f64,
-    #[command(flatten)]
-    pub rows: RowArgs,
     /// Seed of the sampling.
     #[arg(long, value_name = "N", default_value_t = 1337)]
     pub seed: u64,
+    // Last, since its heading would hold for the flags after it.
+    #[command(flatten)]
+    pub rows: RowArgs,
 }
 
 /// Runs the command.
@@ -81,6 +82,9 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     if args.output.is_some() && args.prompts_file.is_none() && args.data_path.is_none() {
         let text = "--output is for the JSON lines of --prompts-file or --data-path".to_owned();
         return Err(CliError::Usage(text).into());
+    }
+    if args.data_path.is_none() {
+        args.rows.refuse("without --data-path no rows are read")?;
     }
     let images: Result<Vec<Vec<u8>>> = args.image.iter().map(|path| read_image(path)).collect();
     let images = images?;
@@ -140,7 +144,7 @@ pub fn print_streaming(
         print!("{piece}");
     })?;
     println!();
-    // One piece of text for each token, and one for what is left at the end.
+    // `stream_text` calls back once for each token, and once at the end.
     num_tokens -= 1;
     Ok(Printed { text, num_tokens, secs: started.elapsed().as_secs_f64() })
 }

@@ -39,6 +39,7 @@ pub struct InspectArgs {
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<()> {
     if args.file.join(MANIFEST_FILE).exists() {
+        args.rows.refuse("prepared rows are as they were prepared")?;
         let manifest = Manifest::read(&args.file)?;
         if args.json {
             println!("{}", serde_json::to_string(&manifest)?);
@@ -68,6 +69,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         Ok(weights) => weights,
         Err(error) => return inspect_rows(args, error),
     };
+    args.rows.refuse("these are weights, not rows")?;
     let rows = weights.summary()?;
     if args.json {
         for row in &rows {

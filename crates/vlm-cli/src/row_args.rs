@@ -4,6 +4,8 @@ use clap::Args;
 use vlm_config::{ConfigError, DataConfig};
 use vlm_data::RowOptions;
 
+use crate::error::CliError;
+
 /// How rows are read.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Rows")]
@@ -24,6 +26,23 @@ pub struct RowArgs {
 }
 
 impl RowArgs {
+    /// For a command that reads no rows this time, as `reason` says.
+    ///
+    /// # Errors
+    /// One of the flags was given, which would have no effect.
+    pub fn refuse(&self, reason: &str) -> Result<(), CliError> {
+        let names = [
+            ("image-key", !self.image_key.is_empty()),
+            ("caption-question", !self.caption_question.is_empty()),
+            ("min-rating", !self.min_rating.is_empty()),
+            ("no-follow-links", self.no_follow_links),
+        ];
+        match names.into_iter().find(|(_, is_given)| *is_given) {
+            Some((name, _)) => Err(CliError::Usage(format!("--{name} has no effect: {reason}"))),
+            None => Ok(()),
+        }
+    }
+
     /// The options that these flags say.
     ///
     /// # Errors

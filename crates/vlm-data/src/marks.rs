@@ -1,5 +1,5 @@
 //! Puts marks around the texts of a conversation. A template is rendered with them, and their
-//! positions in the rendering show where each text is, whatever the texts say.
+//! positions in the rendering show where each text is, independently of what the texts say.
 
 use std::ops::Range;
 

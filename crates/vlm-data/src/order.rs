@@ -24,7 +24,7 @@ pub(crate) struct OrderConfig {
 }
 
 impl OrderConfig {
-    /// Number of global batches in an epoch, whatever its order.
+    /// Number of global batches in an epoch; the same for every order.
     pub(crate) fn num_batches(&self, num_rows: usize) -> usize {
         if self.drop_last {
             num_rows / self.global_batch_size

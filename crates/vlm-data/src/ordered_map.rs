@@ -1,5 +1,5 @@
-//! A parallel map that returns its results in the order of its tasks, whatever thread finishes
-//! first.
+//! A parallel map that returns its results in the order of its tasks, independently of which thread
+//! finishes first.
 //!
 //! The loader and `prepare-data` run on it. It does not limit the number of pending tasks: the
 //! caller submits as many as memory allows.

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Largest total size of the kept values in bytes.
 const MAX_BYTES: usize = 64 << 20;
-/// Number of values that are kept whatever their size: rows are read one after another, from the same
+/// Number of values that are kept regardless of their size: rows are read one after another, from the same
 /// pages or buffers.
 const MIN_KEPT: usize = 2;
 

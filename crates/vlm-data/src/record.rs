@@ -1,4 +1,4 @@
-//! The values of one row as they are in its file, whatever its format: keys with text, numbers,
+//! The values of one row as they are in its file, for every file format: keys with text, numbers,
 //! bytes, lists and objects. This module knows neither conversations nor images.
 
 use std::fmt;

@@ -1,4 +1,4 @@
-//! The trait [`RowSource`]: rows by index, whatever they are read from.
+//! The trait [`RowSource`]: rows by index, from any kind of file.
 
 use bytes::Bytes;
 

@@ -83,7 +83,7 @@ impl TemplateProfile {
         turns: &[Turn],
         form: ContentForm,
     ) -> Result<(Self, Probe), Reject> {
-        // The marks show where the texts are, whatever the opening is.
+        // The marks show where the texts are; that does not depend on the opening.
         let guess = Self { form: form.clone(), opening: Opening::AtText };
         let conversation = Conversation { turns, form: &form, image: "" };
         let places = MarkPositions::find(template, &conversation, false)?;

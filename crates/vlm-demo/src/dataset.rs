@@ -119,12 +119,15 @@ pub fn write_demo_dataset(
     write_scaled(output, NUM_TRAIN_IMAGES, &HELD_OUT_PER_GROUP, progress)
 }
 
-/// Removes a data set of another version. It is renamed first: another process may have replaced it
-/// in the meantime, and then it is put back.
+/// Removes a data set of another version. Of several processes that do so at once, one renames the
+/// folder; if another has already replaced it, the new one is put back.
 fn remove_another_version(output: &Path) -> Result<(), DemoError> {
     let name = output.file_name().unwrap_or_default().to_string_lossy();
     let old = output.with_file_name(format!(".{name}.old-{}", std::process::id()));
-    fs::rename(output, &old).map_err(at(output))?;
+    match fs::rename(output, &old) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        renamed => renamed.map_err(at(output))?,
+    }
     if is_of_another_version(&old) {
         fs::remove_dir_all(&old).map_err(at(&old))
     } else {
@@ -391,6 +394,21 @@ mod tests {
         assert!(!is_of_another_version(folder.path()));
         write(&expected_manifest().to_string());
         assert!(!is_of_another_version(folder.path()));
+    }
+
+    #[test]
+    fn only_a_set_of_another_version_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let output = folder.path().join("demo");
+        fs::create_dir(&output).unwrap();
+        let write = |text: &str| fs::write(output.join(MANIFEST), text).unwrap();
+        write(&expected_manifest().to_string());
+        remove_another_version(&output).unwrap();
+        assert!(demo_files(&output).is_some(), "the set of this version is put back");
+        write(r#"{"format": "vlm demo scenes 1"}"#);
+        remove_another_version(&output).unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        remove_another_version(&output).unwrap();
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl From<ShapeError> for InferError {
 impl InferError {
     /// Who can act on this error.
     pub fn kind(&self) -> ErrorKind {
-        // A full or failing disk is nobody's wrong request, whatever was to be read or written.
+        // A full or failing disk is not a usage error, also where it affects a file of the user.
         if has_disk_failure(self) {
             return ErrorKind::Io;
         }

@@ -176,7 +176,8 @@ impl Generator<'_> {
         Ok(generated.iter().map(|ids| self.tokenizer.decode(ids).trim().to_owned()).collect())
     }
 
-    /// The text for one prompt; `on_text` is called with each piece as soon as it is generated.
+    /// The text for one prompt. `on_text` is called once for each token with the text that is
+    /// complete since the last call, which may be empty, and once at the end with the rest.
     ///
     /// # Errors
     /// A failure of the model.

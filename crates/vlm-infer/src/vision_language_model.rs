@@ -1,5 +1,4 @@
-//! A trained model with its tokenizer and image preprocessing, opened from whatever form it has on
-//! disk.
+//! A trained model with its tokenizer and image preprocessing, opened from any of its forms on disk.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -28,7 +28,7 @@ pub trait EventSink {
     /// Handles one event.
     ///
     /// # Errors
-    /// An error ends the training, so a sink returns one only where going on without its output
+    /// An error ends the training, so a sink returns one only where a training without its output
     /// would be worse.
     fn event(&mut self, event: &Event) -> Result<(), TrainError>;
 }

@@ -1,6 +1,6 @@
 //! Rows from Arrow files and streams, as Hugging Face's `datasets` and Feather write them, with the
 //! same columns as Parquet files. Rows are read by position: a row costs a few small reads,
-//! whatever the size of its record batch. Of a compressed batch the needed buffers are
+//! for any size of its record batch. Of a compressed batch the needed buffers are
 //! decompressed, and the last ones are kept in memory. The file is not memory-mapped, so that a
 //! truncated file gives an error that names it.
 

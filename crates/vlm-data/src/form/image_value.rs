@@ -14,7 +14,7 @@ const BYTES_KEYS: [&str; 4] = ["bytes", "data", "base64", "b64"];
 /// Keys of an image object that hold the name or address.
 const NAME_KEYS: [&str; 9] =
     ["path", "file_name", "filename", "name", "image", "image_path", "url", "image_url", "src"];
-/// Shorter text is a name, whatever its characters.
+/// Shorter text is always a name.
 const MIN_BASE64_CHARS: usize = 100;
 
 /// The images of `value`, which was found under `key`: one image, a list of images, or names

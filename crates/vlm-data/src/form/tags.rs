@@ -8,7 +8,7 @@ use std::ops::Range;
 use crate::reject::{Reject, RejectReason};
 use crate::rows::{IMAGE_TAG, Role, RowImage, Turn, shows_images};
 
-/// Other spellings of an image. These mean nothing else, whatever stands around them; the likely
+/// Other spellings of an image. They mean nothing else in any context; the likely
 /// ones below are text if the row has no image.
 const CERTAIN_TAGS: [&str; 20] = [
     "<|vision_start|><|image_pad|><|vision_end|>",

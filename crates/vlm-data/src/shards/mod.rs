@@ -3,7 +3,7 @@
 //! Each row of a shard has token ids, supervised spans, image starts, and the encoded images with
 //! their hashes; the conversation and the location of the row are included for people. Other
 //! programs can read the shards with pyarrow or Hugging Face's `datasets`. Here they are read by
-//! position: opening a data set reads only its manifest, whatever the number of rows, and a row
+//! position: opening a data set reads only its manifest, for any number of rows, and a row
 //! costs a few small reads. The files are not memory-mapped, so that a truncated file or a failing
 //! disk gives an error that names the file instead of ending the process.
 

@@ -19,14 +19,13 @@ use vlm_model::params::ParamStore;
 use vlm_model::weights::Weights;
 
 use super::draw_ahead::draw_ahead;
-use super::learner::{Learner, LearnerPlan, Pace};
+use super::learner::{Learner, LearnerPlan};
 
 /// What the maps are spoilt with.
 const NOISE: MapNoise = MapNoise { threshold: (0.05, 0.5), lost: 0.1, wrong: 0.1, ghost: 0.01 };
 /// Fraction of the chats with a second turn.
 const SECOND_TURNS: f64 = 0.7;
 const IGNORE_INDEX: i64 = -100;
-const WARMUP_STEPS: u64 = 100;
 const NUM_SCORED: usize = 400;
 
 /// How the language model is trained.
@@ -34,15 +33,9 @@ const NUM_SCORED: usize = 400;
 pub(super) struct LanguagePlan {
     /// `vocab_size` is taken from the tokenizer.
     pub config: LmConfig,
-    pub num_chats: usize,
     /// Weights to continue from; `None`: random ones.
     pub start_from: Option<PathBuf>,
-    pub batch_size: usize,
-    pub learning_rate: f64,
-    pub weight_decay: f64,
-    pub seed: u64,
-    pub num_threads: usize,
-    pub max_secs: Option<f64>,
+    pub learner: LearnerPlan,
 }
 
 /// Share of the answers about maps that were not trained on which are right to the last token.
@@ -66,7 +59,7 @@ pub(super) struct LanguageWeights {
 
 /// Trains with the demo's tokenizer in the folder `tokenizer`.
 pub(super) fn train_language(plan: &LanguagePlan, tokenizer: &Path) -> Result<LanguageWeights> {
-    tch::manual_seed(plan.seed as i64);
+    tch::manual_seed(plan.learner.seed as i64);
     let open = |noise| {
         TextRows::new(tokenizer, noise).map_err(|error| anyhow!("{}: {error}", tokenizer.display()))
     };
@@ -80,37 +73,34 @@ pub(super) fn train_language(plan: &LanguagePlan, tokenizer: &Path) -> Result<La
     }
     let mut additive = AdditiveRows::new(&params, rows.map_ids())?;
 
-    let num_steps = plan.num_chats / plan.batch_size;
-    let mut learner = Learner::new(
-        &[&params],
-        LearnerPlan {
-            name: "language",
-            learning_rate: plan.learning_rate,
-            weight_decay: plan.weight_decay,
-            pace: Pace {
-                num_steps: num_steps as u64,
-                warmup_steps: WARMUP_STEPS,
-                max_secs: plan.max_secs,
-            },
-        },
-    );
+    let mut learner = Learner::new(&[&params], plan.learner.clone());
     let draw = |step: usize| {
-        let seed = plan.seed.wrapping_mul(1_000_033).wrapping_add(step as u64);
-        sample(&rows, plan.batch_size, SECOND_TURNS, seed)
+        let seed = plan.learner.seed.wrapping_mul(1_000_033).wrapping_add(step as u64);
+        sample(&rows, plan.learner.batch_size, SECOND_TURNS, seed)
     };
-    draw_ahead(num_steps, plan.num_threads, draw, |_, chats: Vec<TextRow>| {
-        if learner.is_over() {
-            return Ok(ControlFlow::Break(()));
-        }
-        let (input_ids, labels) = to_tensors(&chats);
-        let (logits, targets, _) = supervised_logits(&lm, &input_ids, &labels);
-        let loss =
-            logits.cross_entropy_loss(&targets, None::<Tensor>, Reduction::Mean, IGNORE_INDEX, 0.0);
-        let loss = learner.backward(&loss)?;
-        learner.update(loss, plan.batch_size)?;
-        additive.project();
-        anyhow::Ok(ControlFlow::Continue(()))
-    })?;
+    draw_ahead(
+        plan.learner.num_steps(),
+        plan.learner.num_threads,
+        draw,
+        |_, chats: Vec<TextRow>| {
+            if learner.is_over() {
+                return Ok(ControlFlow::Break(()));
+            }
+            let (input_ids, labels) = to_tensors(&chats);
+            let (logits, targets, _) = supervised_logits(&lm, &input_ids, &labels);
+            let loss = logits.cross_entropy_loss(
+                &targets,
+                None::<Tensor>,
+                Reduction::Mean,
+                IGNORE_INDEX,
+                0.0,
+            );
+            let loss = learner.backward(&loss)?;
+            learner.update(loss, plan.learner.batch_size)?;
+            additive.project();
+            anyhow::Ok(ControlFlow::Continue(()))
+        },
+    )?;
     let scores = LanguageScores {
         exact_clean: exact_share(&lm, &clean_rows, plan)?,
         exact_noisy: exact_share(&lm, &rows, plan)?,
@@ -157,7 +147,7 @@ fn supervised_logits(
 /// Share of the chats whose every supervised token is the likeliest one; by the chain of tokens,
 /// those are the chats that greedy generation answers exactly.
 fn exact_share(lm: &CausalLm, rows: &TextRows, plan: &LanguagePlan) -> Result<f64> {
-    let chats = sample(rows, NUM_SCORED, 0.0, !plan.seed)?;
+    let chats = sample(rows, NUM_SCORED, 0.0, !plan.learner.seed)?;
     tch::no_grad(|| {
         let (input_ids, labels) = to_tensors(&chats);
         let (logits, targets, row_of) = supervised_logits(lm, &input_ids, &labels);

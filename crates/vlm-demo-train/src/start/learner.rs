@@ -13,13 +13,13 @@ use vlm_train::optimizer::{AdamW, ModelPart};
 const CLIP: f64 = 1.0;
 const LOG_INTERVAL: u64 = 100;
 
-/// How long to train.
+/// The length of a training, and the learning rate's course over it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Pace {
-    pub num_steps: u64,
-    pub warmup_steps: u64,
-    /// Ends earlier, with the schedule drawn in, on a machine that is too slow.
-    pub max_secs: Option<f64>,
+struct Pace {
+    num_steps: u64,
+    warmup_steps: u64,
+    /// A limit in seconds, to which the course is shortened.
+    max_secs: Option<f64>,
 }
 
 impl Pace {
@@ -37,19 +37,41 @@ impl Pace {
     }
 }
 
-/// What [`Learner::new`] needs beside the parameters.
+/// The settings that both trainings have.
 #[derive(Debug, Clone)]
 pub(super) struct LearnerPlan {
+    /// Name of the part, for the log.
     pub name: &'static str,
+    /// Number of samples; each is shown once.
+    pub num_samples: usize,
+    pub batch_size: usize,
     pub learning_rate: f64,
     pub weight_decay: f64,
-    pub pace: Pace,
+    pub warmup_steps: u64,
+    pub seed: u64,
+    /// Number of threads that draw samples.
+    pub num_threads: usize,
+    /// Time limit in seconds; the learning rate's schedule is shortened to it.
+    pub max_secs: Option<f64>,
 }
 
-/// Trains every parameter of its stores.
+impl LearnerPlan {
+    /// Number of updates.
+    pub fn num_steps(&self) -> usize {
+        self.num_samples / self.batch_size
+    }
+
+    fn pace(&self) -> Pace {
+        let num_steps = self.num_steps() as u64;
+        Pace { num_steps, warmup_steps: self.warmup_steps, max_secs: self.max_secs }
+    }
+}
+
+/// Trains every parameter of its stores with the updates that both starting models have.
 #[derive(Debug)]
 pub(super) struct Learner {
     plan: LearnerPlan,
+    pace: Pace,
     /// Matrices decay, vectors (biases and norms) do not.
     matrices: AdamW,
     vectors: AdamW,
@@ -81,13 +103,14 @@ impl Learner {
             step: 0,
             samples: 0,
             loss_since_log: 0.0,
+            pace: plan.pace(),
             plan,
         }
     }
 
     /// Whether the time is up.
     pub fn is_over(&self) -> bool {
-        self.plan.pace.progress(self.step, self.secs()) >= 1.0
+        self.pace.progress(self.step, self.secs()) >= 1.0
     }
 
     /// Samples learned from so far.
@@ -110,7 +133,7 @@ impl Learner {
     pub fn update(&mut self, loss: f64, num_samples: usize) -> Result<()> {
         ensure!(loss.is_finite(), "{}: the loss is {loss} at step {}", self.plan.name, self.step);
         clip_grad_norm(&self.params, CLIP)?;
-        let rate = self.plan.learning_rate * self.plan.pace.factor(self.step, self.secs());
+        let rate = self.plan.learning_rate * self.pace.factor(self.step, self.secs());
         self.matrices.step(|_| rate)?;
         self.vectors.step(|_| rate)?;
 
@@ -123,7 +146,7 @@ impl Learner {
                 "{} {}/{} loss {:.4} lr {rate:.1e} {:.0} samples/s {secs:.0} s",
                 self.plan.name,
                 self.step,
-                self.plan.pace.num_steps,
+                self.pace.num_steps,
                 self.loss_since_log / LOG_INTERVAL as f64,
                 self.samples as f64 / secs,
             );

@@ -13,7 +13,12 @@ use vlm_model::weights::{Format, save};
 use vlm_model::{LmConfig, VisionConfig};
 
 use super::language_weights::{LanguagePlan, train_language};
+use super::learner::LearnerPlan;
 use super::vision_weights::{MEAN, STD, VisionPlan, train_vision};
+
+/// Samples in an update.
+const BATCH_SIZE: usize = 32;
+const WEIGHT_DECAY: f64 = 0.05;
 
 /// A part of the starting weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -95,21 +100,25 @@ fn make_language(folder: &Path, options: &StartingWeightsOptions) -> Result<()> 
             max_seq_len: 256,
             ..LmConfig::default()
         },
-        num_chats: options.num_chats,
         start_from: options.language_from.clone(),
-        batch_size: 32,
-        learning_rate: 2e-3,
-        weight_decay: 0.05,
-        seed: options.seed,
-        num_threads: options.num_threads,
-        max_secs: options.max_secs,
+        learner: LearnerPlan {
+            name: "language",
+            num_samples: options.num_chats,
+            batch_size: BATCH_SIZE,
+            learning_rate: 2e-3,
+            weight_decay: WEIGHT_DECAY,
+            warmup_steps: 100,
+            seed: options.seed,
+            num_threads: options.num_threads,
+            max_secs: options.max_secs,
+        },
     };
     let made = train_language(&plan, folder)?;
     save_halved(&folder.join("lm.safetensors"), &made.params, Vec::new())?;
     write_json(&folder.join("config.json"), &json!(made.config))?;
     let record = json!({
-        "chats": made.num_chats, "batch_size": plan.batch_size, "learning_rate": plan.learning_rate,
-        "seed": plan.seed, "continued_from_earlier_weights": plan.start_from.is_some(),
+        "chats": made.num_chats, "batch_size": plan.learner.batch_size, "learning_rate": plan.learner.learning_rate,
+        "seed": plan.learner.seed, "continued_from_earlier_weights": plan.start_from.is_some(),
         "wall_secs": started.elapsed().as_secs(), "scores": made.scores,
     });
     tracing::info!("language: {record}");
@@ -127,13 +136,17 @@ fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
             patch_size: 32,
             ..VisionConfig::default()
         },
-        num_pictures: options.num_pictures,
-        batch_size: 32,
-        learning_rate: 1.2e-3,
-        weight_decay: 0.05,
-        seed: options.seed,
-        num_threads: options.num_threads,
-        max_secs: options.max_secs,
+        learner: LearnerPlan {
+            name: "vision",
+            num_samples: options.num_pictures,
+            batch_size: BATCH_SIZE,
+            learning_rate: 1.2e-3,
+            weight_decay: WEIGHT_DECAY,
+            warmup_steps: 200,
+            seed: options.seed,
+            num_threads: options.num_threads,
+            max_secs: options.max_secs,
+        },
     };
     let made = train_vision(&plan)?;
     // Hugging Face's class has a norm for its pooled output; here nothing passes through it.
@@ -152,8 +165,8 @@ fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
         &preprocessor_config(plan.config.image_size),
     )?;
     let record = json!({
-        "pictures": made.num_pictures, "batch_size": plan.batch_size, "learning_rate": plan.learning_rate,
-        "seed": plan.seed, "wall_secs": started.elapsed().as_secs(), "patches_right": made.scores,
+        "pictures": made.num_pictures, "batch_size": plan.learner.batch_size, "learning_rate": plan.learner.learning_rate,
+        "seed": plan.learner.seed, "wall_secs": started.elapsed().as_secs(), "patches_right": made.scores,
     });
     tracing::info!("vision: {record}");
     write_json(&folder.join("training.json"), &record)

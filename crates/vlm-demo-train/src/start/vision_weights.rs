@@ -20,7 +20,7 @@ use vlm_model::params::{Init, ParamStore};
 use vlm_model::vision::ClipVision;
 
 use super::draw_ahead::draw_ahead;
-use super::learner::{Learner, LearnerPlan, Pace};
+use super::learner::{Learner, LearnerPlan};
 use super::replica::Replica;
 use super::vision_targets::{DrawnBatch, VisionBatch};
 
@@ -42,20 +42,13 @@ const WEIGHT_OF_EMPTY: f64 = 0.15;
 const LOGIT_SCALE: f64 = 8.0;
 /// Share of the pictures with three or four objects.
 const CROWDED: f64 = 0.7;
-const WARMUP_STEPS: u64 = 200;
 const NUM_SCORED: usize = 400;
 
 /// How the encoder is trained.
 #[derive(Debug, Clone)]
 pub(super) struct VisionPlan {
     pub config: VisionConfig,
-    pub num_pictures: usize,
-    pub batch_size: usize,
-    pub learning_rate: f64,
-    pub weight_decay: f64,
-    pub seed: u64,
-    pub num_threads: usize,
-    pub max_secs: Option<f64>,
+    pub learner: LearnerPlan,
 }
 
 /// Shares of the patches with an object, in pictures that were not trained on, whose answer was
@@ -112,21 +105,11 @@ impl Reader {
 
 /// Trains a fresh encoder.
 pub(super) fn train_vision(plan: &VisionPlan) -> Result<VisionWeights> {
-    tch::manual_seed(plan.seed as i64);
+    tch::manual_seed(plan.learner.seed as i64);
     let reader = Reader::new(&plan.config);
     shape_initial_weights(&reader.encoder_store, &plan.config);
-    let num_steps = plan.num_pictures / plan.batch_size;
-    let learner_plan = LearnerPlan {
-        name: "vision",
-        learning_rate: plan.learning_rate,
-        weight_decay: plan.weight_decay,
-        pace: Pace {
-            num_steps: num_steps as u64,
-            warmup_steps: WARMUP_STEPS,
-            max_secs: plan.max_secs,
-        },
-    };
-    let mut learner = Learner::new(&[&reader.encoder_store, &reader.readout_store], learner_plan);
+    let mut learner =
+        Learner::new(&[&reader.encoder_store, &reader.readout_store], plan.learner.clone());
     thread::scope(|scope| {
         let mut replica = Replica::spawn(scope, || {
             let copy = Reader::new(&plan.config);
@@ -136,21 +119,26 @@ pub(super) fn train_vision(plan: &VisionPlan) -> Result<VisionWeights> {
         })?;
         let params = params_in_order(&[&reader.encoder_store, &reader.readout_store]);
         let draw = |step: usize| Ok(draw_halves(plan, step as u64));
-        draw_ahead(num_steps, plan.num_threads, draw, |step, [first, second]: [DrawnBatch; 2]| {
-            if learner.is_over() {
-                return Ok(ControlFlow::Break(()));
-            }
-            replica.start(&params, second)?;
-            let loss = learner.backward(&reader.loss(&first)?)?;
-            let loss = 0.5 * (loss + replica.finish(&params)?);
-            learner.update(loss, plan.batch_size)?;
-            if step % 1000 == 999 {
-                tracing::info!("vision: {:?}", score(&reader, plan.seed)?);
-            }
-            anyhow::Ok(ControlFlow::Continue(()))
-        })
+        draw_ahead(
+            plan.learner.num_steps(),
+            plan.learner.num_threads,
+            draw,
+            |step, [first, second]: [DrawnBatch; 2]| {
+                if learner.is_over() {
+                    return Ok(ControlFlow::Break(()));
+                }
+                replica.start(&params, second)?;
+                let loss = learner.backward(&reader.loss(&first)?)?;
+                let loss = 0.5 * (loss + replica.finish(&params)?);
+                learner.update(loss, plan.learner.batch_size)?;
+                if step % 1000 == 999 {
+                    tracing::info!("vision: {:?}", score(&reader, plan.learner.seed)?);
+                }
+                anyhow::Ok(ControlFlow::Continue(()))
+            },
+        )
     })?;
-    let scores = score(&reader, plan.seed)?;
+    let scores = score(&reader, plan.learner.seed)?;
     Ok(VisionWeights { params: reader.encoder_store, num_pictures: learner.samples(), scores })
 }
 
@@ -187,9 +175,9 @@ fn shape_initial_weights(store: &ParamStore, config: &VisionConfig) {
 /// A batch in two halves.
 fn draw_halves(plan: &VisionPlan, step: u64) -> [DrawnBatch; 2] {
     use rand::Rng;
-    let mut rng = seeded_rng(plan.seed.wrapping_mul(1_000_003).wrapping_add(step));
+    let mut rng = seeded_rng(plan.learner.seed.wrapping_mul(1_000_003).wrapping_add(step));
     let mut halves = [DrawnBatch::default(), DrawnBatch::default()];
-    for index in 0..plan.batch_size {
+    for index in 0..plan.learner.batch_size {
         let layout = if rng.random_bool(CROWDED) {
             Layout::crowded(&mut rng)
         } else {

@@ -127,7 +127,7 @@ pub fn scale_gradients(params: &[Tensor], factor: f64) -> Result<(), TrainError>
     Ok(unscale_gradients(params, &scalar(factor), &mut scalar(0.0))?)
 }
 
-/// Bytes of gradients that every rank sends at each update, whatever the number of ranks. (A ring
+/// Bytes of gradients that every rank sends at each update, for any number of ranks. (A ring
 /// passes on `2 · (world_size - 1) / world_size` times as many.)
 pub fn gradient_bytes(params: &[(String, Tensor)]) -> u64 {
     params.iter().map(|(_, t)| (t.numel() * t.kind().elt_size_in_bytes()) as u64).sum()
