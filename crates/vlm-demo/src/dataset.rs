@@ -96,78 +96,98 @@ pub enum DemoError {
     },
 }
 
+/// The number of images in a demo data set.
+#[derive(Clone, Copy)]
+struct NumImages {
+    train: usize,
+    held_out_per_group: [usize; 4],
+}
+
+const DEMO: NumImages =
+    NumImages { train: NUM_TRAIN_IMAGES, held_out_per_group: HELD_OUT_PER_GROUP };
+
+impl NumImages {
+    fn manifest(self) -> Value {
+        let held_out: usize = self.held_out_per_group.iter().sum();
+        json!({ "format": FORMAT, "train": self.train, "heldout": held_out })
+    }
+
+    /// The files of a complete data set of this size and version in `output`.
+    fn files(self, output: &Path) -> Option<DemoFiles> {
+        (read_manifest(output)? == self.manifest()).then(|| DemoFiles {
+            train: output.join(TRAIN_FILE),
+            held_out: output.join(HELD_OUT_FILE),
+            images: output.to_path_buf(),
+        })
+    }
+
+    /// Whether `output` holds a data set that another version of this crate drew.
+    fn is_of_another_version(self, output: &Path) -> bool {
+        let manifest = read_manifest(output).unwrap_or_default();
+        let format = manifest["format"].as_str().unwrap_or_default();
+        format.starts_with(FORMAT_NAME) && manifest != self.manifest()
+    }
+}
+
+fn read_manifest(output: &Path) -> Option<Value> {
+    serde_json::from_slice(&fs::read(output.join(MANIFEST)).ok()?).ok()
+}
+
 /// The files of a complete demo set in `output`, `None` where there is none of this version.
 pub fn demo_files(output: &Path) -> Option<DemoFiles> {
-    let manifest: Value = serde_json::from_slice(&fs::read(output.join(MANIFEST)).ok()?).ok()?;
-    (manifest == expected_manifest()).then(|| DemoFiles {
-        train: output.join(TRAIN_FILE),
-        held_out: output.join(HELD_OUT_FILE),
-        images: output.to_path_buf(),
-    })
+    DEMO.files(output)
 }
 
 /// Draws the demo set into the folder `output`: the same bytes every time. A complete one of this
 /// version is left as it is, one of another version is replaced. The folder appears complete or not
 /// at all.
-/// `progress` is called with the pictures done and their number, now and then.
+/// `progress` is called with the number of images done and of all, now and then.
 /// # Errors
 /// An `output` that holds something else; a file that cannot be written.
 pub fn write_demo_dataset(
     output: &Path,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<DemoFiles, DemoError> {
-    write_scaled(output, NUM_TRAIN_IMAGES, &HELD_OUT_PER_GROUP, progress)
+    write_or_keep(output, DEMO, progress)
 }
 
 /// Removes a data set of another version. Of several processes that do so at once, one renames the
 /// folder; if another has already replaced it, the new one is put back.
-fn remove_another_version(output: &Path) -> Result<(), DemoError> {
+fn remove_another_version(output: &Path, num_images: NumImages) -> Result<(), DemoError> {
     let name = output.file_name().unwrap_or_default().to_string_lossy();
     let old = output.with_file_name(format!(".{name}.old-{}", std::process::id()));
     match fs::rename(output, &old) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         renamed => renamed.map_err(at(output))?,
     }
-    if is_of_another_version(&old) {
+    if num_images.is_of_another_version(&old) {
         fs::remove_dir_all(&old).map_err(at(&old))
     } else {
         fs::rename(&old, output).map_err(at(output))
     }
 }
 
-/// Whether the folder holds a data set that another version of this crate drew.
-fn is_of_another_version(output: &Path) -> bool {
-    let manifest = fs::read(output.join(MANIFEST)).unwrap_or_default();
-    let manifest: Value = serde_json::from_slice(&manifest).unwrap_or_default();
-    let format = manifest["format"].as_str().unwrap_or_default();
-    format.starts_with(FORMAT_NAME) && manifest != expected_manifest()
-}
-
-fn expected_manifest() -> Value {
-    json!({ "format": FORMAT, "train": NUM_TRAIN_IMAGES, "heldout": HELD_OUT_PER_GROUP.iter().sum::<usize>() })
-}
-
-fn write_scaled(
+/// Draws the data set, unless a complete one is there.
+fn write_or_keep(
     output: &Path,
-    num_train: usize,
-    held_out_per_group: &[usize; 4],
+    num_images: NumImages,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<DemoFiles, DemoError> {
-    if let Some(files) = demo_files(output) {
+    if let Some(files) = num_images.files(output) {
         return Ok(files);
     }
-    if is_of_another_version(output) {
-        remove_another_version(output)?;
+    if num_images.is_of_another_version(output) {
+        remove_another_version(output, num_images)?;
     }
     if fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some()) {
         // Another process may have put them there just now.
-        return demo_files(output).ok_or_else(|| DemoError::Occupied(output.to_path_buf()));
+        return num_images.files(output).ok_or_else(|| DemoError::Occupied(output.to_path_buf()));
     }
     static ATTEMPTS: AtomicUsize = AtomicUsize::new(0);
     let attempt = format!("{}-{}", std::process::id(), ATTEMPTS.fetch_add(1, Ordering::Relaxed));
     let name = output.file_name().unwrap_or_default().to_string_lossy();
     let partial = output.with_file_name(format!(".{name}.partial-{attempt}"));
-    let written = write_into(&partial, num_train, held_out_per_group, progress).and_then(|()| {
+    let written = write_into(&partial, num_images, progress).and_then(|()| {
         // An empty folder may stand in the way of the rename on some systems.
         let _ = fs::remove_dir(output);
         fs::rename(&partial, output).map_err(at(output))
@@ -175,21 +195,21 @@ fn write_scaled(
     if let Err(error) = written {
         let _ = fs::remove_dir_all(&partial);
         // Ranks that start together all draw: the first one's files serve all.
-        return demo_files(output).ok_or(error);
+        return num_images.files(output).ok_or(error);
     }
-    demo_files(output).ok_or_else(|| DemoError::Occupied(output.to_path_buf()))
+    num_images.files(output).ok_or_else(|| DemoError::Occupied(output.to_path_buf()))
 }
 
 fn write_into(
     folder: &Path,
-    num_train: usize,
-    held_out_per_group: &[usize; 4],
+    num_images: NumImages,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<(), DemoError> {
+    let num_train = num_images.train;
     let images: Vec<(usize, bool)> = IMAGE_GROUPS
         .into_iter()
-        .zip(held_out_per_group)
-        .flat_map(|(group, &count)| std::iter::repeat_n(group, count))
+        .zip(num_images.held_out_per_group)
+        .flat_map(|(group, count)| std::iter::repeat_n(group, count))
         .collect();
     let total = num_train + images.len();
     for images in ["train", "heldout"] {
@@ -205,8 +225,7 @@ fn write_into(
     })?;
     let rows_of = |task: usize| held_out.iter().filter_map(move |rows| rows.get(task));
     write_lines(&folder.join(HELD_OUT_FILE), rows_of(0).chain(rows_of(1)))?;
-    let manifest = json!({ "format": FORMAT, "train": num_train, "heldout": images.len() });
-    write_lines(&folder.join(MANIFEST), [&manifest])?;
+    write_lines(&folder.join(MANIFEST), [&num_images.manifest()])?;
     progress(total, total);
     Ok(())
 }
@@ -321,15 +340,17 @@ fn at(path: &Path) -> impl FnOnce(io::Error) -> DemoError {
 mod tests {
     use super::*;
 
+    const SMALL: NumImages = NumImages { train: 12, held_out_per_group: [2, 1, 2, 1] };
+
     fn small(output: &Path) -> Result<(), DemoError> {
-        write_into(output, 12, &[2, 1, 2, 1], &mut |_, _| ())
+        write_into(output, SMALL, &mut |_, _| ())
     }
 
     #[test]
     fn several_that_draw_at_once_all_get_one_complete_set() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("demo");
-        let draw = || write_scaled(&output, NUM_TRAIN_IMAGES, &HELD_OUT_PER_GROUP, &mut |_, _| ());
+        let draw = || write_or_keep(&output, SMALL, &mut |_, _| ());
         std::thread::scope(|scope| {
             let all: Vec<_> = (0..2).map(|_| scope.spawn(draw)).collect();
             for one in all {
@@ -387,13 +408,13 @@ mod tests {
     fn a_set_of_another_version_is_told_from_a_folder_with_something_else() {
         let folder = tempfile::tempdir().unwrap();
         let write = |text: &str| fs::write(folder.path().join(MANIFEST), text).unwrap();
-        assert!(!is_of_another_version(folder.path()));
+        assert!(!DEMO.is_of_another_version(folder.path()));
         write(r#"{"format": "vlm demo scenes 1", "train": 12000}"#);
-        assert!(is_of_another_version(folder.path()));
+        assert!(DEMO.is_of_another_version(folder.path()));
         write(r#"{"format": "shards"}"#);
-        assert!(!is_of_another_version(folder.path()));
-        write(&expected_manifest().to_string());
-        assert!(!is_of_another_version(folder.path()));
+        assert!(!DEMO.is_of_another_version(folder.path()));
+        write(&DEMO.manifest().to_string());
+        assert!(!DEMO.is_of_another_version(folder.path()));
     }
 
     #[test]
@@ -402,19 +423,19 @@ mod tests {
         let output = folder.path().join("demo");
         fs::create_dir(&output).unwrap();
         let write = |text: &str| fs::write(output.join(MANIFEST), text).unwrap();
-        write(&expected_manifest().to_string());
-        remove_another_version(&output).unwrap();
+        write(&DEMO.manifest().to_string());
+        remove_another_version(&output, DEMO).unwrap();
         assert!(demo_files(&output).is_some(), "the set of this version is put back");
         write(r#"{"format": "vlm demo scenes 1"}"#);
-        remove_another_version(&output).unwrap();
+        remove_another_version(&output, DEMO).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        remove_another_version(&output).unwrap();
+        remove_another_version(&output, DEMO).unwrap();
     }
 
     #[test]
     fn a_complete_set_is_not_drawn_again() {
         let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join(MANIFEST), expected_manifest().to_string()).unwrap();
+        fs::write(folder.path().join(MANIFEST), DEMO.manifest().to_string()).unwrap();
         let files = write_demo_dataset(folder.path(), &mut |_, _| panic!("drew")).unwrap();
         assert_eq!(files.train, folder.path().join(TRAIN_FILE));
     }
