@@ -3,11 +3,8 @@
 
 use std::path::PathBuf;
 
-/// One file a purpose; each exports C functions that `src/ffi.rs` declares.
-const SOURCES: [&str; 10] = [
-    "cpp/autocast.cpp", "cpp/checkpoint.cpp", "cpp/cuda.cpp", "cpp/guard.cpp", "cpp/optim.cpp",
-    "cpp/process_group.cpp", "cpp/pth.cpp", "cpp/reducer.cpp", "cpp/runtime.cpp", "cpp/store.cpp",
-];
+/// The shim: `all.cpp` includes the other files, so that libtorch's headers are parsed once.
+const SOURCE: &str = "cpp/all.cpp";
 
 fn main() {
     let lib = PathBuf::from(std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_else(|_| {
@@ -35,7 +32,7 @@ fn main() {
         .define("USE_DISTRIBUTED", None)
         .define("USE_C10D_GLOO", None)
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
-        .files(SOURCES)
+        .file(SOURCE)
         .compile("vlm_torch_shim");
     println!("cargo:libtorch_lib={}", lib.display());
     println!("cargo:rustc-env=VLM_LIBTORCH_LIB={}", lib.display());

@@ -4,7 +4,7 @@
 //! holds the lock may clear temporary folders away: their maker is dead.
 
 use std::env;
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
@@ -52,9 +52,13 @@ impl Cache {
             .open(&path)
             .with_context(|| format!("opening {}", path.display()))?;
         let locking = || format!("locking {}", path.display());
-        if !sys::lock_exclusive(&file, false).with_context(locking)? {
-            eprintln!("setup: another set-up is running; waiting for it");
-            sys::lock_exclusive(&file, true).with_context(locking)?;
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                eprintln!("setup: another set-up is running; waiting for it");
+                file.lock().with_context(locking)?;
+            }
+            Err(TryLockError::Error(error)) => return Err(error).with_context(locking),
         }
         let cache = Self { dir, lock: file };
         cache.clear_partial_entries()?;

@@ -107,7 +107,7 @@ fn add_demo_defaults(layers: &mut Layers, data: &Path, files: &DemoFiles) {
     let defaults = [
         ("data-path", path(files.train.clone())),
         ("images-path", path(files.images.clone())),
-        ("lm", path(start.join("lm.safetensors"))),
+        ("lm", path(data.join("demo-lm/lm.safetensors"))),
         ("vision", path(start.join("vision"))),
         ("tokenizer", path(start)),
         ("epochs", defaults::EPOCHS.into()),

@@ -105,7 +105,7 @@ fn is_usage(error: &anyhow::Error) -> bool {
         Some(TrainError::Data(data)) => is_data_usage(data),
         Some(TrainError::Model(model)) => is_model_usage(model),
         Some(TrainError::Infer(error)) => error.kind() == ErrorKind::Usage,
-        Some(TrainError::Failed(_)) => false,
+        Some(_) => false,
         None => {
             error.is::<ConfigError>()
                 || matches!(error.downcast_ref(), Some(CliError::Usage(_)))

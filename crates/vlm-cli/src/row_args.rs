@@ -48,13 +48,11 @@ impl RowArgs {
     /// # Errors
     /// A smallest rating that is not a name and a number.
     pub fn options(&self) -> Result<RowOptions, ConfigError> {
-        let config = DataConfig {
-            image_key: self.image_key.clone(),
-            caption_question: self.caption_question.clone(),
-            min_rating: self.min_rating.clone(),
-            follow_links: !self.no_follow_links,
-            ..DataConfig::default()
-        };
+        let mut config = DataConfig::default();
+        config.image_key.clone_from(&self.image_key);
+        config.caption_question.clone_from(&self.caption_question);
+        config.min_rating.clone_from(&self.min_rating);
+        config.follow_links = !self.no_follow_links;
         config.row_options()
     }
 }

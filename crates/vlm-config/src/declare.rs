@@ -28,6 +28,7 @@ macro_rules! settings {
         $(#[doc = $part_doc])*
         #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
         #[serde(default, deny_unknown_fields)]
+        #[non_exhaustive]
         pub struct $name {
             $( $(#[doc = $sub_doc])* pub $sub: $sub_type, )*
             $( $(#[doc = $doc])* pub $field: $type, )*

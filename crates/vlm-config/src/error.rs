@@ -4,6 +4,7 @@
 /// them as its flags.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[non_exhaustive]
 pub enum ConfigError {
     /// A file that cannot be read.
     #[error("{place}: {source}")]

@@ -17,6 +17,7 @@ use crate::setting::{Setting, shown, switch};
 /// Everything that a training run needs to know.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
+#[non_exhaustive]
 pub struct TrainConfig {
     /// Which of the two trainings this is.
     pub stage: Stage,

@@ -49,6 +49,12 @@ pub(crate) struct RgbImage {
     pub(crate) pixels: Vec<u8>,
 }
 
+/// Width and height of an encoded image, from its header.
+pub(crate) fn image_size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().ok()?;
+    reader.into_dimensions().ok()
+}
+
 impl RgbImage {
     /// Decodes JPEG, PNG, WebP, GIF (its first frame), BMP or TIFF (its first page); the content
     /// tells which. Converts as Pillow's `convert("RGB")`: alpha is dropped, not composed; the

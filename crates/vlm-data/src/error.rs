@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DataError {
     /// A file could not be opened, read or written.
     #[error("{}: cannot {action}: {source}", path.display())]

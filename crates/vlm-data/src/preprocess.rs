@@ -3,8 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 
 use crate::decode::{ImageLimits, RgbImage};
 use crate::error::DataError;
@@ -197,11 +198,16 @@ fn resize(
 ) -> Result<Vec<u8>, Reject> {
     let failed =
         |e: String| Reject::new(RejectReason::UnreadableImage, format!("cannot resize: {e}"));
-    let source = ImageRef::new(width, height, &pixels, PixelType::U8x3)
+    // The typed interface: the other one compiles the kernels of every kind of pixel.
+    let source = TypedImageRef::<U8x3>::from_buffer(width, height, &pixels)
         .map_err(|e| failed(e.to_string()))?;
-    let mut target = Image::new(to.0, to.1, PixelType::U8x3);
-    Resizer::new().resize(&source, &mut target, options).map_err(|e| failed(e.to_string()))?;
-    Ok(target.into_vec())
+    let mut resized = vec![0; to.0 as usize * to.1 as usize * CHANNELS];
+    let mut target = TypedImage::<U8x3>::from_buffer(to.0, to.1, &mut resized)
+        .map_err(|e| failed(e.to_string()))?;
+    Resizer::new()
+        .resize_typed(&source, &mut target, options)
+        .map_err(|e| failed(e.to_string()))?;
+    Ok(resized)
 }
 
 /// Width and height with the shorter side at `edge` and the longer one rounded down, as in the

@@ -49,14 +49,14 @@ impl Scene {
     pub fn caption(&self, language: Language) -> String {
         match (language, self.arrangement) {
             (Language::English, Arrangement::One(object, place)) => {
-                format!("A {} {}.", english(object), english_place(place))
+                format!("A {} {}.", object.english(), english_place(place))
             }
             (Language::English, Arrangement::Two(first, relation, second)) => {
                 format!(
                     "A {} {} a {}.",
-                    english(first),
+                    first.english(),
                     english_relation(relation),
-                    english(second)
+                    second.english()
                 )
             }
             (Language::Chinese, Arrangement::One(object, place)) => {
@@ -74,16 +74,18 @@ impl Scene {
     }
 }
 
-/// "large red circle"
-pub(super) fn english(object: Object) -> String {
-    let size = match object.size {
-        Size::Small => "small",
-        Size::Large => "large",
-    };
-    let language = Language::English;
-    let (colour, shape) =
-        (colour_name(object.colour, language), shape_name(object.shape, language));
-    format!("{size} {colour} {shape}")
+impl Object {
+    /// The English description: "large red circle".
+    pub fn english(self) -> String {
+        let size = match self.size {
+            Size::Small => "small",
+            Size::Large => "large",
+        };
+        let language = Language::English;
+        let (colour, shape) =
+            (colour_name(self.colour, language), shape_name(self.shape, language));
+        format!("{size} {colour} {shape}")
+    }
 }
 
 fn chinese(object: Object) -> String {

@@ -77,6 +77,7 @@ pub struct DemoFiles {
 
 /// An error in writing the demo data set.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum DemoError {
     /// The folder holds something else, which is not replaced.
     #[error(

@@ -1,9 +1,9 @@
 //! The embedded demo: small scenes that this crate draws itself, with captions and questions in
-//! English and Chinese, their split into starting, training and held-out scenes, the data set
-//! written from them, and the tokenizer that fits them.
+//! English and Chinese, their split into starting, training and held-out scenes, and the data set
+//! written from them.
 //!
-//! Knows no model and no libtorch: the crate `vlm-demo-train` makes the starting weights and evaluates
-//! models on the held-out scenes.
+//! Knows no model, no tokenizer and no libtorch: the crate `vlm-demo-train` makes the tokenizer and the
+//! starting weights and evaluates models on the held-out scenes.
 //!
 //! ```
 //! use vlm_demo::{Language, Layout, Scene, Split, seeded_rng};
@@ -23,9 +23,6 @@ mod question;
 mod scene;
 mod split;
 mod task;
-mod text_map;
-mod text_rows;
-mod tokenizer;
 
 pub use caption::Language;
 pub use dataset::{
@@ -37,9 +34,6 @@ pub use question::Question;
 pub use scene::{Arrangement, Colour, Object, Place, Relation, Scene, Shape, Size};
 pub use split::{Split, is_held_out, is_unseen_pair};
 pub use task::Task;
-pub use text_map::{MapNoise, MapWord, NUM_MAP_WORDS, text_map};
-pub use text_rows::{TextRow, TextRows};
-pub use tokenizer::{IMAGE_PLACEHOLDER, write_demo_tokenizer};
 
 /// What `vlm pretrain` sets for the demo where the user sets nothing.
 pub mod defaults {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum ShapeError {
     /// A configuration that describes no model, or one that is not supported.
     #[error("{0}")]

@@ -4,11 +4,10 @@
 //! Network file systems differ: NFS passes `flock` on to its server since Linux 2.6.12, and the lock of
 //! a machine that lost its power lasts until the server notices; some others have no locks.
 
-use std::fs::File;
-use std::io::{self, Read, Seek, Write};
+use std::fs::{File, TryLockError};
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::Path;
 
-use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
 /// The file that is locked. It stays when the lock is released: removing it would let two processes
@@ -38,10 +37,9 @@ impl DirLock {
         let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
         let mut file = file.map_err(LockError::Io)?;
         loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match file.try_lock() {
                 Ok(()) => break,
-                Err(Errno::INTR) => {}
-                Err(Errno::WOULDBLOCK) => {
+                Err(TryLockError::WouldBlock) => {
                     let mut owner = String::new();
                     // The owner is for the message only.
                     let _ = file.read_to_string(&mut owner);
@@ -51,7 +49,8 @@ impl DirLock {
                         owner => owner.to_owned(),
                     }));
                 }
-                Err(error @ (Errno::NOSYS | Errno::OPNOTSUPP | Errno::NOLCK | Errno::INVAL)) => {
+                Err(TryLockError::Error(error)) if error.kind() == ErrorKind::Interrupted => {}
+                Err(TryLockError::Error(error)) if has_no_locks(&error) => {
                     tracing::warn!(
                         "{}: this file system has no locks ({error}); make sure that no second run \
                          writes to this folder",
@@ -59,7 +58,7 @@ impl DirLock {
                     );
                     break;
                 }
-                Err(error) => return Err(LockError::Io(error.into())),
+                Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
             }
         }
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -71,6 +70,12 @@ impl DirLock {
             .and_then(|()| file.write_all(owner.as_bytes()));
         Ok(Self { _file: file })
     }
+}
+
+/// Whether the file system, or its server, has no locks.
+fn has_no_locks(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::NOLCK.raw_os_error())
+        || matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::InvalidInput)
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use vlm_model::{ModelError, ShapeError};
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TrainError {
     /// A setting or file that cannot be used. Nothing was started.
     #[error("{0}")]

@@ -206,13 +206,11 @@ mod tests {
 
     #[test]
     fn each_part_moves_by_its_own_rate() {
-        let optim = OptimConfig {
-            learning_rate: 0.1,
-            lr_projector: Some(0.2),
-            lr_vision: Some(0.05),
-            weight_decay: 0.0,
-            ..OptimConfig::default()
-        };
+        let mut optim = OptimConfig::default();
+        optim.learning_rate = 0.1;
+        optim.lr_projector = Some(0.2);
+        optim.lr_vision = Some(0.05);
+        optim.weight_decay = 0.0;
         let mut optimizer = optimizer(&optim);
         optimizer.step(|rate| rate / 2.0).unwrap();
         // The first step of Adam is the rate itself, whatever the gradient.
@@ -225,13 +223,11 @@ mod tests {
     fn weight_decay_betas_and_eps_are_those_of_the_configuration() {
         // torch 2.11: p = torch.ones(2, requires_grad=True); o = torch.optim.AdamW([p], lr=0.1,
         // betas=(0.5, 0.6), eps=0.3, weight_decay=0.2); two steps with p.grad = 1 and 0.25.
-        let optim = OptimConfig {
-            learning_rate: 0.1,
-            betas: [0.5, 0.6],
-            eps: 0.3,
-            weight_decay: 0.2,
-            ..OptimConfig::default()
-        };
+        let mut optim = OptimConfig::default();
+        optim.learning_rate = 0.1;
+        optim.betas = [0.5, 0.6];
+        optim.eps = 0.3;
+        optim.weight_decay = 0.2;
         let mut optimizer = optimizer(&optim);
         optimizer.step(|rate| rate).unwrap();
         for param in optimizer.params() {
@@ -247,12 +243,10 @@ mod tests {
 
     #[test]
     fn the_average_follows_the_weights_and_is_part_of_the_state() {
-        let optim = OptimConfig {
-            learning_rate: 0.1,
-            weight_decay: 0.0,
-            ema_decay: Some(0.75),
-            ..OptimConfig::default()
-        };
+        let mut optim = OptimConfig::default();
+        optim.learning_rate = 0.1;
+        optim.weight_decay = 0.0;
+        optim.ema_decay = Some(0.75);
         let mut trained = optimizer(&optim);
         trained.step(|rate| rate).unwrap();
         let averages = trained.averages().unwrap();

@@ -73,7 +73,8 @@ mod tests {
     use super::*;
 
     fn schedule(kind: LrSchedule, total: u64, change: impl FnOnce(&mut OptimConfig)) -> Schedule {
-        let mut optim = OptimConfig { lr_schedule: kind, ..OptimConfig::default() };
+        let mut optim = OptimConfig::default();
+        optim.lr_schedule = kind;
         change(&mut optim);
         Schedule::new(&optim, total)
     }

@@ -40,6 +40,7 @@ impl Counters {
 /// How far a training run is. With the weights and the optimizer's state it is all that a later run
 /// needs to continue as if there had been no interruption.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct TrainState {
     /// Number of the epoch, from 0.
     pub epoch: u64,

@@ -4,6 +4,7 @@
 mod dependencies;
 mod features;
 mod sources;
+mod unused;
 
 use std::fmt;
 use std::path::PathBuf;
@@ -44,6 +45,7 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     let mut findings = dependencies::check(workspace)?;
     findings.extend(features::check(workspace)?);
     findings.extend(sources::check(workspace)?);
+    findings.extend(unused::check(workspace)?);
     for finding in &findings {
         eprintln!("{finding}");
     }
@@ -63,6 +65,19 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     ];
     if !passes(workspace, "clippy", "clippy", &clippy)? {
         failures.push("clippy".to_owned());
+    }
+
+    eprintln!("check: rustdoc");
+    let doc = ["--workspace", "--no-deps", "--release", "--quiet"];
+    let status = workspace.cargo().arg("doc").args(doc).env("RUSTDOCFLAGS", "-D warnings").status();
+    if !status.context("starting cargo doc")?.success() {
+        failures.push("rustdoc".to_owned());
+    }
+
+    eprintln!("check: packages");
+    let package = ["package", "--workspace", "--no-verify", "--allow-dirty", "--quiet"];
+    if !workspace.cargo().args(package).status().context("starting cargo package")?.success() {
+        failures.push("cargo package".to_owned());
     }
 
     if failures.is_empty() {

@@ -24,6 +24,7 @@ pub(crate) use media::is_image_column;
 
 use std::sync::Once;
 
+use crate::decode::{ImageLimits, RgbImage, image_size};
 use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
 use crate::row_options::RowOptions;
@@ -266,11 +267,9 @@ fn is_blank_filler(turns: &[Turn], images: &[RowImage]) -> bool {
     if bytes.len() > MAX_BYTES || crate::rows::num_image_tags(turns) > 0 {
         return false;
     }
-    let reader = image::ImageReader::new(std::io::Cursor::new(bytes)).with_guessed_format();
-    let size = reader.ok().and_then(|reader| reader.into_dimensions().ok());
-    size == Some((SIDE, SIDE))
-        && image::load_from_memory(bytes)
-            .is_ok_and(|image| image.to_rgb8().iter().all(|&value| value <= BLACK))
+    image_size(bytes) == Some((SIDE, SIDE))
+        && RgbImage::decode(bytes, &ImageLimits::default())
+            .is_ok_and(|image| image.pixels.iter().all(|&value| value <= BLACK))
 }
 
 fn unknown(record: &Record) -> Reject {

@@ -1,15 +1,14 @@
 //! Checks one row of the source and makes the row of a shard of it, or tells why it cannot be used.
 
-use std::io::Cursor;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use image::{ExtendedColorType, ImageEncoder, ImageReader};
+use image::{ExtendedColorType, ImageEncoder};
 
 use super::settings::ImageStore;
 use crate::chat::ChatTokenizer;
-use crate::decode::{ImageLimits, RgbImage};
+use crate::decode::{ImageLimits, RgbImage, image_size};
 use crate::reject::{Reject, RejectReason};
 use crate::row_error::RowError;
 use crate::rows::RowImage;
@@ -75,11 +74,7 @@ impl RowChecker {
             }
             ImageStore::Resized(processor) => {
                 let crop = processor.crop_u8(&bytes)?;
-                let size = ImageReader::new(Cursor::new(&bytes))
-                    .with_guessed_format()
-                    .ok()
-                    .and_then(|reader| reader.into_dimensions().ok())
-                    .unwrap_or_default();
+                let size = image_size(&bytes).unwrap_or_default();
                 Ok((png(&crop, processor.image_size() as u32)?.into(), size))
             }
         }

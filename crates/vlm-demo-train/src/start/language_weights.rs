@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, anyhow};
 use tch::{Device, Kind, Reduction, Tensor};
-use vlm_demo::{Colour, MapNoise, MapWord, Shape, Size, TextRow, TextRows, seeded_rng};
+use vlm_demo::{Colour, Shape, Size, seeded_rng};
 use vlm_model::LmConfig;
 use vlm_model::lm::CausalLm;
 use vlm_model::params::ParamStore;
@@ -20,6 +20,8 @@ use vlm_model::weights::Weights;
 
 use super::draw_ahead::draw_ahead;
 use super::learner::{Learner, LearnerPlan};
+use super::text_map::{MapNoise, MapWord};
+use super::text_rows::{TextRow, TextRows};
 
 /// What the maps are spoilt with.
 const NOISE: MapNoise = MapNoise { threshold: (0.05, 0.5), lost: 0.1, wrong: 0.1, ghost: 0.01 };

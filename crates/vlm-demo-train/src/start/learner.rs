@@ -93,7 +93,9 @@ impl Learner {
             let tensors = tensors
                 .iter()
                 .map(|(name, tensor)| (name.clone(), tensor.shallow_clone(), ModelPart::Lm));
-            AdamW::new(tensors.collect(), &OptimConfig { weight_decay, ..OptimConfig::default() })
+            let mut optim = OptimConfig::default();
+            optim.weight_decay = weight_decay;
+            AdamW::new(tensors.collect(), &optim)
         };
         Self {
             params: all.map(|(_, tensor)| tensor.shallow_clone()).collect(),

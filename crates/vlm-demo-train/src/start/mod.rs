@@ -9,6 +9,9 @@ mod language_weights;
 mod learner;
 mod replica;
 mod starting_weights;
+mod text_map;
+mod text_rows;
+mod tokenizer;
 mod vision_targets;
 mod vision_weights;
 

@@ -7,13 +7,13 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
-use vlm_demo::write_demo_tokenizer;
 use vlm_model::params::ParamStore;
 use vlm_model::weights::{Format, save};
 use vlm_model::{LmConfig, VisionConfig};
 
 use super::language_weights::{LanguagePlan, train_language};
 use super::learner::LearnerPlan;
+use super::tokenizer::write_demo_tokenizer;
 use super::vision_weights::{MEAN, STD, VisionPlan, train_vision};
 
 /// Samples in an update.

@@ -15,8 +15,9 @@ const MAX_POINTS: usize = 400;
 /// Weight of the past in the smoothed line.
 const SMOOTHING: f64 = 0.9;
 
-/// A figure with the curve of `points`, `(x, y)` with x rising. There must be two or more.
-pub(super) fn draw(title: &str, unit: &str, points: &[(f64, f64)], is_noisy: bool) -> String {
+/// The curve of `points`, `(x, y)` with x rising. There must be two or more. `title` is for screen
+/// readers.
+pub(super) fn draw(title: &'static str, points: &[(f64, f64)], is_noisy: bool) -> String {
     let finite: Vec<(f64, f64)> = points.iter().copied().filter(|(_, y)| y.is_finite()).collect();
     let bins = bins(&finite);
     let low = bins.iter().map(|bin| bin.low).fold(f64::INFINITY, f64::min);
@@ -67,13 +68,8 @@ pub(super) fn draw(title: &str, unit: &str, points: &[(f64, f64)], is_noisy: boo
     let line = path(line.into_iter().map(|(a, b)| (x(a), y(b))));
     let _ = writeln!(svg, "<path class=\"line\" d=\"{line}\"/>");
 
-    let unit =
-        if unit.is_empty() { String::new() } else { format!("<small>{}</small>", escape(unit)) };
     format!(
-        "<figure><figcaption>{}{unit}</figcaption>\n\
-         <svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">\n{svg}</svg></figure>\n",
-        escape(title),
-        escape(title)
+        "<svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{title}\">\n{svg}</svg>"
     )
 }
 
@@ -155,11 +151,6 @@ pub(super) fn short(value: f64) -> String {
     }
 }
 
-/// Text that HTML shows as it is.
-pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,14 +179,14 @@ mod tests {
         let bins = bins(&points);
         assert!(bins.len() <= MAX_POINTS);
         assert_eq!(bins.iter().map(|bin| bin.high).fold(0.0, f64::max), 7.0);
-        let svg = draw("t", "", &points, true);
+        let svg = draw("t", &points, true);
         assert!(svg.contains("class=\"band\"") && !svg.contains("NaN"));
-        assert!(draw("t", "", &points[..30], true).contains("class=\"raw\""));
+        assert!(draw("t", &points[..30], true).contains("class=\"raw\""));
     }
 
     #[test]
     fn losses_that_are_not_finite_leave_a_drawing() {
-        let svg = draw("t", "u", &[(1.0, f64::NAN), (2.0, 1.0), (3.0, 1.0)], true);
+        let svg = draw("t", &[(1.0, f64::NAN), (2.0, 1.0), (3.0, 1.0)], true);
         assert!(!svg.contains("NaN") && svg.contains("<svg"));
     }
 }

@@ -10,17 +10,18 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 
+use serde::{Serialize, Serializer};
 use serde_json::Value;
 
 use crate::TrainError;
-use page::Page;
+use page::{Chart, Page};
 pub use table::Table;
 
 /// Name of the page in a run's folder.
 pub const FILE_NAME: &str = "report.html";
 
 /// A section of the page about rows that were not trained on.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct HeldOutSection {
     /// Scores.
     pub scores: Table,
@@ -29,9 +30,10 @@ pub struct HeldOutSection {
 }
 
 /// A row with what the model generated for it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Example {
     /// The row's image, as a PNG file.
+    #[serde(serialize_with = "as_base64")]
     pub png: Vec<u8>,
     /// The row's first question.
     pub prompt: String,
@@ -39,6 +41,10 @@ pub struct Example {
     pub expected: String,
     /// The model's answer.
     pub generated: String,
+}
+
+fn as_base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&base64::encode(bytes))
 }
 
 /// Columns of the log that are drawn: name, title, unit, and whether the curve is smoothed.
@@ -70,29 +76,23 @@ fn compose(out_dir: &Path, held_out: Option<&HeldOutSection>) -> Result<String, 
     let metrics = read_lines(&out_dir.join("metrics.jsonl"))?;
     let rejected = read_lines(&out_dir.join("rejected.jsonl"))?;
     let name = std::path::absolute(out_dir).unwrap_or_else(|_| out_dir.to_owned());
-    let name = name.file_name().map_or("run".into(), |name| name.to_string_lossy().into_owned());
-
-    let mut page = Page::new(&name, summary["status"].as_str().unwrap_or("unknown"));
-    page.tiles(&tiles(&summary));
-    page.section("Curves");
-    page.charts(CURVES.iter().filter_map(|(column, title, unit, is_noisy)| {
+    let name = name.file_name().map_or("run".into(), |name| name.to_string_lossy());
+    let charts = CURVES.into_iter().filter_map(|(column, title, unit, is_noisy)| {
         let points = points(&metrics, column);
-        (points.len() > 1).then(|| chart::draw(title, unit, &points, *is_noisy))
-    }));
-    if let Some(held_out) = held_out {
-        page.section("Held-out rows");
-        page.table(&held_out.scores);
-        page.examples(&held_out.examples);
-    }
-    if !rejected.is_empty() {
-        page.section("Rejected rows");
-        page.table(&rejected_by_reason(&rejected));
-    }
-    page.section("Summary");
-    page.table(&Table::of_names("", &flat(&summary)));
-    page.section("Settings");
-    page.table(&Table::of_names("", &flat(&config)));
-    Ok(page.finish())
+        let draw = || Chart { title, unit, svg: chart::draw(title, &points, is_noisy) };
+        (points.len() > 1).then(draw)
+    });
+    let page = Page {
+        name: &name,
+        status: summary["status"].as_str().unwrap_or("unknown"),
+        tiles: tiles(&summary),
+        charts: charts.collect(),
+        held_out,
+        rejected: (!rejected.is_empty()).then(|| rejected_by_reason(&rejected)),
+        summary: Table::of_pairs(flat(&summary)),
+        settings: Table::of_pairs(flat(&config)),
+    };
+    page.to_html().map_err(|error| TrainError::Failed(format!("{FILE_NAME}: {error}")))
 }
 
 /// The numbers at the top of the page.

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// Rows of cells, with names of the columns where `head` is not empty.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Table {
     /// Names of the columns.
     pub head: Vec<String>,
@@ -12,10 +14,10 @@ pub struct Table {
 }
 
 impl Table {
-    /// Two columns: names and values.
-    pub fn of_names(head: &str, pairs: &[(String, String)]) -> Self {
-        let head = if head.is_empty() { Vec::new() } else { vec![head.to_owned()] };
-        Self { head, rows: pairs.iter().map(|(name, v)| vec![name.clone(), v.clone()]).collect() }
+    /// Two columns without a head: names and values.
+    pub fn of_pairs(pairs: impl IntoIterator<Item = (String, String)>) -> Self {
+        let rows = pairs.into_iter().map(|(name, value)| vec![name, value]).collect();
+        Self { head: Vec::new(), rows }
     }
 }
 

@@ -12,10 +12,6 @@ use vlm_data::{
 use vlm_infer::Dtype;
 use vlm_model::weights::Weights;
 use vlm_model::{FreezePolicy, LmConfig, VisionConfig, Vlm};
-use vlm_train::config::{
-    DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, ShapeRequest, Stage,
-};
-
 use vlm_train::parallel::World;
 use vlm_train::trainer::{BatchSource, Batches, Ending, Trainer};
 use vlm_train::{MetricsFile, TrainConfig, TrainState};
@@ -99,56 +95,26 @@ impl BatchSource for GoldenBatches {
 }
 
 fn config(out_dir: PathBuf) -> TrainConfig {
-    TrainConfig {
-        stage: Stage::Pretrain,
-        data: DataConfig {
-            data_path: vlm_data::DataPaths::default(),
-            images_path: None,
-            max_seq_len: 256,
-            padding: Padding::Max,
-            shuffle: false,
-            bucket_window: 0,
-            drop_last: false,
-            num_workers: 1,
-            prefetch_batches: 1,
-            max_rejected_fraction: 0.05,
-            ..DataConfig::default()
-        },
-        model: ModelConfig {
-            lm: None,
-            vision: PathBuf::new(),
-            features: None,
-            tokenizer: PathBuf::new(),
-            image_token: None,
-            projector: None,
-            shape: ShapeRequest::default(),
-            freeze: FreezePolicy::default(),
-            activation_checkpointing: false,
-        },
-        // 8 micro-batches, 5 times: 40 steps, two an update.
-        optim: OptimConfig {
-            epochs: 5,
-            learning_rate: 1e-3,
-            accumulation_steps: 2,
-            ..OptimConfig::default()
-        },
-        run: RunConfig {
-            out_dir,
-            device: "cpu".into(),
-            dtype: Some(Dtype::Float32),
-            seed: 1,
-            log_interval: 1,
-            save_interval: 1_000,
-            keep_checkpoints: 1,
-            max_steps: None,
-            num_threads: None,
-            tensorboard: false,
-            resume: None,
-            timeout_secs: 60,
-            ddp: false,
-        },
-        eval: EvalConfig::default(),
-    }
+    let mut config = TrainConfig::default();
+    config.data.max_seq_len = 256;
+    config.data.padding = Padding::Max;
+    config.data.shuffle = false;
+    config.data.bucket_window = 0;
+    config.data.prefetch_batches = 1;
+    // 8 micro-batches, 5 times: 40 steps, two an update.
+    config.optim.epochs = 5;
+    config.optim.learning_rate = 1e-3;
+    config.optim.accumulation_steps = 2;
+    config.run.out_dir = out_dir;
+    config.run.device = "cpu".into();
+    config.run.dtype = Some(Dtype::Float32);
+    config.run.seed = 1;
+    config.run.log_interval = 1;
+    config.run.save_interval = 1_000;
+    config.run.keep_checkpoints = 1;
+    config.run.tensorboard = false;
+    config.run.timeout_secs = 60;
+    config
 }
 
 fn model(folder: &str) -> Vlm {

@@ -6,9 +6,7 @@
 
 use rand::Rng;
 
-use super::caption::english;
-use super::layout::{Layout, NUM_CELLS};
-use super::scene::Object;
+use vlm_demo::{Layout, NUM_CELLS, Object};
 
 /// A word of the map: an object, or nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -31,7 +29,7 @@ impl MapWord {
 
     /// As it is written; the demo's tokenizer has one token for each.
     pub fn text(self) -> String {
-        self.0.map_or_else(|| "[ ]".to_string(), |object| format!("[{}]", english(object)))
+        self.0.map_or_else(|| "[ ]".to_string(), |object| format!("[{}]", object.english()))
     }
 }
 
@@ -92,8 +90,8 @@ fn misread(object: Object, rng: &mut impl Rng) -> Object {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Scene, Split, seeded_rng};
     use super::*;
+    use vlm_demo::{Scene, Split, seeded_rng};
 
     #[test]
     fn a_clean_map_names_all_objects_and_no_other() {

@@ -5,10 +5,8 @@ use std::path::Path;
 use rand::Rng;
 use tokenizers::Tokenizer;
 
-use super::layout::Layout;
-use super::scene::Scene;
-use super::split::Split;
-use super::task::Task;
+use vlm_demo::{Layout, Scene, Split, Task};
+
 use super::text_map::{MapNoise, MapWord, NUM_MAP_WORDS, text_map};
 use super::tokenizer::{answer_text, prompt_text};
 
@@ -31,7 +29,7 @@ pub struct TextRows {
 }
 
 impl TextRows {
-    /// `folder` holds the tokenizer that [`super::write_demo_tokenizer`] wrote.
+    /// `folder` holds the tokenizer that [`write_demo_tokenizer`](super::tokenizer::write_demo_tokenizer) wrote.
     /// # Errors
     /// No tokenizer there, or another one.
     pub fn new(folder: &Path, noise: MapNoise) -> tokenizers::Result<TextRows> {
@@ -112,8 +110,9 @@ fn follow_up(question: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{NUM_CELLS, seeded_rng, write_demo_tokenizer};
+    use super::super::tokenizer::write_demo_tokenizer;
     use super::*;
+    use vlm_demo::{NUM_CELLS, seeded_rng};
 
     #[test]
     fn labels_are_the_answer_its_end_and_the_token_after() {

@@ -13,9 +13,6 @@ use tokenizers::{AddedToken, Result, TokenizerBuilder};
 
 use super::text_map::MapWord;
 
-/// The string that stands once for each patch of a picture in the prompt; one token.
-pub const IMAGE_PLACEHOLDER: &str = "@";
-
 const VOCABULARY_LIMIT: usize = 900;
 const SPECIAL: [&str; 3] = ["<unk>", "<s>", "</s>"];
 
@@ -109,9 +106,12 @@ pub fn write_demo_tokenizer(output: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Language, Scene};
     use super::*;
     use tokenizers::Tokenizer;
+    use vlm_demo::{Language, Scene};
+
+    /// The string that stands in the prompt once for each patch of an image.
+    const IMAGE_PLACEHOLDER: &str = "@";
 
     fn written() -> (tempfile::TempDir, Tokenizer) {
         let folder = tempfile::tempdir().unwrap();
