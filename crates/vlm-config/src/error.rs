@@ -4,7 +4,6 @@
 /// them as its flags.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-#[non_exhaustive]
 pub enum ConfigError {
     /// A file that cannot be read.
     #[error("{place}: {source}")]

@@ -23,6 +23,7 @@ impl MapWord {
     }
 
     /// Where the word stands in [`MapWord::all`].
+    #[cfg(test)]
     pub fn index(self) -> usize {
         self.0.map_or(0, |object| object.index() + 1)
     }

@@ -7,7 +7,6 @@ use super::LoadReport;
 /// An error of reading, writing or loading weights.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-#[non_exhaustive]
 pub enum WeightsError {
     /// The operating system refused.
     #[error("{}: {source}", path.display())]

@@ -11,7 +11,7 @@ use vlm_data::{
 };
 use vlm_infer::Dtype;
 use vlm_model::weights::Weights;
-use vlm_model::{FreezePolicy, LmConfig, VisionConfig, Vlm};
+use vlm_model::{LmConfig, VisionConfig, Vlm};
 use vlm_train::parallel::World;
 use vlm_train::trainer::{BatchSource, Batches, Ending, Trainer};
 use vlm_train::{MetricsFile, TrainConfig, TrainState};
