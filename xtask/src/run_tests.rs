@@ -1,5 +1,5 @@
-//! `cargo xtask test`: everything cargo tests in the workspace, with the program and the demo data
-//! that the whole-run tests start from.
+//! `cargo xtask test`: runs all tests of the workspace, after building the program and making the
+//! demo data that the whole-run tests use.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,23 +11,25 @@ use anyhow::{Context, Result};
 use crate::workspace::{DATA_DIR_VARIABLE, Workspace};
 use crate::{demo, fake_cuda, launch, setup};
 
-/// Names the built program to the tests.
+/// Environment variable that gives the tests the path of `vlm`.
 const BINARY_VARIABLE: &str = "VLM_BIN";
-/// Names this program, which launches processes that train together.
+/// Environment variable that gives the tests the path of this program, which launches several
+/// processes.
 const LAUNCHER_VARIABLE: &str = "XTASK_BIN";
 
-/// Becomes `cargo test`; `args` may filter by name, or name packages instead of all.
+/// Replaces this process by `cargo test`. `args` are passed to it; unless they select packages, all
+/// packages are tested.
 pub fn run(workspace: &Workspace, mut args: Vec<OsString>) -> Result<ExitCode> {
     let has_fake_cuda = args.iter().any(|arg| arg == fake_cuda::FLAG);
     args.retain(|arg| arg != fake_cuda::FLAG);
     setup::ensure(workspace)?;
-    // Release, as the program: the bindings are compiled once for both.
+    // The release profile, so that the bindings are compiled once for the program and the tests.
     let binary = launch::build_vlm(workspace)?;
     demo::ensure(workspace)?;
     let mut command = workspace.cargo();
     command.args(["test", "--release"]).env(BINARY_VARIABLE, binary);
     command.env(DATA_DIR_VARIABLE, workspace.data_dir());
-    command.env(LAUNCHER_VARIABLE, env::current_exe().context("asking for our own path")?);
+    command.env(LAUNCHER_VARIABLE, env::current_exe().context("finding the path of this program")?);
     if has_fake_cuda {
         let (fake_args, (variable, folder)) = fake_cuda::prepare(workspace, &args)?;
         command.env(variable, folder);
@@ -48,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packages_are_told_from_filters() {
+    fn packages_are_distinguished_from_test_filters() {
         assert!(names_a_package("-p") && names_a_package("-pvlm-data"));
         assert!(names_a_package("--package=vlm-data"));
         assert!(!names_a_package("resumed_run") && !names_a_package("--nocapture"));

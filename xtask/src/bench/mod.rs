@@ -1,4 +1,5 @@
-//! `cargo xtask bench`: measures the speed and memory of data loading and compares them with targets.
+//! `cargo xtask bench`: measures the speed and memory of data loading, and compares them with
+//! targets.
 
 mod clock;
 mod data;

@@ -100,7 +100,7 @@ impl Rows<'_> {
         Ok((started.elapsed().as_secs_f64(), peak_bytes))
     }
 
-    /// Measures speed and memory of prepare-data for three sizes, and the opening of the largest set.
+    /// Measures speed and memory of prepare-data for three sizes, and opening the largest set.
     fn preparing(&self, table: &mut Table) -> Result<()> {
         let all = self.args.rows;
         let mut peaks = Vec::new();

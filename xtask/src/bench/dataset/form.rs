@@ -63,8 +63,7 @@ impl RowWriter {
         &self.path
     }
 
-    /// Writes row `row`. Only Parquet stores the bytes of `image_bytes`; the other formats store the
-    /// name `image`.
+    /// Writes row `row`. Parquet stores `image_bytes`; the other formats store the name `image`.
     pub fn write(
         &mut self,
         row: usize,
