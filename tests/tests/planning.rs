@@ -104,7 +104,7 @@ fn plan_counts_the_gradient_bytes_that_two_processes_exchange() {
     for more in [&[][..], &["--use-moe", "--train-lm"], &["--dtype", "bfloat16"]] {
         let trial = parallel::trial();
         parallel::train(&trial, 2, "out", more);
-        let (planned, found) = compared(&trial.path("out"), "gradient bytes an update");
+        let (planned, found) = compared(&trial.path("out"), "gradient bytes per update");
         assert_eq!(found, trial.summary()["gradient_bytes_per_update"]);
         assert!(found.as_u64().unwrap() > 0);
         assert_eq!(planned, found, "{more:?}");

@@ -68,8 +68,8 @@ fn warning_about(
 ) -> Option<String> {
     if flavour == Flavour::Cpu {
         return Some(format!(
-            "this machine has an NVIDIA GPU ({gpu_file}), but the libtorch in use is for the CPU, so \
-             training uses the CPU: run `cargo xtask setup --cuda` for the one with CUDA"
+            "this machine has an NVIDIA GPU ({gpu_file}), but the libtorch in use is for the CPU, \
+             so training uses the CPU: run `cargo xtask setup --cuda` for the one with CUDA"
         ));
     }
     let cuda: u32 = libtorch.split_once("+cu")?.1.get(..2)?.parse().ok()?;

@@ -68,7 +68,7 @@ pub fn split_before_program(args: Vec<OsString>) -> Result<(LaunchFlags, PathBuf
         } else if may_be_flag && flag_name(&arg).is_some() {
             if !flags.take(&arg, &mut args)? {
                 return Err(usage_error(format!(
-                    "{} is not a launch flag; expected flags such as --nproc-per-node, then a program",
+                    "{} is not a launch flag; expected --nproc-per-node etc., then a program",
                     arg.to_string_lossy()
                 )));
             }
@@ -182,7 +182,8 @@ impl LaunchFlags {
                 0 if nnodes == 1 => None,
                 0 => {
                     return Err(usage_error(
-                        "--master-port 0 needs a single machine; give a port, the same on every machine",
+                        "--master-port 0 with several machines: give a port, the same on every \
+                         machine",
                     ));
                 }
                 port => Some(port),

@@ -278,7 +278,7 @@ fn print_start(layout: &Layout, port: u16, shares: Option<&[Vec<usize>]>) {
         format!("bound to cores {}", lists.join(" | "))
     });
     output::print_line(&format!(
-        "starting ranks {}-{} of {world_size} on machine {} of {}, rendezvous at {}:{port}, {cores}",
+        "starting ranks {}-{} of {world_size} on machine {} of {}, master {}:{port}, {cores}",
         ranks.start,
         ranks.end - 1,
         layout.node_rank,
