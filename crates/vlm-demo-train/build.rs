@@ -1,5 +1,5 @@
-//! Binaries and tests of this crate load libtorch from the folder that vlm-torch was built against:
-//! the search path does not propagate from the crate that links it.
+//! Sets the search path of libtorch for binaries and tests of this crate to the folder that
+//! vlm-torch was built against. Cargo does not propagate it from the crate that links libtorch.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

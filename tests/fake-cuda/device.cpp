@@ -1,4 +1,4 @@
-// A libtorch_cuda.so for machines without a GPU: its counts, its memory, its devices; see README.md.
+// A libtorch_cuda.so for machines without a GPU: counts, memory and devices. See README.md.
 #include "device.h"
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -40,7 +40,7 @@ struct Counts {
   std::map<const char*, size_t> pinned_ranges;
 };
 
-// Never destroyed: tensors are freed while the process ends.
+// Never destroyed, because tensors are freed while the process ends.
 Counts& counts() {
   static auto* all = new Counts;
   return *all;
@@ -104,7 +104,7 @@ void count_attention_shape(const std::string& shape) {
 
 namespace {
 
-// In front of every block of device memory stands its size, in as many bytes as keep the alignment.
+// Every block of device memory starts with its size, in a header that preserves the alignment.
 constexpr size_t kHeaderBytes = 64;
 
 struct DeviceMemory final : c10::DeviceAllocator {
@@ -158,7 +158,7 @@ struct DeviceMemory final : c10::DeviceAllocator {
 DeviceMemory the_device_memory;
 REGISTER_ALLOCATOR(c10::kCUDA, &the_device_memory);
 
-// Page-locked host memory: ordinary memory whose ranges are remembered.
+// Page-locked host memory: ordinary memory whose address ranges are recorded.
 struct PinnedMemory final : c10::Allocator {
   static void release(void* data) {
     {
@@ -227,7 +227,7 @@ struct DeviceGuard final : c10::impl::DeviceGuardImplInterface {
   double elapsedTime(void*, void*, const c10::DeviceIndex) const override { return 1; }
 
  private:
-  // Everything is done at once, so one event serves for all.
+  // All work is done immediately, so a single event is enough.
   static void* this_event() {
     static char event;
     return &event;
@@ -272,7 +272,7 @@ const bool hooks_are_registered = [] {
   return true;
 }();
 
-// The gradient reducer measures with events of the device.
+// The gradient reducer measures times with events of the device.
 struct ReducerTimer final : c10d::Timer {
   explicit ReducerTimer(c10::Device) {}
   std::optional<int64_t> measureDifference(Event, Event) override {
@@ -295,8 +295,8 @@ c10::DeviceAllocator& device_memory() {
 
 }  // namespace fake
 
-// What vlm asks the CUDA runtime itself. Two processes that see one device each find the same one, unless
-// FAKE_CUDA_BUS tells them apart.
+// The function of the CUDA runtime that vlm calls directly. Processes that see one device each get the
+// same address, unless FAKE_CUDA_BUS differs between them.
 extern "C" int cudaDeviceGetPCIBusId(char* text, int size, int device) {
   const char* bus = std::getenv("FAKE_CUDA_BUS");
   std::snprintf(text, static_cast<size_t>(size), "0000:%s%d:00.0", bus ? bus : "0", device);

@@ -1,4 +1,4 @@
-// What the two halves of the fake device share: counts, memory, and the current device.
+// Declarations shared by device.cpp and operators.cpp: counts, memory, and the current device.
 #pragma once
 
 #include <c10/core/CachingDeviceAllocator.h>
@@ -12,7 +12,7 @@ int num_devices();
 extern thread_local c10::DeviceIndex current_device;
 
 void count_launch(const std::string& kernel);
-// The host waits here until the device has done everything before.
+// Counts a place where the host waits for the device.
 void count_wait(const std::string& reason);
 void count_attention_shape(const std::string& shape);
 

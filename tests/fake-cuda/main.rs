@@ -13,7 +13,7 @@ use serde_json::Value;
 
 use support::{Ended, Trial, binary, xtask};
 
-/// What is trained and how, one mode a line.
+/// The flags of each training mode that is tested.
 const MODES: [&[&str]; 6] = [
     &[],
     &["--pack"],
@@ -23,15 +23,18 @@ const MODES: [&[&str]; 6] = [
     &["--use-moe", "--train-lm", "--activation-checkpointing", "--pack"],
 ];
 
-fn fake() -> PathBuf {
+/// The folder of the fake CUDA libraries.
+fn fake_cuda_dir() -> PathBuf {
     let folder = std::env::var_os("VLM_FAKE_CUDA");
-    PathBuf::from(folder.expect("VLM_FAKE_CUDA is set by `cargo xtask test --fake-cuda`"))
+    PathBuf::from(folder.expect("VLM_FAKE_CUDA is not set: run `cargo xtask test --fake-cuda`"))
 }
 
-/// The command with the device; its counts go to `report.json` of the trial.
+/// The training command on the device, which writes its counts to `report.json` of the trial.
 fn on_device(trial: &Trial, more: &[&str]) -> Command {
     let mut command = trial.command(&[&["--device", "cuda"], more].concat());
-    command.env("VLM_LIBTORCH_CUDA", fake()).env("FAKE_CUDA_REPORT", trial.path("report.json"));
+    command
+        .env("VLM_LIBTORCH_CUDA", fake_cuda_dir())
+        .env("FAKE_CUDA_REPORT", trial.path("report.json"));
     command
 }
 
@@ -46,13 +49,13 @@ fn losses(trial: &Trial) -> Vec<f64> {
 fn assert_equal_losses(found: &[f64], expected: &[f64], what: &str) {
     assert_eq!(found.len(), expected.len(), "{what}");
     for (found, expected) in found.iter().zip(expected) {
-        // The order of sums differs with the memory's alignment alone.
+        // Only the order of sums differs, with the alignment of the memory.
         assert!((found / expected - 1.0).abs() < 1e-5, "{what}: {found} and {expected}");
     }
 }
 
 #[test]
-fn losses_are_those_of_the_cpu_in_every_mode() {
+fn losses_equal_those_on_the_cpu_in_every_mode() {
     for mode in MODES {
         let flags = [&["--dtype", "float32", "--epochs", "2"], mode].concat();
         let (on_cpu, on_cuda) = (Trial::new(), Trial::new());
@@ -65,7 +68,7 @@ fn losses_are_those_of_the_cpu_in_every_mode() {
 }
 
 #[test]
-fn sixteen_bit_runs_place_every_tensor_rightly() {
+fn sixteen_bit_training_places_all_tensors_on_the_device() {
     for dtype in ["bfloat16", "float16"] {
         let trial = Trial::new();
         run(&trial, &["--dtype", dtype, "--epochs", "2"]).assert_success();
@@ -74,7 +77,7 @@ fn sixteen_bit_runs_place_every_tensor_rightly() {
 }
 
 #[test]
-fn a_run_is_continued_evaluated_and_asked_on_the_device() {
+fn a_run_is_resumed_evaluated_and_used_for_generation_on_the_device() {
     let trial = Trial::new();
     let rows = trial.path("rows.jsonl");
     let evaluated = ["--epochs", "2", "--eval-data", rows.to_str().unwrap()];
@@ -88,15 +91,15 @@ fn a_run_is_continued_evaluated_and_asked_on_the_device() {
             .arg(trial.path("out"))
             .arg("--image")
             .arg(trial.path("images/3.png"))
-            .env("VLM_LIBTORCH_CUDA", fake())
+            .env("VLM_LIBTORCH_CUDA", fake_cuda_dir())
             .output()
             .unwrap(),
     );
     ended.assert_success();
 }
 
-/// Counts of a kind a step: those of a run of 14 steps less those of one of 4, over 10.
-fn counts_a_step(kind: &str, mode: &[&str]) -> BTreeMap<String, f64> {
+/// Counts of a kind per step: the difference between runs of 14 and of 4 steps, divided by 10.
+fn counts_per_step(kind: &str, mode: &[&str]) -> BTreeMap<String, f64> {
     let of_run = |steps: &str| -> BTreeMap<String, f64> {
         let trial = Trial::new();
         let flags = ["--epochs", "7", "--max-steps", steps, "--log-interval", "1000"];
@@ -114,11 +117,11 @@ fn counts_a_step(kind: &str, mode: &[&str]) -> BTreeMap<String, f64> {
     long.into_iter().map(per_step).filter(|(_, count)| *count != 0.0).collect()
 }
 
-/// Host waits and launches a step that each mode may have. They are what is reached today: a change that
-/// adds one is seen here, and one that saves some lowers the number.
+/// Largest number of host waits and kernel launches per step in each mode: the current numbers.
+/// Lower them after a change that reduces them.
 #[test]
-fn waits_and_launches_a_step_stay_within_their_budgets() {
-    let budgets: [(&[&str], f64, f64); 6] = [
+fn waits_and_launches_per_step_stay_within_their_limits() {
+    let limits: [(&[&str], f64, f64); 6] = [
         (MODES[0], 1.0, 510.0),
         (MODES[1], 1.0, 540.0),
         (MODES[2], 1.0, 815.0),
@@ -127,31 +130,31 @@ fn waits_and_launches_a_step_stay_within_their_budgets() {
         (MODES[5], 13.0, 1390.0),
     ];
     let mut too_many = Vec::new();
-    for (mode, most_waits, most_launches) in budgets {
-        let (waits, launches) = (counts_a_step("waits", mode), counts_a_step("launches", mode));
+    for (mode, max_waits, max_launches) in limits {
+        let (waits, launches) = (counts_per_step("waits", mode), counts_per_step("launches", mode));
         let sum = |counts: &BTreeMap<String, f64>| counts.values().sum::<f64>();
         println!("{mode:?}: {} waits {waits:?}, {} launches", sum(&waits), sum(&launches));
-        if sum(&waits) > most_waits || sum(&launches) > most_launches {
+        if sum(&waits) > max_waits || sum(&launches) > max_launches {
             too_many.push(format!("{mode:?}: waits {waits:?}, launches {}", sum(&launches)));
         }
     }
     assert!(too_many.is_empty(), "{}", too_many.join("\n"));
 }
 
-/// Two processes with the environment that a launcher gives, on two devices.
+/// Trains with two processes on two devices through the launcher.
 fn run_on_two(trial: &Trial, more: &[&str], env: &[(&str, &str)]) -> Ended {
     let flags = [&["--device", "cuda", "--ddp", "--batch-size", "2"], more].concat();
     let training = trial.command(&flags);
     let mut launch = Command::new(xtask());
     launch.args(["launch", "--nproc-per-node", "2"]).arg(training.get_program());
     launch.args(training.get_args()).env("OMP_NUM_THREADS", "1");
-    launch.env("VLM_LIBTORCH_CUDA", fake()).env("FAKE_CUDA_DEVICES", "2");
-    launch.env("VLM_NCCL_PLUGIN", fake().join("libvlm_nccl.so"));
+    launch.env("VLM_LIBTORCH_CUDA", fake_cuda_dir()).env("FAKE_CUDA_DEVICES", "2");
+    launch.env("VLM_NCCL_PLUGIN", fake_cuda_dir().join("libvlm_nccl.so"));
     Ended::of(&launch.envs(env.iter().copied()).output().unwrap())
 }
 
 #[test]
-fn two_ranks_on_two_devices_train_as_one_process_does() {
+fn two_ranks_on_two_devices_have_the_losses_of_one_process() {
     for mode in [MODES[0], MODES[4]] {
         let flags = [&["--dtype", "float32", "--epochs", "2"], mode].concat();
         let (alone, together) = (Trial::new(), Trial::new());
@@ -162,10 +165,10 @@ fn two_ranks_on_two_devices_train_as_one_process_does() {
 }
 
 #[test]
-fn ranks_that_share_a_gpu_are_refused_by_its_name() {
+fn ranks_that_share_a_gpu_are_refused_with_its_address() {
     let trial = Trial::new();
-    // In front of the CUDA runtime that libtorch brings, which would be asked otherwise.
-    let library = fake().join("libtorch_cuda.so");
+    // Preloaded, because otherwise the CUDA runtime of libtorch would be called.
+    let library = fake_cuda_dir().join("libtorch_cuda.so");
     let preload = ("LD_PRELOAD", library.to_str().unwrap());
     let ended = run_on_two(&trial, &[], &[("FAKE_CUDA_DEVICES", "1"), preload]);
     assert_ne!(ended.code, 0);
@@ -173,7 +176,7 @@ fn ranks_that_share_a_gpu_are_refused_by_its_name() {
 }
 
 #[test]
-fn memory_that_runs_out_is_told_with_what_helps() {
+fn out_of_memory_error_names_the_batch_size() {
     for megabytes in [1_u64, 2, 4, 8, 12, 16, 20, 24, 28, 32] {
         let trial = Trial::new();
         let bytes = (megabytes << 20).to_string();

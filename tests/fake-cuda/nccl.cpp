@@ -1,5 +1,5 @@
-// The NCCL plugin over Gloo, for the device of device.cpp; see README.md. Exports what
-// crates/vlm-torch/nccl/plugin.cpp exports.
+// The NCCL plugin over Gloo, for the device of device.cpp; see README.md. It exports the functions of
+// crates/vlm-torch/nccl/plugin.cpp.
 #include "../../crates/vlm-torch/cpp/guard.h"
 #include "../../crates/vlm-torch/cpp/process_group.h"
 
@@ -12,7 +12,7 @@ namespace {
 
 thread_local std::string last_error;
 
-// Everything is done when the call returns.
+// All work is done when the call returns.
 struct DoneWork final : c10d::Work {
   c10::intrusive_ptr<c10::ivalue::Future> future;
   bool isCompleted() override { return true; }
@@ -31,7 +31,7 @@ struct FakeNccl final : c10d::Backend {
 
   const std::string getBackendName() const override { return "nccl"; }
 
-  // A CPU tensor over the same memory, after the checks that NCCL makes.
+  // A CPU tensor with the same memory, after the checks that NCCL does.
   at::Tensor as_cpu(const at::Tensor& tensor) {
     TORCH_CHECK(
         tensor.is_cuda() && tensor.device().index() == device, "NCCL of cuda:", device, " got a tensor on ",

@@ -1,5 +1,5 @@
-// The operators of the fake device. Every operator reaches `run_on_cpu` through the boxed fallback of
-// the CUDA dispatch key, except the few that make, copy or view memory, which are implemented here.
+// The operators of the fake device. The boxed fallback of the CUDA dispatch key passes every operator to
+// `run_on_cpu`, except those that create, copy or view memory, which are implemented here.
 #include "device.h"
 
 #include <ATen/ATen.h>
@@ -19,7 +19,7 @@
 namespace fake {
 namespace {
 
-// ---- Operators that make, copy or view memory ---------------------------------------------------
+// ---- Operators that create, copy or view memory ---------------------------------------------------
 
 constexpr auto kKeys = c10::DispatchKeySet(c10::DispatchKey::CUDA);
 
@@ -27,7 +27,7 @@ at::ScalarType kind_or_default(std::optional<at::ScalarType> kind) {
   return kind.value_or(at::typeMetaToScalarType(at::get_default_dtype()));
 }
 
-// Makes `device` the current one for as long as it lives.
+// Makes `device` the current device during its lifetime.
 struct OnDevice {
   c10::DeviceIndex before = current_device;
   explicit OnDevice(std::optional<c10::Device> device) {
@@ -53,7 +53,7 @@ at::Tensor empty_strided(
   return at::detail::empty_strided_generic(size, stride, &device_memory(), kKeys, kind_or_default(kind));
 }
 
-// A CPU tensor over the same memory.
+// A CPU tensor with the same memory.
 at::Tensor as_cpu(const at::Tensor& tensor) {
   if (!tensor.is_cuda()) {
     return tensor;
@@ -155,10 +155,10 @@ void each_tensor(const c10::IValue& value, Visit&& visit) {
   }
 }
 
-// The one device of all arguments, as a real kernel demands it.
+// The common device of all arguments, which real kernels require.
 std::optional<c10::Device> common_device(const std::string& name, const std::vector<c10::IValue>& args) {
   std::optional<c10::Device> common;
-  // Indices may be on the host; a scalar tensor always may.
+  // Scalar tensors may always be on the host; so may the indices of these operators.
   const bool takes_host_indices = name == "aten::index" || name == "aten::_index_put_impl_";
   for (const auto& arg : args) {
     each_tensor(arg, [&](const at::Tensor& tensor) {
@@ -178,7 +178,7 @@ std::optional<c10::Device> common_device(const std::string& name, const std::vec
   return common;
 }
 
-// Operators whose result's size depends on values, so that the host must read them.
+// Operators for which the host must read values, because the size of the result depends on them.
 void count_hidden_waits(const std::string& name) {
   if (name == "aten::bincount") {
     count_wait("bincount: smallest value");
@@ -209,7 +209,7 @@ c10::IValue to_cpu(const c10::IValue& value) {
   if (value.isDevice()) {
     return c10::Device(c10::kCPU);
   }
-  // The device's generator is none of the CPU's.
+  // A generator of the device cannot be used on the CPU.
   return value.isGenerator() ? c10::IValue() : value;
 }
 

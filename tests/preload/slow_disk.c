@@ -1,6 +1,6 @@
-// A disk as slow as SLOW_DISK_BYTES_PER_SEC says, for a program that is started with this library in
-// LD_PRELOAD: writing costs nothing, as it does with memory to spare, and a flush takes as long as
-// what was written since the last one. Nothing else shows that a flush is a single, silent wait.
+// Imitates a disk with a rate of SLOW_DISK_BYTES_PER_SEC for a program that is started with this library
+// in LD_PRELOAD. Writing takes no time, as with enough free memory, but a flush takes the time for all
+// bytes that were written since the last one.
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdlib.h>

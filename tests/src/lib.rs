@@ -1,1 +1,1 @@
-//! Whole runs through the real `vlm` binary live in `tests/tests`.
+//! The tests of complete runs with the real `vlm` binary are in `tests/tests`.

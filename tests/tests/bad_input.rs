@@ -1,5 +1,5 @@
-//! What a user can get wrong: each case asserts the message, the exit code (2 for what was asked
-//! wrongly, 1 for what failed while running), and that nothing was lost or overwritten.
+//! Errors of users. Each test checks the message, the exit code (2 for a usage error, 1 for a
+//! failure during the run), and that nothing is lost or overwritten.
 
 use std::fs;
 use std::path::Path;
@@ -7,7 +7,7 @@ use std::path::Path;
 use crate::support::{Trial, demo_start, json_lines, row, vlm};
 
 #[test]
-fn packing_and_filling_up_at_once_is_refused() {
+fn packing_with_padding_is_refused() {
     let trial = Trial::new();
     let ended = trial.pretrain(&["--pack", "--padding", "max"]);
     assert_eq!(ended.code, 2);
@@ -20,7 +20,7 @@ fn a_missing_data_file_is_named() {
     let trial = Trial::new();
     let ended = trial.pretrain(&["--data-path", "/nowhere/rows.jsonl"]);
     ended.assert_error(2, &["/nowhere/rows.jsonl"]);
-    assert!(!trial.path("out").exists(), "nothing is made for a run that cannot start");
+    assert!(!trial.path("out").exists(), "a run that cannot start must not create its out-dir");
 }
 
 #[test]
@@ -43,7 +43,7 @@ fn a_tokenizer_without_a_chat_template_is_named() {
 }
 
 #[test]
-fn weights_of_another_shape_are_told_by_both_shapes() {
+fn weights_of_another_shape_are_refused_with_both_shapes() {
     let trial = Trial::new();
     trial.pretrain(&[]).assert_success();
     let weights = trial.path("out/pretrain_vlm_32.pth");
@@ -54,7 +54,7 @@ fn weights_of_another_shape_are_told_by_both_shapes() {
 }
 
 #[test]
-fn a_file_that_is_no_weights_is_named() {
+fn a_file_that_is_not_a_weights_file_is_named() {
     let trial = Trial::new();
     fs::write(trial.path("lm.pth"), "not weights").unwrap();
     let ended = trial.pretrain(&["--lm", trial.path("lm.pth").to_str().unwrap()]);
@@ -62,7 +62,7 @@ fn a_file_that_is_no_weights_is_named() {
 }
 
 #[test]
-fn a_config_beside_the_weights_that_is_no_json_is_named() {
+fn an_invalid_config_json_beside_the_weights_is_named() {
     let trial = Trial::new();
     let lm = trial.path("lm");
     fs::create_dir(&lm).unwrap();
@@ -95,7 +95,7 @@ fn a_run_is_never_overwritten() {
 }
 
 #[test]
-fn flags_that_make_no_sense_are_named() {
+fn invalid_flags_are_named() {
     let trial = Trial::new();
     trial.pretrain(&["--batch-size", "0"]).assert_error(2, &["--batch-size"]);
     trial.pretrain(&["--learning-rate", "-1"]).assert_error(2, &["--learning-rate"]);
@@ -111,18 +111,18 @@ fn flags_that_make_no_sense_are_named() {
     assert!(!trial.path("out").exists());
 }
 
-/// Rows that cannot be used beside eight good ones, and what `rejected.jsonl` says of each.
+/// Eight good rows and some broken ones; `rejected.jsonl` must list each of these.
 #[test]
-fn broken_rows_are_set_aside_by_name_and_the_run_goes_on() {
+fn broken_rows_are_rejected_and_the_run_continues() {
     let trial = Trial::new();
     let mut rows: Vec<String> = (0..8).map(|k| row(&format!("{k}.png"), "A circle.")).collect();
     let images = trial.path("images");
-    let picture = |name: &str, bytes: &[u8]| fs::write(images.join(name), bytes).unwrap();
+    let write_image = |name: &str, bytes: &[u8]| fs::write(images.join(name), bytes).unwrap();
     let whole = fs::read(images.join("3.png")).unwrap();
-    picture("truncated.png", &whole[..whole.len() / 2]);
-    picture("html.jpg", b"<html><body>not found</body></html>");
-    picture("empty.png", b"");
-    picture("huge.png", &promise_of_a_huge_png());
+    write_image("truncated.png", &whole[..whole.len() / 2]);
+    write_image("html.jpg", b"<html><body>not found</body></html>");
+    write_image("empty.png", b"");
+    write_image("huge.png", &huge_png());
     fs::write(trial.path("secret.png"), &whole).unwrap();
     let broken = [
         ("{\"conversations\": [", "rows.jsonl:9"),
@@ -139,7 +139,7 @@ fn broken_rows_are_set_aside_by_name_and_the_run_goes_on() {
     let ended = trial.pretrain(&["--max-rejected-fraction", "1", "--epochs", "2"]);
     ended.assert_success();
     let rejected = json_lines(&trial.path("out/rejected.jsonl"));
-    assert_eq!(rejected.len(), broken.len(), "each row once, though there were two epochs");
+    assert_eq!(rejected.len(), broken.len(), "each row is listed once in two epochs");
     for (_, name) in &broken {
         let found = rejected.iter().any(|line| line.to_string().contains(name));
         assert!(found, "{name} is not in {rejected:?}");
@@ -149,7 +149,7 @@ fn broken_rows_are_set_aside_by_name_and_the_run_goes_on() {
 }
 
 #[test]
-fn a_mislabelled_picture_is_read_by_its_content() {
+fn an_image_with_a_wrong_extension_is_read_by_its_content() {
     let trial = Trial::new();
     let images = trial.path("images");
     fs::copy(images.join("3.png"), images.join("really-png.jpg")).unwrap();
@@ -159,7 +159,7 @@ fn a_mislabelled_picture_is_read_by_its_content() {
 }
 
 #[test]
-fn a_picture_of_one_pixel_is_used_or_named() {
+fn an_image_of_one_pixel_is_used_or_rejected_by_name() {
     let trial = Trial::new();
     image::RgbImage::new(1, 1).save(trial.path("images/dot.png")).unwrap();
     trial.write_rows(&[row("0.png", "A circle."), row("dot.png", "A dot.")]);
@@ -170,7 +170,7 @@ fn a_picture_of_one_pixel_is_used_or_named() {
 }
 
 #[test]
-fn too_many_broken_rows_stop_the_run() {
+fn too_many_rejected_rows_stop_the_run() {
     let trial = Trial::new();
     let mut rows: Vec<String> = (0..8).map(|k| row(&format!("{k}.png"), "A circle.")).collect();
     rows.extend((0..12).map(|k| row(&format!("missing-{k}.png"), "A circle.")));
@@ -181,7 +181,7 @@ fn too_many_broken_rows_stop_the_run() {
 }
 
 #[test]
-fn a_damaged_checkpoint_is_passed_over() {
+fn a_damaged_checkpoint_is_skipped() {
     let trial = Trial::new();
     let flags = ["--epochs", "3", "--save-interval", "2"];
     trial.pretrain(&[&flags[..], &["--max-steps", "4"]].concat()).assert_success();
@@ -196,13 +196,13 @@ fn a_damaged_checkpoint_is_passed_over() {
 }
 
 #[test]
-fn a_file_to_inspect_that_is_not_there_is_named() {
+fn a_missing_file_to_inspect_is_named() {
     vlm(&["inspect", "/nowhere/weights.pth"]).assert_error(2, &["/nowhere/weights.pth"]);
     assert!(!Path::new("/nowhere").exists());
 }
 
-/// A PNG that promises 20000 × 20000 pixels and holds two bytes of them.
-fn promise_of_a_huge_png() -> Vec<u8> {
+/// A PNG whose header declares 20000 × 20000 pixels, with two bytes of data.
+fn huge_png() -> Vec<u8> {
     let mut header = Vec::new();
     header.extend(20_000u32.to_be_bytes());
     header.extend(20_000u32.to_be_bytes());
@@ -217,7 +217,7 @@ fn promise_of_a_huge_png() -> Vec<u8> {
     png
 }
 
-/// CRC-32 as PNG has it (ISO 3309).
+/// CRC-32 as in PNG (ISO 3309).
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(u32::MAX, |crc, &byte| {
         (0..8).fold(crc ^ u32::from(byte), |crc, _| {

@@ -1,5 +1,4 @@
-//! How flags and paths are understood: the last of a flag given twice, several paths, and which wrong
-//! path is the one that is named.
+//! The command line: repeated flags, several paths, missing paths, unknown flags.
 
 use std::fs;
 use std::process::Command;
@@ -7,7 +6,7 @@ use std::process::Command;
 use crate::support::{Ended, Trial, demo_start, golden, vlm, xtask};
 
 #[test]
-fn the_first_wrong_path_is_the_one_that_is_named() {
+fn a_missing_path_is_named_with_its_flag() {
     let ended = vlm(&["pretrain", "--data-path", "nothere.jsonl"]);
     ended.assert_error(2, &["--data-path nothere.jsonl", "no such file"]);
     let trial = Trial::new();
@@ -20,7 +19,7 @@ fn the_first_wrong_path_is_the_one_that_is_named() {
 }
 
 #[test]
-fn flags_of_other_trainers_are_answered_with_ours() {
+fn flags_of_other_trainers_give_a_hint_to_ours() {
     let ended = vlm(&["pretrain", "--lr", "1e-3"]);
     ended.assert_error(2, &["--lr", "--learning-rate"]);
     let ended = vlm(&["pretrain", "--vision_tower", "clip"]);
@@ -28,7 +27,7 @@ fn flags_of_other_trainers_are_answered_with_ours() {
 }
 
 #[test]
-fn a_flag_given_twice_has_its_last_value_and_data_paths_several() {
+fn a_repeated_flag_has_its_last_value_and_data_paths_add_up() {
     let trial = Trial::new();
     let rows = trial.path("rows.jsonl");
     let more = trial.path("more.jsonl");
@@ -43,14 +42,14 @@ fn a_flag_given_twice_has_its_last_value_and_data_paths_several() {
             .unwrap(),
     );
     ended.assert_success();
-    // The rows are named twice here and once by the trial itself: 24 rows in batches of 8.
+    // Three data paths with 8 rows each (two here, one of the trial), in batches of 8.
     assert_eq!(trial.summary()["samples"], 24);
     assert_eq!(trial.summary()["steps"], 3);
     assert!(out.join("config.json").exists());
 }
 
 #[test]
-fn a_runs_folder_as_lm_brings_its_weights_encoder_and_tokenizer() {
+fn out_dir_of_a_run_as_lm_gives_weights_encoder_and_tokenizer() {
     let trial = Trial::new();
     trial.pretrain(&[]).assert_success();
     let (first, second) = (trial.path("out"), trial.path("second"));
@@ -76,7 +75,7 @@ fn a_runs_folder_as_lm_brings_its_weights_encoder_and_tokenizer() {
 }
 
 #[test]
-fn prepared_rows_of_a_users_tokenizer_need_the_users_encoder() {
+fn preparing_with_another_tokenizer_needs_its_encoder() {
     let trial = Trial::new();
     let prepare = |more: &[&str]| {
         let mut command = Command::new(xtask());
@@ -91,7 +90,7 @@ fn prepared_rows_of_a_users_tokenizer_need_the_users_encoder() {
 }
 
 #[test]
-fn rows_are_inspected_as_rows() {
+fn a_data_set_can_be_inspected() {
     let trial = Trial::new();
     let rows = trial.path("rows.jsonl");
     let ended = vlm(&["inspect", rows.to_str().unwrap()]);

@@ -1,5 +1,5 @@
-//! Settings from files, recipes and flags: what a run writes repeats it, and what `config show`
-//! prints is a configuration file.
+//! Settings from files, recipes and flags. A run can be repeated from its `config.json`, and the
+//! output of `config show` is a configuration file.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ fn text_of(path: &Path) -> String {
 }
 
 #[test]
-fn the_config_json_of_a_run_repeats_it() {
+fn a_run_can_be_repeated_from_its_config_json() {
     let trial = Trial::new();
     let settings =
         ["--lr-schedule", "cosine", "--lr-projector", "2e-3", "--seed", "5", "--epochs", "2"];
@@ -29,7 +29,7 @@ fn the_config_json_of_a_run_repeats_it() {
 }
 
 #[test]
-fn a_changed_flag_over_the_config_json_of_a_run_is_another_run() {
+fn a_flag_overrides_the_config_json_of_a_run() {
     let trial = Trial::new();
     trial.pretrain(&["--epochs", "2"]).assert_success();
     let config = text_of(&trial.path("out/config.json"));
@@ -42,7 +42,7 @@ fn a_changed_flag_over_the_config_json_of_a_run_is_another_run() {
 }
 
 #[test]
-fn the_moving_average_lags_behind_the_weights_and_a_continued_run_has_the_same() {
+fn moving_average_differs_from_the_weights_and_is_resumed_exactly() {
     let trial = Trial::new();
     let settings = ["--ema-decay", "0.5", "--epochs", "2", "--save-interval", "1"];
     trial.pretrain(&settings).assert_success();
@@ -69,7 +69,7 @@ fn the_moving_average_lags_behind_the_weights_and_a_continued_run_has_the_same()
 }
 
 #[test]
-fn what_config_show_prints_is_a_configuration_file() {
+fn output_of_config_show_is_a_configuration_file() {
     let flags = ["--recipe", "nanovlm", "--epochs", "3", "--betas", "0.8,0.9"];
     let shown = vlm(&[&["config", "show", "pretrain"], flags.as_slice()].concat());
     shown.assert_success();
@@ -88,7 +88,7 @@ fn what_config_show_prints_is_a_configuration_file() {
 }
 
 #[test]
-fn settings_that_are_wrong_or_for_nothing_are_named_with_their_flags() {
+fn invalid_settings_and_settings_without_effect_are_named_with_their_flags() {
     let trial = Trial::new();
     for (flags, parts) in [
         (vec!["--min-lr-ratio", "0.2"], vec!["--min-lr-ratio", "--lr-schedule"]),
@@ -101,8 +101,8 @@ fn settings_that_are_wrong_or_for_nothing_are_named_with_their_flags() {
     }
 }
 
-/// Rows as some people have them: a caption, and the image under a key of their own.
-fn write_rows_of_another_form(trial: &Trial) {
+/// Rows with a caption and the image under an unknown key.
+fn write_rows_with_an_unknown_key(trial: &Trial) {
     let rows: Vec<String> = (0..8)
         .map(|k| {
             serde_json::json!({"scan": format!("{k}.png"), "caption": "A red circle."}).to_string()
@@ -112,9 +112,9 @@ fn write_rows_of_another_form(trial: &Trial) {
 }
 
 #[test]
-fn how_rows_are_read_is_a_setting_of_training_preparation_and_features() {
+fn training_and_preparation_read_rows_with_the_same_settings() {
     let trial = Trial::new();
-    write_rows_of_another_form(&trial);
+    write_rows_with_an_unknown_key(&trial);
     trial.pretrain(&[]).assert_error(1, &["scan"]);
     let settings = ["--image-key", "scan", "--caption-question", "What is it?"];
     let more = ["--out-dir", &text_of(&trial.path("read"))];
@@ -135,7 +135,7 @@ fn how_rows_are_read_is_a_setting_of_training_preparation_and_features() {
         crate::support::Ended::of(&command.output().unwrap())
     };
     prepare(&settings).assert_success();
-    // Read in another way, they are other rows.
+    // With other settings the rows are different.
     prepare(&settings[..2]).assert_error(2, &["What is it?"]);
     let shards = text_of(&trial.path("shards"));
     let of_shards = ["--data-path", &shards, "--out-dir", &text_of(&trial.path("prepared"))];

@@ -1,4 +1,5 @@
-//! `vlm convert`: there and back, never over what is there, never what a stranger's file wants.
+//! `vlm convert`: lossless in both directions, never overwrites a file unasked, and refuses
+//! malicious files.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,7 +22,7 @@ fn convert(input: &Path, output: &Path, more: &[&str]) {
     vlm(&args).assert_success();
 }
 
-/// What `vlm inspect --json` says, by name.
+/// The output of `vlm inspect --json`, by tensor name.
 fn inspect(path: &Path) -> BTreeMap<String, Value> {
     let ended = vlm(&["inspect", "--json", text(path)]);
     ended.assert_success();
@@ -29,7 +30,7 @@ fn inspect(path: &Path) -> BTreeMap<String, Value> {
     rows.map(|row| (row["name"].as_str().unwrap().to_owned(), row)).collect()
 }
 
-/// The bytes of every tensor of a `.safetensors`, with dtype and shape.
+/// Dtype, shape and bytes of every tensor of a `.safetensors` file.
 fn contents(path: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
     let bytes = fs::read(path).unwrap();
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -40,9 +41,9 @@ fn contents(path: &Path) -> BTreeMap<String, (String, Vec<usize>, Vec<u8>)> {
     file.tensors().into_iter().map(entry).collect()
 }
 
-/// Tensors of every dtype that weights come in, with values that a detour by way of another dtype
+/// Writes tensors of every dtype that weights have, with values that a conversion to another dtype
 /// would change.
-fn mixed(path: &Path) {
+fn write_mixed(path: &Path) {
     use safetensors::tensor::{Dtype, TensorView};
     let bytes: Vec<u8> = (0..48).map(|k| (k * 37 % 251) as u8).collect();
     let tensors = [
@@ -60,16 +61,16 @@ fn mixed(path: &Path) {
 }
 
 #[test]
-fn weights_go_to_the_other_format_and_back_bit_for_bit() {
+fn weights_are_converted_in_both_directions_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    mixed(&at("a.safetensors"));
+    write_mixed(&at("a.safetensors"));
     convert(&at("a.safetensors"), &at("new/b.pth"), &[]);
     convert(&at("new/b.pth"), &at("c.safetensors"), &[]);
     assert_eq!(contents(&at("a.safetensors")), contents(&at("c.safetensors")));
     assert_eq!(contents(&at("a.safetensors")).len(), 5);
 
-    // Tied weights stay tied: Python's file, to safetensors, to shards, and back.
+    // Tied weights stay tied from a file of Python to safetensors, to shards, and back.
     convert(&golden("dense/lm_vlm.pth"), &at("d.safetensors"), &[]);
     convert(&at("d.safetensors"), &at("shards"), &["--max-shard-size", "100KB"]);
     assert!(at("shards/model.safetensors.index.json").is_file());
@@ -83,10 +84,10 @@ fn weights_go_to_the_other_format_and_back_bit_for_bit() {
 }
 
 #[test]
-fn nothing_is_overwritten_unasked() {
+fn nothing_is_overwritten_without_force() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
-    mixed(&at("a.safetensors"));
+    write_mixed(&at("a.safetensors"));
     fs::write(at("b.pth"), "kept").unwrap();
     let refused = |output: &str, more: &[&str], parts: &[&str]| {
         let (from, to) = (at("a.safetensors"), at(output));
@@ -98,7 +99,7 @@ fn nothing_is_overwritten_unasked() {
     assert_eq!(fs::read(at("b.pth")).unwrap(), b"kept");
     convert(&at("a.safetensors"), &at("b.pth"), &["--force"]);
     assert_eq!(inspect(&at("b.pth")).len(), 5);
-    // A folder with other things in it is not given up at all.
+    // A folder with other files is not replaced even with --force.
     fs::create_dir(at("mine")).unwrap();
     fs::write(at("mine/thesis.txt"), "kept").unwrap();
     refused("mine", &[], &["mine", "--force"]);
@@ -107,12 +108,12 @@ fn nothing_is_overwritten_unasked() {
     refused("c.onnx", &[], &[".pth or .safetensors"]);
     refused("c.pth", &["--max-shard-size", "1MB"], &["folder"]);
     vlm(&["convert", text(&at("a.safetensors"))]).assert_error(2, &["OUTPUT"]);
-    // No temporary file is left.
-    let left = fs::read_dir(folder.path()).unwrap().count();
-    assert_eq!(left, 3);
+    // No temporary file remains.
+    let num_files = fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(num_files, 3);
 }
 
-/// A zip as `torch.save` writes it, with these records.
+/// Writes a zip archive like those of `torch.save`, with these records.
 fn archive(path: &Path, records: &[(&str, &[u8])], method: CompressionMethod) {
     let mut zip = ZipWriter::new(fs::File::create(path).unwrap());
     for (name, bytes) in records {
@@ -123,7 +124,7 @@ fn archive(path: &Path, records: &[(&str, &[u8])], method: CompressionMethod) {
     zip.finish().unwrap();
 }
 
-/// `{"a": tensor}` of `numel` float32 in storage 0.
+/// The pickle of `{"a": tensor}`, with a tensor of `numel` float32 elements in storage 0.
 fn pickle(numel: u8) -> Vec<u8> {
     let mut bytes = b"\x80\x02}X\x01\0\0\0actorch._utils\n_rebuild_tensor_v2\n((".to_vec();
     bytes.extend(b"X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpu");
@@ -132,7 +133,7 @@ fn pickle(numel: u8) -> Vec<u8> {
     bytes
 }
 
-/// The five ways in which a weight file attacks, and what each is refused for.
+/// Five malicious files, and the reason for which each must be refused.
 fn malicious(folder: &Path) -> Vec<(PathBuf, &'static str)> {
     let at = |name: &str| folder.join(name);
     let (stored, deflated) = (CompressionMethod::Stored, CompressionMethod::Deflated);
@@ -148,7 +149,7 @@ fn malicious(folder: &Path) -> Vec<(PathBuf, &'static str)> {
     fs::create_dir(at("index")).unwrap();
     let index = json!({"weight_map": {"a": "../secret.safetensors"}});
     fs::write(at("index/model.safetensors.index.json"), index.to_string()).unwrap();
-    mixed(&at("secret.safetensors"));
+    write_mixed(&at("secret.safetensors"));
     archive(&at("good.pth"), &[("w/data.pkl", &good), ("w/data/0", &[0; 16])], stored);
     vec![
         (at("global.pth"), "the pickle wants os.system"),
@@ -160,7 +161,7 @@ fn malicious(folder: &Path) -> Vec<(PathBuf, &'static str)> {
 }
 
 #[test]
-fn names_that_would_move_the_terminals_cursor_or_columns_are_shown_tamely() {
+fn control_characters_in_names_are_escaped_and_long_names_are_shown() {
     use safetensors::tensor::{Dtype, TensorView};
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.safetensors");
@@ -174,12 +175,12 @@ fn names_that_would_move_the_terminals_cursor_or_columns_are_shown_tamely() {
 }
 
 #[test]
-fn files_that_attack_are_refused_by_name() {
+fn malicious_files_are_refused_with_the_reason() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.safetensors");
-    let attacks = malicious(folder.path());
-    assert_eq!(attacks.len(), 5);
-    for (path, reason) in attacks {
+    let files = malicious(folder.path());
+    assert_eq!(files.len(), 5);
+    for (path, reason) in files {
         let name = path.file_name().unwrap().to_str().unwrap();
         for args in [vec!["inspect", text(&path)], vec!["convert", text(&path), text(&output)]] {
             let ended = vlm(&args);
@@ -188,6 +189,6 @@ fn files_that_attack_are_refused_by_name() {
         }
         assert!(!output.exists());
     }
-    // The same forge makes files that are read.
+    // A correct file that is made in the same way is accepted.
     vlm(&["inspect", text(&folder.path().join("good.pth"))]).assert_success();
 }

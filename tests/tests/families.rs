@@ -1,4 +1,4 @@
-//! Language models and encoders of other families, from weights to answers.
+//! Language models and encoders of other families: training, generation and export.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Trial, golden, vlm};
 
-/// Random weights of a language model that fits the demo's tokenizer, made by `vlm init`.
+/// Makes random weights of a language model for the demo's tokenizer with `vlm init`.
 fn init(trial: &Trial, name: &str, more: &[&str]) -> PathBuf {
     let folder = trial.path(name);
     let mut args = vec!["init", "--out-dir", folder.to_str().unwrap(), "--vision", "none"];
@@ -17,7 +17,7 @@ fn init(trial: &Trial, name: &str, more: &[&str]) -> PathBuf {
     folder
 }
 
-/// The small SigLIP of the golden files: pictures of 30 pixels, 16 patches.
+/// The small SigLIP of the golden files, with images of 30 pixels and 16 patches.
 fn siglip(trial: &Trial) -> PathBuf {
     let folder = trial.path("siglip");
     fs::create_dir_all(&folder).unwrap();
@@ -32,7 +32,7 @@ fn siglip(trial: &Trial) -> PathBuf {
     folder
 }
 
-/// Names of the tensors in a file, with what they share memory with.
+/// Names of the tensors in a file, each with the name of the tensor whose memory it shares.
 fn names(path: &Path) -> Vec<(String, Option<String>)> {
     let ended = vlm(&["inspect", "--json", path.to_str().unwrap()]);
     ended.assert_success();
@@ -45,7 +45,7 @@ fn losses(trial: &Trial) -> Vec<f64> {
     trial.metrics().iter().map(|line| line["loss"].as_f64().unwrap()).collect()
 }
 
-/// Learns the eight captions and returns the losses on the way.
+/// Trains on the eight captions and returns the losses.
 fn learn(trial: &Trial, lm: &Path, epochs: &str, more: &[&str]) -> Vec<f64> {
     let vision = siglip(trial);
     let mut args = vec!["--lm", lm.to_str().unwrap(), "--vision", vision.to_str().unwrap()];
@@ -57,12 +57,12 @@ fn learn(trial: &Trial, lm: &Path, epochs: &str, more: &[&str]) -> Vec<f64> {
 }
 
 #[test]
-fn a_llama_and_a_siglip_learn_answer_and_are_exported() {
+fn a_llama_with_a_siglip_is_trained_used_and_exported() {
     let trial = Trial::new();
     let lm = init(&trial, "llama", &["--family", "llama", "--n-kv-heads", "2"]);
     let losses = learn(&trial, &lm, "200", &[]);
     assert!(losses[0] > 4.0, "{losses:?}");
-    // The prompts are all the same: only the pictures tell the captions apart.
+    // All prompts are equal, so the captions can be learned only from the images.
     assert!(losses.last().unwrap() < &0.1, "{losses:?}");
 
     let out = trial.path("out");
@@ -91,14 +91,14 @@ fn a_llama_and_a_siglip_learn_answer_and_are_exported() {
             "tokenizer_config.json", "vision",
         ]
     );
-    let answer = |model: &Path| {
-        let picture = trial.path("images/3.png");
+    let generated = |model: &Path| {
+        let image = trial.path("images/3.png");
         let ended = vlm(&[
             "generate",
             "--model",
             model.to_str().unwrap(),
             "--image",
-            picture.to_str().unwrap(),
+            image.to_str().unwrap(),
             "--prompt",
             "<image>\nDescribe the image.",
             "--device",
@@ -107,12 +107,12 @@ fn a_llama_and_a_siglip_learn_answer_and_are_exported() {
         ended.assert_success();
         ended.stdout
     };
-    assert!(answer(&out).contains("A green circle."), "{}", answer(&out));
-    // The folder stands by itself.
+    assert!(generated(&out).contains("A green circle."), "{}", generated(&out));
+    // The exported folder does not need the original encoder.
     fs::rename(trial.path("siglip"), trial.path("elsewhere")).unwrap();
-    assert!(answer(&hf).contains("A green circle."), "{}", answer(&hf));
+    assert!(generated(&hf).contains("A green circle."), "{}", generated(&hf));
 
-    // And it is something to start from, with all its parts; what was learned is there.
+    // A run that starts from the exported folder has all its parts and its trained weights.
     let next = Trial::new();
     let mut command = crate::support::program();
     command.args(["pretrain", "--lm", hf.to_str().unwrap(), "--device", "cpu"]);
@@ -126,7 +126,7 @@ fn a_llama_and_a_siglip_learn_answer_and_are_exported() {
 }
 
 #[test]
-fn the_present_minimind_learns_with_its_experts_and_is_known_by_its_names_alone() {
+fn current_minimind_with_experts_is_trained_and_recognised_by_tensor_names() {
     let trial = Trial::new();
     let family = ["--family", "minimind3", "--n-kv-heads", "4", "--use-moe"];
     let lm = init(&trial, "minimind3", &family);
@@ -153,9 +153,9 @@ fn the_present_minimind_learns_with_its_experts_and_is_known_by_its_names_alone(
 }
 
 #[test]
-fn an_encoder_that_is_trained_too_is_saved_continued_and_used() {
+fn a_trained_encoder_is_saved_resumed_and_used() {
     let lm_args = ["--family", "llama", "--n-kv-heads", "2"];
-    let (whole, parted) = (Trial::new(), Trial::new());
+    let (whole, resumed) = (Trial::new(), Trial::new());
     let start = init(&whole, "llama", &lm_args);
     let options = ["--train-vision", "--save-interval", "2", "--log-interval", "1"];
     let run = |trial: &Trial, more: &[&str]| {
@@ -167,17 +167,17 @@ fn an_encoder_that_is_trained_too_is_saved_continued_and_used() {
         trial.pretrain(&args).assert_success();
     };
     run(&whole, &[]);
-    run(&parted, &["--max-steps", "3"]);
-    run(&parted, &["--resume", "auto"]);
+    run(&resumed, &["--max-steps", "3"]);
+    run(&resumed, &["--resume", "auto"]);
     assert_eq!(losses(&whole).len(), 6);
-    assert_eq!(losses(&whole), losses(&parted));
+    assert_eq!(losses(&whole), losses(&resumed));
     let encoder = |trial: &Trial, folder: &str| {
         fs::read(trial.path(folder).join("model.safetensors")).unwrap()
     };
-    assert_eq!(encoder(&whole, "out/vision"), encoder(&parted, "out/vision"));
+    assert_eq!(encoder(&whole, "out/vision"), encoder(&resumed, "out/vision"));
     let (own, original) = (names(&whole.path("out/vision")), names(&whole.path("siglip")));
     assert!(own.len() == 37 && own.iter().all(|name| original.contains(name)), "{own:?}");
-    // The trained one is used, not the one that it started as.
+    // Evaluation uses the trained encoder, not the original one.
     let evaluate = |more: &[&str]| {
         let (out, rows, images) =
             (whole.path("out"), whole.path("rows.jsonl"), whole.path("images"));
@@ -196,7 +196,7 @@ fn an_encoder_that_is_trained_too_is_saved_continued_and_used() {
 }
 
 #[test]
-fn models_that_do_not_fit_are_told_before_anything_is_written() {
+fn incompatible_models_are_refused_before_anything_is_written() {
     let trial = Trial::new();
     let lm = init(&trial, "llama", &["--family", "llama", "--n-kv-heads", "2"]);
     let refused = |more: &[&str], parts: &[&str]| {
@@ -207,7 +207,7 @@ fn models_that_do_not_fit_are_told_before_anything_is_written() {
     };
     refused(&["--n-kv-heads", "4"], &["n-kv-heads 2", "pass --n-kv-heads 2"]);
     refused(&["--image-token", "two words"], &["\"two words\"", "single token"]);
-    // CLIP's 196 patches are no multiple of 64.
+    // 196 patches are not a multiple of 64.
     refused(&["--projector", "merged-mlp"], &["64 tokens", "196"]);
     let mut config: Value =
         serde_json::from_slice(&fs::read(lm.join("config.json")).unwrap()).unwrap();

@@ -1,5 +1,5 @@
-//! What a run is shown does not depend on how it is brought there: workers, prefetching, features
-//! made before instead of pictures.
+//! The loading of data does not change a run: number of workers, prefetching, precomputed features
+//! instead of images.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ fn losses(trial: &Trial) -> Vec<f64> {
     trial.metrics().iter().map(|line| line["loss"].as_f64().unwrap()).collect()
 }
 
-/// `vlm cache-features` on a trial's rows into its folder `name`.
+/// Runs `vlm cache-features` on the rows of a trial, with the folder `name` as output.
 fn cache(trial: &Trial, name: &str, dtype: &str) {
     let path = |name: &str| trial.path(name).display().to_string();
     let ended = vlm(&[
@@ -34,7 +34,7 @@ fn cache(trial: &Trial, name: &str, dtype: &str) {
 }
 
 #[test]
-fn losses_are_the_same_whatever_the_workers_and_the_prefetching() {
+fn losses_do_not_depend_on_workers_and_prefetching() {
     let trial = Trial::new();
     let run = |workers: &str, prefetch: &str| {
         let out = trial.path(&format!("out-{workers}-{prefetch}"));
@@ -52,14 +52,14 @@ fn losses_are_the_same_whatever_the_workers_and_the_prefetching() {
 }
 
 #[test]
-fn cached_float32_features_give_the_losses_of_the_encoder_exactly() {
+fn cached_float32_features_give_exactly_the_losses_of_the_encoder() {
     let (with_encoder, with_cache) = (Trial::new(), Trial::new());
     with_encoder.pretrain(&["--epochs", "3"]).assert_success();
     cache(&with_cache, "features", "float32");
     let features = with_cache.path("features").display().to_string();
     with_cache.pretrain(&["--epochs", "3", "--features", &features]).assert_success();
     assert_eq!(losses(&with_cache), losses(&with_encoder));
-    // The weights that come of it are the same file, too.
+    // The weights files are equal too.
     let weights = |trial: &Trial| fs::read(trial.path("out/pretrain_vlm_32.safetensors")).unwrap();
     assert!(weights(&with_cache) == weights(&with_encoder));
 }
@@ -77,17 +77,17 @@ fn sixteen_bit_features_change_losses_by_less_than_half_a_percent() {
         let lines = json_lines(&out.join("metrics.jsonl"));
         for (line, exact) in lines.iter().zip(&exact) {
             let loss = line["loss"].as_f64().unwrap();
-            assert!((loss - exact).abs() < 5e-3 * exact, "{dtype}: {loss} instead of {exact}");
+            assert!((loss - exact).abs() < 5e-3 * exact, "{dtype}: {loss}, expected {exact}");
         }
     }
 }
 
 #[test]
-fn a_picture_that_the_cache_lacks_sets_its_row_aside_by_name() {
+fn row_with_an_image_that_is_not_cached_is_rejected_by_name() {
     let trial = Trial::new();
     cache(&trial, "features", "bfloat16");
-    let picture = image::RgbImage::from_pixel(40, 40, image::Rgb([1, 2, 3]));
-    picture.save(trial.path("images/new.png")).unwrap();
+    let image = image::RgbImage::from_pixel(40, 40, image::Rgb([1, 2, 3]));
+    image.save(trial.path("images/new.png")).unwrap();
     let rows = fs::read_to_string(trial.path("rows.jsonl")).unwrap();
     let rows: Vec<String> =
         rows.lines().map(str::to_owned).chain([row("new.png", "A new circle.")]).collect();
@@ -130,15 +130,15 @@ fn a_stale_cache_is_refused_before_anything_is_written() {
 }
 
 #[test]
-fn features_of_another_type_are_refused_between_ranks_and_when_a_run_goes_on() {
+fn features_of_another_dtype_are_refused_on_other_ranks_and_on_resume() {
     let trial = Trial::new();
     for dtype in ["float32", "bfloat16"] {
         cache(&trial, dtype, dtype);
     }
-    let (exact, short) = (trial.path("float32"), trial.path("bfloat16"));
+    let (float32, bfloat16) = (trial.path("float32"), trial.path("bfloat16"));
     let features = |folder: &Path| vec!["--features".to_owned(), folder.display().to_string()];
-    let (exact_flags, short_flags) = (features(&exact), features(&short));
-    let of_ranks = [&exact_flags, &short_flags];
+    let (float32_flags, bfloat16_flags) = (features(&float32), features(&bfloat16));
+    let of_ranks = [&float32_flags, &bfloat16_flags];
     let of_ranks = of_ranks.map(|flags| flags.iter().map(String::as_str).collect::<Vec<_>>());
     for ended in end(start(&trial, "out", &of_ranks)) {
         ended.assert_error(2, &["features.dtype is \"float32\" on rank 0, \"bfloat16\" on rank 1"]);
@@ -149,9 +149,9 @@ fn features_of_another_type_are_refused_between_ranks_and_when_a_run_goes_on() {
     run(&of_ranks[0], &["--max-steps", "1"]).assert_success();
     let ended = run(&of_ranks[1], &["--resume", "auto"]);
     ended.assert_error(2, &["features.dtype was \"float32\" and is now \"bfloat16\""]);
-    // Where the same features lie is of no account.
+    // The location of the features does not matter.
     let moved = trial.path("moved");
-    fs::rename(&exact, &moved).unwrap();
+    fs::rename(&float32, &moved).unwrap();
     run(&["--features", moved.to_str().unwrap()], &["--resume", "auto"]).assert_success();
     assert_eq!(trial.summary()["steps"], 2);
 }
@@ -167,7 +167,7 @@ fn flags_that_contradict_each_other_are_refused() {
 }
 
 #[test]
-fn an_encoder_without_settings_of_its_own_is_preprocessed_as_its_class_does() {
+fn encoder_without_a_preprocessor_config_uses_the_defaults_of_its_class() {
     let trial = Trial::new();
     let vision = trial.path("vision");
     fs::create_dir(&vision).unwrap();
@@ -195,7 +195,7 @@ fn an_encoder_without_settings_of_its_own_is_preprocessed_as_its_class_does() {
     assert!(ended.stderr.contains("CLIPImageProcessor does by itself"), "{}", ended.stderr);
     assert_eq!(written["image_std"], settings["image_std"]);
 
-    // As transformers 5 writes it, with other numbers.
+    // The file of transformers 5, with other numbers.
     let mut other = settings;
     other["image_mean"] = serde_json::json!([0.5, 0.5, 0.5]);
     let within = serde_json::json!({"image_processor": other, "processor_class": "CLIPProcessor"});

@@ -1,13 +1,13 @@
-//! Whole runs through the real `vlm` binary, as a user starts it.
+//! Tests of complete runs with the real `vlm` binary.
 
 mod acceptance;
-mod answer_end;
-mod answers;
 mod bad_input;
 mod command_line;
 mod configuration;
 mod convert;
+mod end_of_turn;
 mod families;
+mod generation;
 mod launching;
 mod loading;
 mod overfit;

@@ -1,9 +1,9 @@
-//! A small model learns one batch by heart.
+//! Overfits a small model to one batch.
 
 use crate::support::Trial;
 
 #[test]
-fn one_batch_is_learned_by_heart() {
+fn a_small_model_overfits_one_batch() {
     let trial = Trial::new();
     let ended = trial.pretrain(&[
         "--batch-size", "8", "--epochs", "200", "--learning-rate", "1e-2", "--train-lm",
@@ -12,8 +12,8 @@ fn one_batch_is_learned_by_heart() {
     ended.assert_success();
     let losses: Vec<f64> =
         trial.metrics().iter().map(|line| line["loss"].as_f64().unwrap()).collect();
-    // Random weights start near ln(vocabulary); a batch learned by heart is near zero, and that
-    // needs the pictures: the prompts are all the same.
+    // The loss of random weights is near ln(vocabulary). All prompts are equal, so a loss near zero
+    // needs the images.
     assert!(losses[0] > 4.0, "{losses:?}");
     assert!(losses.last().unwrap() < &0.05, "{losses:?}");
 }

@@ -1,5 +1,5 @@
-//! Several processes that train one model learn what one alone learns. They are started as a launcher
-//! starts them, through the environment.
+//! Training with several processes equals training with one. The processes are started with the
+//! environment variables of a launcher.
 
 use std::fs;
 use std::net::TcpListener;
@@ -12,8 +12,9 @@ use crate::support::{Ended, Trial, program, row};
 
 const TOKEN: [&str; 2] = ["--loss-average", "token"];
 
-/// A trial of 21 rows with captions of several lengths, so that shares differ in tokens, and the
-/// last batch of eight is uneven: five rows, of which four processes get 2, 1, 1 and 1.
+/// A trial of 21 rows with captions of different lengths, so that the processes have different
+/// numbers of tokens. The last batch of eight has five rows, of which four processes get 2, 1, 1
+/// and 1.
 pub fn trial() -> Trial {
     let trial = Trial::new();
     let rows: Vec<String> = (0..21)
@@ -23,14 +24,15 @@ pub fn trial() -> Trial {
     trial
 }
 
-/// Starts one process a rank. `more` are the flags of each rank.
+/// Starts one process per rank with the flags `more` of each.
 pub fn start(trial: &Trial, out: &str, more: &[Vec<&str>]) -> Vec<Child> {
     let out_dir = trial.path(out);
     let out_dir = ["--out-dir", out_dir.to_str().unwrap()];
     start_all(more.iter().map(|more| trial.command(&[&out_dir[..], more].concat())).collect())
 }
 
-/// Starts the commands as the ranks of one group; one command alone as no group.
+/// Starts the commands as the ranks of one group; a single command without the variables of a
+/// group.
 pub fn start_all(commands: Vec<Command>) -> Vec<Child> {
     let world_size = commands.len();
     let free = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -56,21 +58,21 @@ pub fn start_all(commands: Vec<Command>) -> Vec<Child> {
     commands.into_iter().enumerate().map(launch).collect()
 }
 
-/// How each of them ended.
+/// Waits for the processes, and returns how each ended.
 pub fn end(children: Vec<Child>) -> Vec<Ended> {
     let outputs: Vec<Output> =
         children.into_iter().map(|child| child.wait_with_output().unwrap()).collect();
     outputs.iter().map(Ended::of).collect()
 }
 
-/// The flags of one of `world_size` processes that share batches of eight.
+/// The flags of each of `world_size` processes for global batches of eight rows.
 pub fn shared_batches(world_size: usize, more: &[&str]) -> Vec<String> {
     let batch_size = (8 / world_size).to_string();
     let flags = ["--batch-size", &batch_size, "--num-threads", "1", "--num-workers", "1"];
     [&flags[..], &TOKEN, more].concat().into_iter().map(str::to_owned).collect()
 }
 
-/// Trains with `world_size` processes that share batches of eight.
+/// Trains with `world_size` processes and global batches of eight rows.
 pub fn train(trial: &Trial, world_size: usize, out: &str, more: &[&str]) {
     let flags = shared_batches(world_size, more);
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
@@ -79,11 +81,12 @@ pub fn train(trial: &Trial, world_size: usize, out: &str, more: &[&str]) {
     }
 }
 
-/// The lines of a run's log.
+/// The lines of `metrics.jsonl` of a run.
 pub fn metrics(trial: &Trial, out: &str) -> Vec<serde_json::Value> {
     crate::support::json_lines(&trial.path(&format!("{out}/metrics.jsonl")))
 }
 
+/// The largest difference between two weights of the same name.
 fn largest_difference(one: &Path, other: &Path) -> f32 {
     let (one, other) = (fs::read(one).unwrap(), fs::read(other).unwrap());
     let (one, other) =
@@ -101,18 +104,19 @@ fn largest_difference(one: &Path, other: &Path) -> f32 {
     largest
 }
 
-/// How far two runs are from each other.
+/// The differences between two runs.
 pub struct Difference {
-    /// Steps that learned, and have a loss.
+    /// Number of steps with a loss.
     pub losses: usize,
-    /// The largest of one step's loss.
+    /// The largest difference between losses of a step.
     pub loss: f64,
-    /// The largest of one weight.
+    /// The largest difference between values of a weight.
     pub weight: f32,
 }
 
 impl Difference {
-    /// Fails unless counters are the same step by step, and the same steps have a loss.
+    /// Computes the differences, and checks that both runs have the same counters at every step and
+    /// a loss at the same steps.
     pub fn between(trial: &Trial, one: &str, other: &str) -> Self {
         let (a, b) = (metrics(trial, one), metrics(trial, other));
         assert_eq!(a.len(), b.len());
@@ -133,26 +137,27 @@ impl Difference {
         Self { losses, loss, weight }
     }
 
-    /// Sums in another order; Adam turns rounding of a small gradient into a visible part of a step.
+    /// Checks that the differences are at most 1e-5: sums are in another order, and Adam amplifies
+    /// the rounding of small gradients.
     pub fn assert_small(&self) {
         assert!(self.loss <= 1e-5, "losses differ by {:e}", self.loss);
         assert!(self.weight <= 1e-5, "weights differ by {:e}", self.weight);
     }
 }
 
-/// The weights that the last stage in a folder left: `sft_…` comes after `pretrain_…`.
+/// The weights file of the last stage in a folder; `sft_…` sorts after `pretrain_…`.
 fn weights(trial: &Trial, out: &str) -> PathBuf {
     let files = fs::read_dir(trial.path(out)).unwrap().flatten().map(|entry| entry.path());
     files.filter(|path| path.extension().is_some_and(|e| e == "safetensors")).max().unwrap()
 }
 
-/// Losses and counters step by step, then the weights.
+/// Checks that two runs have the same counters, losses and weights.
 fn assert_equal(trial: &Trial, one: &str, other: &str) {
     Difference::between(trial, one, other).assert_small();
 }
 
 #[test]
-fn packed_rows_learn_as_padded_ones_on_one_process_and_on_two() {
+fn packed_training_equals_padded_training_on_one_and_two_processes() {
     let trial = trial();
     let epochs = ["--epochs", "6", "--train-lm"];
     for (k, more) in [&[][..], &["--accumulation-steps", "2"], &["--activation-checkpointing"]]
@@ -173,7 +178,7 @@ fn packed_rows_learn_as_padded_ones_on_one_process_and_on_two() {
 }
 
 #[test]
-fn two_and_four_processes_train_as_one_with_the_same_global_batches() {
+fn two_and_four_processes_equal_one_with_the_same_global_batches() {
     let trial = trial();
     let flags = ["--epochs", "3", "--accumulation-steps", "2"];
     train(&trial, 1, "one", &flags);
@@ -184,7 +189,7 @@ fn two_and_four_processes_train_as_one_with_the_same_global_batches() {
     let summary = fs::read_to_string(trial.path("two/summary.json")).unwrap();
     let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
     assert_eq!(summary["world_size"], 2);
-    // What is sent at an update is what is trained: float32 gradients.
+    // An update sends the float32 gradients of the trained parameters.
     let trained = summary["trainable_parameters"].as_u64().unwrap();
     assert_eq!(summary["gradient_bytes_per_update"], 4 * trained);
     let hidden = summary["communication_hidden_ms"].as_f64().unwrap();
@@ -192,7 +197,7 @@ fn two_and_four_processes_train_as_one_with_the_same_global_batches() {
 }
 
 #[test]
-fn experts_balance_over_the_processes_as_in_one() {
+fn load_balancing_of_experts_over_processes_equals_that_in_one() {
     let trial = trial();
     let flags = ["--use-moe", "--epochs", "2"];
     train(&trial, 1, "one", &flags);
@@ -201,15 +206,15 @@ fn experts_balance_over_the_processes_as_in_one() {
 }
 
 #[test]
-fn text_alone_and_broken_rows_on_some_processes_neither_hang_nor_skew() {
+fn text_only_and_broken_rows_on_some_processes_give_the_same_training() {
     let trial = trial();
     let text = serde_json::json!({"conversations": [
         {"role": "user", "content": "What is round?"},
         {"role": "assistant", "content": "A circle."},
     ]})
     .to_string();
-    // In the order of the file: images on rank 0 and text on rank 1; text on both; broken rows on
-    // rank 0 alone, then on both; one row for two ranks.
+    // In the order of the file: images on rank 0 and text on rank 1; text on both; broken rows only
+    // on rank 0, then on both; one row for two ranks.
     let image = row("1.png", "A circle.");
     let broken = row("none.png", "A circle.");
     let rows = [
@@ -237,13 +242,13 @@ fn text_alone_and_broken_rows_on_some_processes_neither_hang_nor_skew() {
         };
         let expected: Vec<u64> = (16..20).chain(24..32).collect();
         assert_eq!(rejected(&outs[0]), expected);
-        assert_eq!(rejected(&outs[1]), expected, "each row once, whichever rank met it");
+        assert_eq!(rejected(&outs[1]), expected, "each row is listed once, whichever rank had it");
         assert_eq!(metrics(&trial, &outs[1]).last().unwrap()["rejected_rows"], 12);
     }
 }
 
 #[test]
-fn a_run_continues_with_another_number_of_processes() {
+fn a_run_can_be_resumed_with_another_number_of_processes() {
     let trial = trial();
     let whole = ["--epochs", "2", "--save-interval", "2"];
     train(&trial, 1, "whole", &whole);
@@ -256,10 +261,10 @@ fn a_run_continues_with_another_number_of_processes() {
 }
 
 #[test]
-fn a_rank_whose_rows_are_broken_does_not_end_a_run_that_has_few_broken_rows() {
+fn limit_on_rejected_rows_is_for_all_ranks_together() {
     let trial = trial();
     let (image, broken) = (row("1.png", "A circle."), row("none.png", "A circle."));
-    // Twelve of 48 rows, all on rank 1: half of what it sees.
+    // Twelve of 48 rows are broken, all on rank 1, whose rows they are half of.
     let mut rows = vec![image.clone(); 24];
     for _ in 0..3 {
         rows.extend(vec![image.clone(); 4]);
@@ -274,7 +279,7 @@ fn a_rank_whose_rows_are_broken_does_not_end_a_run_that_has_few_broken_rows() {
 }
 
 #[test]
-fn ranks_agree_on_the_updates_that_float16_skips_and_draw_their_own_dropout() {
+fn float16_with_dropout_keeps_ranks_equal() {
     let trial = trial();
     let more = ["--dtype", "float16", "--dropout", "0.1", "--epochs", "4"];
     let mut flags = vec!["--batch-size", "4", "--num-threads", "1", "--learning-rate", "1e-3"];
@@ -292,7 +297,8 @@ fn losses(trial: &Trial, out: &str) -> Vec<f64> {
     metrics(trial, out).iter().filter_map(|line| line["loss"].as_f64()).collect()
 }
 
-/// What every rank holds at a save is compared there, bit by bit; rank 0 tells of differences.
+/// Checks that all ranks succeeded without a warning: at every save rank 0 compares the weights of
+/// the ranks bit by bit and warns of differences.
 fn assert_ranks_agree(ended: &[Ended]) {
     for ended in ended {
         ended.assert_success();
@@ -301,7 +307,7 @@ fn assert_ranks_agree(ended: &[Ended]) {
 }
 
 #[test]
-fn second_stage_on_two_processes_learns_as_on_one() {
+fn sft_on_two_processes_equals_sft_on_one() {
     let trial = trial();
     for (out, world_size) in [("one", 1), ("two", 2)] {
         train(&trial, 1, out, &[]);
@@ -322,7 +328,7 @@ fn second_stage_on_two_processes_learns_as_on_one() {
 }
 
 #[test]
-fn bfloat16_on_two_processes_learns_nearly_as_on_one() {
+fn bfloat16_losses_on_two_processes_are_close_to_those_on_one() {
     let trial = trial();
     let more = ["--dtype", "bfloat16", "--epochs", "6", "--train-lm", "--learning-rate", "1e-3"];
     train(&trial, 1, "one", &more);

@@ -1,4 +1,4 @@
-//! What `cargo xtask plan` counts, against a run.
+//! Compares the counts of `cargo xtask plan` with runs.
 
 use std::path::Path;
 use std::process::Command;
@@ -8,7 +8,7 @@ use serde_json::Value;
 use crate::parallel;
 use crate::support::{Trial, vlm, xtask};
 
-/// What was planned and what was found, by its name, for a finished run.
+/// The planned value and the value in a finished run of the quantity `what`.
 fn compared(out_dir: &Path, what: &str) -> (Value, Value) {
     let mut plan = Command::new(xtask());
     let output = plan.args(["plan", "--json", "--from-run"]).arg(out_dir).output().unwrap();
@@ -20,7 +20,7 @@ fn compared(out_dir: &Path, what: &str) -> (Value, Value) {
 }
 
 #[test]
-fn plan_counts_parameters_and_checkpoint_bytes_as_a_run_writes_them() {
+fn planned_parameters_and_checkpoint_sizes_equal_those_of_a_run() {
     for more in [&["--epochs", "1"][..], &["--use-moe", "--unfreeze-first-layers", "1"]] {
         let trial = Trial::new();
         trial.pretrain(more).assert_success();
@@ -35,7 +35,7 @@ fn plan_counts_parameters_and_checkpoint_bytes_as_a_run_writes_them() {
 }
 
 #[test]
-fn plan_counts_models_in_hugging_faces_form_as_a_run_writes_them() {
+fn planned_sizes_of_hugging_face_models_equal_those_of_a_run() {
     for (family, more) in [
         ("llama", &[][..]),
         ("minimind3", &["--train-lm"]),
@@ -61,7 +61,7 @@ fn plan_counts_models_in_hugging_faces_form_as_a_run_writes_them() {
 }
 
 #[test]
-fn a_finished_run_is_planned_for_the_gpu_that_is_named() {
+fn a_finished_run_can_be_planned_for_another_gpu() {
     let trial = Trial::new();
     trial.pretrain(&[]).assert_success();
     let plan = |more: &[&str]| {
@@ -84,7 +84,7 @@ fn a_finished_run_is_planned_for_the_gpu_that_is_named() {
 }
 
 #[test]
-fn evaluations_on_the_way_leave_the_count_of_operations_as_it_is() {
+fn evaluations_during_training_do_not_change_the_count_of_operations() {
     let trial = Trial::new();
     let flops = |more: &[&str]| {
         let out = trial.path(&format!("out{}", more.len()));
@@ -100,11 +100,11 @@ fn evaluations_on_the_way_leave_the_count_of_operations_as_it_is() {
 }
 
 #[test]
-fn plan_counts_the_gradient_bytes_that_two_processes_exchange() {
+fn planned_gradient_bytes_equal_those_of_two_processes() {
     for more in [&[][..], &["--use-moe", "--train-lm"], &["--dtype", "bfloat16"]] {
         let trial = parallel::trial();
         parallel::train(&trial, 2, "out", more);
-        let (planned, found) = compared(&trial.path("out"), "gradient bytes an update");
+        let (planned, found) = compared(&trial.path("out"), "gradient bytes per update");
         assert_eq!(found, trial.summary()["gradient_bytes_per_update"]);
         assert!(found.as_u64().unwrap() > 0);
         assert_eq!(planned, found, "{more:?}");
@@ -112,7 +112,7 @@ fn plan_counts_the_gradient_bytes_that_two_processes_exchange() {
 }
 
 #[test]
-fn plan_from_a_folder_without_a_run_says_what_it_expected() {
+fn plan_from_a_folder_without_a_run_is_a_usage_error() {
     let folder = tempfile::tempdir().unwrap();
     let mut plan = Command::new(xtask());
     let output = plan.args(["plan", "--from-run"]).arg(folder.path()).output().unwrap();

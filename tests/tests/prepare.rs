@@ -1,4 +1,4 @@
-//! Data sets in every form, prepared and raw, through the real programs.
+//! Preparation of data sets in all formats, and training on raw and prepared data.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +12,7 @@ use vlm_data::{
 
 use crate::support::{Ended, Trial, demo_start, golden, json_lines, row, vlm, xtask};
 
-/// Features that the small vision encoder makes of an image.
+/// Number of tokens per image with the small vision encoder.
 const TOKENS_PER_IMAGE: usize = 196;
 
 fn settings(output: &Path, num_workers: usize) -> PrepareSettings {
@@ -36,7 +36,7 @@ fn prepare_rows(trial: &Trial, settings: &PrepareSettings) -> vlm_data::Manifest
     prepare(&source, settings, &mut |_, _| ()).unwrap()
 }
 
-/// Every file of a folder with its bytes.
+/// Names and bytes of all files in a folder.
 fn files(folder: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<_> = fs::read_dir(folder)
         .unwrap()
@@ -59,7 +59,7 @@ fn losses(trial: &Trial, data: &Path, out: &str, more: &[&str]) -> Vec<serde_jso
 }
 
 #[test]
-fn raw_rows_and_prepared_ones_give_the_same_losses() {
+fn raw_and_prepared_rows_give_the_same_losses() {
     let trial = Trial::new();
     let rows = fs::read_to_string(trial.path("rows.jsonl")).unwrap();
     let list: Vec<&str> = rows.lines().collect();
@@ -100,7 +100,7 @@ fn prepared_bytes_do_not_depend_on_threads_or_interruptions() {
     prepare_rows(&trial, &settings(&trial.path("four"), 4));
     assert!(files(&trial.path("four")) == expected);
 
-    // Stopped by a panic in the middle of the third shard, as by a kill.
+    // A panic in the middle of the third shard stops it, like a kill.
     let broken = settings(&trial.path("broken"), 2);
     let source = open_source(&trial.path("rows.jsonl"), Some(&trial.path("images"))).unwrap();
     let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
@@ -113,14 +113,14 @@ fn prepared_bytes_do_not_depend_on_threads_or_interruptions() {
     };
     let refused = prepare(&source, &changed, &mut |_, _| ()).unwrap_err().to_string();
     assert!(refused.contains("another input"), "{refused}");
-    let mut begun_at = None;
+    let mut started_at = None;
     prepare(&source, &broken, &mut |done, _| {
-        begun_at.get_or_insert(done);
+        started_at.get_or_insert(done);
     })
     .unwrap();
-    assert_eq!(begun_at, Some(10), "two shards are kept");
+    assert_eq!(started_at, Some(10), "two shards are kept");
     assert!(files(&trial.path("broken")) == expected);
-    // Once more changes nothing; other settings are refused.
+    // Repeating the preparation changes nothing; other settings are refused.
     prepare_rows(&trial, &broken);
     let other = PrepareSettings { max_seq_len: 280, ..settings(&trial.path("broken"), 2) };
     let refused = prepare(&source, &other, &mut |_, _| ()).unwrap_err().to_string();
@@ -129,7 +129,7 @@ fn prepared_bytes_do_not_depend_on_threads_or_interruptions() {
 }
 
 #[test]
-fn data_prepared_for_another_model_is_refused_by_name() {
+fn data_prepared_for_another_encoder_is_refused() {
     let trial = Trial::new();
     let other = PrepareSettings { tokens_per_image: 49, ..settings(&trial.path("shards"), 2) };
     prepare_rows(&trial, &other);
@@ -140,7 +140,7 @@ fn data_prepared_for_another_model_is_refused_by_name() {
 }
 
 #[test]
-fn inspect_tells_what_a_prepared_data_set_holds() {
+fn inspect_describes_a_prepared_data_set() {
     let trial = Trial::new();
     prepare_rows(&trial, &settings(&trial.path("shards"), 2));
     let ended = vlm(&["inspect", trial.path("shards").to_str().unwrap()]);
@@ -151,9 +151,9 @@ fn inspect_tells_what_a_prepared_data_set_holds() {
 }
 
 #[test]
-fn json_lines_a_list_parquet_and_shards_give_the_same_losses() {
+fn all_formats_of_a_data_set_give_the_same_losses() {
     let trial = Trial::new();
-    let start = |args: &[&str]| {
+    let run = |args: &[&str]| {
         let output = Command::new(xtask()).args(args).output().unwrap();
         Ended::of(&output).assert_success();
     };
@@ -161,14 +161,15 @@ fn json_lines_a_list_parquet_and_shards_give_the_same_losses() {
     for form in ["jsonl", "llava", "parquet"] {
         let output = path(form);
         let made = ["bench", "make-dataset", "--rows", "24", "--text-share", "0.2", "--output"];
-        start(&[&made[..], &[output.as_str(), "--form", form, "--picture-side", "40"]].concat());
+        run(&[&made[..], &[output.as_str(), "--form", form, "--picture-side", "40"]].concat());
     }
     let (parquet, shards) = (path("parquet/rows.parquet"), path("shards"));
     let (tokenizer, tokens) = (demo_start(""), TOKENS_PER_IMAGE.to_string());
     let prepared = ["prepare-data", "--input", &parquet, "--output", &shards, "--tokenizer"];
     let more = [tokenizer.to_str().unwrap(), "--tokens-per-image", &tokens];
-    start(&[&prepared[..], &more].concat());
-    // Lengths differ: windows put like ones together, in every form the same.
+    run(&[&prepared[..], &more].concat());
+    // The rows have different lengths; the windows that put similar ones together are the same for
+    // every format.
     let flags = ["--max-seq-len", "640", "--bucket-window", "12", "--images-path"];
     let train = |data: &str, images: &str| {
         let images = path(images);
@@ -189,7 +190,7 @@ fn json_lines_a_list_parquet_and_shards_give_the_same_losses() {
 }
 
 #[test]
-fn verify_finds_a_shard_that_changed_and_opening_one_that_was_cut() {
+fn verify_finds_a_changed_shard_and_opening_finds_a_truncated_one() {
     let trial = Trial::new();
     prepare_rows(&trial, &settings(&trial.path("shards"), 2));
     let shards = trial.path("shards").display().to_string();
@@ -209,10 +210,10 @@ fn verify_finds_a_shard_that_changed_and_opening_one_that_was_cut() {
 }
 
 #[test]
-fn a_full_disk_ends_the_preparation_with_1_and_it_goes_on_when_there_is_room() {
+fn preparation_fails_on_a_full_disk_and_can_be_continued() {
     let trial = Trial::new();
     let shards = trial.path("shards");
-    // No file may grow beyond 2 · 512 bytes, which is what a full disk looks like.
+    // Files are limited to 2 · 512 bytes, which has the same effect as a full disk.
     let prepare = |limit: &str| {
         let shell = format!("trap '' XFSZ; {limit} exec \"$0\" \"$@\"");
         let mut command = Command::new("sh");
@@ -229,13 +230,13 @@ fn a_full_disk_ends_the_preparation_with_1_and_it_goes_on_when_there_is_room() {
 
 #[test]
 #[cfg(target_os = "linux")]
-fn a_disk_that_fails_under_a_picture_ends_the_work_and_its_row_is_not_at_fault() {
+fn a_disk_failure_while_reading_an_image_does_not_reject_its_row() {
     let trial = Trial::new();
     let text = serde_json::json!({"conversations": [
         {"role": "user", "content": "Hello."},
         {"role": "assistant", "content": "Good day."},
     ]});
-    // A process's memory is a file that opens and, at its beginning, cannot be read.
+    // The file `mem` of a process can be opened, but not read at its beginning.
     let mut rows = vec![text.to_string(); 20];
     rows[17] = row("mem", "A circle.");
     trial.write_rows(&rows);
@@ -248,21 +249,21 @@ fn a_disk_that_fails_under_a_picture_ends_the_work_and_its_row_is_not_at_fault()
         command.args(flags).args(more).arg(demo_start(""));
         Ended::of(&command.args(["--tokens-per-image", "196"]).output().unwrap())
     };
-    let told = ["rows.jsonl:18", "/mem: cannot read the image", "the same command again"];
-    prepare("/proc/self").assert_error(1, &told);
-    assert!(trial.path("shards/shard-00004.arrow").exists(), "what is finished is kept");
+    let message = ["rows.jsonl:18", "/mem: cannot read the image", "the same command again"];
+    prepare("/proc/self").assert_error(1, &message);
+    assert!(trial.path("shards/shard-00004.arrow").exists(), "finished shards are kept");
     assert!(!trial.path("shards/manifest.json").exists());
     let flags = ["--images-path", "/proc/self", "--no-shuffle", "--save-interval", "1"];
-    trial.pretrain(&[&flags[..], &["--batch-size", "3"]].concat()).assert_error(1, &told);
-    assert_eq!(trial.metrics().len(), 5, "the batches before it");
+    trial.pretrain(&[&flags[..], &["--batch-size", "3"]].concat()).assert_error(1, &message);
+    assert_eq!(trial.metrics().len(), 5, "the steps before the failure");
     assert!(trial.path("out/checkpoints/step-00000005").exists());
     assert_eq!(fs::read_to_string(trial.path("out/rejected.jsonl")).unwrap(), "");
     let (features, vision) = (path("features"), golden("vision_tower").display().to_string());
     let cache = ["cache-features", "--data-path", &input, "--images-path", "/proc/self"];
     let more = ["--vision", &vision, "--output", &features, "--device", "cpu"];
-    vlm(&[&cache[..], &more].concat()).assert_error(1, &told);
+    vlm(&[&cache[..], &more].concat()).assert_error(1, &message);
 
-    // Where it can be read again, both go on.
+    // Both continue after the file can be read again.
     fs::copy(trial.path("images/0.png"), trial.path("images/mem")).unwrap();
     prepare(&path("images")).assert_success();
     let manifest = fs::read_to_string(trial.path("shards/manifest.json")).unwrap();
@@ -277,7 +278,7 @@ fn a_disk_that_fails_under_a_picture_ends_the_work_and_its_row_is_not_at_fault()
 }
 
 #[test]
-fn the_configuration_file_of_a_run_says_how_its_data_is_prepared() {
+fn data_is_prepared_with_the_configuration_file_of_a_run() {
     let trial = Trial::new();
     let path = |name: &str| trial.path(name).display().to_string();
     let file = path("run.toml");
@@ -305,7 +306,7 @@ fn the_configuration_file_of_a_run_says_how_its_data_is_prepared() {
     assert_eq!((key("tokens_per_image"), key("max_seq_len")), (49.into(), 200.into()));
     prepare("shorter", &["--max-seq-len", "120"]).assert_success();
     assert_eq!(made_with("shorter", "max_seq_len"), 120);
-    // What was prepared so is what the run takes.
+    // The run accepts the prepared data.
     let (shards, more) = (path("shards"), ["--max-seq-len", "200"]);
     let flags = ["--config", &file, "--data-path", &shards];
     trial.pretrain(&[&flags[..], &more].concat()).assert_success();
@@ -326,6 +327,10 @@ fn data_sets_are_mixed_by_weight() {
     let (a, b) = (format!("{}:0.75", a.display()), format!("{}:0.25", b.display()));
     let flags = ["--data-path", &a, "--data-path", &b];
     trial.pretrain(&flags).assert_success();
-    assert_eq!(trial.summary()["samples"], 32, "every row of the rarer one, thrice as many others");
+    assert_eq!(
+        trial.summary()["samples"],
+        32,
+        "every row of the rarer data set and three times as many of the other"
+    );
     trial.pretrain(&["--data-path", &a, "--data-path", "/nowhere"]).assert_error(2, &["weight"]);
 }

@@ -1,20 +1,22 @@
-//! What must be the same when a run is continued, and what need not be.
+//! Resuming a run: what must be the same as before, and what may change.
 
 use std::fs;
 use std::path::Path;
 
 use crate::support::{Ended, Trial, demo_start, golden, json_lines, row};
 
-/// Two of four steps are done.
+/// Flags of a run that stops after two of four steps.
 const HALF: [&str; 4] = ["--epochs", "2", "--max-steps", "2"];
 
+/// A trial whose run has stopped after two of four steps.
 fn half_a_run() -> Trial {
     let trial = Trial::new();
     trial.pretrain(&HALF).assert_success();
     trial
 }
 
-fn go_on(trial: &Trial, more: &[&str]) -> Ended {
+/// Resumes the run with additional flags.
+fn resume(trial: &Trial, more: &[&str]) -> Ended {
     trial.pretrain(&[&["--epochs", "2", "--resume", "auto"], more].concat())
 }
 
@@ -33,7 +35,7 @@ fn losses(out: &Path) -> Vec<String> {
 }
 
 #[test]
-fn a_run_whose_data_encoder_tokenizer_and_folder_were_moved_goes_on_as_if_they_had_not() {
+fn moved_files_do_not_change_a_resumed_run() {
     let whole = Trial::new();
     whole.pretrain(&["--epochs", "2"]).assert_success();
     let trial = half_a_run();
@@ -43,7 +45,7 @@ fn a_run_whose_data_encoder_tokenizer_and_folder_were_moved_goes_on_as_if_they_h
     copy_folder(&golden("vision_tower"), &trial.path("new/vision"));
     fs::rename(trial.path("out"), trial.path("new/out")).unwrap();
     let path = |name: &str| trial.path(name).display().to_string();
-    go_on(
+    resume(
         &trial,
         &[
             "--data-path",
@@ -75,8 +77,8 @@ fn changed_rows_encoder_tokenizer_and_settings_are_refused_by_name() {
         (vec!["--batch-size", "2"], "optim.batch_size was 4 and is now 2"),
         (vec!["--learning-rate", "1e-3"], "optim.learning_rate was 0.0004 and is now 0.001"),
     ];
-    for (flags, told) in settings {
-        go_on(&trial, &flags).assert_error(2, &["other settings", told]);
+    for (flags, message) in settings {
+        resume(&trial, &flags).assert_error(2, &["other settings", message]);
     }
     let tokenizer = trial.path("tokenizer");
     copy_folder(&demo_start(""), &tokenizer);
@@ -86,34 +88,34 @@ fn changed_rows_encoder_tokenizer_and_settings_are_refused_by_name() {
         text.replacen("{% for", "{{ ' ' }}{% for", 1).replacen("{%- for", "{{ ' ' }}{%- for", 1);
     assert_ne!(text, changed, "the template has a loop");
     fs::write(&config, changed).unwrap();
-    let ended = go_on(&trial, &["--tokenizer", tokenizer.to_str().unwrap()]);
+    let ended = resume(&trial, &["--tokenizer", tokenizer.to_str().unwrap()]);
     ended.assert_error(2, &["other settings", "tokenizer was"]);
 
     let vision = trial.path("vision");
     copy_folder(&golden("vision_tower"), &vision);
     let file = vision.join("model.safetensors");
     let mut bytes = fs::read(&file).unwrap();
-    // In the middle of the file: at its end there is a projection that is not used.
+    // In the middle of the file: the projection at its end is not used.
     let at = bytes.len() / 8 * 4;
     bytes[at..at + 4].copy_from_slice(&0.125_f32.to_le_bytes());
     fs::write(&file, bytes).unwrap();
-    let ended = go_on(&trial, &["--vision", vision.to_str().unwrap()]);
+    let ended = resume(&trial, &["--vision", vision.to_str().unwrap()]);
     ended.assert_error(2, &["--vision", "the weights of the vision encoder"]);
 
     let rows = fs::read_to_string(trial.path("rows.jsonl")).unwrap();
     fs::write(trial.path("rows.jsonl"), rows.clone() + &row("0.png", "A new circle.") + "\n")
         .unwrap();
-    go_on(&trial, &[]).assert_error(2, &["rows was \"8 rows, ", "and is now \"9 rows, "]);
+    resume(&trial, &[]).assert_error(2, &["rows was \"8 rows, ", "and is now \"9 rows, "]);
     fs::write(trial.path("rows.jsonl"), rows.replace("A pink", "A fine")).unwrap();
-    go_on(&trial, &[]).assert_error(2, &["other settings", "rows was \"8 rows, "]);
-    // Nothing was touched by all that: with what it had, the run goes on.
+    resume(&trial, &[]).assert_error(2, &["other settings", "rows was \"8 rows, "]);
+    // The refusals changed nothing: with the original files the run continues.
     fs::write(trial.path("rows.jsonl"), rows).unwrap();
-    go_on(&trial, &[]).assert_success();
+    resume(&trial, &[]).assert_success();
     assert_eq!(trial.metrics().len(), 4);
 }
 
 #[test]
-fn more_epochs_go_on_with_the_learning_rates_of_the_longer_schedule() {
+fn more_epochs_continue_with_the_learning_rates_of_the_longer_schedule() {
     let whole = Trial::new();
     whole.pretrain(&["--epochs", "2"]).assert_success();
     let trial = Trial::new();
@@ -129,12 +131,12 @@ fn more_epochs_go_on_with_the_learning_rates_of_the_longer_schedule() {
 }
 
 #[test]
-fn a_float16_run_continued_without_a_loss_scale_gets_one() {
+fn float16_run_resumed_without_a_loss_scale_gets_one() {
     let trial = Trial::new();
     let float16 = ["--dtype", "float16"];
     trial.pretrain(&[&HALF[..], &float16].concat()).assert_success();
     let state = |step: u64| trial.path(&format!("out/checkpoints/step-{step:08}/state.json"));
-    // As an earlier version wrote it for a float32 run, whose dtype it did not record.
+    // The file of an earlier version for a float32 run, which did not record the dtype.
     let mut old: serde_json::Value =
         serde_json::from_str(&fs::read_to_string(state(2)).unwrap()).unwrap();
     old["version"] = 1.into();
@@ -142,7 +144,7 @@ fn a_float16_run_continued_without_a_loss_scale_gets_one() {
     old.as_object_mut().unwrap().remove("checksum");
     old["identity"].as_object_mut().unwrap().remove("dtype");
     fs::write(state(2), old.to_string()).unwrap();
-    let ended = go_on(&trial, &float16);
+    let ended = resume(&trial, &float16);
     ended.assert_success();
     assert!(ended.stderr.contains("did not record dtype"), "{}", ended.stderr);
     let new: serde_json::Value =
@@ -151,11 +153,11 @@ fn a_float16_run_continued_without_a_loss_scale_gets_one() {
 }
 
 #[test]
-fn the_limit_on_rejected_rows_counts_a_continued_epoch_as_a_whole() {
+fn limit_on_rejected_rows_is_for_the_whole_of_a_resumed_epoch() {
     let trial = Trial::new();
     let mut rows: Vec<String> =
         (0..40).map(|k| row(&format!("{}.png", k % 8), "A circle.")).collect();
-    // One of the last four rows, and of all 40 one in forty.
+    // One of the last four rows is broken, but only one of all 40.
     rows[38] = row("missing.png", "A circle.");
     trial.write_rows(&rows);
     let flags = ["--no-shuffle", "--max-steps", "9"];

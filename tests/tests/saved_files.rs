@@ -1,4 +1,4 @@
-//! What a run leaves behind.
+//! The files that a run writes.
 
 use std::fs;
 use std::process::Command;
@@ -6,7 +6,7 @@ use std::process::Command;
 use crate::support::{Trial, vlm};
 
 #[test]
-fn the_log_and_the_summary_hold_what_they_promise() {
+fn metrics_and_summary_have_all_their_entries() {
     let trial = Trial::new();
     trial.pretrain(&["--epochs", "2"]).assert_success();
     let lines = trial.metrics();
@@ -36,7 +36,7 @@ fn the_log_and_the_summary_hold_what_they_promise() {
 }
 
 #[test]
-fn both_weight_files_hold_the_same_tensors_without_the_encoder() {
+fn both_weights_files_have_the_same_tensors_without_the_encoder() {
     let trial = Trial::new();
     trial.pretrain(&[]).assert_success();
     let listing = |name: &str| {
@@ -61,13 +61,9 @@ fn both_weight_files_hold_the_same_tensors_without_the_encoder() {
 }
 
 #[test]
+#[ignore = "needs a Python with torch (VLM_PYTHON)"]
 fn python_loads_the_weights_with_weights_only() {
     let python = std::env::var("VLM_PYTHON").unwrap_or_else(|_| "python3".into());
-    let has_torch = Command::new(&python).args(["-c", "import torch"]).output();
-    if !has_torch.is_ok_and(|output| output.status.success()) {
-        println!("skipped: {python} has no torch; set VLM_PYTHON to one that has");
-        return;
-    }
     let trial = Trial::new();
     trial.pretrain(&[]).assert_success();
     let file = trial.path("out/pretrain_vlm_32.pth");
@@ -92,12 +88,12 @@ fn python_loads_the_weights_with_weights_only() {
 }
 
 #[test]
-fn a_run_can_start_from_what_another_left() {
+fn a_run_can_start_from_the_weights_of_another() {
     let first = Trial::new();
     first.pretrain(&[]).assert_success();
     let weights = first.path("out/pretrain_vlm_32.pth");
     let second = Trial::new();
-    // The shape comes from config.json beside the weights.
+    // The shape is read from config.json beside the weights.
     let mut command = crate::support::program();
     command.arg("pretrain").arg("--lm").arg(&weights).arg("--epochs").arg("1");
     command.arg("--data-path").arg(second.path("rows.jsonl"));

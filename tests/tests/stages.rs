@@ -1,10 +1,10 @@
-//! The second stage, judging on the way, and precision: whole runs that must agree with others.
+//! The stage sft, evaluation during training, activation checkpointing, and 16-bit precision.
 
 use std::path::Path;
 
 use crate::support::{Trial, demo_start, golden, program, row, vlm};
 
-/// Tensors of a weight file by name, as bytes.
+/// Names and bytes of the tensors in a weights file, sorted by name.
 fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
     let bytes = std::fs::read(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
@@ -18,7 +18,7 @@ fn losses(trial: &Trial) -> Vec<f64> {
     trial.metrics().iter().filter_map(|line| line["loss"].as_f64()).collect()
 }
 
-/// A conversation of text alone.
+/// A text-only conversation.
 fn text_row(words: &str) -> String {
     serde_json::json!({ "conversations": [
         { "role": "user", "content": "Say a word." },
@@ -30,7 +30,7 @@ fn text_row(words: &str) -> String {
 }
 
 #[test]
-fn the_second_stage_goes_on_from_what_the_first_left_in_the_folder() {
+fn sft_starts_from_the_pretrained_weights_in_its_out_dir() {
     let trial = Trial::new();
     trial.pretrain(&[]).assert_success();
     let mut rows: Vec<String> = (0..4).map(|k| row(&format!("{k}.png"), "A red circle.")).collect();
@@ -62,8 +62,8 @@ fn the_second_stage_goes_on_from_what_the_first_left_in_the_folder() {
     ]);
     ended.assert_success();
 
-    // It began with the first stage's weights, projector included.
-    let judged = vlm(&[
+    // Its first loss is that of the pretrained weights, with their projector.
+    let evaluated = vlm(&[
         "eval",
         "--json",
         "--device",
@@ -81,10 +81,10 @@ fn the_second_stage_goes_on_from_what_the_first_left_in_the_folder() {
         "--images-path",
         &path("images"),
     ]);
-    judged.assert_success();
-    let judged: serde_json::Value = serde_json::from_str(&judged.stdout).unwrap();
-    let difference = judged["loss"].as_f64().unwrap() - losses(&trial)[0];
-    assert!(difference.abs() < 1e-5, "{judged}, {:?}", losses(&trial));
+    evaluated.assert_success();
+    let evaluated: serde_json::Value = serde_json::from_str(&evaluated.stdout).unwrap();
+    let difference = evaluated["loss"].as_f64().unwrap() - losses(&trial)[0];
+    assert!(difference.abs() < 1e-5, "{evaluated}, {:?}", losses(&trial));
     assert_eq!(trial.summary()["rejected_rows"], 0);
 
     // Everything but the vision encoder was trained.
@@ -101,7 +101,7 @@ fn the_second_stage_goes_on_from_what_the_first_left_in_the_folder() {
     assert_eq!(config["run"]["stage"], "sft");
     assert_eq!(config["run"]["optim"]["batch_size"], 8);
     assert_eq!(config["run"]["data"]["max_seq_len"], 1536);
-    // The first stage's records are kept apart, and what follows is the second's.
+    // The log of the first stage was moved to a folder of its own.
     assert!(trial.path("out/pretrain/metrics.jsonl").exists());
     assert!(trial.metrics().last().unwrap()["eval_loss"].is_number());
     let again = vlm(&[
@@ -116,8 +116,8 @@ fn the_second_stage_goes_on_from_what_the_first_left_in_the_folder() {
         &path("images"),
     ]);
     again.assert_error(2, &["already holds a run"]);
-    // The folder's newest weights are the ones that answer.
-    let answer = vlm(&[
+    // Generation uses the newest weights of the folder.
+    let generated = vlm(&[
         "generate",
         "-v",
         "--device",
@@ -129,12 +129,12 @@ fn the_second_stage_goes_on_from_what_the_first_left_in_the_folder() {
         "--max-new-tokens",
         "4",
     ]);
-    answer.assert_success();
-    assert!(answer.stderr.contains("sft_vlm_32"), "{}", answer.stderr);
+    generated.assert_success();
+    assert!(generated.stderr.contains("sft_vlm_32"), "{}", generated.stderr);
 }
 
 #[test]
-fn the_second_stage_without_the_first_ones_weights_says_what_is_missing() {
+fn sft_without_pretrained_weights_is_a_usage_error() {
     let trial = Trial::new();
     let ended = vlm(&[
         "sft",
@@ -147,22 +147,22 @@ fn the_second_stage_without_the_first_ones_weights_says_what_is_missing() {
 }
 
 #[test]
-fn judging_on_the_way_changes_no_weight() {
+fn evaluation_during_training_does_not_change_the_weights() {
     let plain = Trial::new();
-    // Dropout draws random numbers: judging must not take any of them.
+    // Dropout draws random numbers, of which the evaluation must not use any.
     let flags = ["--epochs", "2", "--dropout", "0.1", "--accumulation-steps", "2"];
     plain.pretrain(&flags).assert_success();
-    let judged = Trial::new();
-    let rows = judged.path("rows.jsonl").to_str().unwrap().to_owned();
+    let evaluated = Trial::new();
+    let rows = evaluated.path("rows.jsonl").to_str().unwrap().to_owned();
     let more = ["--eval-data", &rows, "--eval-interval", "1", "--eval-captions", "2"];
-    judged.pretrain(&[&flags[..], &more].concat()).assert_success();
+    evaluated.pretrain(&[&flags[..], &more].concat()).assert_success();
     let weights = |trial: &Trial| tensors(&trial.path("out/pretrain_vlm_32.safetensors"));
-    assert!(weights(&plain) == weights(&judged));
-    assert_eq!(losses(&plain), losses(&judged));
+    assert!(weights(&plain) == weights(&evaluated));
+    assert_eq!(losses(&plain), losses(&evaluated));
 
-    // Once an update: within a window the weights do not change.
+    // Once per update: between the micro-batches of an update the weights do not change.
     let lines: Vec<_> =
-        judged.metrics().into_iter().filter(|line| line.get("eval_loss").is_some()).collect();
+        evaluated.metrics().into_iter().filter(|line| line.get("eval_loss").is_some()).collect();
     assert_eq!(lines.iter().map(|line| line["step"].as_u64().unwrap()).collect::<Vec<_>>(), [2, 4]);
     for line in &lines {
         assert!(line.get("loss").is_none(), "{line}");
@@ -189,7 +189,7 @@ fn activation_checkpointing_trains_the_same_weights() {
     }
 }
 
-/// The losses of `epochs` times two steps of all the language model on the eight pictures.
+/// The losses of training the whole language model on the eight images, two steps per epoch.
 fn curve(dtype: &str, epochs: &str, more: &[&str]) -> Vec<f64> {
     let trial = Trial::new();
     let flags = ["--dtype", dtype, "--epochs", epochs, "--train-lm", "--learning-rate", "1e-3"];
@@ -197,9 +197,9 @@ fn curve(dtype: &str, epochs: &str, more: &[&str]) -> Vec<f64> {
     losses(&trial)
 }
 
-/// Fails where the means of `window` losses differ by more than 2%.
-fn assert_alike(float32: &[f64], bfloat16: &[f64], window: usize, what: &str) {
-    assert!(float32 != bfloat16, "{what}: both ran in one precision");
+/// Checks that the means over every `window` losses differ by at most 2%.
+fn assert_close(float32: &[f64], bfloat16: &[f64], window: usize, what: &str) {
+    assert!(float32 != bfloat16, "{what}: both runs had the same precision");
     for (k, (a, b)) in float32.chunks(window).zip(bfloat16.chunks(window)).enumerate() {
         let (a, b) = (mean(a), mean(b));
         assert!((a - b).abs() <= 0.02 * a, "{what} from step {}: {a} and {b}", window * k);
@@ -211,23 +211,24 @@ fn mean(values: &[f64]) -> f64 {
 }
 
 #[test]
-fn bfloat16_and_float32_learn_alike() {
+fn bfloat16_losses_are_close_to_float32() {
     for (epochs, more) in [("100", &[][..]), ("50", &["--use-moe"])] {
         let float32 = curve("float32", epochs, more);
         let bfloat16 = curve("bfloat16", epochs, more);
         let (first, last) = (float32[0], mean(&float32[float32.len() - 10..]));
         assert!(last < 0.6 * first, "nothing was learned: {first} to {last}");
-        assert_alike(&float32, &bfloat16, 20, &more.concat());
+        assert_close(&float32, &bfloat16, 20, &more.concat());
     }
 }
 
-/// The embedded demo at the usual learning rate: 200 steps that bring the loss from 1.3 to 0.4. Over
-/// means of 50 steps the two were seen to differ by at most 0.9%. At the demo's own rate of 2e-3, where
-/// the loss falls to 0.02, they part by more than the 2% that are held here.
+/// 200 steps of the embedded demo with the default learning rate, in which the loss falls from 1.3
+/// to 0.4. Means over 50 steps were observed to differ by at most 0.9%. (With the demo's learning
+/// rate of 2e-3, where the loss falls to 0.02, they differ by more than the 2% that are allowed
+/// here.)
 #[test]
-fn bfloat16_and_float32_learn_alike_on_the_demo() {
+fn bfloat16_losses_are_close_to_float32_on_the_demo() {
     let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/demo/train.jsonl");
-    assert!(demo.is_file(), "{} is missing: `cargo xtask prepare-data` draws it", demo.display());
+    assert!(demo.is_file(), "{} is missing: `cargo xtask test` makes it", demo.display());
     let curve = |dtype: &str| {
         let trial = Trial::new();
         let mut command = program();
@@ -241,11 +242,11 @@ fn bfloat16_and_float32_learn_alike_on_the_demo() {
     };
     let (float32, bfloat16) = (curve("float32"), curve("bfloat16"));
     assert!(mean(&float32[150..]) < 0.5 * float32[0], "nothing was learned: {float32:?}");
-    assert_alike(&float32, &bfloat16, 50, "the demo");
+    assert_close(&float32, &bfloat16, 50, "the demo");
 }
 
 #[test]
-fn float16_scales_its_loss_and_keeps_the_scale_in_the_checkpoint() {
+fn float16_loss_scale_is_saved_in_the_checkpoint() {
     let trial = Trial::new();
     let flags = ["--dtype", "float16", "--epochs", "4", "--save-interval", "2"];
     let ended = trial.pretrain(&flags);
@@ -257,7 +258,7 @@ fn float16_scales_its_loss_and_keeps_the_scale_in_the_checkpoint() {
         state["position"]["scaler"]["scale"].as_f64().unwrap(),
         trial.summary()["skipped_updates"].as_u64().unwrap(),
     );
-    // Halved for each update that overflowed, and the others counted.
+    // The scale is halved for each update that overflowed and was skipped.
     assert_eq!(scale, 65_536.0 / 2f64.powi(skipped as i32));
     let updates = trial.metrics().last().unwrap()["update"].as_u64().unwrap();
     assert_eq!(updates + skipped, 8);

@@ -1,4 +1,4 @@
-//! Starting `vlm`, and small inputs for it.
+//! Helpers of the tests: starting `vlm`, and small inputs for it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,28 +12,23 @@ pub fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("golden").join(name)
 }
 
-/// The committed starting point of the embedded demo.
+/// A file of the embedded demo's starting weights in `data/demo-start`.
 pub fn demo_start(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/demo-start").join(name)
 }
 
-/// MiniMind's tokenizer is others' work and not in this repository: it is looked for beside it, or
-/// where `VLM_MINIMIND_TOKENIZER` says.
-pub fn minimind_tokenizer() -> Option<PathBuf> {
+/// MiniMind's tokenizer, which is others' work and not part of this repository: the folder in
+/// `VLM_MINIMIND_TOKENIZER`, else one beside the checkout.
+pub fn minimind_tokenizer() -> PathBuf {
     let named = std::env::var_os("VLM_MINIMIND_TOKENIZER").map(PathBuf::from);
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/minimind_tokenizer");
     let folder = named.unwrap_or(beside);
-    if folder.join("tokenizer.json").exists() {
-        return Some(folder);
-    }
-    println!(
-        "skipped: MiniMind's tokenizer is not at {}; set VLM_MINIMIND_TOKENIZER",
-        folder.display()
-    );
-    None
+    let file = folder.join("tokenizer.json");
+    assert!(file.is_file(), "{} is missing; set VLM_MINIMIND_TOKENIZER", file.display());
+    folder
 }
 
-/// The binary under test: `VLM_BIN` (set by `cargo xtask test`), else the one beside this test.
+/// The path of `vlm`: `VLM_BIN` (set by `cargo xtask test`), else the one beside this test.
 pub fn binary() -> PathBuf {
     if let Some(path) = std::env::var_os("VLM_BIN") {
         return path.into();
@@ -44,7 +39,7 @@ pub fn binary() -> PathBuf {
     path
 }
 
-/// The launcher: `XTASK_BIN` (set by `cargo xtask test`), else the one beside this test.
+/// The path of `xtask`: `XTASK_BIN` (set by `cargo xtask test`), else the one beside this test.
 pub fn xtask() -> PathBuf {
     if let Some(path) = std::env::var_os("XTASK_BIN") {
         return path.into();
@@ -55,7 +50,7 @@ pub fn xtask() -> PathBuf {
     path
 }
 
-/// How a run of `vlm` ended.
+/// Exit code and output of a program that has ended.
 pub struct Ended {
     pub code: i32,
     pub stdout: String,
@@ -65,13 +60,13 @@ pub struct Ended {
 impl Ended {
     pub fn of(output: &Output) -> Self {
         Self {
-            code: output.status.code().expect("vlm was killed by a signal"),
+            code: output.status.code().expect("the program was killed by a signal"),
             stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
             stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
         }
     }
 
-    /// Fails unless the run ended with `code` and an error that holds all of `parts`.
+    /// Checks that the exit code is `code` and that standard error has all of `parts`.
     pub fn assert_error(&self, code: i32, parts: &[&str]) {
         assert_eq!(self.code, code, "stderr: {}", self.stderr);
         for part in parts {
@@ -80,30 +75,32 @@ impl Ended {
         assert!(!self.stderr.contains("panicked"), "a panic reached the user: {}", self.stderr);
     }
 
+    /// Checks that the exit code is 0.
     pub fn assert_success(&self) {
         assert_eq!(self.code, 0, "stderr: {}", self.stderr);
     }
 }
 
-/// The program with one arithmetic thread: several run at once, and OpenMP's threads wait for each
-/// other by spinning, which on a crowded machine makes a small step take seconds.
+/// A command that starts `vlm` with one computing thread. Many tests run at once, and OpenMP's
+/// threads spin while they wait for each other, which on a busy machine makes a small step take
+/// seconds.
 pub fn program() -> Command {
     let mut command = Command::new(binary());
     command.env("OMP_NUM_THREADS", "1");
     command
 }
 
-/// Runs `vlm` to its end.
+/// Runs `vlm` and waits for its end.
 pub fn vlm(args: &[&str]) -> Ended {
     Ended::of(&program().args(args).output().unwrap())
 }
 
-/// A folder with rows and pictures, and the flags that train a very small model on them.
+/// A temporary folder with rows and images, on which a very small model is trained.
 pub struct Trial {
     pub folder: TempDir,
 }
 
-/// One row: a picture and its caption.
+/// A row with an image and its caption.
 pub fn row(image: &str, caption: &str) -> String {
     serde_json::json!({
         "conversations": [
@@ -116,7 +113,7 @@ pub fn row(image: &str, caption: &str) -> String {
 }
 
 impl Trial {
-    /// Eight pictures of one colour each, with a caption each.
+    /// A trial with eight images of one colour each and their captions.
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::create_dir(folder.path().join("images")).unwrap();
@@ -127,9 +124,9 @@ impl Trial {
             .map(|(k, caption)| {
                 let shade = 30 * k as u8;
                 let name = format!("{k}.png");
-                let picture =
+                let image =
                     image::RgbImage::from_pixel(64, 48, image::Rgb([shade, 255 - shade, 90]));
-                picture.save(folder.path().join("images").join(&name)).unwrap();
+                image.save(folder.path().join("images").join(&name)).unwrap();
                 row(&name, &format!("A {caption} circle."))
             })
             .collect();
@@ -138,15 +135,18 @@ impl Trial {
         trial
     }
 
+    /// The path of a file in the folder of the trial.
     pub fn path(&self, name: &str) -> PathBuf {
         self.folder.path().join(name)
     }
 
+    /// Writes `rows.jsonl`, the data set of the trial.
     pub fn write_rows(&self, rows: &[String]) {
         fs::write(self.path("rows.jsonl"), rows.join("\n") + "\n").unwrap();
     }
 
-    /// Runs `vlm pretrain` on the rows with a small model; later flags win over the usual ones.
+    /// Runs `vlm pretrain` on the rows with a small model. The flags `more` replace the default
+    /// ones.
     pub fn pretrain(&self, more: &[&str]) -> Ended {
         Ended::of(&self.command(more).output().unwrap())
     }
@@ -193,7 +193,7 @@ impl Trial {
     }
 }
 
-/// A file of one JSON value a line.
+/// The values of a file of JSON lines.
 pub fn json_lines(path: &Path) -> Vec<serde_json::Value> {
     let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
     text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -204,12 +204,12 @@ pub fn wait_for_lines(trial: &Trial, out: &str, count: usize) {
     let path = trial.path(&format!("{out}/metrics.jsonl"));
     let deadline = Instant::now() + Duration::from_secs(120);
     while fs::read_to_string(&path).map_or(0, |text| text.lines().count()) < count {
-        assert!(Instant::now() < deadline, "no {count} steps in two minutes");
+        assert!(Instant::now() < deadline, "fewer than {count} steps within two minutes");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
 
-/// Sends a signal by its name: `INT`, `KILL`, …
+/// Sends the signal with this name, such as `INT` or `KILL`.
 pub fn signal(child: &Child, name: &str) {
     let pid = child.id().to_string();
     let sent = Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap();

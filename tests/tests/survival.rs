@@ -1,4 +1,5 @@
-//! Full disks, closed pipes, damaged checkpoints, two runs in one folder, a folder that is removed.
+//! Failures: full disks, closed pipes, damaged checkpoints, two runs in one folder, a removed
+//! folder.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +20,7 @@ fn checkpoints(trial: &Trial) -> Vec<String> {
 }
 
 #[test]
-fn a_damaged_newest_checkpoint_is_renamed_and_the_run_ends_as_if_nothing_had_happened() {
+fn a_damaged_newest_checkpoint_is_renamed_and_does_not_change_the_result() {
     let whole = Trial::new();
     whole.pretrain(&["--epochs", "4"]).assert_success();
     let trial = Trial::new();
@@ -35,7 +36,7 @@ fn a_damaged_newest_checkpoint_is_renamed_and_the_run_ends_as_if_nothing_had_hap
 }
 
 #[test]
-fn resuming_where_no_checkpoint_can_be_loaded_is_refused_and_changes_nothing() {
+fn resuming_without_a_usable_checkpoint_is_refused_and_changes_nothing() {
     let trial = Trial::new();
     let flags = ["--epochs", "4", "--save-interval", "2"];
     trial.pretrain(&flags).assert_success();
@@ -50,7 +51,7 @@ fn resuming_where_no_checkpoint_can_be_loaded_is_refused_and_changes_nothing() {
     fs::remove_dir_all(trial.path("out/checkpoints")).unwrap();
     trial.pretrain(&resume).assert_error(2, &["metrics.jsonl has lines up to step 8"]);
     assert!(metrics() == before);
-    // A run that ended before its first checkpoint has nothing to lose.
+    // Without any checkpoint nothing can be lost.
     fs::remove_dir_all(trial.path("out")).unwrap();
     fs::create_dir(trial.path("out")).unwrap();
     fs::write(trial.path("out/metrics.jsonl"), "{\"step\":1}\n").unwrap();
@@ -58,7 +59,7 @@ fn resuming_where_no_checkpoint_can_be_loaded_is_refused_and_changes_nothing() {
 }
 
 #[test]
-fn a_second_run_in_the_same_folder_is_refused_and_a_killed_one_can_be_continued() {
+fn a_second_run_in_the_same_folder_is_refused_and_a_killed_run_can_be_resumed() {
     let trial = Trial::new();
     let mut child =
         trial.command(&LONG).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
@@ -90,11 +91,11 @@ fn an_out_dir_that_is_removed_during_the_run_is_an_error() {
     fs::remove_dir_all(trial.path("gone")).unwrap();
     let ended = Ended::of(&child.wait_with_output().unwrap());
     ended.assert_error(1, &["removed"]);
-    assert!(!trial.path("out").exists(), "no new folder is made");
+    assert!(!trial.path("out").exists(), "the folder must not be created again");
 }
 
-/// Runs a program with files limited to `blocks` of 512 bytes each: a write beyond fails as on a full
-/// disk.
+/// Runs a program whose files are limited to `blocks` of 512 bytes. A write beyond the limit fails,
+/// as on a full disk.
 fn with_limited_files(blocks: u32, command: &Command) -> Ended {
     let mut limited = Command::new("sh");
     limited.args(["-c", "trap '' XFSZ; ulimit -f \"$0\"; exec \"$@\""]);
@@ -104,8 +105,8 @@ fn with_limited_files(blocks: u32, command: &Command) -> Ended {
 }
 
 #[test]
-fn a_disk_that_is_full_at_any_moment_of_a_run_is_a_failure_and_no_wrong_request() {
-    // The probe, config.json, the checkpoint.
+fn a_full_disk_at_any_time_of_a_run_is_not_a_usage_error() {
+    // The disk is full at the test file, at config.json, and at the checkpoint.
     for blocks in [0, 1, 16] {
         let trial = Trial::new();
         let ended = with_limited_files(blocks, &trial.command(&[]));
@@ -115,7 +116,7 @@ fn a_disk_that_is_full_at_any_moment_of_a_run_is_a_failure_and_no_wrong_request(
 }
 
 #[test]
-fn a_full_disk_under_a_feature_cache_shards_or_a_conversion_is_a_failure() {
+fn a_full_disk_is_a_failure_of_caching_preparation_and_conversion() {
     let trial = Trial::new();
     let path = |name: &str| trial.path(name).display().to_string();
     let mut cache = Command::new(binary());
@@ -132,7 +133,7 @@ fn a_full_disk_under_a_feature_cache_shards_or_a_conversion_is_a_failure() {
         for blocks in [0, 2] {
             let ended = with_limited_files(blocks, &command);
             assert_eq!(ended.code, 1, "{name}, {blocks} blocks: {}", ended.stderr);
-            // What such a disk leaves is no data set that could be gone on with.
+            // Remove incomplete output, so that the next command starts from nothing.
             for left in ["features", "shards"].map(|name| trial.path(name)) {
                 _ = fs::remove_dir_all(left);
             }
@@ -141,7 +142,7 @@ fn a_full_disk_under_a_feature_cache_shards_or_a_conversion_is_a_failure() {
 }
 
 #[test]
-fn a_full_disk_behind_standard_output_is_a_failure() {
+fn standard_output_on_a_full_disk_is_a_failure() {
     let full = fs::File::options().write(true).open("/dev/full").unwrap();
     let mut command = Command::new(binary());
     command.arg("inspect").arg(golden("dense/lm_vlm.pth")).stdout(full);
@@ -149,28 +150,28 @@ fn a_full_disk_behind_standard_output_is_a_failure() {
     ended.assert_error(1, &["standard output cannot be written"]);
 }
 
-/// Starts a command whose output nobody reads, and returns its exit code.
-fn unread(command: &mut Command) -> Option<i32> {
+/// Starts a command whose output pipes are closed, and returns its exit code.
+fn run_with_closed_pipes(command: &mut Command) -> Option<i32> {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     drop((child.stdout.take(), child.stderr.take()));
     child.wait().unwrap().code()
 }
 
 #[test]
-fn commands_whose_output_is_not_read_come_to_their_end() {
+fn commands_finish_with_closed_output_pipes() {
     let trial = Trial::new();
-    assert_eq!(unread(&mut trial.command(&["--epochs", "3"])), Some(0));
+    assert_eq!(run_with_closed_pipes(&mut trial.command(&["--epochs", "3"])), Some(0));
     assert_eq!(trial.summary()["steps"], 6);
     let mut inspect = Command::new(binary());
     inspect.arg("inspect").arg(golden("dense/lm_vlm.pth"));
-    assert_eq!(unread(&mut inspect), Some(0));
-    assert_eq!(unread(Command::new(xtask()).args(["launch", "--help"])), Some(0));
-    // An error is one without a reader, too.
-    assert_eq!(unread(&mut trial.command(&["--epochs", "0"])), Some(2));
+    assert_eq!(run_with_closed_pipes(&mut inspect), Some(0));
+    assert_eq!(run_with_closed_pipes(Command::new(xtask()).args(["launch", "--help"])), Some(0));
+    // The exit code of an error is the same.
+    assert_eq!(run_with_closed_pipes(&mut trial.command(&["--epochs", "0"])), Some(2));
 }
 
 #[test]
-fn a_run_of_few_rows_that_cannot_be_used_fails_with_the_reasons() {
+fn a_run_with_too_many_rejected_rows_fails_with_the_reasons() {
     let trial = Trial::new();
     let bad = |k: usize| row(&format!("none-{k}.png"), "A circle.");
     let good = |k: usize| row(&format!("{}.png", k % 8), "A circle.");
@@ -190,16 +191,16 @@ fn a_run_of_few_rows_that_cannot_be_used_fails_with_the_reasons() {
     run(&one, "none", &["--max-rejected-fraction", "0"]).assert_error(1, &["the limit is 0"]);
     let ended = run(&one, "one", &[]);
     ended.assert_success();
-    let told = "1 rejected rows (1 missing-image): ";
+    let message = "1 rejected rows (1 missing-image): ";
     assert!(
-        ended.stdout.contains(told) && ended.stdout.contains("rejected.jsonl"),
+        ended.stdout.contains(message) && ended.stdout.contains("rejected.jsonl"),
         "{}",
         ended.stdout
     );
 }
 
 #[test]
-fn a_run_of_few_steps_that_learned_from_nothing_fails_with_the_reasons() {
+fn a_run_without_a_usable_row_fails_with_the_reasons() {
     let trial = Trial::new();
     let rows: Vec<String> = (0..8).map(|k| row(&format!("none-{k}.png"), "A circle.")).collect();
     trial.write_rows(&rows);
@@ -208,7 +209,7 @@ fn a_run_of_few_steps_that_learned_from_nothing_fails_with_the_reasons() {
 }
 
 #[test]
-fn prepare_data_with_too_many_unusable_rows_fails_with_examples_until_they_are_allowed() {
+fn prepare_data_with_too_many_rejected_rows_fails_unless_they_are_allowed() {
     let trial = Trial::new();
     let good = (0..5).map(|k| row(&format!("{k}.png"), "A circle."));
     trial.write_rows(&good.chain([row("none.png", "A circle.")]).collect::<Vec<_>>());
@@ -221,8 +222,8 @@ fn prepare_data_with_too_many_unusable_rows_fails_with_examples_until_they_are_a
         Ended::of(&command.output().unwrap())
     };
     let refused = prepare(&[]);
-    let told = ["1 of 6 rows cannot be used (1 missing-image)", "none.png", "--images-path"];
-    refused.assert_error(1, &told);
+    let message = ["1 of 6 rows cannot be used (1 missing-image)", "none.png", "--images-path"];
+    refused.assert_error(1, &message);
     assert!(!trial.path("shards/manifest.json").exists());
     let listed = fs::read_to_string(trial.path("shards/rejected.jsonl")).unwrap();
     assert!(listed.contains("none.png"), "{listed}");
@@ -232,7 +233,7 @@ fn prepare_data_with_too_many_unusable_rows_fails_with_examples_until_they_are_a
 }
 
 #[test]
-fn an_evaluation_of_rows_that_cannot_be_used_fails_with_examples() {
+fn evaluation_with_too_many_rejected_rows_fails_with_examples() {
     let trial = Trial::new();
     trial.pretrain(&[]).assert_success();
     trial.write_rows(&[row("0.png", "A circle."), row("none.png", "A circle.")]);
@@ -247,7 +248,7 @@ fn an_evaluation_of_rows_that_cannot_be_used_fails_with_examples() {
 }
 
 #[test]
-fn a_configuration_value_of_5000_characters_is_not_repeated_whole() {
+fn long_configuration_values_are_shortened_in_messages() {
     let trial = Trial::new();
     let value = "x".repeat(5000);
     let config = trial.path("run.toml");
@@ -261,7 +262,7 @@ fn a_configuration_value_of_5000_characters_is_not_repeated_whole() {
 }
 
 #[test]
-fn a_run_that_diverges_keeps_the_checkpoint_of_before_and_names_it() {
+fn a_diverged_run_names_its_last_healthy_checkpoint() {
     let trial = Trial::new();
     let flags = ["--epochs", "9", "--learning-rate", "1e30", "--save-interval", "1"];
     let more = ["--max-skipped-updates", "4", "--grad-clip", "0"];

@@ -1,18 +1,18 @@
-//! A trial on two "machines": network namespaces of their own, joined by one cable that is pulled
-//! in the middle of a run. Needs root and iproute2: `cargo xtask test -- --ignored two_machines`.
+//! A run on two "machines": network namespaces that are connected by a virtual cable, which is cut
+//! during the run. Needs root and iproute2: `cargo xtask test -- --ignored two_machines`.
 
 use std::fs;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use crate::launching::{assert_same_run, last_step, launched, undisturbed, wait_until};
+use crate::launching::{assert_same_run, last_step, launched, uninterrupted, wait_until};
 use crate::support::Trial;
 
 const TIMEOUT_SECS: &str = "8";
-/// The same, with a step that had begun and the end of the processes on a busy machine.
+/// The timeout plus time for a step that had started and for ending the processes.
 const REPORTED_WITHIN: Duration = Duration::from_secs(8 + 1);
 
-/// Two namespaces, `10.77.0.1` and `10.77.0.2`; gone when dropped.
+/// Two namespaces with the addresses `10.77.0.1` and `10.77.0.2`. They are removed on drop.
 struct Machines {
     names: [String; 2],
 }
@@ -34,7 +34,7 @@ impl Machines {
         machines
     }
 
-    /// The launcher of one machine, its log in `machine{rank}.log`.
+    /// Starts the launcher of a machine, with its log in `machine{rank}.log`.
     fn launch(&self, rank: usize, trial: &Trial, more: &[&str]) -> Child {
         let rank_text = rank.to_string();
         let flags = ["--nnodes", "2", "--node-rank", &rank_text, "--master-addr", "10.77.0.1"];
@@ -51,6 +51,7 @@ impl Machines {
             .unwrap()
     }
 
+    /// Sets the state of the cable, `up` or `down`.
     fn cable(&self, state: &str) {
         ip(&["-n", &self.names[0], "link", "set", &self.names[0], state]);
     }
@@ -65,11 +66,11 @@ impl Drop for Machines {
 }
 
 fn ip(args: &[&str]) {
-    let status = Command::new("ip").args(args).status().expect("ip of iproute2");
-    assert!(status.success(), "ip {args:?}: {status}; root is needed");
+    let status = Command::new("ip").args(args).status().expect("iproute2 is installed");
+    assert!(status.success(), "ip {args:?}: {status}; are you root?");
 }
 
-/// Ends a launcher, and with it its ranks, when a check fails.
+/// A launcher that is killed on drop, together with its ranks.
 struct Launcher(Child);
 
 impl Drop for Launcher {
@@ -80,8 +81,8 @@ impl Drop for Launcher {
 }
 
 #[test]
-#[ignore = "needs root, and takes a minute or two"]
-fn run_on_two_machines_outlives_a_pulled_cable() {
+#[ignore = "needs root and takes two minutes"]
+fn run_on_two_machines_continues_after_a_network_failure() {
     let more = ["--epochs", "150", "--timeout-secs", TIMEOUT_SECS];
     let machines = Machines::new();
     let trial = Trial::new();
@@ -94,7 +95,7 @@ fn run_on_two_machines_outlives_a_pulled_cable() {
     machines.cable("down");
     let cut = Instant::now();
     let mut reported = [None; 2];
-    wait_until("both machines' reports", Duration::from_secs(60), || {
+    wait_until("reports of both machines", Duration::from_secs(60), || {
         for (rank, reported) in reported.iter_mut().enumerate() {
             if reported.is_none() && log(rank).contains("failed first") {
                 *reported = Some(cut.elapsed());
@@ -109,13 +110,13 @@ fn run_on_two_machines_outlives_a_pulled_cable() {
     std::thread::sleep(Duration::from_secs(15));
     machines.cable("up");
     let back = Instant::now();
-    let stood = last_step(&trial);
-    wait_until("progress", Duration::from_secs(120), || last_step(&trial) > stood);
-    println!("went on {:?} after the cable was back", back.elapsed());
+    let step = last_step(&trial);
+    wait_until("progress", Duration::from_secs(120), || last_step(&trial) > step);
+    println!("continued {:?} after the network was restored", back.elapsed());
     for (rank, launcher) in launchers.iter_mut().enumerate() {
         let status = launcher.0.wait().unwrap();
         assert!(status.success(), "machine {rank}: {status}\n{}", log(rank));
         println!("machine {rank} restarted {} times", log(rank).matches("restart ").count());
     }
-    assert_same_run(&undisturbed(&more), &trial);
+    assert_same_run(&uninterrupted(&more), &trial);
 }

@@ -1,4 +1,4 @@
-//! Processes that train one model and wait for each other: those that are not alike, stop, hang or are
+//! Processes that train one model together: different settings, signals, processes that hang or are
 //! slow.
 
 use std::fs;
@@ -10,7 +10,7 @@ use crate::parallel::{end, metrics, shared_batches, start, start_all, train, tri
 use crate::support::{Trial, row, signal, wait_for_lines};
 
 #[test]
-fn ranks_that_were_not_started_alike_are_refused_with_both_values() {
+fn ranks_with_different_settings_are_refused_with_both_values() {
     let trial = trial();
     let flags = |lr| vec!["--learning-rate", lr];
     let ended = end(start(&trial, "out", &[flags("1e-3"), flags("2e-3")]));
@@ -21,7 +21,7 @@ fn ranks_that_were_not_started_alike_are_refused_with_both_values() {
 }
 
 #[test]
-fn ranks_whose_rows_differ_in_one_of_many_are_refused() {
+fn ranks_with_different_rows_are_refused() {
     let trial = trial();
     let mut rows = vec![row("1.png", "A circle."); 200];
     trial.write_rows(&rows);
@@ -35,7 +35,7 @@ fn ranks_whose_rows_differ_in_one_of_many_are_refused() {
 }
 
 #[test]
-fn what_one_rank_cannot_do_stops_all_of_them_with_its_reason() {
+fn an_error_of_one_rank_stops_all_ranks_with_its_reason() {
     let trial = trial();
     let ended = end(start(&trial, "out", &[vec![], vec!["--vision", "no/such/folder"]]));
     ended[0].assert_error(2, &["rank 1: ", "no/such/folder"]);
@@ -43,7 +43,7 @@ fn what_one_rank_cannot_do_stops_all_of_them_with_its_reason() {
 }
 
 #[test]
-fn a_signal_to_one_rank_stops_all_at_one_step_with_everything_saved() {
+fn a_signal_to_one_rank_stops_all_at_the_same_step_after_a_save() {
     let trial = trial();
     let flags = vec!["--epochs", "200", "--num-threads", "1", "--batch-size", "4"];
     let children = start(&trial, "out", &[flags.clone(), flags]);
@@ -57,21 +57,22 @@ fn a_signal_to_one_rank_stops_all_at_one_step_with_everything_saved() {
     assert!(trial.path(&format!("out/checkpoints/step-{steps:08}/state.json")).exists());
 }
 
-/// Ends a process that is stopped.
+/// Kills a process that hangs.
 fn kill(hanging: Child) {
     signal(&hanging, "KILL");
     hanging.wait_with_output().unwrap();
 }
 
 #[test]
-fn a_rank_that_is_killed_or_hangs_is_named_by_the_others_within_the_timeout() {
+fn a_killed_or_hanging_rank_is_reported_by_the_others_within_the_timeout() {
     const TIMEOUT: Duration = Duration::from_secs(4);
-    // A step of a few milliseconds that had begun, and the end of the process, on a busy machine.
+    // Time for a step that had started and for ending the process on a busy machine.
     const MARGIN: Duration = Duration::from_millis(1500);
-    let ended = "rank 1 is stopped, gone or cut off; it last reported step ";
-    // Rank 0 keeps the store: without it only what was heard before is known.
+    let stopped = "rank 1 is stopped, gone or cut off; it last reported step ";
+    // Rank 0 runs the store, without which nothing is known about the other ranks.
     let unknown = "the store, which rank 0 or the launcher keeps, does not answer";
-    for (name, target, said) in [("KILL", 1, ended), ("STOP", 1, ended), ("STOP", 0, unknown)] {
+    for (name, target, state) in [("KILL", 1, stopped), ("STOP", 1, stopped), ("STOP", 0, unknown)]
+    {
         let trial = trial();
         let flags = vec!["--epochs", "200", "--num-threads", "1", "--timeout-secs", "4"];
         let mut children = start(&trial, "out", &[flags.clone(), flags]);
@@ -83,13 +84,13 @@ fn a_rank_that_is_killed_or_hangs_is_named_by_the_others_within_the_timeout() {
         let took = sent.elapsed();
         kill(hanging);
         let place = format!("rank {} of 2, step ", 1 - target);
-        ended[0].assert_error(1, &[&place, &format!("Of the others: {said}")]);
+        ended[0].assert_error(1, &[&place, &format!("Of the others: {state}")]);
         assert!(took <= TIMEOUT + MARGIN, "{name} to rank {target}: reported after {took:?}");
         println!("{name} to rank {target}: reported after {took:?}");
     }
 }
 
-/// 600 rows, which take seconds to judge; their path.
+/// Writes 600 rows, whose evaluation takes seconds, and returns the path of the file.
 fn held_out(trial: &Trial) -> String {
     let rows: Vec<String> =
         (0..600).map(|k| row(&format!("{}.png", k % 8), "A circle beside a square.")).collect();
@@ -107,11 +108,11 @@ fn an_evaluation_longer_than_the_timeout_does_not_end_the_run() {
     train(&trial, 2, "out", &[&flags[..], &["--timeout-secs", "3"]].concat());
     let lines = metrics(&trial, "out");
     let took = lines.iter().find_map(|line| line["eval_secs"].as_f64()).unwrap();
-    assert!(took > TIMEOUT_SECS, "{took} s are no trial of a timeout of {TIMEOUT_SECS} s");
+    assert!(took > TIMEOUT_SECS, "{took} s is too short to test a timeout of {TIMEOUT_SECS} s");
     assert_eq!(trial.summary()["status"], "finished");
 }
 
-/// A library that makes the disk of programs slow; see `preload/slow_disk.c`.
+/// Compiles a library that makes writing to disk slow; see `preload/slow_disk.c`.
 fn slow_disk(trial: &Trial) -> PathBuf {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("preload/slow_disk.c");
     let library = trial.path("slow_disk.so");
@@ -126,7 +127,7 @@ fn slow_disk(trial: &Trial) -> PathBuf {
 
 #[test]
 fn a_save_longer_than_the_timeout_does_not_end_the_run() {
-    // Each of three files takes four seconds to reach the disk, and the ranks wait for three.
+    // Each of three files takes four seconds to reach the disk.
     const BYTES_PER_SEC: &str = "6000000";
     let trial = trial();
     let library = slow_disk(&trial);
@@ -147,16 +148,16 @@ fn a_save_longer_than_the_timeout_does_not_end_the_run() {
 }
 
 #[test]
-fn an_evaluation_is_cut_short_by_a_request_to_stop_and_made_up_for() {
+fn an_interrupted_evaluation_is_repeated_after_resuming() {
     let trial = trial();
     let held_out = held_out(&trial);
     let flags = ["--eval-data", &held_out, "--eval-captions", "600"];
     let flags = [&flags[..], &["--eval-interval", "2", "--max-steps", "3"]].concat();
     train(&trial, 2, "whole", &flags);
-    let is_judgement = |line: &serde_json::Value| !line["eval_loss"].is_null();
+    let is_evaluation = |line: &serde_json::Value| !line["eval_loss"].is_null();
 
     let resumed = [&flags[..], &["--resume", "auto"]].concat();
-    // Rank 0 judges: the second is told by the one that waits for it.
+    // Rank 0 evaluates; with two ranks the signal goes to the other one, which waits for it.
     for (target, world_size) in [(0, 1), (1, 2)] {
         let shared = shared_batches(world_size, &resumed);
         let shared: Vec<&str> = shared.iter().map(String::as_str).collect();
@@ -168,7 +169,7 @@ fn an_evaluation_is_cut_short_by_a_request_to_stop_and_made_up_for() {
             ended.assert_success();
         }
         let lines = metrics(&trial, &out);
-        assert!(lines.len() == 2 && !lines.iter().any(is_judgement), "{lines:?}");
+        assert!(lines.len() == 2 && !lines.iter().any(is_evaluation), "{lines:?}");
         let summary = fs::read_to_string(trial.path(&format!("{out}/summary.json"))).unwrap();
         let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
         assert_eq!(
@@ -177,15 +178,16 @@ fn an_evaluation_is_cut_short_by_a_request_to_stop_and_made_up_for() {
         );
 
         train(&trial, world_size, &out, &resumed);
-        let (whole, cut) = (metrics(&trial, "whole"), metrics(&trial, &out));
-        assert_eq!((whole.len(), cut.len()), (5, 5));
-        for (whole, cut) in whole.iter().zip(&cut) {
+        let (whole, interrupted) = (metrics(&trial, "whole"), metrics(&trial, &out));
+        assert_eq!((whole.len(), interrupted.len()), (5, 5));
+        for (whole, interrupted) in whole.iter().zip(&interrupted) {
             for key in ["step", "epoch", "eval_rows", "eval_captions", "eval_exact"] {
-                assert_eq!(whole[key], cut[key], "{key}");
+                assert_eq!(whole[key], interrupted[key], "{key}");
             }
             for key in ["loss", "eval_loss"] {
-                let [whole, cut] = [whole, cut].map(|line| line[key].as_f64().unwrap_or(0.0));
-                assert!((whole - cut).abs() <= 1e-5, "{key}: {whole} and {cut}");
+                let [whole, interrupted] =
+                    [whole, interrupted].map(|line| line[key].as_f64().unwrap_or(0.0));
+                assert!((whole - interrupted).abs() <= 1e-5, "{key}: {whole} and {interrupted}");
             }
         }
     }

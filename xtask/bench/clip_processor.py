@@ -1,6 +1,6 @@
-"""Pictures a second of Pillow and CLIPImageProcessor, in one thread: what `cargo xtask bench data`
-is compared with. Reads every .jpg of the folder once, then decodes and preprocesses them in turn
-for the given seconds, the bytes being in memory. Prints one JSON object."""
+"""Measures how many images per second Pillow and CLIPImageProcessor decode and preprocess in one
+thread, for comparison in `cargo xtask bench data`. Reads every .jpg file of the folder into memory,
+then processes them in turn for the given number of seconds. Prints one JSON object."""
 
 import io
 import json
@@ -18,8 +18,8 @@ from transformers import CLIPImageProcessor
 
 folder, seconds = sys.argv[1], float(sys.argv[2])
 names = sorted(name for name in os.listdir(folder) if name.endswith(".jpg"))
-pictures = [open(os.path.join(folder, name), "rb").read() for name in names]
-# CLIP's own settings, as openai/clip-vit-base-patch16 has them in preprocessor_config.json.
+images = [open(os.path.join(folder, name), "rb").read() for name in names]
+# The settings in preprocessor_config.json of openai/clip-vit-base-patch16.
 processor = CLIPImageProcessor(
     do_resize=True, size={"shortest_edge": 224}, resample=3,
     do_center_crop=True, crop_size={"height": 224, "width": 224},
@@ -32,8 +32,8 @@ processor = CLIPImageProcessor(
 def run(limit):
     count, started = 0, time.process_time()
     while time.process_time() - started < limit:
-        picture = Image.open(io.BytesIO(pictures[count % len(pictures)])).convert("RGB")
-        pixels = processor(images=picture, return_tensors="np")["pixel_values"]
+        image = Image.open(io.BytesIO(images[count % len(images)])).convert("RGB")
+        pixels = processor(images=image, return_tensors="np")["pixel_values"]
         assert pixels.shape == (1, 3, 224, 224)
         count += 1
     return count / (time.process_time() - started)

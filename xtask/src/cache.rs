@@ -1,7 +1,8 @@
-//! The folder that all checkouts of this user share, with one lock for whoever changes it.
+//! The cache folder, which all checkouts of this user share, and its lock.
 //!
-//! An entry is built under a temporary name and renamed, so that it is whole or not there. Whoever
-//! holds the lock may clear temporary folders away: their maker is dead.
+//! An entry is built under a temporary name and then renamed, so that it is either complete or
+//! absent. Every process that changes the cache holds the lock. The holder may therefore remove
+//! temporary folders: the processes that made them have ended.
 
 use std::env;
 use std::fs::{self, File, TryLockError};
@@ -22,23 +23,28 @@ pub struct Cache {
     lock: File,
 }
 
-/// `$XDG_CACHE_HOME/vlm`, else `~/.cache/vlm`.
+/// The cache folder: `$XDG_CACHE_HOME/vlm`, else `~/.cache/vlm`.
+///
+/// # Errors
+/// Neither `XDG_CACHE_HOME` nor `HOME` is an absolute path.
 pub fn cache_dir() -> Result<PathBuf> {
     let absolute = |name| env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
     let base = absolute("XDG_CACHE_HOME").or_else(|| absolute("HOME").map(|h| h.join(".cache")));
     let base = base.context(
-        "neither XDG_CACHE_HOME nor HOME is an absolute path: set one, libtorch is kept there",
+        "neither XDG_CACHE_HOME nor HOME is an absolute path; set one of them: libtorch is stored \
+         there",
     )?;
     Ok(base.join("vlm"))
 }
 
-/// Where libtorch from pip is kept.
+/// The folder for the libtorch that pip downloads.
 pub fn libtorch_entry(flavour: Flavour) -> Result<PathBuf> {
     Ok(cache_dir()?.join(format!("libtorch-{VERSION}-{}", flavour.name())))
 }
 
 impl Cache {
-    /// Waits for other set-ups, then clears away what interrupted ones left.
+    /// Locks the cache, after waiting for other set-ups, and removes the partial entries of
+    /// interrupted ones.
     pub fn lock() -> Result<Self> {
         let dir = cache_dir()?;
         fs::create_dir_all(&dir)
@@ -55,7 +61,7 @@ impl Cache {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                eprintln!("setup: another set-up is running; waiting for it");
+                eprintln!("setup: waiting for another set-up to finish");
                 file.lock().with_context(locking)?;
             }
             Err(TryLockError::Error(error)) => return Err(error).with_context(locking),
@@ -65,8 +71,8 @@ impl Cache {
         Ok(cache)
     }
 
-    /// The lock as the (empty) input of a program that writes into the cache: it stays locked until
-    /// that program ends, also when we are killed before it.
+    /// The lock as the (empty) standard input of a program that writes into the cache. The cache
+    /// then stays locked until that program ends, even if this process is killed first.
     pub fn lock_for_child(&self) -> Result<Stdio> {
         Ok(Stdio::from(self.lock.try_clone().context("sharing the cache's lock")?))
     }
@@ -83,14 +89,17 @@ impl Cache {
         Ok(())
     }
 
-    /// Lets `fill` build the folder `entry` under a temporary name and puts it in place whole.
-    /// What stood there before is replaced; on an error nothing has changed.
+    /// Calls `fill` to build the entry in a temporary folder, which then replaces the folder
+    /// `entry`.
+    ///
+    /// # Errors
+    /// The error of `fill` or of the file system; an earlier entry is then unchanged.
     pub fn put(&self, entry: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
         let partial = with_suffix(entry, PARTIAL);
         let replaced = with_suffix(entry, &format!(".replaced{PARTIAL}"));
         fs::create_dir_all(&partial).with_context(|| format!("making {}", partial.display()))?;
         if let Err(error) = fill(&partial) {
-            // The first error says why; what cannot be removed now is removed next time.
+            // The error of `fill` is the one to report; the next set-up removes what is left.
             let _ = fs::remove_dir_all(&partial);
             return Err(error);
         }
@@ -101,7 +110,10 @@ impl Cache {
         if replaced.exists() { remove(&replaced) } else { Ok(()) }
     }
 
-    /// An error when the cache's disk has less free than `needed` bytes.
+    /// Checks that the disk of the cache has `needed` free bytes.
+    ///
+    /// # Errors
+    /// Too little free space; the message gives both sizes.
     pub fn require_free_bytes(&self, needed: u64) -> Result<()> {
         let free = sys::free_bytes(&self.dir)
             .with_context(|| format!("asking for the free space of {}", self.dir.display()))?;
@@ -118,7 +130,7 @@ impl Cache {
     }
 }
 
-/// Bytes under `path`, links not followed.
+/// Total size of the files under `path` in bytes, without following links.
 pub fn size_of_tree(path: &Path) -> u64 {
     let Ok(entries) = fs::read_dir(path) else {
         return fs::symlink_metadata(path).map_or(0, |meta| meta.len());
@@ -132,7 +144,7 @@ pub fn size_of_tree(path: &Path) -> u64 {
         .sum()
 }
 
-/// `1.2 GB`.
+/// A size in gigabytes, as `1.2 GB`.
 pub fn gigabytes(bytes: u64) -> String {
     format!("{:.1} GB", bytes as f64 / 1e9)
 }
@@ -160,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn failed_entry_leaves_the_old_one_and_nothing_else() {
+    fn failed_entry_leaves_only_the_old_entry() {
         let folder = tempfile::tempdir().unwrap();
         let cache = cache_in(folder.path());
         let entry = folder.path().join("libtorch-2.11.0-cpu");
@@ -168,7 +180,7 @@ mod tests {
 
         let failed = cache.put(&entry, |dir| {
             fs::write(dir.join("new"), "")?;
-            bail!("the network went away")
+            bail!("the network failed")
         });
         assert!(failed.is_err());
         assert!(entry.join("old").exists() && !entry.join("new").exists());
@@ -176,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn interrupted_entries_are_cleared_and_whole_ones_kept() {
+    fn partial_entries_are_removed_and_complete_ones_kept() {
         let folder = tempfile::tempdir().unwrap();
         let whole = folder.path().join("libtorch-2.11.0-cpu");
         let partial = folder.path().join("libtorch-2.11.0-cuda.partial");

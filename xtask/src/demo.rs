@@ -1,4 +1,4 @@
-//! The embedded demo's data set: made on first use, and by `cargo xtask prepare-data`.
+//! Makes the embedded demo's data set: on first use, or with `cargo xtask prepare-data`.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use vlm_demo::{demo_files, write_demo_dataset};
 
 use crate::workspace::Workspace;
 
-/// Makes the demo data in the checkout unless it is there.
+/// Makes the demo data set in the checkout unless it exists already.
 pub fn ensure(workspace: &Workspace) -> Result<()> {
     let output = workspace.demo_data();
     if demo_files(&output).is_none() {

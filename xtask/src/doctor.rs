@@ -1,4 +1,4 @@
-//! `cargo xtask doctor`: what this machine has, and whether the main job can run on it. Looks only;
+//! `cargo xtask doctor`: reports what this machine has and whether training can run on it. It
 //! changes nothing.
 
 use std::fs;
@@ -10,19 +10,19 @@ use anyhow::Result;
 use crate::cache::{cache_dir, gigabytes, libtorch_entry};
 use crate::gpu;
 use crate::libtorch::{Flavour, Libtorch, VERSION};
-use crate::proof;
 use crate::python::Python;
 use crate::setup;
+use crate::smoke_test;
 use crate::sys;
 use crate::workspace::Workspace;
 
-/// The demo's peak with the build's, rounded up.
-const ENOUGH_MEMORY_BYTES: u64 = 3_000_000_000;
+/// Memory that building and training the demo need, rounded up.
+const MIN_MEMORY_BYTES: u64 = 3_000_000_000;
 
-/// Room for the build; set-up checks its own need when it installs.
-const ENOUGH_DISK_BYTES: u64 = 3_000_000_000;
+/// Disk space that the build needs. Set-up checks separately that an installation fits.
+const MIN_DISK_BYTES: u64 = 3_000_000_000;
 
-/// What was found, what to be warned of, and what stands in the way of the main job.
+/// What was found, warnings, and problems that keep training from running.
 #[derive(Default)]
 struct Report {
     lines: Vec<(&'static str, String)>,
@@ -30,7 +30,7 @@ struct Report {
     problems: Vec<String>,
 }
 
-/// Prints the report; exit code 1 when the main job cannot run.
+/// Prints the report. The exit code is 1 if training cannot run.
 pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     let mut report = Report::default();
     report.toolchain(workspace);
@@ -61,12 +61,12 @@ impl Report {
     }
 
     fn toolchain(&mut self, workspace: &Workspace) {
-        let cargo = answer(workspace.cargo().arg("--version"));
+        let cargo = first_line(workspace.cargo().arg("--version"));
         let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-        let rustc = answer(Command::new(rustc).current_dir(workspace.root()).arg("--version"));
+        let rustc = first_line(Command::new(rustc).current_dir(workspace.root()).arg("--version"));
         self.line("rustc", rustc.unwrap_or_else(|| "not found".to_owned()));
         self.line("cargo", cargo.unwrap_or_else(|| "not found".to_owned()));
-        match proof::cxx_version() {
+        match smoke_test::cxx_version() {
             Ok(version) => self.line("C++ compiler", version),
             Err(error) => {
                 self.line("C++ compiler", "none");
@@ -87,7 +87,7 @@ impl Report {
             (Some(Err(error)), _) => {
                 self.line("libtorch", format!("{error:#}"));
                 self.problems.push(format!(
-                    "LIBTORCH is exported and of no use: {error:#}. Unset it or correct it"
+                    "LIBTORCH is exported but cannot be used: {error:#}. Correct or unset it"
                 ));
             }
             (Some(Ok(libtorch)), _) | (None, Ok(libtorch)) => {
@@ -96,14 +96,14 @@ impl Report {
                 let flavour = libtorch.flavour().name();
                 let text = format!("{} ({flavour}) in {}", libtorch.version, folder.display());
                 self.line("libtorch", text);
-                self.warnings.extend(gpu::complaint(&libtorch));
+                self.warnings.extend(gpu::warning(&libtorch));
             }
-            (None, Err(_)) => self.libtorch_to_come(&pythons),
+            (None, Err(_)) => self.missing_libtorch(&pythons),
         }
     }
 
-    /// Says what set-up would use, or why it would fail.
-    fn libtorch_to_come(&mut self, pythons: &[Python]) {
+    /// Reports where set-up would get libtorch from, or why it would fail.
+    fn missing_libtorch(&mut self, pythons: &[Python]) {
         let flavour = gpu::flavour_of_this_machine();
         let cached = libtorch_entry(flavour).and_then(|entry| Libtorch::open(&entry));
         let in_python = pythons
@@ -112,27 +112,30 @@ impl Report {
             .find_map(|folder| Libtorch::open(folder).ok())
             .filter(|torch| flavour == Flavour::Cpu || torch.flavour() == flavour);
         let source = match (cached, in_python, Python::with_pip(pythons)) {
-            (Ok(cached), _, _) => format!("from the cache, {}", cached.torch_dir.display()),
-            (_, Some(torch), _) => format!("from the Python, {}", torch.torch_dir.display()),
+            (Ok(cached), _, _) => format!("from the cache at {}", cached.torch_dir.display()),
+            (_, Some(torch), _) => format!("from Python's torch in {}", torch.torch_dir.display()),
             (_, _, Some(python)) => format!("with {} -m pip", python.program),
             _ => {
                 self.problems.push(format!(
-                    "libtorch {VERSION} is not here and there is no Python 3 with pip to install \
-                     it with: install python3-pip, or set LIBTORCH to a libtorch {VERSION}"
+                    "libtorch {VERSION} was not found, and there is no Python 3 with pip to \
+                     install it: install python3-pip, or set LIBTORCH to a libtorch {VERSION}"
                 ));
-                "from nowhere".to_owned()
+                return self.line("libtorch", "not set up");
             }
         };
-        let text = format!("not set up; `cargo xtask setup` gets {VERSION} {source}");
+        let text = format!("not set up; `cargo xtask setup` will install {VERSION} {source}");
         self.line("libtorch", text);
     }
 
     fn gpus(&mut self) {
-        let Some(sign) = gpu::sign(Path::new("/")) else {
-            return self.line("NVIDIA driver", "none: runs use the CPU");
+        let Some(gpu_file) = gpu::detect(Path::new("/")) else {
+            return self.line("NVIDIA driver", "none; training uses the CPU");
         };
         let version = gpu::driver().map(|(_, version)| version);
-        self.line("NVIDIA driver", version.unwrap_or_else(|| format!("{sign}, version unknown")));
+        self.line(
+            "NVIDIA driver",
+            version.unwrap_or_else(|| format!("{gpu_file}, version unknown")),
+        );
         let query = ["--query-gpu=name,memory.total", "--format=csv,noheader"];
         match Command::new("nvidia-smi").args(query).output() {
             Ok(output) if output.status.success() => {
@@ -140,7 +143,7 @@ impl Report {
                     self.line("GPU", gpu.to_owned());
                 }
             }
-            _ => self.line("GPU", "nvidia-smi does not answer"),
+            _ => self.line("GPU", "unknown: nvidia-smi failed"),
         }
     }
 
@@ -150,15 +153,15 @@ impl Report {
         match fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(available_memory) {
             Some(bytes) => {
                 self.line("memory", format!("{} available", gigabytes(bytes)));
-                if bytes < ENOUGH_MEMORY_BYTES {
+                if bytes < MIN_MEMORY_BYTES {
                     self.problems.push(format!(
-                        "{} of memory available, expected {}: close other programs",
+                        "{} of memory is available, {} is needed: close other programs",
                         gigabytes(bytes),
-                        gigabytes(ENOUGH_MEMORY_BYTES)
+                        gigabytes(MIN_MEMORY_BYTES)
                     ));
                 }
             }
-            None => self.line("memory", "/proc/meminfo does not say"),
+            None => self.line("memory", "unknown: not in /proc/meminfo"),
         }
         self.disk("disk, checkout", workspace.root());
         if let Some(cache) = cache_dir().ok().as_deref().and_then(first_existing) {
@@ -170,12 +173,12 @@ impl Report {
         match sys::free_bytes(path) {
             Ok(bytes) => {
                 self.line(what, format!("{} free at {}", gigabytes(bytes), path.display()));
-                if bytes < ENOUGH_DISK_BYTES {
+                if bytes < MIN_DISK_BYTES {
                     self.problems.push(format!(
-                        "{} free at {}, expected {}",
+                        "{} is free at {}, {} is needed",
                         gigabytes(bytes),
                         path.display(),
-                        gigabytes(ENOUGH_DISK_BYTES)
+                        gigabytes(MIN_DISK_BYTES)
                     ));
                 }
             }
@@ -184,8 +187,8 @@ impl Report {
     }
 }
 
-/// The first line that a program prints, if it starts and succeeds.
-fn answer(command: &mut Command) -> Option<String> {
+/// The first line that a program prints; `None` if it cannot be started or fails.
+fn first_line(command: &mut Command) -> Option<String> {
     let output = command.output().ok()?;
     let first = String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned();
     output.status.success().then_some(first)
@@ -206,7 +209,7 @@ fn describe_pythons(pythons: &[Python]) -> String {
     format!("{} {} {pip}, {torch}", python.program, python.version_text())
 }
 
-/// `MemAvailable` of `/proc/meminfo`, in bytes.
+/// The value of `MemAvailable` in the text of `/proc/meminfo`, in bytes.
 fn available_memory(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kibibytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

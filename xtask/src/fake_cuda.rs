@@ -1,5 +1,5 @@
-//! `cargo xtask test --fake-cuda`: builds the CUDA device without a GPU (`tests/fake-cuda`) and runs the
-//! tests that use it.
+//! `cargo xtask test --fake-cuda`: builds the CUDA device without a GPU (`tests/fake-cuda`), and
+//! runs the tests that use it.
 
 use std::ffi::OsString;
 use std::fs;
@@ -8,21 +8,23 @@ use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::proof::cxx_compiler;
+use crate::smoke_test::cxx_compiler;
 use crate::workspace::Workspace;
 
-/// The flag, which is not cargo's.
+/// The flag of `cargo xtask test`; it is not passed to cargo.
 pub const FLAG: &str = "--fake-cuda";
-/// Names the folder of the libraries to the tests.
+/// Environment variable that gives the tests the folder of the libraries.
 const FOLDER_VARIABLE: &str = "VLM_FAKE_CUDA";
 
-/// Sources and library.
+/// Source files and name of each library.
 const LIBRARIES: [(&[&str], &str); 2] =
     [(&["device.cpp", "operators.cpp"], "libtorch_cuda.so"), (&["nccl.cpp"], "libvlm_nccl.so")];
 
-/// The arguments for cargo that run these tests, with `rest` passed on, and the variable that they read.
+/// Builds the libraries. Returns the arguments with which cargo runs the tests (`rest` at the end),
+/// and the environment variable that the tests need.
+///
 /// # Errors
-/// The compiler's.
+/// The compiler cannot be started, or fails.
 pub fn prepare(
     workspace: &Workspace,
     rest: &[OsString],
@@ -36,7 +38,7 @@ pub fn prepare(
     Ok((args, (FOLDER_VARIABLE, folder)))
 }
 
-/// Compiles the libraries that are older than their sources.
+/// Compiles the libraries that are missing or older than their sources, and returns their folder.
 fn build(workspace: &Workspace) -> Result<PathBuf> {
     let sources = workspace.root().join("tests/fake-cuda");
     let folder = workspace.target_dir().join("fake-cuda");

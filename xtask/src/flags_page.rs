@@ -1,4 +1,4 @@
-//! The tables of `docs/flags.md`, made from the list of settings.
+//! Writes the tables of `docs/flags.md` from the list of settings.
 
 use std::fmt::Write;
 
@@ -7,9 +7,9 @@ use vlm_config::{Layers, Setting, Stage, settings, shown_value};
 
 use crate::workspace::Workspace;
 
-/// The page.
+/// Path of the page.
 pub const PAGE: &str = "docs/flags.md";
-/// Lines between which the tables stand.
+/// The lines before and after the tables.
 const BEGIN: &str = "<!-- Made by `cargo xtask docs` from the settings in crates/vlm-config. -->";
 const END: &str = "<!-- End of what `cargo xtask docs` makes. -->";
 
@@ -17,25 +17,25 @@ const END: &str = "<!-- End of what `cargo xtask docs` makes. -->";
 pub fn write(workspace: &Workspace) -> Result<()> {
     let path = workspace.root().join(PAGE);
     let page = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    std::fs::write(&path, renewed(&page)?).with_context(|| path.display().to_string())
+    std::fs::write(&path, updated(&page)?).with_context(|| path.display().to_string())
 }
 
-/// Whether the page has the tables of now.
+/// Whether the tables of the page agree with the list of settings.
 pub fn is_current(workspace: &Workspace) -> Result<bool> {
     let path = workspace.root().join(PAGE);
     let page = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-    Ok(renewed(&page)? == page)
+    Ok(updated(&page)? == page)
 }
 
-/// The page with the tables of now.
-fn renewed(page: &str) -> Result<String> {
+/// The page with its tables replaced by current ones.
+fn updated(page: &str) -> Result<String> {
     let missing = || format!("{PAGE}: expected the lines {BEGIN:?} and {END:?}");
     let (before, rest) = page.split_once(BEGIN).with_context(missing)?;
     let (_, after) = rest.split_once(END).with_context(missing)?;
     Ok(format!("{before}{BEGIN}\n{}{END}{after}", tables()))
 }
 
-/// A table for each heading.
+/// A table of settings for each heading.
 fn tables() -> String {
     let sft = Layers::new(Stage::Sft);
     let mut text = String::new();
@@ -87,13 +87,13 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_of_the_page_stays_and_a_page_without_the_marks_is_an_error() {
+    fn the_rest_of_the_page_is_kept_and_a_page_without_the_markers_is_an_error() {
         let page = format!("a\n{BEGIN}\nwhat stood here\n{END}\nb\n");
-        let new = renewed(&page).unwrap();
+        let new = updated(&page).unwrap();
         assert!(
             new.starts_with("a\n") && new.ends_with("\nb\n") && !new.contains("what stood here")
         );
-        assert_eq!(renewed(&new).unwrap(), new);
-        assert!(renewed("a").is_err());
+        assert_eq!(updated(&new).unwrap(), new);
+        assert!(updated("a").is_err());
     }
 }

@@ -1,5 +1,5 @@
-//! What a libtorch folder is: which files make one, which version it has, whether it can be linked
-//! as it stands. Knows nothing of where folders come from.
+//! A libtorch folder: its files, its version, and whether programs can be linked to it directly.
+//! Where the folder comes from does not matter here.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,17 +9,17 @@ use anyhow::{Context, Result, bail};
 /// The release that the pinned `tch` binds.
 pub const VERSION: &str = "2.11.0";
 
-/// Which devices a libtorch serves.
+/// The devices that a build of libtorch supports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flavour {
-    /// The processor only.
+    /// The CPU only.
     Cpu,
-    /// NVIDIA GPUs as well.
+    /// The CPU and NVIDIA GPUs.
     Cuda,
 }
 
 impl Flavour {
-    /// As it stands in folder names and flags.
+    /// The name in folder names and flags.
     pub fn name(self) -> &'static str {
         match self {
             Self::Cpu => "cpu",
@@ -28,19 +28,20 @@ impl Flavour {
     }
 }
 
-/// A folder that holds libtorch 2.11.0.
+/// A folder with libtorch [`VERSION`].
 #[derive(Debug)]
 pub struct Libtorch {
     /// The folder with `include/` and `lib/`.
     pub torch_dir: PathBuf,
-    /// As the folder states it, with its local part: `2.11.0+cu130`.
+    /// The full version that the folder states, such as `2.11.0+cu130`.
     pub version: String,
-    /// Where `libtorch_cuda.so` is, if there is one.
+    /// The folder of `libtorch_cuda.so`; `None` if there is none.
     pub cuda_lib_dir: Option<PathBuf>,
 }
 
 impl Libtorch {
-    /// Reads `folder`, or `folder/torch` when that is where the libraries are.
+    /// Opens `folder`, or `folder/torch` if the libraries are there.
+    ///
     /// # Errors
     /// A missing file or another version; the message names the file, or both versions.
     pub fn open(folder: &Path) -> Result<Self> {
@@ -65,13 +66,13 @@ impl Libtorch {
         Ok(Self { torch_dir, version, cuda_lib_dir })
     }
 
-    /// Whether it serves GPUs.
+    /// Whether this build supports GPUs.
     pub fn flavour(&self) -> Flavour {
         if self.cuda_lib_dir.is_some() { Flavour::Cuda } else { Flavour::Cpu }
     }
 
-    /// Whether builds may point at the folder as it is: it is called `torch`, the linker finds
-    /// `libtorch.so`, and no `libtorch_cuda.so` stands where torch-sys would link it.
+    /// Whether programs can be linked to this folder directly: it is called `torch`, has
+    /// `libtorch.so`, and has no `libtorch_cuda.so` that torch-sys would link.
     pub fn can_be_linked(&self) -> bool {
         let lib = self.torch_dir.join("lib");
         self.torch_dir.file_name().is_some_and(|name| name == "torch")
@@ -80,7 +81,7 @@ impl Libtorch {
     }
 }
 
-/// Wheels carry `version.py`, the plain archives `build-version`.
+/// Reads the version from `version.py` (wheels) or `build-version` (archives of libtorch).
 fn read_version(torch_dir: &Path) -> Result<String> {
     if let Ok(text) = fs::read_to_string(torch_dir.join("version.py")) {
         return version_of_module(&text)
@@ -88,22 +89,23 @@ fn read_version(torch_dir: &Path) -> Result<String> {
     }
     let text = fs::read_to_string(torch_dir.join("build-version")).with_context(|| {
         format!(
-            "{} has neither version.py nor build-version: expected libtorch {VERSION}, cannot \
-             tell what this is",
+            "{} has neither version.py nor build-version, so its version is unknown; expected \
+             libtorch {VERSION}",
             torch_dir.display()
         )
     })?;
     Ok(text.trim().to_owned())
 }
 
-/// `__version__ = '2.11.0+cu130'` → `2.11.0+cu130`.
+/// Reads the version from the text of `version.py`: `__version__ = '2.11.0+cu130'` gives
+/// `2.11.0+cu130`.
 fn version_of_module(text: &str) -> Option<String> {
     let line = text.lines().find(|line| line.starts_with("__version__"))?;
     let quoted = line.split_once('=')?.1.trim();
     Some(quoted.trim_matches(|c| c == '\'' || c == '"').to_owned())
 }
 
-/// `2.11.0+cu130` → `2.11.0`.
+/// The version without its local part: `2.11.0+cu130` gives `2.11.0`.
 fn release_of(version: &str) -> &str {
     version.split_once('+').map_or(version, |(release, _)| release)
 }
@@ -113,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn version_is_read_from_the_wheels_module() {
+    fn version_is_read_from_the_version_module_of_a_wheel() {
         let text = "from typing import Optional\n\n__all__ = ['__version__', 'cuda']\n\
                     __version__ = '2.11.0+cu130'\ndebug = False\n";
         assert_eq!(version_of_module(text).as_deref(), Some("2.11.0+cu130"));
@@ -121,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn pre_releases_are_another_release() {
+    fn a_pre_release_is_not_the_release() {
         assert_eq!(release_of("2.11.0+cpu"), "2.11.0");
         assert_eq!(release_of("2.11.0"), "2.11.0");
         assert_ne!(release_of("2.11.0a0+git70d99e9"), VERSION);
     }
 
     #[test]
-    fn a_folder_without_libraries_is_refused_by_name() {
+    fn a_folder_without_libraries_is_refused_with_its_name() {
         let error = Libtorch::open(Path::new("no/such/folder")).map(|_| ()).unwrap_err();
         assert!(error.to_string().contains("no/such/folder"), "{error}");
         assert!(error.to_string().contains("lib/libtorch_cpu.so"), "{error}");

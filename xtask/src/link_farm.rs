@@ -1,17 +1,17 @@
-//! A folder of links that lets builds use a libtorch which cannot be linked as it stands: a full
-//! CUDA install, a Python's torch, an unpacked archive.
+//! A folder of symbolic links (a "link farm") to a libtorch to which programs cannot be linked
+//! directly: a full CUDA installation, Python's torch, an unpacked archive.
 //!
-//! Programs are built against the CPU form and load `libtorch_cuda.so` when they start: a linked
-//! `-ltorch_cuda` is lost to `--as-needed`. torch-sys links it as soon as it sees it, so the farm's
-//! `torch/lib` leaves it out and `cuda` points at the folder that has it:
+//! Programs are linked to the CPU libraries and load `libtorch_cuda.so` when they start, because
+//! the linker's `--as-needed` would drop `-ltorch_cuda`. torch-sys links that library if it finds
+//! it, so the farm's `torch/lib` leaves it out, and `cuda` points at the folder that has it:
 //!
 //! ```text
-//! FARM/torch/{include,version.py}, torch/lib/*.so   links, but for the text libtorch.so
+//! FARM/torch/{include,version.py}, torch/lib/*.so   links; libtorch.so is a linker script
 //! FARM/nvidia                                       libtorch_cpu looks in ../../nvidia for cudart
-//! FARM/cuda                                         the source's lib folder, with libtorch_cuda.so
+//! FARM/cuda                                         the original lib folder, with libtorch_cuda.so
 //! ```
-//! Seen on a machine without a GPU: programs link and run through it, and `libtorch_cuda.so` loads
-//! into them from `cuda` and from the folder behind it. Not run on a GPU yet.
+//! Tested on a machine without a GPU: programs link and run with it, and `libtorch_cuda.so` can be
+//! loaded from `cuda`. Not tested on a GPU yet.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -21,15 +21,15 @@ use anyhow::{Context, Result};
 
 use crate::libtorch::Libtorch;
 
-/// `libtorch.so` as a linker script, which rust-lld, GNU ld and gold all read.
+/// Content of `libtorch.so`: a linker script, which rust-lld, GNU ld and gold can read.
 pub const LINKER_SCRIPT: &str = "INPUT(-ltorch_cpu)\n";
 
-/// Libraries that a program must not be linked to: the bindings of Python, those for GPUs, and
-/// `libtorch.so`, which the script stands in for.
-const LEFT_OUT: [&str; 4] = ["libtorch_cuda", "libtorch_hip", "libtorch_python", "libtorch.so"];
+/// Libraries without a link in the farm: Python bindings, GPU libraries, and `libtorch.so`, which
+/// the linker script replaces.
+const EXCLUDED: [&str; 4] = ["libtorch_cuda", "libtorch_hip", "libtorch_python", "libtorch.so"];
 
-/// Fills the folder `farm` with links to `source`, which may lie within it: the farm can be moved
-/// as a whole.
+/// Fills the folder `farm` with links to `source`. If `source` lies within `farm`, the links are
+/// relative, so that the farm can be moved.
 pub fn build(source: &Libtorch, farm: &Path) -> Result<()> {
     let torch_dir = resolve(&source.torch_dir)?;
     fs::create_dir_all(farm.join("torch/lib"))
@@ -67,10 +67,11 @@ pub fn build(source: &Libtorch, farm: &Path) -> Result<()> {
 
 fn is_wanted(name: &str) -> bool {
     let is_library = name.ends_with(".so") || name.contains(".so.");
-    is_library && !LEFT_OUT.iter().any(|prefix| name.starts_with(prefix))
+    is_library && !EXCLUDED.iter().any(|prefix| name.starts_with(prefix))
 }
 
-/// Links `farm/at` to `target`; from within the farm by a relative path. Both are resolved paths.
+/// Makes the link `farm/at` to `target`, relative if `target` lies within `farm`. `farm` and
+/// `target` are canonical paths.
 fn link(farm: &Path, target: &Path, at: &str) -> Result<()> {
     let target = match target.strip_prefix(farm) {
         Ok(inside) => Path::new(&"../".repeat(at.matches('/').count())).join(inside),
@@ -92,7 +93,7 @@ fn write(path: &Path, text: &str) -> Result<()> {
 mod tests {
     use super::*;
 
-    fn made_up_install(root: &Path) -> Libtorch {
+    fn fake_installation(root: &Path) -> Libtorch {
         let torch = root.join("torch");
         fs::create_dir_all(torch.join("include/ATen")).unwrap();
         fs::create_dir_all(torch.join("lib")).unwrap();
@@ -108,9 +109,9 @@ mod tests {
     }
 
     #[test]
-    fn farm_of_a_cuda_install_can_be_linked_and_still_names_the_cuda_library() {
+    fn farm_of_a_cuda_installation_can_be_linked_and_has_its_cuda_library() {
         let folder = tempfile::tempdir().unwrap();
-        let source = made_up_install(&folder.path().join("site-packages"));
+        let source = fake_installation(&folder.path().join("site-packages"));
         assert!(!source.can_be_linked());
 
         let farm = folder.path().join("farm");
@@ -125,10 +126,10 @@ mod tests {
     }
 
     #[test]
-    fn farm_around_its_source_survives_a_move() {
+    fn farm_that_contains_its_source_can_be_moved() {
         let folder = tempfile::tempdir().unwrap();
         let (partial, whole) = (folder.path().join("a.partial"), folder.path().join("a"));
-        let source = made_up_install(&partial.join("wheels"));
+        let source = fake_installation(&partial.join("wheels"));
         build(&source, &partial).unwrap();
         fs::rename(&partial, &whole).unwrap();
         let farmed = Libtorch::open(&whole).unwrap();
@@ -137,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn only_libraries_a_program_may_link_are_wanted() {
+    fn only_libraries_that_programs_link_to_are_included() {
         assert!(is_wanted("libtorch_cpu.so") && is_wanted("libcudart.so.13"));
         assert!(!is_wanted("libtorch_cuda.so") && !is_wanted("libtorch_cuda_linalg.so"));
         assert!(!is_wanted("libtorch.so") && !is_wanted("libprotobuf.a"));

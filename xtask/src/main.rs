@@ -1,5 +1,6 @@
-//! `cargo xtask`: set-up of libtorch, preparation of data, launch, checks. Builds and runs without
-//! libtorch; whatever needs it is done by the program `vlm`, which is built and started here.
+//! `cargo xtask`: sets up libtorch, prepares data, launches training, runs tests and checks. It
+//! builds and runs without libtorch: the program `vlm`, which it builds and starts, does what needs
+//! libtorch.
 
 #[macro_use]
 #[path = "../../crates/vlm-cli/src/console.rs"]
@@ -20,10 +21,10 @@ mod nccl;
 mod pip;
 mod plan;
 mod prepare;
-mod proof;
 mod python;
 mod run_tests;
 mod setup;
+mod smoke_test;
 mod sys;
 mod workspace;
 
@@ -41,7 +42,7 @@ use workspace::{UsageError, Workspace};
 #[command(
     bin_name = "cargo xtask",
     args_override_self = true,
-    about = "Set-up, data, training, tests and checks"
+    about = "Set up libtorch, prepare data, train, test and check"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -50,58 +51,60 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Find or install libtorch, and link it into the checkout
+    /// Find or install libtorch and link it into the checkout
     Setup(SetupArgs),
-    /// Print what this machine has, and whether training can run on it
+    /// Report what this machine has and whether training can run on it
     Doctor,
-    /// Train: the main job, on the embedded demo unless --data-path is given
+    /// Pretrain a model; without --data-path on the embedded demo
     #[command(disable_help_flag = true)]
     Pretrain(Passed),
-    /// Train on instruction rows, from what pretraining left
+    /// Fine-tune a pretrained model on instruction data
     #[command(disable_help_flag = true)]
     Sft(Passed),
-    /// Check a data set and make shards of it; without --input the demo's data set
+    /// Check and tokenize a data set and write it as shards; without --input make the demo's data
+    /// set
     PrepareData(Box<prepare::PrepareDataArgs>),
-    /// Make the demo's starting weights
+    /// Train the demo's starting weights
     #[command(disable_help_flag = true)]
     DemoWeights(Passed),
-    /// Start any program once a rank, with torchrun's environment: `launch --nproc-per-node 2 PROGRAM`
+    /// Start any program as one process per rank, with torchrun's environment variables:
+    /// `launch --nproc-per-node 2 PROGRAM`
     #[command(disable_help_flag = true)]
     Launch(Passed),
-    /// Say what a run will cost, in time, memory and bytes: `plan --gpus 8 --gpu h200`
+    /// Estimate time, memory and network traffic of a run: `plan --gpus 8 --gpu h200`
     #[command(disable_help_flag = true)]
     Plan(Passed),
     /// Run any command of vlm: `cargo xtask vlm generate --help`
     #[command(disable_help_flag = true)]
     Vlm(Passed),
-    /// Build everything and run the tests; arguments go to `cargo test`. With --fake-cuda the tests on a
-    /// CUDA device without a GPU
+    /// Build everything and run the tests; arguments are passed to `cargo test`. With --fake-cuda
+    /// run the tests on a CUDA device without a GPU
     Test(Passed),
     /// Write the tables of docs/flags.md from the list of settings
     Docs,
-    /// Check format, house rules and lints
+    /// Check formatting, the rules of this repository, and lints
     Check,
-    /// Measure what things cost on this machine
+    /// Measure the speed of data loading on this machine
     #[command(subcommand)]
     Bench(bench::Bench),
 }
 
 #[derive(Args)]
 struct SetupArgs {
-    /// Serve NVIDIA GPUs (the default where their driver is loaded)
+    /// Use libtorch with CUDA [default: if an NVIDIA GPU is found]
     #[arg(long, conflicts_with = "cpu")]
     cuda: bool,
-    /// Serve the processor only
+    /// Use libtorch for the CPU only
     #[arg(long)]
     cpu: bool,
-    /// Use the libtorch 2.11.0, or the torch of a Python, in this folder
+    /// Folder of libtorch 2.11.0, or of the torch package of a Python, to use
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
 }
 
 #[derive(Args)]
 struct Passed {
-    /// Passed on word for word
+    /// Arguments that are passed on unchanged
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     args: Vec<OsString>,
 }

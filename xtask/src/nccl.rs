@@ -1,8 +1,8 @@
-//! The library through which `vlm` speaks NCCL: compiled where CUDA is, since a program that is
-//! linked to it would need CUDA. `vlm` finds it beside its libtorch, in `nccl/libvlm_nccl.so`.
+//! Compiles the library through which `vlm` uses NCCL. It is separate from `vlm`, which would
+//! otherwise need CUDA. `vlm` loads it from `nccl/libvlm_nccl.so` beside its libtorch.
 //!
-//! Seen on a machine without a GPU: it compiles against the CPU's headers and a CUDA torch, loads,
-//! and says that there is no GPU. Not run on a GPU yet.
+//! Tested on a machine without a GPU: the library compiles against a CUDA build of torch, loads,
+//! and reports that there is no GPU. Not tested on a GPU yet.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,14 +14,14 @@ use anyhow::{Context, Result, bail};
 use crate::cache::Cache;
 use crate::libtorch::Libtorch;
 use crate::pip;
-use crate::proof::{cxx_compiler, require_success};
 use crate::python::Python;
+use crate::smoke_test::{cxx_compiler, require_success};
 use crate::workspace::Workspace;
 
 const SOURCE: &str = "crates/vlm-torch/nccl/plugin.cpp";
 const LIBRARY: &str = "libvlm_nccl.so";
 
-/// Headers that torch's own packages lack, by a file of each.
+/// Packages with headers that torch does not include, with a file of each by which they are found.
 const HEADER_PACKAGES: [(&str, &str); 4] = [
     ("crt/host_config.h", "nvidia-cuda-crt==13.0.88"),
     ("nv/target", "nvidia-cuda-cccl==13.0.85"),
@@ -29,9 +29,9 @@ const HEADER_PACKAGES: [(&str, &str); 4] = [
     ("cuda_runtime.h", "nvidia-cuda-runtime==13.0.96"),
 ];
 
-/// Included by torch's headers, which only name types of theirs: stand-ins for where a torch came
-/// without its packages.
-const STAND_INS: [(&str, &str); 5] = [
+/// Minimal replacements of headers from which torch's headers use only some type names, for a torch
+/// that was installed without its packages.
+const STUB_HEADERS: [(&str, &str); 5] = [
     (
         "cusparse.h",
         "typedef struct cusparseContext* cusparseHandle_t; typedef int cusparseStatus_t;",
@@ -42,9 +42,10 @@ const STAND_INS: [(&str, &str); 5] = [
     ("cusolver_common.h", "typedef int cusolverStatus_t;"),
 ];
 
-/// Compiles the plugin for `libtorch` unless it is there and newer than its source.
+/// Compiles the plugin for `libtorch`, unless it exists and is newer than its source.
+///
 /// # Errors
-/// No pip for the headers, or the compiler's own words.
+/// No pip to install missing headers; a failure of the compiler, with its messages.
 pub fn build(
     workspace: &Workspace,
     cache: &Cache,
@@ -53,7 +54,7 @@ pub fn build(
 ) -> Result<()> {
     let source = workspace.root().join(SOURCE);
     let Some(parent) = libtorch.torch_dir.parent() else {
-        bail!("{} has no folder above it", libtorch.torch_dir.display());
+        bail!("{} has no parent folder", libtorch.torch_dir.display());
     };
     let folder = parent.join("nccl");
     let library = folder.join(LIBRARY);
@@ -61,10 +62,10 @@ pub fn build(
         return Ok(());
     }
     let start = Instant::now();
-    eprintln!("setup: compiling the library for NCCL");
+    eprintln!("setup: compiling the NCCL plugin");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let includes = includes(cache, libtorch, pythons, &folder)?;
-    // Another checkout may load the old one meanwhile.
+    // Another checkout may be loading the old library, so the new one is renamed into place.
     let partial = folder.join(format!("{LIBRARY}.partial-{}", std::process::id()));
     let compiler = cxx_compiler();
     let mut words = compiler.split_whitespace();
@@ -89,8 +90,8 @@ fn is_newer(library: &Path, source: &Path) -> bool {
     matches!((modified(library), modified(source)), (Some(a), Some(b)) if a >= b)
 }
 
-/// Where headers are looked for: torch's, those that came with its packages, those fetched for the
-/// purpose, and stand-ins.
+/// The include folders: those of torch, of its packages, of the packages that are installed here
+/// because they are missing, and of the stubs.
 fn includes(
     cache: &Cache,
     libtorch: &Libtorch,
@@ -112,19 +113,22 @@ fn includes(
         .collect();
     if !packages.is_empty() {
         let python = Python::with_pip(pythons).with_context(|| {
-            format!("no Python with pip to fetch the headers of {} with", packages.join(", "))
+            format!(
+                "no Python with pip was found to install the headers of {}",
+                packages.join(", ")
+            )
         })?;
         let options: Vec<&str> = ["--no-deps"].into_iter().chain(packages).collect();
         pip::run_pip(cache, python, folder, &headers, &options)?;
     }
-    let stand_ins = folder.join("stand-ins");
-    fs::create_dir_all(&stand_ins).with_context(|| format!("making {}", stand_ins.display()))?;
-    for (name, text) in STAND_INS {
-        fs::write(stand_ins.join(name), format!("#pragma once\n{text}\n"))
-            .with_context(|| format!("writing {name} in {}", stand_ins.display()))?;
+    let stubs = folder.join("stubs");
+    fs::create_dir_all(&stubs).with_context(|| format!("making {}", stubs.display()))?;
+    for (name, text) in STUB_HEADERS {
+        fs::write(stubs.join(name), format!("#pragma once\n{text}\n"))
+            .with_context(|| format!("writing {name} in {}", stubs.display()))?;
     }
-    // Last, so that the real ones are taken where they are.
-    found.push(stand_ins);
+    // Last, so that real headers are preferred.
+    found.push(stubs);
     Ok(found)
 }
 
@@ -133,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_library_is_built_anew_when_its_source_changed() {
+    fn library_is_rebuilt_after_a_change_of_its_source() {
         let folder = tempfile::tempdir().unwrap();
         let [source, library] = ["plugin.cpp", LIBRARY].map(|name| folder.path().join(name));
         fs::write(&source, "").unwrap();

@@ -1,5 +1,5 @@
-//! libtorch out of the Python wheels, fetched by the user's own pip under their own settings
-//! (mirrors, proxies, certificates): packages are named, hosts are not.
+//! Installs libtorch from Python wheels with the user's pip. Only packages are named here; the
+//! index and all other settings (mirrors, proxies, certificates) are the user's.
 
 use std::fs;
 use std::os::fd::AsFd;
@@ -14,10 +14,10 @@ use crate::libtorch::{Flavour, Libtorch, VERSION};
 use crate::link_farm;
 use crate::python::Python;
 
-/// `libtorch_cpu.so` of the wheels is linked to these two even where there is no GPU.
+/// Packages to which `libtorch_cpu.so` of the wheels is linked even without a GPU.
 const CPU_COMPANIONS: [&str; 2] = ["nvidia-cuda-runtime==13.0.96", "nvidia-cuda-cupti==13.0.85"];
 
-/// What the CPU needs of 1.2 GB, relative to the folder that pip fills.
+/// The files that the CPU needs, relative to the folder that pip fills with 1.2 GB.
 const CPU_FILES: [&str; 7] = [
     "torch/include",
     "torch/version.py",
@@ -28,10 +28,11 @@ const CPU_FILES: [&str; 7] = [
     "nvidia/cu13/lib/libcupti.so.13",
 ];
 
-/// The wheels are chosen for one Python whatever the host's is: only their libraries are used.
-/// With a platform given, pip takes only the tags it is told, and NVIDIA's wheels carry all sorts
-/// (2_17, 2_18, 2_25, 2_27 for one torch): every glibc up to torch's own is named.
-fn wheel_choice() -> Vec<String> {
+/// Options of pip that select the wheels. They are for one fixed version of Python, since only
+/// their libraries are used. With `--platform`, pip accepts only the given platform tags, and
+/// NVIDIA's wheels have different ones (2_17, 2_18, 2_25, 2_27 for one torch), so that of every
+/// glibc up to that of torch is given.
+fn wheel_options() -> Vec<String> {
     let mut options: Vec<String> =
         ["--only-binary=:all:", "--implementation=cp", "--python-version=3.11"]
             .map(str::to_owned)
@@ -41,22 +42,23 @@ fn wheel_choice() -> Vec<String> {
     options
 }
 
-/// Downloads libtorch into the cache.
+/// Installs libtorch into the cache.
+///
 /// # Errors
-/// An unsupported machine, too little disk, or pip's failure, with what to do instead.
+/// An unsupported machine; too little disk space; a failure of pip.
 pub fn install(cache: &Cache, python: &Python, flavour: Flavour) -> Result<()> {
     if !cfg!(all(target_os = "linux", target_arch = "x86_64")) {
         bail!(
-            "the wheels are known for Linux on x86_64, this is {} on {}: install libtorch \
+            "wheels are supported on Linux on x86_64, but this is {} on {}: install libtorch \
              {VERSION} yourself and set LIBTORCH to its folder",
             std::env::consts::OS,
             std::env::consts::ARCH
         );
     }
-    // Download, unpacked copy and pip's cache together.
+    // The space for the download, the unpacked copy and pip's cache.
     let (needed_bytes, announcement) = match flavour {
-        Flavour::Cpu => (2_500_000_000, "0.5 GB to download, 0.5 GB kept"),
-        Flavour::Cuda => (12_000_000_000, "3 GB to download, 5 GB kept"),
+        Flavour::Cpu => (2_500_000_000, "0.5 GB to download, 0.5 GB on disk"),
+        Flavour::Cuda => (12_000_000_000, "3 GB to download, 5 GB on disk"),
     };
     cache.require_free_bytes(needed_bytes)?;
     let entry = libtorch_entry(flavour)?;
@@ -98,7 +100,7 @@ fn fill_cpu(cache: &Cache, python: &Python, folder: &Path) -> Result<()> {
     fs::remove_dir_all(&wheels).with_context(|| format!("removing {}", wheels.display()))
 }
 
-/// The wheels stay whole; what is built against is a farm of links beside them.
+/// Keeps the complete wheels, with a link farm beside them to which programs are linked.
 fn fill_cuda(cache: &Cache, python: &Python, folder: &Path) -> Result<()> {
     let wheels = folder.join("wheels");
     let torch = format!("torch=={VERSION}");
@@ -106,8 +108,9 @@ fn fill_cuda(cache: &Cache, python: &Python, folder: &Path) -> Result<()> {
     link_farm::build(&Libtorch::open(&wheels)?, folder)
 }
 
-/// Runs pip with its own progress on the terminal. Everything it writes stays within `folder`, so
-/// that an interrupted run leaves nothing elsewhere.
+/// Installs `packages` into `target` with pip, whose progress is shown on the terminal. All files,
+/// temporary ones included, are written within `folder`, so that an interruption leaves nothing
+/// elsewhere.
 pub fn run_pip(
     cache: &Cache,
     python: &Python,
@@ -121,13 +124,14 @@ pub fn run_pip(
     let status = Command::new(&python.program)
         .args(["-m", "pip", "install", "--no-compile", "--no-input", "--target"])
         .arg(target)
-        .args(wheel_choice())
+        .args(wheel_options())
         .args(packages)
         .stdin(cache.lock_for_child()?)
         .stdout(terminal)
         .env("TMPDIR", &scratch)
         .env("PIP_DISABLE_PIP_VERSION_CHECK", "1")
-        // Settings made for installing into an environment: they refuse or clash with --target.
+        // These settings of the user are for installing into an environment; with --target pip
+        // would fail.
         .env("PIP_REQUIRE_VIRTUALENV", "0")
         .env("PIP_USER", "0")
         .env("PIP_ROOT_USER_ACTION", "ignore")
@@ -135,9 +139,9 @@ pub fn run_pip(
         .with_context(|| format!("starting {}", python.program))?;
     if !status.success() {
         bail!(
-            "pip could not install {} ({status}); its reason is above. Without a network or a \
-             mirror that has them: install torch {VERSION} or libtorch {VERSION} on this machine \
-             in another way and run `cargo xtask setup --from ITS_FOLDER`, or set LIBTORCH",
+            "pip could not install {} ({status}); see its messages above. Without access to a \
+             package index, install torch {VERSION} or libtorch {VERSION} in another way and run \
+             `cargo xtask setup --from FOLDER`, or set LIBTORCH",
             packages.join(" ")
         );
     }

@@ -1,4 +1,4 @@
-//! `cargo xtask prepare-data`: any data set to prepared shards, or the demo's data set.
+//! `cargo xtask prepare-data`: writes a data set as prepared shards, or makes the demo's data set.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -18,70 +18,69 @@ use vlm_shapes::{ProjectorConfig, ProjectorKind, ShapeError, VisionConfig};
 use crate::workspace::{Workspace, usage_error};
 use crate::{demo, sys};
 
-/// How images may be spelled in a prompt; the first that the tokenizer has counts.
+/// Default image tokens; the first one that is a single token of the tokenizer is used.
 const IMAGE_TOKENS: [&str; 5] = ["<|image_pad|>", "<|image|>", "<image>", "<empty_output>", "@"];
 
 #[derive(Args)]
 #[command(group = ArgGroup::new("rows").args(["input", "config"]).multiple(true))]
 pub struct PrepareDataArgs {
     /// Data set to prepare: .jsonl, .json (a list), .parquet, .tar (WebDataset) or a folder of
-    /// these; without it, and without --config, the demo's is made
+    /// these; without --input and --config the demo's data set is made
     #[arg(long, value_name = "PATH", num_args = 1..)]
     input: Vec<String>,
-    /// The configuration file of the run that the data is for, as `vlm pretrain` takes it: its
-    /// data-path, images-path, tokenizer, image-token, vision, projector, max-seq-len and batch-size
-    /// count; flags win
+    /// Configuration file of the training run that the data is for. Its data-path, images-path,
+    /// tokenizer, image-token, vision, projector, max-seq-len and batch-size are used unless a flag
+    /// is given
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Root folder of the image names in the rows [default: the folder of the rows]
     #[arg(long, alias = "images_path", value_name = "DIR", requires = "rows")]
     images_path: Option<PathBuf>,
-    /// Folder to write
+    /// Folder for the shards
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
     /// Folder with tokenizer.json and tokenizer_config.json [default: the demo's]
     #[arg(long, value_name = "DIR", requires = "rows")]
     tokenizer: Option<PathBuf>,
-    /// Spelling of an image's tokens [default: the first of <|image_pad|>, <|image|>, <image>,
-    /// <empty_output>, @ that is one token]
+    /// Token that stands for an image in the prompt [default: the first of <|image_pad|>,
+    /// <|image|>, <image>, <empty_output>, @ that is a single token]
     #[arg(long, alias = "image_token", value_name = "TOKEN", requires = "rows")]
     image_token: Option<String>,
-    /// Vision encoder, a folder in Hugging Face form: how many features an image has [default: the
-    /// demo's, for the demo's tokenizer alone]
+    /// Folder of the vision encoder in Hugging Face form; it determines the number of tokens per
+    /// image [default: the demo's, only with the demo's tokenizer]
     #[arg(long, value_name = "DIR", requires = "rows")]
     vision: Option<PathBuf>,
-    /// Tokens that an image takes, instead of what --vision (and the projector of --config) says
+    /// Number of tokens per image, instead of that from --vision and the projector of --config
     #[arg(long, alias = "tokens_per_image", value_name = "N", requires = "rows")]
     tokens_per_image: Option<usize>,
-    /// Tokens a row is cut at [default: 640]
+    /// Length in tokens at which a row is cut [default: 640]
     #[arg(long, alias = "max_seq_len", value_name = "N")]
     max_seq_len: Option<usize>,
-    /// Keep pictures as they were, or resized to what --vision takes (as PNG)
+    /// Store images unchanged, or resized to the size of --vision as PNG
     #[arg(long, alias = "image_store", value_enum, default_value = "original")]
     image_store: StoreChoice,
     /// Keys or columns that hold the images of a row [default: the known names of docs/data.md]
     #[arg(long, alias = "image_key", value_name = "NAME", num_args = 1..)]
     image_key: Vec<String>,
-    /// What the user says of an image, behind it, in rows that have a caption alone [default: nothing
-    /// but the image]
+    /// Text of the user after the image in rows that have only a caption [default: only the image]
     #[arg(long, alias = "caption_question", value_name = "TEXT")]
     caption_question: Option<String>,
-    /// Smallest rating of a turn in rows that have ratings, as relevance=3 [default: every turn]
+    /// Smallest rating of a turn in rows with ratings, such as relevance=3 [default: every turn]
     #[arg(long, alias = "min_rating", value_name = "NAME=NUMBER", num_args = 1..)]
     min_rating: Vec<String>,
     /// Do not follow symbolic links that lead out of the folder of the images
     #[arg(long, alias = "no_follow_links")]
     no_follow_links: bool,
-    /// Rows of the input that go into a shard
+    /// Number of input rows per shard
     #[arg(long, alias = "rows_per_shard", value_name = "N", default_value_t = 8192)]
     rows_per_shard: usize,
-    /// Share of the rows that may be unusable; with more, the command fails [default: 0.05]
+    /// Fraction of the rows that may be rejected; with more, the command fails [default: 0.05]
     #[arg(long, alias = "max_rejected_fraction", value_name = "SHARE")]
     max_rejected_fraction: Option<f64>,
-    /// Threads [default: cores]
+    /// Number of threads [default: the number of cores]
     #[arg(long, alias = "num_workers", value_name = "N")]
     num_workers: Option<usize>,
-    /// Rows of a batch whose padding is told at the end [default: 16]
+    /// Batch size for which the fraction of padding is reported at the end [default: 16]
     #[arg(long, alias = "batch_size", value_name = "N")]
     batch_size: Option<usize>,
 }
@@ -92,26 +91,26 @@ enum StoreChoice {
     Resized,
 }
 
-/// Runs the command. Interrupted, it goes on from the last finished shard when started again.
+/// Runs the command. After an interruption the same command continues from the last finished shard.
 pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     if args.input.is_empty() && args.config.is_none() {
         demo::write(&args.output)?;
         return Ok(ExitCode::SUCCESS);
     }
     let row_settings = args.row_settings();
-    let run = args.config.as_deref().map(of_config).transpose()?;
+    let run = args.config.as_deref().map(read_config).transpose()?;
     let of_run = |path: &str| run.as_ref()?.path(path);
     let value_of_run = |path: &str| run.as_ref()?.get(path).cloned();
     let of_run_data = value_of_run("data.data_path").map(serde_json::from_value).transpose()?;
     let given = Some(args.input).filter(|input| !input.is_empty()).map(DataPaths::from);
-    let paths = given
-        .or(of_run_data)
-        .ok_or_else(|| usage_error("the --config has no data-path; give the rows with --input"))?;
+    let paths = given.or(of_run_data).ok_or_else(|| {
+        usage_error("the file of --config has no data-path; give the rows with --input")
+    })?;
     let demo_start = workspace.data_dir().join("demo-start");
-    // An exported model holds all parts.
-    let within_lm = |name: &str, mark: &str| {
+    // The folder of an exported model has all parts.
+    let within_lm = |name: &str, file: &str| {
         let folder = of_run("model.lm")?.join(name);
-        folder.join(mark).is_file().then_some(folder)
+        folder.join(file).is_file().then_some(folder)
     };
     let tokenizer_dir = args.tokenizer.or_else(|| of_run("model.tokenizer"));
     let tokenizer_dir = tokenizer_dir.or_else(|| within_lm("", "tokenizer.json"));
@@ -119,17 +118,17 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     let tokenizer_dir = tokenizer_dir.unwrap_or_else(|| demo_start.clone());
     let image_token = value_of_run("model.image_token");
     let image_token = args.image_token.as_deref().or(image_token.as_ref().and_then(Value::as_str));
-    let tokenizer = tokenizer(&tokenizer_dir, image_token).map_err(asked_wrongly)?;
+    let tokenizer = tokenizer(&tokenizer_dir, image_token).map_err(usage_or_disk_error)?;
     let vision = args.vision.or_else(|| of_run("model.vision"));
     let vision = vision.or_else(|| within_lm("vision", "config.json"));
     let vision = vision.or_else(|| is_demo.then(|| demo_start.join("vision")));
     let tokens_per_image = match (args.tokens_per_image, &vision) {
         (Some(count), _) => count,
-        (None, Some(vision)) => tokens_of(vision, projector_of(run.as_ref()))?,
+        (None, Some(vision)) => tokens_per_image(vision, projector_of(run.as_ref()))?,
         (None, None) => {
             return Err(usage_error(
-                "how many tokens an image takes is not known: give --vision with the encoder that \
-                 the run will use, or --tokens-per-image with the number",
+                "the number of tokens per image is unknown: give --vision, the encoder of the run, \
+                 or --tokens-per-image",
             ));
         }
     };
@@ -140,18 +139,21 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         StoreChoice::Original => ImageStore::Original,
         StoreChoice::Resized => {
             let vision = vision.ok_or_else(|| {
-                usage_error("--image-store resized needs --vision, which says to what size")
+                usage_error("--image-store resized needs --vision, which determines the size")
             })?;
             let file = vision.join("preprocessor_config.json");
-            ImageStore::Resized(Arc::new(ImageProcessor::from_file(&file).map_err(asked_wrongly)?))
+            ImageStore::Resized(Arc::new(
+                ImageProcessor::from_file(&file).map_err(usage_or_disk_error)?,
+            ))
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let images_path = args.images_path.or_else(|| of_run("data.images_path"));
     let row_options = row_options(run.as_ref(), row_settings)?;
-    let source = paths.open_with(images_path.as_deref(), &row_options).map_err(asked_wrongly)?;
+    let source =
+        paths.open_with(images_path.as_deref(), &row_options).map_err(usage_or_disk_error)?;
     eprintln!(
-        "{} rows to {}, cut at {max_seq_len} tokens; an image is {tokens_per_image} times {:?}",
+        "{} rows to {}, cut at {max_seq_len} tokens; an image takes {tokens_per_image} tokens {:?}",
         source.len(),
         args.output.display(),
         tokenizer.placeholder().token(),
@@ -160,7 +162,7 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         eprintln!("{line}");
     }
     let settings = PrepareSettings {
-        input_files: paths.file_states().map_err(asked_wrongly)?,
+        input_files: paths.file_states().map_err(usage_or_disk_error)?,
         row_options,
         tokenizer: Arc::new(tokenizer),
         tokens_per_image,
@@ -175,23 +177,23 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     let bar = ProgressBar::new(source.len() as u64).with_style(ProgressStyle::with_template(
         "{wide_bar} {pos}/{len} rows, {per_sec}, {eta} left",
     )?);
-    let mut begun_at = None;
+    let mut started_at = None;
     let prepared = prepare(&source, &settings, &mut |done, _| {
-        if begun_at.is_none() {
-            begun_at = Some(done);
-            // What an earlier call did says nothing about this one's speed.
+        if started_at.is_none() {
+            started_at = Some(done);
+            // Rows that an earlier call finished must not count for the speed of this one.
             bar.set_position(done as u64);
             bar.reset_eta();
         }
         bar.set_position(done as u64);
     });
     bar.finish_and_clear();
-    let manifest = prepared.map_err(failed_on_the_way)?;
-    let num_done = source.len() - begun_at.unwrap_or(0);
+    let manifest = prepared.map_err(preparation_error)?;
+    let num_done = source.len() - started_at.unwrap_or(0);
     let seconds = bar.elapsed().as_secs_f64();
     let peak = sys::peak_resident_bytes().unwrap_or(0) as f64 / 1e6;
     println!(
-        "{}: {num_done} rows in {seconds:.1} s ({:.0} rows/s), with {peak:.0} MB of memory\n{}",
+        "{}: {num_done} rows in {seconds:.1} s ({:.0} rows/s), peak memory {peak:.0} MB\n{}",
         settings.output.display(),
         num_done as f64 / seconds.max(1e-3),
         manifest.report(args.batch_size.or_else(|| count_of_run("optim.batch_size")).unwrap_or(16))
@@ -213,7 +215,7 @@ fn tokenizer(dir: &Path, image_token: Option<&str>) -> Result<ChatTokenizer, Dat
 }
 
 impl PrepareDataArgs {
-    /// The flags that say how rows are read, as settings of a run.
+    /// The flags about the reading of rows, as settings of a run.
     fn row_settings(&self) -> Vec<(&'static str, Value)> {
         let mut given = Vec::new();
         if !self.image_key.is_empty() {
@@ -232,7 +234,7 @@ impl PrepareDataArgs {
     }
 }
 
-/// How rows are read: as the run that they are for says, and the flags over it.
+/// How rows are read: the settings of the run, overridden by the flags.
 fn row_options(run: Option<&Layers>, flags: Vec<(&'static str, Value)>) -> Result<RowOptions> {
     let mut layers = run.cloned().unwrap_or_else(|| Layers::new(Stage::Pretrain));
     let entries = flags.into_iter().filter_map(|(name, value)| Some((find(name)?.0, value)));
@@ -242,15 +244,15 @@ fn row_options(run: Option<&Layers>, flags: Vec<(&'static str, Value)>) -> Resul
     layers.resolve().and_then(|config| config.data.row_options()).map_err(wrong)
 }
 
-/// The settings of the run that the data is for.
-fn of_config(path: &Path) -> Result<Layers> {
+/// The settings in the configuration file of a run.
+fn read_config(path: &Path) -> Result<Layers> {
     Layers::of_file(path).map_err(|error| usage_error(format!("--config {error}")))
 }
 
-/// The projector of the run that the data is for: the one asked for, else that of the model that it
-/// starts from, where its `config.json` tells.
+/// The projector of the run: its setting, else that in the `config.json` of its language model,
+/// else a linear one.
 fn projector_of(run: Option<&Layers>) -> ProjectorKind {
-    let asked = || serde_json::from_value(run?.get("model.projector")?.clone()).ok();
+    let setting = || serde_json::from_value(run?.get("model.projector")?.clone()).ok();
     let of_lm = || {
         let lm = run?.path("model.lm")?;
         let folder = if lm.is_dir() { lm.as_path() } else { lm.parent()? };
@@ -258,28 +260,29 @@ fn projector_of(run: Option<&Layers>) -> ProjectorKind {
         let config: Value = serde_json::from_str(&text).ok()?;
         serde_json::from_value(config["projector"]["kind"].clone()).ok()
     };
-    asked().or_else(of_lm).unwrap_or(ProjectorKind::Linear)
+    setting().or_else(of_lm).unwrap_or(ProjectorKind::Linear)
 }
 
-/// Tokens of an image: the patches that the encoder's `config.json` tells of, as far as the
-/// projector leaves them apart.
-fn tokens_of(vision: &Path, projector: ProjectorKind) -> Result<usize> {
+/// Number of tokens per image with an encoder and a projector.
+///
+/// # Errors
+/// An unreadable `config.json` of the encoder; a number of patches that does not fit the projector.
+fn tokens_per_image(vision: &Path, projector: ProjectorKind) -> Result<usize> {
     let path = vision.join("config.json");
     let wrong = |problem: ShapeError| usage_error(format!("{problem}; or give --tokens-per-image"));
     let vision = VisionConfig::from_file(&path).map_err(wrong)?;
     let projector = ProjectorConfig::new(projector, &vision).map_err(wrong)?;
-    usize::try_from(projector.tokens_per_image).context("tokens of an image")
+    usize::try_from(projector.tokens_per_image).context("number of tokens per image")
 }
 
-/// What cannot be opened, or is not what is expected, the user named wrongly; a failing disk is a
-/// failure.
-fn asked_wrongly(error: DataError) -> anyhow::Error {
+/// A usage error, unless a disk failed.
+fn usage_or_disk_error(error: DataError) -> anyhow::Error {
     if error.is_disk_failure() { error.into() } else { usage_error(error.to_string()) }
 }
 
-/// While rows are prepared, a folder that holds something else was named wrongly; a full or failing
-/// disk was not, and neither are too many unusable rows.
-fn failed_on_the_way(error: DataError) -> anyhow::Error {
+/// The error of a preparation that has started. It is a usage error (such as an output folder with
+/// other content), unless a disk failed or is full, or too many rows were rejected.
+fn preparation_error(error: DataError) -> anyhow::Error {
     match error {
         DataError::Io { .. }
         | DataError::Row { .. }
@@ -294,11 +297,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_encoders_configuration_says_how_many_tokens_an_image_has() {
+    fn tokens_per_image_are_read_from_the_configuration_of_the_encoder() {
         let folder = tempfile::tempdir().unwrap();
         let count = |text: &str| {
             std::fs::write(folder.path().join("config.json"), text).unwrap();
-            tokens_of(folder.path(), ProjectorKind::Linear).map_err(|e| e.to_string())
+            tokens_per_image(folder.path(), ProjectorKind::Linear).map_err(|e| e.to_string())
         };
         assert_eq!(count(r#"{"image_size": 224, "patch_size": 16}"#), Ok(196));
         assert_eq!(count(r#"{"vision_config": {"image_size": 224, "patch_size": 32}}"#), Ok(49));

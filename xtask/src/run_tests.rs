@@ -1,5 +1,5 @@
-//! `cargo xtask test`: everything cargo tests in the workspace, with the program and the demo data
-//! that the whole-run tests start from.
+//! `cargo xtask test`: runs all tests of the workspace, after building the program and making the
+//! demo data that the whole-run tests use.
 
 use std::env;
 use std::ffi::OsString;
@@ -11,9 +11,10 @@ use anyhow::{Context, Result};
 use crate::workspace::{DATA_DIR_VARIABLE, Workspace};
 use crate::{demo, fake_cuda, launch, setup};
 
-/// Names the built program to the tests.
+/// Environment variable that gives the tests the path of `vlm`.
 const BINARY_VARIABLE: &str = "VLM_BIN";
-/// Names this program, which launches processes that train together.
+/// Environment variable that gives the tests the path of this program, which launches several
+/// processes.
 const LAUNCHER_VARIABLE: &str = "XTASK_BIN";
 
 /// Something that tests need and this repository does not contain. Tests that need it are ignored,
@@ -44,7 +45,7 @@ const FIXTURES: [Fixture; 3] = [
         what: "torchrun",
         variable: "TORCHRUN",
         find: has_torchrun,
-        tests: &["torchrun_"],
+        tests: &["acceptance::torchrun_"],
     },
 ];
 
@@ -57,10 +58,10 @@ pub fn run(workspace: &Workspace, mut args: Vec<OsString>) -> Result<ExitCode> {
     let has_fake_cuda = args.iter().any(|arg| arg == fake_cuda::FLAG);
     args.retain(|arg| arg != fake_cuda::FLAG);
     setup::ensure(workspace)?;
-    // Release, as the program: the bindings are compiled once for both.
+    // The release profile, so that the bindings are compiled once for the program and the tests.
     let binary = launch::build_vlm(workspace)?;
     demo::ensure(workspace)?;
-    let launcher = env::current_exe().context("asking for our own path")?;
+    let launcher = env::current_exe().context("finding the path of this program")?;
     let cargo_test = || {
         let mut command = workspace.cargo();
         command.args(["test", "--release"]).env(BINARY_VARIABLE, &binary);
@@ -89,7 +90,9 @@ pub fn run(workspace: &Workspace, mut args: Vec<OsString>) -> Result<ExitCode> {
         code = exit_code(cargo_test().args(ignored).args(names))?;
     }
     for Fixture { what, variable, .. } in missing {
-        eprintln!("test: {what} was not found, so the tests that need it were not run; set {variable}");
+        eprintln!(
+            "test: {what} was not found, so the tests that need it were not run; set {variable}"
+        );
     }
     Ok(code)
 }
@@ -126,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn packages_are_told_from_filters() {
+    fn packages_are_distinguished_from_test_filters() {
         assert!(names_a_package("-p") && names_a_package("-pvlm-data"));
         assert!(names_a_package("--package=vlm-data"));
         assert!(!names_a_package("resumed_run") && !names_a_package("--nocapture"));

@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: finds libtorch, links `.libtorch` to it and proves that it works. Every
-//! command that builds against libtorch calls [`ensure`] first.
+//! `cargo xtask setup`: finds or installs libtorch, makes the link `.libtorch` to it, and tests
+//! that it works. Every command that builds against libtorch calls [`ensure`] first.
 
 use std::env;
 use std::fs;
@@ -15,21 +15,24 @@ use crate::libtorch::{Flavour, Libtorch, VERSION};
 use crate::link_farm;
 use crate::nccl;
 use crate::pip;
-use crate::proof;
 use crate::python::Python;
+use crate::smoke_test;
 use crate::workspace::{Workspace, usage_error};
 
-/// What to set up; by default whatever serves this machine.
+/// What to set up. The default is the libtorch that suits this machine.
 #[derive(Debug, Default)]
 pub struct Request {
-    /// A folder named by the user; stands above everything else.
+    /// Folder that the user named with `--from`; it takes precedence over every other source.
     pub from: Option<PathBuf>,
-    /// `--cpu` or `--cuda`.
+    /// The flavour that the user chose with `--cpu` or `--cuda`.
     pub flavour: Option<Flavour>,
 }
 
-/// Sets up when `.libtorch` is missing or broken, or when an exported `LIBTORCH` names another
-/// libtorch than the one that is linked.
+/// Sets up libtorch if the link `.libtorch` is missing or broken, or if the environment variable
+/// `LIBTORCH` names another libtorch than the linked one.
+///
+/// # Errors
+/// As [`run`].
 pub fn ensure(workspace: &Workspace) -> Result<()> {
     let Ok(current) = linked(workspace) else {
         return run(workspace, &Request::default());
@@ -39,31 +42,33 @@ pub fn ensure(workspace: &Workspace) -> Result<()> {
             run(workspace, &Request { from: Some(folder), flavour: None })
         }
         _ => {
-            if let Some(complaint) = gpu::complaint(&current) {
-                eprintln!("warning: {complaint}");
+            if let Some(warning) = gpu::warning(&current) {
+                eprintln!("warning: {warning}");
             }
-            proof::prove(workspace, &current)
+            smoke_test::run(workspace, &current)
         }
     }
 }
 
-/// The libtorch that builds of this checkout use now.
+/// The libtorch to which this checkout is linked.
+///
 /// # Errors
-/// No link, or one that does not lead to a libtorch that can be linked.
+/// The link is missing, or it does not lead to a libtorch to which programs can be linked.
 pub fn linked(workspace: &Workspace) -> Result<Libtorch> {
     let libtorch = Libtorch::open(&workspace.libtorch_link().join("torch"))?;
     if !libtorch.can_be_linked() {
-        bail!("{} cannot be linked as it is", libtorch.torch_dir.display());
+        bail!("programs cannot be linked to {} directly", libtorch.torch_dir.display());
     }
     Ok(libtorch)
 }
 
-/// Finds libtorch, links it into the checkout and proves it.
+/// Finds or installs libtorch, links it into the checkout and tests it.
+///
 /// # Errors
-/// Nothing usable was found or could be installed; the message says what to install or to set.
+/// No libtorch was found that can be used, and none could be installed.
 pub fn run(workspace: &Workspace, request: &Request) -> Result<()> {
-    // Asked before a download that would be of no use without it.
-    proof::cxx_version()?;
+    // Checked first: without a compiler a download would be useless.
+    smoke_test::cxx_version()?;
     let cache = Cache::lock()?;
     let named = request.from.clone().or_else(|| exported_libtorch(workspace));
     match named {
@@ -77,8 +82,8 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<()> {
     if libtorch.flavour() == Flavour::Cuda
         && let Err(error) = nccl::build(workspace, &cache, &libtorch, &Python::find_all())
     {
-        // One GPU, and any number of processes on the CPU, do without.
-        eprintln!("setup: several GPUs cannot be used together: {error:#}");
+        // NCCL is needed only for several GPUs.
+        eprintln!("setup: training on several GPUs will not work: {error:#}");
     }
     eprintln!(
         "setup: libtorch {} ({}), .libtorch -> {}",
@@ -89,7 +94,8 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<()> {
     Ok(())
 }
 
-/// A folder the user named is used or it is an error: never silently another one.
+/// Uses the folder that the user named. If that is not possible, it is an error: another libtorch
+/// is never used instead.
 fn use_named(
     workspace: &Workspace,
     cache: &Cache,
@@ -98,7 +104,7 @@ fn use_named(
 ) -> Result<()> {
     let folder = fs::canonicalize(folder).map_err(|error| {
         usage_error(format!(
-            "{}: {error}; expected the folder of libtorch {VERSION} (from --from or LIBTORCH)",
+            "{}: {error}; --from or LIBTORCH must be the folder of libtorch {VERSION}",
             folder.display()
         ))
     })?;
@@ -109,20 +115,21 @@ fn use_named(
             libtorch.torch_dir.display()
         )));
     }
-    adopt(workspace, cache, &libtorch)
+    activate(workspace, cache, &libtorch)
 }
 
-/// The cache, then the user's Python, then pip.
+/// Uses the first libtorch that is found in the cache or in the user's Python; otherwise installs
+/// one with pip.
 fn use_found(workspace: &Workspace, cache: &Cache, flavour: Flavour) -> Result<()> {
     let entry = libtorch_entry(flavour)?;
     if let Ok(libtorch) = Libtorch::open(&entry) {
-        return adopt(workspace, cache, &libtorch);
+        return activate(workspace, cache, &libtorch);
     }
     let pythons = Python::find_all();
     for torch_dir in pythons.iter().filter_map(|python| python.torch_dir.as_deref()) {
         match use_python_torch(workspace, cache, torch_dir, flavour) {
             Ok(()) => return Ok(()),
-            Err(error) => eprintln!("setup: not using the Python's torch: {error:#}"),
+            Err(error) => eprintln!("setup: Python's torch cannot be used: {error:#}"),
         }
     }
     let python = Python::with_pip(&pythons).ok_or_else(|| missing_pip(&pythons))?;
@@ -132,7 +139,7 @@ fn use_found(workspace: &Workspace, cache: &Cache, flavour: Flavour) -> Result<(
                           of the download)"
             .to_owned(),
     })?;
-    adopt(workspace, cache, &Libtorch::open(&entry)?)
+    activate(workspace, cache, &Libtorch::open(&entry)?)
 }
 
 fn use_python_torch(
@@ -145,7 +152,7 @@ fn use_python_torch(
     if flavour == Flavour::Cuda && libtorch.flavour() == Flavour::Cpu {
         bail!("{} is a build without CUDA", torch_dir.display());
     }
-    adopt(workspace, cache, &libtorch)
+    activate(workspace, cache, &libtorch)
 }
 
 fn missing_pip(pythons: &[Python]) -> anyhow::Error {
@@ -154,46 +161,46 @@ fn missing_pip(pythons: &[Python]) -> anyhow::Error {
         Some(python) => format!("{} {} without pip", python.program, python.version_text()),
     };
     anyhow!(
-        "libtorch {VERSION} is not here yet and there is {found} to install it with. Install \
-         Python 3 with pip (`apt install python3-pip`, `dnf install python3-pip`), or put libtorch \
-         {VERSION} on this machine yourself and set LIBTORCH to its folder"
+        "libtorch {VERSION} was not found, and it cannot be installed: found {found}. Install \
+         Python 3 with pip (`apt install python3-pip`, `dnf install python3-pip`), or install \
+         libtorch {VERSION} yourself and set LIBTORCH to its folder"
     )
 }
 
-/// Points `.libtorch` at `libtorch`, through a farm of links where it cannot be linked as it is,
-/// and proves it. The old link stays when the proof fails.
-fn adopt(workspace: &Workspace, cache: &Cache, libtorch: &Libtorch) -> Result<()> {
+/// Tests `libtorch` and points the link `.libtorch` at it, through a link farm if programs cannot
+/// be linked to it directly. If the test fails, the old link is kept.
+fn activate(workspace: &Workspace, cache: &Cache, libtorch: &Libtorch) -> Result<()> {
     let folder = match libtorch.torch_dir.parent() {
         Some(parent) if libtorch.can_be_linked() => parent.to_path_buf(),
         _ => {
             let farm = farm_of(&libtorch.torch_dir)?;
-            // Another checkout may be building through it: a farm that serves is left alone.
-            let serves = Libtorch::open(&farm)
+            // Another checkout may be building with the farm, so a valid one is not replaced.
+            let is_valid = Libtorch::open(&farm)
                 .is_ok_and(|old| old.can_be_linked() && is_same_library(&libtorch.torch_dir, &old));
-            if !serves {
+            if !is_valid {
                 cache.put(&farm, |partial| link_farm::build(libtorch, partial))?;
             }
             farm
         }
     };
-    proof::prove(workspace, &Libtorch::open(&folder.join("torch"))?)?;
+    smoke_test::run(workspace, &Libtorch::open(&folder.join("torch"))?)?;
     replace_link(&workspace.libtorch_link(), &folder)
 }
 
-/// One farm for a source, whichever checkout asks.
+/// The folder of the link farm for a torch folder; the same for all checkouts.
 fn farm_of(torch_dir: &Path) -> Result<PathBuf> {
     let mut hasher = DefaultHasher::new();
     torch_dir.hash(&mut hasher);
     Ok(cache_dir()?.join(format!("libtorch-{VERSION}-links-{:016x}", hasher.finish())))
 }
 
-/// The link appears whole: builds that run now see the old one or the new one.
+/// Replaces the link atomically: builds that are running see either the old or the new one.
 fn replace_link(link: &Path, folder: &Path) -> Result<()> {
     if fs::read_link(link).is_ok_and(|target| target == folder) {
         return Ok(());
     }
     if link.is_dir() && !link.is_symlink() {
-        bail!("{} is a folder, expected a link: move it away", link.display());
+        bail!("{} is a folder, but must be a link: move it away", link.display());
     }
     let fresh = link.with_extension("new");
     let _ = fs::remove_file(&fresh);
@@ -202,13 +209,14 @@ fn replace_link(link: &Path, folder: &Path) -> Result<()> {
         .with_context(|| format!("linking {} to {}", link.display(), folder.display()))
 }
 
-/// `LIBTORCH` as the user exported it; cargo sets it to our own link when they did not.
+/// The folder in the environment variable `LIBTORCH`. `None` if it is not set, or if it is the link
+/// of this checkout, which cargo sets by default.
 pub fn exported_libtorch(workspace: &Workspace) -> Option<PathBuf> {
     let folder = PathBuf::from(env::var_os("LIBTORCH").filter(|value| !value.is_empty())?);
     (folder != workspace.libtorch_link().join("torch")).then_some(folder)
 }
 
-/// Whether `folder` holds the very file that builds link now, farm or not.
+/// Whether `folder` holds the same library file as `linked`, also if `linked` is a link farm.
 fn is_same_library(folder: &Path, linked: &Libtorch) -> bool {
     let library = |torch_dir: &Path| fs::canonicalize(torch_dir.join("lib/libtorch_cpu.so")).ok();
     let named = library(folder).or_else(|| library(&folder.join("torch")));
@@ -220,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn link_is_replaced_and_a_real_folder_is_not() {
+    fn link_is_replaced_but_a_real_folder_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let link = folder.path().join(".libtorch");
         replace_link(&link, Path::new("one")).unwrap();
@@ -234,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn one_source_has_one_farm_and_another_source_another() {
+    fn every_source_has_a_farm_of_its_own() {
         let farm = |path: &str| farm_of(Path::new(path)).unwrap();
         assert_eq!(farm("a/torch"), farm("a/torch"));
         assert_ne!(farm("a/torch"), farm("b/torch"));

@@ -1,5 +1,5 @@
-//! The system calls that the standard library lacks. The only file of this crate with unsafe code;
-//! `check` knows it by name.
+//! System calls that the standard library lacks. This is the only file of the crate with unsafe
+//! code; `check/sources.rs` allows it by name.
 
 use std::ffi::CString;
 use std::io;
@@ -8,24 +8,24 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus};
 
-/// Bytes that this user can still write on the file system of `path`, which must exist.
+/// Free space for this user on the file system of `path`, which must exist, in bytes.
 pub fn free_bytes(path: &Path) -> io::Result<u64> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let mut answer = std::mem::MaybeUninit::<libc::statvfs>::uninit();
-    // SAFETY: `path` ends in NUL and `answer` has room for the structure.
-    if unsafe { libc::statvfs(path.as_ptr(), answer.as_mut_ptr()) } != 0 {
+    let mut stats = std::mem::MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: `path` ends in NUL and `stats` has room for the structure.
+    if unsafe { libc::statvfs(path.as_ptr(), stats.as_mut_ptr()) } != 0 {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: statvfs returned 0, so it filled the structure in.
-    let answer = unsafe { answer.assume_init() };
-    Ok(answer.f_bavail * answer.f_frsize)
+    let stats = unsafe { stats.assume_init() };
+    Ok(stats.f_bavail * stats.f_frsize)
 }
 
-/// Waits for `child` to end; how it did, and the most memory it ever had, in bytes.
+/// Waits for `child` to end. Returns its exit status and its peak resident memory in bytes.
 pub fn wait_with_peak_memory(child: Child) -> io::Result<(ExitStatus, u64)> {
     let (mut status, mut usage) = (0, std::mem::MaybeUninit::<libc::rusage>::uninit());
     loop {
-        // SAFETY: the child is ours and not waited for yet; both answers have room.
+        // SAFETY: the child was not waited for yet, and both results have room.
         let found =
             unsafe { libc::wait4(child.id() as libc::pid_t, &mut status, 0, usage.as_mut_ptr()) };
         if found >= 0 {
@@ -41,12 +41,12 @@ pub fn wait_with_peak_memory(child: Child) -> io::Result<(ExitStatus, u64)> {
     Ok((ExitStatus::from_raw(status), usage.ru_maxrss as u64 * 1024))
 }
 
-/// Memory of this process that is resident, in bytes.
+/// Resident memory of this process in bytes.
 pub fn resident_bytes() -> io::Result<u64> {
     memory("VmRSS:")
 }
 
-/// The most memory that this process ever had resident, in bytes.
+/// Peak resident memory of this process in bytes.
 pub fn peak_resident_bytes() -> io::Result<u64> {
     memory("VmHWM:")
 }
@@ -60,40 +60,40 @@ fn memory(entry: &str) -> io::Result<u64> {
         .ok_or_else(|| io::Error::other(format!("no {entry} in /proc/self/status")))
 }
 
-/// What a group of processes is sent.
+/// A signal for a process group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Signal {
-    /// SIGTERM: end, in order.
+    /// SIGTERM, which asks the processes to end.
     Terminate,
-    /// SIGKILL: end, now.
+    /// SIGKILL, which ends the processes at once.
     Kill,
 }
 
-/// Sends a signal to every process of the group that the child `leader` leads. That nobody is left
-/// to receive it is no error.
+/// Sends a signal to every process of the group whose leader is the child `leader`. It is no error
+/// if the group has no process any more.
 pub fn signal_group(leader: u32, signal: Signal) {
     let signal = match signal {
         Signal::Terminate => libc::SIGTERM,
         Signal::Kill => libc::SIGKILL,
     };
-    // 0 and 1 would mean our own group and every process there is.
+    // For 0 and 1 the system call would signal our own group and every process.
     if let Ok(group) = libc::pid_t::try_from(leader)
         && group > 1
     {
-        // SAFETY: kill takes two numbers; the group is that of a child of ours.
+        // SAFETY: kill takes two numbers; the group is that of a child of this process.
         unsafe { libc::kill(-group, signal) };
     }
 }
 
-/// Makes the child of `command` end with this process, however this one ends, and compute on
-/// `cores` alone (all, when empty). The command must be spawned by the main thread: the child is
-/// ended when the thread that started it is gone.
+/// Makes the child of `command` receive SIGTERM when this process ends for any reason, and run only
+/// on `cores` (on all cores if empty). The command must be spawned by the main thread, because the
+/// child gets the signal when the thread that spawned it ends.
 pub fn bind_child(command: &mut Command, cores: &[usize]) {
     // SAFETY: all zeros is the empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     for &core in cores {
-        assert!(core < 8 * std::mem::size_of_val(&set), "core {core} does not fit the set");
-        // SAFETY: the assertion holds the core inside of the set.
+        assert!(core < 8 * std::mem::size_of_val(&set), "core {core} exceeds the set of cores");
+        // SAFETY: the assertion ensures that the core is within the set.
         unsafe { libc::CPU_SET(core, &mut set) };
     }
     let is_bound = !cores.is_empty();

@@ -1,12 +1,12 @@
-//! Where the checkout is, how cargo is called in it, and the error for a wrong request.
+//! The checkout, its folders, how cargo is called in it, and the type of usage errors.
 
 use std::env;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Tells `vlm` and the tests where the demo is: a program in a target folder that several checkouts
-/// share cannot know.
+/// Environment variable that gives `vlm` and the tests the folder of the demo. The program cannot
+/// find it itself: several checkouts may share its target folder.
 pub const DATA_DIR_VARIABLE: &str = "VLM_DATA_DIR";
 
 /// The root folder of this checkout.
@@ -16,8 +16,8 @@ pub struct Workspace {
 }
 
 impl Workspace {
-    /// Cargo names the manifest's folder when it runs us. The path known when we were compiled is
-    /// for a binary started by hand.
+    /// The checkout of the manifest that cargo names in the environment, or, if the program was not
+    /// started by cargo, the checkout in which it was compiled.
     pub fn locate() -> Self {
         let manifest_dir = env::var_os("CARGO_MANIFEST_DIR")
             .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
@@ -25,30 +25,30 @@ impl Workspace {
         Self { root: root.unwrap_or(manifest_dir) }
     }
 
-    /// The checkout's root folder.
+    /// Root folder of the checkout.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The link that every build reads libtorch through (see `.cargo/config.toml`).
+    /// The link to libtorch that every build uses (see `.cargo/config.toml`).
     pub fn libtorch_link(&self) -> PathBuf {
         self.root.join(".libtorch")
     }
 
-    /// Where the demo's weights and data are, absolute: the checkout's `data`, unless the user
-    /// named another folder in [`DATA_DIR_VARIABLE`].
+    /// Absolute path of the folder with the demo's weights and data: that in [`DATA_DIR_VARIABLE`],
+    /// else `data` in the checkout.
     pub fn data_dir(&self) -> PathBuf {
         let named = env::var_os(DATA_DIR_VARIABLE).filter(|dir| !dir.is_empty());
         let dir = named.map_or_else(|| self.root.join("data"), PathBuf::from);
         std::path::absolute(&dir).unwrap_or(dir)
     }
 
-    /// The prepared demo data set.
+    /// Folder of the demo data set.
     pub fn demo_data(&self) -> PathBuf {
         self.data_dir().join("demo")
     }
 
-    /// Where cargo writes, for files that `cargo clean` may take away.
+    /// The target folder of cargo, for files that `cargo clean` may remove.
     pub fn target_dir(&self) -> PathBuf {
         match env::var_os("CARGO_TARGET_DIR") {
             Some(dir) if !dir.is_empty() => self.root.join(dir),
@@ -56,8 +56,8 @@ impl Workspace {
         }
     }
 
-    /// The cargo that runs us, in the root folder, building against `.libtorch` and nothing else:
-    /// set-up has already turned an exported `LIBTORCH` into that link.
+    /// A command that runs cargo in the root folder. It builds against `.libtorch`; set-up has
+    /// pointed that link at the `LIBTORCH` of the user, if there is one.
     pub fn cargo(&self) -> Command {
         let program = env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
         let mut command = Command::new(program);
@@ -66,11 +66,11 @@ impl Workspace {
     }
 }
 
-/// What the user asked for cannot be done as asked: exit code 2, where a failure on the way is 1.
+/// An error in what the user asked for. Its exit code is 2; that of every other error is 1.
 #[derive(Debug)]
 pub struct UsageError(String);
 
-/// An error that says what was asked and what to ask instead.
+/// A usage error with this message.
 pub fn usage_error(message: impl Into<String>) -> anyhow::Error {
     UsageError(message.into()).into()
 }

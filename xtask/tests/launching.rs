@@ -1,4 +1,5 @@
-//! `cargo xtask launch` with shell scripts as ranks: what they are told, and how they end.
+//! `cargo xtask launch` with shell scripts as ranks: their environment, output, signals and
+//! restarts.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// The launcher over `sh -c script`, not yet started. `$DIR` is a folder of the test's own.
+/// The command that launches `sh -c script`, not yet started. `$DIR` is the folder of the test.
 fn launcher(folder: &TempDir, flags: &str, script: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
     command.arg("launch").args(flags.split_whitespace()).args(["sh", "-c", script]);
@@ -32,19 +33,20 @@ fn lines(path: &Path) -> Vec<String> {
     fs::read_to_string(path).unwrap_or_default().lines().map(str::to_owned).collect()
 }
 
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+fn wait_until(what: &str, mut is_true: impl FnMut() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
-    while !is_so() {
-        assert!(Instant::now() < deadline, "{what}: not in 20 s");
+    while !is_true() {
+        assert!(Instant::now() < deadline, "{what}: not within 20 s");
         std::thread::sleep(Duration::from_millis(10));
     }
 }
 
-/// Ranks that say who they are in the file `pids` and wait; on SIGTERM they save, and end well.
+/// Script of a rank that writes its process id to the file `pids` and waits. On SIGTERM it writes
+/// its rank to the file `saved` and succeeds.
 const SAVES_ON_TERM: &str = "trap 'echo $RANK >> $DIR/saved; exit 0' TERM; \
                              echo $$ >> $DIR/pids; while :; do sleep 0.05; done";
 
-/// Starts two such ranks; the launcher, and the ranks' process ids.
+/// Starts two such ranks and returns the launcher and the process ids of the ranks.
 fn two_waiting_ranks(folder: &TempDir) -> (Child, Vec<u32>) {
     let child = launcher(folder, "--nproc-per-node 2", SAVES_ON_TERM).spawn().unwrap();
     let path = folder.path().join("pids");
@@ -53,7 +55,7 @@ fn two_waiting_ranks(folder: &TempDir) -> (Child, Vec<u32>) {
 }
 
 fn is_alive(pid: u32) -> bool {
-    // A process that ended and waits to be looked at is no orphan.
+    // A zombie has ended already.
     fs::read_to_string(format!("/proc/{pid}/status"))
         .is_ok_and(|status| !status.lines().any(|line| line.starts_with("State:\tZ")))
 }
@@ -67,7 +69,7 @@ fn saved(folder: &TempDir) -> BTreeSet<String> {
 }
 
 #[test]
-fn ranks_are_told_who_they_are_and_rank_0_speaks_without_a_prefix() {
+fn ranks_get_their_environment_and_only_rank_0_prints_without_a_prefix() {
     let script = "echo $RANK $LOCAL_RANK $WORLD_SIZE $LOCAL_WORLD_SIZE $MASTER_ADDR; \
                   echo $MASTER_PORT >> $DIR/ports";
     let folder = folder();
@@ -77,19 +79,19 @@ fn ranks_are_told_who_they_are_and_rank_0_speaks_without_a_prefix() {
         script,
     );
     assert_eq!(code, 0, "{stderr}");
-    let mut said: Vec<&str> = stdout.lines().collect();
-    said.sort_unstable();
-    assert_eq!(said, ["[rank 2] 2 0 4 2 10.9.8.7", "[rank 3] 3 1 4 2 10.9.8.7"]);
+    let mut printed: Vec<&str> = stdout.lines().collect();
+    printed.sort_unstable();
+    assert_eq!(printed, ["[rank 2] 2 0 4 2 10.9.8.7", "[rank 3] 3 1 4 2 10.9.8.7"]);
     assert_eq!(lines(&folder.path().join("ports")), ["29500", "29500"]);
 
     let folder = self::folder();
     let (code, stdout, _) = launch(&folder, "--nproc-per-node 2", script);
     assert_eq!(code, 0);
-    let mut said: Vec<&str> = stdout.lines().collect();
-    said.sort_unstable();
-    assert_eq!(said, ["0 0 2 2 127.0.0.1", "[rank 1] 1 1 2 2 127.0.0.1"]);
+    let mut printed: Vec<&str> = stdout.lines().collect();
+    printed.sort_unstable();
+    assert_eq!(printed, ["0 0 2 2 127.0.0.1", "[rank 1] 1 1 2 2 127.0.0.1"]);
     let ports = lines(&folder.path().join("ports"));
-    assert_eq!(ports[0], ports[1], "ranks of one attempt meet at one port");
+    assert_eq!(ports[0], ports[1], "ranks of one attempt use the same port");
 }
 
 #[test]
@@ -102,26 +104,26 @@ fn ranks_compute_on_disjoint_cores() {
     let bound: BTreeSet<&str> =
         stdout.lines().filter_map(|line| Some(line.split_once("list:")?.1.trim())).collect();
     let cores = std::thread::available_parallelism().unwrap().get();
-    assert_eq!(bound.len(), cores.min(2), "one set a rank where there are cores: {stdout}");
+    assert_eq!(bound.len(), cores.min(2), "one set of cores per rank: {stdout}");
     if cores == 2 {
         assert_eq!(stdout.matches("threads 1").count(), 2, "{stdout}");
     }
 }
 
 #[test]
-fn first_failing_rank_is_named_with_its_last_words_and_its_code_is_passed_on() {
+fn first_failing_rank_is_reported_with_its_last_output_and_exit_code() {
     let script = "if [ $RANK = 1 ]; then echo out of paper >&2; exit 7; fi; exec sleep 60";
     let begin = Instant::now();
     let (code, _, stderr) = launch(&folder(), "--nproc-per-node 3", script);
     assert_eq!(code, 7);
     assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
     assert!(stderr.contains("[rank 1] out of paper"), "{stderr}");
-    let report = "rank 1 failed first (exit status: 7); the last it said:\n  out of paper";
+    let report = "rank 1 failed first (exit status: 7); its last output:\n  out of paper";
     assert!(stderr.contains(report), "{stderr}");
 }
 
 #[test]
-fn rank_killed_from_outside_gives_the_signals_code() {
+fn rank_killed_by_a_signal_gives_exit_code_128_plus_the_signal() {
     let script = "if [ $RANK = 0 ]; then kill -9 $$; fi; exec sleep 60";
     let (code, _, stderr) = launch(&folder(), "--nproc-per-node 2", script);
     assert_eq!(code, 128 + 9);
@@ -129,10 +131,10 @@ fn rank_killed_from_outside_gives_the_signals_code() {
 }
 
 #[test]
-fn rank_that_will_not_end_is_ended_within_ten_seconds() {
-    // Rank 1 fails only when rank 0 ignores the signal.
-    let script = "if [ $RANK = 1 ]; then until [ -e $DIR/deaf ]; do sleep 0.01; done; exit 3; fi; \
-                  trap '' TERM; touch $DIR/deaf; while :; do sleep 1; done";
+fn rank_that_ignores_sigterm_is_killed_within_ten_seconds() {
+    // Rank 1 fails only after rank 0 has started to ignore the signal.
+    let script = "if [ $RANK = 1 ]; then until [ -e $DIR/ready ]; do sleep 0.01; done; exit 3; fi; \
+                  trap '' TERM; touch $DIR/ready; while :; do sleep 1; done";
     let begin = Instant::now();
     let folder = folder();
     let (code, ..) = launch(&folder, "--nproc-per-node 2", script);
@@ -142,26 +144,26 @@ fn rank_that_will_not_end_is_ended_within_ten_seconds() {
 }
 
 #[test]
-fn sigterm_reaches_the_ranks_which_save_and_leave_no_orphan() {
+fn on_sigterm_or_ctrl_c_all_ranks_save_and_end() {
     for name in ["-TERM", "-INT"] {
         let folder = folder();
         let (mut launcher, pids) = two_waiting_ranks(&folder);
         signal(launcher.id(), name);
-        assert_eq!(launcher.wait().unwrap().code(), Some(0), "{name} is a clean end");
+        assert_eq!(launcher.wait().unwrap().code(), Some(0), "{name} ends the job successfully");
         assert_eq!(saved(&folder).len(), 2);
         assert!(!pids.into_iter().any(is_alive));
     }
 }
 
 #[test]
-fn second_signal_ends_ranks_that_do_not_save() {
+fn second_signal_kills_ranks_that_do_not_end() {
     let script = "trap '' TERM; echo $$ >> $DIR/pids; while :; do sleep 0.05; done";
     let folder = folder();
     let mut launcher = launcher(&folder, "--nproc-per-node 2", script).spawn().unwrap();
     let path = folder.path().join("pids");
     wait_until("ranks start", || lines(&path).len() == 2);
     signal(launcher.id(), "-INT");
-    // A batch system that signals twice at once asks once.
+    // A second signal at the same time, as batch systems send it, is the same request.
     signal(launcher.id(), "-TERM");
     std::thread::sleep(Duration::from_millis(700));
     assert_eq!(launcher.try_wait().unwrap(), None, "the first signal waits for the ranks");
@@ -171,22 +173,23 @@ fn second_signal_ends_ranks_that_do_not_save() {
 }
 
 #[test]
-fn killed_launcher_takes_its_ranks_with_it() {
+fn ranks_end_when_their_launcher_is_killed() {
     let folder = folder();
     let (mut launcher, pids) = two_waiting_ranks(&folder);
     signal(launcher.id(), "-KILL");
     launcher.wait().unwrap();
     wait_until("ranks end", || !pids.iter().any(|&pid| is_alive(pid)));
-    assert_eq!(saved(&folder).len(), 2, "they saved first");
+    assert_eq!(saved(&folder).len(), 2, "the ranks saved before they ended");
 }
 
-/// Fails on rank 1 until it was started `$FAILURES` times; counts starts in the file `starts`.
+/// Script in which rank 1 fails at its first `$FAILURES` starts. It adds a line to the file
+/// `starts` at every start.
 const FAILS_AT_FIRST: &str = "if [ $RANK = 0 ]; then exec sleep 0.3; fi; \
     echo $TORCHELASTIC_RESTART_COUNT $MASTER_PORT >> $DIR/starts; \
     [ $(wc -l < $DIR/starts) -gt $FAILURES ] || exit 5";
 
 #[test]
-fn all_ranks_start_again_as_often_as_asked_for() {
+fn all_ranks_are_restarted_up_to_max_restarts_times() {
     for (restarts, code, starts) in [(2, 0, 3), (1, 5, 2)] {
         let folder = folder();
         let flags = format!("--nproc-per-node 2 --max-restarts {restarts}");
@@ -203,14 +206,14 @@ fn all_ranks_start_again_as_often_as_asked_for() {
 }
 
 #[test]
-fn one_rank_alone_is_restarted_too() {
+fn a_single_rank_is_restarted_too() {
     let script = "echo x >> $DIR/starts; [ $(wc -l < $DIR/starts) -gt 1 ] || kill -9 $$";
     let (code, _, stderr) = launch(&folder(), "--max-restarts 1", script);
     assert_eq!(code, 0, "{stderr}");
 }
 
 #[test]
-fn wrong_requests_are_told_once_and_not_repeated() {
+fn usage_errors_are_not_retried() {
     let folder = folder();
     let script = "echo x >> $DIR/starts; exit 2";
     let (code, _, stderr) = launch(&folder, "--nproc-per-node 2 --max-restarts 5", script);
@@ -225,8 +228,8 @@ fn wrong_requests_are_told_once_and_not_repeated() {
 }
 
 #[test]
-fn what_a_rank_leaves_behind_does_not_hold_the_launcher() {
-    // The grandchild keeps the pipe open; it is of the rank's process group and ends with it.
+fn launcher_does_not_wait_for_processes_that_a_rank_left_behind() {
+    // The grandchild keeps the pipe open. It is in the process group of the rank and ends with it.
     let script = "sleep 60 & echo $! >> $DIR/pids; exit 0";
     let folder = folder();
     let begin = Instant::now();
@@ -239,7 +242,7 @@ fn what_a_rank_leaves_behind_does_not_hold_the_launcher() {
 }
 
 #[test]
-fn launcher_that_nobody_listens_to_goes_on() {
+fn ranks_continue_after_the_output_of_the_launcher_is_closed() {
     let script = "for i in 1 2 3 4 5 6 7 8; do echo $i; sleep 0.02; done; echo $RANK >> $DIR/saved";
     let folder = folder();
     let mut child = launcher(&folder, "--nproc-per-node 2", script).spawn().unwrap();

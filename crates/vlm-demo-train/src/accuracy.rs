@@ -1,4 +1,4 @@
-//! Accuracy on the held-out rows, before and after training.
+//! Accuracy on the held-out rows before and after training.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -6,21 +6,21 @@ use vlm_demo::{Asked, HeldOutGroup};
 use vlm_infer::text_score::{is_exact, words};
 use vlm_train::report::Table;
 
-/// How many of some rows are right.
+/// Counts of correct rows and words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Accuracy {
-    /// Rows compared.
+    /// Number of rows.
     pub num_rows: usize,
-    /// Rows whose generated text is equal to the expected one.
+    /// Number of rows whose generated text equals the expected text.
     pub num_exact: usize,
-    /// Words of the expected texts.
+    /// Number of words in the expected texts.
     pub num_words: usize,
-    /// Words that are at the same place in the generated text.
+    /// Number of these words that the generated text has at the same position.
     pub num_right_words: usize,
 }
 
 impl Accuracy {
-    /// Counts one row.
+    /// Adds a row with its generated text and the expected text.
     pub fn add(&mut self, text: &str, expected: &str) {
         let (words, found) = (words(expected), words(text));
         self.num_rows += 1;
@@ -30,12 +30,12 @@ impl Accuracy {
             words.iter().zip(&found).filter(|(word, found)| word == found).count();
     }
 
-    /// Fraction of exact rows, 0 to 1; 0 where there are no rows.
+    /// Fraction of rows that are exactly right, from 0 to 1; 0 without rows.
     pub fn exact(&self) -> f64 {
         fraction(self.num_exact, self.num_rows)
     }
 
-    /// Fraction of right words, 0 to 1; 0 where there are no words.
+    /// Fraction of words that are right, from 0 to 1; 0 without words.
     pub fn by_word(&self) -> f64 {
         fraction(self.num_right_words, self.num_words)
     }
@@ -52,14 +52,14 @@ fn fraction(part: usize, whole: usize) -> f64 {
     if whole == 0 { 0.0 } else { part as f64 / whole as f64 }
 }
 
-/// The accuracy of one model in each group of rows.
+/// The accuracy of a model in each group of rows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct GroupAccuracy {
     groups: Vec<(HeldOutGroup, Accuracy)>,
 }
 
 impl GroupAccuracy {
-    /// Counts one row in its group.
+    /// Adds a row of `group` with its generated text and the expected text.
     pub fn add(&mut self, group: HeldOutGroup, text: &str, expected: &str) {
         let index =
             self.groups.iter().position(|(known, _)| *known == group).unwrap_or_else(|| {
@@ -69,35 +69,35 @@ impl GroupAccuracy {
         self.groups[index].1.add(text, expected);
     }
 
-    /// The accuracy on the rows of the groups that `is_meant` picks.
-    pub fn of(&self, is_meant: impl Fn(&HeldOutGroup) -> bool) -> Accuracy {
+    /// The accuracy on the rows of all groups for which `selects` returns true.
+    pub fn of(&self, selects: impl Fn(&HeldOutGroup) -> bool) -> Accuracy {
         let mut sum = Accuracy::default();
-        let meant = self.groups.iter().filter(|(group, _)| is_meant(group));
-        meant.for_each(|(_, accuracy)| sum.merge(accuracy));
+        let selected = self.groups.iter().filter(|(group, _)| selects(group));
+        selected.for_each(|(_, accuracy)| sum.merge(accuracy));
         sum
     }
 
-    /// The accuracy of the captions of images with `num_objects` objects.
+    /// The accuracy on captions of images with `num_objects` objects.
     pub fn captions(&self, num_objects: usize) -> Accuracy {
         self.of(|group| group.asked == Asked::Caption && group.num_objects == num_objects)
     }
 }
 
-/// The scores of the demo.
+/// The accuracies that the demo reports.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct DemoScores {
-    /// Before training: the starting weights with a random projector.
+    /// The model before training: the starting weights with a random projector.
     pub before: GroupAccuracy,
-    /// After training.
+    /// The model after training.
     pub after: GroupAccuracy,
-    /// After training, with blank images: what the language model guesses.
+    /// The model after training with blank images, which shows what it can guess without seeing.
     pub blank: GroupAccuracy,
 }
 
-type IsMeant = fn(&HeldOutGroup) -> bool;
+type GroupFilter = fn(&HeldOutGroup) -> bool;
 
-/// The lines of the table.
-const LINES: [(&str, IsMeant); 5] = [
+/// Lines of the table: a label, and the groups that it covers.
+const LINES: [(&str, GroupFilter); 5] = [
     ("captions, one object", |group| group.asked == Asked::Caption && group.num_objects == 1),
     ("captions, two objects", |group| group.asked == Asked::Caption && group.num_objects == 2),
     ("captions, unseen pair", |group| group.asked == Asked::Caption && group.unseen_pair),
@@ -106,8 +106,8 @@ const LINES: [(&str, IsMeant); 5] = [
 ];
 
 impl DemoScores {
-    /// The scores that `summary.json` holds, each 0 to 1. `heldout_exact_before`, `_after` and
-    /// `_lm_only` are those of captions with one object.
+    /// The entries of `summary.json`, each from 0 to 1. `heldout_exact_before`, `_after` and
+    /// `_lm_only` are for captions of images with one object.
     pub fn summary(&self) -> Map<String, Value> {
         let captions =
             |accuracy: &GroupAccuracy, num_objects| accuracy.captions(num_objects).exact();
@@ -131,13 +131,13 @@ impl DemoScores {
         values.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect()
     }
 
-    /// The table of exact answers.
+    /// The table of exactly right rows, for the report.
     pub fn table(&self) -> Table {
         let head = ["held-out rows, exact", "rows", "before", "after", "blank images"];
         let columns = [&self.before, &self.after, &self.blank];
-        let rows = LINES.iter().map(|(name, is_meant)| {
-            let exact = columns.map(|accuracy| percent(accuracy.of(is_meant).exact()));
-            let number = self.after.of(is_meant).num_rows.to_string();
+        let rows = LINES.iter().map(|(name, selects)| {
+            let exact = columns.map(|accuracy| percent(accuracy.of(selects).exact()));
+            let number = self.after.of(selects).num_rows.to_string();
             [(*name).to_owned(), number].into_iter().chain(exact).collect()
         });
         Table { head: head.map(str::to_owned).into(), rows: rows.collect() }
@@ -158,7 +158,7 @@ mod tests {
         HeldOutGroup { num_objects: 2, unseen_pair: true, asked: Asked::Count };
 
     #[test]
-    fn a_wrong_colour_costs_one_word_and_the_exactness() {
+    fn a_wrong_colour_is_one_wrong_word_and_not_exact() {
         let mut accuracy = Accuracy::default();
         accuracy.add("A small red ring.", "A small blue ring.");
         accuracy.add("A small red ring.", "A small red ring.");
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_has_a_line_for_each_kind_of_row() {
+    fn table_has_a_line_for_each_kind_of_row() {
         let mut scores = DemoScores::default();
         scores.after.add(ONE, "a", "a");
         scores.after.add(TWO_UNSEEN, "a", "b");

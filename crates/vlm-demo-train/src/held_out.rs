@@ -1,4 +1,5 @@
-//! Evaluation on the held-out rows: what a model generates for each, compared with the row.
+//! Evaluation on the held-out rows: generates a text for each and compares it with the expected
+//! one.
 
 use std::fs;
 use std::sync::Arc;
@@ -14,17 +15,17 @@ use vlm_train::report::Example;
 use crate::accuracy::GroupAccuracy;
 use vlm_demo::{Asked, DemoFiles, HeldOutGroup};
 
-/// The expected texts have at most 30 tokens; a longer one is wrong anyway.
+/// The expected texts have at most 30 tokens, so a longer text is wrong in any case.
 const MAX_NEW_TOKENS: usize = 40;
 const BATCH_SIZE: usize = 50;
 const NUM_EXAMPLES: usize = 24;
 
-/// The images that the model is shown.
+/// The images of an evaluation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Images {
-    /// Those of the rows.
+    /// The images of the rows.
     Shown,
-    /// Blank ones: the score is then that of the language model's guesses.
+    /// Blank images, to measure what the language model can guess without seeing.
     Blank,
 }
 
@@ -34,7 +35,7 @@ pub struct HeldOut {
     groups: Vec<HeldOutGroup>,
 }
 
-/// What a model generated for the held-out rows, and its accuracy.
+/// The texts that a model generated for the held-out rows, and its accuracy.
 #[derive(Debug, Clone)]
 pub struct Evaluation {
     completions: Vec<Completion>,
@@ -49,8 +50,9 @@ struct GroupOfRow {
 
 impl HeldOut {
     /// Opens the held-out rows of a demo data set.
+    ///
     /// # Errors
-    /// A file that cannot be read; a row without its group.
+    /// A file cannot be read; a row has no group.
     pub fn open(files: &DemoFiles) -> Result<Self> {
         let path = &files.held_out;
         let source = open_source(path, Some(&files.images))?;
@@ -67,10 +69,11 @@ impl HeldOut {
         self.groups.len()
     }
 
-    /// Generates with the run's model for all rows. `continues` is called after each batch; the
-    /// result is `None` when it returned `false`.
+    /// Generates texts for all rows with the run's model. `continues` is called after each batch;
+    /// when it returns false, the evaluation stops and the result is `None`.
+    ///
     /// # Errors
-    /// An image that cannot be read; a failure of the model.
+    /// An image cannot be read; the model fails.
     pub fn evaluate(
         &self,
         run: &Run,
@@ -96,14 +99,15 @@ impl HeldOut {
         Ok(Some(Evaluation { completions, accuracy }))
     }
 
-    /// Some of the rows for the report, captions and questions in turn.
+    /// Examples for the report, captions and questions alternating.
+    ///
     /// # Errors
-    /// An image that cannot be read.
+    /// An image cannot be read.
     pub fn examples(&self, evaluation: &Evaluation) -> Result<Vec<Example>> {
         let is_caption = |row: &usize| self.groups[*row].asked == Asked::Caption;
         let (captions, questions): (Vec<usize>, Vec<usize>) =
             (0..self.groups.len()).partition(is_caption);
-        // The rows are sorted by group: an even step takes some of every group.
+        // The rows are sorted by group, so a constant step takes rows of every group.
         let step = (2 * captions.len()).div_ceil(NUM_EXAMPLES).max(1);
         let rows = captions.iter().zip(&questions).step_by(step).flat_map(|(a, b)| [*a, *b]);
         rows.map(|row| self.example(row, &evaluation.completions[row])).collect()

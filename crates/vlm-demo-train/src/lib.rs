@@ -1,5 +1,5 @@
-//! The embedded demo's models: how the starting weights are made, and how a run's model is evaluated
-//! on the held-out scenes of `vlm-demo`. Uses the other crates through what they export to everyone.
+//! The models of the embedded demo: training of the starting weights, and evaluation on the
+//! held-out scenes of `vlm-demo`. This crate uses only the public API of the other crates.
 
 mod accuracy;
 mod held_out;

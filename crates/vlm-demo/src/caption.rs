@@ -1,10 +1,10 @@
-//! A scene in words: one caption in each language, and the prompts that ask for it.
+//! The caption of a scene in each language, and the prompts that ask for it.
 
 use rand::Rng;
 
 use super::scene::{Arrangement, Colour, Object, Place, Relation, Scene, Shape, Size};
 
-/// The language of a prompt and of the caption that answers it.
+/// The language of a prompt and of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Language {
@@ -16,7 +16,7 @@ impl Language {
     /// Every language.
     pub const ALL: [Language; 2] = [Language::English, Language::Chinese];
 
-    /// The ways to ask for a caption; the answer is in the prompt's language.
+    /// The prompts in this language that ask for a caption.
     pub fn prompts(self) -> &'static [&'static str] {
         match self {
             Language::English => &["Describe the image.", "What is in the picture?"],
@@ -24,18 +24,18 @@ impl Language {
         }
     }
 
-    /// Draws one of the two, each equally likely.
+    /// A random language; all are equally likely.
     pub fn sample(rng: &mut impl Rng) -> Language {
         Language::ALL[rng.random_range(0..Language::ALL.len())]
     }
 
-    /// Draws one of this language's prompts.
+    /// A random prompt of this language; all are equally likely.
     pub fn sample_prompt(self, rng: &mut impl Rng) -> &'static str {
         let prompts = self.prompts();
         prompts[rng.random_range(0..prompts.len())]
     }
 
-    /// The two-letter code (ISO 639-1).
+    /// The two-letter code of ISO 639-1.
     pub fn code(self) -> &'static str {
         match self {
             Language::English => "en",
@@ -45,7 +45,7 @@ impl Language {
 }
 
 impl Scene {
-    /// The one caption of this scene in `language`.
+    /// The caption of this scene in `language`. Every scene has exactly one.
     pub fn caption(&self, language: Language) -> String {
         match (language, self.arrangement) {
             (Language::English, Arrangement::One(object, place)) => {
@@ -99,7 +99,7 @@ fn chinese(object: Object) -> String {
     format!("{size}{colour}{shape}")
 }
 
-/// The word for a colour.
+/// The word for a colour in `language`.
 pub(super) fn colour_name(colour: Colour, language: Language) -> &'static str {
     let (english, chinese) = match colour {
         Colour::Red => ("red", "红色"),
@@ -114,7 +114,7 @@ pub(super) fn colour_name(colour: Colour, language: Language) -> &'static str {
     if language == Language::English { english } else { chinese }
 }
 
-/// The word for a shape.
+/// The word for a shape in `language`.
 pub(super) fn shape_name(shape: Shape, language: Language) -> &'static str {
     let (english, chinese) = match shape {
         Shape::Circle => ("circle", "圆形"),
@@ -175,7 +175,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn there_are_over_ten_thousand_captions_in_each_language() {
+    fn every_scene_has_its_own_caption_in_each_language() {
         for language in Language::ALL {
             let captions: HashSet<String> =
                 Scene::all().map(|scene| scene.caption(language)).collect();
@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn captions_read_as_written() {
+    fn captions_describe_their_scenes() {
         let red = Object { size: Size::Large, colour: Colour::Red, shape: Shape::Circle };
         let blue = Object { size: Size::Small, colour: Colour::Blue, shape: Shape::Star };
         let one = Scene { arrangement: Arrangement::One(red, Place::TopLeft) };

@@ -1,5 +1,5 @@
-//! The demo's rows and images on disk: JSON lines beside a folder of images, as a user's own data may
-//! be, so that the demo is read by the same code.
+//! The demo's data set on disk: JSON lines and folders of images, read by the same code as the data
+//! of users.
 
 use std::fs;
 use std::io::{self, Write};
@@ -16,27 +16,28 @@ use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::caption::Language;
-use super::layout::{Layout, PICTURE};
+use super::layout::{IMAGE_SIZE, Layout};
 use super::question::Question;
 use super::scene::Scene;
 use super::seeded_rng;
 use super::split::{Split, has_unseen_pair};
 use super::task::{FRACTION_OF_CAPTIONS, Task};
 
-/// File with the rows to train on, in the output folder.
+/// Name of the file with the training rows.
 pub const TRAIN_FILE: &str = "train.jsonl";
-/// File with the held-out rows, in the output folder: one that asks for the caption of each image,
-/// then one that asks a question about each.
+/// Name of the file with the held-out rows: for every image a row that asks for its caption, then
+/// for every image a row that asks a question.
 pub const HELD_OUT_FILE: &str = "heldout.jsonl";
-/// Images to train on; each has one row.
+/// Number of training images; each has one row.
 pub const NUM_TRAIN_IMAGES: usize = 9_600;
-/// Held-out images of each of the four groups: one or two objects, seen or unseen pairs.
+/// Number of held-out images in each of four groups: one object without and with an unseen pair,
+/// then two objects without and with one.
 pub const HELD_OUT_PER_GROUP: [usize; 4] = [150, 50, 150, 50];
 
 const MANIFEST: &str = "manifest.json";
 const FORMAT_NAME: &str = "vlm demo scenes ";
 const FORMAT: &str = "vlm demo scenes 2";
-/// Fraction of the training images with two objects, which are harder to caption.
+/// Fraction of the training images that have two objects, whose captions are harder to learn.
 const FRACTION_OF_TWO: f64 = 0.6;
 const IMAGES_PER_TASK: usize = 64;
 
@@ -46,14 +47,14 @@ const IMAGES_PER_TASK: usize = 64;
 pub enum Asked {
     /// A caption of the image.
     Caption,
-    /// The number of objects.
+    /// The number of objects in the image.
     Count,
 }
 
-/// The group of a held-out row, by which the accuracy is reported; the row's field `demo`.
+/// The group of a held-out row, stored in its field `demo`. Accuracy is reported for each group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HeldOutGroup {
-    /// One or two.
+    /// Number of objects in the image: one or two.
     pub num_objects: usize,
     /// Whether an object has a combination of colour and shape that no training image shows.
     pub unseen_pair: bool,
@@ -61,17 +62,17 @@ pub struct HeldOutGroup {
     pub asked: Asked,
 }
 
-/// Number of objects and whether a pair is unseen, in the order of [`HELD_OUT_PER_GROUP`].
+/// Number of objects and whether there is an unseen pair, in the order of [`HELD_OUT_PER_GROUP`].
 const IMAGE_GROUPS: [(usize, bool); 4] = [(1, false), (1, true), (2, false), (2, true)];
 
 /// The files of a demo data set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DemoFiles {
-    /// Rows to train on.
+    /// File with the training rows.
     pub train: PathBuf,
-    /// Rows that no training image shows.
+    /// File with the held-out rows, whose scenes no training image shows.
     pub held_out: PathBuf,
-    /// Root of the image names in both.
+    /// Root folder of the image names in both files.
     pub images: PathBuf,
 }
 
@@ -80,12 +81,10 @@ pub struct DemoFiles {
 #[non_exhaustive]
 pub enum DemoError {
     /// The folder holds something else, which is not replaced.
-    #[error(
-        "{0} exists and is not a complete demo set of this version; remove it or name another folder"
-    )]
+    #[error("{0} exists and is not a complete demo data set; remove it or choose another folder")]
     Occupied(PathBuf),
-    /// Another image could not be written.
-    #[error("stopped before the demo set was complete; nothing was kept")]
+    /// The data set was abandoned because another image could not be written.
+    #[error("stopped before the demo data set was complete; no files were kept")]
     Stopped,
     /// A file could not be written.
     #[error("cannot write {path}: {source}")]
@@ -134,17 +133,18 @@ fn read_manifest(output: &Path) -> Option<Value> {
     serde_json::from_slice(&fs::read(output.join(MANIFEST)).ok()?).ok()
 }
 
-/// The files of a complete demo set in `output`, `None` where there is none of this version.
+/// The files of the demo data set in `output`; `None` if there is no complete one of this version.
 pub fn demo_files(output: &Path) -> Option<DemoFiles> {
     DEMO.files(output)
 }
 
-/// Draws the demo set into the folder `output`: the same bytes every time. A complete one of this
-/// version is left as it is, one of another version is replaced. The folder appears complete or not
-/// at all.
-/// `progress` is called with the number of images done and of all, now and then.
+/// Writes the demo data set into the folder `output` and returns its files. The bytes are the same
+/// on every call. A complete data set of this version is kept; one of another version is replaced.
+/// The folder is either written completely or not at all. `progress` is called repeatedly with the
+/// number of images done and the number of all images.
+///
 /// # Errors
-/// An `output` that holds something else; a file that cannot be written.
+/// `output` has other content; a file cannot be written.
 pub fn write_demo_dataset(
     output: &Path,
     progress: &mut dyn FnMut(usize, usize),
@@ -168,7 +168,7 @@ fn remove_another_version(output: &Path, num_images: NumImages) -> Result<(), De
     }
 }
 
-/// Draws the data set, unless a complete one is there.
+/// Writes the data set, unless there is a complete one.
 fn write_or_keep(
     output: &Path,
     num_images: NumImages,
@@ -181,7 +181,7 @@ fn write_or_keep(
         remove_another_version(output, num_images)?;
     }
     if fs::read_dir(output).is_ok_and(|mut entries| entries.next().is_some()) {
-        // Another process may have put them there just now.
+        // Another process may have written the data set just now.
         return num_images.files(output).ok_or_else(|| DemoError::Occupied(output.to_path_buf()));
     }
     static ATTEMPTS: AtomicUsize = AtomicUsize::new(0);
@@ -189,13 +189,13 @@ fn write_or_keep(
     let name = output.file_name().unwrap_or_default().to_string_lossy();
     let partial = output.with_file_name(format!(".{name}.partial-{attempt}"));
     let written = write_into(&partial, num_images, progress).and_then(|()| {
-        // An empty folder may stand in the way of the rename on some systems.
+        // On some systems a rename to an existing empty folder fails.
         let _ = fs::remove_dir(output);
         fs::rename(&partial, output).map_err(at(output))
     });
     if let Err(error) = written {
         let _ = fs::remove_dir_all(&partial);
-        // Ranks that start together all draw: the first one's files serve all.
+        // Ranks that start together all write a data set; the first complete one is used by all.
         return num_images.files(output).ok_or(error);
     }
     num_images.files(output).ok_or_else(|| DemoError::Occupied(output.to_path_buf()))
@@ -231,10 +231,10 @@ fn write_into(
     Ok(())
 }
 
-/// The rows about an image, the image's name in them, and what to draw under that name.
+/// The rows of an image, its name, and its layout.
 type Drawn = (Vec<Value>, String, Layout);
 
-/// Draws `count` images and returns the rows of each.
+/// Draws and writes `count` images, and returns the rows of each.
 fn write_images(
     folder: &Path,
     count: usize,
@@ -246,7 +246,7 @@ fn write_images(
     let failed = AtomicBool::new(false);
     let mut rows = Vec::with_capacity(count);
     let indices: Vec<usize> = (0..count).collect();
-    // In slices, so that the callback (which need not be Sync) is called from this thread.
+    // In chunks, so that `progress`, which is not Sync, can be called from this thread.
     for slice in indices.chunks(IMAGES_PER_TASK * rayon::current_num_threads().max(1)) {
         let written: Result<Vec<Vec<Value>>, DemoError> = slice
             .par_iter()
@@ -272,13 +272,13 @@ fn train_image(index: u64) -> Drawn {
     let num_objects = if rng.random_bool(FRACTION_OF_TWO) { 2 } else { 1 };
     let scene = Scene::sample(Split::Alignment, num_objects, &mut rng);
     let name = format!("train/{index:05}.png");
-    // The language model's answers about colours are not reliable enough to be shown.
+    // Colours are not asked: the language model's answers about them are not reliable enough.
     let question = (!rng.random_bool(FRACTION_OF_CAPTIONS)).then_some(Question::Count);
     let task = Task { question, language: Language::sample(&mut rng) };
     (vec![row(&scene, task, &name, &mut rng)], name, Layout::of(&scene, &mut rng))
 }
 
-/// A held-out image with two rows: its caption, and a question about it.
+/// A held-out image with two rows: one asks for its caption, the other a question.
 fn held_out_image(index: u64, (num_objects, unseen_pair): (usize, bool)) -> Drawn {
     let mut rng = seeded_rng(0x6865_6c64_0000_0000 + index);
     let scene = loop {
@@ -312,7 +312,7 @@ fn row(scene: &Scene, task: Task, image: &str, rng: &mut ChaCha8Rng) -> Value {
 fn write_png(path: &Path, pixels: &[u8]) -> Result<(), DemoError> {
     let mut bytes = Vec::with_capacity(32 * 1024);
     PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
-        .write_image(pixels, PICTURE as u32, PICTURE as u32, ExtendedColorType::Rgb8)
+        .write_image(pixels, IMAGE_SIZE as u32, IMAGE_SIZE as u32, ExtendedColorType::Rgb8)
         .map_err(io::Error::other)
         .and_then(|()| fs::write(path, &bytes))
         .map_err(at(path))
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn several_that_draw_at_once_all_get_one_complete_set() {
+    fn concurrent_writers_all_get_the_same_complete_data_set() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("demo");
         let draw = || write_or_keep(&output, SMALL, &mut |_, _| ());
@@ -358,11 +358,15 @@ mod tests {
                 assert!(one.join().unwrap().unwrap().train.exists());
             }
         });
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "only the whole set is left");
+        assert_eq!(
+            fs::read_dir(folder.path()).unwrap().count(),
+            1,
+            "only the complete data set is left"
+        );
     }
 
     #[test]
-    fn two_writes_give_the_same_bytes() {
+    fn data_set_has_the_same_bytes_every_time() {
         let folder = tempfile::tempdir().unwrap();
         let (a, b) = (folder.path().join("a"), folder.path().join("b"));
         small(&a).unwrap();
@@ -373,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn held_out_rows_tell_their_group_and_training_rows_have_their_picture() {
+    fn held_out_rows_have_their_group_and_training_rows_their_image() {
         let folder = tempfile::tempdir().unwrap();
         small(folder.path()).unwrap();
         let read = |name: &str| -> Vec<Value> {
@@ -390,14 +394,14 @@ mod tests {
         assert!(groups[..6].iter().all(|group| group.asked == Asked::Caption));
         assert!(groups[6..].iter().all(|group| group.asked != Asked::Caption));
         for row in read(TRAIN_FILE) {
-            let picture = image::open(folder.path().join(row["image"].as_str().unwrap())).unwrap();
-            assert_eq!((picture.width(), picture.height()), (224, 224));
+            let image = image::open(folder.path().join(row["image"].as_str().unwrap())).unwrap();
+            assert_eq!((image.width(), image.height()), (224, 224));
             assert!(row["conversations"][0]["content"].as_str().unwrap().starts_with("<image>\n"));
         }
     }
 
     #[test]
-    fn a_folder_with_something_else_in_it_is_left_alone() {
+    fn folder_with_other_content_is_refused_and_unchanged() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("mine.txt"), "mine").unwrap();
         let refused = write_demo_dataset(folder.path(), &mut |_, _| ());
@@ -406,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_set_of_another_version_is_told_from_a_folder_with_something_else() {
+    fn data_set_of_another_version_is_recognised() {
         let folder = tempfile::tempdir().unwrap();
         let write = |text: &str| fs::write(folder.path().join(MANIFEST), text).unwrap();
         assert!(!DEMO.is_of_another_version(folder.path()));
@@ -419,14 +423,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_set_of_another_version_is_removed() {
+    fn only_a_data_set_of_another_version_is_removed() {
         let folder = tempfile::tempdir().unwrap();
         let output = folder.path().join("demo");
         fs::create_dir(&output).unwrap();
         let write = |text: &str| fs::write(output.join(MANIFEST), text).unwrap();
         write(&DEMO.manifest().to_string());
         remove_another_version(&output, DEMO).unwrap();
-        assert!(demo_files(&output).is_some(), "the set of this version is put back");
+        assert!(demo_files(&output).is_some(), "the data set of this version is put back");
         write(r#"{"format": "vlm demo scenes 1"}"#);
         remove_another_version(&output, DEMO).unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
@@ -434,7 +438,7 @@ mod tests {
     }
 
     #[test]
-    fn a_complete_set_is_not_drawn_again() {
+    fn complete_data_set_is_not_written_again() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join(MANIFEST), DEMO.manifest().to_string()).unwrap();
         let files = write_demo_dataset(folder.path(), &mut |_, _| panic!("drew")).unwrap();

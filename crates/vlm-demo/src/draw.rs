@@ -1,10 +1,11 @@
-//! Drawing: shapes as signed distances, edges smoothed over one pixel, backgrounds blended.
+//! Draws a layout: shapes from signed distances, with edges smoothed over one pixel, on a
+//! background.
 
-use super::layout::{Background, Layout, PICTURE, PlacedObject};
+use super::layout::{Background, IMAGE_SIZE, Layout, PlacedObject};
 use super::scene::Shape;
 
 impl Layout {
-    /// The picture, `[224, 224, 3]` in rows of red, green, blue.
+    /// The pixels of the image, `[224, 224, 3]` (height, width, RGB).
     pub fn draw(&self) -> Vec<u8> {
         let mut pixels = self.background.paint();
         for placed in &self.objects {
@@ -17,14 +18,14 @@ impl Layout {
 impl PlacedObject {
     fn paint(&self, pixels: &mut [u8]) {
         let first = |center: f32| (center - self.radius - 2.0).max(0.0) as usize;
-        let past = |center: f32| ((center + self.radius + 3.0) as usize).min(PICTURE);
+        let past = |center: f32| ((center + self.radius + 3.0) as usize).min(IMAGE_SIZE);
         for y in first(self.center[1])..past(self.center[1]) {
             for x in first(self.center[0])..past(self.center[0]) {
-                // A pixel is a square: its edge is covered in the measure in which the outline
-                // has passed its middle.
+                // The covered fraction of a pixel falls from 1 to 0 as the outline passes over its
+                // centre within the width of one pixel.
                 let covered = (0.5 - self.distance(x as f32 + 0.5, y as f32 + 0.5)).clamp(0.0, 1.0);
                 if covered > 0.0 {
-                    let pixel = &mut pixels[(y * PICTURE + x) * 3..][..3];
+                    let pixel = &mut pixels[(y * IMAGE_SIZE + x) * 3..][..3];
                     for (channel, colour) in pixel.iter_mut().zip(self.rgb) {
                         *channel = (f32::from(*channel) + covered * (colour - f32::from(*channel)))
                             .round() as u8;
@@ -34,7 +35,7 @@ impl PlacedObject {
         }
     }
 
-    /// How far outside the outline a point of the picture lies, in pixels; negative inside.
+    /// Signed distance of a point of the image from the outline, in pixels; negative inside.
     pub(super) fn distance(&self, x: f32, y: f32) -> f32 {
         let (dx, dy) = ((x - self.center[0]) / self.radius, (y - self.center[1]) / self.radius);
         let reach = dx.abs().max(dy.abs());
@@ -46,14 +47,14 @@ impl PlacedObject {
     }
 }
 
-/// The distance to a shape of extent 1 around the origin, y pointing down; exact on the outline,
-/// which is all that drawing needs.
+/// Signed distance to a shape of extent 1 around the origin, with y pointing down. It is exact only
+/// near the outline, which is enough for drawing.
 fn unit_distance(shape: Shape, x: f32, y: f32) -> f32 {
     match shape {
         Shape::Circle => x.hypot(y) - 0.98,
         Shape::Square => x.abs().max(y.abs()) - 0.84,
         Shape::Triangle => {
-            // Half planes of an upright triangle: its base at 0.75, its tip at -0.95.
+            // The half planes of an upright triangle with base at 0.75 and tip at -0.95.
             let (run, rise) = (0.98f32, 1.7f32);
             let side = (x.abs() * rise - (y + 0.95) * run) / run.hypot(rise);
             side.max(y - 0.75)
@@ -67,7 +68,8 @@ fn unit_distance(shape: Shape, x: f32, y: f32) -> f32 {
     }
 }
 
-/// Five points: the plane is folded onto the half of one point, whose side is then one line.
+/// Signed distance to a star with five points. The plane is folded onto one half of a point, where
+/// the outline is a single line.
 fn star_distance(x: f32, y: f32) -> f32 {
     use std::f32::consts::PI;
     const OUTER: f32 = 1.0;
@@ -82,7 +84,7 @@ fn star_distance(x: f32, y: f32) -> f32 {
 
 impl Background {
     fn paint(&self) -> Vec<u8> {
-        let mut pixels = vec![0u8; PICTURE * PICTURE * 3];
+        let mut pixels = vec![0u8; IMAGE_SIZE * IMAGE_SIZE * 3];
         match self {
             Background::Plain(shade) => {
                 let shade = shade.map(|channel| channel.round() as u8);
@@ -92,10 +94,10 @@ impl Background {
             Background::Clouds(lattice) => blend(&lattice[..], 5, &mut pixels),
             Background::Stripes(shades, direction, width, offset) => {
                 for (index, pixel) in pixels.chunks_exact_mut(3).enumerate() {
-                    let (x, y) = ((index % PICTURE) as f32, (index / PICTURE) as f32);
+                    let (x, y) = ((index % IMAGE_SIZE) as f32, (index / IMAGE_SIZE) as f32);
                     let along =
                         (x * direction[0] + y * direction[1] + offset).rem_euclid(2.0 * width);
-                    // 0 in the first band, 1 in the second, a ramp of one pixel between them.
+                    // 0 in the first band, 1 in the second, with a ramp of one pixel between them.
                     let second = (along - width + 0.5).clamp(0.0, 1.0)
                         - (along - 2.0 * width + 0.5).clamp(0.0, 1.0);
                     for (channel, (a, b)) in
@@ -110,15 +112,15 @@ impl Background {
     }
 }
 
-/// Bilinear between `side × side` shades spread evenly over the picture.
+/// Bilinear interpolation between `side × side` shades on a regular grid over the image.
 fn blend(lattice: &[[f32; 3]], side: usize, pixels: &mut [u8]) {
-    let scale = (side - 1) as f32 / (PICTURE - 1) as f32;
+    let scale = (side - 1) as f32 / (IMAGE_SIZE - 1) as f32;
     let at = |pixel: usize| {
         let position = pixel as f32 * scale;
         let low = (position as usize).min(side - 2);
         (low, position - low as f32)
     };
-    for (y, row) in pixels.chunks_exact_mut(PICTURE * 3).enumerate() {
+    for (y, row) in pixels.chunks_exact_mut(IMAGE_SIZE * 3).enumerate() {
         let (top, down) = at(y);
         let between = |column: usize| {
             let (upper, lower) = (lattice[top * side + column], lattice[(top + 1) * side + column]);
@@ -143,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_seed_draws_the_same_picture() {
+    fn same_seed_gives_the_same_image() {
         let draw = |seed| {
             let mut rng = seeded_rng(seed);
             Layout::of(&Scene::sample(Split::Starting, 2, &mut rng), &mut rng).draw()
@@ -153,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shape_covers_about_the_area_that_geometry_says() {
+    fn drawn_area_of_every_shape_matches_its_geometry() {
         let share = |shape| {
             let object = Object { size: Size::Large, colour: Colour::Red, shape };
             let placed = PlacedObject {

@@ -1,58 +1,60 @@
-//! A scene made concrete: where exactly each object stands, how large, how turned, which hue,
-//! before which background. Two layouts of one scene are two pictures with one caption.
+//! The layout of an image: the exact position, size, rotation and hue of each object, and the
+//! background. A scene has many layouts: different images with the same caption.
 
 use rand::Rng;
 
 use super::scene::{Arrangement, Colour, Object, Place, Relation, Scene, Size};
 
-/// Width and height of a picture, in pixels.
-pub const PICTURE: usize = 224;
-/// Width and height of a cell (the demo encoder's patch), in pixels.
+/// Width and height of an image in pixels.
+pub const IMAGE_SIZE: usize = 224;
+/// Width and height of a cell in pixels. A cell is a patch of the demo's vision encoder.
 pub const CELL: usize = 32;
-/// Cells in a row and in a column.
-pub const GRID: usize = PICTURE / CELL;
-/// Cells in a picture.
+/// Number of cells in a row and in a column.
+pub const GRID: usize = IMAGE_SIZE / CELL;
+/// Number of cells in an image.
 pub const NUM_CELLS: usize = GRID * GRID;
 
-/// An object with everything that the caption does not tell.
+/// An object with the properties that the caption does not mention.
 #[derive(Clone, Copy, Debug)]
 pub struct PlacedObject {
     /// Size, colour and shape.
     pub object: Object,
-    /// Centre, in pixels from the left and from the top.
+    /// Centre `[x, y]` in pixels, from the top left corner.
     pub center: [f32; 2],
-    /// Half the extent, in pixels.
+    /// Half of the extent in pixels.
     pub radius: f32,
-    /// Rotation, in radians.
+    /// Rotation in radians.
     pub angle: f32,
-    /// Red, green, blue, 0 to 255.
+    /// Red, green and blue, each from 0 to 255.
     pub rgb: [f32; 3],
 }
 
-/// What is behind the objects.
+/// The background of an image. A shade is red, green and blue, each from 0 to 255.
 #[derive(Clone, Debug)]
 pub enum Background {
-    /// One shade.
+    /// A single shade.
     Plain([f32; 3]),
-    /// The shades of the four corners (top left, top right, bottom left, bottom right), blended.
+    /// Interpolated between the shades of the four corners: top left, top right, bottom left,
+    /// bottom right.
     Gradient([[f32; 3]; 4]),
-    /// Two shades in bands: direction (unit vector), width of a band in pixels, offset in pixels.
+    /// Bands of two alternating shades; then the direction (a unit vector), the width of a band and
+    /// the offset, both in pixels.
     Stripes([[f32; 3]; 2], [f32; 2], f32, f32),
-    /// A coarse 5×5 lattice of shades, blended.
+    /// Interpolated between the shades of a 5×5 grid.
     Clouds(Box<[[f32; 3]; 25]>),
 }
 
-/// A picture before it is drawn.
+/// An image before it is drawn.
 #[derive(Clone, Debug)]
 pub struct Layout {
-    /// In the order of the caption.
+    /// The objects, in the order of the caption.
     pub objects: Vec<PlacedObject>,
-    /// What is behind them.
+    /// The background.
     pub background: Background,
 }
 
 impl Layout {
-    /// A picture of `scene`, with its own jitter and background.
+    /// A random layout of `scene`.
     pub fn of(scene: &Scene, rng: &mut impl Rng) -> Layout {
         let objects = match scene.arrangement {
             Arrangement::One(object, place) => vec![place_one(object, place, rng)],
@@ -61,8 +63,9 @@ impl Layout {
         Layout { objects, background: Background::sample(rng) }
     }
 
-    /// Three or four objects, one in each quarter of the picture: no scene, since no caption
-    /// covers it, but four times as much to see for an encoder that is trained on its cells.
+    /// A random layout with three or four objects, at most one in each quarter of the image. It
+    /// belongs to no scene and has no caption, but a vision encoder that is trained on cells learns
+    /// more from it.
     pub fn crowded(rng: &mut impl Rng) -> Layout {
         let left_out = rng.random_range(0..8);
         let mut objects = Vec::with_capacity(4);
@@ -75,7 +78,8 @@ impl Layout {
         Layout { objects, background: Background::sample(rng) }
     }
 
-    /// For each object, which of each cell's 8×8 sample points it covers: bit `8 · row + column`.
+    /// For each object and cell a bit mask of the cell's 8×8 sample points that the object covers;
+    /// the bit of a point is `8 · row + column`.
     pub fn masks(&self) -> Vec<[u64; NUM_CELLS]> {
         const SIDE: usize = 8;
         let step = (CELL / SIDE) as f32;
@@ -95,7 +99,7 @@ impl Layout {
         self.objects.iter().map(masks).collect()
     }
 
-    /// For each object, the share of each cell that it covers, 0 to 1, row by row.
+    /// For each object the fraction of each cell that it covers, from 0 to 1, in row-major order.
     pub fn coverage(&self) -> Vec<[f32; NUM_CELLS]> {
         let share = |mask: u64| mask.count_ones() as f32 / 64.0;
         self.masks().into_iter().map(|masks| masks.map(share)).collect()
@@ -108,7 +112,7 @@ impl PlacedObject {
             Size::Small => rng.random_range(23.0..27.0),
             Size::Large => rng.random_range(40.0..46.0f32),
         };
-        let inside = |at: f32| at.clamp(radius + 1.0, PICTURE as f32 - radius - 1.0);
+        let inside = |at: f32| at.clamp(radius + 1.0, IMAGE_SIZE as f32 - radius - 1.0);
         let (hue, saturation, value) = match object.colour {
             Colour::Red => (0.0, 0.9, 0.85),
             Colour::Orange => (29.0, 0.95, 0.97),
@@ -147,8 +151,8 @@ fn place_two(
     second: Object,
     rng: &mut impl Rng,
 ) -> Vec<PlacedObject> {
-    // Along the relation the objects stand half a picture apart, across it nearly level: the
-    // other relation never fits as well.
+    // In the direction of the relation the objects are half an image apart, and in the other
+    // direction nearly level, so that only this relation describes them.
     let across = rng.random_range(60.0..164.0f32);
     let mut place = |object: Object, along: f32| {
         let along = along + rng.random_range(-8.0..8.0);
@@ -165,8 +169,8 @@ fn place_two(
 impl Background {
     fn sample(rng: &mut impl Rng) -> Background {
         let base = shade(rng);
-        // The shades of one background stay near each other, and all are nearly grey: an object
-        // is what has a colour.
+        // The shades of a background are similar and nearly grey, so that only objects are
+        // colourful.
         let near = |rng: &mut _| nearby(base, rng);
         match rng.random_range(0..4) {
             0 => Background::Plain(base),
@@ -203,7 +207,7 @@ fn nearby(base: [f32; 3], rng: &mut impl Rng) -> [f32; 3] {
     base.map(|channel| (channel + lighter + rng.random_range(-6.0..6.0)).clamp(0.0, 255.0))
 }
 
-/// The usual conversion: hue in degrees, the others 0 to 1 → channels 0 to 255.
+/// Converts HSV to RGB: hue in degrees, saturation and value from 0 to 1; channels from 0 to 255.
 fn hsv_to_rgb(hue: f32, saturation: f32, value: f32) -> [f32; 3] {
     let (saturation, value) = (saturation.clamp(0.0, 1.0), value.clamp(0.0, 1.0));
     [5.0f32, 3.0, 1.0].map(|offset| {
@@ -218,7 +222,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn objects_stand_inside_the_picture_and_never_touch() {
+    fn objects_are_inside_the_image_and_do_not_overlap() {
         let mut rng = seeded_rng(3);
         for num_objects in [1, 2] {
             for _ in 0..500 {
@@ -227,7 +231,9 @@ mod tests {
                 assert_eq!(layout.objects.len(), num_objects);
                 for placed in &layout.objects {
                     for at in placed.center {
-                        assert!(at - placed.radius >= 0.0 && at + placed.radius <= PICTURE as f32);
+                        assert!(
+                            at - placed.radius >= 0.0 && at + placed.radius <= IMAGE_SIZE as f32
+                        );
                     }
                 }
                 if let [a, b] = &layout.objects[..] {
@@ -247,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn every_object_covers_a_cell() {
+    fn every_object_covers_part_of_a_cell() {
         let mut rng = seeded_rng(4);
         for _ in 0..300 {
             let layout = Layout::crowded(&mut rng);

@@ -1,9 +1,10 @@
-//! The embedded demo: small scenes that this crate draws itself, with captions and questions in
-//! English and Chinese, their split into starting, training and held-out scenes, and the data set
-//! written from them.
+//! The embedded demo: small generated scenes with captions and questions in English and Chinese,
+//! their split into starting, training and held-out scenes, and the data set that is written from
+//! them.
 //!
-//! Knows no model, no tokenizer and no libtorch: the crate `vlm-demo-train` makes the tokenizer and the
-//! starting weights and evaluates models on the held-out scenes.
+//! This crate depends neither on models, nor on a tokenizer, nor on libtorch. The crate
+//! `vlm-demo-train` makes the tokenizer and the starting weights, and evaluates models on the held-out
+//! scenes.
 //!
 //! ```
 //! use vlm_demo::{Language, Layout, Scene, Split, seeded_rng};
@@ -29,19 +30,19 @@ pub use dataset::{
     Asked, DemoError, DemoFiles, HELD_OUT_FILE, HELD_OUT_PER_GROUP, HeldOutGroup, NUM_TRAIN_IMAGES,
     TRAIN_FILE, demo_files, write_demo_dataset,
 };
-pub use layout::{Background, CELL, GRID, Layout, NUM_CELLS, PICTURE, PlacedObject};
+pub use layout::{Background, CELL, GRID, IMAGE_SIZE, Layout, NUM_CELLS, PlacedObject};
 pub use question::Question;
 pub use scene::{Arrangement, Colour, Object, Place, Relation, Scene, Shape, Size};
 pub use split::{Split, is_held_out, is_unseen_pair};
 pub use task::Task;
 
-/// What `vlm pretrain` sets for the demo where the user sets nothing.
+/// Default settings of `vlm pretrain` on the demo.
 pub mod defaults {
-    /// Passes over the demo's images.
+    /// Number of passes over the training images.
     pub const EPOCHS: u64 = 1;
-    /// Rows in a step.
+    /// Rows per step.
     pub const BATCH_SIZE: usize = 32;
-    /// Peak learning rate of the reference's schedule.
+    /// Peak learning rate.
     pub const LEARNING_RATE: f64 = 2e-3;
     /// Steps between two log lines.
     pub const LOG_INTERVAL: u64 = 25;
@@ -49,7 +50,7 @@ pub mod defaults {
     pub const SAVE_INTERVAL: u64 = 150;
 }
 
-/// A seeded generator of random numbers: the same seed gives the same scenes on every machine.
+/// A random number generator with a seed. The same seed gives the same scenes on every machine.
 pub fn seeded_rng(seed: u64) -> rand_chacha::ChaCha8Rng {
     rand::SeedableRng::seed_from_u64(seed)
 }

@@ -1,19 +1,19 @@
-//! Questions about a scene that have one short answer, in each language.
+//! Questions about a scene with a short answer, in each language.
 
 use super::caption::{Language, colour_name, shape_name};
 use super::scene::{Scene, Shape};
 
-/// What is asked about a scene.
+/// A question about a scene.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Question {
-    /// Which colour the object of this shape has. Asked where the scene has one such object.
+    /// The colour of the object with this shape, which must be the only one of its shape.
     Colour(Shape),
-    /// How many objects there are.
+    /// The number of objects.
     Count,
 }
 
 impl Question {
-    /// The question in words.
+    /// The text of the question in `language`.
     pub fn text(self, language: Language) -> String {
         match (self, language) {
             (Question::Colour(shape), Language::English) => {
@@ -29,7 +29,7 @@ impl Question {
 }
 
 impl Scene {
-    /// The questions that have one answer in this scene.
+    /// The questions that have a unique answer in this scene.
     pub fn questions(&self) -> Vec<Question> {
         let objects = self.objects();
         let is_only = |shape| objects.iter().filter(|object| object.shape == shape).count() == 1;
@@ -37,7 +37,8 @@ impl Scene {
         shapes.map(Question::Colour).chain([Question::Count]).collect()
     }
 
-    /// The answer to a question in words; `None` where the scene has no object that it asks about.
+    /// The text of the answer in `language`; `None` if the scene has no object of the shape in
+    /// question.
     pub fn answer(&self, question: Question, language: Language) -> Option<String> {
         let objects = self.objects();
         let text = match (question, language) {
@@ -73,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn a_colour_is_asked_only_of_a_shape_that_occurs_once() {
+    fn colour_is_asked_only_for_a_shape_that_occurs_once() {
         let scene = two(Shape::Star, Shape::Ring);
         let expected =
             [Question::Colour(Shape::Star), Question::Colour(Shape::Ring), Question::Count];
@@ -82,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_read_as_written() {
+    fn questions_and_answers_have_the_expected_text() {
         let scene = two(Shape::Star, Shape::Ring);
         let question = Question::Colour(Shape::Ring);
         assert_eq!(question.text(Language::English), "What colour is the ring?");

@@ -1,13 +1,13 @@
-//! What a scene is: one object at a place, or two objects in a relation.
+//! A scene: one object at a place, or two objects in a relation.
 //!
-//! Only attributes that the caption tells stand here; jitter, hue and background are the
-//! business of [`super::Layout`].
+//! A scene has only the attributes that its caption mentions. [`super::Layout`] adds exact
+//! positions, hues and the background.
 
 use rand::Rng;
 
 use super::split::Split;
 
-/// How large an object is drawn.
+/// The size of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Size {
     /// About 50 pixels across.
@@ -16,7 +16,7 @@ pub enum Size {
     Large,
 }
 
-/// An object's colour.
+/// The colour of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Colour {
@@ -30,7 +30,7 @@ pub enum Colour {
     Pink,
 }
 
-/// An object's outline.
+/// The shape of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Shape {
@@ -42,7 +42,7 @@ pub enum Shape {
     Ring,
 }
 
-/// Where a single object stands, in thirds of the picture.
+/// The position of a single object, in thirds of the image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Place {
@@ -57,8 +57,8 @@ pub enum Place {
     BottomRight,
 }
 
-/// How the first of two objects stands to the second. The left or the upper object is always the
-/// first, so a picture has exactly one caption.
+/// The position of the first of two objects relative to the second. The left or upper object is
+/// always the first, so that an image has exactly one caption.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[allow(missing_docs)]
 pub enum Relation {
@@ -92,7 +92,7 @@ impl Shape {
 }
 
 impl Place {
-    /// Every place, row by row.
+    /// Every place, in row-major order.
     pub const ALL: [Place; 9] = [
         Place::TopLeft,
         Place::Top,
@@ -111,28 +111,28 @@ impl Relation {
     pub const ALL: [Relation; 2] = [Relation::LeftOf, Relation::Above];
 }
 
-/// One thing in a scene.
+/// An object in a scene.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Object {
-    /// Small or large.
+    /// Its size.
     pub size: Size,
-    /// One of eight.
+    /// Its colour.
     pub colour: Colour,
-    /// One of six.
+    /// Its shape.
     pub shape: Shape,
 }
 
 impl Object {
-    /// How many different objects there are.
+    /// Number of different objects.
     pub const COUNT: usize = Size::ALL.len() * Colour::ALL.len() * Shape::ALL.len();
 
-    /// A number below [`Object::COUNT`], different for every object.
+    /// The index of this object, below [`Object::COUNT`] and different for every object.
     pub fn index(&self) -> usize {
         (self.size as usize * Colour::ALL.len() + self.colour as usize) * Shape::ALL.len()
             + self.shape as usize
     }
 
-    /// The object of that number. `None` from [`Object::COUNT`] on.
+    /// The object with this index; `None` from [`Object::COUNT`] on.
     pub fn from_index(index: usize) -> Option<Object> {
         let size = *Size::ALL.get(index / (Colour::ALL.len() * Shape::ALL.len()))?;
         let colour = Colour::ALL[index / Shape::ALL.len() % Colour::ALL.len()];
@@ -140,7 +140,7 @@ impl Object {
         Some(Object { size, colour, shape })
     }
 
-    /// Any object, each equally likely.
+    /// A random object; all are equally likely.
     pub fn sample(rng: &mut impl Rng) -> Object {
         Object {
             size: Size::ALL[rng.random_range(0..Size::ALL.len())],
@@ -150,24 +150,25 @@ impl Object {
     }
 }
 
-/// Which objects there are and how they stand.
+/// The objects of a scene and their positions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Arrangement {
-    /// One object somewhere in the picture.
+    /// One object at a place.
     One(Object, Place),
-    /// Two objects, the left or upper one first.
+    /// Two objects in a relation, the left or upper one first.
     Two(Object, Relation, Object),
 }
 
-/// The tuple of attributes that a caption tells.
+/// A scene: all attributes that its caption mentions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Scene {
-    /// What there is and where.
+    /// The objects and their positions.
     pub arrangement: Arrangement,
 }
 
 impl Scene {
-    /// A scene of `num_objects` (one, or else two) that `split` may show, each equally likely.
+    /// A random scene that `split` may show, with one object, or with two unless `num_objects` is
+    /// 1. All are equally likely.
     pub fn sample(split: Split, num_objects: usize, rng: &mut impl Rng) -> Scene {
         loop {
             let first = Object::sample(rng);
@@ -184,7 +185,7 @@ impl Scene {
         }
     }
 
-    /// Every scene there is, in a fixed order.
+    /// Every scene, in a fixed order.
     pub fn all() -> impl Iterator<Item = Scene> {
         let objects = || (0..Object::COUNT).filter_map(Object::from_index);
         let one =
@@ -205,7 +206,7 @@ impl Scene {
         }
     }
 
-    /// A number that is different for every scene.
+    /// The index of this scene, different for every scene.
     pub fn index(&self) -> u64 {
         let index = match self.arrangement {
             Arrangement::One(object, place) => object.index() * Place::ALL.len() + place as usize,
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn object_index_goes_both_ways() {
+    fn objects_are_found_by_their_index() {
         for index in 0..Object::COUNT {
             assert_eq!(Object::from_index(index).map(|object| object.index()), Some(index));
         }

@@ -1,23 +1,25 @@
-//! Who may see which scene.
+//! The split of the scenes for the starting weights, the demo's training and its evaluation.
 //!
-//! Held out is a scene's attribute tuple, not a picture: no other picture of it is ever seen
-//! either. Unseen is a colour–shape pair: the starting weights know it, the alignment does not.
+//! Scenes are held out, not images: no image of a held-out scene is used for training. In addition,
+//! some colour–shape pairs are unseen: the starting weights are trained on them, but no training
+//! image of the demo shows them.
 
 use super::scene::{Arrangement, Colour, Scene, Shape};
 
-/// The three disjoint uses of scenes.
+/// A use of scenes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Split {
-    /// For the starting weights: every colour–shape pair, no held-out tuple.
+    /// Training of the starting weights: all scenes that are not held out.
     Starting,
-    /// For the alignment: no unseen pair, no held-out tuple.
+    /// Training of the demo, which aligns the encoder with the language model: scenes that are
+    /// neither held out nor have an unseen pair.
     Alignment,
-    /// For the evaluation: only held-out tuples.
+    /// Evaluation: only held-out scenes.
     HeldOut,
 }
 
 impl Split {
-    /// Whether this use may show `scene`.
+    /// Whether `scene` may be used.
     pub fn may_show(self, scene: &Scene) -> bool {
         match self {
             Split::Starting => !is_held_out(scene),
@@ -27,7 +29,8 @@ impl Split {
     }
 }
 
-/// One scene in five with one object, one in sixteen with two, chosen by a hash of the tuple.
+/// Whether a scene is held out: a fifth of the scenes with one object and a sixteenth of those with
+/// two, chosen by a hash of the scene.
 pub fn is_held_out(scene: &Scene) -> bool {
     let one_in = match scene.arrangement {
         Arrangement::One(..) => 5,
@@ -36,18 +39,18 @@ pub fn is_held_out(scene: &Scene) -> bool {
     mix(scene.index()).is_multiple_of(one_in)
 }
 
-/// One shape of each colour is never in an alignment picture.
+/// Whether no training image of the demo shows this pair. Every colour has one such shape.
 pub fn is_unseen_pair(colour: Colour, shape: Shape) -> bool {
     shape as usize == (colour as usize * 5 + 2) % Shape::ALL.len()
 }
 
-/// Whether any of the scene's objects is of an unseen colour–shape pair.
+/// Whether an object of the scene has an unseen colour–shape pair.
 pub(super) fn has_unseen_pair(scene: &Scene) -> bool {
     scene.objects().iter().any(|object| is_unseen_pair(object.colour, object.shape))
 }
 
 /// The finaliser of SplitMix64 (Steele, Lea and Flood 2014): every bit of the result depends on
-/// every bit of the input, so neighbouring tuples do not fall into the same split together.
+/// every bit of the input, so that the splits of neighbouring scenes are independent.
 fn mix(index: u64) -> u64 {
     let mut z = index.wrapping_add(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -62,7 +65,7 @@ mod tests {
     use std::collections::HashSet;
 
     #[test]
-    fn no_held_out_tuple_is_ever_trained_on() {
+    fn held_out_scenes_are_never_trained_on() {
         for scene in Scene::all().filter(|scene| Split::HeldOut.may_show(scene)) {
             assert!(!Split::Starting.may_show(&scene), "{scene:?}");
             assert!(!Split::Alignment.may_show(&scene), "{scene:?}");
@@ -70,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn alignment_never_shows_an_unseen_pair() {
+    fn demo_training_never_shows_an_unseen_pair() {
         for scene in Scene::all().filter(|scene| Split::Alignment.may_show(scene)) {
             assert!(
                 scene.objects().iter().all(|o| !is_unseen_pair(o.colour, o.shape)),
@@ -80,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn starting_scenes_show_every_pair_and_every_object() {
+    fn starting_scenes_show_every_object() {
         let seen: HashSet<Object> = Scene::all()
             .filter(|scene| Split::Starting.may_show(scene))
             .flat_map(|scene| scene.objects())
@@ -89,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn every_colour_and_every_shape_is_in_a_seen_pair_and_in_an_unseen_one() {
+    fn every_colour_and_every_shape_has_seen_and_unseen_pairs() {
         for shape in Shape::ALL {
             let unseen =
                 Colour::ALL.iter().filter(|&&colour| is_unseen_pair(colour, shape)).count();
@@ -104,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn held_out_shares_are_what_the_doc_says() {
+    fn held_out_fractions_are_a_fifth_and_a_sixteenth() {
         let (mut one, mut two) = (0, 0);
         for scene in Scene::all().filter(is_held_out) {
             match scene.arrangement {

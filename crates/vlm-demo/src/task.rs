@@ -1,4 +1,4 @@
-//! What a row asks about its scene: the caption, or one of the questions.
+//! The task of a row: the caption of its scene, or a question about it.
 
 use rand::Rng;
 
@@ -6,20 +6,20 @@ use super::caption::Language;
 use super::question::Question;
 use super::scene::Scene;
 
-/// Fraction of the rows and chats that ask for the caption.
+/// Fraction of the rows and conversations that ask for the caption.
 pub(super) const FRACTION_OF_CAPTIONS: f64 = 0.6;
 
-/// What a turn of the user asks for.
+/// The task of a user turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Task {
-    /// The question; `None` asks for the caption.
+    /// The question; `None` for the caption.
     pub question: Option<Question>,
-    /// The language of the turn and of its answer.
+    /// Language of the turn and its answer.
     pub language: Language,
 }
 
 impl Task {
-    /// Draws a task for `scene`.
+    /// A random task for `scene`.
     pub fn sample(scene: &Scene, rng: &mut impl Rng) -> Task {
         let questions = scene.questions();
         let question = (!rng.random_bool(FRACTION_OF_CAPTIONS))
@@ -27,7 +27,7 @@ impl Task {
         Task { question, language: Language::sample(rng) }
     }
 
-    /// The text of the user's turn and the answer to it.
+    /// The text of the user turn and its answer.
     pub fn turn(self, scene: &Scene, rng: &mut impl Rng) -> (String, String) {
         let answer = |question| scene.answer(question, self.language);
         match self.question.and_then(|question| Some((question, answer(question)?))) {

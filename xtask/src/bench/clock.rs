@@ -1,11 +1,11 @@
-//! Processor time: what the work costs, whatever else the machine does meanwhile.
+//! Processor time, which does not depend on what else runs on the machine.
 
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-/// Processor time of this thread since it began. From `schedstat`, whose first number is
-/// nanoseconds on a processor.
+/// Processor time that this thread has used since it started: the first number in `schedstat`, in
+/// nanoseconds.
 pub fn thread_time() -> Result<Duration> {
     read("/proc/thread-self/schedstat")
 }
@@ -13,5 +13,7 @@ pub fn thread_time() -> Result<Duration> {
 fn read(path: &str) -> Result<Duration> {
     let text = std::fs::read_to_string(path).with_context(|| format!("reading {path}"))?;
     let nanoseconds = text.split_whitespace().next().and_then(|number| number.parse().ok());
-    Ok(Duration::from_nanos(nanoseconds.with_context(|| format!("{path} has no time in it"))?))
+    Ok(Duration::from_nanos(
+        nanoseconds.with_context(|| format!("{path}: expected a time in nanoseconds"))?,
+    ))
 }

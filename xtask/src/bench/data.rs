@@ -1,4 +1,4 @@
-//! `cargo xtask bench data`: how fast pictures and rows become batches.
+//! `cargo xtask bench data`: how fast images are preprocessed and rows become batches.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,38 +11,39 @@ use tempfile::TempDir;
 use vlm_data::ImageProcessor;
 
 use super::clock::thread_time;
-use super::pictures;
+use super::images;
 use super::rows;
 use super::table::Table;
 use super::{DataArgs, Part};
 use crate::workspace::{Workspace, usage_error};
 
-const NUM_PICTURES: u32 = 16;
-/// Rounds taken in turn with the other side's, so that both see the machine's good and bad moments.
+const NUM_IMAGES: u32 = 16;
+/// Number of rounds. Each measures this program and then Python, so that changes in the machine's
+/// load affect both.
 const NUM_ROUNDS: u32 = 3;
 
-/// Answer of `clip_processor.py`.
+/// Output of `clip_processor.py`.
 #[derive(Deserialize)]
-struct PythonAnswer {
+struct PythonSpeed {
     images_per_sec: f64,
     pillow: String,
     transformers: String,
 }
 
-/// Measures.
+/// Runs the measurements that `args` asks for and returns their table.
 pub fn run(workspace: &Workspace, args: &DataArgs) -> Result<Table> {
     let mut table = Table::default();
     let scratch = TempDir::new()?;
     if args.wants(Part::Pictures) {
-        pictures(workspace, args, scratch.path(), &mut table)?;
+        measure_images(workspace, args, scratch.path(), &mut table)?;
     }
     rows::measure(workspace, args, scratch.path(), &mut table)?;
     Ok(table)
 }
 
-/// Decoding and preprocessing, in one thread, against Python's in one thread. Counted in seconds
-/// of processor time: the machine may have other things to do.
-fn pictures(
+/// Measures decoding and preprocessing of images in one thread, here and in Python. The rates are
+/// per second of processor time, so that other programs on the machine do not distort them.
+fn measure_images(
     workspace: &Workspace,
     args: &DataArgs,
     scratch: &Path,
@@ -51,33 +52,33 @@ fn pictures(
     let folder = match &args.images {
         Some(folder) => folder.clone(),
         None => {
-            pictures::write(scratch, NUM_PICTURES)?;
+            images::write(scratch, NUM_IMAGES)?;
             scratch.to_owned()
         }
     };
-    let files = read_pictures(&folder)?;
+    let files = read_images(&folder)?;
     let kilobytes = files.iter().map(Vec::len).sum::<usize>() as f64 / files.len() as f64 / 1e3;
-    let (width, height) = pictures::SIZE;
-    let of = match &args.images {
-        Some(folder) => format!("{} of {}", files.len(), folder.display()),
-        None => format!("{} drawn ones of {width}×{height}", files.len()),
+    let (width, height) = images::SIZE;
+    let origin = match &args.images {
+        Some(folder) => format!("{} from {}", files.len(), folder.display()),
+        None => format!("{} generated, {width}×{height} pixels", files.len()),
     };
-    table.push("pictures", format!("{of}, {kilobytes:.0} kB each"));
+    table.push("images", format!("{origin}, {kilobytes:.0} kB each"));
 
     let settings = scratch.join("preprocessor_config.json");
     fs::write(&settings, "{}")?;
     let processor = ImageProcessor::from_file(&settings)?;
     let seconds = args.seconds / f64::from(NUM_ROUNDS);
-    let (mut ours, mut theirs) = (0f64, None::<PythonAnswer>);
+    let (mut ours, mut theirs) = (0f64, None::<PythonSpeed>);
     for _ in 0..NUM_ROUNDS {
         ours = ours.max(images_per_second(&processor, &files, seconds)?);
         match python(workspace, args, &folder, seconds) {
-            Ok(answer)
+            Ok(speed)
                 if theirs
                     .as_ref()
-                    .is_none_or(|best| best.images_per_sec < answer.images_per_sec) =>
+                    .is_none_or(|best| best.images_per_sec < speed.images_per_sec) =>
             {
-                theirs = Some(answer)
+                theirs = Some(speed)
             }
             Ok(_) => {}
             Err(error) => {
@@ -103,7 +104,7 @@ fn pictures(
     Ok(())
 }
 
-fn read_pictures(folder: &Path) -> Result<Vec<Vec<u8>>> {
+fn read_images(folder: &Path) -> Result<Vec<Vec<u8>>> {
     let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
     let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
     paths.retain(|path| path.extension().is_some_and(|extension| extension == "jpg"));
@@ -120,7 +121,8 @@ fn images_per_second(processor: &ImageProcessor, files: &[Vec<u8>], seconds: f64
     let mut count = 0u32;
     loop {
         for file in files {
-            let pixels = processor.preprocess(file).context("a picture to measure with")?;
+            let pixels =
+                processor.preprocess(file).context("preprocessing an image of the benchmark")?;
             ensure!(!pixels.is_empty(), "no pixels");
             count += 1;
         }
@@ -136,7 +138,7 @@ fn python(
     args: &DataArgs,
     folder: &Path,
     seconds: f64,
-) -> Result<PythonAnswer> {
+) -> Result<PythonSpeed> {
     let script = workspace.root().join("xtask/bench/clip_processor.py");
     let output = Command::new(&args.python)
         .arg(&script)
@@ -147,9 +149,9 @@ fn python(
     if !output.status.success() {
         let stderr = String::from_utf8_lossy(&output.stderr);
         let last = stderr.lines().last().unwrap_or("no message");
-        bail!("{} says: {last}; name another with --python", args.python);
+        bail!("{} failed: {last}; choose another Python with --python", args.python);
     }
     let stdout = String::from_utf8_lossy(&output.stdout);
     serde_json::from_str(stdout.lines().last().unwrap_or_default())
-        .with_context(|| format!("the answer of {}", script.display()))
+        .with_context(|| format!("reading the output of {}", script.display()))
 }

@@ -1,9 +1,10 @@
-//! `cargo xtask bench`: what things cost on this machine, beside what they must not cost more than.
+//! `cargo xtask bench`: measures the speed and memory of data loading, and compares them with
+//! targets.
 
 mod clock;
 mod data;
 mod dataset;
-mod pictures;
+mod images;
 mod rows;
 mod table;
 
@@ -15,17 +16,17 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use crate::workspace::Workspace;
 
-/// What to measure.
+/// Subcommands of `cargo xtask bench`.
 #[derive(Subcommand)]
 pub enum Bench {
-    /// Pictures and rows to batches
+    /// Measure image preprocessing, prepare-data and the making of batches
     Data(DataArgs),
-    /// Make a data set of any size to try things with, parts of it damaged
+    /// Make a data set of any size for experiments, with some damaged images if asked
     MakeDataset(dataset::DatasetArgs),
-    /// Open a data set, read all its rows, and print as JSON what that took
+    /// Open a data set, read all its rows, and print the time and memory as JSON
     #[command(hide = true)]
     OpenDataset {
-        /// Folder that prepare-data made
+        /// Folder that prepare-data wrote
         dir: PathBuf,
     },
 }
@@ -33,42 +34,42 @@ pub enum Bench {
 /// Flags of `cargo xtask bench data`.
 #[derive(Args)]
 pub struct DataArgs {
-    /// Folder of .jpg files to measure with instead of drawn ones
+    /// Folder of .jpg files to measure with instead of generated images
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
-    /// Seconds for each measurement
+    /// Duration of each measurement in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 5.0)]
     seconds: f64,
-    /// A Python with Pillow and transformers to compare with
+    /// Python with Pillow and transformers, for the comparison
     #[arg(long, value_name = "PROGRAM", env = "VLM_BENCH_PYTHON", default_value = "python3")]
     python: String,
-    /// Rows of the data set that is prepared and opened; it is made in a temporary folder (TMPDIR),
-    /// about 7 kB a row
+    /// Number of rows of the data set that is prepared and opened; it is made in a temporary folder
+    /// (TMPDIR) and takes about 7 kB per row
     #[arg(long, value_name = "N", default_value_t = 20_000)]
     rows: usize,
-    /// Measure only this (several times for several)
+    /// Measure only this part; may be repeated
     #[arg(long, value_enum)]
     only: Vec<Part>,
-    /// Folder of the tokenizer to measure rows with [default: the demo's]
+    /// Folder of the tokenizer [default: the demo's]
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
-    /// Threads that make batches
+    /// Number of threads that make batches
     #[arg(long, value_name = "N", default_value_t = 2)]
     workers: usize,
 }
 
-/// What `bench data` measures, in this order.
+/// Parts of `bench data`, in the order in which they run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Part {
-    /// Decoding and preprocessing pictures
+    /// Decoding and preprocessing of images
     Pictures,
-    /// prepare-data, and opening what it made
+    /// prepare-data, and opening its output
     Preparing,
-    /// Prepared rows and cached features to batches
+    /// Batches from prepared rows and cached features
     Features,
-    /// The share of padding
+    /// Fraction of padding in batches
     Padding,
-    /// Rows as they are published to batches
+    /// Batches from rows that were not prepared
     Raw,
 }
 
@@ -83,7 +84,7 @@ pub fn run(workspace: &Workspace, bench: Bench) -> Result<ExitCode> {
     let table = match bench {
         Bench::Data(args) => data::run(workspace, &args)?,
         Bench::OpenDataset { dir } => {
-            rows::open_and_tell(&dir)?;
+            rows::open_and_report(&dir)?;
             return Ok(ExitCode::SUCCESS);
         }
         Bench::MakeDataset(args) => dataset::run(workspace, &args)?,

@@ -1,5 +1,5 @@
-//! Rows to batches: preparing a data set, opening it, and what a loader makes of it, on a data set
-//! that is made for it and removed again.
+//! Measures the preparation and opening of a data set and the making of batches from it, with
+//! generated data sets that are removed afterwards.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,15 +20,16 @@ use super::{DataArgs, Part};
 use crate::sys;
 use crate::workspace::Workspace;
 
-/// Distinct pictures of the set that features are cached of: few enough that the system keeps their
-/// features in memory, since a disk's speed is not what is measured.
-const NUM_PICTURES: usize = 2000;
+/// Number of distinct images with cached features: few enough that the system keeps the features in
+/// memory, so that the speed of the disk does not matter.
+const NUM_IMAGES: usize = 2000;
 const BATCH_SIZE: usize = 16;
-/// Tokens an image has with ViT-B/16, and with the demo's encoder.
+/// Tokens per image with ViT-B/16.
 const VIT_TOKENS: usize = 196;
+/// Tokens per image with the demo's encoder.
 const DEMO_TOKENS: usize = 49;
 
-/// Measures.
+/// Runs the measurements that `args` asks for and adds them to `table`.
 pub fn measure(
     workspace: &Workspace,
     args: &DataArgs,
@@ -58,7 +59,7 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// A data set under `name`; its file of rows.
+    /// Makes a data set in the folder `name` and returns the path of its rows.
     fn make(&self, name: &str, change: impl FnOnce(&mut DatasetArgs)) -> Result<PathBuf> {
         let mut args = DatasetArgs {
             output: self.scratch.join(name),
@@ -75,7 +76,8 @@ impl Rows<'_> {
         Ok(dataset::make(self.workspace, &args, &mut |_| ())?.rows)
     }
 
-    /// `cargo xtask prepare-data`, as a process of its own: its seconds and peak memory in bytes.
+    /// Runs `cargo xtask prepare-data` in its own process. Returns its duration in seconds and its
+    /// peak memory in bytes.
     fn prepare(&self, rows: &Path, output: &Path, tokens_per_image: usize) -> Result<(f64, u64)> {
         let started = Instant::now();
         let child = Command::new(std::env::current_exe()?)
@@ -86,7 +88,7 @@ impl Rows<'_> {
             .arg(output)
             .arg("--tokenizer")
             .arg(self.tokenizer_dir())
-            // As this measurement's own.
+            // The placeholder that the loaders below use.
             .args(["--image-token", ImagePlaceholder::default().token()])
             .args(["--tokens-per-image", &tokens_per_image.to_string()])
             .stdout(Stdio::null())
@@ -94,11 +96,11 @@ impl Rows<'_> {
             .spawn()
             .context("starting prepare-data")?;
         let (status, peak_bytes) = sys::wait_with_peak_memory(child)?;
-        ensure!(status.success(), "prepare-data ended with {status}");
+        ensure!(status.success(), "prepare-data failed: {status}");
         Ok((started.elapsed().as_secs_f64(), peak_bytes))
     }
 
-    /// Speed and memory of prepare-data by the number of rows, and how the largest set is opened.
+    /// Measures speed and memory of prepare-data for three sizes, and opening the largest set.
     fn preparing(&self, table: &mut Table) -> Result<()> {
         let all = self.args.rows;
         let mut peaks = Vec::new();
@@ -111,8 +113,8 @@ impl Rows<'_> {
             let output = self.scratch.join("prepared");
             let (seconds, peak) = self.prepare(&input, &output, DEMO_TOKENS)?;
             let (speed, megabytes) = (rows as f64 / seconds, peak as f64 / 1e6);
-            let what = format!("prepare-data, {rows} rows with small pictures");
-            table.push(what, format!("{speed:.0} rows/s, {megabytes:.0} MB at most"));
+            let what = format!("prepare-data, {rows} rows with small images");
+            table.push(what, format!("{speed:.0} rows/s, peak {megabytes:.0} MB"));
             peaks.push(megabytes);
             fs::remove_dir_all(self.scratch.join("to-prepare"))?;
             if rows < all {
@@ -121,7 +123,7 @@ impl Rows<'_> {
         }
         let growth = peaks[2] - peaks[0];
         table.push_with_target(
-            "more memory for a hundred times as many rows",
+            "growth of peak memory for 100 times as many rows",
             format!("{growth:.0} MB"),
             "<= 32 MB",
             growth <= 32.0,
@@ -134,7 +136,7 @@ impl Rows<'_> {
             opened.milliseconds < 100.0,
         );
         table.push_with_target(
-            "resident memory of a process that did",
+            "resident memory after opening",
             format!("{:.0} MB, {:.0} MB after reading all", opened.megabytes, opened.after_reading),
             "< 50 MB",
             opened.megabytes < 50.0,
@@ -143,11 +145,11 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Prepared rows and cached features to batches.
+    /// Measures batches from prepared rows and cached features.
     fn features(&self, table: &mut Table) -> Result<()> {
         let rows = self.make("shared", |args| {
             args.rows = 20_000;
-            args.picture_files = Some(NUM_PICTURES);
+            args.picture_files = Some(NUM_IMAGES);
         })?;
         let shapes = [("the demo's", DEMO_TOKENS, 192), ("ViT-B/16's", VIT_TOKENS, 768)];
         for (encoder, num_patches, hidden_size) in shapes {
@@ -183,7 +185,7 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// The share of padding with rows of like length put together.
+    /// Measures the fraction of padding when rows of similar length are put together.
     fn padding(&self, table: &mut Table) -> Result<()> {
         let rows = self.make("mixed", |args| {
             args.rows = 20_000;
@@ -214,8 +216,8 @@ impl Rows<'_> {
                 shares.push(format!("{share:.1}"));
             }
             table.push_with_target(
-                format!("padding, 30% text alone, {tokens_per_image} tokens an image, {form}"),
-                format!("{}% at 4, 8, 16, 32 rows", shares.join(", ")),
+                format!("padding, 30% text-only rows, {tokens_per_image} tokens per image, {form}"),
+                format!("{}% at batch sizes 4, 8, 16, 32", shares.join(", ")),
                 "< 5%",
                 worst < 5.0,
             );
@@ -227,7 +229,7 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Rows as they are published, in a drawn order, pictures decoded.
+    /// Measures batches from rows that were not prepared, with and without decoding images.
     fn raw(&self, table: &mut Table) -> Result<()> {
         for (form, name) in [(Form::Jsonl, "JSON lines"), (Form::Parquet, "Parquet")] {
             let rows = self.make("raw", |args| {
@@ -238,8 +240,8 @@ impl Rows<'_> {
             fs::write(&settings, "{}")?;
             let processor = Arc::new(ImageProcessor::from_file(&settings)?);
             for (reading, what) in [
-                (ImageReading::Skip, "text alone"),
-                (ImageReading::Pixels(processor), "small pictures decoded"),
+                (ImageReading::Skip, "without images"),
+                (ImageReading::Pixels(processor), "small images decoded"),
             ] {
                 let loader = Loader::new(
                     open_source(&rows, None)?,
@@ -271,11 +273,12 @@ impl Rows<'_> {
         self.args.tokenizer.clone().unwrap_or_else(demo)
     }
 
-    /// Rows a second that come out, over whole epochs after the first hundred batches.
+    /// Rows per second of the loader, measured after the first hundred batches.
     fn speed(&self, loader: &Loader) -> Result<f64> {
         let limit = Duration::from_secs_f64(self.args.seconds);
         let mut batches = (0..).flat_map(|epoch| loader.epoch(epoch, 0));
-        let mut take = || -> Result<Batch> { Ok(batches.next().context("no batch")??) };
+        let mut take =
+            || -> Result<Batch> { Ok(batches.next().context("the loader returned no batch")??) };
         for _ in 0..100.min(loader.batches_per_epoch()) {
             take()?;
         }
@@ -300,12 +303,12 @@ fn padding_share(loader: &Loader) -> Result<f64> {
     Ok(1.0 - used as f64 / filled as f64)
 }
 
-/// Features of every picture of `source`: any bytes, since nobody learns from them.
+/// Writes features for every image of `source`. Their values do not matter here.
 fn fill_cache(source: &dyn RowSource, folder: &Path, key: &FeatureKey) -> Result<()> {
     let mut writer = FeatureCacheWriter::open(folder, key.clone())?;
     let features = vec![0x3c; key.bytes_per_image()];
     for index in 0..source.len() {
-        let row = source.prepared_row(index)?.context("a prepared row")?;
+        let row = source.prepared_row(index)?.context("expected prepared rows")?;
         for hash in row.images.iter().filter_map(|image| image.hash) {
             if !writer.known().contains(&hash) {
                 writer.append(&[hash], &features)?;
@@ -316,26 +319,27 @@ fn fill_cache(source: &dyn RowSource, folder: &Path, key: &FeatureKey) -> Result
     Ok(())
 }
 
-/// What opening a prepared data set took.
+/// Time and memory of opening a prepared data set.
 #[derive(Serialize, Deserialize)]
 struct Opened {
     num_rows: usize,
     milliseconds: f64,
-    /// Resident after opening, and after each row was looked at.
+    /// Resident memory after opening.
     megabytes: f64,
+    /// Resident memory after reading every row, in megabytes.
     after_reading: f64,
 }
 
-/// Opens in a new process, whose memory holds nothing else.
+/// Opens the data set in a new process, whose memory holds nothing else.
 fn open_in_process(dir: &Path) -> Result<Opened> {
     let mut command = Command::new(std::env::current_exe()?);
     let output = command.args(["bench", "open-dataset"]).arg(dir).output()?;
     ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).context("the answer of open-dataset")
+    serde_json::from_slice(&output.stdout).context("reading the output of open-dataset")
 }
 
-/// `cargo xtask bench open-dataset`: opens a data set and prints as JSON what that took.
-pub fn open_and_tell(dir: &Path) -> Result<()> {
+/// `cargo xtask bench open-dataset`: opens a data set and prints the time and memory as JSON.
+pub fn open_and_report(dir: &Path) -> Result<()> {
     let started = Instant::now();
     let source = open_source(dir, None)?;
     let milliseconds = started.elapsed().as_secs_f64() * 1e3;

@@ -1,30 +1,30 @@
-//! What was measured, as lines of text.
+//! A table of measurements in text form.
 
 use std::fmt;
 
 /// One measurement.
 pub struct Line {
-    /// What was done.
+    /// What was measured.
     pub what: String,
-    /// The number with its unit.
+    /// The result with its unit.
     pub found: String,
-    /// What it must reach, and whether it did.
+    /// The target, and whether it was reached.
     pub target: Option<(String, bool)>,
 }
 
-/// Measurements under one another.
+/// Measurements, one per line.
 #[derive(Default)]
 pub struct Table {
     lines: Vec<Line>,
 }
 
 impl Table {
-    /// Adds a line.
+    /// Adds a measurement without a target.
     pub fn push(&mut self, what: impl Into<String>, found: impl Into<String>) {
         self.lines.push(Line { what: what.into(), found: found.into(), target: None });
     }
 
-    /// Adds a line with what is asked for.
+    /// Adds a measurement with its target.
     pub fn push_with_target(
         &mut self,
         what: impl Into<String>,
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_stand_under_one_another_and_say_whether_they_suffice() {
+    fn columns_are_aligned_and_missed_targets_are_marked() {
         let mut table = Table::default();
         table.push("a", "10 rows/s");
         table.push_with_target("longer", "5 rows/s", ">= 7", false);

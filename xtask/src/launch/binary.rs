@@ -1,4 +1,4 @@
-//! Building the program `vlm`.
+//! Builds the program `vlm`.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
@@ -27,9 +27,9 @@ pub fn build_vlm(workspace: &Workspace) -> Result<PathBuf> {
     }
     let status = cargo.wait().context("waiting for cargo")?;
     if !status.success() {
-        bail!("building vlm failed ({status}); the compiler's reason is above");
+        bail!("building vlm failed ({status}); see the compiler's messages above");
     }
-    executable.context("cargo built vlm but named no executable: expected one in its messages")
+    executable.context("cargo built vlm, but its messages do not name the executable")
 }
 
 #[derive(Deserialize)]
@@ -43,7 +43,7 @@ struct CargoTarget {
     name: String,
 }
 
-/// The path in cargo's message about the finished program; other messages have none.
+/// The path of the executable, if `line` is cargo's message that `vlm` was built.
 fn executable_of_vlm(line: &str) -> Option<PathBuf> {
     let message: CargoMessage = serde_json::from_str(line).ok()?;
     message.executable.filter(|_| message.target.is_some_and(|target| target.name == "vlm"))
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_programs_own_message_names_the_executable() {
+    fn executable_is_read_only_from_the_message_about_vlm() {
         let artifact = r#"{"reason":"compiler-artifact","target":{"name":"vlm"},"executable":"t/release/vlm"}"#;
         assert_eq!(executable_of_vlm(artifact), Some(PathBuf::from("t/release/vlm")));
         let library =

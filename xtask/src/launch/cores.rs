@@ -1,14 +1,14 @@
-//! Which cores each rank of this machine computes on: disjoint sets, so that ranks do not take
-//! each other's time.
+//! Divides the CPU cores of this machine among its ranks, in disjoint sets, so that ranks do not
+//! compete for a core.
 
 use std::collections::BTreeSet;
 use std::fs;
 
-/// Largest number of a core that the affinity call can name.
+/// Number of cores that the affinity system call supports.
 const MAX_CORES: usize = 1024;
 
-/// The cores this process may use, divided over `nproc` ranks; `None` where there are fewer cores
-/// than ranks, or the system does not say.
+/// The cores that this process may use, divided among `nproc` ranks. `None` if there are fewer
+/// cores than ranks, or if the cores are unknown.
 pub fn shares(nproc: usize) -> Option<Vec<Vec<usize>>> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
     let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
@@ -16,13 +16,13 @@ pub fn shares(nproc: usize) -> Option<Vec<Vec<usize>>> {
     if cores.iter().any(|&core| core >= MAX_CORES) {
         return None;
     }
-    cores.sort_by_key(|&core| (place(core), core));
+    cores.sort_by_key(|&core| (socket_and_core(core), core));
     divide(&cores, nproc)
 }
 
-/// Socket and physical core: hardware threads of one core stay in one share, and a share on one
-/// socket where that is possible.
-fn place(core: usize) -> (usize, usize) {
+/// The socket and the physical core of a logical core. Sorted by these, the hardware threads of a
+/// core are in the same set, and a set is on one socket where possible.
+fn socket_and_core(core: usize) -> (usize, usize) {
     let read = |name: &str| {
         let path = format!("/sys/devices/system/cpu/cpu{core}/topology/{name}");
         fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok())
@@ -30,7 +30,7 @@ fn place(core: usize) -> (usize, usize) {
     (read("physical_package_id").unwrap_or(0), read("core_id").unwrap_or(core))
 }
 
-/// Neighbours in shares whose sizes differ by one at most.
+/// Divides `cores` into `nproc` sets of neighbours, whose sizes differ by at most one.
 fn divide(cores: &[usize], nproc: usize) -> Option<Vec<Vec<usize>>> {
     if nproc == 0 || cores.len() < nproc {
         return None;
@@ -39,7 +39,7 @@ fn divide(cores: &[usize], nproc: usize) -> Option<Vec<Vec<usize>>> {
     Some((0..nproc).map(|rank| cores[start(rank)..start(rank + 1)].to_vec()).collect())
 }
 
-/// `0-3,8` → 0, 1, 2, 3, 8.
+/// Parses a list of cores: `0-3,8` gives 0, 1, 2, 3, 8.
 fn parse_list(list: &str) -> Option<Vec<usize>> {
     let mut cores = BTreeSet::new();
     for part in list.split(',') {
@@ -49,7 +49,7 @@ fn parse_list(list: &str) -> Option<Vec<usize>> {
     Some(cores.into_iter().collect())
 }
 
-/// `0-3,8`, the other way round.
+/// Formats a list of cores: 0, 1, 2, 3, 8 gives `0-3,8`.
 pub fn list(cores: &[usize]) -> String {
     let mut cores = cores.to_vec();
     cores.sort_unstable();
@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_are_disjoint_and_leave_no_core_out() {
+    fn shares_are_disjoint_and_cover_all_cores() {
         let cores: Vec<usize> = (0..10).collect();
         let shares = divide(&cores, 4).unwrap();
         assert_eq!(shares.concat(), cores);
@@ -75,14 +75,14 @@ mod tests {
     }
 
     #[test]
-    fn the_systems_list_is_read_and_written() {
+    fn core_lists_are_parsed_and_formatted() {
         assert_eq!(parse_list("0-3,8"), Some(vec![0, 1, 2, 3, 8]));
         assert_eq!(parse_list("x"), None);
         assert_eq!(list(&[8, 0, 1, 2, 3]), "0-3,8");
     }
 
     #[test]
-    fn this_machine_tells_its_cores() {
+    fn cores_of_this_machine_are_found() {
         assert!(!shares(1).unwrap()[0].is_empty());
     }
 }

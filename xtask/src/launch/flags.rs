@@ -1,5 +1,5 @@
-//! The flags that are about processes, taken out of those that go to `vlm` word for word. Spelled
-//! as torchrun spells them, with hyphens or underscores.
+//! Separates the launch flags from the arguments that are passed to `vlm` unchanged. They have the
+//! names of torchrun's flags, with hyphens or underscores.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -9,21 +9,24 @@ use anyhow::Result;
 use super::layout::Layout;
 use crate::workspace::usage_error;
 
-/// What `cargo xtask pretrain --help` adds to the help of `vlm`.
+/// Help text that `cargo xtask pretrain --help` prints after the help of `vlm`.
 pub const HELP: &str = "
 Launch flags:
-      --nproc-per-node <N|gpu>  Processes on this machine [default: 1]
-      --nnodes <N>              Machines [default: 1]
-      --node-rank <N>           This machine's number, from 0 [default: 0]
-      --master-addr <HOST>      Machine 0, where the processes meet [default: this one]
-      --master-port <PORT>      [default: a free one; 29500 with several machines]
-      --max-restarts <N>        How often all processes are started again after one failed, from
-                                the newest checkpoint [default: 0]";
+      --nproc-per-node <N|gpu>  Number of processes on this machine; gpu for one per GPU
+                                [default: 1]
+      --nnodes <N>              Number of machines [default: 1]
+      --node-rank <N>           Index of this machine, from 0 [default: 0]
+      --master-addr <HOST>      Address of machine 0, where rank 0 waits for the other processes
+                                [default: this machine]
+      --master-port <PORT>      Port at that address [default: a free one; 29500 with several
+                                machines]
+      --max-restarts <N>        How often all processes are started again from the newest checkpoint
+                                after a failure [default: 0]";
 
-/// torchrun's own, for several machines, which cannot agree on a free one.
+/// torchrun's default. Used with several machines, which cannot agree on a free port.
 const DEFAULT_PORT: u16 = 29500;
 
-/// How many processes to start, and where they meet, as the user wrote it.
+/// The launch flags as the user wrote them.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LaunchFlags {
     nproc_per_node: Option<String>,
@@ -34,9 +37,10 @@ pub struct LaunchFlags {
     max_restarts: Option<String>,
 }
 
-/// Separates launch flags from the rest, whose order and spelling are kept.
+/// Returns the launch flags and the other arguments, whose order and spelling are kept.
+///
 /// # Errors
-/// A launch flag without its value.
+/// A launch flag without a value.
 pub fn split(args: Vec<OsString>) -> Result<(LaunchFlags, Vec<OsString>)> {
     let mut flags = LaunchFlags::default();
     let mut rest = Vec::with_capacity(args.len());
@@ -49,9 +53,11 @@ pub fn split(args: Vec<OsString>) -> Result<(LaunchFlags, Vec<OsString>)> {
     Ok((flags, rest))
 }
 
-/// Launch flags, then a program, then its arguments.
+/// Splits the arguments of `cargo xtask launch` into launch flags, program, and the program's
+/// arguments.
+///
 /// # Errors
-/// A launch flag without its value, another flag before the program, no program.
+/// A launch flag without a value; another flag before the program; no program.
 pub fn split_before_program(args: Vec<OsString>) -> Result<(LaunchFlags, PathBuf, Vec<OsString>)> {
     let mut flags = LaunchFlags::default();
     let mut args = args.into_iter();
@@ -62,7 +68,7 @@ pub fn split_before_program(args: Vec<OsString>) -> Result<(LaunchFlags, PathBuf
         } else if may_be_flag && flag_name(&arg).is_some() {
             if !flags.take(&arg, &mut args)? {
                 return Err(usage_error(format!(
-                    "{} is no launch flag; expected --nproc-per-node and its like, then a program",
+                    "{} is not a launch flag; expected --nproc-per-node etc., then a program",
                     arg.to_string_lossy()
                 )));
             }
@@ -73,7 +79,8 @@ pub fn split_before_program(args: Vec<OsString>) -> Result<(LaunchFlags, PathBuf
     Err(usage_error("no program to launch: cargo xtask launch [FLAGS] PROGRAM [ARGUMENTS]"))
 }
 
-/// The value of a flag (its name with hyphens), in either spelling; the last one counts.
+/// The value of the flag `name` (with hyphens), in either spelling. If the flag is repeated, its
+/// last value is returned.
 pub fn value(args: &[OsString], name: &str) -> Option<OsString> {
     let (at, (_, inline)) = args
         .iter()
@@ -83,7 +90,7 @@ pub fn value(args: &[OsString], name: &str) -> Option<OsString> {
     inline.map(OsString::from).or_else(|| args.get(at + 1).cloned())
 }
 
-/// Removes every occurrence of a flag that takes a value.
+/// Removes every occurrence of the flag `name`, which takes a value, together with its value.
 pub fn remove(args: &mut Vec<OsString>, name: &str) {
     let is_it = |arg: &OsString| flag_name(arg).filter(|(found, _)| found == name);
     while let Some(at) = args.iter().position(|arg| is_it(arg).is_some()) {
@@ -93,7 +100,8 @@ pub fn remove(args: &mut Vec<OsString>, name: &str) {
     }
 }
 
-/// `--data_path=x` → `data-path`, `x`.
+/// The name of a flag, with hyphens, and its value after `=`: `--data_path=x` gives `data-path` and
+/// `x`.
 fn flag_name(arg: &OsString) -> Option<(String, Option<String>)> {
     let flag = arg.to_str()?.strip_prefix("--")?;
     let (name, value) = match flag.split_once('=') {
@@ -104,7 +112,8 @@ fn flag_name(arg: &OsString) -> Option<(String, Option<String>)> {
 }
 
 impl LaunchFlags {
-    /// Whether `arg` is a launch flag; its value is then taken, from `rest` where it stands alone.
+    /// Stores the value if `arg` is a launch flag, and returns whether it is. A value that does not
+    /// follow `=` is taken from `rest`.
     fn take(&mut self, arg: &OsString, rest: &mut impl Iterator<Item = OsString>) -> Result<bool> {
         let Some((name, inline_value)) = flag_name(arg) else { return Ok(false) };
         let Some(slot) = self.slot(&name) else { return Ok(false) };
@@ -131,9 +140,10 @@ impl LaunchFlags {
         })
     }
 
-    /// What the flags ask for.
+    /// The processes that the flags describe.
+    ///
     /// # Errors
-    /// Numbers that are none or do not fit together, GPUs that are not there.
+    /// A value that is not a number; values that contradict each other; `gpu` without a GPU.
     pub fn layout(&self) -> Result<Layout> {
         let nproc_per_node = match self.nproc_per_node.as_deref() {
             Some("gpu") => num_gpus(),
@@ -151,7 +161,7 @@ impl LaunchFlags {
         }
         if node_rank >= nnodes {
             return Err(usage_error(format!(
-                "--node-rank {node_rank} of --nnodes {nnodes}: machines are numbered from 0 to {}",
+                "--node-rank {node_rank} with --nnodes {nnodes}: expected a number from 0 to {}",
                 nnodes - 1
             )));
         }
@@ -160,17 +170,22 @@ impl LaunchFlags {
             None if nnodes == 1 => "127.0.0.1".to_owned(),
             None => {
                 return Err(usage_error(format!(
-                    "--nnodes {nnodes} without --master-addr: give the address of machine 0, the \
-                     same on every machine"
+                    "--nnodes {nnodes} needs --master-addr: the address of machine 0, the same on \
+                     every machine"
                 )));
             }
         };
         let master_port = match self.master_port.as_deref() {
             None => (nnodes > 1).then_some(DEFAULT_PORT),
             given => match number("master-port", given, 0_u16)? {
-                // A free one, where one machine can draw it for all its ranks.
+                // A single machine can choose a free port for all its ranks.
                 0 if nnodes == 1 => None,
-                0 => return Err(usage_error("--master-port 0: machines need a port to agree on")),
+                0 => {
+                    return Err(usage_error(
+                        "--master-port 0 with several machines: give a port, the same on every \
+                         machine",
+                    ));
+                }
                 port => Some(port),
             },
         };
@@ -187,7 +202,7 @@ fn number<T: std::str::FromStr>(name: &str, value: Option<&str>, default: T) -> 
     })
 }
 
-/// The GPUs that the user left visible, else those that the NVIDIA driver lists.
+/// Number of GPUs in `CUDA_VISIBLE_DEVICES`, or else of those that the NVIDIA driver lists.
 fn num_gpus() -> usize {
     match std::env::var("CUDA_VISIBLE_DEVICES") {
         Ok(devices) => devices.split(',').filter(|device| !device.trim().is_empty()).count(),
@@ -206,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn launch_flags_are_taken_out_in_every_spelling_and_the_rest_is_verbatim() {
+    fn launch_flags_are_found_in_every_spelling_and_the_other_arguments_are_unchanged() {
         let args = words(
             "--epochs 2 --nproc_per_node=4 --nnodes 2 --learning_rate=1e-3 --node-rank 1 \
              --master_addr host --master-port=29501 --max_restarts 3 --use-moe -- x",
@@ -228,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_together_is_a_usage_error() {
+    fn contradictory_flags_are_usage_errors() {
         let layout = |text: &str| split(words(text)).and_then(|(flags, _)| flags.layout());
         assert!(layout("").unwrap().is_one_process());
         assert_eq!(layout("--nproc-per-node 2").unwrap().master_port, None);
@@ -241,7 +256,7 @@ mod tests {
             ("--nnodes 2", "--master-addr"),
             ("--nnodes 2 --node-rank 2 --master-addr a", "from 0 to 1"),
             ("--node-rank 1", "from 0 to 0"),
-            ("--nnodes 2 --master-addr a --master-port 0", "agree on"),
+            ("--nnodes 2 --master-addr a --master-port 0", "same on every machine"),
             ("--master-port 70000", "up to 65535"),
             ("--nnodes", "needs a value"),
             ("--nnodes --epochs 1", "needs a value"),
@@ -252,7 +267,7 @@ mod tests {
     }
 
     #[test]
-    fn program_follows_the_launch_flags_and_keeps_its_own() {
+    fn program_after_the_launch_flags_keeps_its_own_flags() {
         let (flags, program, args) =
             split_before_program(words("--nproc-per-node 2 vlm pretrain --nnodes 5")).unwrap();
         assert_eq!(flags.layout().unwrap().nproc_per_node, 2);
@@ -263,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_found_in_both_spellings_and_the_last_counts() {
+    fn values_are_found_in_both_spellings_and_the_last_one_is_used() {
         let found = |text: &str| value(&words(text), "data-path");
         assert_eq!(found("--data_path x"), Some("x".into()));
         assert_eq!(found("--data_path x --data-path=y --epochs 1"), Some("y".into()));

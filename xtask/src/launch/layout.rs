@@ -1,4 +1,5 @@
-//! Which ranks there are, on which machines, and what each is told: torchrun's environment.
+//! The ranks of a job, their machines, and the environment variables of each rank, which are those
+//! of torchrun.
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
@@ -11,39 +12,42 @@ use anyhow::{Context, Result, bail};
 
 const RUN_ID: &str = "TORCHELASTIC_RUN_ID";
 
-/// Processes over machines, the same number on each.
+/// The number of processes and machines, and how they connect. Every machine has the same number of
+/// processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layout {
-    /// Processes on this machine.
+    /// Number of processes on this machine.
     pub nproc_per_node: usize,
-    /// Machines.
+    /// Number of machines.
     pub nnodes: usize,
-    /// This machine's number, from 0.
+    /// Index of this machine, from 0.
     pub node_rank: usize,
-    /// Where rank 0 waits for the others.
+    /// Address at which rank 0 waits for the other ranks.
     pub master_addr: String,
-    /// Its port; `None`: a free one, drawn anew for every attempt. Only one machine can do that.
+    /// Port at that address. `None` with a single machine: a free one is chosen for every attempt.
     pub master_port: Option<u16>,
-    /// How often all ranks are started again after one failed.
+    /// How often all ranks are started again after a failure.
     pub max_restarts: usize,
 }
 
-/// Where and as whom the ranks of one attempt meet.
+/// The values with which the ranks of one attempt find each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Meeting {
+pub struct Rendezvous {
+    /// Port at which rank 0 waits.
     pub port: u16,
+    /// Identifier that keeps the ranks of other runs out.
     pub run_id: String,
-    /// From 0.
+    /// Number of the attempt, from 0.
     pub attempt: usize,
 }
 
 impl Layout {
-    /// Whether there is nothing to look after.
+    /// Whether this is a single process without restarts, which needs no launcher.
     pub fn is_one_process(&self) -> bool {
         self.nproc_per_node == 1 && self.nnodes == 1 && self.max_restarts == 0
     }
 
-    /// Ranks of all machines.
+    /// Number of ranks on all machines.
     pub fn world_size(&self) -> usize {
         self.nproc_per_node * self.nnodes
     }
@@ -54,9 +58,10 @@ impl Layout {
         first..first + self.nproc_per_node
     }
 
-    /// The port of one attempt.
+    /// The port for one attempt.
+    ///
     /// # Errors
-    /// The system has no free one.
+    /// No port is free.
     pub fn port(&self) -> Result<u16> {
         match self.master_port {
             Some(port) => Ok(port),
@@ -64,8 +69,8 @@ impl Layout {
         }
     }
 
-    /// What tells the ranks of this run from those of others. Machines that start on their own can
-    /// only be told the same one.
+    /// Identifier that distinguishes the ranks of this run from those of other runs. With several
+    /// machines it must come from the environment, since their launchers do not communicate.
     fn run_id(&self) -> String {
         if self.nnodes > 1 {
             return std::env::var(RUN_ID).unwrap_or_else(|_| "none".to_owned());
@@ -74,21 +79,23 @@ impl Layout {
         format!("{}-{}", std::process::id(), started.as_nanos())
     }
 
-    /// Ranks meet under the number of their attempt. Machines count theirs apart, and might never
-    /// meet again; each attempt has a store of its own in any case, so one number does for all.
-    fn told_attempt(&self, attempt: usize) -> usize {
+    /// The restart count that the ranks see. Only ranks with the same count connect to each other.
+    /// With several machines it is always 0: each machine counts its own restarts, so their counts
+    /// may differ, and every attempt has its own store anyway.
+    fn restart_count(&self, attempt: usize) -> usize {
         if self.nnodes == 1 { attempt } else { 0 }
     }
 
-    /// What the ranks of an attempt are told alike.
+    /// The rendezvous of the ranks of one attempt.
+    ///
     /// # Errors
     /// As [`Self::port`].
-    pub fn meeting(&self, attempt: usize) -> Result<Meeting> {
-        Ok(Meeting { port: self.port()?, run_id: self.run_id(), attempt })
+    pub fn rendezvous(&self, attempt: usize) -> Result<Rendezvous> {
+        Ok(Rendezvous { port: self.port()?, run_id: self.run_id(), attempt })
     }
 
-    /// What rank `rank` of this machine is told.
-    pub fn environment(&self, rank: usize, meeting: &Meeting) -> Vec<(OsString, OsString)> {
+    /// Environment variables of the rank `rank` of this machine.
+    pub fn environment(&self, rank: usize, rendezvous: &Rendezvous) -> Vec<(OsString, OsString)> {
         [
             ("RANK", rank.to_string()),
             ("LOCAL_RANK", (rank - self.ranks().start).to_string()),
@@ -97,11 +104,12 @@ impl Layout {
             ("GROUP_RANK", self.node_rank.to_string()),
             ("GROUP_WORLD_SIZE", self.nnodes.to_string()),
             ("MASTER_ADDR", self.master_addr.clone()),
-            ("MASTER_PORT", meeting.port.to_string()),
-            // Rank 0 runs the store: there is no agent here that does, whatever started us says.
+            ("MASTER_PORT", rendezvous.port.to_string()),
+            // Rank 0 runs the store: this launcher has none. The variable may be set differently in
+            // the environment of the launcher.
             ("TORCHELASTIC_USE_AGENT_STORE", "False".to_owned()),
-            (RUN_ID, meeting.run_id.clone()),
-            ("TORCHELASTIC_RESTART_COUNT", self.told_attempt(meeting.attempt).to_string()),
+            (RUN_ID, rendezvous.run_id.clone()),
+            ("TORCHELASTIC_RESTART_COUNT", self.restart_count(rendezvous.attempt).to_string()),
             ("TORCHELASTIC_MAX_RESTARTS", self.max_restarts.to_string()),
         ]
         .map(|(name, value)| (name.into(), value.into()))
@@ -109,8 +117,9 @@ impl Layout {
     }
 }
 
-/// A port that nobody listens on, and that the system gives nobody between now and rank 0's asking
-/// for it: it hands out ports from 32768 on. Launchers begin their search apart.
+/// A port on which nothing listens. It is below 32768, so that the system does not assign it to
+/// another program before rank 0 opens it. The search starts at a number that depends on the
+/// process, so that launchers rarely choose the same port.
 fn free_port(address: &str) -> Result<u16> {
     const FIRST: u32 = 20_000;
     const COUNT: u32 = 12_000;
@@ -118,7 +127,7 @@ fn free_port(address: &str) -> Result<u16> {
     for _ in 0..COUNT {
         let step = NUM_DRAWN.fetch_add(1, Ordering::Relaxed);
         let offset = std::process::id().wrapping_mul(61).wrapping_add(step) % COUNT;
-        let port = u16::try_from(FIRST + offset).context("a port's number")?;
+        let port = u16::try_from(FIRST + offset).context("port number")?;
         match TcpListener::bind((address, port)) {
             Ok(_) => return Ok(port),
             Err(e) if e.kind() == ErrorKind::AddrInUse => {}
@@ -145,18 +154,26 @@ mod tests {
             max_restarts: 3,
         };
         assert_eq!((layout.world_size(), layout.ranks()), (8, 4..8));
-        let told = layout.environment(6, &layout.meeting(2).unwrap());
+        let variables = layout.environment(6, &layout.rendezvous(2).unwrap());
         let value = |name: &str| {
-            told.iter().find(|(key, _)| key == name).and_then(|(_, value)| value.to_str()).unwrap()
+            variables
+                .iter()
+                .find(|(key, _)| key == name)
+                .and_then(|(_, value)| value.to_str())
+                .unwrap()
         };
         assert_eq!((value("RANK"), value("LOCAL_RANK"), value("WORLD_SIZE")), ("6", "2", "8"));
         assert_eq!((value("LOCAL_WORLD_SIZE"), value("GROUP_RANK")), ("4", "1"));
         assert_eq!((value("MASTER_ADDR"), value("MASTER_PORT")), ("10.0.0.1", "29500"));
-        assert_eq!(value("TORCHELASTIC_RESTART_COUNT"), "0", "machines count apart");
+        assert_eq!(
+            value("TORCHELASTIC_RESTART_COUNT"),
+            "0",
+            "machines count their restarts separately"
+        );
     }
 
     #[test]
-    fn runs_on_one_machine_are_told_apart() {
+    fn runs_on_one_machine_have_different_ids_and_ports() {
         let layout = Layout {
             nproc_per_node: 2,
             nnodes: 1,
@@ -165,9 +182,9 @@ mod tests {
             master_port: None,
             max_restarts: 0,
         };
-        let (one, other) = (layout.meeting(0).unwrap(), layout.meeting(0).unwrap());
+        let (one, other) = (layout.rendezvous(0).unwrap(), layout.rendezvous(0).unwrap());
         assert_ne!(one.run_id, other.run_id);
         assert_ne!(one.port, other.port);
-        assert!(one.port < 32_768, "given to others by the system");
+        assert!(one.port < 32_768, "a port that the system may assign to others");
     }
 }

@@ -1,6 +1,6 @@
-//! Builds the program `vlm` and starts it: as one process, which this one becomes, or as one
-//! process a rank, which this one looks after. Knows no training: what the ranks say to each other
-//! is theirs.
+//! Builds the program `vlm` and starts it: either as a single process, which replaces this one, or
+//! as one process per rank, which this one supervises. The communication between ranks is no part
+//! of this.
 
 mod binary;
 mod cores;
@@ -25,8 +25,9 @@ use crate::{demo, setup};
 pub use binary::build_vlm;
 use ranks::{Job, Signals};
 
-/// `cargo xtask pretrain` and its like: a training command of `vlm`, on as many processes as the
-/// launch flags say. `has_demo`: without data it trains on the demo's.
+/// Runs a training command of `vlm` (`cargo xtask pretrain`, `cargo xtask sft`) with the number of
+/// processes that the launch flags give. With `has_demo` the command trains on the demo if no data
+/// set is given.
 pub fn train(
     workspace: &Workspace,
     command: &str,
@@ -47,26 +48,26 @@ pub fn train(
         demo::ensure(workspace)?;
     }
     if layout.is_one_process() {
-        return become_vlm(workspace, &binary, Some(command), args);
+        return exec_vlm(workspace, &binary, Some(command), args);
     }
     let job = Job {
         program: binary,
         args: std::iter::once(command.into()).chain(args).collect(),
         env: vec![(DATA_DIR_VARIABLE.into(), workspace.data_dir().into())],
     };
-    restart::run(&job, &layout, restart::Again::FromNewestCheckpoint, &Signals::listen()?)
+    restart::run(&job, &layout, restart::RestartMode::ResumeNewest, &Signals::listen()?)
 }
 
-/// Any command of `vlm`, built first; `args` are passed on word for word, and begin with the
-/// command where none is given.
+/// Builds `vlm` and runs a command of it. `args` are passed on unchanged; without `command` they
+/// start with the command.
 pub fn vlm(workspace: &Workspace, command: Option<&str>, args: Vec<OsString>) -> Result<ExitCode> {
     setup::ensure(workspace)?;
     let binary = build_vlm(workspace)?;
-    become_vlm(workspace, &binary, command, args)
+    exec_vlm(workspace, &binary, command, args)
 }
 
-/// `cargo xtask launch`: any program that reads torchrun's environment, one process a rank. A
-/// restart is the same command again.
+/// `cargo xtask launch`: runs any program that reads torchrun's environment variables, one process
+/// per rank. A restart repeats the same command.
 pub fn program(args: Vec<OsString>) -> Result<ExitCode> {
     if args.first().is_some_and(|arg| arg == "--help" || arg == "-h") {
         println!("Usage: cargo xtask launch [FLAGS] PROGRAM [ARGUMENTS]\n{}", flags::HELP);
@@ -75,11 +76,11 @@ pub fn program(args: Vec<OsString>) -> Result<ExitCode> {
     let (flags, program, args) = flags::split_before_program(args)?;
     let layout = flags.layout()?;
     let job = Job { program, args, env: Vec::new() };
-    restart::run(&job, &layout, restart::Again::AsBefore, &Signals::listen()?)
+    restart::run(&job, &layout, restart::RestartMode::SameCommand, &Signals::listen()?)
 }
 
-/// Replaces this process; returns only when that failed.
-fn become_vlm(
+/// Replaces this process by `vlm`; returns only if that fails.
+fn exec_vlm(
     workspace: &Workspace,
     binary: &Path,
     command: Option<&str>,
@@ -93,19 +94,20 @@ fn become_vlm(
     Err(error).with_context(|| format!("starting {}", binary.display()))
 }
 
-/// Whether no data is named, on the command line or in the file behind `--config`.
+/// Whether neither the command line nor the file of `--config` names a data set.
 fn trains_on_the_demo(args: &[OsString]) -> bool {
     setting(args, "data-path").is_none()
 }
 
-/// A setting that is a path, from the command line or else from the file behind `--config`.
+/// The value of a setting that is a path, from the command line or else from the file of
+/// `--config`.
 fn setting(args: &[OsString], name: &str) -> Option<PathBuf> {
     flags::value(args, name).map(PathBuf::from).or_else(|| {
-        // A file that cannot be read is for `vlm` to complain about.
+        // `vlm` reports a file that cannot be read.
         let layers = Layers::of_file(Path::new(&flags::value(args, "config")?)).ok()?;
         let (setting, _) = vlm_config::find(name)?;
         let value = layers.get(&setting.path)?;
-        // Of several paths the first one will do.
+        // Of several paths the first one is enough here.
         value.as_str().or_else(|| value[0].as_str()).map(PathBuf::from)
     })
 }
@@ -119,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn demo_is_for_runs_that_name_no_data() {
+    fn demo_is_used_only_if_no_data_is_named() {
         assert!(trains_on_the_demo(&words("--epochs 1")));
         assert!(!trains_on_the_demo(&words("--data_path=x.jsonl")));
         assert!(!trains_on_the_demo(&words("--data-path x.jsonl")));

@@ -1,17 +1,17 @@
-//! What ranks print: passed on line by line, so that no two lines mix, and the last ones kept for
-//! the report of a failure.
+//! The output of the ranks. It is forwarded line by line, so that lines of different ranks do not
+//! mix, and the last lines are kept for the report of a failure.
 
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 
-/// Lines kept of each rank.
+/// Number of last lines that are kept for each rank.
 const NUM_LAST_LINES: usize = 12;
-/// A line longer than this is passed on in pieces.
+/// Largest number of bytes that are forwarded at once; longer lines are split.
 const MAX_LINE: u64 = 64 << 10;
 
-/// The last lines of one rank, of both its streams.
+/// The last lines that a rank printed, on both of its streams.
 #[derive(Debug, Clone, Default)]
 pub struct LastLines(Arc<Mutex<VecDeque<String>>>);
 
@@ -30,19 +30,19 @@ impl LastLines {
     }
 }
 
-/// What stands before a rank's lines. Rank 0 speaks for all, its lines stand as they are.
+/// Prefix of the lines of a rank; empty for rank 0.
 pub fn prefix(rank: usize) -> String {
     if rank == 0 { String::new() } else { format!("[rank {rank}] ") }
 }
 
-/// A line of the launcher's own, on standard error.
-pub fn say(text: &str) {
-    // As below: nobody may be listening any more.
+/// Prints a line of the launcher on standard error.
+pub fn print_line(text: &str) {
+    // An error is ignored: the reader may have closed the pipe.
     let _ = std::io::stderr().write_all(format!("{text}\n").as_bytes());
 }
 
-/// Passes on a stream's lines to what `open` gives for each, until the stream ends.
-pub fn pass_on<W: Write + 'static>(
+/// Forwards the lines of a stream until it ends. `open` returns the writer for a line.
+pub fn forward_lines<W: Write + 'static>(
     stream: impl Read + Send + 'static,
     prefix: String,
     last_lines: LastLines,
@@ -61,7 +61,8 @@ pub fn pass_on<W: Write + 'static>(
                 line.push(b'\n');
             }
             last_lines.push(&line);
-            // A reader of ours that went away (`| head`) must not stop the ranks: they go on unheard.
+            // A closed pipe behind this launcher (`| head`) must not stop the ranks, so the error
+            // is ignored.
             let _ = open().write_all(&[prefix.as_bytes(), &line].concat());
         }
     })
@@ -71,13 +72,13 @@ pub fn pass_on<W: Write + 'static>(
 mod tests {
     use super::*;
 
-    static HEARD: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+    static WRITTEN: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
-    struct Heard;
+    struct TestWriter;
 
-    impl Write for Heard {
+    impl Write for TestWriter {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            HEARD.lock().unwrap().write(bytes)
+            WRITTEN.lock().unwrap().write(bytes)
         }
         fn flush(&mut self) -> std::io::Result<()> {
             Ok(())
@@ -85,15 +86,15 @@ mod tests {
     }
 
     #[test]
-    fn every_line_has_its_rank_in_front_and_the_last_ones_are_kept() {
+    fn every_line_has_the_rank_as_prefix_and_the_last_lines_are_kept() {
         let text: String = (0..20).map(|n| format!("line {n}\n")).collect();
         let last_lines = LastLines::default();
         let stream = std::io::Cursor::new(text + "no end");
-        pass_on(stream, prefix(3), last_lines.clone(), || Heard).join().unwrap();
-        let heard = String::from_utf8(HEARD.lock().unwrap().clone()).unwrap();
-        assert_eq!(heard.lines().count(), 21);
-        assert!(heard.lines().all(|line| line.starts_with("[rank 3] ")), "{heard}");
-        assert!(heard.ends_with("[rank 3] no end\n"));
+        forward_lines(stream, prefix(3), last_lines.clone(), || TestWriter).join().unwrap();
+        let written = String::from_utf8(WRITTEN.lock().unwrap().clone()).unwrap();
+        assert_eq!(written.lines().count(), 21);
+        assert!(written.lines().all(|line| line.starts_with("[rank 3] ")), "{written}");
+        assert!(written.ends_with("[rank 3] no end\n"));
         let last = last_lines.get();
         assert_eq!(last.len(), NUM_LAST_LINES);
         assert_eq!((last[0].as_str(), last[11].as_str()), ("line 9", "no end"));

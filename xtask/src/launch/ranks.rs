@@ -1,5 +1,5 @@
-//! One attempt: starts the ranks of this machine, passes on what they print, and ends them all
-//! when one fails or the user asks.
+//! One attempt of a job: starts the ranks of this machine, forwards their output, and ends all of
+//! them when one fails or the user asks to stop.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal};
@@ -15,49 +15,50 @@ use anyhow::{Context, Result};
 
 use super::cores;
 use super::layout::Layout;
-use super::output::{self, LastLines, pass_on};
+use super::output::{self, LastLines, forward_lines};
 use crate::sys::{self, Signal};
 use crate::workspace::usage_error;
 
-/// Between two looks at the ranks.
-const TICK: Duration = Duration::from_millis(10);
-/// From the first failure to the end of those that do not end when asked to. With what it takes to
-/// see the end of a process, all is over within ten seconds.
+/// Interval at which the ranks are checked.
+const POLL_INTERVAL: Duration = Duration::from_millis(10);
+/// Time between the first failure and SIGKILL to the ranks that did not end on SIGTERM. The
+/// launcher promises to end all ranks within ten seconds.
 const GRACE: Duration = Duration::from_secs(8);
-/// For what a rank has printed before its end.
-const DRAIN: Duration = Duration::from_secs(1);
-/// A program that is not there is a wrong request; other errors are the system's.
+/// Longest time to wait for the last output of ranks that have ended.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Errors at the start of a program that are usage errors; all others are failures of the system.
 const USAGE_KINDS: [io::ErrorKind; 2] = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied];
 
 /// The program that every rank runs.
 #[derive(Debug, Clone)]
 pub struct Job {
-    /// The program.
+    /// Path or name of the program.
     pub program: PathBuf,
-    /// Its arguments, the same on every rank.
+    /// Arguments of the program, the same for every rank.
     pub args: Vec<OsString>,
-    /// Variables beside those that tell a rank who it is.
+    /// Environment variables that are set in addition to those of torchrun.
     pub env: Vec<(OsString, OsString)>,
 }
 
-/// Whoever ends a whole job (a batch system, a terminal that closes) may send more than one signal:
-/// what follows the first so soon is one request.
-const ONE_REQUEST: Duration = Duration::from_millis(500);
+/// Signals that follow the first one within this time are the same request: batch systems and
+/// closing terminals may send several signals at once.
+const SAME_REQUEST: Duration = Duration::from_millis(500);
 
-/// Counts how often the user asked to stop.
+/// Counts how often the user has asked to stop.
 #[derive(Debug, Clone, Default)]
-pub struct Signals(Arc<Asked>);
+pub struct Signals(Arc<StopRequests>);
 
 #[derive(Debug, Default)]
-struct Asked {
+struct StopRequests {
     count: AtomicUsize,
     first: OnceLock<Instant>,
 }
 
 impl Signals {
-    /// Ctrl-C, SIGTERM and SIGHUP from now on no longer end this process, but are counted.
+    /// Starts to count Ctrl-C, SIGTERM and SIGHUP, which then no longer end this process.
+    ///
     /// # Errors
-    /// The system's.
+    /// The signal handler cannot be installed.
     pub fn listen() -> Result<Self> {
         let signals = Self::default();
         let count = signals.clone();
@@ -65,15 +66,15 @@ impl Signals {
         Ok(signals)
     }
 
-    /// Counts one more, unless it belongs to the first.
+    /// Counts one more request, unless it follows the first one immediately.
     pub fn raise(&self) {
         let first = *self.0.first.get_or_init(Instant::now);
-        if self.count() == 0 || first.elapsed() >= ONE_REQUEST {
+        if self.count() == 0 || first.elapsed() >= SAME_REQUEST {
             self.0.count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// How many there were.
+    /// Number of requests so far.
     pub fn count(&self) -> usize {
         self.0.count.load(Ordering::Relaxed)
     }
@@ -82,16 +83,16 @@ impl Signals {
 /// The rank that failed first.
 #[derive(Debug)]
 pub struct Failure {
-    /// Its number over all machines.
+    /// Its rank.
     pub rank: usize,
     /// How it ended.
     pub status: ExitStatus,
-    /// What it printed last; empty where that went to the terminal directly.
+    /// The last lines that it printed; empty if it printed directly to the terminal.
     pub last_lines: Vec<String>,
 }
 
 impl Failure {
-    /// The exit code to pass on; 128 + n for signal n, as shells have it.
+    /// The exit code for the launcher: that of the rank, or 128 + n after signal n, as in shells.
     pub fn code(&self) -> u8 {
         let code = self.status.code().or(self.status.signal().map(|signal| 128 + signal));
         code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)
@@ -102,13 +103,15 @@ impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "rank {} failed first ({})", self.rank, self.status)?;
         if !self.last_lines.is_empty() {
-            write!(f, "; the last it said:")?;
+            write!(f, "; its last output:")?;
         }
         self.last_lines.iter().try_for_each(|line| write!(f, "\n  {line}"))
     }
 }
 
-/// Runs the ranks of this machine to their end; `Some` when one failed.
+/// Runs the ranks of this machine until all have ended. Returns the first failure, or `None` if all
+/// succeeded.
+///
 /// # Errors
 /// A program that cannot be started.
 pub fn run(
@@ -132,21 +135,21 @@ pub fn run(
         }
         let count = signals.count();
         if count > seen {
-            // The ranks save what they have on the first; the second is for those that cannot.
+            // On the first request the ranks save and end; the second one kills them.
             group.signal(if seen == 0 { Signal::Terminate } else { Signal::Kill });
             seen = count;
         }
         if kill_at.is_some_and(|at| at <= Instant::now()) {
             group.signal(Signal::Kill);
         }
-        thread::sleep(TICK);
+        thread::sleep(POLL_INTERVAL);
     }
     group.drain();
     Ok(failed.map(|(rank, status)| Failure { rank, status, last_lines: group.last_lines(rank) }))
 }
 
-/// Of ranks that ended between two looks: one that was killed rather than one that saw its
-/// connection break for that, else the lowest.
+/// The first failure among ranks that ended within one interval: a rank that was killed by a signal
+/// (others may have failed because they lost their connection to it), else the lowest rank.
 fn first_failure(ended: &[(usize, ExitStatus)]) -> Option<(usize, ExitStatus)> {
     let failed = || ended.iter().filter(|(_, status)| !status.success());
     failed().find(|(_, status)| status.signal().is_some()).or_else(|| failed().next()).copied()
@@ -167,9 +170,9 @@ struct Group {
 
 impl Group {
     fn start(job: &Job, layout: &Layout, attempt: usize) -> Result<Self> {
-        let meeting = layout.meeting(attempt)?;
+        let rendezvous = layout.rendezvous(attempt)?;
         let shares = cores::shares(layout.nproc_per_node);
-        announce(layout, meeting.port, shares.as_deref());
+        print_start(layout, rendezvous.port, shares.as_deref());
         let mut group = Self { ranks: Vec::new(), streams: Vec::new() };
         for (local_rank, rank) in layout.ranks().enumerate() {
             let share = shares.as_ref().map_or(&[][..], |shares| &shares[local_rank]);
@@ -179,8 +182,9 @@ impl Group {
                 command.env("OMP_NUM_THREADS", share.len().max(1).to_string());
             }
             command.envs(job.env.iter().cloned());
-            command.envs(layout.environment(rank, &meeting));
-            // A group of its own: Ctrl-C on the terminal is for us, who pass it on once.
+            command.envs(layout.environment(rank, &rendezvous));
+            // A process group of its own, so that Ctrl-C on the terminal reaches only the launcher,
+            // which forwards it once.
             command.process_group(0);
             sys::bind_child(&mut command, share);
             group.spawn(rank, command)?;
@@ -189,7 +193,8 @@ impl Group {
     }
 
     fn spawn(&mut self, rank: usize, mut command: Command) -> Result<()> {
-        // Rank 0 keeps the terminal for its progress bar; all else comes through us.
+        // Rank 0 writes to the terminal directly, for its progress bar. All other output passes
+        // through this process.
         let stream = |is_terminal: bool| {
             if rank == 0 && is_terminal { Stdio::inherit() } else { Stdio::piped() }
         };
@@ -205,11 +210,11 @@ impl Group {
         let last_lines = LastLines::default();
         if let Some(stdout) = child.stdout.take() {
             let prefix = output::prefix(rank);
-            self.streams.push(pass_on(stdout, prefix, last_lines.clone(), io::stdout));
+            self.streams.push(forward_lines(stdout, prefix, last_lines.clone(), io::stdout));
         }
         if let Some(stderr) = child.stderr.take() {
             let prefix = output::prefix(rank);
-            self.streams.push(pass_on(stderr, prefix, last_lines.clone(), io::stderr));
+            self.streams.push(forward_lines(stderr, prefix, last_lines.clone(), io::stderr));
         }
         self.ranks.push(Rank { rank, child, is_alive: true, last_lines });
         Ok(())
@@ -227,7 +232,7 @@ impl Group {
             let status = status.with_context(|| format!("waiting for rank {}", rank.rank))?;
             if let Some(status) = status {
                 rank.is_alive = false;
-                // What it started and left behind, which would hold our pipes open.
+                // Processes that the rank left behind would keep the pipes open.
                 sys::signal_group(rank.child.id(), Signal::Kill);
                 ended.push((rank.rank, status));
             }
@@ -241,11 +246,11 @@ impl Group {
         }
     }
 
-    /// Waits for the last lines of ranks that have ended.
+    /// Waits for the last output of ranks that have ended.
     fn drain(&self) {
-        let until = Instant::now() + DRAIN;
+        let until = Instant::now() + DRAIN_TIMEOUT;
         while self.streams.iter().any(|stream| !stream.is_finished()) && Instant::now() < until {
-            thread::sleep(TICK);
+            thread::sleep(POLL_INTERVAL);
         }
     }
 
@@ -259,21 +264,21 @@ impl Drop for Group {
     fn drop(&mut self) {
         for rank in self.ranks.iter_mut().filter(|rank| rank.is_alive) {
             sys::signal_group(rank.child.id(), Signal::Kill);
-            // Killed just now: the wait is short, and its result changes nothing.
+            // The process was just killed, so the wait is short; its result does not matter.
             let _ = rank.child.wait();
         }
     }
 }
 
-fn announce(layout: &Layout, port: u16, shares: Option<&[Vec<usize>]>) {
+fn print_start(layout: &Layout, port: u16, shares: Option<&[Vec<usize>]>) {
     let ranks = layout.ranks();
     let world_size = layout.world_size();
-    let cores = shares.map_or("fewer cores than ranks, none bound".to_owned(), |shares| {
+    let cores = shares.map_or("not bound to cores (fewer cores than ranks)".to_owned(), |shares| {
         let lists: Vec<String> = shares.iter().map(|share| cores::list(share)).collect();
-        format!("cores {}", lists.join(" | "))
+        format!("bound to cores {}", lists.join(" | "))
     });
-    output::say(&format!(
-        "starting ranks {}-{} of {world_size} on machine {} of {}; they meet at {}:{port}; {cores}",
+    output::print_line(&format!(
+        "starting ranks {}-{} of {world_size} on machine {} of {}, master {}:{port}, {cores}",
         ranks.start,
         ranks.end - 1,
         layout.node_rank,

@@ -1,8 +1,8 @@
-//! Attempts: all ranks of this machine again when one failed, as often as was asked for.
+//! Starts all ranks of this machine again after a failure, up to the requested number of times.
 //!
-//! Machines do not speak to each other here. When one's ranks end, the connections of the others'
-//! break, so that they end too, and each machine starts its own again; the ranks then meet as they
-//! did at first.
+//! The launchers of different machines do not communicate. When the ranks of one machine end, the
+//! ranks of the others lose their connections and fail too, and every machine restarts its own. The
+//! ranks then connect to each other as at the first start.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -16,32 +16,33 @@ use super::layout::Layout;
 use super::ranks::{self, Job, Signals};
 use super::{flags, output, setting};
 
-/// What the user asked wrongly is wrong the next time too.
+/// Exit code of a usage error, which a restart would only repeat.
 const USAGE_CODE: u8 = 2;
-/// The ranks were ended at once, since the user asked a second time: as `vlm` has it.
-const ENDED_AT_ONCE: u8 = 130;
-/// Between the end of this machine's ranks and their new start, where there are other machines:
-/// theirs are gone by then too (ten seconds after they saw ours go), so that no new rank meets an
-/// old one.
-const SETTLE: Duration = Duration::from_secs(12);
-/// What a rank waits for the others is divided by this for the longest such pause: with a short
-/// `--timeout-secs` the machines would else keep missing each other.
-const PAUSES_A_TIMEOUT: u32 = 3;
+/// Exit code after a second request to stop, the same as that of `vlm`.
+const STOPPED_CODE: u8 = 130;
+/// Pause before a restart with several machines. The ranks of the other machines have ended by then
+/// (within ten seconds after they lost the connection), so that no new rank connects to an old one.
+const RESTART_PAUSE: Duration = Duration::from_secs(12);
+/// The pause is at most the timeout divided by this number. Otherwise, with a short
+/// `--timeout-secs`, ranks could give up waiting while another machine still pauses.
+const PAUSES_PER_TIMEOUT: u32 = 3;
 
-/// How a restarted job differs from its first start.
+/// The command of a restarted job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Again {
-    /// Not at all.
-    AsBefore,
-    /// It continues from the newest checkpoint of its out-dir.
-    FromNewestCheckpoint,
+pub enum RestartMode {
+    /// The same command as at the first start.
+    SameCommand,
+    /// The same command with `--resume auto`: it continues from the newest checkpoint of its
+    /// out-dir.
+    ResumeNewest,
 }
 
-/// Runs the job to its end, over as many attempts as the layout allows; the exit code of the rank
-/// that failed first in the last of them.
+/// Runs the job, with as many restarts as the layout allows. Returns success, or the exit code of
+/// the rank that failed first in the last attempt.
+///
 /// # Errors
 /// A program that cannot be started.
-pub fn run(job: &Job, layout: &Layout, again: Again, signals: &Signals) -> Result<ExitCode> {
+pub fn run(job: &Job, layout: &Layout, mode: RestartMode, signals: &Signals) -> Result<ExitCode> {
     let mut job = job.clone();
     let mut attempt = 0;
     loop {
@@ -49,43 +50,45 @@ pub fn run(job: &Job, layout: &Layout, again: Again, signals: &Signals) -> Resul
             return Ok(ExitCode::SUCCESS);
         };
         if signals.count() > 1 {
-            output::say("ended at once; what was saved before is as it was");
-            return Ok(ExitCode::from(ENDED_AT_ONCE));
+            output::print_line("ended at once; earlier checkpoints are unaffected");
+            return Ok(ExitCode::from(STOPPED_CODE));
         }
-        output::say(&format!("error: {failure}"));
-        let is_over = failure.code() == USAGE_CODE || signals.count() > 0;
-        if is_over || attempt == layout.max_restarts {
+        output::print_line(&format!("error: {failure}"));
+        let is_final = failure.code() == USAGE_CODE || signals.count() > 0;
+        if is_final || attempt == layout.max_restarts {
             return Ok(ExitCode::from(failure.code()));
         }
         attempt += 1;
         if layout.nnodes > 1 {
-            settle(pause(&job.args), signals);
+            wait(pause(&job.args), signals);
         }
-        if again == Again::FromNewestCheckpoint {
+        if mode == RestartMode::ResumeNewest {
             job.args = resumed(job.args);
         }
         if signals.count() > 0 {
             return Ok(ExitCode::from(failure.code()));
         }
-        output::say(&format!("restart {attempt} of {}", layout.max_restarts));
+        output::print_line(&format!("restart {attempt} of {}", layout.max_restarts));
     }
 }
 
+/// Pause before a restart with several machines.
 fn pause(args: &[OsString]) -> Duration {
     let timeout = setting(args, "timeout-secs").and_then(|text| text.to_str()?.parse().ok());
     let timeout = timeout.map_or(Duration::MAX, Duration::from_secs);
-    SETTLE.min(timeout / PAUSES_A_TIMEOUT)
+    RESTART_PAUSE.min(timeout / PAUSES_PER_TIMEOUT)
 }
 
-fn settle(pause: Duration, signals: &Signals) {
+/// Waits for the duration of `pause`, or until the user asks to stop.
+fn wait(pause: Duration, signals: &Signals) {
     let until = Instant::now() + pause;
     while Instant::now() < until && signals.count() == 0 {
         thread::sleep(Duration::from_millis(50));
     }
 }
 
-/// The arguments with `--resume auto`. A checkpoint that the user named stays until the run has
-/// written one of its own.
+/// The arguments with `--resume auto`. A checkpoint that the user named is kept until the run has
+/// written a checkpoint itself.
 fn resumed(mut args: Vec<OsString>) -> Vec<OsString> {
     let out_dir = setting(&args, "out-dir").unwrap_or_else(|| PathBuf::from("out"));
     let has_own = out_dir.join("checkpoints").is_dir();
@@ -106,9 +109,9 @@ mod tests {
     }
 
     #[test]
-    fn machines_with_a_short_timeout_pause_for_less() {
-        assert_eq!(pause(&words("pretrain --epochs 2")), SETTLE);
-        assert_eq!(pause(&words("pretrain --timeout-secs 600")), SETTLE);
+    fn pause_is_shorter_with_a_short_timeout() {
+        assert_eq!(pause(&words("pretrain --epochs 2")), RESTART_PAUSE);
+        assert_eq!(pause(&words("pretrain --timeout-secs 600")), RESTART_PAUSE);
         assert_eq!(pause(&words("pretrain --timeout_secs=6")), Duration::from_secs(2));
     }
 

@@ -1,5 +1,5 @@
-//! Holds the model of the costs against a run that took place: its `config.json`, `summary.json`,
-//! `metrics.jsonl` and checkpoint.
+//! Compares the estimates with a finished run: its `config.json`, `summary.json`, `metrics.jsonl`
+//! and newest checkpoint.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,14 +15,14 @@ use super::shape::Shape;
 use super::{Plan, PlanArgs, report};
 use crate::workspace::usage_error;
 
-/// What a finished run says of itself.
+/// The model, settings and measurements of a finished run.
 struct Measured {
     shape: Shape,
     freeze: FreezePolicy,
     load: Load,
     rows_and_epochs: (u64, u64),
     step_ms: f64,
-    /// Whether `step_ms` is that of the run's first line.
+    /// Whether `step_ms` is from the first line of the log, since there is no other.
     is_short: bool,
     peak_memory: u64,
     trainable_parameters: u64,
@@ -30,25 +30,27 @@ struct Measured {
     checkpoint: PathBuf,
 }
 
-/// Flags that say on what the run would take place, which a finished run leaves open.
+/// Flags that describe the hardware. They may be given together with a finished run.
 const DEVICE_FLAGS: [&str; 6] =
     ["gpu", "gpus", "gpus_per_node", "network_gbits", "gflops", "memory_gbytes"];
-/// Flags that say how long it would take.
+/// Flags that give the length of the run. They may be given together with a finished run.
 const LENGTH_FLAGS: [&str; 2] = ["rows", "epochs"];
-/// Flags that say what is trained, which the finished run has settled.
+/// Flags that describe the model and the batch. A finished run already determines these.
 const RUN_FLAGS: [&str; 17] = [
     "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "use_moe", "vision", "batch_size",
     "accumulation_steps", "seq_len", "supervised", "images", "unfreeze_last_layers",
     "unfreeze_first_layers", "train_lm", "train_vision", "dtype",
 ];
 
-/// The comparison, and the plan for other devices where the flags name some, as tables or JSON.
+/// The comparison with the run in `out_dir`, and the plan for other hardware if the flags name
+/// some, as a table or JSON.
+///
 /// # Errors
-/// A folder that holds no finished run; a flag for what the run has settled.
+/// A folder without a finished run; a flag of [`RUN_FLAGS`].
 pub fn run(out_dir: &Path, args: &PlanArgs, is_given: &dyn Fn(&str) -> bool) -> Result<String> {
     if let Some(flag) = RUN_FLAGS.iter().find(|flag| is_given(flag)) {
         return Err(usage_error(format!(
-            "--{} together with --from-run: the run in {} says what that is; leave one of them out",
+            "--{} together with --from-run: the run in {} determines this; leave out one of them",
             flag.replace('_', "-"),
             out_dir.display()
         )));
@@ -67,24 +69,24 @@ pub fn run(out_dir: &Path, args: &PlanArgs, is_given: &dyn Fn(&str) -> bool) -> 
     }
     let mut text = measured.text()?;
     if let Some(plan) = &elsewhere {
-        text += &format!("\nthe same run elsewhere:\n{}", report::text(plan));
+        text += &format!("\nthe same run on other hardware:\n{}", report::text(plan));
     }
     Ok(text)
 }
 
-/// What was counted beforehand, by name, and what the run says of it.
+/// Name of a quantity, its planned value, and the value in the run if it is known.
 type Row = (&'static str, Option<u64>, Option<u64>);
 
 impl Measured {
-    /// The plan of this run where it took place. Only what is counted of it means something, so the
-    /// device's rate may be any.
+    /// The plan of this run on its own hardware. Only the counts are used, not the times, so the
+    /// rate of the device does not matter.
     fn plan(&self) -> Result<Plan> {
         let device = Device::find("cpu", Some(1.0), None)?;
         let Self { shape, freeze, load, rows_and_epochs, .. } = self;
         Ok(Plan::new(shape.clone(), freeze.clone(), load.clone(), device, *rows_and_epochs))
     }
 
-    /// The plan of this run on the devices that the flags name.
+    /// The plan of this run on the hardware that the flags describe.
     fn plan_for(&self, args: &PlanArgs, is_given: &dyn Fn(&str) -> bool) -> Result<Plan> {
         let gpus = if is_given("gpus") { args.gpus } else { self.load.gpus };
         let load = Load {
@@ -111,7 +113,7 @@ impl Measured {
                 Some(num_trained(&plan.shape, &plan.freeze, &plan.tensors)),
                 Some(self.trainable_parameters),
             ),
-            ("gradient bytes an update", Some(plan.memory.gradients), self.gradient_bytes),
+            ("gradient bytes per update", Some(plan.memory.gradients), self.gradient_bytes),
             ("model.safetensors, bytes", Some(plan.checkpoint.model), size("model.safetensors")),
             (
                 "optimizer.safetensors, bytes",
@@ -121,7 +123,7 @@ impl Measured {
         ]
     }
 
-    /// Operations a second that the run reached, all its time put down to them.
+    /// Operations per second that the run reached, in 1e9, if all its time was spent on them.
     fn reached_gflops(&self, plan: &Plan) -> f64 {
         plan.work.flops() / (self.step_ms * 1e-3) / 1e9
     }
@@ -153,20 +155,21 @@ impl Measured {
             text += &format!("{name:<32}{:>16}{:>16}{equal}\n", number(planned), number(found));
         }
         text += &format!(
-            "memory of the parts, peak       {:>16}{:>16}  (found: with the program itself and libtorch)\n",
+            "memory, peak                    {:>16}{:>16}  (found: with program and libtorch)\n",
             bytes(plan.memory.total()),
             bytes(self.peak_memory)
         );
-        // All the time is put down to products here, so the memory's share must not count twice.
+        // The rate covers all the time of a step, so a plan must not add the time of memory
+        // traffic.
         text += &format!(
-            "a step took {:.1} ms for {:.2} G operations: {reached:.1} GFLOP/s reached, all told; a \
-             plan for this device: --gflops {reached:.1} --memory-gbytes 1e6\n",
+            "a step took {:.1} ms for {:.2} G operations: {reached:.1} GFLOP/s in total; to plan \
+             for this device use --gflops {reached:.1} --memory-gbytes 1e6\n",
             self.step_ms,
             plan.work.flops() / 1e9,
         );
         if self.is_short {
-            text += "the run logged its first step alone, which is slower than those that follow: \
-                     train longer, with a smaller --log-interval, to see the rate\n";
+            text += "the run logged only its first step, which is slower than later ones: train \
+                     longer or with a smaller --log-interval for a better estimate\n";
         }
         Ok(text)
     }
@@ -217,8 +220,8 @@ impl Measured {
     }
 }
 
-/// The median time of a step, and whether nothing but the run's first line says it: the first steps
-/// start threads and allocate memory, so the first line counts only where there is no other.
+/// The median time of a step in ms, and whether it is from the first line. The first steps start
+/// threads and allocate memory, so the first line is used only if there is no other.
 fn typical_step_ms(lines: &[Value]) -> (f64, bool) {
     let of = |lines: &[Value]| -> Vec<f64> {
         lines.iter().filter_map(|line| line["step_ms"].as_f64()).collect()
@@ -239,7 +242,7 @@ fn read_json(path: &Path) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("reading {}", path.display()))
 }
 
-/// The lines of training steps. Evaluations on the way have lines too.
+/// The log lines of training steps, without those of evaluations.
 fn metric_lines(path: &Path) -> Result<Vec<Value>> {
     let text = fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
     let mut lines: Vec<Value> =
@@ -247,21 +250,21 @@ fn metric_lines(path: &Path) -> Result<Vec<Value>> {
     lines.retain(|line| line["step_ms"].is_number());
     if lines.is_empty() {
         return Err(usage_error(format!(
-            "{} has no line of a training step: expected a finished run",
+            "{} has no line of a training step; expected the out-dir of a finished run",
             path.display()
         )));
     }
     Ok(lines)
 }
 
-/// The folder with the largest step; names sort as the steps do.
+/// The complete checkpoint with the largest step. The names sort by step.
 fn newest_checkpoint(folder: &Path) -> Result<PathBuf> {
     let entries = fs::read_dir(folder).with_context(|| format!("reading {}", folder.display()))?;
-    let is_whole = |path: &PathBuf| path.join("state.json").exists();
+    let is_complete = |path: &PathBuf| path.join("state.json").exists();
     entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(is_whole)
+        .filter(is_complete)
         .max()
         .ok_or_else(|| usage_error(format!("{} holds no checkpoint", folder.display())))
 }
@@ -271,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_first_line_counts_only_where_there_is_no_other() {
+    fn first_line_is_used_only_if_there_is_no_other() {
         let lines = |times: &[f64]| -> Vec<Value> {
             times.iter().map(|ms| json!({"step_ms": ms})).collect()
         };

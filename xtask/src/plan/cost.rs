@@ -1,8 +1,8 @@
-//! What a step costs: operations, bytes of memory, kernels, bytes over the network; and the time
-//! that follows on a device.
+//! The cost of a step (operations, memory traffic, kernels, network traffic), and its time on a
+//! device.
 //!
-//! A step's time is the larger of (matrix products + memory traffic) and the time to start its
-//! kernels, plus the communication that the backward pass does not hide, plus the update.
+//! The time of a step is the larger of (matrix products + memory traffic + update) and the time to
+//! launch its kernels, plus the communication that does not overlap with the backward pass.
 
 use vlm_shapes::{FreezePolicy, ProjectorKind};
 
@@ -11,64 +11,66 @@ use super::shape::{Shape, Tensor};
 
 /// Bytes of a float32 number.
 const F32: f64 = 4.0;
-/// Kernels of a language-model block forward, counted in `lm.rs`: norms, seven products with their
-/// casts, rotation, attention, SwiGLU, sums. Backward about twice as many.
+/// Number of kernels in the forward pass of a language-model block, counted in `lm.rs`: norms,
+/// seven products with their casts, rotary embedding, attention, SwiGLU, sums. The backward pass
+/// has about twice as many.
 const LM_BLOCK_KERNELS: f64 = 36.0;
-/// Kernels of a vision block, counted in `clip.rs`.
+/// Number of kernels in the forward pass of a vision block, counted in `clip.rs`.
 const VISION_BLOCK_KERNELS: f64 = 26.0;
-/// Embedding, logits, loss, clipping, update, the copy of the batch.
+/// Number of all other kernels: embedding, logits, loss, clipping, update, the copy of the batch.
 const OTHER_KERNELS: f64 = 80.0;
-/// Of what a link or network can carry, what an all-reduce reaches. Assumed.
+/// Fraction of the rate of a link or network that an all-reduce reaches. Assumed.
 pub const NETWORK_SHARE: f64 = 0.7;
-/// Seconds that one exchange between two ranks takes, however small. Assumed.
+/// Latency of an exchange between two ranks, in seconds. Assumed.
 const EXCHANGE_SECS: f64 = 10e-6;
-/// PyTorch's bucket, and its first one.
+/// Sizes of the buckets of PyTorch's gradient reducer: of all but the first, and of the first.
 const BUCKET_BYTES: [f64; 2] = [(25 << 20) as f64, (1 << 20) as f64];
 
-/// One rank's micro-batch and how many ranks there are.
+/// The micro-batch of a rank, and the number of ranks.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Load {
-    /// Rows of a micro-batch.
+    /// Number of rows in a micro-batch.
     pub batch_size: u64,
-    /// Positions of a row, image tokens and padding included.
+    /// Length of a row in tokens, with image tokens and padding.
     pub seq_len: u64,
-    /// Supervised positions of a row: logits are made for these alone.
+    /// Number of supervised tokens in a row; logits are computed only for these.
     pub supervised: u64,
-    /// Pictures of a row.
+    /// Number of images in a row.
     pub images: u64,
-    /// Whether the encoder's features are read from a cache.
+    /// Whether the features of the vision encoder are read from a cache.
     pub features_are_cached: bool,
-    /// Micro-batches an update.
+    /// Number of micro-batches per update.
     pub accumulation_steps: u64,
-    /// Whether matrix products are in bfloat16.
+    /// Whether matrix products are computed in bfloat16; otherwise in float32.
     pub is_bfloat16: bool,
-    /// Ranks.
+    /// Number of ranks, one per GPU.
     pub gpus: u64,
-    /// Of these, on one machine.
+    /// Number of ranks on each machine.
     pub gpus_per_node: u64,
-    /// Bytes a second from machine to machine, for each machine, one direction.
+    /// Network rate of a machine in one direction, in bytes per second.
     pub network_bytes_per_sec: f64,
 }
 
-/// What one micro-batch of one rank costs.
+/// The cost of one micro-batch on one rank.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Work {
-    /// Operations of the vision encoder, forward.
+    /// Operations of the forward pass of the vision encoder.
     pub vision_flops: f64,
-    /// Of the language model and the projector, forward.
+    /// Operations of the forward pass of the language model and the projector.
     pub lm_flops: f64,
-    /// Of the backward pass.
+    /// Operations of the backward pass.
     pub backward_flops: f64,
-    /// Bytes read and written beside matrix products, forward and backward.
+    /// Bytes that are read and written outside matrix products, in both passes.
     pub traffic_bytes: f64,
-    /// Kernels started, update included.
+    /// Number of kernels, with those of the update.
     pub kernels: f64,
-    /// Elements that are trained.
+    /// Number of trained parameters.
     pub num_trained: f64,
 }
 
 impl Work {
-    /// Counts the work. A product of `[n, a]` and `[a, b]` is `2 n a b` operations.
+    /// Counts the work of a micro-batch. A product of `[n, a]` and `[a, b]` has `2 n a b`
+    /// operations.
     pub fn count(shape: &Shape, freeze: &FreezePolicy, load: &Load, tensors: &[Tensor]) -> Self {
         let number = |n: u64| n as f64;
         let size = |n: i64| n as f64;
@@ -84,7 +86,8 @@ impl Work {
 
         let weights =
             2.0 * dim * query_dim + 2.0 * dim * kv_dim + ffs * 3.0 * dim * width + router * dim;
-        // Causal attention computes half of the scores; twice: scores, and their sum over values.
+        // Causal attention computes half of the scores; the factor 2 is for the product with the
+        // values.
         let attention = 2.0 * positions * number(load.seq_len) * query_dim;
         let block = 2.0 * positions * weights + attention;
         let logits = 2.0 * supervised * dim * size(lm.vocab_size);
@@ -95,7 +98,8 @@ impl Work {
 
         let is_trained = |&index: &i64| freeze.trains_block(lm, index);
         let blocks_trained = (0..lm.n_layers).filter(is_trained).count() as f64;
-        // Through every block to the projector; gradients of weights where they are trained.
+        // The gradient passes through every block to the projector; gradients of weights are
+        // computed only for trained blocks.
         let backward_flops = size(lm.n_layers) * (block + attention)
             + blocks_trained * 2.0 * positions * weights
             + if freeze.train_lm { 2.0 * logits } else { logits }
@@ -111,12 +115,12 @@ impl Work {
             let block = 2.0 * tokens * (4.0 * v * v + 2.0 * v * inner) + scores;
             let layers = size(vision.num_hidden_layers);
             let half = if load.is_bfloat16 { 2.0 } else { F32 };
-            // Two norms and two sums in float32, the activation's four passes.
+            // Two norms and two sums in float32, and four passes of the activation.
             let traffic = layers * tokens * (10.0 * v * F32 + 8.0 * inner * half);
             (patches + layers * block, traffic, layers * VISION_BLOCK_KERNELS)
         };
         let half = if load.is_bfloat16 { 2.0 } else { F32 };
-        // Two norms, rotation, two sums in float32; SwiGLU's silu and product.
+        // Two norms, rotary embedding and two sums in float32, and SwiGLU's silu and product.
         let block_traffic = positions * (14.0 * dim * F32 + ffs * 5.0 * width * half);
         let logit_traffic = supervised * size(lm.vocab_size) * F32 * 6.0;
         let passes = if freeze.train_vision { 3.0 } else { 1.0 };
@@ -135,13 +139,13 @@ impl Work {
         }
     }
 
-    /// Operations of the whole micro-batch.
+    /// Total number of operations.
     pub fn flops(&self) -> f64 {
         self.vision_flops + self.lm_flops + self.backward_flops
     }
 }
 
-/// Operations of the projector for one image, forward.
+/// Operations of the forward pass of the projector for one image.
 fn projector_flops(shape: &Shape) -> f64 {
     let tokens = shape.projector.tokens_per_image as f64;
     let merged = shape.projector.merged_width(&shape.vision) as f64;
@@ -153,27 +157,27 @@ fn projector_flops(shape: &Shape) -> f64 {
     2.0 * tokens * (merged * dim + second)
 }
 
-/// Elements that are trained, the vision encoder's included where it is.
+/// Number of trained parameters, with those of the vision encoder if it is trained.
 pub fn num_trained(shape: &Shape, freeze: &FreezePolicy, tensors: &[Tensor]) -> u64 {
     let vision = if freeze.train_vision { shape.num_vision_parameters() } else { 0 };
     tensors.iter().filter(|t| t.is_trained).map(Tensor::numel).sum::<u64>() + vision
 }
 
-/// Seconds of one micro-batch, in parts. What happens once an update is divided over its
+/// Time of one micro-batch by part, in seconds. The time of an update is divided among its
 /// micro-batches.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Time {
-    /// Forward and backward, update included.
+    /// Forward pass, backward pass and update.
     pub compute: f64,
-    /// Of these, matrix products.
+    /// The part of `compute` for matrix products.
     pub products: f64,
-    /// Of these, memory traffic.
+    /// The part of `compute` for memory traffic.
     pub traffic: f64,
-    /// Time to start the kernels, which compute cannot fall below.
+    /// Time to launch all kernels; `compute` is at least this.
     pub launches: f64,
-    /// All communication.
+    /// Time of all communication.
     pub communication: f64,
-    /// What of it the backward pass does not hide.
+    /// The part of `communication` that does not overlap with the backward pass.
     pub exposed: f64,
 }
 
@@ -183,15 +187,15 @@ impl Time {
         let updates = 1.0 / load.accumulation_steps as f64;
         let flops = device.reached_flops(load.is_bfloat16);
         let products = work.flops() / flops;
-        // AdamW reads parameter, gradient and two moments and writes three of them; clipping reads
-        // the gradient and writes it.
+        // AdamW reads the parameter, its gradient and two moments and writes all but the gradient;
+        // clipping reads and writes the gradient.
         let update = work.num_trained * F32 * (7.0 + 2.0) / device.reached_memory() * updates;
         let traffic = work.traffic_bytes / device.reached_memory() + update;
         let launches = work.kernels * device.launch_secs;
         let compute = (products + traffic).max(launches);
         let communication = communication_secs(work, load, device) * updates;
-        // The backward pass is what of the compute is not forward; the bucket that is full last
-        // (the projector's, whose gradient comes last) has nothing left to hide under.
+        // The last bucket has the gradients of the projector, which are computed last, so its
+        // communication cannot overlap with the backward pass.
         let backward = compute * work.backward_flops / work.flops();
         let gradients = work.num_trained * F32;
         let last_bucket = gradients.min(BUCKET_BYTES[0]) / gradients.max(1.0);
@@ -199,14 +203,14 @@ impl Time {
         Self { compute, products, traffic, launches, communication, exposed }
     }
 
-    /// The whole micro-batch.
+    /// Total time of a micro-batch in seconds.
     pub fn step(&self) -> f64 {
         self.compute + self.exposed
     }
 }
 
-/// Bytes that a rank sends for one update: a ring all-reduce sends every gradient twice, but for
-/// its own share.
+/// Bytes that a rank sends per update: in a ring all-reduce of n ranks each sends 2 (n - 1) / n
+/// times the size of the gradients.
 pub fn bytes_per_update(num_trained: f64, gpus: u64) -> f64 {
     2.0 * (gpus as f64 - 1.0) / gpus as f64 * num_trained * F32
 }
@@ -218,7 +222,7 @@ fn communication_secs(work: &Work, load: &Load, device: &Device) -> f64 {
     let bytes = bytes_per_update(work.num_trained, load.gpus);
     let buckets =
         1.0 + ((work.num_trained * F32 - BUCKET_BYTES[1]) / BUCKET_BYTES[0]).max(0.0).ceil();
-    // The ring leaves each machine once: all its ranks' traffic passes the network by one link.
+    // The ring leaves each machine once, so the network carries the traffic of one link.
     let rate = if load.gpus > load.gpus_per_node {
         device.link_bytes_per_sec.min(load.network_bytes_per_sec)
     } else {
@@ -260,16 +264,17 @@ mod tests {
     }
 
     #[test]
-    fn vision_encoder_costs_what_is_published() {
-        // 17.6 G multiply-adds a picture for ViT-B/16 at 224 (Dosovitskiy et al. 2021, DeiT's
-        // table): twice as many operations.
+    fn vision_encoder_has_the_published_number_of_operations() {
+        // ViT-B/16 at 224 pixels has 17.6 G multiply-adds per image (Dosovitskiy et al. 2021; table
+        // of DeiT), which are twice as many operations.
         let flops = work(&load(1), &FreezePolicy::default()).vision_flops / 16.0;
         assert!((flops / 35.1e9 - 1.0).abs() < 0.02, "{flops:e}");
     }
 
     #[test]
     fn operations_follow_the_six_times_parameters_rule_when_all_is_trained() {
-        // Without attention's scores: 2 forward and 4 backward a weight and token (Kaplan et al. 2020).
+        // Apart from the attention scores: 2 operations forward and 4 backward per weight and token
+        // (Kaplan et al. 2020).
         let load = Load { features_are_cached: true, supervised: 300, ..load(1) };
         let work = work(&load, &all_trained());
         let weights = 25_829_888.0 - 17.0 * 512.0;
@@ -288,14 +293,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rank_sends_every_gradient_twice_but_for_its_share() {
+    fn ring_all_reduce_sends_nearly_twice_the_gradients() {
         assert_eq!(bytes_per_update(3e6, 1), 0.0);
         assert_eq!(bytes_per_update(3e6, 2), 12e6);
         assert_eq!(bytes_per_update(3e6, 4), 18e6);
     }
 
     #[test]
-    fn communication_grows_over_machines_and_shrinks_with_accumulation() {
+    fn communication_is_slower_between_machines_and_rarer_with_accumulation() {
         let device = Device::find("h100", None, None).unwrap();
         let time = |load: &Load| Time::of(&work(load, &FreezePolicy::default()), load, &device);
         let (one, eight, sixteen) = (time(&load(1)), time(&load(8)), time(&load(16)));

@@ -1,45 +1,45 @@
-//! What a plan knows of devices: figures of data sheets, and what share of them is assumed.
+//! The devices that a plan supports: figures from data sheets, and assumed efficiencies.
 
 use anyhow::Result;
 
 use crate::workspace::usage_error;
 
-/// One device. Rates a second.
+/// A device. Rates are per second.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Device {
-    /// As `--gpu` names it.
+    /// Its name in `--gpu`.
     pub name: String,
-    /// Operations of dense matrix products with float32 sums.
+    /// Peak rate of dense bfloat16 matrix products that accumulate in float32, in operations.
     pub bfloat16_flops: f64,
-    /// The same in float32 (TensorFloat-32 is not used).
+    /// Peak rate of float32 matrix products, without TensorFloat-32, in operations.
     pub float32_flops: f64,
-    /// Bytes of its memory.
+    /// Peak rate of its memory in bytes.
     pub memory_bytes_per_sec: f64,
     /// Size of its memory in bytes.
     pub memory_bytes: f64,
-    /// Bytes to another device of the same machine, one direction.
+    /// Rate of the link to another device of the same machine, in one direction, in bytes.
     pub link_bytes_per_sec: f64,
-    /// Share of the matrix-product rate that is reached.
+    /// Fraction of the peak rate that matrix products reach.
     pub flops_share: f64,
-    /// Share of the memory rate that is reached.
+    /// Fraction of the peak rate that memory traffic reaches.
     pub memory_share: f64,
-    /// Seconds to start one kernel; what a step cannot fall below.
+    /// Time to launch a kernel, in seconds.
     pub launch_secs: f64,
-    /// Where the rates come from.
+    /// Source of the rates.
     pub source: &'static str,
 }
 
 const GIB: f64 = (1_u64 << 30) as f64;
 
-/// Assumed, not measured: what matrix products of 512 to 768 columns reach of the rate that data
-/// sheets give for large ones.
+/// Fraction of the data sheet's rate that matrix products with 512 to 768 columns reach. Assumed,
+/// not measured.
 const GPU_FLOPS_SHARE: f64 = 0.35;
-/// Assumed: streaming kernels reach about this.
+/// Fraction of the data sheet's memory rate that streaming kernels reach. Assumed.
 const MEMORY_SHARE: f64 = 0.75;
-/// Assumed: from the host's call to the next, eager PyTorch kernels.
+/// Time between two kernel launches of eager PyTorch, in seconds. Assumed.
 const GPU_LAUNCH_SECS: f64 = 6e-6;
 
-/// Name, bfloat16 and float32 TFLOP/s, memory GB/s and GiB, link GB/s, source.
+/// Name, bfloat16 TFLOP/s, float32 TFLOP/s, memory GB/s, memory GiB, link GB/s, source.
 type Row = (&'static str, f64, f64, f64, f64, f64, &'static str);
 
 const GPUS: [Row; 7] = [
@@ -53,9 +53,11 @@ const GPUS: [Row; 7] = [
 ];
 
 impl Device {
-    /// The device of that name. `cpu` has no data sheet here: its rate must be given.
+    /// The device `name`. A measured `gflops` or `memory_gbytes` replaces the rate of the data
+    /// sheet; `cpu` needs `gflops`.
+    ///
     /// # Errors
-    /// An unknown name, `cpu` without a rate.
+    /// An unknown name; `cpu` without `gflops`.
     pub fn find(name: &str, gflops: Option<f64>, memory_gbytes: Option<f64>) -> Result<Self> {
         let mut device = match name {
             "cpu" => Self::cpu(gflops)?,
@@ -65,7 +67,7 @@ impl Device {
             device.bfloat16_flops = gflops * 1e9;
             device.float32_flops = gflops * 1e9;
             device.flops_share = 1.0;
-            device.source = "--gflops, as given";
+            device.source = "--gflops";
         }
         if let Some(gbytes) = memory_gbytes {
             device.memory_bytes_per_sec = gbytes * 1e9;
@@ -77,10 +79,9 @@ impl Device {
     fn gpu(name: &str) -> Result<Self> {
         let wanted = name.to_ascii_lowercase();
         let known = || GPUS.map(|row| row.0).join(", ");
-        let row = GPUS
-            .iter()
-            .find(|row| row.0 == wanted)
-            .ok_or_else(|| usage_error(format!("--gpu {name}: known are {} and cpu", known())))?;
+        let row = GPUS.iter().find(|row| row.0 == wanted).ok_or_else(|| {
+            usage_error(format!("--gpu {name} is unknown; expected {} or cpu", known()))
+        })?;
         Ok(Self {
             name: row.0.to_owned(),
             bfloat16_flops: row.1 * 1e12,
@@ -98,33 +99,33 @@ impl Device {
     fn cpu(gflops: Option<f64>) -> Result<Self> {
         let Some(gflops) = gflops else {
             return Err(usage_error(
-                "--gpu cpu needs --gflops: what matrix products reach here (a CPU's data sheet does \
-                 not say); a finished run gives it with --from-run OUT_DIR",
+                "--gpu cpu needs --gflops, the measured rate of matrix products; --from-run \
+                 OUT_DIR prints it for a finished run",
             ));
         };
         Ok(Self {
             name: "cpu".to_owned(),
             bfloat16_flops: gflops * 1e9,
             float32_flops: gflops * 1e9,
-            // One channel of DDR4-3200 a core pair; assumed where --memory-gbytes is not given.
+            // One channel of DDR4-3200 per two cores; assumed unless --memory-gbytes is given.
             memory_bytes_per_sec: 25.6e9,
             memory_bytes: memory_of_this_machine(),
-            // Processes of one machine copy through memory.
+            // Processes on one machine copy through memory. Assumed.
             link_bytes_per_sec: 5e9,
             flops_share: 1.0,
             memory_share: MEMORY_SHARE,
             launch_secs: 0.0,
-            source: "--gflops, as given; memory rate assumed",
+            source: "--gflops; memory rate assumed",
         })
     }
 
-    /// Matrix-product rate that is reckoned with.
+    /// Expected rate of matrix products in operations per second.
     pub fn reached_flops(&self, is_bfloat16: bool) -> f64 {
         let peak = if is_bfloat16 { self.bfloat16_flops } else { self.float32_flops };
         peak * self.flops_share
     }
 
-    /// Memory rate that is reckoned with.
+    /// Expected rate of memory traffic in bytes per second.
     pub fn reached_memory(&self) -> f64 {
         self.memory_bytes_per_sec * self.memory_share
     }
@@ -143,7 +144,7 @@ mod tests {
     use crate::workspace::UsageError;
 
     #[test]
-    fn devices_are_found_by_name_and_unknown_ones_listed() {
+    fn devices_are_found_by_name_and_unknown_names_are_refused() {
         assert_eq!(Device::find("H100", None, None).unwrap().name, "h100");
         for (name, said) in [("h1000", "h100, a100"), ("cpu", "--gflops")] {
             let error = Device::find(name, None, None).unwrap_err();

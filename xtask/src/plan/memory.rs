@@ -1,4 +1,4 @@
-//! Memory of one rank by part, and the size of what a checkpoint holds.
+//! The memory of a rank by part, and the size of a checkpoint.
 
 use super::cost::{Load, num_trained};
 use vlm_shapes::FreezePolicy;
@@ -7,21 +7,22 @@ use super::shape::{Shape, Tensor};
 
 const F32: u64 = 4;
 
-/// Bytes on one rank.
+/// Memory of one rank in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Memory {
-    /// Weights in float32, the vision encoder's included, and their bfloat16 copies of one step.
+    /// Weights in float32, with those of the vision encoder, and their bfloat16 copies during a
+    /// step.
     pub weights: u64,
-    /// Gradients, which are also what the network carries.
+    /// Gradients of the trained parameters.
     pub gradients: u64,
-    /// AdamW's two moments.
+    /// The two moments of AdamW.
     pub optimizer: u64,
-    /// What the backward pass needs of the forward pass, and the logits.
+    /// Tensors that are kept for the backward pass, and the logits.
     pub activations: u64,
 }
 
 impl Memory {
-    /// Counts it.
+    /// The memory that a rank needs.
     pub fn count(shape: &Shape, freeze: &FreezePolicy, load: &Load, tensors: &[Tensor]) -> Self {
         let lm: u64 = tensors.iter().map(Tensor::numel).sum();
         let vision = if load.features_are_cached { 0 } else { shape.num_vision_parameters() };
@@ -35,14 +36,15 @@ impl Memory {
         }
     }
 
-    /// All of it.
+    /// Total memory in bytes.
     pub fn total(&self) -> u64 {
         self.weights + self.gradients + self.optimizer + self.activations
     }
 }
 
-/// A block keeps the inputs of its two norms (float32), queries, keys, values and what attention
-/// made of them, and three feed-forward tensors; a trained one the inputs of its products too.
+/// Bytes of the activations that are kept for the backward pass. A block keeps the inputs of its
+/// two norms (float32), queries, keys, values, the output of attention, and three feed-forward
+/// tensors; a trained block also keeps the inputs of its matrix products.
 fn activations(shape: &Shape, freeze: &FreezePolicy, load: &Load) -> u64 {
     let half = if load.is_bfloat16 { 2 } else { F32 };
     let lm = &shape.lm;
@@ -55,7 +57,7 @@ fn activations(shape: &Shape, freeze: &FreezePolicy, load: &Load) -> u64 {
         .map(|index| position + if freeze.trains_block(lm, index) { inputs } else { 0 })
         .sum();
     let positions = load.batch_size * load.seq_len;
-    // Logits, their log-softmax and its gradient.
+    // The logits, their log-softmax, and its gradient.
     let logits = load.batch_size * load.supervised * lm.vocab_size.unsigned_abs() * 3 * F32;
     let vision = &shape.vision;
     let tokens = load.batch_size * load.images * vision.num_positions().unsigned_abs();
@@ -63,15 +65,16 @@ fn activations(shape: &Shape, freeze: &FreezePolicy, load: &Load) -> u64 {
     let vision_block = tokens * (6 * vision.hidden_size.unsigned_abs() * F32 + 3 * inner * half);
     let kept = match (load.features_are_cached, freeze.train_vision) {
         (true, _) => 0,
-        // Without gradients one block at a time is enough, and is gone before the language model.
+        // Without gradients only one block at a time has activations, and they are freed before
+        // the forward pass of the language model.
         (false, false) => 0,
         (false, true) => vision.num_hidden_layers.unsigned_abs() * vision_block,
     };
-    let passing = if load.features_are_cached { 0 } else { vision_block };
-    (positions * blocks + logits + kept).max(passing)
+    let transient = if load.features_are_cached { 0 } else { vision_block };
+    (positions * blocks + logits + kept).max(transient)
 }
 
-/// Bytes of the files of one checkpoint.
+/// Sizes of the files of a checkpoint in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CheckpointSize {
     /// `model.safetensors`.
@@ -81,7 +84,7 @@ pub struct CheckpointSize {
 }
 
 impl CheckpointSize {
-    /// To the byte, for a frozen vision encoder.
+    /// The exact sizes for a frozen vision encoder.
     pub fn count(shape: &Shape, tensors: &[Tensor]) -> Self {
         let mut model: Vec<(String, &[u64])> =
             tensors.iter().map(|t| (t.name.clone(), &t.shape[..])).collect();
@@ -101,7 +104,7 @@ impl CheckpointSize {
                 ]
             })
             .collect();
-        // The note that the two names are one tensor, JSON within JSON.
+        // The metadata entry for the two names of a tied tensor: JSON within JSON.
         let note = tied.as_ref().map_or(String::new(), |(output, input)| {
             format!(r#","vlm.tied":"{{\"{output}\":\"{input}\"}}""#)
         });
@@ -111,14 +114,14 @@ impl CheckpointSize {
         }
     }
 
-    /// Both files; `state.json` beside them is two kilobytes.
+    /// Size of both files. `state.json`, of about two kilobytes, is not counted.
     pub fn total(&self) -> u64 {
         self.model + self.optimizer
     }
 }
 
-/// Size of a `.safetensors` file of float32 tensors: the header's length, the header with `note` in
-/// its metadata padded to a multiple of eight, the data.
+/// Size of a `.safetensors` file of float32 tensors in bytes: the length of the header, the header
+/// (with `note` in its metadata, padded to a multiple of eight), and the data.
 fn safetensors_bytes(tensors: &[(String, &[u64])], note: &str) -> u64 {
     let mut header = format!("{{\"__metadata__\":{{\"format\":\"pt\"{note}}}");
     let mut end = 0;
@@ -139,7 +142,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_files_size_is_that_of_the_safetensors_library() {
+    fn file_size_equals_that_of_the_safetensors_library() {
         // len(safetensors.numpy.save({"a": zeros((2, 3), float32), "b": zeros((), float32)},
         // metadata={"format": "pt"}))
         let tensors = [("a".to_owned(), &[2, 3][..]), ("b".to_owned(), &[][..])];

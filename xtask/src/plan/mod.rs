@@ -1,5 +1,5 @@
-//! `cargo xtask plan`: what a run will cost before anything is started. Counts what can be counted
-//! (parameters, bytes, operations), and estimates time from rates that it states.
+//! `cargo xtask plan`: estimates the cost of a run without starting it. It counts parameters, bytes
+//! and operations, and estimates times from rates, which it prints.
 
 mod check;
 mod cost;
@@ -23,96 +23,100 @@ use memory::{CheckpointSize, Memory};
 use shape::{Shape, Tensor};
 use vlm_shapes::{FreezePolicy, LmConfig, ProjectorKind, VisionConfig};
 
-/// What a run will cost: time, memory, bytes. Nothing is started.
+/// Estimate time, memory and network traffic of a run without starting it.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "cargo xtask plan", args_override_self = true)]
 struct PlanArgs {
-    /// Processes, one a GPU.
+    /// Number of processes, one per GPU.
     #[arg(long, value_name = "N", default_value_t = 1)]
     gpus: u64,
-    /// b200, h200, h100, a100, l40s, 4090, 3090, or cpu.
+    /// Device: b200, h200, h100, a100, l40s, 4090, 3090, or cpu.
     #[arg(long, value_name = "NAME", default_value = "h100")]
     gpu: String,
-    /// GPUs of one machine.
+    /// Number of GPUs per machine.
     #[arg(long, value_name = "N", default_value_t = 8)]
     gpus_per_node: u64,
-    /// Network of one machine, Gbit/s one direction.
+    /// Network rate of a machine in one direction, in Gbit/s.
     #[arg(long, value_name = "GBIT", default_value_t = 400.0)]
     network_gbits: f64,
-    /// Matrix products as measured, GFLOP/s, instead of the data sheet's.
+    /// Measured rate of matrix products in GFLOP/s, instead of that of the data sheet.
     #[arg(long, value_name = "GFLOPS")]
     gflops: Option<f64>,
-    /// Memory as measured, GB/s, instead of the data sheet's.
+    /// Measured memory rate in GB/s, instead of that of the data sheet.
     #[arg(long, value_name = "GBYTES")]
     memory_gbytes: Option<f64>,
     /// Hidden size.
     #[arg(long, default_value_t = 512)]
     dim: u64,
-    /// Transformer blocks.
+    /// Number of transformer blocks.
     #[arg(long, default_value_t = 8)]
     n_layers: u64,
-    /// Query heads.
+    /// Number of query heads.
     #[arg(long, default_value_t = 8)]
     n_heads: u64,
-    /// Key and value heads.
+    /// Number of key and value heads.
     #[arg(long, default_value_t = 2)]
     n_kv_heads: u64,
-    /// Rows of the embedding table.
+    /// Size of the vocabulary.
     #[arg(long, default_value_t = 6400)]
     vocab_size: u64,
-    /// Mixture of experts, MiniMind's: 4 routed, 2 a token, 1 shared.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_value_t = false, default_missing_value = "true")]
+    /// Use MiniMind's mixture of experts: 4 routed experts, 2 per token, and 1 shared.
+    #[arg(
+        long, value_name = "BOOL", num_args = 0..=1, default_value_t = false,
+        default_missing_value = "true"
+    )]
     use_moe: bool,
-    /// clip-vit-base-patch16, clip-vit-base-patch32, or cached (features made before).
+    /// Vision encoder: clip-vit-base-patch16, clip-vit-base-patch32, or cached for precomputed
+    /// features.
     #[arg(long, default_value = "clip-vit-base-patch16")]
     vision: String,
-    /// Rows a micro-batch of one process.
+    /// Rows per micro-batch of a process.
     #[arg(long, default_value_t = 16)]
     batch_size: u64,
-    /// Micro-batches an update.
+    /// Micro-batches per update.
     #[arg(long, default_value_t = 1)]
     accumulation_steps: u64,
-    /// Positions of a row in a batch, image tokens and padding included.
+    /// Length of a row in tokens, with image tokens and padding.
     #[arg(long, default_value_t = 300)]
     seq_len: u64,
-    /// Supervised positions of a row.
+    /// Supervised tokens per row.
     #[arg(long, default_value_t = 30)]
     supervised: u64,
-    /// Pictures of a row.
+    /// Images per row.
     #[arg(long, default_value_t = 1)]
     images: u64,
-    /// Rows of the data set.
+    /// Number of rows in the data set.
     #[arg(long, default_value_t = 595_375)]
     rows: u64,
-    /// Passes over it.
+    /// Number of passes over the data set.
     #[arg(long, default_value_t = 4)]
     epochs: u64,
-    /// Last blocks trained beside the projector.
+    /// Number of last blocks that are trained in addition to the projector.
     #[arg(long, default_value_t = 1)]
     unfreeze_last_layers: u64,
-    /// First blocks trained beside the projector.
+    /// Number of first blocks that are trained in addition to the projector.
     #[arg(long, default_value_t = 0)]
     unfreeze_first_layers: u64,
-    /// Train all of the language model.
+    /// Train the whole language model.
     #[arg(long)]
     train_lm: bool,
     /// Train the vision encoder too.
     #[arg(long)]
     train_vision: bool,
-    /// bfloat16 or float32 [default: bfloat16, float32 on the CPU].
+    /// Dtype of the matrix products: bfloat16 or float32 [default: bfloat16, on the CPU float32].
     #[arg(long)]
     dtype: Option<String>,
     /// Take the model, the batch and the data from the out-dir of a finished run, and compare the
-    /// counts with what was measured there. With --gpu (or --gpus, --gflops, …) also the plan of
-    /// that run on such devices.
+    /// estimates with its measurements. With --gpu (or --gpus, --gflops, …) also print the plan of
+    /// that run for this hardware.
     #[arg(long, value_name = "OUT_DIR")]
     from_run: Option<PathBuf>,
-    /// Print JSON.
+    /// Print the plan as JSON.
     #[arg(long)]
     json: bool,
 }
 
-/// All that is worked out.
+/// The plan of a run: its inputs and the estimates.
 #[derive(Debug, Clone)]
 struct Plan {
     shape: Shape,
@@ -153,6 +157,7 @@ impl Plan {
         }
     }
 
+    /// Samples per second of all ranks.
     fn samples_per_sec(&self) -> f64 {
         (self.load.gpus * self.load.batch_size) as f64 / self.time.step()
     }
@@ -198,13 +203,13 @@ fn plan(args: &PlanArgs) -> Result<Plan> {
     }
     if !args.dim.is_multiple_of(args.n_heads) || !args.n_heads.is_multiple_of(args.n_kv_heads) {
         return Err(usage_error(format!(
-            "--dim {} over --n-heads {}, and these over --n-kv-heads {}, must divide evenly",
+            "--dim {} must be a multiple of --n-heads {}, and that a multiple of --n-kv-heads {}",
             args.dim, args.n_heads, args.n_kv_heads
         )));
     }
     if args.supervised > args.seq_len {
         return Err(usage_error(format!(
-            "--supervised {} of --seq-len {}: a row has no more positions than that",
+            "--supervised {} is larger than --seq-len {}",
             args.supervised, args.seq_len
         )));
     }
@@ -214,28 +219,33 @@ fn plan(args: &PlanArgs) -> Result<Plan> {
         "cached" => (clip_base(16), true),
         other => {
             return Err(usage_error(format!(
-                "--vision {other}: known are clip-vit-base-patch16, clip-vit-base-patch32 and cached"
+                "--vision {other} is unknown; expected clip-vit-base-patch16, \
+                 clip-vit-base-patch32 or cached"
             )));
         }
     };
     let num_patches = vision.num_patches().unsigned_abs();
     if args.images * num_patches > args.seq_len {
         return Err(usage_error(format!(
-            "--seq-len {} has no room for the {} tokens of --images {}",
+            "--seq-len {} is less than the {} tokens of --images {}",
             args.seq_len,
             args.images * num_patches,
             args.images
         )));
     }
     if features_are_cached && args.train_vision {
-        return Err(usage_error("--train-vision with --vision cached: features do not change"));
+        return Err(usage_error(
+            "--train-vision cannot be used with --vision cached: cached features do not change",
+        ));
     }
     let is_bfloat16 = match args.dtype.as_deref() {
         Some("bfloat16") => true,
         Some("float32") => false,
         None => args.gpu != "cpu",
         Some(other) => {
-            return Err(usage_error(format!("--dtype {other}: known are bfloat16 and float32")));
+            return Err(usage_error(format!(
+                "--dtype {other} is unknown; expected bfloat16 or float32"
+            )));
         }
     };
     let lm = LmConfig {
@@ -270,12 +280,12 @@ fn plan(args: &PlanArgs) -> Result<Plan> {
     Ok(Plan::new(shape, freeze, load, device, (args.rows, args.epochs)))
 }
 
-/// ViT-B at 224 pixels.
+/// CLIP's ViT-B at 224 pixels.
 fn clip_base(patch_size: i64) -> VisionConfig {
     VisionConfig { patch_size, ..VisionConfig::default() }
 }
 
-/// `--n_layers` is `--n-layers` here, as in every command.
+/// Replaces underscores in the name of a flag by hyphens: `--n_layers=8` gives `--n-layers=8`.
 fn with_dashes(arg: OsString) -> OsString {
     let Some(flag) = arg.to_str().filter(|text| text.starts_with("--")) else { return arg };
     match flag.split_once('=') {
@@ -307,12 +317,12 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_make_no_run_are_usage_errors() {
+    fn impossible_settings_are_usage_errors() {
         for (wrong, said) in [
             ("--gpus 0", "at least 1"),
-            ("--dim 500", "divide evenly"),
-            ("--seq-len 100", "no room"),
-            ("--supervised 400", "no more positions"),
+            ("--dim 500", "must be a multiple"),
+            ("--seq-len 100", "is less than"),
+            ("--supervised 400", "is larger than"),
             ("--vision resnet", "clip-vit-base-patch16"),
             ("--vision cached --train-vision", "do not change"),
             ("--dtype float8", "bfloat16"),
@@ -324,9 +334,9 @@ mod tests {
     }
 
     #[test]
-    fn more_gpus_finish_sooner_and_never_faster_than_their_number() {
-        let days = |text: &str| 1.0 / of(text).unwrap().samples_per_sec();
-        let (one, eight) = (days("--gpus 1"), days("--gpus 8"));
+    fn more_gpus_are_faster_but_at_most_linearly() {
+        let time = |text: &str| 1.0 / of(text).unwrap().samples_per_sec();
+        let (one, eight) = (time("--gpus 1"), time("--gpus 8"));
         assert!(eight < one && eight >= one / 8.0);
     }
 }

@@ -1,4 +1,4 @@
-//! A plan in words and in JSON: what was counted, what was estimated, and from what.
+//! Prints a plan as text or JSON: the counts, the estimates, and the rates behind them.
 
 use serde_json::{Value, json};
 
@@ -6,12 +6,12 @@ use super::Plan;
 use super::cost::{NETWORK_SHARE, bytes_per_update, num_trained};
 use super::shape::Tensor;
 
-/// Milliseconds of one core for a row: decoding a 500×375 JPEG, the processor, template and ids.
-/// Measured with the Python reference on one core of a 2-core machine.
+/// Time of one core for a row, in ms: decoding a 500×375 JPEG, preprocessing, chat template and
+/// tokens. Measured with the Python reference on one core of a 2-core machine.
 const ROW_MS: f64 = 0.9 + 4.0 + 0.44;
 const DAY: f64 = 86_400.0;
 
-/// The plan as a table, with a line break after every line.
+/// The plan as text.
 pub fn text(plan: &Plan) -> String {
     let Plan { load, device, time, memory, work, .. } = plan;
     let rate = plan.samples_per_sec();
@@ -21,7 +21,7 @@ pub fn text(plan: &Plan) -> String {
     let dtype = if load.is_bfloat16 { "bfloat16" } else { "float32" };
     let mut lines = vec![
         format!(
-            "{} × {}, {dtype}, {} rows of {} positions each",
+            "{} × {}, {dtype}, {} rows of {} tokens each",
             load.gpus, device.name, load.batch_size, load.seq_len
         ),
         format!(
@@ -31,7 +31,7 @@ pub fn text(plan: &Plan) -> String {
             millions(trained)
         ),
         format!(
-            "operations   {:.3} T a micro-batch and rank: {:.0}% vision, {:.0}% language model \
+            "operations   {:.3} T per micro-batch and rank: {:.0}% vision, {:.0}% language model \
             forward, {:.0}% backward",
             work.flops() / 1e12,
             percent(work.vision_flops, work.flops()),
@@ -40,12 +40,12 @@ pub fn text(plan: &Plan) -> String {
         ),
         format!(
             "step         {:.2} ms: products {:.2} + memory {:.2}{}, + communication not \
-            hidden {:.2}",
+            overlapped {:.2}",
             time.step() * 1e3,
             time.products * 1e3,
             time.traffic * 1e3,
             if time.launches > time.products + time.traffic {
-                format!(", held up to {:.2} by starting kernels", time.launches * 1e3)
+                format!(", at least {:.2} to launch the kernels", time.launches * 1e3)
             } else {
                 String::new()
             },
@@ -59,14 +59,14 @@ pub fn text(plan: &Plan) -> String {
             duration(secs)
         ),
         format!(
-            "network      {} sent by a rank for an update, {:.2} ms, {:.1}% of the step not \
-            hidden under the backward pass",
+            "network      {} sent per rank and update, {:.2} ms; {:.1}% of the step is not \
+            overlapped with the backward pass",
             bytes(bytes_per_update(work.num_trained, load.gpus) as u64),
             time.communication * 1e3,
             percent(time.exposed, time.step())
         ),
         format!(
-            "memory       {} a rank: weights {}, gradients {}, optimizer {}, activations {}; \
+            "memory       {} per rank: weights {}, gradients {}, optimizer {}, activations {}; \
             the device has {}",
             bytes(memory.total()),
             bytes(memory.weights),
@@ -84,24 +84,27 @@ pub fn text(plan: &Plan) -> String {
     ];
     if !load.features_are_cached {
         lines.push(format!(
-            "data         {:.1} cores busy with pictures ({ROW_MS:.1} ms a row, the Python \
-             reference's, measured; `cargo xtask vlm cache-features` spares them)",
+            "data         {:.1} cores to load images ({ROW_MS:.1} ms per row, measured with the \
+             Python reference; none with `cargo xtask vlm cache-features`)",
             rate * ROW_MS / 1e3
         ));
     }
     if memory.total() as f64 > device.memory_bytes {
-        lines.push("it does not fit: lower --batch-size and raise --accumulation-steps".to_owned());
+        lines.push(
+            "this does not fit into memory: lower --batch-size and raise --accumulation-steps"
+                .to_owned(),
+        );
     }
     lines.push(constants(plan));
     lines.join("\n") + "\n"
 }
 
-/// What the numbers rest on.
+/// The rates and assumptions behind the estimates.
 fn constants(plan: &Plan) -> String {
     let device = &plan.device;
     let flops = if plan.load.is_bfloat16 { device.bfloat16_flops } else { device.float32_flops };
     let mut text = format!(
-        "rests on     {} TFLOP/s × {:.2} and {} GB/s × {:.2} ({}; the shares are assumed, not \
+        "based on     {} TFLOP/s × {:.2} and {} GB/s × {:.2} ({}; the factors are assumed, not \
          measured)",
         short(flops / 1e12),
         device.flops_share,
@@ -128,7 +131,7 @@ fn constants(plan: &Plan) -> String {
     text
 }
 
-/// The plan's numbers by name.
+/// The plan as a JSON object.
 pub fn json(plan: &Plan) -> Value {
     let Plan { load, time, memory, work, .. } = plan;
     json!({
@@ -166,13 +169,13 @@ fn millions(count: u64) -> String {
     format!("{:.3} M", count as f64 / 1e6)
 }
 
-/// Three figures, or all before the point.
+/// The number with three significant digits, or rounded to an integer if it has more.
 fn short(value: f64) -> String {
     let decimals = (2.0 - value.abs().max(1e-9).log10().floor()).clamp(0.0, 6.0) as usize;
     format!("{value:.decimals$}")
 }
 
-/// In the largest unit of which there is at least one.
+/// A size in the largest binary unit that is not larger than it.
 pub fn bytes(count: u64) -> String {
     let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
     match units.into_iter().find(|(bits, _)| count >> bits > 0) {

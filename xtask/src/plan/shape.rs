@@ -1,4 +1,4 @@
-//! The model that a plan is for: language model, vision encoder and projector, and its tensors.
+//! The model of a plan (language model, vision encoder and projector) and its tensors.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ pub struct Shape {
 /// One float32 tensor of the language model or the projector.
 #[derive(Debug, Clone)]
 pub struct Tensor {
-    /// The name in the weight files of its family.
+    /// Its name in the weights files of the family.
     pub name: String,
     /// Its dimensions.
     pub shape: Vec<u64>,
@@ -41,10 +41,10 @@ impl Tensor {
 }
 
 impl Shape {
-    /// The shape with a projector of `kind`.
+    /// A model with a projector of `kind`.
     ///
     /// # Errors
-    /// Patches that the projector cannot put together.
+    /// The number of patches does not fit the projector.
     pub fn new(
         lm: LmConfig,
         vision: VisionConfig,
@@ -54,10 +54,10 @@ impl Shape {
         Ok(Self { lm, vision, projector })
     }
 
-    /// The model of a run, as its `config.json` says; `path` names the file in messages.
+    /// The model that the `config.json` of a run describes. `path` is its path for messages.
     ///
     /// # Errors
-    /// A part that is missing, or that makes no model.
+    /// A missing or invalid part of the configuration.
     pub fn from_config(config: &Value, path: &Path) -> Result<Self> {
         let wrong = |error: ShapeError| usage_error(format!("{}: {error}", path.display()));
         let kind = match &config["projector"]["kind"] {
@@ -71,7 +71,8 @@ impl Shape {
         Self::new(lm, vision, kind).map_err(wrong)
     }
 
-    /// Tensors of the language model and the projector, in the order in which `vlm` makes them.
+    /// The tensors of the language model and the projector, in the order in which `vlm` creates
+    /// them.
     pub fn tensors(&self, freeze: &FreezePolicy) -> Vec<Tensor> {
         let tensor = |TensorShape { name, shape }| Tensor {
             is_trained: freeze.trains(&self.lm, &name),
@@ -82,21 +83,20 @@ impl Shape {
         self.lm.tensors().into_iter().chain(of_projector).map(tensor).collect()
     }
 
-    /// Number of elements of all tensors of the vision encoder.
+    /// Number of parameters of the vision encoder.
     pub fn num_vision_parameters(&self) -> u64 {
         self.vision.tensors().iter().map(|tensor| tensor.numel().unsigned_abs()).sum()
     }
 
-    /// The two names of the embeddings, where they are one tensor: that of the output, that of the
-    /// input.
+    /// The names of the output and input embeddings if these are one tied tensor.
     pub fn tied_names(&self) -> Option<(String, String)> {
         let names = self.lm.names();
         let names = (LmNames::weight(names.output), LmNames::weight(names.embeddings));
         self.lm.tie_word_embeddings.then_some(names)
     }
 
-    /// Number of feed-forward layers that a token passes in a block: one, or the experts that it is
-    /// sent to and the shared ones.
+    /// Number of feed-forward layers that a token passes through in a block: one, or its routed and
+    /// shared experts.
     pub fn feed_forwards_per_token(&self) -> u64 {
         match self.lm.use_moe {
             true => (self.lm.moe.num_experts_per_tok + self.lm.num_shared_experts()).unsigned_abs(),

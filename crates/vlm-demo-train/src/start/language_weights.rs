@@ -1,9 +1,10 @@
-//! The demo's language model: learns from text alone to describe a scene whose cells are written
-//! out as words, in the place where a picture's patches will stand.
+//! Trains the demo's language model on text alone: it learns to describe a scene from its text map,
+//! whose words are at the place of an image's patches.
 //!
-//! The embedding of a map word is kept the sum of its size's, its colour's and its shape's: after
-//! each update the words' rows are projected onto that subspace. A linear projector that finds the
-//! parts then has found every whole, of seen pairs and unseen ones alike.
+//! The embedding of a map word is kept equal to the sum of a vector for its size, one for its
+//! colour and one for its shape: after each update the embeddings of the words are projected onto
+//! the subspace of such sums. A linear projector that maps patches to these parts then also covers
+//! the combinations that no training image shows.
 //!
 //! Dimensions: B batch · T tokens · H hidden size
 
@@ -23,29 +24,29 @@ use super::learner::{Learner, LearnerPlan};
 use super::text_map::{MapNoise, MapWord};
 use super::text_rows::{TextRow, TextRows};
 
-/// What the maps are spoilt with.
+/// Random errors of the text maps in training.
 const NOISE: MapNoise = MapNoise { threshold: (0.05, 0.5), lost: 0.1, wrong: 0.1, ghost: 0.01 };
-/// Fraction of the chats with a second turn.
+/// Fraction of the conversations with a second turn.
 const SECOND_TURNS: f64 = 0.7;
 const IGNORE_INDEX: i64 = -100;
 const NUM_SCORED: usize = 400;
 
-/// How the language model is trained.
+/// Settings of the language model's training.
 #[derive(Debug, Clone)]
 pub(super) struct LanguagePlan {
-    /// `vocab_size` is taken from the tokenizer.
+    /// Configuration of the model; its `vocab_size` is replaced by that of the tokenizer.
     pub config: LmConfig,
-    /// Weights to continue from; `None`: random ones.
+    /// Weights to continue from; `None` for random weights.
     pub start_from: Option<PathBuf>,
     pub learner: LearnerPlan,
 }
 
-/// Share of the answers about maps that were not trained on which are right to the last token.
+/// Fractions of answers that are exactly right, about maps that were not used for training.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub(super) struct LanguageScores {
-    /// Maps that tell the truth.
+    /// With maps without errors.
     pub exact_clean: f64,
-    /// Maps spoilt as in training.
+    /// With maps with errors as in training.
     pub exact_noisy: f64,
 }
 
@@ -54,12 +55,12 @@ pub(super) struct LanguageScores {
 pub(super) struct LanguageWeights {
     pub params: ParamStore,
     pub config: LmConfig,
-    /// Chats it learned from: as planned, or fewer when the time ran out.
+    /// Number of conversations it was trained on; fewer than planned if the time limit was reached.
     pub num_chats: usize,
     pub scores: LanguageScores,
 }
 
-/// Trains with the demo's tokenizer in the folder `tokenizer`.
+/// Trains a language model with the demo's tokenizer, which is in the folder `tokenizer`.
 pub(super) fn train_language(plan: &LanguagePlan, tokenizer: &Path) -> Result<LanguageWeights> {
     tch::manual_seed(plan.learner.seed as i64);
     let open = |noise| {
@@ -116,7 +117,7 @@ fn sample(rows: &TextRows, count: usize, second_turns: f64, seed: u64) -> Result
     (0..count).map(chat).collect()
 }
 
-/// `(input_ids, labels)`, both `[B, T]` i64, padded on the right.
+/// `(input_ids, labels)` of the conversations, both `[B, T]` i64, padded on the right.
 fn to_tensors(chats: &[TextRow]) -> (Tensor, Tensor) {
     let len = chats.iter().map(|chat| chat.input_ids.len()).max().unwrap_or(0);
     let mut input_ids = vec![0i64; chats.len() * len];
@@ -131,7 +132,7 @@ fn to_tensors(chats: &[TextRow]) -> (Tensor, Tensor) {
     (Tensor::from_slice(&input_ids).view(shape), Tensor::from_slice(&labels).view(shape))
 }
 
-/// Logits and targets of the supervised positions, and the row that each is of.
+/// Logits and targets of the supervised positions, and the index of the row of each.
 fn supervised_logits(
     lm: &CausalLm,
     input_ids: &Tensor,
@@ -146,8 +147,8 @@ fn supervised_logits(
     (lm.logits(&hidden), labels.index_select(0, &positions), rows)
 }
 
-/// Share of the chats whose every supervised token is the likeliest one; by the chain of tokens,
-/// those are the chats that greedy generation answers exactly.
+/// Fraction of the conversations in which every supervised token is the most likely one. These are
+/// the conversations that greedy generation answers exactly.
 fn exact_share(lm: &CausalLm, rows: &TextRows, plan: &LanguagePlan) -> Result<f64> {
     let chats = sample(rows, NUM_SCORED, 0.0, !plan.learner.seed)?;
     tch::no_grad(|| {
@@ -160,12 +161,12 @@ fn exact_share(lm: &CausalLm, rows: &TextRows, plan: &LanguagePlan) -> Result<f6
     })
 }
 
-/// The rows of the map words in the embedding table, kept additive.
+/// Keeps the embeddings of the map words sums of the vectors of their parts.
 #[derive(Debug)]
 struct AdditiveRows {
     embeddings: Tensor,
     ids: Tensor,
-    /// `[words, words]`, the orthogonal projector onto sums of parts.
+    /// The orthogonal projection onto such sums, `[words, words]`.
     projector: Tensor,
 }
 
@@ -189,8 +190,8 @@ impl AdditiveRows {
     }
 }
 
-/// Which parts each map word has: `[words, 1 + sizes + colours + shapes]`, 0 or 1; the empty word
-/// is a part of its own.
+/// The parts of each map word: `[words, 1 + sizes + colours + shapes]`, 0 or 1. The word of an
+/// empty cell is a part of its own.
 fn word_parts() -> Tensor {
     let (sizes, colours, shapes) = (Size::ALL.len(), Colour::ALL.len(), Shape::ALL.len());
     let num_parts = 1 + sizes + colours + shapes;
@@ -224,7 +225,7 @@ mod tests {
             let object = Object { size, colour, shape };
             rows.get(MapWord(Some(object)).index() as i64)
         };
-        // The step from red to blue is the same for small circles and for large stars.
+        // The difference between red and blue is the same for small circles and large stars.
         let of_circles = row(Size::Small, Colour::Red, Shape::Circle)
             - row(Size::Small, Colour::Blue, Shape::Circle);
         let of_stars = row(Size::Large, Colour::Red, Shape::Star)

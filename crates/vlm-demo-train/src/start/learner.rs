@@ -1,4 +1,4 @@
-//! The update that both starting models share: AdamW, a cosine that ends at nothing, clipping.
+//! The update of both starting models: AdamW with gradient clipping and a cosine schedule.
 
 use std::time::Instant;
 
@@ -13,23 +13,23 @@ use vlm_train::optimizer::{AdamW, ModelPart};
 const CLIP: f64 = 1.0;
 const LOG_INTERVAL: u64 = 100;
 
-/// The length of a training, and the learning rate's course over it.
+/// The schedule of the learning rate.
 #[derive(Debug, Clone, Copy)]
-struct Pace {
+struct Schedule {
     num_steps: u64,
     warmup_steps: u64,
-    /// A limit in seconds, to which the course is shortened.
+    /// Time limit in seconds, to which the schedule is shortened.
     max_secs: Option<f64>,
 }
 
-impl Pace {
-    /// How much of the training is over, 0 to 1.
+impl Schedule {
+    /// The fraction of the training that is done, from 0 to 1.
     fn progress(&self, step: u64, secs: f64) -> f64 {
         let by_steps = step as f64 / self.num_steps.max(1) as f64;
         by_steps.max(self.max_secs.map_or(0.0, |max_secs| secs / max_secs)).min(1.0)
     }
 
-    /// The factor of the learning rate: a linear rise, then half a cosine down to 0.02.
+    /// The factor of the learning rate: a linear warm-up times half a cosine from 1 to 0.02.
     fn factor(&self, step: u64, secs: f64) -> f64 {
         let rise = ((step + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0);
         let cosine = 0.5 * (1.0 + (std::f64::consts::PI * self.progress(step, secs)).cos());
@@ -37,12 +37,12 @@ impl Pace {
     }
 }
 
-/// The settings that both trainings have.
+/// The settings that both trainings have in common.
 #[derive(Debug, Clone)]
 pub(super) struct LearnerPlan {
-    /// Name of the part, for the log.
+    /// Name of the model in the log.
     pub name: &'static str,
-    /// Number of samples; each is shown once.
+    /// Number of samples; each is used once.
     pub num_samples: usize,
     pub batch_size: usize,
     pub learning_rate: f64,
@@ -51,7 +51,7 @@ pub(super) struct LearnerPlan {
     pub seed: u64,
     /// Number of threads that draw samples.
     pub num_threads: usize,
-    /// Time limit in seconds; the learning rate's schedule is shortened to it.
+    /// Time limit in seconds, to which the schedule of the learning rate is shortened.
     pub max_secs: Option<f64>,
 }
 
@@ -61,19 +61,20 @@ impl LearnerPlan {
         self.num_samples / self.batch_size
     }
 
-    fn pace(&self) -> Pace {
+    fn schedule(&self) -> Schedule {
         let num_steps = self.num_steps() as u64;
-        Pace { num_steps, warmup_steps: self.warmup_steps, max_secs: self.max_secs }
+        Schedule { num_steps, warmup_steps: self.warmup_steps, max_secs: self.max_secs }
     }
 }
 
-/// Trains every parameter of its stores with the updates that both starting models have.
+/// Trains all parameters of its stores.
 #[derive(Debug)]
 pub(super) struct Learner {
     plan: LearnerPlan,
-    pace: Pace,
-    /// Matrices decay, vectors (biases and norms) do not.
+    schedule: Schedule,
+    /// Optimizer of the matrices, with weight decay.
     matrices: AdamW,
+    /// Optimizer of biases and norms, without weight decay.
     vectors: AdamW,
     params: Vec<Tensor>,
     started: Instant,
@@ -83,6 +84,7 @@ pub(super) struct Learner {
 }
 
 impl Learner {
+    /// A learner for all parameters of `stores`, which become trainable.
     pub fn new(stores: &[&ParamStore], plan: LearnerPlan) -> Self {
         stores.iter().for_each(|store| store.set_trainable(|_| true));
         let named = stores.iter().flat_map(|store| store.trainable());
@@ -105,37 +107,41 @@ impl Learner {
             step: 0,
             samples: 0,
             loss_since_log: 0.0,
-            pace: plan.pace(),
+            schedule: plan.schedule(),
             plan,
         }
     }
 
-    /// Whether the time is up.
+    /// Whether all steps are done or the time limit is reached.
     pub fn is_over(&self) -> bool {
-        self.pace.progress(self.step, self.secs()) >= 1.0
+        self.schedule.progress(self.step, self.secs()) >= 1.0
     }
 
-    /// Samples learned from so far.
+    /// Number of samples it was trained on so far.
     pub fn samples(&self) -> usize {
         self.samples
     }
 
-    /// The gradient of `loss` in place of any earlier one. Returns the loss.
+    /// Computes the gradients of `loss`, which replace earlier ones, and returns the value of
+    /// `loss`.
+    ///
     /// # Errors
-    /// libtorch's.
+    /// A failure of libtorch.
     pub fn backward(&self, loss: &Tensor) -> Result<f64> {
         set_grad_none(&self.params)?;
         loss.backward();
         Ok(loss.double_value(&[]))
     }
 
-    /// One update down the gradient at hand; `loss` is for the log.
+    /// Updates the parameters with the current gradients, which are of `num_samples` samples.
+    /// `loss` is logged.
+    ///
     /// # Errors
-    /// A loss that is not finite.
+    /// `loss` is not finite; a failure of libtorch.
     pub fn update(&mut self, loss: f64, num_samples: usize) -> Result<()> {
         ensure!(loss.is_finite(), "{}: the loss is {loss} at step {}", self.plan.name, self.step);
         clip_grad_norm(&self.params, CLIP)?;
-        let rate = self.plan.learning_rate * self.pace.factor(self.step, self.secs());
+        let rate = self.plan.learning_rate * self.schedule.factor(self.step, self.secs());
         self.matrices.step(|_| rate)?;
         self.vectors.step(|_| rate)?;
 
@@ -148,7 +154,7 @@ impl Learner {
                 "{} {}/{} loss {:.4} lr {rate:.1e} {:.0} samples/s {secs:.0} s",
                 self.plan.name,
                 self.step,
-                self.pace.num_steps,
+                self.schedule.num_steps,
                 self.loss_since_log / LOG_INTERVAL as f64,
                 self.samples as f64 / secs,
             );
@@ -167,17 +173,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_rises_then_falls_to_its_floor() {
-        let pace = Pace { num_steps: 100, warmup_steps: 10, max_secs: None };
-        assert!(pace.factor(0, 0.0) < pace.factor(5, 0.0));
-        assert!(pace.factor(12, 0.0) > pace.factor(60, 0.0));
-        assert!((pace.factor(100, 0.0) - 0.02).abs() < 1e-9);
+    fn learning_rate_rises_and_then_falls_to_its_minimum() {
+        let schedule = Schedule { num_steps: 100, warmup_steps: 10, max_secs: None };
+        assert!(schedule.factor(0, 0.0) < schedule.factor(5, 0.0));
+        assert!(schedule.factor(12, 0.0) > schedule.factor(60, 0.0));
+        assert!((schedule.factor(100, 0.0) - 0.02).abs() < 1e-9);
     }
 
     #[test]
-    fn a_time_limit_draws_the_schedule_in() {
-        let pace = Pace { num_steps: 100, warmup_steps: 1, max_secs: Some(10.0) };
-        assert_eq!(pace.progress(1, 10.0), 1.0);
-        assert_eq!(pace.progress(50, 1.0), 0.5);
+    fn time_limit_shortens_the_schedule() {
+        let schedule = Schedule { num_steps: 100, warmup_steps: 1, max_secs: Some(10.0) };
+        assert_eq!(schedule.progress(1, 10.0), 1.0);
+        assert_eq!(schedule.progress(50, 1.0), 0.5);
     }
 }

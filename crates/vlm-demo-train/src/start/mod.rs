@@ -1,8 +1,8 @@
-//! The starting weights of the demo.
+//! Training of the demo's starting weights.
 //!
-//! The vision encoder learns to name what each patch of an image shows; the language model learns
-//! from text alone to describe scenes and to answer questions about them. They are trained apart
-//! from each other: joining them is what the demo's training run does, with the ordinary trainer.
+//! The vision encoder learns to classify what each patch of an image shows. The language model
+//! learns from text alone to describe scenes and to answer questions about them. The two are
+//! trained separately; the demo's training run connects them, with the trainer of every other run.
 
 mod draw_ahead;
 mod language_weights;

@@ -1,8 +1,8 @@
-//! A second copy of a model on a thread of its own, for the other half of each batch.
+//! A second copy of a model, on its own thread, which computes the other half of each batch.
 //!
-//! The demo's models are so small that one operation is too short to be worth splitting; half a
-//! batch is not. Two threads that meet once an update also bear a busy machine better than threads
-//! that meet at every operation.
+//! The demo's models are so small that splitting single operations among threads is not worth it,
+//! but splitting a batch is. Threads that synchronise once per update are also less sensitive to
+//! other load on the machine than threads that synchronise in every operation.
 
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::Scope;
@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use tch::Tensor;
 use vlm_torch::set_grad_none;
 
-/// The handle of the copy; `B` is half a batch.
+/// A handle of the copy. `B` is half of a batch.
 #[derive(Debug)]
 pub(super) struct Replica<B> {
     params: Vec<Tensor>,
@@ -20,10 +20,11 @@ pub(super) struct Replica<B> {
 }
 
 impl<B: Send> Replica<B> {
-    /// `build` makes the copy on its thread: its parameters, in the order of the original's, and
-    /// its loss. The thread ends when the handle is dropped.
+    /// Starts the thread. `build` runs on it and makes the copy: its parameters, in the order of
+    /// those of the original, and its loss function. The thread ends when the handle is dropped.
+    ///
     /// # Errors
-    /// The thread could not build its copy.
+    /// `build` panicked.
     pub fn spawn<'scope, L>(
         scope: &'scope Scope<'scope, '_>,
         build: impl FnOnce() -> (Vec<Tensor>, L) + Send + 'scope,
@@ -56,9 +57,11 @@ impl<B: Send> Replica<B> {
         Ok(Self { params, work, losses })
     }
 
-    /// Begins half a batch with the original's current values.
+    /// Copies the parameters of the original, and starts to compute the gradients of half of a
+    /// batch.
+    ///
     /// # Errors
-    /// The thread is gone.
+    /// The thread has ended.
     pub fn start(&mut self, original: &[Tensor], batch: B) -> Result<()> {
         tch::no_grad(|| {
             for (copy, original) in self.params.iter_mut().zip(original) {
@@ -68,10 +71,11 @@ impl<B: Send> Replica<B> {
         self.work.send(batch).ok().context("the second copy of the model stopped")
     }
 
-    /// Waits for the half batch and turns the original's gradients into the mean of both.
-    /// Returns the copy's loss.
+    /// Waits for the copy, replaces the gradients of the original by the mean of both, and returns
+    /// the loss of the copy.
+    ///
     /// # Errors
-    /// Those of the copy's loss; the thread is gone.
+    /// An error of the loss function of the copy; the thread has ended.
     pub fn finish(&self, original: &[Tensor]) -> Result<f64> {
         let loss = self.losses.recv().context("the second copy of the model stopped")??;
         tch::no_grad(|| {
@@ -90,7 +94,7 @@ mod tests {
     use tch::{Device, Kind};
 
     #[test]
-    fn two_halves_give_the_gradient_of_the_whole() {
+    fn two_half_batches_give_the_gradient_of_the_whole_batch() {
         let weight = || Tensor::ones([2], (Kind::Double, Device::Cpu)).set_requires_grad(true);
         let loss = |weight: &Tensor, x: &Tensor| (weight * x).sum(Kind::Double).square();
         let halves = [[1.0, 2.0], [3.0, -1.0]].map(|half| Tensor::from_slice(&half));

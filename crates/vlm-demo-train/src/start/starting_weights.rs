@@ -1,4 +1,4 @@
-//! Writing the folder of starting weights.
+//! Trains the starting weights and writes them into a folder.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::learner::LearnerPlan;
 use super::tokenizer::write_demo_tokenizer;
 use super::vision_weights::{MEAN, STD, VisionPlan, train_vision};
 
-/// Samples in an update.
+/// Samples per update.
 const BATCH_SIZE: usize = 32;
 const WEIGHT_DECAY: f64 = 0.05;
 
@@ -30,22 +30,23 @@ pub enum Part {
     Language,
 }
 
-/// Settings of [`make_starting_weights`]. The committed weights were made with the defaults.
+/// Settings of [`make_starting_weights`].
 #[derive(Debug, Clone)]
 pub struct StartingWeightsOptions {
     /// The parts to make, in this order.
     pub parts: Vec<Part>,
-    /// Number of images that the encoder is trained on; each is shown once.
-    pub num_pictures: usize,
-    /// Number of chats that the language model is trained on; each is shown once.
+    /// Number of images on which the encoder is trained; each is used once.
+    pub num_images: usize,
+    /// Number of conversations on which the language model is trained; each is used once.
     pub num_chats: usize,
-    /// Weights of a language model of the same shape to continue from; `None`: random ones.
+    /// Weights of a language model of the same shape to continue from; `None` for random weights.
     pub language_from: Option<PathBuf>,
-    /// Seed of the weights, the scenes and their order.
+    /// Seed of the initial weights, the scenes and their order.
     pub seed: u64,
-    /// Number of threads for arithmetic, and of as many more for drawing.
+    /// Number of threads for computing, and number of additional threads for drawing.
     pub num_threads: usize,
-    /// Time limit for each part, in seconds; the learning rate's schedule is shortened to it.
+    /// Time limit for each part in seconds, to which the schedule of the learning rate is
+    /// shortened.
     pub max_secs: Option<f64>,
 }
 
@@ -53,7 +54,7 @@ impl Default for StartingWeightsOptions {
     fn default() -> Self {
         Self {
             parts: vec![Part::Language, Part::Vision],
-            num_pictures: 400_000,
+            num_images: 400_000,
             num_chats: 100_000,
             language_from: None,
             seed: 1337,
@@ -63,12 +64,13 @@ impl Default for StartingWeightsOptions {
     }
 }
 
-/// Trains the demo's language model (on text alone) and vision encoder (apart from it) and writes
-/// them to the folder `output`: `tokenizer.json`, `tokenizer_config.json`, `lm.safetensors` with its
-/// `config.json`, and `vision/` in Hugging Face form; beside each weight file a `training.json` with
-/// the cost of the training and the scores. Held-out scenes are never shown.
+/// Trains the demo's language model (on text alone) and its vision encoder (separately), and writes
+/// them into the folder `output`: `tokenizer.json`, `tokenizer_config.json`, `lm.safetensors` with
+/// its `config.json`, and `vision/` in Hugging Face form. Beside each weights file a
+/// `training.json` has the settings, the duration and the scores. Held-out scenes are not used.
+///
 /// # Errors
-/// A file that cannot be written; a loss that is not finite.
+/// A file cannot be read or written; a loss is not finite.
 pub fn make_starting_weights(output: &Path, options: &StartingWeightsOptions) -> Result<()> {
     let create = |folder: &Path| {
         fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))
@@ -138,7 +140,7 @@ fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
         },
         learner: LearnerPlan {
             name: "vision",
-            num_samples: options.num_pictures,
+            num_samples: options.num_images,
             batch_size: BATCH_SIZE,
             learning_rate: 1.2e-3,
             weight_decay: WEIGHT_DECAY,
@@ -149,7 +151,7 @@ fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
         },
     };
     let made = train_vision(&plan)?;
-    // Hugging Face's class has a norm for its pooled output; here nothing passes through it.
+    // Hugging Face's class expects a norm for the pooled output, which is not used here.
     let width = [plan.config.hidden_size];
     let post_layernorm = |name: &str, value: f64| {
         let tensor = Tensor::full(width, value, (Kind::Half, tch::Device::Cpu));
@@ -165,7 +167,7 @@ fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
         &preprocessor_config(plan.config.image_size),
     )?;
     let record = json!({
-        "pictures": made.num_pictures, "batch_size": plan.learner.batch_size, "learning_rate": plan.learner.learning_rate,
+        "pictures": made.num_images, "batch_size": plan.learner.batch_size, "learning_rate": plan.learner.learning_rate,
         "seed": plan.learner.seed, "wall_secs": started.elapsed().as_secs(), "patches_right": made.scores,
     });
     tracing::info!("vision: {record}");
@@ -183,7 +185,7 @@ fn preprocessor_config(side: i64) -> Value {
     })
 }
 
-/// In float16: the weights are small numbers, and half the size is what a repository carries.
+/// Saves the weights and the tensors `more` in float16, to halve the size in the repository.
 fn save_halved(path: &Path, params: &ParamStore, more: Vec<(String, Tensor)>) -> Result<()> {
     let mut tensors: Vec<_> = params
         .named()

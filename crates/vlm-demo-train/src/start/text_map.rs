@@ -1,61 +1,62 @@
-//! A scene as text: one word for each cell of the picture's 7×7 grid, naming what covers it.
+//! A layout as text: one word for each cell of the image's 7×7 grid, which names the object in it.
 //!
-//! The starting language model reads such maps, written out in the prompt where a picture's
-//! placeholders will stand, and learns to tell from the words what is there and from their order
-//! where it is. It never sees a picture.
+//! The starting language model is trained on such maps, which are in the prompt at the place of the
+//! image's tokens. It learns the objects from the words and their positions from the order of the
+//! words. It is never trained on an image.
 
 use rand::Rng;
 
 use vlm_demo::{Layout, NUM_CELLS, Object};
 
-/// A word of the map: an object, or nothing.
+/// A word of the map: the object in a cell, or `None` for an empty cell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct MapWord(pub Option<Object>);
 
-/// How many different words there are.
+/// Number of different words.
 pub const NUM_MAP_WORDS: usize = Object::COUNT + 1;
 
 impl MapWord {
-    /// Every word, nothing first, then the objects by their index.
+    /// Every word: that of an empty cell, then the objects by their index.
     pub fn all() -> impl Iterator<Item = MapWord> {
         std::iter::once(MapWord(None))
             .chain((0..Object::COUNT).filter_map(Object::from_index).map(Some).map(MapWord))
     }
 
-    /// Where the word stands in [`MapWord::all`].
+    /// The position of this word in [`MapWord::all`].
     #[cfg(test)]
     pub fn index(self) -> usize {
         self.0.map_or(0, |object| object.index() + 1)
     }
 
-    /// As it is written; the demo's tokenizer has one token for each.
+    /// The text of the word, which is a single token of the demo's tokenizer.
     pub fn text(self) -> String {
         self.0.map_or_else(|| "[ ]".to_string(), |object| format!("[{}]", object.english()))
     }
 }
 
-/// How a map departs from the truth, since what an encoder sees does so too. The cell that an
-/// object covers most always shows it, so that what is there can be told.
+/// Random errors of a map, which imitate those of a vision encoder. The cell that an object covers
+/// most always shows the object, so that every object is in the map.
 #[derive(Clone, Copy, Debug)]
 pub struct MapNoise {
-    /// A cell shows an object that covers at least this share of it, drawn anew for each cell
-    /// between the two bounds.
+    /// Bounds of the random threshold that is drawn for each cell: a cell shows an object that
+    /// covers at least this fraction of it.
     pub threshold: (f32, f32),
-    /// Share of the cells whose word is lost.
+    /// Fraction of the cells with an object that are shown as empty.
     pub lost: f64,
-    /// Share of the objects' cells with a wrong size, colour or shape (one of the three).
+    /// Fraction of the cells with an object that show a wrong size, colour or shape (one of the
+    /// three).
     pub wrong: f64,
-    /// Share of the empty cells that show any object.
+    /// Fraction of the empty cells that show a random object.
     pub ghost: f64,
 }
 
 impl MapNoise {
-    /// The truth alone.
+    /// No errors.
     pub const NONE: MapNoise =
         MapNoise { threshold: (0.25, 0.25), lost: 0.0, wrong: 0.0, ghost: 0.0 };
 }
 
-/// The map of a layout, row by row.
+/// The map of a layout, in row-major order.
 pub fn text_map(layout: &Layout, noise: &MapNoise, rng: &mut impl Rng) -> [MapWord; NUM_CELLS] {
     let coverage = layout.coverage();
     let most = coverage.iter().map(|shares| shares.iter().copied().fold(0.0, f32::max));
@@ -95,7 +96,7 @@ mod tests {
     use vlm_demo::{Scene, Split, seeded_rng};
 
     #[test]
-    fn a_clean_map_names_all_objects_and_no_other() {
+    fn map_without_noise_names_exactly_the_objects() {
         let mut rng = seeded_rng(11);
         for _ in 0..300 {
             let scene = Scene::sample(Split::Starting, 2, &mut rng);
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_numbered_as_listed() {
+    fn index_of_a_word_is_its_position_in_the_list() {
         assert!(MapWord::all().enumerate().all(|(index, word)| word.index() == index));
         assert_eq!(MapWord::all().count(), NUM_MAP_WORDS);
     }

@@ -1,4 +1,5 @@
-//! What the starting language model reads: chats about text maps, as token ids with labels.
+//! Training samples of the starting language model: conversations about text maps, as token ids
+//! with labels.
 
 use std::path::Path;
 
@@ -10,17 +11,17 @@ use vlm_demo::{Layout, Scene, Split, Task};
 use super::text_map::{MapNoise, MapWord, NUM_MAP_WORDS, text_map};
 use super::tokenizer::{answer_text, prompt_text};
 
-/// One chat: `labels[i]` is the id that should follow position `i`, `None` where nothing is
-/// learned.
+/// A conversation as token ids. `labels[i]` is the id that must follow position `i`, or `None` for
+/// a position without a loss.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextRow {
     /// Token ids.
     pub input_ids: Vec<i64>,
-    /// As long as `input_ids`.
+    /// Labels, as many as `input_ids`.
     pub labels: Vec<Option<i64>>,
 }
 
-/// Makes such chats with the demo's tokenizer.
+/// Makes random conversations with the demo's tokenizer.
 #[derive(Debug)]
 pub struct TextRows {
     tokenizer: Tokenizer,
@@ -29,9 +30,11 @@ pub struct TextRows {
 }
 
 impl TextRows {
-    /// `folder` holds the tokenizer that [`write_demo_tokenizer`](super::tokenizer::write_demo_tokenizer) wrote.
+    /// Loads the tokenizer that [`write_demo_tokenizer`](super::tokenizer::write_demo_tokenizer) wrote
+    /// into `folder`.
+    ///
     /// # Errors
-    /// No tokenizer there, or another one.
+    /// There is no tokenizer, or it lacks a word of the map.
     pub fn new(folder: &Path, noise: MapNoise) -> tokenizers::Result<TextRows> {
         let tokenizer = Tokenizer::from_file(folder.join("tokenizer.json"))?;
         let id = |word: MapWord| {
@@ -46,7 +49,7 @@ impl TextRows {
         Ok(TextRows { tokenizer, noise, map_ids })
     }
 
-    /// Rows of the embedding table.
+    /// Size of the vocabulary, which is the number of rows of the embedding table.
     pub fn vocab_size(&self) -> usize {
         self.tokenizer.get_vocab_size(true)
     }
@@ -56,10 +59,12 @@ impl TextRows {
         &self.map_ids
     }
 
-    /// A chat about a scene that the starting weights may see: its map, then one turn that asks for a
-    /// caption or asks a question; in a fraction `second_turns` of the chats a second, different one.
+    /// A random conversation about a scene of [`Split::Starting`]: the map and a turn that asks for
+    /// the caption or asks a question; with probability `second_turns` also a second, different
+    /// turn.
+    ///
     /// # Errors
-    /// Those of the tokenizer.
+    /// The tokenizer fails.
     pub fn sample(&self, second_turns: f64, rng: &mut impl Rng) -> tokenizers::Result<TextRow> {
         let num_objects = rng.random_range(1..=2);
         let scene = Scene::sample(Split::Starting, num_objects, rng);
@@ -103,7 +108,7 @@ impl TextRows {
     }
 }
 
-/// A user's turn after the first, without the system line.
+/// The text of a user turn after the first, up to the start of the answer.
 fn follow_up(question: &str) -> String {
     format!("<s>user\n{question}</s>\n<s>assistant\n")
 }
@@ -115,7 +120,7 @@ mod tests {
     use vlm_demo::{NUM_CELLS, seeded_rng};
 
     #[test]
-    fn labels_are_the_answer_its_end_and_the_token_after() {
+    fn labels_are_the_answer_with_its_end_token_and_line_break() {
         let folder = tempfile::tempdir().unwrap();
         write_demo_tokenizer(folder.path()).unwrap();
         let rows = TextRows::new(folder.path(), MapNoise::NONE).unwrap();
@@ -131,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_encode_as_the_whole() {
+    fn turns_encoded_separately_equal_the_encoded_conversation() {
         let folder = tempfile::tempdir().unwrap();
         write_demo_tokenizer(folder.path()).unwrap();
         let rows = TextRows::new(folder.path(), MapNoise::NONE).unwrap();

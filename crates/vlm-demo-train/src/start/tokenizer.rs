@@ -1,5 +1,5 @@
-//! The demo's tokenizer: byte-level BPE learned from the demo's own words, so that these are one
-//! token each and any other text still encodes, byte by byte.
+//! The demo's tokenizer: byte-level BPE trained on the words of the demo. Each of these is one
+//! token; any other text is encoded byte by byte.
 
 use std::fs;
 use std::path::Path;
@@ -16,9 +16,9 @@ use super::text_map::MapWord;
 const VOCABULARY_LIMIT: usize = 900;
 const SPECIAL: [&str; 3] = ["<unk>", "<s>", "</s>"];
 
-/// A word a line, in the form in which it stands in a sentence. Whole captions are not shown to
-/// the trainer: it would make one token of a colour and its shape, and a pair that the alignment
-/// never showed would then be a token that it never showed either.
+/// The words on which BPE is trained, as they occur in sentences, separated by `|`. Whole captions
+/// are not used, because a colour and its shape could then become a single token, which for an
+/// unseen pair would never occur in training.
 const WORDS: [&str; 18] = [
     "system|user|assistant|\n|You| describe| pictures|.|你|会|描述|图片|。",
     "Describe| the| image|.|What| is| in| picture|?",
@@ -40,27 +40,28 @@ const WORDS: [&str; 18] = [
     "yes|no|Yes|No|是的|不是",
 ];
 
-/// In the form of the usual chat templates: a default system line, then the turns.
+/// The chat template: a default system message, then the turns.
 const CHAT_TEMPLATE: &str = "{% if messages[0]['role'] == 'system' %}{% set system_message = messages[0]['content'] %}\
 {{ '<s>system\\n' + system_message + '</s>\\n' }}{% else %}{{ '<s>system\\nYou describe pictures.</s>\\n' }}{% endif %}\
 {% for message in messages %}{% set content = message['content'] %}{% if message['role'] == 'user' %}\
 {{ '<s>user\\n' + content + '</s>\\n<s>assistant\\n' }}{% elif message['role'] == 'assistant' %}\
 {{ content + '</s>' + '\\n' }}{% endif %}{% endfor %}";
 
-/// A chat's first turn up to where the answer starts, as the template renders it.
+/// The first user turn up to the start of the answer, as the template renders it.
 pub(super) fn prompt_text(question: &str) -> String {
     format!("<s>system\nYou describe pictures.</s>\n<s>user\n{question}</s>\n<s>assistant\n")
 }
 
-/// An answer and its end, as the template renders them.
+/// An answer with its end token, as the template renders it.
 pub(super) fn answer_text(answer: &str) -> String {
     format!("{answer}</s>\n")
 }
 
-/// Writes `tokenizer.json` and `tokenizer_config.json` into the existing folder `output`; the
-/// same bytes every time.
+/// Writes `tokenizer.json` and `tokenizer_config.json` into the existing folder `output`. The bytes
+/// are the same on every call.
+///
 /// # Errors
-/// A file that cannot be written.
+/// A file cannot be written.
 pub fn write_demo_tokenizer(output: &Path) -> Result<()> {
     let mut tokenizer = TokenizerBuilder::new()
         .with_model(BPE::default())
@@ -121,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn captions_are_a_word_a_token_and_come_back_unchanged() {
+    fn captions_have_one_token_per_word_and_decode_unchanged() {
         let (_folder, tokenizer) = written();
         for scene in Scene::all().step_by(7) {
             for language in Language::ALL {
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn special_tokens_placeholder_and_map_words_are_single_ids() {
+    fn special_tokens_placeholder_and_map_words_are_single_tokens() {
         let (_folder, tokenizer) = written();
         for (id, text) in SPECIAL.iter().enumerate() {
             assert_eq!(tokenizer.token_to_id(text), Some(id as u32));
@@ -148,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn the_template_renders_what_the_language_model_reads() {
+    fn template_renders_the_text_of_the_language_models_training() {
         let messages = minijinja::context! { messages => [
             minijinja::context! { role => "user", content => "a question" },
             minijinja::context! { role => "assistant", content => "an answer" },
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn any_text_encodes_and_comes_back() {
+    fn any_text_decodes_unchanged() {
         let (_folder, tokenizer) = written();
         for text in ["Zażółć gęślą jaźń", "図 🙂 ÿ\u{0}", "fn main() {}\n"] {
             let ids = tokenizer.encode(text, false).unwrap();
@@ -167,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn the_files_are_the_same_every_time() {
+    fn files_have_the_same_bytes_every_time() {
         let (a, _) = written();
         let (b, _) = written();
         for name in ["tokenizer.json", "tokenizer_config.json"] {

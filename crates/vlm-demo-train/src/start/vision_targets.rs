@@ -1,47 +1,49 @@
-//! What the vision encoder is asked about each patch of a drawn picture.
+//! Images and the classes of their patches, for training the vision encoder.
 
 use tch::{Kind, Tensor};
-use vlm_demo::{Layout, NUM_CELLS, PICTURE};
+use vlm_demo::{IMAGE_SIZE, Layout, NUM_CELLS};
 use vlm_torch::tensor_from_bytes;
 
-/// A cell that an object covers by this share or more is asked what the object is.
-const COVERED: f32 = 0.12;
-/// A cell that is covered less than this shows nothing. Between the two nothing is asked.
-const EMPTY: f32 = 0.02;
+/// A cell is an example of an object if the object covers at least this fraction of it.
+const MIN_COVERED: f32 = 0.12;
+/// A cell is an example of an empty cell if at most this fraction of it is covered. Between the two
+/// thresholds a cell has no target.
+const MAX_EMPTY: f32 = 0.02;
 
-/// Pictures and their answers, as plain bytes: made on threads that leave the arithmetic alone.
+/// Images and their targets as plain bytes, so that they can be made on threads without libtorch.
 #[derive(Debug, Default)]
 pub(super) struct DrawnBatch {
-    num_pictures: i64,
+    num_images: i64,
     pixels: Vec<u8>,
-    /// 0 nothing, 1 an object, 2 not asked.
+    /// For each cell 0 for empty, 1 for an object, 2 for no target.
     states: Vec<u8>,
     sizes: Vec<u8>,
     colours: Vec<u8>,
     shapes: Vec<u8>,
 }
 
-/// The same as tensors. N pictures · P patches
+/// Images and their targets as tensors.
+/// N images · P patches
 #[derive(Debug)]
 pub(super) struct VisionBatch {
-    /// `[N, 3, 224, 224]`, normalised.
+    /// Normalised pixels, `[N, 3, 224, 224]` f32.
     pub pixel_values: Tensor,
-    /// `[N · P]` bool: an object is here.
+    /// Whether a patch shows an object, `[N · P]` bool.
     pub is_object: Tensor,
-    /// `[N · P]` bool: nothing is here.
+    /// Whether a patch is empty, `[N · P]` bool.
     pub is_empty: Tensor,
-    /// `[N · P]` i64 each; meaningful where `is_object`.
+    /// Size of the object, `[N · P]` i64; meaningful only where `is_object`.
     pub sizes: Tensor,
-    /// See `sizes`.
+    /// Colour of the object, like `sizes`.
     pub colours: Tensor,
-    /// See `sizes`.
+    /// Shape of the object, like `sizes`.
     pub shapes: Tensor,
 }
 
 impl DrawnBatch {
-    /// Draws a picture and notes its answers.
+    /// Draws an image and adds it with its targets.
     pub fn push(&mut self, layout: &Layout) {
-        self.num_pictures += 1;
+        self.num_images += 1;
         self.pixels.extend(layout.draw());
         let coverage = layout.coverage();
         let covered = |object: usize, cell: usize| coverage[object][cell];
@@ -49,7 +51,11 @@ impl DrawnBatch {
             let most = (0..layout.objects.len())
                 .max_by(|&a, &b| covered(a, cell).total_cmp(&covered(b, cell)));
             let share = most.map_or(0.0, |object| covered(object, cell));
-            self.states.push(if share >= COVERED { 1 } else { 2 * u8::from(share > EMPTY) });
+            self.states.push(if share >= MIN_COVERED {
+                1
+            } else {
+                2 * u8::from(share > MAX_EMPTY)
+            });
             let object = most.map(|index| layout.objects[index].object);
             self.sizes.push(object.map_or(0, |object| object.size as u8));
             self.colours.push(object.map_or(0, |object| object.colour as u8));
@@ -57,15 +63,16 @@ impl DrawnBatch {
         }
     }
 
-    /// To tensors; `mean` and `std` are those of the encoder's preprocessing.
+    /// Converts to tensors. `mean` and `std` are those of the encoder's preprocessing.
+    ///
     /// # Errors
-    /// libtorch's.
+    /// A failure of libtorch.
     pub fn to_tensors(&self, mean: [f32; 3], std: [f32; 3]) -> vlm_torch::Result<VisionBatch> {
-        let side = PICTURE as i64;
-        let cells = self.num_pictures * NUM_CELLS as i64;
+        let side = IMAGE_SIZE as i64;
+        let cells = self.num_images * NUM_CELLS as i64;
         let bytes = |bytes: &[u8], shape: &[i64]| tensor_from_bytes(bytes, shape, Kind::Uint8);
         let channels = |values: [f32; 3]| Tensor::from_slice(&values).view([1, 3, 1, 1]);
-        let pixels = bytes(&self.pixels, &[self.num_pictures, side, side, 3])?
+        let pixels = bytes(&self.pixels, &[self.num_images, side, side, 3])?
             .permute([0, 3, 1, 2])
             .to_kind(Kind::Float);
         let states = bytes(&self.states, &[cells])?;
@@ -86,7 +93,7 @@ mod tests {
     use vlm_demo::{Scene, Split, seeded_rng};
 
     #[test]
-    fn answers_name_the_objects_of_the_scene() {
+    fn targets_are_the_objects_of_the_scene() {
         let mut rng = seeded_rng(9);
         let scene = Scene::sample(Split::Starting, 1, &mut rng);
         let mut drawn = DrawnBatch::default();

@@ -1,12 +1,12 @@
-//! The demo's vision encoder: a small CLIP tower that learns to name what each patch shows.
+//! Trains the demo's vision encoder: a small CLIP tower that learns to classify what each patch
+//! shows.
 //!
-//! The answers are read from the last hidden state by one linear layer, which is then thrown away:
-//! what it could read, the alignment's linear projector can read too. Squared error to one-hot
-//! answers makes the features add up (colour + shape + size), so that a pair of colour and shape
-//! which the alignment never shows lies where the seen ones say; cross-entropy on the same numbers
-//! keeps neighbours apart.
+//! A linear layer reads the classes from the last hidden state and is discarded afterwards: what it
+//! can read, the linear projector of the demo can read too. The squared error to one-hot targets
+//! makes the features additive (colour + shape + size), so that they are also right for unseen
+//! pairs of colour and shape; cross-entropy on the same outputs separates similar classes.
 //!
-//! Dimensions: N pictures · P patches · V vision width · R readouts
+//! Dimensions: N images · P patches · V vision width · R readouts
 
 use std::ops::ControlFlow;
 use std::thread;
@@ -24,35 +24,35 @@ use super::learner::{Learner, LearnerPlan};
 use super::replica::Replica;
 use super::vision_targets::{DrawnBatch, VisionBatch};
 
-/// Mean and deviation of CLIP's preprocessing (OpenAI's numbers, in its preprocessor_config.json).
+/// Mean of CLIP's preprocessing, from OpenAI's preprocessor_config.json.
 pub(super) const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-/// See [`MEAN`].
+/// Standard deviation of CLIP's preprocessing, like [`MEAN`].
 pub(super) const STD: [f32; 3] = [0.268_629_55, 0.261_302_6, 0.275_777_1];
 
-/// The readouts of a patch: whether there is an object, then its size, colour and shape as one-hot
-/// groups.
+/// Start and length of the readouts of a patch: whether there is an object, then its size, colour
+/// and shape as one-hot groups.
 const SIZES: (i64, i64) = (1, Size::ALL.len() as i64);
 const COLOURS: (i64, i64) = (SIZES.0 + SIZES.1, Colour::ALL.len() as i64);
 const SHAPES: (i64, i64) = (COLOURS.0 + COLOURS.1, Shape::ALL.len() as i64);
-const NAMED: i64 = SHAPES.0 + SHAPES.1;
+const NUM_READOUTS: i64 = SHAPES.0 + SHAPES.1;
 
-/// Empty patches are many and easy.
+/// Weight of empty patches in the loss: they are frequent and easy.
 const WEIGHT_OF_EMPTY: f64 = 0.15;
-/// A one-hot readout of 0 to 1 becomes a logit of 0 to 8.
+/// Factor from a readout, whose target is 0 or 1, to a logit.
 const LOGIT_SCALE: f64 = 8.0;
-/// Share of the pictures with three or four objects.
+/// Fraction of the images with three or four objects.
 const CROWDED: f64 = 0.7;
 const NUM_SCORED: usize = 400;
 
-/// How the encoder is trained.
+/// Settings of the encoder's training.
 #[derive(Debug, Clone)]
 pub(super) struct VisionPlan {
     pub config: VisionConfig,
     pub learner: LearnerPlan,
 }
 
-/// Shares of the patches with an object, in pictures that were not trained on, whose answer was
-/// right.
+/// Fractions of the patches with an object that are classified correctly, in images that were not
+/// used for training.
 #[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
 pub(super) struct VisionScores {
     pub size: f64,
@@ -64,12 +64,12 @@ pub(super) struct VisionScores {
 #[derive(Debug)]
 pub(super) struct VisionWeights {
     pub params: ParamStore,
-    /// Pictures it learned from: as planned, or fewer when the time ran out.
-    pub num_pictures: usize,
+    /// Number of images it was trained on; fewer than planned if the time limit was reached.
+    pub num_images: usize,
     pub scores: VisionScores,
 }
 
-/// The encoder with the layer that reads its answers.
+/// The encoder with the linear layer that reads the classes from its features.
 #[derive(Debug)]
 struct Reader {
     encoder: ClipVision,
@@ -86,15 +86,17 @@ impl Reader {
         let init = Init::Normal(1.0 / (width as f64).sqrt());
         Self {
             encoder: ClipVision::new(&encoder_store.root(), config),
-            readout: Linear::new(&readout_store.root(), width, NAMED, init),
+            readout: Linear::new(&readout_store.root(), width, NUM_READOUTS, init),
             encoder_store,
             readout_store,
         }
     }
 
-    /// `[N · P, R]`
+    /// The readouts of all patches, `[N · P, R]`.
     fn read(&self, batch: &VisionBatch) -> Tensor {
-        self.readout.forward(&self.encoder.patch_features(&batch.pixel_values)).view([-1, NAMED])
+        self.readout
+            .forward(&self.encoder.patch_features(&batch.pixel_values))
+            .view([-1, NUM_READOUTS])
     }
 
     fn loss(&self, drawn: &DrawnBatch) -> Result<Tensor> {
@@ -103,7 +105,7 @@ impl Reader {
     }
 }
 
-/// Trains a fresh encoder.
+/// Trains an encoder from random weights.
 pub(super) fn train_vision(plan: &VisionPlan) -> Result<VisionWeights> {
     tch::manual_seed(plan.learner.seed as i64);
     let reader = Reader::new(&plan.config);
@@ -139,16 +141,16 @@ pub(super) fn train_vision(plan: &VisionPlan) -> Result<VisionWeights> {
         )
     })?;
     let scores = score(&reader, plan.learner.seed)?;
-    Ok(VisionWeights { params: reader.encoder_store, num_pictures: learner.samples(), scores })
+    Ok(VisionWeights { params: reader.encoder_store, num_images: learner.samples(), scores })
 }
 
 fn params_in_order(stores: &[&ParamStore]) -> Vec<Tensor> {
     stores.iter().flat_map(|store| store.named()).map(|(_, tensor)| tensor).collect()
 }
 
-/// Starts the patch embedding with filters that are constant over 4×4 pixels: pictures are smooth,
-/// and filters of white noise would have to lose their fine grain first. Layers that write into
-/// the residual stream start smaller (Radford et al. 2019, section 2.3).
+/// Initialises the filters of the patch embedding to be constant over 4×4 pixels: images are
+/// smooth, and training would first have to remove the noise within these squares. Layers that
+/// write into the residual stream start with smaller weights (Radford et al. 2019, section 2.3).
 fn shape_initial_weights(store: &ParamStore, config: &VisionConfig) {
     let coarse = config.patch_size / 4;
     let residual = (2.0 * config.num_hidden_layers as f64).powf(-0.5);
@@ -172,7 +174,7 @@ fn shape_initial_weights(store: &ParamStore, config: &VisionConfig) {
     });
 }
 
-/// A batch in two halves.
+/// Draws the two halves of the batch of a step.
 fn draw_halves(plan: &VisionPlan, step: u64) -> [DrawnBatch; 2] {
     use rand::Rng;
     let mut rng = seeded_rng(plan.learner.seed.wrapping_mul(1_000_003).wrapping_add(step));
@@ -189,15 +191,15 @@ fn draw_halves(plan: &VisionPlan, step: u64) -> [DrawnBatch; 2] {
     halves
 }
 
-/// Mean over the patches with an object.
-fn loss(named: &Tensor, batch: &VisionBatch) -> Tensor {
+/// The loss of `readouts` `[N · P, R]`, divided by the number of patches with an object.
+fn loss(readouts: &Tensor, batch: &VisionBatch) -> Tensor {
     let is_object = batch.is_object.to_kind(Kind::Float).unsqueeze(-1);
     let is_empty = batch.is_empty.to_kind(Kind::Float).unsqueeze(-1);
     let num_objects = is_object.sum(Kind::Float).clamp_min(1.0);
 
     let one_hot =
         |classes: &Tensor, (_, count): (i64, i64)| classes.one_hot(count).to_kind(Kind::Float);
-    let answers = Tensor::cat(
+    let targets = Tensor::cat(
         &[
             Tensor::ones_like(&is_object),
             one_hot(&batch.sizes, SIZES),
@@ -207,20 +209,21 @@ fn loss(named: &Tensor, batch: &VisionBatch) -> Tensor {
         -1,
     ) * &is_object;
     let weights = &is_object + is_empty * WEIGHT_OF_EMPTY;
-    let squared = ((named - answers).square() * weights).sum(Kind::Float) / num_objects;
+    let squared = ((readouts - targets).square() * weights).sum(Kind::Float) / num_objects;
 
     let objects = batch.is_object.nonzero().squeeze_dim(-1);
-    let seen = named.index_select(0, &objects) * LOGIT_SCALE;
+    let logits = readouts.index_select(0, &objects) * LOGIT_SCALE;
     let cross_entropy = |(start, count): (i64, i64), classes: &Tensor| {
-        seen.narrow(-1, start, count).cross_entropy_for_logits(&classes.index_select(0, &objects))
+        logits.narrow(-1, start, count).cross_entropy_for_logits(&classes.index_select(0, &objects))
     };
-    let names = cross_entropy(SIZES, &batch.sizes)
+    let classification = cross_entropy(SIZES, &batch.sizes)
         + cross_entropy(COLOURS, &batch.colours)
         + cross_entropy(SHAPES, &batch.shapes);
 
-    squared + names * 0.5
+    squared + classification * 0.5
 }
 
+/// The scores on [`NUM_SCORED`] images that were not used for training.
 fn score(reader: &Reader, seed: u64) -> Result<VisionScores> {
     let mut rng = seeded_rng(!seed);
     let mut drawn = DrawnBatch::default();
@@ -231,9 +234,9 @@ fn score(reader: &Reader, seed: u64) -> Result<VisionScores> {
     tch::no_grad(|| {
         let batch = drawn.to_tensors(MEAN, STD)?;
         let objects = batch.is_object.nonzero().squeeze_dim(-1);
-        let seen = reader.read(&batch).index_select(0, &objects);
+        let readouts = reader.read(&batch).index_select(0, &objects);
         let share = |(start, count): (i64, i64), classes: &Tensor| -> Result<f64> {
-            let right = seen
+            let right = readouts
                 .narrow(-1, start, count)
                 .argmax(-1, false)
                 .eq_tensor(&classes.index_select(0, &objects));

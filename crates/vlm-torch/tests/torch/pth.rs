@@ -10,19 +10,10 @@ fn named(tensors: Vec<(&str, Tensor)>) -> Vec<(String, Tensor)> {
     tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect()
 }
 
-/// A Python with torch: `VLM_PYTHON`, or `python3` when it has one.
-fn python() -> Option<String> {
-    let python = std::env::var("VLM_PYTHON").unwrap_or_else(|_| "python3".to_owned());
-    let status = Command::new(&python).args(["-c", "import torch"]).output().ok()?.status;
-    status.success().then_some(python)
-}
-
 #[test]
+#[ignore = "needs a Python with torch (VLM_PYTHON)"]
 fn python_reads_a_plain_dict_with_tied_storage() {
-    let Some(python) = python() else {
-        println!("skipped: no Python with torch; set VLM_PYTHON");
-        return;
-    };
+    let python = std::env::var("VLM_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
     let tied = leaf(&[1.0, 2.0]);

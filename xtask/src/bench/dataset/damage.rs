@@ -1,4 +1,4 @@
-//! Ten ways in which pictures of collected data sets are broken or odd.
+//! Ten kinds of broken or unusual images that occur in collected data sets.
 
 use std::fs;
 use std::io::Cursor;
@@ -8,33 +8,33 @@ use image::{DynamicImage, ImageBuffer, ImageFormat, Rgb, RgbImage};
 
 use crate::workspace::Workspace;
 
-/// A way.
+/// A kind of damage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Damage {
-    /// Its second half is not there.
+    /// The second half of the file is missing.
     Truncated,
-    /// No bytes.
+    /// The file is empty.
     Empty,
-    /// A web page under the picture's name.
+    /// A web page under the image's name.
     Html,
     /// A GIF called `.jpg`.
     Gif,
-    /// A JPEG of the four colours of print.
+    /// A JPEG in CMYK colours.
     Cmyk,
-    /// A PNG of 16 bits a channel.
+    /// A PNG with 16 bits per channel.
     Png16,
-    /// One pixel.
+    /// An image of one pixel.
     OneByOne,
-    /// 30000×30000 pixels in a small file.
+    /// An image of 30000×30000 pixels in a small file.
     Huge,
-    /// A stretch of zeros amid its data.
+    /// A run of zero bytes within the image data.
     Zeros,
-    /// No file.
+    /// The file does not exist.
     Missing,
 }
 
 impl Damage {
-    /// All of them, in the order in which they are dealt out.
+    /// Every kind, in the order in which they are used.
     pub const ALL: [Self; 10] = [
         Self::Truncated,
         Self::Empty,
@@ -48,7 +48,7 @@ impl Damage {
         Self::Missing,
     ];
 
-    /// For a person.
+    /// Name of the kind in the report and in `damaged.jsonl`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Truncated => "truncated",
@@ -64,12 +64,12 @@ impl Damage {
         }
     }
 
-    /// Whether there is a picture in it that can be learned from.
+    /// Whether the file is still a valid image that a row can use.
     pub fn is_readable(self) -> bool {
         matches!(self, Self::Gif | Self::Cmyk | Self::Png16 | Self::OneByOne)
     }
 
-    /// Of the file.
+    /// Extension of the file's name.
     pub fn extension(self) -> &'static str {
         match self {
             Self::Png16 | Self::OneByOne | Self::Huge => "png",
@@ -78,7 +78,7 @@ impl Damage {
     }
 }
 
-/// Damages pictures. What replaces a picture whole is the same for all.
+/// Damages images. The files that replace an image as a whole are made once.
 pub struct Damager {
     gif: Vec<u8>,
     cmyk: Vec<u8>,
@@ -90,7 +90,8 @@ pub struct Damager {
 const PAGE: &[u8] = b"<!DOCTYPE html><html><body>404 Not Found</body></html>\n";
 
 impl Damager {
-    /// `is_wanted`: otherwise nothing is made and nothing can be damaged.
+    /// Makes the replacement files; with `is_wanted` false they stay empty, and nothing may be
+    /// damaged.
     pub fn new(workspace: &Workspace, is_wanted: bool) -> Result<Self> {
         if !is_wanted {
             let none = Vec::new;
@@ -103,14 +104,14 @@ impl Damager {
             });
         }
         let shades = |x: u32, y: u32| [(x * 5) as u8, (y * 7) as u8, (x ^ y) as u8];
-        let picture = RgbImage::from_fn(48, 32, |x, y| Rgb(shades(x, y)));
+        let image = RgbImage::from_fn(48, 32, |x, y| Rgb(shades(x, y)));
         let deep = ImageBuffer::from_fn(48, 32, |x, y| {
             Rgb(shades(x, y).map(|value| u16::from(value) * 257))
         });
-        // No encoder that we have writes one; Pillow wrote this.
+        // The `image` crate cannot write CMYK; Pillow wrote this file.
         let cmyk = workspace.root().join("tests/golden/preprocess/images/cmyk.jpg");
         Ok(Self {
-            gif: encode(picture.into(), ImageFormat::Gif)?,
+            gif: encode(image.into(), ImageFormat::Gif)?,
             cmyk: fs::read(&cmyk).with_context(|| cmyk.display().to_string())?,
             png16: encode(DynamicImage::ImageRgb16(deep), ImageFormat::Png)?,
             one_by_one: encode(RgbImage::new(1, 1).into(), ImageFormat::Png)?,
@@ -118,10 +119,10 @@ impl Damager {
         })
     }
 
-    /// What is left of the JPEG `picture`; `None`: no file.
-    pub fn damage(&self, damage: Damage, picture: &[u8]) -> Option<Vec<u8>> {
+    /// The damaged version of the JPEG `jpeg`; `None` where the file must be missing.
+    pub fn damage(&self, damage: Damage, jpeg: &[u8]) -> Option<Vec<u8>> {
         Some(match damage {
-            Damage::Truncated => picture[..picture.len() / 2].to_vec(),
+            Damage::Truncated => jpeg[..jpeg.len() / 2].to_vec(),
             Damage::Empty => Vec::new(),
             Damage::Html => PAGE.to_vec(),
             Damage::Gif => self.gif.clone(),
@@ -130,8 +131,8 @@ impl Damager {
             Damage::OneByOne => self.one_by_one.clone(),
             Damage::Huge => self.huge.clone(),
             Damage::Zeros => {
-                let mut bytes = picture.to_vec();
-                let (start, end) = (start_of_data(picture), picture.len() - 2);
+                let mut bytes = jpeg.to_vec();
+                let (start, end) = (start_of_data(jpeg), jpeg.len() - 2);
                 let quarter = (end - start) / 4;
                 bytes[start + quarter..end - quarter].fill(0);
                 bytes
@@ -141,31 +142,31 @@ impl Damager {
     }
 }
 
-fn encode(picture: DynamicImage, format: ImageFormat) -> Result<Vec<u8>> {
+fn encode(image: DynamicImage, format: ImageFormat) -> Result<Vec<u8>> {
     let mut bytes = Cursor::new(Vec::new());
-    picture.write_to(&mut bytes, format).context("a damaged picture")?;
+    image.write_to(&mut bytes, format).context("encoding a damaged image")?;
     Ok(bytes.into_inner())
 }
 
-/// Where a JPEG's compressed data begins, within a few bytes.
+/// Approximate position of the first byte of a JPEG's compressed data.
 fn start_of_data(jpeg: &[u8]) -> usize {
     jpeg.windows(2).position(|pair| pair == [0xFF, 0xDA]).map_or(0, |at| at + 14)
 }
 
-/// One bit a pixel, all of them black: 112 MB of data, 900 megapixels when decoded.
+/// A black PNG with one bit per pixel: 112 MB of data, 900 megapixels when decoded.
 fn huge_png() -> Result<Vec<u8>> {
     const SIDE: u32 = 30_000;
     let mut bytes = Vec::new();
     let mut encoder = png::Encoder::new(&mut bytes, SIDE, SIDE);
     encoder.set_color(png::ColorType::Grayscale);
     encoder.set_depth(png::BitDepth::One);
-    let mut writer = encoder.write_header().context("a damaged picture")?;
+    let mut writer = encoder.write_header().context("encoding a damaged image")?;
     let row = vec![0; SIDE.div_ceil(8) as usize];
-    let mut stream = writer.stream_writer().context("a damaged picture")?;
+    let mut stream = writer.stream_writer().context("encoding a damaged image")?;
     for _ in 0..SIDE {
-        std::io::Write::write_all(&mut stream, &row).context("a damaged picture")?;
+        std::io::Write::write_all(&mut stream, &row).context("encoding a damaged image")?;
     }
-    stream.finish().context("a damaged picture")?;
+    stream.finish().context("encoding a damaged image")?;
     drop(writer);
     Ok(bytes)
 }

@@ -1,4 +1,4 @@
-//! Rows to files, in the forms in which data sets are published.
+//! Writes rows in the formats in which data sets are published.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -18,10 +18,11 @@ const PARQUET_SCHEMA: &str = "message rows {
     required binary conversations (UTF8);
     optional binary image_bytes;
 }";
-/// As pyarrow's default would be too large to hold here, and other tools write so.
-const ROWS_A_GROUP: usize = 2048;
+/// Rows per row group. A group is held in memory until it is complete, so this is far below
+/// pyarrow's default.
+const ROWS_PER_GROUP: usize = 2048;
 
-/// Writes rows one after another.
+/// Writes rows to a file, one at a time.
 pub struct RowWriter {
     path: PathBuf,
     target: Target,
@@ -34,7 +35,7 @@ enum Target {
 }
 
 impl RowWriter {
-    /// Begins the file in `folder`.
+    /// Creates the file in `folder`.
     pub fn create(folder: &Path, form: Form) -> Result<Self> {
         let path = folder.join(match form {
             Form::Llava => "rows.json",
@@ -48,7 +49,7 @@ impl RowWriter {
             Form::Jsonl => Target::Lines(buffered(file)),
             Form::Parquet => {
                 let schema = Arc::new(parse_message_type(PARQUET_SCHEMA)?);
-                // Pictures are compressed already, and no two are alike.
+                // Images are compressed already, and no two are equal.
                 let properties = WriterProperties::builder().set_dictionary_enabled(false).build();
                 let file = SerializedFileWriter::new(file, schema, Arc::new(properties))?;
                 Target::Parquet { file, waiting: Vec::new() }
@@ -57,18 +58,18 @@ impl RowWriter {
         Ok(Self { path, target })
     }
 
-    /// The file.
+    /// Path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Adds row `row`. `picture` is for the form that holds pictures.
+    /// Writes row `row`. Parquet stores `image_bytes`; the other formats store the name `image`.
     pub fn write(
         &mut self,
         row: usize,
         image: Option<&str>,
         conversations: Value,
-        picture: Option<Vec<u8>>,
+        image_bytes: Option<Vec<u8>>,
     ) -> Result<()> {
         let mut object = json!({ "id": format!("{row:09}") });
         if let Some(image) = image {
@@ -85,14 +86,14 @@ impl RowWriter {
                 writeln!(file, "{object}").with_context(|| self.path.display().to_string())
             }
             Target::Parquet { file, waiting } => {
-                // A missing file is null here.
-                waiting.push((conversations.to_string(), picture));
-                if waiting.len() == ROWS_A_GROUP { write_group(file, waiting) } else { Ok(()) }
+                // An image without a file is stored as null.
+                waiting.push((conversations.to_string(), image_bytes));
+                if waiting.len() == ROWS_PER_GROUP { write_group(file, waiting) } else { Ok(()) }
             }
         }
     }
 
-    /// Writes what is left.
+    /// Writes the remaining rows and closes the file.
     pub fn finish(self) -> Result<()> {
         let in_file = || self.path.display().to_string();
         match self.target {
@@ -117,12 +118,12 @@ fn write_group(
         return Ok(());
     }
     let rows = std::mem::take(waiting);
-    let present: Vec<i16> = rows.iter().map(|(_, picture)| picture.is_some().into()).collect();
-    let (texts, pictures): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
+    let present: Vec<i16> = rows.iter().map(|(_, image)| image.is_some().into()).collect();
+    let (texts, images): (Vec<_>, Vec<_>) = rows.into_iter().unzip();
     let texts: Vec<ByteArray> = texts.into_iter().map(|text| text.into_bytes().into()).collect();
-    let pictures: Vec<ByteArray> = pictures.into_iter().flatten().map(ByteArray::from).collect();
+    let images: Vec<ByteArray> = images.into_iter().flatten().map(ByteArray::from).collect();
     let mut group = file.next_row_group()?;
-    for (values, levels) in [(texts, None), (pictures, Some(&present[..]))] {
+    for (values, levels) in [(texts, None), (images, Some(&present[..]))] {
         let mut column = group.next_column()?.context("the schema has two columns")?;
         column.typed::<ByteArrayType>().write_batch(&values, levels, None)?;
         column.close()?;

@@ -1,5 +1,5 @@
-//! `cargo xtask bench make-dataset`: a data set of any size to measure and to try things with. The
-//! same flags make the same bytes.
+//! `cargo xtask bench make-dataset`: generates a data set of any size for measurements and
+//! experiments. The same flags give the same bytes.
 
 mod damage;
 mod form;
@@ -15,18 +15,18 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::pictures;
+use super::images;
 use super::table::Table;
 use crate::workspace::{Workspace, usage_error};
 use damage::{Damage, Damager};
 use form::RowWriter;
 use rows::Draw;
 
-/// Distinct pictures that are drawn; each row's file is one of these with the row's number inside.
-const NUM_DRAWN: u32 = 64;
-/// Files a folder: what file systems and people bear.
-const FILES_A_FOLDER: usize = 1000;
-/// What was damaged, and how.
+/// Number of distinct images. The file of a row is one of these with the row's number in a comment.
+const NUM_DISTINCT_IMAGES: u32 = 64;
+/// Files per folder; very large folders are slow on many file systems.
+const FILES_PER_FOLDER: usize = 1000;
+/// File that lists the damaged images, with the kind of damage and the expected result.
 const DAMAGED_FILE: &str = "damaged.jsonl";
 
 /// Flags of `cargo xtask bench make-dataset`.
@@ -35,66 +35,67 @@ pub struct DatasetArgs {
     /// Folder to write, new or empty
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
-    /// Rows
+    /// Number of rows
     #[arg(long, value_name = "N")]
     pub rows: usize,
-    /// LLaVA's JSON list, JSON lines, or Parquet as MiniMind-V's
+    /// Format of the rows: LLaVA's JSON list, JSON lines, or Parquet in MiniMind-V's form
     #[arg(long, value_enum, default_value = "llava")]
     pub form: Form,
-    /// Share of the pictures that is damaged, in ten ways in turn
+    /// Fraction of the images that are damaged, in ten ways in turn
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub damaged_share: f64,
-    /// Share of the rows that is text alone
+    /// Fraction of the rows that are text-only
     #[arg(long, value_name = "SHARE", default_value_t = 0.0)]
     pub text_share: f64,
-    /// Rows share so many picture files [default: one each]
+    /// Number of image files that the rows share [default: one per row]
     #[arg(long, value_name = "N")]
     pub picture_files: Option<usize>,
-    /// Pictures' sides are from this many pixels to twice as many
+    /// Smallest side of an image in pixels; the largest is twice as long
     #[arg(long, value_name = "PIXELS", default_value_t = 64)]
     pub picture_side: u32,
-    /// Of everything that is drawn
+    /// Seed of the images and texts
     #[arg(long, default_value_t = 0)]
     pub seed: u64,
 }
 
-/// How the rows are written.
+/// Format in which the rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Form {
-    /// `rows.json`, a list
+    /// A JSON list in `rows.json`
     Llava,
-    /// `rows.jsonl`
+    /// JSON lines in `rows.jsonl`
     Jsonl,
-    /// `rows.parquet`, pictures within
+    /// Parquet with the images inside, in `rows.parquet`
     Parquet,
 }
 
 impl DatasetArgs {
     fn check(&self) -> Result<()> {
-        let is_share = |share: f64| (0.0..=1.0).contains(&share);
+        let is_fraction = |share: f64| (0.0..=1.0).contains(&share);
         if self.rows == 0 || self.picture_files == Some(0) || self.picture_side == 0 {
-            return Err(usage_error("--rows, --picture-files and --picture-side are at least 1"));
+            return Err(usage_error(
+                "--rows, --picture-files and --picture-side must be at least 1",
+            ));
         }
-        if !is_share(self.damaged_share) || !is_share(self.text_share) {
-            return Err(usage_error("--damaged-share and --text-share are from 0 to 1"));
+        if !is_fraction(self.damaged_share) || !is_fraction(self.text_share) {
+            return Err(usage_error("--damaged-share and --text-share must be from 0 to 1"));
         }
         if self.picture_files.is_some() && (self.damaged_share > 0.0 || self.form == Form::Parquet)
         {
             return Err(usage_error(
-                "--picture-files is for sound pictures in files: leave out --damaged-share, and \
-                 take --form llava or jsonl",
+                "--picture-files cannot be used with --damaged-share or --form parquet",
             ));
         }
         let is_used = fs::read_dir(&self.output).is_ok_and(|mut files| files.next().is_some());
         if is_used {
             let output = self.output.display();
-            return Err(usage_error(format!("{output} is not empty; name another --output")));
+            return Err(usage_error(format!("{output} is not empty; choose another --output")));
         }
         Ok(())
     }
 }
 
-/// Makes the data set, and tells what it made.
+/// Makes the data set and returns a table of what was made.
 pub fn run(workspace: &Workspace, args: &DatasetArgs) -> Result<Table> {
     args.check()?;
     let bar = ProgressBar::new(args.rows as u64)
@@ -104,65 +105,65 @@ pub fn run(workspace: &Workspace, args: &DatasetArgs) -> Result<Table> {
     let made = made?;
     let mut table = Table::default();
     table.push("rows", format!("{} in {}", args.rows, made.rows.display()));
-    table.push("pictures", format!("{}, {:.1} MB", made.num_pictures, made.num_bytes as f64 / 1e6));
+    table.push("images", format!("{}, {:.1} MB", made.num_images, made.num_bytes as f64 / 1e6));
     for (damage, count) in &made.damaged {
-        let fate = if damage.is_readable() { "a picture all the same" } else { "to be rejected" };
+        let fate = if damage.is_readable() { "still valid" } else { "to be rejected" };
         table.push(format!("damaged: {}", damage.name()), format!("{count}, {fate}"));
     }
     Ok(table)
 }
 
-/// What was made.
+/// A data set that was made.
 pub struct Made {
-    /// The file of the rows.
+    /// The file with the rows.
     pub rows: PathBuf,
-    num_pictures: usize,
+    num_images: usize,
     num_bytes: u64,
     damaged: BTreeMap<Damage, usize>,
 }
 
-/// Makes the data set; `progress` is told the rows done.
+/// Makes the data set. `progress` is called after each row with the number of rows done.
 pub fn make(
     workspace: &Workspace,
     args: &DatasetArgs,
     progress: &mut dyn FnMut(usize),
 ) -> Result<Made> {
     fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
-    let sound = draw_pictures(args)?;
+    let intact = draw_images(args)?;
     let damager = Damager::new(workspace, args.damaged_share > 0.0)?;
     let mut writer = RowWriter::create(&args.output, args.form)?;
     let path = args.output.join(DAMAGED_FILE);
     let mut log = BufWriter::new(File::create(&path).with_context(|| path.display().to_string())?);
     let mut made = Made {
         rows: writer.path().to_owned(),
-        num_pictures: 0,
+        num_images: 0,
         num_bytes: 0,
         damaged: BTreeMap::new(),
     };
     for row in 0..args.rows {
         let mut draw = Draw::new(args.seed, row);
-        let has_picture = !draw.happens(args.text_share);
-        let damage = (has_picture && draw.happens(args.damaged_share)).then(|| {
+        let has_image = !draw.happens(args.text_share);
+        let damage = (has_image && draw.happens(args.damaged_share)).then(|| {
             let count: usize = made.damaged.values().sum();
             Damage::ALL[count % Damage::ALL.len()]
         });
-        let conversations = rows::conversations(&mut draw, has_picture);
+        let conversations = rows::conversations(&mut draw, has_image);
         let number = args.picture_files.map_or(row, |files| row % files);
-        let picture = &sound[number % sound.len()];
+        let jpeg = &intact[number % intact.len()];
         let bytes = match damage {
-            _ if !has_picture => None,
-            None => Some(numbered(picture, number)),
-            Some(damage) => damager.damage(damage, &numbered(picture, number)),
+            _ if !has_image => None,
+            None => Some(numbered(jpeg, number)),
+            Some(damage) => damager.damage(damage, &numbered(jpeg, number)),
         };
-        let name = has_picture.then(|| name_of(number, damage));
+        let name = has_image.then(|| name_of(number, damage));
         if args.form != Form::Parquet
             && args.picture_files.is_none_or(|files| row < files)
             && let (Some(name), Some(bytes)) = (&name, &bytes)
         {
-            write_picture(&args.output.join(name), number, bytes)?;
+            write_image(&args.output.join(name), number, bytes)?;
         }
         if args.picture_files.is_none_or(|files| row < files) {
-            made.num_pictures += usize::from(bytes.is_some());
+            made.num_images += usize::from(bytes.is_some());
             made.num_bytes += bytes.as_ref().map_or(0, Vec::len) as u64;
         }
         if let Some(damage) = damage {
@@ -181,37 +182,37 @@ pub fn make(
     Ok(made)
 }
 
-/// JPEGs of different sizes.
-fn draw_pictures(args: &DatasetArgs) -> Result<Vec<Vec<u8>>> {
+/// The distinct images, as JPEGs of different sizes.
+fn draw_images(args: &DatasetArgs) -> Result<Vec<Vec<u8>>> {
     let side = args.picture_side;
-    (0..NUM_DRAWN)
+    (0..NUM_DISTINCT_IMAGES)
         .map(|k| {
             let mut draw = Draw::new(!args.seed, k as usize);
             let mut side = || side + draw.below(u64::from(side) + 1) as u32;
-            pictures::jpeg(args.seed as u32 ^ (k << 8), (side(), side()))
+            images::jpeg(args.seed as u32 ^ (k << 8), (side(), side()))
         })
         .collect()
 }
 
-/// The JPEG with a comment that holds `number`: other bytes, and so another hash, for each.
+/// The JPEG with `number` in a comment, so that every file has its own bytes and hash.
 fn numbered(jpeg: &[u8], number: usize) -> Vec<u8> {
     const COMMENT: [u8; 4] = [0xFF, 0xFE, 0, 10];
     let (start, rest) = jpeg.split_at(2);
     [start, &COMMENT, &(number as u64).to_le_bytes(), rest].concat()
 }
 
-/// Relative to the folder of the rows.
+/// Path of an image relative to the folder of the rows.
 fn name_of(number: usize, damage: Option<Damage>) -> String {
     let extension = damage.map_or("jpg", Damage::extension);
-    format!("images/{:05}/{number:09}.{extension}", number / FILES_A_FOLDER)
+    format!("images/{:05}/{number:09}.{extension}", number / FILES_PER_FOLDER)
 }
 
-fn write_picture(path: &Path, number: usize, bytes: &[u8]) -> Result<()> {
-    if let (Some(folder), true) = (path.parent(), number.is_multiple_of(FILES_A_FOLDER)) {
+fn write_image(path: &Path, number: usize, bytes: &[u8]) -> Result<()> {
+    if let (Some(folder), true) = (path.parent(), number.is_multiple_of(FILES_PER_FOLDER)) {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
     let write = fs::write(path, bytes);
-    // The folder's first picture may be missing on purpose.
+    // The folder does not exist yet if its first image is missing on purpose.
     write
         .or_else(|_| {
             path.parent().map_or(Ok(()), fs::create_dir_all)?;
@@ -238,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_holds_the_same_rows_and_damage_is_what_is_said() {
+    fn every_format_holds_the_same_rows_and_damaged_images_fare_as_listed() {
         let folder = tempfile::tempdir().unwrap();
         let make_form = |name: &str, form: Form| {
             let made =
@@ -268,20 +269,20 @@ mod tests {
         let others = [again, make_form("lines", Form::Jsonl), make_form("parquet", Form::Parquet)];
         for index in 0..list.len() {
             let row = list.row(index).unwrap();
-            let picture = row.images.first().map(|image| list.image_bytes(index, 0, image));
+            let bytes = row.images.first().map(|image| list.image_bytes(index, 0, image));
             for other in &others {
                 let same = other.row(index).unwrap();
                 assert_eq!(same.turns, row.turns);
-                let bytes = same.images.first().map(|image| other.image_bytes(index, 0, image));
-                let found = bytes.and_then(Result::ok);
-                // Parquet's empty cell is no image; an empty file is one that cannot be read.
-                let expected = picture.as_ref().and_then(|picture| picture.as_ref().ok());
+                let found = same.images.first().map(|image| other.image_bytes(index, 0, image));
+                let found = found.and_then(Result::ok);
+                // An empty file is an image that cannot be read; in Parquet it is no image.
+                let expected = bytes.as_ref().and_then(|bytes| bytes.as_ref().ok());
                 let [found, expected] =
                     [found.as_ref(), expected].map(|bytes| bytes.filter(|bytes| !bytes.is_empty()));
                 assert_eq!(found, expected, "row {index}");
             }
-            let Some(picture) = picture else { continue };
-            let fate = match picture.and_then(|bytes| Ok(processor.crop_u8(&bytes)?)) {
+            let Some(bytes) = bytes else { continue };
+            let fate = match bytes.and_then(|bytes| Ok(processor.crop_u8(&bytes)?)) {
                 Ok(_) => "kept",
                 Err(_) => "rejected",
             };

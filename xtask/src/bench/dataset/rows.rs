@@ -1,4 +1,4 @@
-//! Texts of rows: short and long answers about shapes, with few words that any tokenizer knows.
+//! Texts of the generated rows: answers of different lengths about shapes, from a small vocabulary.
 
 use serde_json::{Value, json};
 use vlm_data::{GOLDEN_GAMMA, mix_bits};
@@ -9,13 +9,14 @@ const PLACES: [&str; 6] =
     ["at the top left", "at the top", "in the middle", "on the left", "at the bottom", "far away"];
 const QUESTIONS: [&str; 4] =
     ["Describe the image.", "What is shown?", "What do you see here?", "Tell me about this."];
-/// Answers have from one to so many sentences, short ones more often.
+/// Largest number of sentences in an answer. Short answers are more frequent.
 const MAX_SENTENCES: u64 = 16;
 
-/// Numbers drawn for one row: the same for the same seed and row.
+/// Random numbers for one row, determined by the seed and the row's number.
 pub struct Draw(u64);
 
 impl Draw {
+    /// Random numbers for row `row`.
     pub fn new(seed: u64, row: usize) -> Self {
         let mut draw = Self(seed.wrapping_mul(0x2545_F491_4F6C_DD1D) ^ row as u64);
         draw.next();
@@ -28,12 +29,12 @@ impl Draw {
         mix_bits(self.0)
     }
 
-    /// From 0 to `bound` - 1; `bound` is small.
+    /// A random number from 0 to `bound` - 1. `bound` must be small: the modulo is slightly biased.
     pub fn below(&mut self, bound: u64) -> u64 {
         self.next() % bound
     }
 
-    /// Whether something of this probability comes about.
+    /// True with the given probability.
     pub fn happens(&mut self, probability: f64) -> bool {
         ((self.next() >> 11) as f64) < probability * (1u64 << 53) as f64
     }
@@ -43,9 +44,9 @@ impl Draw {
     }
 }
 
-/// LLaVA's turns.
-pub fn conversations(draw: &mut Draw, has_picture: bool) -> Value {
-    let tag = if has_picture { "<image>\n" } else { "" };
+/// A question and an answer as LLaVA's `conversations`.
+pub fn conversations(draw: &mut Draw, has_image: bool) -> Value {
+    let tag = if has_image { "<image>\n" } else { "" };
     let question = format!("{tag}{}", draw.of(&QUESTIONS));
     let longest = 1 + draw.below(MAX_SENTENCES);
     let num_sentences = 1 + draw.below(longest);

@@ -1,4 +1,4 @@
-//! Pictures to measure with: drawn, so that every machine measures the same bytes.
+//! Generated images, so that every machine measures with the same bytes.
 
 use std::path::Path;
 
@@ -6,12 +6,12 @@ use anyhow::{Context, Result};
 use image::codecs::jpeg::JpegEncoder;
 use image::{Rgb, RgbImage};
 
-/// The usual size of a picture in LLaVA's and COCO's sets.
+/// Width and height in pixels, typical of the images of COCO and LLaVA.
 pub const SIZE: (u32, u32) = (500, 375);
-/// Makes files about as large as those of photographs of this size (40 to 70 kB).
+/// JPEG quality that gives files about as large as photographs of this size (40 to 70 kB).
 const QUALITY: u8 = 88;
 
-/// Writes `count` pictures of the usual size into `folder`.
+/// Writes `count` JPEG images of size [`SIZE`] into `folder`.
 pub fn write(folder: &Path, count: u32) -> Result<()> {
     for index in 0..count {
         let path = folder.join(format!("{index:02}.jpg"));
@@ -20,19 +20,19 @@ pub fn write(folder: &Path, count: u32) -> Result<()> {
     Ok(())
 }
 
-/// A picture of `size` as JPEG.
+/// A generated image of width and height `size`, as JPEG.
 pub fn jpeg(seed: u32, size: (u32, u32)) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     JpegEncoder::new_with_quality(&mut bytes, QUALITY).encode_image(&draw(seed, size))?;
     Ok(bytes)
 }
 
-/// Noise whose strength falls with its frequency, as that of photographs does, and a few edges.
+/// Noise whose amplitude falls with its frequency, as in photographs, with an edge.
 fn draw(seed: u32, (width, height): (u32, u32)) -> RgbImage {
     RgbImage::from_fn(width, height, |x, y| {
         let mut rgb = [0f32; 3];
         for (channel, value) in rgb.iter_mut().enumerate() {
-            // The grey of all channels together, and a weaker colour of each.
+            // Grey noise common to all channels, and weaker noise of each channel.
             let grey = octaves(seed, x, y, 0..8);
             let colour = octaves(seed.wrapping_add(1000 * (channel as u32 + 1)), x, y, 0..4);
             *value = 128.0 + 240.0 * grey + 120.0 * colour;
@@ -53,7 +53,7 @@ fn octaves(seed: u32, x: u32, y: u32, range: std::ops::Range<u32>) -> f32 {
         .sum()
 }
 
-/// Bilinear between random values at whole places, from -0.5 to 0.5.
+/// Bilinear interpolation between random values at integer positions, from -0.5 to 0.5.
 fn smooth(seed: u32, x: f32, y: f32) -> f32 {
     let (column, row) = (x as u32, y as u32);
     let (across, down) = (x.fract(), y.fract());

@@ -1,5 +1,5 @@
-//! A model learns where its answers end, also where the chat template ends them with another token
-//! than the tokenizer's `eos_token`.
+//! A model learns where its answers end, also if the chat template ends them with a token other
+//! than `eos_token` of the tokenizer.
 
 use std::fs;
 
@@ -11,8 +11,8 @@ const TEMPLATE: &str = "{% for m in messages %}\
     {{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{% endfor %}\
     {% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}";
 
-/// The demo's tokenizer with the template of a chat model and the `eos_token` of a base model;
-/// returns the id of the token that ends a turn.
+/// Writes the demo's tokenizer with the template of a chat model and the `eos_token` of a base
+/// model. Returns the id of the token that ends a turn.
 fn write_tokenizer(trial: &Trial) -> u64 {
     let folder = trial.path("tokenizer");
     fs::create_dir(&folder).unwrap();
@@ -31,7 +31,7 @@ fn write_tokenizer(trial: &Trial) -> u64 {
 }
 
 #[test]
-fn a_model_that_learned_five_rows_by_heart_stops_by_itself() {
+fn overfitted_model_ends_its_answers() {
     let trial = Trial::new();
     let end = write_tokenizer(&trial);
     let colours = ["red", "orange", "yellow", "green", "cyan"];
@@ -70,7 +70,8 @@ fn a_model_that_learned_five_rows_by_heart_stops_by_itself() {
             "1000",
         ])
         .assert_success();
-    // Per row: "A red circle." and "A circle.", each with what ends it and the line break after.
+    // The loss is over "A red circle." and "A circle." of each row, each with its end token and the
+    // line break after it.
     let metrics = trial.metrics();
     assert!(metrics.last().unwrap()["loss"].as_f64().unwrap() < 0.05, "{metrics:?}");
 
@@ -94,11 +95,11 @@ fn a_model_that_learned_five_rows_by_heart_stops_by_itself() {
     let answers = json_lines(&output);
     assert_eq!(answers.len(), 5);
     for answer in &answers {
-        // Whatever came after the end would be part of the text.
+        // Tokens after the end would be part of the text.
         assert_eq!(answer["answer"], answer["expected"], "{answer}");
     }
 
-    // The run's description names both tokens, and so does what is exported.
+    // The config.json of the run, from which models are exported, names both tokens.
     let written: Value =
         serde_json::from_str(&fs::read_to_string(trial.path("out/config.json")).unwrap()).unwrap();
     assert_eq!(written["eos_token_id"], json!([2, end]));

@@ -1,4 +1,4 @@
-//! Answers of trained models, and their judgement.
+//! Generation with a trained model, and its evaluation.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
@@ -8,7 +8,7 @@ use crate::support::{Ended, Trial, binary, json_lines, vlm};
 
 const PROMPT: &str = "Describe the image.";
 
-/// A model that knows the eight pictures by heart.
+/// A trial with a model that is overfitted to the eight images.
 fn trained() -> &'static Trial {
     static TRAINED: OnceLock<Trial> = OnceLock::new();
     TRAINED.get_or_init(|| {
@@ -31,7 +31,7 @@ fn with_model(command: &str, args: &[&str]) -> Ended {
     vlm(&all)
 }
 
-fn picture(k: usize) -> String {
+fn image(k: usize) -> String {
     trained().path(&format!("images/{k}.png")).to_str().unwrap().to_owned()
 }
 
@@ -44,8 +44,8 @@ fn images() -> String {
 }
 
 #[test]
-fn what_was_learned_is_answered_by_whatever_way_it_is_asked() {
-    let ended = with_model("generate", &["--image", &picture(3), "--prompt", PROMPT]);
+fn learned_captions_are_generated_from_every_kind_of_input() {
+    let ended = with_model("generate", &["--image", &image(3), "--prompt", PROMPT]);
     ended.assert_success();
     assert_eq!(ended.stdout, "A green circle.\n");
 
@@ -61,11 +61,11 @@ fn what_was_learned_is_answered_by_whatever_way_it_is_asked() {
     assert_eq!(lines[2]["row"], "rows.jsonl:3");
 
     let prompts = trained().path("prompts.txt");
-    // Of different lengths in one batch; the first is the one that was learned.
+    // Two prompts of different length in one batch; the first is the learned one.
     std::fs::write(&prompts, format!("{PROMPT}\nWhat?\n")).unwrap();
     let ended = with_model(
         "generate",
-        &["--image", &picture(5), "--prompts-file", prompts.to_str().unwrap()],
+        &["--image", &image(5), "--prompts-file", prompts.to_str().unwrap()],
     );
     ended.assert_success();
     let first: serde_json::Value =
@@ -75,7 +75,7 @@ fn what_was_learned_is_answered_by_whatever_way_it_is_asked() {
 }
 
 #[test]
-fn a_conversation_is_read_line_by_line() {
+fn conversation_is_read_from_standard_input() {
     let mut child = Command::new(binary())
         .args(["generate", "--device", "cpu", "--model"])
         .arg(trained().path("out"))
@@ -84,12 +84,12 @@ fn a_conversation_is_read_line_by_line() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let said = format!(
+    let input = format!(
         "/image {}\n{PROMPT}\n/reset\n/image {}\n{PROMPT}\nAnd now?\n/nonsense\n/exit\nnot asked\n",
-        picture(0),
-        picture(6)
+        image(0),
+        image(6)
     );
-    child.stdin.take().unwrap().write_all(said.as_bytes()).unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
     let ended = Ended::of(&child.wait_with_output().unwrap());
     ended.assert_success();
     let lines: Vec<&str> = ended.stdout.lines().collect();
@@ -97,7 +97,7 @@ fn a_conversation_is_read_line_by_line() {
     assert!(ended.stderr.contains("/nonsense is not a command"), "{}", ended.stderr);
 }
 
-/// Which `GOMP_SPINCOUNT` a conversation runs with when it is started with these variables.
+/// The `GOMP_SPINCOUNT` of a conversation that is started with these variables.
 fn spin_count(variables: &[(&str, &str)]) -> Option<String> {
     let mut child = Command::new(binary())
         .args(["generate", "--device", "cpu", "--model"])
@@ -113,7 +113,7 @@ fn spin_count(variables: &[(&str, &str)]) -> Option<String> {
         .unwrap();
     let mut input = child.stdin.take().unwrap();
     writeln!(input, "{PROMPT}").unwrap();
-    // Once it answers it is what it will be.
+    // After its first answer its environment no longer changes.
     BufReader::new(child.stdout.take().unwrap()).read_line(&mut String::new()).unwrap();
     let environment = std::fs::read(format!("/proc/{}/environ", child.id())).unwrap();
     drop(input);
@@ -124,7 +124,7 @@ fn spin_count(variables: &[(&str, &str)]) -> Option<String> {
 }
 
 #[test]
-fn threads_spin_less_unless_the_user_has_settled_it() {
+fn openmp_threads_spin_less_unless_the_user_configures_openmp() {
     assert_eq!(spin_count(&[]).as_deref(), Some("10000"));
     assert_eq!(spin_count(&[("GOMP_SPINCOUNT", "77")]).as_deref(), Some("77"));
     assert_eq!(spin_count(&[("OMP_WAIT_POLICY", "active")]), None);
@@ -132,13 +132,13 @@ fn threads_spin_less_unless_the_user_has_settled_it() {
 }
 
 #[test]
-fn draws_are_the_same_for_the_same_seed() {
-    let ask = |seed: &str| {
+fn sampling_is_determined_by_the_seed() {
+    let generate = |seed: &str| {
         let ended = with_model(
             "generate",
             &[
                 "--image",
-                &picture(1),
+                &image(1),
                 "--prompt",
                 "What?",
                 "--temperature",
@@ -152,15 +152,15 @@ fn draws_are_the_same_for_the_same_seed() {
         ended.assert_success();
         ended.stdout
     };
-    assert_eq!(ask("1"), ask("1"));
-    assert_ne!(ask("1"), ask("2"));
+    assert_eq!(generate("1"), generate("1"));
+    assert_ne!(generate("1"), generate("2"));
 }
 
 #[test]
-fn what_cannot_be_asked_is_told() {
+fn invalid_requests_are_usage_errors() {
     with_model("generate", &["--prompt", "x", "--image", "none.png"])
         .assert_error(2, &["none.png"]);
-    with_model("generate", &["--prompt", "<image> and <image>", "--image", &picture(0)])
+    with_model("generate", &["--prompt", "<image> and <image>", "--image", &image(0)])
         .assert_error(2, &["1 images, but 2 <image>"]);
     with_model("generate", &["--prompt", "x", "--top-p", "1.5"]).assert_error(2, &["top-p is 1.5"]);
     with_model("generate", &["--prompt", "x", "--output", "y"]).assert_error(2, &["--output"]);
@@ -175,7 +175,7 @@ fn what_cannot_be_asked_is_told() {
 }
 
 #[test]
-fn what_was_learned_by_heart_is_judged_perfect() {
+fn evaluation_of_an_overfitted_model_is_perfect() {
     let ended = with_model("eval", &["--data-path", &rows(), "--images-path", &images(), "--json"]);
     ended.assert_success();
     let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
@@ -192,9 +192,10 @@ fn what_was_learned_by_heart_is_judged_perfect() {
 }
 
 #[test]
-fn the_judged_loss_is_the_one_that_training_sees() {
+fn evaluated_loss_equals_the_training_loss() {
     let trial = Trial::new();
-    // A rate so small that the weights stay as they began: the step's loss is the saved model's.
+    // With this learning rate the weights do not change, so the loss of the step is that of the
+    // saved model.
     trial.pretrain(&["--batch-size", "8", "--learning-rate", "1e-30"]).assert_success();
     let out = trial.path("out");
     let ended = vlm(&[
@@ -215,9 +216,9 @@ fn the_judged_loss_is_the_one_that_training_sees() {
     ]);
     ended.assert_success();
     let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
-    let (judged, seen) =
+    let (evaluated, trained) =
         (report["loss"].as_f64().unwrap(), trial.metrics()[0]["loss"].as_f64().unwrap());
-    assert!((judged - seen).abs() < 1e-5, "{judged} against {seen}");
+    assert!((evaluated - trained).abs() < 1e-5, "{evaluated} and {trained}");
     assert_eq!(report["supervised_tokens"], trial.metrics()[0]["supervised_tokens"]);
     assert!(report["exact"].is_null() && report["captions"] == 0, "{report}");
 }

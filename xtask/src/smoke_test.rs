@@ -1,5 +1,5 @@
-//! The proof that a libtorch works here: a small program compiled against it with the system's
-//! C++ compiler, and run. Done once for a folder and a checkout.
+//! Tests that a libtorch works on this machine: compiles a small program against it with the
+//! system's C++ compiler and runs it. A checkout does this once for a libtorch.
 
 use std::env;
 use std::fs;
@@ -12,7 +12,8 @@ use anyhow::{Context, Result, bail};
 use crate::libtorch::Libtorch;
 use crate::workspace::Workspace;
 
-/// `toString` returns a `std::string`, so that a libtorch of the other C++ ABI fails to link.
+/// The program. It calls `toString`, which returns a `std::string`, so that linking fails if
+/// libtorch was built with the other C++ ABI.
 const PROGRAM: &str = "\
 #include <ATen/ATen.h>
 #include <iostream>
@@ -20,15 +21,16 @@ int main() { auto t = at::ones({2, 3}).sum(); std::cout << t.toString() << ' ' <
 ";
 const EXPECTED_OUTPUT: &str = "CPUFloatType 6";
 
-/// The compiler that the build of the bindings will use as well.
+/// The C++ compiler, which also compiles the bindings: `CXX`, else `c++`.
 pub fn cxx_compiler() -> String {
     env::var("CXX").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "c++".to_owned())
 }
 
-/// Compiles and runs the program unless that was done before for the same libraries.
+/// Compiles and runs the program, unless it has already succeeded with the same library.
+///
 /// # Errors
-/// No compiler, or the compiler's or the loader's own words.
-pub fn prove(workspace: &Workspace, libtorch: &Libtorch) -> Result<()> {
+/// No compiler; a failure to compile or to run the program, with its messages.
+pub fn run(workspace: &Workspace, libtorch: &Libtorch) -> Result<()> {
     let stamp_path = workspace.target_dir().join("libtorch-proof");
     let stamp = stamp_of(libtorch)?;
     if fs::read_to_string(&stamp_path).is_ok_and(|text| text == stamp) {
@@ -37,7 +39,7 @@ pub fn prove(workspace: &Workspace, libtorch: &Libtorch) -> Result<()> {
     let start = Instant::now();
     eprintln!("setup: compiling and running a small program against {}", libtorch.version);
     compile_and_run(libtorch)?;
-    eprintln!("setup: it works ({:.0} s)", start.elapsed().as_secs_f64());
+    eprintln!("setup: libtorch works ({:.0} s)", start.elapsed().as_secs_f64());
 
     let target = workspace.target_dir();
     fs::create_dir_all(&target).with_context(|| format!("making {}", target.display()))?;
@@ -46,8 +48,8 @@ pub fn prove(workspace: &Workspace, libtorch: &Libtorch) -> Result<()> {
 
 fn compile_and_run(libtorch: &Libtorch) -> Result<()> {
     let folder = tempfile::tempdir().context("making a temporary folder")?;
-    let source = folder.path().join("proof.cpp");
-    let binary = folder.path().join("proof");
+    let source = folder.path().join("smoke_test.cpp");
+    let binary = folder.path().join("smoke_test");
     fs::write(&source, PROGRAM).with_context(|| format!("writing {}", source.display()))?;
 
     let compiler = cxx_compiler();
@@ -71,17 +73,20 @@ fn compile_and_run(libtorch: &Libtorch) -> Result<()> {
 
     let ran = Command::new(&binary).output().context("starting the compiled program")?;
     require_success(&ran, &format!("running a program built against {}", lib.display()))?;
-    let said = String::from_utf8_lossy(&ran.stdout);
-    if said != EXPECTED_OUTPUT {
+    let printed = String::from_utf8_lossy(&ran.stdout);
+    if printed != EXPECTED_OUTPUT {
         bail!(
-            "the program built against {} said {said:?}, expected {EXPECTED_OUTPUT:?}",
+            "the program built against {} printed {printed:?}, expected {EXPECTED_OUTPUT:?}",
             lib.display()
         );
     }
     Ok(())
 }
 
-/// An error with the end of what a failed program said.
+/// Checks that a program succeeded.
+///
+/// # Errors
+/// It failed; the error has its last lines on standard error. `doing` says what it was for.
 pub fn require_success(output: &Output, doing: &str) -> Result<()> {
     if output.status.success() {
         return Ok(());
@@ -92,7 +97,7 @@ pub fn require_success(output: &Output, doing: &str) -> Result<()> {
     bail!("{doing} failed ({}):\n{}", output.status, tail.join("\n"))
 }
 
-/// Changes when the link points elsewhere or the library behind it is another file.
+/// Text that identifies the library and the compiler; it differs if either has changed.
 fn stamp_of(libtorch: &Libtorch) -> Result<String> {
     let resolve = |path: PathBuf| {
         fs::canonicalize(&path).with_context(|| format!("resolving {}", path.display()))
@@ -112,9 +117,10 @@ fn stamp_of(libtorch: &Libtorch) -> Result<String> {
     ))
 }
 
-/// What the C++ compiler calls itself.
+/// The first line of the C++ compiler's `--version`.
+///
 /// # Errors
-/// It does not start; the message says what to install.
+/// The compiler cannot be started.
 pub fn cxx_version() -> Result<String> {
     let compiler = cxx_compiler();
     let mut words = compiler.split_whitespace();
@@ -125,8 +131,8 @@ pub fn cxx_version() -> Result<String> {
             Ok(text.lines().next().unwrap_or(&compiler).to_owned())
         }
         _ => bail!(
-            "the C++ compiler {compiler} does not start: install one (`build-essential` on Debian \
-             and Ubuntu, `gcc-c++` on Fedora), or set CXX"
+            "the C++ compiler {compiler} cannot be started: install one (`build-essential` on \
+             Debian and Ubuntu, `gcc-c++` on Fedora), or set CXX"
         ),
     }
 }
