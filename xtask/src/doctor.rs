@@ -132,7 +132,10 @@ impl Report {
             return self.line("NVIDIA driver", "none; training uses the CPU");
         };
         let version = gpu::driver().map(|(_, version)| version);
-        self.line("NVIDIA driver", version.unwrap_or_else(|| format!("{gpu_file}, version unknown")));
+        self.line(
+            "NVIDIA driver",
+            version.unwrap_or_else(|| format!("{gpu_file}, version unknown")),
+        );
         let query = ["--query-gpu=name,memory.total", "--format=csv,noheader"];
         match Command::new("nvidia-smi").args(query).output() {
             Ok(output) if output.status.success() => {
