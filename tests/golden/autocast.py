@@ -2,10 +2,10 @@
 
     python3 tests/golden/autocast.py        # torch 2.11.0, safetensors
 
-The models of dense/ and moe/ are written here in plain PyTorch, apart from the Rust code and from the
-reference, and held to the reference's float32 numbers first. Then the same step runs under
-`torch.autocast("cpu", dtype)`; of the loss its value is written, of each trained tensor's gradient
-the distance to that in float32, relative to the norm of it. Float16 has a loss scale of 1024.
+The models of dense/ and moe/ are implemented here in plain PyTorch, independently of the Rust code and
+of the reference, and first compared with the reference's float32 numbers. Then the same step runs under
+`torch.autocast("cpu", dtype)`. The file has the value of the loss, and for the gradient of each trained
+tensor its relative distance from the float32 gradient. Float16 has a loss scale of 1024.
 """
 
 import json

@@ -1,10 +1,10 @@
 """Makes the numbers of siglip/, llama/, qwen3/, minimind3/ and pixel_shuffle.safetensors: python families.py (torch 2.11.0, transformers 4.57.1, CPU,
-float32, one thread). All weights are random; norms and biases are far from 1 and 0, so that leaving one out shows.
+float32, one thread). All weights are random; norms and biases are far from 1 and 0, so that omitting one changes the result.
 
-SigLIP, Llama and Qwen3 are computed by transformers. MiniMind's present form is computed by the short model below, written from
-what its public code does (Hugging Face's names; rotate-half; queries and keys normalised per head before the rotation; experts
-chosen by softmax with top-k weights made to sum to 1; auxiliary loss over all tokens), and, where it has no experts, by Qwen3's
-class as well: the two must agree here.
+SigLIP, Llama and Qwen3 are computed by transformers. MiniMind's current form is computed by the short model below, which follows
+its public code (Hugging Face's names; rotate-half; queries and keys normalised per head before the rotation; experts
+chosen by softmax with top-k weights normalised to sum to 1; auxiliary loss over all tokens). Without experts it must agree with
+Qwen3's class.
 """
 
 import json
@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 
 
 def shake(model, seed):
-    """Random weights of a size at which every part matters."""
+    """Random weights large enough for every part to affect the result."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         noise = torch.randn(p.shape, generator=generator)
@@ -43,7 +43,7 @@ def write(folder, config, weights, numbers):
 
 
 def siglip():
-    """A whole SigLIP's config with a tower whose patches do not divide the picture, and the processor's numbers."""
+    """The config of a complete SigLIP whose patches do not divide the image size, and the output of its processor."""
     vision = dict(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, image_size=30, patch_size=7)
     model = shake(transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**vision)), 1)
     pixels = torch.randn(2, 3, 30, 30, generator=torch.Generator().manual_seed(2))
@@ -81,7 +81,7 @@ SHAPE = dict(hidden_size=48, num_hidden_layers=2, num_attention_heads=4, num_key
 
 
 def llama():
-    """SmolLM2's form (tied), and one with its own output embeddings and a head width that is not hidden_size / heads."""
+    """SmolLM2's form (tied), and a model with separate output embeddings and a head width other than hidden_size / heads."""
     tied = transformers.LlamaConfig(**SHAPE, intermediate_size=80, rope_theta=1e5, rms_norm_eps=1e-5, tie_word_embeddings=True,
                                     max_position_embeddings=256)
     language("llama", transformers.LlamaForCausalLM(tied), 3)
@@ -111,7 +111,7 @@ class Attention(nn.Module):
         self.q_norm, self.k_norm = RMSNorm(d, c["rms_norm_eps"]), RMSNorm(d, c["rms_norm_eps"])
 
     def rotate(self, x):
-        """By explicit sines and cosines, number by number of the two halves."""
+        """Rotary embedding with explicit sines and cosines of the two halves."""
         length, half = x.shape[1], self.d // 2
         angle = torch.arange(length)[:, None] * self.c["rope_theta"] ** (-2 * torch.arange(half) / self.d)
         cos, sin = angle.cos()[None, :, None], angle.sin()[None, :, None]
@@ -152,7 +152,7 @@ class Experts(nn.Module):
         scores = self.gate(flat).softmax(-1)
         weight, chosen = scores.topk(k)
         weight = weight / (weight.sum(-1, keepdim=True) + 1e-20)
-        # Every expert on every token, then a choice: slow, and plainly right.
+        # Computes every expert for every token and then selects: slow, but simple.
         all_outputs = torch.stack([expert(flat) for expert in self.experts], 1)
         picked = all_outputs.gather(1, chosen[..., None].expand(-1, -1, flat.shape[-1]))
         load = sum(F.one_hot(chosen[:, j], n).float().mean(0) for j in range(k))
@@ -182,7 +182,7 @@ class Body(nn.Module):
 
 
 class Projector(nn.Module):
-    """minimind-3v's: LayerNorm, linear, GELU, linear; or without a norm on four neighbouring patches side by side."""
+    """minimind-3v's projector: LayerNorm, linear, GELU, linear; or without a norm on four concatenated patches."""
 
     def __init__(self, vision, hidden, merge):
         super().__init__()
@@ -204,7 +204,7 @@ class MiniMind3V(nn.Module):
     def forward(self, ids, features=None):
         x = self.model.embed_tokens(ids)
         if features is not None:
-            # One image a row: its tokens in the place of the run of image_ids.
+            # One image per row, whose tokens replace the run of image_ids.
             x = torch.where((ids == self.c["image_ids"][0])[..., None].expand_as(x), 0.0, x)
             projected = self.vision_proj(features)
             for row in range(ids.shape[0]):
@@ -216,7 +216,7 @@ class MiniMind3V(nn.Module):
 
 
 def minimind3():
-    """minimind-3v with 64 image tokens, its experts, and its earlier projector; every variant has its own folder."""
+    """minimind-3v with 64 image tokens, with experts, and with its earlier projector, each in its own folder."""
     base = dict(SHAPE, model_type="minimind-v", intermediate_size=128, moe_intermediate_size=128, rms_norm_eps=1e-6, rope_theta=1e6,
                 max_position_embeddings=256, tie_word_embeddings=True, hidden_act="silu", image_special_token="<|image_pad|>",
                 image_ids=[12], image_hidden_size=24, image_token_len=64, use_moe=False, num_experts=4, num_experts_per_tok=1,
@@ -239,7 +239,7 @@ def minimind3():
             text_logits, logits = model(ids[:, :40]), model(ids, features)
         numbers = {"input_ids": ids, "features": features, "logits": logits, "text_logits": text_logits}
         if config["use_moe"]:
-            # Of the pass with features.
+            # The auxiliary loss of the pass with features.
             numbers["aux_loss"] = sum(layer.mlp.aux_loss for layer in model.model.layers).view(1)
         else:
             same = transformers.Qwen3Config(**dict(SHAPE, num_hidden_layers=config["num_hidden_layers"]), intermediate_size=128,
@@ -256,7 +256,7 @@ def minimind3():
 
 
 def pixel_shuffle():
-    """nanoVLM's projector on 6 x 6 patches, by way of PyTorch's own pixel_unshuffle: channels last, square by square."""
+    """nanoVLM's projector on 6 x 6 patches, computed with PyTorch's pixel_unshuffle: channels last, square by square."""
     generator = torch.Generator().manual_seed(300)
     features, weight = torch.randn(2, 36, 5, generator=generator), torch.randn(7, 20, generator=generator) / 4
     squares = F.pixel_unshuffle(features.transpose(1, 2).reshape(2, 5, 6, 6), 2).view(2, 5, 4, 9)

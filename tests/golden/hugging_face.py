@@ -32,7 +32,7 @@ def scaled(**scaling):
     return dict(rope_theta=500.0, rope_scaling=scaling, tie_word_embeddings=False)
 
 
-# Case: file of weights, class, settings. The lengths are small, so that scalings show within 40 tokens.
+# Case: weights file, class, settings. The lengths are small, so that scalings have an effect within 40 tokens.
 CASES = {
     "llama_tied": ("llama", "llama", dict(tie_word_embeddings=True, rope_theta=1e5)),
     "llama_untied": ("llama", "llama", dict(tie_word_embeddings=False, rope_theta=300.0)),
@@ -54,7 +54,7 @@ CASES = {
 
 
 def shaken(model, seed):
-    """The model's parameters, random, of a size at which every part matters."""
+    """Random parameters large enough for every part to affect the result."""
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         scale = 0.3 if p.dim() == 1 else p[0].numel() ** -0.5
@@ -64,7 +64,7 @@ def shaken(model, seed):
 
 
 def saved_and_read(model, case):
-    """The model by way of a folder that this version of transformers wrote, and the folder's config.json."""
+    """The model, loaded from a folder that this version of transformers wrote, and the folder's config.json."""
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         config = json.loads((pathlib.Path(folder) / "config.json").read_text())
@@ -104,7 +104,7 @@ def hugging_face():
 
 
 class SharedExperts(nn.Module):
-    """MiniMind2's: softmax, the top k made to sum to 1, and experts for all tokens beside them."""
+    """MiniMind2's experts: softmax, the top k normalised to sum to 1, and shared experts for all tokens."""
 
     def __init__(self, c, feed_forward, gate):
         super().__init__()
@@ -119,14 +119,14 @@ class SharedExperts(nn.Module):
         weight = weight / weight.sum(-1, keepdim=True)
         all_outputs = torch.stack([expert(x) for expert in self.experts], -2)
         picked = all_outputs.gather(-2, chosen[..., None].expand(*chosen.shape, x.shape[-1]))
-        # Balanced row by row: an expert's share of the row's choices times its mean score there.
+        # Balanced per row: the fraction of the row's choices of an expert times its mean score in the row.
         load = F.one_hot(chosen, n).float().sum(2).mean(1) * n / k
         self.aux_loss = (load * scores.mean(1)).sum(1).mean() * self.c["aux_loss_alpha"]
         return (picked * weight[..., None]).sum(-2) + sum(expert(x) for expert in self.shared_experts)
 
 
 def minimind2():
-    """MiniMind2's experts in the blocks of LLaMA's class, which is its arithmetic."""
+    """MiniMind2's experts in the blocks of LLaMA's class, which computes the same otherwise."""
     config = dict(SHAPE, model_type="minimind", rms_norm_eps=1e-5, rope_theta=1e6, hidden_act="silu", use_moe=True, dropout=0.0,
                   num_experts_per_tok=2, n_routed_experts=4, n_shared_experts=2, scoring_func="softmax", aux_loss_alpha=0.1,
                   seq_aux=True, norm_topk_prob=True, flash_attn=True, architectures=["MiniMindForCausalLM"])

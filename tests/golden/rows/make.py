@@ -65,7 +65,7 @@ captions = pa.table({
 })
 two_images = captions.append_column("mystery", captions["image"])
 for name, table in [("conversations", conversations), ("texts", texts), ("messages", messages), ("captions", captions)]:
-    # Small pages and groups, so that a row may begin anywhere.
+    # Small pages and groups, so that rows start at any position in them.
     pq.write_table(table, f"{name}.parquet", row_group_size=17, data_page_size=200, write_batch_size=3, compression="zstd")
 pq.write_table(messages, "messages_v2.parquet", data_page_version="2.0", data_page_size=200, write_batch_size=3, use_dictionary=False)
 pq.write_table(captions.slice(0, 2), "brotli.parquet", compression="brotli")
