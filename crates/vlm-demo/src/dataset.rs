@@ -21,7 +21,7 @@ use super::question::Question;
 use super::scene::Scene;
 use super::seeded_rng;
 use super::split::{Split, has_unseen_pair};
-use super::task::{FRACTION_OF_CAPTIONS, Task};
+use super::task::Task;
 
 /// Name of the file with the training rows.
 pub const TRAIN_FILE: &str = "train.jsonl";
@@ -36,9 +36,11 @@ pub const HELD_OUT_PER_GROUP: [usize; 4] = [150, 50, 150, 50];
 
 const MANIFEST: &str = "manifest.json";
 const FORMAT_NAME: &str = "vlm demo scenes ";
-const FORMAT: &str = "vlm demo scenes 2";
+const FORMAT: &str = "vlm demo scenes 3";
 /// Fraction of the training images that have two objects, whose captions are harder to learn.
 const FRACTION_OF_TWO: f64 = 0.6;
+/// Fraction of the training rows that ask for the caption.
+const FRACTION_OF_CAPTIONS: f64 = 0.6;
 const IMAGES_PER_TASK: usize = 64;
 
 /// What a held-out row asks for.
@@ -49,6 +51,19 @@ pub enum Asked {
     Caption,
     /// The number of objects in the image.
     Count,
+    /// The colour of an object.
+    Colour,
+}
+
+impl Asked {
+    /// `None` asks for a caption.
+    fn of(question: Option<Question>) -> Self {
+        match question {
+            None => Self::Caption,
+            Some(Question::Count) => Self::Count,
+            Some(Question::Colour(_)) => Self::Colour,
+        }
+    }
 }
 
 /// The group of a held-out row, stored in its field `demo`. Accuracy is reported for each group.
@@ -272,10 +287,22 @@ fn train_image(index: u64) -> Drawn {
     let num_objects = if rng.random_bool(FRACTION_OF_TWO) { 2 } else { 1 };
     let scene = Scene::sample(Split::Alignment, num_objects, &mut rng);
     let name = format!("train/{index:05}.png");
-    // Colours are not asked: the language model's answers about them are not reliable enough.
-    let question = (!rng.random_bool(FRACTION_OF_CAPTIONS)).then_some(Question::Count);
+    let question =
+        (!rng.random_bool(FRACTION_OF_CAPTIONS)).then(|| sample_question(&scene, &mut rng));
     let task = Task { question, language: Language::sample(&mut rng) };
     (vec![row(&scene, task, &name, &mut rng)], name, Layout::of(&scene, &mut rng))
+}
+
+/// Asks for a colour in half of the scenes that have a shape that occurs once, and for the number of
+/// objects in all others.
+fn sample_question(scene: &Scene, rng: &mut ChaCha8Rng) -> Question {
+    let questions = scene.questions();
+    let colours: Vec<Question> =
+        questions.into_iter().filter(|question| *question != Question::Count).collect();
+    if colours.is_empty() || rng.random_bool(0.5) {
+        return Question::Count;
+    }
+    colours[rng.random_range(0..colours.len())]
 }
 
 /// A held-out image with two rows: one asks for its caption, the other a question.
@@ -288,8 +315,9 @@ fn held_out_image(index: u64, (num_objects, unseen_pair): (usize, bool)) -> Draw
         }
     };
     let name = format!("heldout/{index:05}.png");
-    let tasks = [(None, Asked::Caption), (Some(Question::Count), Asked::Count)];
-    let rows = tasks.map(|(question, asked)| {
+    let question = sample_question(&scene, &mut rng);
+    let rows = [None, Some(question)].map(|question| {
+        let asked = Asked::of(question);
         let task = Task { question, language: Language::sample(&mut rng) };
         let mut row = row(&scene, task, &name, &mut rng);
         row["demo"] = json!(HeldOutGroup { num_objects, unseen_pair, asked });

@@ -6,8 +6,9 @@ use super::caption::Language;
 use super::question::Question;
 use super::scene::Scene;
 
-/// Fraction of the rows and conversations that ask for the caption.
-pub(super) const FRACTION_OF_CAPTIONS: f64 = 0.6;
+/// Fraction of the conversations of the language model's training that ask for the caption. Questions
+/// are the larger part, because colours are learned last.
+const FRACTION_OF_CAPTIONS: f64 = 0.4;
 
 /// The task of a user turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,7 +20,7 @@ pub struct Task {
 }
 
 impl Task {
-    /// A random task for `scene`.
+    /// A random task for `scene` in the language model's training.
     pub fn sample(scene: &Scene, rng: &mut impl Rng) -> Task {
         let questions = scene.questions();
         let question = (!rng.random_bool(FRACTION_OF_CAPTIONS))
