@@ -68,9 +68,9 @@ fn a_rank_that_is_killed_or_hangs_is_named_by_the_others_within_the_timeout() {
     const TIMEOUT: Duration = Duration::from_secs(4);
     // A step of a few milliseconds that had begun, and the end of the process, on a busy machine.
     const MARGIN: Duration = Duration::from_millis(1500);
-    let ended = "rank 1 is stopped, gone or cut off; it last reported step ";
-    // Rank 0 keeps the store: without it only what was heard before is known.
-    let unknown = "the store, which rank 0 or the launcher keeps, does not answer";
+    let ended = "rank 1 does not respond; it last reported step ";
+    // Rank 0 runs the store: without it only earlier heartbeats are known.
+    let unknown = "the store, which rank 0 or the launcher runs, does not respond";
     for (name, target, said) in [("KILL", 1, ended), ("STOP", 1, ended), ("STOP", 0, unknown)] {
         let trial = trial();
         let flags = vec!["--epochs", "200", "--num-threads", "1", "--timeout-secs", "4"];
@@ -83,7 +83,7 @@ fn a_rank_that_is_killed_or_hangs_is_named_by_the_others_within_the_timeout() {
         let took = sent.elapsed();
         kill(hanging);
         let place = format!("rank {} of 2, step ", 1 - target);
-        ended[0].assert_error(1, &[&place, &format!("Of the others: {said}")]);
+        ended[0].assert_error(1, &[&place, &format!("Other ranks: {said}")]);
         assert!(took <= TIMEOUT + MARGIN, "{name} to rank {target}: reported after {took:?}");
         println!("{name} to rank {target}: reported after {took:?}");
     }

@@ -11,7 +11,7 @@ use super::parts::Parts;
 use crate::TrainError;
 use crate::config::{TrainConfig, defaults_of_new_settings};
 use crate::leaves::leaves;
-use crate::parallel::{Identity, World};
+use crate::parallel::{RankIdentity, World};
 use crate::tensor_hash::hash_of_tensors;
 
 /// Hash of a frozen vision encoder, which no checkpoint holds: it must be the same one again.
@@ -38,12 +38,12 @@ pub(super) fn identity(config: &TrainConfig, world: &World, parts: &Parts) -> Va
 }
 
 /// What must be the same on all ranks; paths may differ.
-pub(super) fn common_to_ranks(config: &TrainConfig, parts: &Parts) -> Identity {
+pub(super) fn common_to_ranks(config: &TrainConfig, parts: &Parts) -> RankIdentity {
     let mut settings = config.common_to_ranks();
     add(&mut settings, parts.contents());
     settings["evaluates"] = config.eval.data_path.is_some().into();
     settings["device"] = if parts.device.is_cuda() { "cuda" } else { "cpu" }.into();
-    Identity::new(format!("{}, files {}", parts.rows, parts.row_files), settings)
+    RankIdentity::new(format!("{}, files {}", parts.rows, parts.row_files), settings)
 }
 
 /// Adds the fields of the object `more` to the object `tree`.

@@ -26,7 +26,7 @@ use crate::events::EventSink;
 use crate::metrics::MetricsFile;
 use crate::out_dir::OutDir;
 use crate::out_of_memory::{MemoryParts, with_memory_advice};
-use crate::parallel::{Phase, World, agree};
+use crate::parallel::{Phase, World, compare_ranks};
 use crate::state_dict::broadcast_weights;
 use crate::train_state::TrainState;
 use crate::trainer::{Ending, Trainer};
@@ -90,7 +90,7 @@ impl Run {
         let parts = world.all_ready(Parts::assemble(&config, world))?;
         let nccl = world.all_ready(world.use_device(parts.device))?;
         world.log_rank(parts.device, nccl.as_deref());
-        agree(world, || identity::common_to_ranks(&config, &parts))?;
+        compare_ranks(world, || identity::common_to_ranks(&config, &parts))?;
         let mut identity = identity::identity(&config, world, &parts);
         let opened = if world.is_first_rank() {
             open_out_dir(&config, &identity)
