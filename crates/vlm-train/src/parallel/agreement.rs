@@ -1,5 +1,5 @@
-//! Compares program, data and settings of all ranks before the first step. Ranks that differ in them
-//! would train without an error, but their result would be useless.
+//! Compares program, data and settings of all ranks before the first step. Ranks that differ in
+//! them would train without an error, but their result would be useless.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -36,8 +36,8 @@ impl RankIdentity {
 /// Checks that all ranks have the same identity. A single process does not call `own`.
 ///
 /// # Errors
-/// Ranks that differ: every rank gets the same error, with each entry that differs and its values. A
-/// rank that ended or hangs.
+/// Ranks that differ: every rank gets the same error, with each entry that differs and its values.
+/// A rank that ended or hangs.
 pub fn compare_ranks(world: &World, own: impl FnOnce() -> RankIdentity) -> Result<(), TrainError> {
     if world.world_size() == 1 {
         return Ok(());

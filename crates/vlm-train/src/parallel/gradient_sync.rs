@@ -1,4 +1,5 @@
-//! Averages the gradients over the ranks during the backward pass. Does nothing for a single process.
+//! Averages the gradients over the ranks during the backward pass. Does nothing for a single
+//! process.
 
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
@@ -23,8 +24,8 @@ impl<'a> GradientSync<'a> {
     pub fn new(world: &'a World, params: &[(String, Tensor)]) -> Result<Self, TrainError> {
         let Some(group) = world.group() else { return Ok(Self { world, reducer: None }) };
         let defaults = ReducerOptions::default();
-        // A bucket is sent when all of its gradients are computed. With the default size the buckets of
-        // a small model would be complete only at the end of the backward pass.
+        // A bucket is sent when all of its gradients are computed. With the default size the
+        // buckets of a small model would be complete only at the end of the backward pass.
         let eighth = i64::try_from(gradient_bytes(params) / 8).unwrap_or(i64::MAX);
         let options = ReducerOptions {
             bucket_bytes: eighth.clamp(defaults.first_bucket_bytes, defaults.bucket_bytes),
@@ -70,8 +71,8 @@ impl<'a> GradientSync<'a> {
         })
     }
 
-    /// Clips the gradients of `params` to `max_norm`. Returns their norm before clipping, which is the
-    /// same on all ranks.
+    /// Clips the gradients of `params` to `max_norm`. Returns their norm before clipping, which is
+    /// the same on all ranks.
     ///
     /// # Errors
     /// A failure of libtorch; a rank that ended or hangs.
@@ -91,8 +92,9 @@ impl<'a> GradientSync<'a> {
         Ok(norm)
     }
 
-    /// The cost of the communication, for `summary.json`: number of ranks, bytes sent for each update,
-    /// time spent, and how much of that time the backward pass hid. Empty for a single process.
+    /// The cost of the communication, for `summary.json`: number of ranks, bytes sent for each
+    /// update, time spent, and how much of that time the backward pass hid. Empty for a single
+    /// process.
     ///
     /// # Errors
     /// A failure of libtorch.

@@ -1,8 +1,8 @@
-//! The heartbeat of a rank: a thread regularly writes the rank's step and phase to the store, so that
-//! the other ranks can report where a rank hangs or ended.
+//! The heartbeat of a rank: a thread regularly writes the rank's step and phase to the store, so
+//! that the other ranks can report where a rank hangs or ended.
 //!
-//! Only this thread uses the store. The rest of the program sends it requests over a channel and waits
-//! for a reply for a limited time, because a store on an unreachable machine never replies.
+//! Only this thread uses the store. The rest of the program sends it requests over a channel and
+//! waits for a reply for a limited time, because a store on an unreachable machine never replies.
 
 use std::convert::Infallible;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,7 +19,8 @@ use super::timeout_budget::TimeoutBudget;
 
 /// Number of intervals between two polls of the other ranks while nothing is wrong.
 const IDLE_POLL_INTERVALS: u32 = 8;
-/// Pause before the first check whether rank 0 is done. It is short so that a quick task costs little.
+/// Pause before the first check whether rank 0 is done. It is short so that a quick task costs
+/// little.
 const FIRST_CHECK: Duration = Duration::from_millis(1);
 /// Longest pause between two such checks.
 const LAST_CHECK: Duration = Duration::from_millis(100);
@@ -42,7 +43,8 @@ enum Request {
     Write { key: String, value: Vec<u8>, reply: Sender<()> },
     /// Poll the other ranks at every interval, and reply after `polls` polls.
     Watch { polls: u64, reply: Sender<()> },
-    /// Poll the other ranks at every interval, and reply when rank 0 has finished task number `task`.
+    /// Poll the other ranks at every interval, and reply when rank 0 has finished task number
+    /// `task`.
     WaitForTask { task: u64, reply: Sender<()> },
     /// On rank 0: start (`true`) or end checking whether another rank was asked to stop.
     ListenForStop(bool),
@@ -221,7 +223,8 @@ impl Heartbeat {
         self.request(|reply| Request::Write { key, value, reply })
     }
 
-    /// Sends a request. The returned channel carries the reply, or is closed if the thread has ended.
+    /// Sends a request. The returned channel carries the reply, or is closed if the thread has
+    /// ended.
     fn request(&self, make: impl FnOnce(Sender<()>) -> Request) -> Receiver<()> {
         let (reply, replies) = channel();
         if let Some(requests) = &self.requests {
@@ -268,8 +271,8 @@ struct Wait {
 }
 
 impl HeartbeatThread {
-    /// Handles requests until the channel is closed or the store fails. A failed store also shows in
-    /// the next operation of the process group, so its error is not reported here.
+    /// Handles requests until the channel is closed or the store fails. A failed store also shows
+    /// in the next operation of the process group, so its error is not reported here.
     fn run(mut self) {
         if self.serve().is_err() {
             lock(&self.shared.peers).is_cut_off = true;
@@ -326,8 +329,8 @@ impl HeartbeatThread {
         }
     }
 
-    /// Time between two polls while nothing is wrong. The store handles one request at a time, so with
-    /// many ranks each of them polls less often.
+    /// Time between two polls while nothing is wrong. The store handles one request at a time, so
+    /// with many ranks each of them polls less often.
     fn idle_poll_interval(&self) -> Duration {
         self.interval * IDLE_POLL_INTERVALS.max(self.world_size as u32)
     }

@@ -1,4 +1,5 @@
-//! Reads the environment variables that torchrun and other launchers set for the processes of a run.
+//! Reads the environment variables that torchrun and other launchers set for the processes of a
+//! run.
 
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -14,7 +15,8 @@ pub struct LaunchEnv {
     pub rank: usize,
     /// `WORLD_SIZE`: number of processes of the run.
     pub world_size: usize,
-    /// `LOCAL_RANK`: number of this process among those on its machine, from 0; 0 when it is not set.
+    /// `LOCAL_RANK`: number of this process among those on its machine, from 0; 0 when it is not
+    /// set.
     pub local_rank: usize,
     /// `LOCAL_WORLD_SIZE`: number of processes on this machine; 1 when it is not set.
     pub local_world_size: usize,
@@ -24,19 +26,22 @@ pub struct LaunchEnv {
     pub master_port: u16,
     /// Whether the launcher runs the store (`TORCHELASTIC_USE_AGENT_STORE`). Otherwise rank 0 does.
     pub agent_store: bool,
-    /// `TORCHELASTIC_RUN_ID`: name of the run; `none`, as with torchrun, when it is not set. It is part
-    /// of the keys in the store, so that ranks of another run that use the same port cannot join.
+    /// `TORCHELASTIC_RUN_ID`: name of the run; `none`, as with torchrun, when it is not set. It is
+    /// part of the keys in the store, so that ranks of another run that use the same port cannot
+    /// join.
     pub run_id: String,
-    /// `TORCHELASTIC_RESTART_COUNT`: number of restarts so far. It is part of the keys in the store,
-    /// because a launcher's store outlives the processes.
+    /// `TORCHELASTIC_RESTART_COUNT`: number of restarts so far. It is part of the keys in the
+    /// store, because a launcher's store outlives the processes.
     pub attempt: u64,
 }
 
 impl LaunchEnv {
-    /// Reads the environment. Returns `None` when `WORLD_SIZE` is not set: the process trains alone.
+    /// Reads the environment. Returns `None` when `WORLD_SIZE` is not set: the process trains
+    /// alone.
     ///
     /// # Errors
-    /// `WORLD_SIZE` is set, but another variable is missing, is not a valid number or contradicts it.
+    /// `WORLD_SIZE` is set, but another variable is missing, is not a valid number or contradicts
+    /// it.
     pub fn read() -> Result<Option<Self>, TrainError> {
         Self::from_variables(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -85,8 +90,9 @@ impl LaunchEnv {
         }))
     }
 
-    /// Number of CPU threads for this process: an equal part of the cores when several processes run on
-    /// this machine. `None` leaves the choice to libtorch: for one process, or with `OMP_NUM_THREADS`.
+    /// Number of CPU threads for this process: an equal part of the cores when several processes
+    /// run on this machine. `None` leaves the choice to libtorch: for one process, or with
+    /// `OMP_NUM_THREADS`.
     pub fn num_threads(&self) -> Option<i32> {
         if self.local_world_size == 1 || std::env::var_os("OMP_NUM_THREADS").is_some() {
             return None;

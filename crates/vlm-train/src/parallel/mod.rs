@@ -1,9 +1,9 @@
-//! Data-parallel training: each process trains on its part of every batch, the gradients are averaged
-//! during the backward pass, and all weights stay equal. A run with a single process uses the same
-//! [`World`].
+//! Data-parallel training: each process trains on its part of every batch, the gradients are
+//! averaged during the backward pass, and all weights stay equal. A run with a single process uses
+//! the same [`World`].
 //!
-//! This module does not depend on what starts the processes: a launcher, torchrun, Slurm or Kubernetes.
-//! All of them describe the processes in environment variables ([`LaunchEnv`]).
+//! This module does not depend on what starts the processes: a launcher, torchrun, Slurm or
+//! Kubernetes. All of them describe the processes in environment variables ([`LaunchEnv`]).
 
 mod agreement;
 mod gradient_sync;

@@ -68,8 +68,8 @@ pub(super) struct Peers {
     pub(super) ranks: Vec<Peer>,
     /// When the store last replied.
     pub(super) replied: Instant,
-    /// Whether the connection to the store broke, or the store did not reply in time. It is then not
-    /// waited for again.
+    /// Whether the connection to the store broke, or the store did not reply in time. It is then
+    /// not waited for again.
     pub(super) is_cut_off: bool,
 }
 

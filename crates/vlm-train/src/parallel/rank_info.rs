@@ -6,8 +6,8 @@ use tch::Device;
 
 use super::launch_env::LaunchEnv;
 
-/// Logs host, device, driver, backend and versions of a rank. `nccl` is the version of NCCL if NCCL is
-/// used.
+/// Logs host, device, driver, backend and versions of a rank. `nccl` is the version of NCCL if NCCL
+/// is used.
 pub(super) fn log(env: &LaunchEnv, device: Device, nccl: Option<&str>) {
     let device = match device {
         Device::Cuda(index) => format!("cuda:{index}"),

@@ -1,5 +1,5 @@
-//! Statistics that the ranks exchange before each step. With them all ranks weigh their losses exactly,
-//! stop at the same step, and skip a batch together when no rank can learn from it.
+//! Statistics that the ranks exchange before each step. With them all ranks weigh their losses
+//! exactly, stop at the same step, and skip a batch together when no rank can learn from it.
 
 use vlm_data::Batch;
 
@@ -27,8 +27,8 @@ pub struct LocalStepStats {
 impl LocalStepStats {
     pub(super) const NUM_FIELDS: usize = 8;
 
-    /// The statistics of `batch`. `learns_from_text` is whether a row without images gives any trained
-    /// parameter a gradient.
+    /// The statistics of `batch`. `learns_from_text` is whether a row without images gives any
+    /// trained parameter a gradient.
     pub fn of(batch: &Batch, learns_from_text: bool) -> Self {
         let has_input = learns_from_text || !batch.images.is_empty();
         Self {

@@ -1,5 +1,5 @@
-//! Divides the timeout of a group operation: after the wait for the other ranks there must be time left
-//! to find out which rank hangs, and to report it before the timeout is over.
+//! Divides the timeout of a group operation: after the wait for the other ranks there must be time
+//! left to find out which rank hangs, and to report it before the timeout is over.
 
 use std::time::Duration;
 

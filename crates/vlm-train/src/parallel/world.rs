@@ -1,8 +1,8 @@
 //! The processes of a run, with the collective operations of the training. A single process has the
 //! same methods, without communication.
 //!
-//! An error of a group operation names the rank that reports it, its step and phase, and what is known
-//! about the other ranks.
+//! An error of a group operation names the rank that reports it, its step and phase, and what is
+//! known about the other ranks.
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -60,8 +60,8 @@ impl World {
         }
     }
 
-    /// Connects to the other ranks. When a rank ends or hangs, later operations return an error within
-    /// `timeout`.
+    /// Connects to the other ranks. When a rank ends or hangs, later operations return an error
+    /// within `timeout`.
     ///
     /// # Errors
     /// Ranks that do not connect within `timeout`.
@@ -109,8 +109,8 @@ impl World {
         self.ranks.as_ref().map(|ranks| &ranks.group)
     }
 
-    /// Makes `device` the current device, and adds NCCL to the process group if it is a GPU. Returns
-    /// the version of NCCL if NCCL is used.
+    /// Makes `device` the current device, and adds NCCL to the process group if it is a GPU.
+    /// Returns the version of NCCL if NCCL is used.
     ///
     /// # Errors
     /// NCCL is missing or finds no GPU; two ranks use the same GPU.
@@ -122,8 +122,8 @@ impl World {
         Ok(Some(ranks.group.add_nccl(index)?))
     }
 
-    /// Returns an error if two ranks use the same GPU: NCCL would hang, or fail with a message that does
-    /// not say so.
+    /// Returns an error if two ranks use the same GPU: NCCL would hang, or fail with a message that
+    /// does not say so.
     fn refuse_shared_gpus(&self, index: usize) -> Result<(), TrainError> {
         let found = self
             .ranks
@@ -143,8 +143,8 @@ impl World {
         Ok(())
     }
 
-    /// Logs a line about this rank: host, device, driver, backend and versions. `nccl` is the version
-    /// of NCCL if NCCL is used. A single process logs nothing.
+    /// Logs a line about this rank: host, device, driver, backend and versions. `nccl` is the
+    /// version of NCCL if NCCL is used. A single process logs nothing.
     pub fn log_rank(&self, device: Device, nccl: Option<&str>) {
         if let Some(ranks) = &self.ranks {
             rank_info::log(&ranks.env, device, nccl);
@@ -159,8 +159,8 @@ impl World {
     }
 
     /// Runs `work` on rank 0 and returns its result there. The other ranks wait, and get `None`.
-    /// `work` may take longer than the timeout, but must call its argument at least once per timeout:
-    /// this reports progress, and returns `false` as soon as any rank is asked to stop.
+    /// `work` may take longer than the timeout, but must call its argument at least once per
+    /// timeout: this reports progress, and returns `false` as soon as any rank is asked to stop.
     ///
     /// # Errors
     /// On rank 0 the error of `work`; on the other ranks: rank 0 ended or made no progress.
@@ -193,8 +193,8 @@ impl World {
         Ok(Some(done))
     }
 
-    /// Adds to the error of a group operation the step and phase of this rank and what is known about
-    /// the other ranks. With several processes this takes up to a few seconds.
+    /// Adds to the error of a group operation the step and phase of this rank and what is known
+    /// about the other ranks. With several processes this takes up to a few seconds.
     pub fn with_rank_context(&self, error: impl Display) -> TrainError {
         let Some(Ranks { heartbeat, env, .. }) = &self.ranks else {
             return TrainError::Failed(error.to_string());
@@ -253,8 +253,8 @@ impl World {
     }
 
     /// Whether the run stops after the current update. `agreed` is whether a rank was asked to stop
-    /// according to [`Self::sync_step`], so that all ranks stop at the same step. A single process also
-    /// stops when `stop` was set after that.
+    /// according to [`Self::sync_step`], so that all ranks stop at the same step. A single process
+    /// also stops when `stop` was set after that.
     pub fn stops(&self, agreed: bool, stop: &AtomicBool) -> bool {
         agreed || self.ranks.is_none() && stop.load(Ordering::Relaxed)
     }
@@ -303,7 +303,8 @@ impl World {
         Ok(sum)
     }
 
-    /// Copies the values of rank 0's tensors to all ranks, and checks that the tensors are then equal.
+    /// Copies the values of rank 0's tensors to all ranks, and checks that the tensors are then
+    /// equal.
     ///
     /// # Errors
     /// Tensors that differ between ranks after the broadcast; see also [`World`].
@@ -336,8 +337,8 @@ impl World {
     /// This rank's result, if all ranks succeeded.
     ///
     /// # Errors
-    /// Any rank failed: each rank gets its own error, or that of the first rank that failed. See also
-    /// [`World`].
+    /// Any rank failed: each rank gets its own error, or that of the first rank that failed. See
+    /// also [`World`].
     pub fn all_ready<T>(&self, own: Result<T, TrainError>) -> Result<T, TrainError> {
         if self.ranks.is_none() {
             return own;
@@ -355,8 +356,8 @@ impl World {
         }
     }
 
-    /// Waits for all ranks at the end of the run, so that rank 0, which runs the store, does not end
-    /// before the others.
+    /// Waits for all ranks at the end of the run, so that rank 0, which runs the store, does not
+    /// end before the others.
     ///
     /// # Errors
     /// See [`World`].
