@@ -70,8 +70,8 @@ impl World {
         let options = env.group_options(budget.wait);
         let group = ProcessGroup::connect(&options).map_err(|error| {
             TrainError::Failed(format!(
-                "{}. The ranks connect to MASTER_ADDR {}, MASTER_PORT {}: all {} must be started and \
-                 must reach it within `timeout_secs` ({} s)",
+                "{}. The ranks connect to MASTER_ADDR {}, MASTER_PORT {}: all {} must be started \
+                 and must reach it within `timeout_secs` ({} s)",
                 // Some of libtorch's own messages end with a full stop.
                 error.to_string().trim_end_matches('.'),
                 env.master_addr,
@@ -134,8 +134,8 @@ impl World {
             let Some((host, bus)) = gpu else { continue };
             if let Some(first) = all[..rank].iter().position(|other| other == gpu) {
                 return Err(TrainError::Usage(format!(
-                    "ranks {first} and {rank} both use GPU {bus} of {host}, but each rank needs its \
-                     own: start at most as many processes as there are GPUs, and set \
+                    "ranks {first} and {rank} both use GPU {bus} of {host}, but each rank needs \
+                     its own: start at most as many processes as there are GPUs, and set \
                      CUDA_VISIBLE_DEVICES to all GPUs, or to another GPU for each process"
                 )));
             }
@@ -317,8 +317,8 @@ impl World {
             return Ok(());
         }
         Err(TrainError::Failed(format!(
-            "after the broadcast the weights of ranks {differing:?} differ from those of rank 0: the \
-             network or the memory of a machine corrupts data"
+            "after the broadcast the weights of ranks {differing:?} differ from those of rank 0: \
+             the network or the memory of a machine corrupts data"
         )))
     }
 
