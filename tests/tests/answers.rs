@@ -187,7 +187,7 @@ fn what_was_learned_by_heart_is_judged_perfect() {
 
     let table = with_model("eval", &["--data-path", &rows(), "--images-path", &images()]);
     table.assert_success();
-    assert!(table.stdout.contains("exactly right"), "{}", table.stdout);
+    assert!(table.stdout.contains("exact matches"), "{}", table.stdout);
     assert!(table.stdout.contains("100.0%"), "{}", table.stdout);
 }
 

@@ -143,7 +143,7 @@ fn the_second_stage_without_the_first_ones_weights_says_what_is_missing() {
         "--data-path",
         trial.path("rows.jsonl").to_str().unwrap(),
     ]);
-    ended.assert_error(2, &["pretrain_vlm_512.pth is not there", "vlm pretrain"]);
+    ended.assert_error(2, &["pretrain_vlm_512.pth does not exist", "vlm pretrain"]);
 }
 
 #[test]

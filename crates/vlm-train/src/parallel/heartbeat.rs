@@ -171,11 +171,11 @@ impl Heartbeat {
         let done = self.request(|reply| Request::WaitForTask { task, reply });
         let started = Instant::now();
         let (mut number, mut changed) = (None, started);
-        let mut is_told = false;
+        let mut is_notified = false;
         loop {
-            if !is_told && stop_is_requested() {
+            if !is_notified && stop_is_requested() {
                 self.write(STOP_KEY.into(), vec![1]);
-                is_told = true;
+                is_notified = true;
             }
             match done.recv_timeout(self.budget.interval) {
                 Ok(()) => return Ok(()),

@@ -31,7 +31,7 @@ const MAX_SHOWN: usize = 120;
 /// part of them, only the number of rows in a batch of all processes.
 pub(super) fn identity(config: &TrainConfig, world: &World, parts: &Parts) -> Value {
     let batch_size = config.optim.batch_size.saturating_mul(world.world_size());
-    let mut identity = config.deciding();
+    let mut identity = config.numerical_settings();
     identity["optim"]["batch_size"] = batch_size.into();
     identity["row_weights"] = json!(config.data.data_path.weights());
     add(&mut identity, parts.contents());
