@@ -171,7 +171,7 @@ fn what_cannot_be_asked_is_told() {
         .assert_error(2, &["--model no-such-folder"]);
     let empty = tempfile::tempdir().unwrap();
     vlm(&["generate", "--model", empty.path().to_str().unwrap(), "--prompt", "x"])
-        .assert_error(2, &["no weights there"]);
+        .assert_error(2, &["has no weights"]);
 }
 
 #[test]
