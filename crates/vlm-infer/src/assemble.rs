@@ -151,7 +151,7 @@ pub fn settle_shapes(
     let path = files.vision.join("config.json");
     let vision = VisionConfig::from_file(&path).map_err(InferError::file)?;
     warn_of_unread_keys(&path, &VisionConfig::unread_keys_of(&path).map_err(InferError::file)?);
-    let (mut lm, beside) = match &files.lm {
+    let (mut lm, config_path) = match &files.lm {
         Some(path) => starting_shape(path)?,
         None => (LmConfig::default(), None),
     };
@@ -177,10 +177,10 @@ pub fn settle_shapes(
     let mut projector = files.projector;
     if let Some(path) = &files.lm {
         let weights = open_language_model(path).map_err(InferError::file)?;
-        if let Some(path) = &beside {
+        if let Some(path) = &config_path {
             warn_of_unread_keys(path, &LmConfig::unread_keys_of(path).map_err(InferError::file)?);
         }
-        adopt(&mut lm, &weights, beside.as_deref())?;
+        adopt(&mut lm, &weights, config_path.as_deref())?;
         projector = projector.or(projector_of(&weights));
     }
     let kind = projector.unwrap_or(ProjectorKind::default_for(lm.family));
@@ -321,7 +321,7 @@ fn warn_of_surplus(path: &Path, names: &[String]) {
 /// of that file; without one, the default shape of the family that the names of the tensors belong
 /// to.
 pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf>), InferError> {
-    if let Some(path) = config_beside(weights)? {
+    if let Some(path) = language_model_config(weights)? {
         return Ok((LmConfig::from_file(&path).map_err(InferError::file)?, Some(path)));
     }
     let opened = open_language_model(weights).map_err(InferError::file)?;
@@ -347,7 +347,7 @@ pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf
 ///
 /// # Errors
 /// The file exists, but cannot be read or is not JSON.
-fn config_beside(weights: &Path) -> Result<Option<PathBuf>, InferError> {
+fn language_model_config(weights: &Path) -> Result<Option<PathBuf>, InferError> {
     let folder = if weights.is_dir() { Some(weights) } else { weights.parent() };
     let path = folder.unwrap_or(Path::new(".")).join("config.json");
     let text = match std::fs::read_to_string(&path) {

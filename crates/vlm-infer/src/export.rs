@@ -95,8 +95,8 @@ impl Parts {
         let folder = ModelFolder::find(&source.model)?;
         let (run_config, path) = (&folder.config, folder.weights.clone());
         let weights = open_language_model(&path).map_err(InferError::file)?;
-        let (mut lm, beside) = starting_shape(&path)?;
-        adopt(&mut lm, &weights, beside.as_deref())?;
+        let (mut lm, config_path) = starting_shape(&path)?;
+        adopt(&mut lm, &weights, config_path.as_deref())?;
         check_tied(&lm, &weights).map_err(InferError::file)?;
         let tokenizer = folder.part(&source.tokenizer, "tokenizer")?;
         let has_vision = source.vision.is_some() || weights.names().any(is_projector);

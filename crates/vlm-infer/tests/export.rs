@@ -90,21 +90,21 @@ fn exported(model: &Vlm, expected_name: &str) -> VisionLanguageModel {
 #[test]
 fn exported_models_with_experts_of_every_family_have_the_same_logits() {
     let own = "layers.1.feed_forward.experts.3.w1.weight";
-    let present = "model.layers.1.mlp.experts.2.gate_proj.weight";
-    let usual = LmFamily::MiniMind3.default_config().moe;
+    let current = "model.layers.1.mlp.experts.2.gate_proj.weight";
+    let defaults = LmFamily::MiniMind3.default_config().moe;
     let forms = [
         (LmFamily::MiniMind, MoeConfig::default(), own),
         (LmFamily::MiniMind, MoeConfig { n_shared_experts: None, ..MoeConfig::default() }, own),
-        (LmFamily::MiniMind3, usual.clone(), present),
+        (LmFamily::MiniMind3, defaults.clone(), current),
         (
             LmFamily::MiniMind3,
             MoeConfig {
                 n_routed_experts: 3,
                 num_experts_per_tok: 2,
                 norm_topk_prob: false,
-                ..usual
+                ..defaults
             },
-            present,
+            current,
         ),
     ];
     for (family, moe, expected_name) in forms {
