@@ -171,7 +171,7 @@ fn invalid_requests_are_usage_errors() {
         .assert_error(2, &["--model no-such-folder"]);
     let empty = tempfile::tempdir().unwrap();
     vlm(&["generate", "--model", empty.path().to_str().unwrap(), "--prompt", "x"])
-        .assert_error(2, &["no weights there"]);
+        .assert_error(2, &["has no weights"]);
 }
 
 #[test]
@@ -187,7 +187,7 @@ fn evaluation_of_an_overfitted_model_is_perfect() {
 
     let table = with_model("eval", &["--data-path", &rows(), "--images-path", &images()]);
     table.assert_success();
-    assert!(table.stdout.contains("exactly right"), "{}", table.stdout);
+    assert!(table.stdout.contains("exact matches"), "{}", table.stdout);
     assert!(table.stdout.contains("100.0%"), "{}", table.stdout);
 }
 

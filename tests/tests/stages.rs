@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{Trial, demo_start, golden, program, row, vlm};
+use crate::support::{Trial, demo_lm, demo_start, golden, program, row, vlm};
 
 /// Names and bytes of the tensors in a weights file, sorted by name.
 fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
@@ -143,7 +143,7 @@ fn sft_without_pretrained_weights_is_a_usage_error() {
         "--data-path",
         trial.path("rows.jsonl").to_str().unwrap(),
     ]);
-    ended.assert_error(2, &["pretrain_vlm_512.pth is not there", "vlm pretrain"]);
+    ended.assert_error(2, &["pretrain_vlm_512.pth does not exist", "vlm pretrain"]);
 }
 
 #[test]
@@ -234,7 +234,7 @@ fn bfloat16_losses_are_close_to_float32_on_the_demo() {
         let mut command = program();
         command.args(["pretrain", "--dtype", dtype, "--max-steps", "200", "--batch-size", "8"]);
         command.args(["--log-interval", "1", "--save-interval", "1000", "--device", "cpu"]);
-        command.arg("--data-path").arg(&demo).arg("--lm").arg(demo_start(""));
+        command.arg("--data-path").arg(&demo).arg("--lm").arg(demo_lm());
         command.arg("--vision").arg(demo_start("vision")).arg("--tokenizer").arg(demo_start(""));
         let output = command.arg("--out-dir").arg(trial.path("out")).output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -17,6 +17,11 @@ pub fn demo_start(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/demo-start").join(name)
 }
 
+/// The weights of the language model that the embedded demo starts from.
+pub fn demo_lm() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../data/demo-lm/lm.safetensors")
+}
+
 /// MiniMind's tokenizer, which is others' work and not part of this repository: the folder in
 /// `VLM_MINIMIND_TOKENIZER`, else one beside the checkout.
 pub fn minimind_tokenizer() -> PathBuf {

@@ -68,9 +68,9 @@ fn a_killed_or_hanging_rank_is_reported_by_the_others_within_the_timeout() {
     const TIMEOUT: Duration = Duration::from_secs(4);
     // Time for a step that had started and for ending the process on a busy machine.
     const MARGIN: Duration = Duration::from_millis(1500);
-    let stopped = "rank 1 is stopped, gone or cut off; it last reported step ";
-    // Rank 0 runs the store, without which nothing is known about the other ranks.
-    let unknown = "the store, which rank 0 or the launcher keeps, does not answer";
+    let stopped = "rank 1 does not respond; it last reported step ";
+    // Rank 0 runs the store: without it only earlier heartbeats are known.
+    let unknown = "the store, which rank 0 or the launcher runs, does not respond";
     for (name, target, state) in [("KILL", 1, stopped), ("STOP", 1, stopped), ("STOP", 0, unknown)]
     {
         let trial = trial();
@@ -84,7 +84,7 @@ fn a_killed_or_hanging_rank_is_reported_by_the_others_within_the_timeout() {
         let took = sent.elapsed();
         kill(hanging);
         let place = format!("rank {} of 2, step ", 1 - target);
-        ended[0].assert_error(1, &[&place, &format!("Of the others: {state}")]);
+        ended[0].assert_error(1, &[&place, &format!("Other ranks: {state}")]);
         assert!(took <= TIMEOUT + MARGIN, "{name} to rank {target}: reported after {took:?}");
         println!("{name} to rank {target}: reported after {took:?}");
     }

@@ -1,4 +1,4 @@
-//! The command line and the configuration file: the same names, and the same structure.
+//! The command line: the commands of `vlm`, and helpers to read flags.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -12,44 +12,46 @@ use crate::settings_args::{PretrainArgs, SftArgs};
 #[derive(Debug, Parser)]
 #[command(name = "vlm", version, args_override_self = true)]
 pub struct Cli {
-    /// Say more in the log.
+    /// Log more details.
     #[arg(short, long, global = true)]
     pub verbose: bool,
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Train the projector (and the last layers of the language model) on images with captions.
     Pretrain(Box<PretrainArgs>),
-    /// Train everything but the vision encoder on instruction rows, from the weights that
-    /// pretraining left.
+    /// Train the projector and the whole language model on instruction rows, starting from the
+    /// weights of the pretraining.
     Sft(Box<SftArgs>),
-    /// Show the settings of a training and where they come from, the recipes, or the JSON schema of
+    /// Show the settings of a training and their origins, the recipes, or the JSON schema of
     /// configuration files.
     #[command(subcommand)]
     Config(crate::config::ConfigCommand),
-    /// Train the embedded demo's starting weights from random ones (takes an hour or more).
+    /// Train the starting weights of the embedded demo from random weights (takes an hour or more).
     DemoWeights(DemoWeightsArgs),
-    /// Write the vision encoder's features of every picture, once, for training with --features.
+    /// Compute the vision encoder's features of every image once, for training with --features.
     CacheFeatures(crate::cache_features::CacheFeaturesArgs),
-    /// Write random weights of a given shape, for trials.
+    /// Write random weights of a given shape, for tests.
     Init(crate::init::InitArgs),
-    /// Answer about pictures, with a trained model: one prompt, many, or a conversation.
+    /// Generate text about images with a trained model: for one prompt, for many, or in a
+    /// conversation.
     Generate(Box<crate::generate::GenerateArgs>),
-    /// Judge a trained model on rows: loss, perplexity, captions.
+    /// Evaluate a trained model on rows: loss, perplexity, captions.
     Eval(Box<crate::eval::EvalArgs>),
-    /// Show names, shapes, types and sums of a weight file, and the model's configuration.
+    /// Show names, shapes, types and sums of the tensors in a weights file, or the rows of a
+    /// dataset.
     Inspect(crate::inspect::InspectArgs),
-    /// Write weights in another format, every name, dtype and value kept; or a whole model as a
-    /// folder in Hugging Face form.
+    /// Write weights in another format, with the same names, types and values; or export a model as
+    /// a folder in Hugging Face format.
     Convert(crate::convert::ConvertArgs),
 }
 
 impl Command {
-    /// Whether a model runs: the others read and write files.
+    /// Whether the command runs a model. The other commands only read and write files.
     pub fn computes(&self) -> bool {
         !matches!(self, Self::Init(_) | Self::Inspect(_) | Self::Convert(_) | Self::Config(_))
     }
@@ -58,13 +60,14 @@ impl Command {
 /// Flags of `vlm demo-weights`.
 #[derive(Debug, Args)]
 pub struct DemoWeightsArgs {
-    /// Folder for the weights [default: the project's data/demo-start].
+    /// Folder for the weights [default: data/demo-start of the project].
     #[arg(long, value_name = "DIR")]
     pub output: Option<PathBuf>,
-    /// Make only this part, vision or language [default: both].
+    /// Train only this part, vision or language [default: both].
     #[arg(long, value_name = "PART", value_parser = parse_named::<Part>)]
     pub part: Option<Part>,
-    /// Language model to continue from, a weight file of the same shape [default: random weights].
+    /// Weights file of a language model of the same shape to continue from [default: random
+    /// weights].
     #[arg(long, value_name = "FILE")]
     pub language_from: Option<PathBuf>,
     /// Number of chats that the language model is trained on [default: 100000].
@@ -72,7 +75,7 @@ pub struct DemoWeightsArgs {
     pub num_chats: Option<usize>,
 }
 
-/// The reference spells its flags with underscores: `--data_path` is `--data-path` here.
+/// Replaces underscores in flags by dashes, because the reference has flags such as `--data_path`.
 pub fn with_dashes(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     let respell = |arg: OsString| {
         let Some(flag) = arg.to_str().filter(|text| text.starts_with("--")) else { return arg };
@@ -84,6 +87,7 @@ pub fn with_dashes(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
     args.map(respell).collect()
 }
 
+/// Parses the value of a flag that is true or false.
 pub fn parse_bool(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {
         "true" | "1" | "yes" => Ok(true),
@@ -92,7 +96,7 @@ pub fn parse_bool(text: &str) -> Result<bool, String> {
     }
 }
 
-/// Reads a value by the name that the configuration file gives it.
+/// Parses a value by its name in configuration files.
 pub fn parse_named<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
     serde_json::from_value(text.into()).map_err(|e| e.to_string())
 }
@@ -102,13 +106,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_commands_flags_are_consistent() {
+    fn the_flags_of_all_commands_are_consistent() {
         use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 
     #[test]
-    fn only_the_flags_about_rows_stand_under_the_heading_of_rows() {
+    fn only_the_flags_about_rows_are_under_the_heading_rows() {
         use clap::CommandFactory;
         let cli = Cli::command();
         for name in ["cache-features", "eval", "generate", "inspect"] {

@@ -1,4 +1,5 @@
-//! `vlm cache-features`: the vision encoder's features of every image, once, to disk.
+//! `vlm cache-features`: computes the vision encoder's features of every image once and stores
+//! them.
 
 use std::path::PathBuf;
 use std::thread::available_parallelism;
@@ -18,31 +19,31 @@ use crate::row_args::RowArgs;
 /// Flags of `vlm cache-features`.
 #[derive(Debug, Args)]
 pub struct CacheFeaturesArgs {
-    /// Rows whose images are encoded, as for training; several may be given.
+    /// Rows whose images are encoded, in the formats of the training; may be given several times.
     #[arg(long, value_name = "PATH", required = true)]
     data_path: Vec<String>,
-    /// Root folder of the image names in the rows.
+    /// Folder that the image names in the rows are relative to [default: the folder of the rows].
     #[arg(long, value_name = "DIR")]
     images_path: Option<PathBuf>,
-    /// Vision encoder, a folder in Hugging Face form.
+    /// Folder of the vision encoder, in Hugging Face format.
     #[arg(long, value_name = "DIR")]
     vision: PathBuf,
-    /// Folder for the features; an unfinished cache there is continued.
+    /// Folder for the features; an unfinished cache in it is continued.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
-    /// float32, bfloat16 or float16: how features are stored.
+    /// Type in which the features are stored: float32, bfloat16 or float16.
     #[arg(long, value_name = "TYPE", default_value = "float32", value_parser = parse_named::<FeaturesDtype>)]
     features_dtype: FeaturesDtype,
-    /// Pictures encoded at once.
+    /// Number of images in one forward pass.
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch_size: usize,
-    /// auto, cpu, cuda or cuda:N.
+    /// Device of the encoder: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
-    /// Threads that read and decode [default: cores].
+    /// Number of threads that read and decode images [default: the number of cores].
     #[arg(long, value_name = "N")]
     num_workers: Option<usize>,
-    /// CPU arithmetic threads [default: cores].
+    /// Number of CPU threads for arithmetic [default: the number of cores].
     #[arg(long, value_name = "N")]
     num_threads: Option<i32>,
     #[command(flatten)]
@@ -84,7 +85,7 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
     bar.finish_and_clear();
     let cached = cached?;
     println!(
-        "{}: {} images in {} ({}), {} of them new; {} rows set aside",
+        "{}: {} images in {} ({}), {} of them new; {} rejected rows",
         if cached.is_finished { "finished" } else { "interrupted" },
         cached.num_images,
         output.display(),
@@ -93,7 +94,7 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
         cached.rejected_rows,
     );
     if !cached.is_finished {
-        println!("continue with the same command");
+        println!("run the same command again to continue");
     }
     Ok(())
 }
@@ -101,8 +102,8 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
 fn announce(estimate: &Estimate) {
     let Estimate { images, num_done, bytes, time } = estimate;
     println!(
-        "{} rows with {} images, at most {} distinct, {num_done} done; {} in all; encoding the \
-         rest takes about {}",
+        "{} rows with {} images, at most {} distinct; {num_done} are in the cache; its final size \
+         is {}; encoding the other images takes about {}",
         images.rows,
         images.references,
         images.distinct,

@@ -1,4 +1,5 @@
-//! A conversation in the terminal, or line by line from standard input.
+//! `vlm generate` without a prompt: a conversation in the terminal, or line by line from standard
+//! input.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
@@ -11,24 +12,26 @@ use vlm_model::ImageInput;
 
 use crate::generate::{print_streaming, read_image};
 
-const HELP: &str = "/image FILE shows an image with the next question, /reset starts a new conversation, /exit \
-                    or the end of input ends";
+const HELP: &str = "/image FILE adds an image to the next question, /reset starts a new \
+                    conversation, /exit or the end of input quits";
 
-/// The turns so far, and the images that were shown.
+/// A conversation: its turns and images.
 struct Conversation<'a> {
     generator: &'a Generator<'a>,
     /// The turns before the first question.
     opening: Vec<Turn>,
+    /// All turns so far.
     turns: Vec<Turn>,
-    /// Patch features of each image, `[1, P, V]`: an image is encoded once.
+    /// Patch features `[1, P, V]` of each image of `turns`, kept so that an image is encoded only
+    /// once.
     shown: Vec<Tensor>,
-    /// Images for the next question.
+    /// Patch features of the images for the next question.
     waiting: Vec<Tensor>,
 }
 
-/// Reads questions until the input ends. `images` are shown with the first question.
+/// Reads questions and prints answers until the input ends. `images` belong to the first question.
 pub fn run(generator: &Generator, opening: Vec<Turn>, images: &[Vec<u8>]) -> Result<()> {
-    let mut talk = Conversation {
+    let mut conversation = Conversation {
         generator,
         turns: opening.clone(),
         opening,
@@ -36,7 +39,7 @@ pub fn run(generator: &Generator, opening: Vec<Turn>, images: &[Vec<u8>]) -> Res
         waiting: Vec::new(),
     };
     for image in images {
-        talk.show(image)?;
+        conversation.add_image(image)?;
     }
     let is_terminal = std::io::stdin().is_terminal();
     if is_terminal {
@@ -46,7 +49,7 @@ pub fn run(generator: &Generator, opening: Vec<Turn>, images: &[Vec<u8>]) -> Res
     loop {
         if is_terminal {
             eprint!("> ");
-            // Without the prompt sign the conversation works, too.
+            // If the prompt sign cannot be written, the conversation continues without it.
             let _ = std::io::stderr().flush();
         }
         let Some(line) = lines.next() else { return Ok(()) };
@@ -55,34 +58,35 @@ pub fn run(generator: &Generator, opening: Vec<Turn>, images: &[Vec<u8>]) -> Res
             "" => {}
             "/exit" => return Ok(()),
             "/reset" => {
-                talk.turns = talk.opening.clone();
-                talk.shown.clear();
-                talk.waiting.clear();
+                conversation.turns = conversation.opening.clone();
+                conversation.shown.clear();
+                conversation.waiting.clear();
             }
             command if command.starts_with('/') => {
                 let shown = match command.split_once(char::is_whitespace) {
-                    Some(("/image", path)) => {
-                        read_image(Path::new(path.trim())).and_then(|bytes| talk.show(&bytes))
-                    }
+                    Some(("/image", path)) => read_image(Path::new(path.trim()))
+                        .and_then(|bytes| conversation.add_image(&bytes)),
                     _ => Err(anyhow::anyhow!("{command} is not a command; {HELP}")),
                 };
                 if let Err(error) = shown {
                     eprintln!("{error:#}");
                 }
             }
-            question => talk.ask(question)?,
+            question => conversation.ask(question)?,
         }
     }
 }
 
 impl Conversation<'_> {
-    fn show(&mut self, image: &[u8]) -> Result<()> {
+    /// Adds an image to the next question.
+    fn add_image(&mut self, image: &[u8]) -> Result<()> {
         let pixels = self.generator.processor.preprocess(image)?;
         self.waiting.extend(self.generator.encode_images(&pixels)?);
         Ok(())
     }
 
-    /// Prints the answer on standard output. A question that cannot be used is reported and dropped.
+    /// Generates the answer to a question and prints it on standard output. A question that cannot
+    /// be used is reported and removed from the conversation.
     fn ask(&mut self, question: &str) -> Result<()> {
         let num_tags = question.matches(IMAGE_TAG).count();
         let (num_turns, num_shown) = (self.turns.len(), self.shown.len());
@@ -94,9 +98,9 @@ impl Conversation<'_> {
                 self.turns.push(Turn::new(Role::Assistant, text));
             }
             Err(error) => {
-                eprintln!("{error:#}; the question is dropped");
+                eprintln!("{error:#}; the question is ignored");
                 if num_tags > 0 {
-                    eprintln!("{IMAGE_TAG} stands for an image given by /image");
+                    eprintln!("each {IMAGE_TAG} stands for an image that was added with /image");
                 }
                 self.turns.truncate(num_turns);
                 self.shown.truncate(num_shown);
@@ -105,6 +109,7 @@ impl Conversation<'_> {
         Ok(())
     }
 
+    /// Generates the next turn, prints it as it is generated, and returns it.
     fn generate(&self) -> Result<String> {
         let prompt = self
             .generator

@@ -1,4 +1,5 @@
-//! `vlm config`: the settings of a training, where each comes from, recipes, and the JSON schema.
+//! `vlm config`: prints the settings of a training with their origins, the recipes, or the JSON
+//! schema.
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -8,19 +9,19 @@ use crate::error::CliError;
 use crate::pretrain;
 use crate::settings_args::{PretrainArgs, SettingsArgs, SftArgs};
 
-/// What to do with the settings.
+/// The subcommands of `vlm config`.
 #[derive(Debug, Subcommand)]
 pub enum ConfigCommand {
-    /// Print every setting of a training with its value and where that comes from. The output is a
-    /// configuration file; the flags are those of pretrain or sft.
+    /// Print every setting of a training with its value and origin. The output is a configuration
+    /// file. The flags are those of pretrain or sft.
     #[command(subcommand)]
     Show(Box<ShowCommand>),
     /// List the recipes, or print one of them.
     Recipes {
-        /// The recipe to print.
+        /// Name of the recipe to print.
         name: Option<String>,
     },
-    /// Print the JSON schema of configuration files, for editors.
+    /// Print the JSON schema of configuration files, which editors can use.
     Schema,
 }
 

@@ -1,18 +1,19 @@
-//! `print!`, `println!`, `eprint!` and `eprintln!` for programs whose output may go into a pipe. The
-//! standard ones panic when its reader is gone, as after `| head -1`: with these the program continues
-//! without being read. A full disk behind standard output is remembered for the exit code.
+//! `print!`, `println!`, `eprint!` and `eprintln!` for programs whose output may go to a pipe. The
+//! standard macros panic when the reader of the pipe has ended, as with `| head -1`; with these
+//! macros the program continues. Other errors of standard output, such as a full disk, are kept for
+//! the exit code.
 //!
-//! `vlm` and `xtask` share this file. It must come first in `main.rs`, since macros are known from their
-//! definition on.
+//! `vlm` and `xtask` share this file. It must be the first module of `main.rs`, because macros can
+//! be used only after their definition.
 
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};
 use std::sync::OnceLock;
 
-/// Why something could not be written to standard output.
+/// The first error of standard output.
 static FAILURE: OnceLock<String> = OnceLock::new();
 
-/// Writes to standard output, at once.
+/// Writes to standard output and flushes it.
 pub fn to_stdout(text: Arguments) {
     let mut stdout = io::stdout().lock();
     let written = stdout.write_fmt(text).and_then(|()| stdout.flush());
@@ -23,37 +24,37 @@ pub fn to_stdout(text: Arguments) {
     }
 }
 
-/// Writes to standard error. There is nobody to tell that it failed.
+/// Writes to standard error. Errors are ignored, because they could not be reported anywhere.
 pub fn to_stderr(text: Arguments) {
     let _ = io::stderr().lock().write_fmt(text);
 }
 
-/// Why standard output is not whole, if it is not: a full disk, say. A reader that went away is no
-/// failure.
+/// The error due to which standard output is incomplete, such as a full disk. A reader that has
+/// ended is not an error.
 pub fn failure() -> Option<&'static str> {
     FAILURE.get().map(String::as_str)
 }
 
-/// The standard macro, without its panic.
+/// As the standard macro, but does not panic.
 #[allow(unused_macros)]
 macro_rules! print {
     ($($text:tt)*) => { $crate::console::to_stdout(format_args!($($text)*)) };
 }
 
-/// The standard macro, without its panic.
+/// As the standard macro, but does not panic.
 #[allow(unused_macros)]
 macro_rules! println {
     () => { $crate::console::to_stdout(format_args!("\n")) };
     ($($text:tt)*) => { $crate::console::to_stdout(format_args!("{}\n", format_args!($($text)*))) };
 }
 
-/// The standard macro, without its panic.
+/// As the standard macro, but does not panic.
 #[allow(unused_macros)]
 macro_rules! eprint {
     ($($text:tt)*) => { $crate::console::to_stderr(format_args!($($text)*)) };
 }
 
-/// The standard macro, without its panic.
+/// As the standard macro, but does not panic.
 #[allow(unused_macros)]
 macro_rules! eprintln {
     () => { $crate::console::to_stderr(format_args!("\n")) };

@@ -1,4 +1,4 @@
-//! `vlm convert`: weights from one format to another, and models as folders in Hugging Face form.
+//! `vlm convert`: writes weights in another format, or exports a model in Hugging Face format.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -15,34 +15,38 @@ use crate::error::CliError;
 pub struct ConvertArgs {
     /// A .pth or .safetensors file, an index of shards, or a folder with one of these.
     pub input: PathBuf,
-    /// What to write: a name that ends in .pth or .safetensors, or a folder for
-    /// model.safetensors or its shards.
+    /// File to write, which ends in .pth or .safetensors; or a folder for model.safetensors or its
+    /// shards.
     #[arg(required_unless_present = "export_hf", conflicts_with = "export_hf")]
     pub output: Option<PathBuf>,
-    /// Split what is larger into shards with an index; 500MB, 5GB or bytes. Needs a folder.
+    /// Largest size of a file, such as 500MB, 5GB or a number of bytes; larger weights are split
+    /// into shards with an index. Only for a folder [default: 5GB].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub max_shard_size: Option<u64>,
-    /// Replace what is there.
+    /// Replace an existing file or folder.
     #[arg(long)]
     pub force: bool,
-    /// Write a folder with config.json, weights, tokenizer, preprocessor_config.json and, in
-    /// vision/, the encoder; --lm and --model take it.
+    /// Export the model to this folder in Hugging Face format: config.json, weights, tokenizer,
+    /// preprocessor_config.json, and the vision encoder in vision/. --lm and --model accept the
+    /// folder.
     #[arg(long, value_name = "DIR")]
     pub export_hf: Option<PathBuf>,
-    /// With --export-hf: the tokenizer's folder [default: the one that the model was trained with].
+    /// With --export-hf: folder of the tokenizer [default: the one that the model was trained
+    /// with].
     #[arg(long, value_name = "DIR", requires = "export_hf")]
     pub tokenizer: Option<PathBuf>,
-    /// With --export-hf: the vision encoder's folder [default: as --tokenizer].
+    /// With --export-hf: folder of the vision encoder [default: the one that the model was trained
+    /// with].
     #[arg(long, value_name = "DIR", requires = "export_hf")]
     pub vision: Option<PathBuf>,
 }
 
-/// Above this an exported model is split, as Hugging Face's own writer does.
-const USUAL_SHARD_BYTES: u64 = 5_000_000_000;
+/// Default of `--max-shard-size`, as in Hugging Face's writer.
+const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 
 /// Runs the command.
 pub fn run(args: &ConvertArgs) -> Result<()> {
-    let shard_bytes = args.max_shard_size.unwrap_or(USUAL_SHARD_BYTES);
+    let shard_bytes = args.max_shard_size.unwrap_or(DEFAULT_SHARD_BYTES);
     if let Some(folder) = &args.export_hf {
         check_folder(folder, args.force)?;
         let source = ExportSource {
@@ -50,7 +54,7 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
             vision: args.vision.clone(),
             tokenizer: args.tokenizer.clone(),
         };
-        make_room(folder)?;
+        create_parent(folder)?;
         export_hf(&source, folder, shard_bytes)?;
         println!("{}", folder.display());
         return Ok(());
@@ -59,10 +63,10 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     let format = format_of(output, args)?;
     let weights = Weights::open(&args.input)?;
     if let Some(key) = weights.nested_under() {
-        tracing::info!("the tensors are those under the key {key:?}; what else is there stays");
+        tracing::info!("only the tensors under the key {key:?} are converted");
     }
     let tensors = weights.all()?;
-    make_room(output)?;
+    create_parent(output)?;
     match format {
         Some(format) => weights::save(output, &tensors, format)?,
         None => vlm_torch::write_folder_atomically::<WeightsError>(output, |folder| {
@@ -73,14 +77,16 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     Ok(())
 }
 
-/// Makes the folder that the output will lie in, as other commands make theirs.
-fn make_room(output: &Path) -> Result<()> {
+/// Creates the folder that contains the output.
+fn create_parent(output: &Path) -> Result<()> {
     let folder = output.parent().unwrap_or(output);
-    fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))
+    fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))
 }
 
-/// The format of the file to write, `None` for a folder; checked to be free, or given up by
-/// `--force`.
+/// The format of the file to write; `None` for a folder.
+///
+/// # Errors
+/// An output that exists and may not be replaced; flags that contradict each other.
 fn format_of(output: &Path, args: &ConvertArgs) -> Result<Option<Format>> {
     if output.extension().is_none() || output.is_dir() {
         check_folder(output, args.force)?;
@@ -89,8 +95,8 @@ fn format_of(output: &Path, args: &ConvertArgs) -> Result<Option<Format>> {
     let format = Format::of(output)?;
     if args.max_shard_size.is_some() {
         return Err(CliError::Usage(format!(
-            "--max-shard-size: shards need a folder, and {} is a file's name; give one without \
-             extension",
+            "--max-shard-size: shards are written to a folder, but {} has the extension of a file; \
+             give a name without extension",
             output.display()
         ))
         .into());
@@ -101,15 +107,15 @@ fn format_of(output: &Path, args: &ConvertArgs) -> Result<Option<Format>> {
     Ok(Some(format))
 }
 
-/// A folder is free when it is not there or empty; `--force` gives up one that holds nothing but
-/// what is written here.
+/// Checks that the folder may be written: it does not exist or is empty, or it holds only files of
+/// this command and `--force` is given.
 fn check_folder(folder: &Path, force: bool) -> Result<()> {
     if !folder.exists() {
         return Ok(());
     }
     if !folder.is_dir() {
         return Err(CliError::Usage(format!(
-            "{} is a file; expected a folder, or a name that is free",
+            "{} is a file; expected a folder, or a path that does not exist yet",
             folder.display()
         ))
         .into());
@@ -131,8 +137,8 @@ fn check_folder(folder: &Path, force: bool) -> Result<()> {
     match names.iter().find(|name| !is_own(name)) {
         None => Ok(()),
         Some(name) => Err(CliError::Usage(format!(
-            "{} holds {name}, which this command does not write; --force replaces a whole folder, \
-             so choose another",
+            "{} holds {name}, which this command did not write; --force replaces the whole folder, \
+             so choose another one",
             folder.display()
         ))
         .into()),
@@ -141,13 +147,14 @@ fn check_folder(folder: &Path, force: bool) -> Result<()> {
 
 fn occupied(path: &Path) -> anyhow::Error {
     CliError::Usage(format!(
-        "{} is there already; give --force to replace it, or another name",
+        "{} already exists; give --force to replace it, or choose another name",
         path.display()
     ))
     .into()
 }
 
-/// `500MB` and `5GB` are powers of ten, as Hugging Face counts them.
+/// Parses a size such as `500MB` or `5GB` in bytes. The units are powers of ten, as in Hugging
+/// Face.
 fn parse_size(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
@@ -167,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_have_units() {
+    fn sizes_with_decimal_units_are_parsed() {
         assert_eq!(parse_size("500MB"), Ok(500_000_000));
         assert_eq!(parse_size("2gb"), Ok(2_000_000_000));
         assert_eq!(parse_size("17"), Ok(17));

@@ -21,12 +21,12 @@ use crate::progress::TrainingProgress;
 /// Runs the demo: a training run, with an evaluation on the held-out rows before and after it.
 pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
     if layers.get("model.features").is_some() {
-        let message = "--features without --data-path: the demo is evaluated on images before and \
-                       after the training, for which it needs the encoder";
+        let message = "--features needs --data-path: without it, the demo is trained and \
+                       evaluated, and its evaluation needs the vision encoder";
         return Err(CliError::Usage(message.into()).into());
     }
     let data = data_dir();
-    let files = prepared(&data.join("demo"))?;
+    let files = prepare_dataset(&data.join("demo"))?;
     add_demo_defaults(&mut layers, &data, &files);
     let mut run = Run::prepare(configuration(layers)?)?;
     let evaluated = run.on_first_rank(stop, |continues| -> Result<_> {
@@ -52,15 +52,15 @@ pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
     Ok(())
 }
 
-/// Evaluates after the training, with the rows' images and with blank ones, and prints the scores
-/// beside those from `before`. `None` when the user asked to stop meanwhile.
+/// Evaluates after the training, with the images of the rows and with blank ones, and prints the
+/// scores next to those in `before`. Returns `None` if the user asked to stop.
 fn evaluate_again(
     held_out: &HeldOut,
     run: &Run,
     before: GroupAccuracy,
     stop: &AtomicBool,
 ) -> Result<Option<(DemoScores, HeldOutSection)>> {
-    println!("evaluating on them again, and once with blank images …");
+    println!("evaluating on the same rows after training, and with blank images …");
     let continues = || !stop.load(Ordering::Relaxed);
     let Some(after) = held_out.evaluate(run, Images::Shown, &continues)? else { return Ok(None) };
     let Some(blank) = held_out.evaluate(run, Images::Blank, &continues)? else { return Ok(None) };
@@ -71,7 +71,7 @@ fn evaluate_again(
     Ok(Some((scores, HeldOutSection { scores: table, examples })))
 }
 
-/// Trains the starting weights from random ones.
+/// Runs `vlm demo-weights`: trains the demo's starting weights from random weights.
 pub fn make_weights(args: &DemoWeightsArgs) -> Result<()> {
     let output = args.output.clone().unwrap_or_else(|| data_dir().join("demo-start"));
     let mut options = StartingWeightsOptions::default();
@@ -81,17 +81,18 @@ pub fn make_weights(args: &DemoWeightsArgs) -> Result<()> {
     options.language_from.clone_from(&args.language_from);
     options.num_chats = args.num_chats.unwrap_or(options.num_chats);
     make_starting_weights(&output, &options)
-        .with_context(|| format!("making the starting weights in {}", output.display()))
+        .with_context(|| format!("training the starting weights in {}", output.display()))
 }
 
-/// The checkout's `data` folder: `VLM_DATA_DIR`, else the one this program was built beside.
+/// The `data` folder: that in `VLM_DATA_DIR`, or the one of the checkout that this program was
+/// built in.
 fn data_dir() -> PathBuf {
-    let built_beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data");
-    std::env::var_os("VLM_DATA_DIR").map_or_else(built_beside, PathBuf::from)
+    let of_checkout = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data");
+    std::env::var_os("VLM_DATA_DIR").map_or_else(of_checkout, PathBuf::from)
 }
 
-/// The demo's data set, drawn on first use.
-fn prepared(folder: &Path) -> Result<DemoFiles> {
+/// The demo's dataset, which is drawn on first use.
+fn prepare_dataset(folder: &Path) -> Result<DemoFiles> {
     match demo_files(folder) {
         Some(files) => Ok(files),
         None => Ok(write_demo_dataset(folder, &mut |done, total| {
@@ -100,7 +101,7 @@ fn prepared(folder: &Path) -> Result<DemoFiles> {
     }
 }
 
-/// What the demo sets where the user does not.
+/// Adds the demo's values for settings that the user did not give.
 fn add_demo_defaults(layers: &mut Layers, data: &Path, files: &DemoFiles) {
     let start = data.join("demo-start");
     let path = |path: PathBuf| Value::from(path.display().to_string());

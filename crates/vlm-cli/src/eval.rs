@@ -1,4 +1,4 @@
-//! `vlm eval`: a trained model on rows it was not trained on.
+//! `vlm eval`: evaluates a trained model on rows.
 
 use std::path::PathBuf;
 use std::thread::available_parallelism;
@@ -17,34 +17,35 @@ use crate::row_args::RowArgs;
 pub struct EvalArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Rows, as for training.
+    /// Rows to evaluate on, in the formats of the training.
     #[arg(long, value_name = "FILE")]
     pub data_path: PathBuf,
-    /// Root folder of the image names in the rows [default: the folder of the rows].
+    /// Folder that the image names in the rows are relative to [default: the folder of the rows].
     #[arg(long, value_name = "DIR")]
     pub images_path: Option<PathBuf>,
-    /// Rows in one forward pass.
+    /// Number of rows in one forward pass.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
     pub batch_size: usize,
-    /// Truncate rows to this many tokens, for the loss.
+    /// Number of tokens to which rows are truncated for the loss.
     #[arg(long, value_name = "N", default_value_t = 640, value_parser = at_least_one)]
     pub max_seq_len: usize,
-    /// Generate captions for this many rows and compare them with the expected ones; the loss is of all rows.
+    /// Number of rows for which captions are generated and compared with the expected ones; the
+    /// loss is always that of all rows.
     #[arg(long, value_name = "N", default_value_t = 200)]
     pub max_rows: usize,
-    /// Largest number of new tokens for a row.
+    /// Largest number of tokens that are generated for a row.
     #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
     pub max_new_tokens: usize,
-    /// Fail when more than this fraction of the rows cannot be used; 0 allows none.
+    /// Largest fraction of rejected rows; with more the command fails. 0 allows none.
     #[arg(long, value_name = "FRACTION", default_value_t = DEFAULT_MAX_REJECTED_FRACTION)]
     pub max_rejected_fraction: f64,
-    /// Loader threads [default: cores].
+    /// Number of threads that read rows and decode images [default: the number of cores].
     #[arg(long, value_name = "N")]
     pub num_workers: Option<usize>,
     /// Print one JSON object instead of the table.
     #[arg(long)]
     pub json: bool,
-    // Last, since its heading would hold for the flags after it.
+    // Last, because its heading would apply to the flags after it.
     #[command(flatten)]
     pub rows: RowArgs,
 }
@@ -69,7 +70,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             max_rejected_fraction: args.max_rejected_fraction,
         },
     )?;
-    // Nobody asks this command to stop but by ending it.
+    // This command can only be stopped by ending the process.
     let Some(report) = evaluator.evaluate(&trained.model, trained.dtype, &|| true)? else {
         return Ok(());
     };
@@ -88,12 +89,12 @@ fn table(report: &EvalReport) -> String {
     };
     let lines = [
         ("rows", report.rows.to_string()),
-        ("rows that cannot be used", report.rejected_rows.to_string()),
+        ("rejected rows", report.rejected_rows.to_string()),
         ("supervised tokens", report.supervised_tokens.to_string()),
-        ("loss (nats a token)", number(report.loss)),
+        ("loss (nats per token)", number(report.loss)),
         ("perplexity", number(report.perplexity)),
-        ("rows answered", report.captions.to_string()),
-        ("exactly right", percent(report.exact)),
+        ("generated captions", report.captions.to_string()),
+        ("exact matches", percent(report.exact)),
         ("token F1", percent(report.token_f1)),
         ("seconds", format!("{:.1}", report.secs)),
     ];

@@ -1,4 +1,4 @@
-//! How the command ends: its exit code, its last words, its log.
+//! The exit code of the command, its error message, and its log.
 
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -15,7 +15,8 @@ use vlm_train::{TrainError, is_out_of_memory, out_of_memory_message};
 use crate::console;
 use crate::error::CliError;
 
-/// 0 for success, 2 for what the user asked wrongly, 1 for what failed while running.
+/// Prints the error, if there is one, and returns the exit code: 0 for success, 2 for a usage
+/// error, 1 for any other failure.
 pub fn code(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => match console::failure() {
@@ -25,21 +26,23 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
             }
             None => ExitCode::SUCCESS,
         },
-        // Whoever read our output has read enough.
+        // The reader of our output has ended, which is not a failure.
         Err(error) if has_io_error(&error, |e| e.kind() == io::ErrorKind::BrokenPipe) => {
             ExitCode::SUCCESS
         }
         Err(error) => {
-            let told = told_once(&error);
-            let told = vlm_config::with_flags(&out_of_memory_message(&told).unwrap_or(told));
+            let message = error_chain(&error);
+            let message = out_of_memory_message(&message).unwrap_or(message);
+            let message = vlm_config::with_flags(&message);
             let hint = flag_hint(&error);
-            eprintln!("error: {}{hint}", with_long_words_cut(&told));
+            eprintln!("error: {}{hint}", with_short_words(&message));
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
 }
 
-/// Runs a command. Memory that runs out in a tensor operation is a panic of `tch`, and an error here.
+/// Runs a command. When a tensor operation runs out of memory, `tch` panics; this is returned as an
+/// error.
 pub fn with_memory_errors(command: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
     catch_unwind(AssertUnwindSafe(command)).unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
@@ -50,7 +53,7 @@ pub fn with_memory_errors(command: impl FnOnce() -> anyhow::Result<()>) -> anyho
     })
 }
 
-/// The flag for the setting that a library found at fault.
+/// A hint with the flag of the setting that caused the error, or an empty text.
 fn flag_hint(error: &anyhow::Error) -> String {
     let infer = match error.downcast_ref::<TrainError>() {
         Some(TrainError::Infer(error)) => Some(error),
@@ -62,24 +65,24 @@ fn flag_hint(error: &anyhow::Error) -> String {
     }
 }
 
-/// The error and its causes on one line; a cause that the error before it already tells is left
-/// out.
-fn told_once(error: &anyhow::Error) -> String {
-    let mut told = error.to_string();
+/// The error and its sources on one line. A source whose text is already part of the line is
+/// omitted.
+fn error_chain(error: &anyhow::Error) -> String {
+    let mut message = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !told.contains(&cause) {
-            told = format!("{told}: {cause}");
+        if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
         }
     }
-    told
+    message
 }
 
-/// Longest word that an error shows whole: a path, or a value that the user gave.
+/// Largest number of characters of a word in an error message, such as a path or a value of a flag.
 const MAX_WORD: usize = 300;
 
-/// The text with every longer word cut, and its length told.
-fn with_long_words_cut(text: &str) -> String {
-    let cut = |word: &str| {
+/// The text with each longer word shortened, and the length of the word in parentheses.
+fn with_short_words(text: &str) -> String {
+    let shorten = |word: &str| {
         let length = word.trim_end().chars().count();
         if length <= MAX_WORD {
             return word.to_owned();
@@ -88,15 +91,16 @@ fn with_long_words_cut(text: &str) -> String {
         let end = &word[word.trim_end().len()..];
         format!("{start}… ({length} characters){end}")
     };
-    text.split_inclusive(char::is_whitespace).map(cut).collect()
+    text.split_inclusive(char::is_whitespace).map(shorten).collect()
 }
 
-fn has_io_error(error: &anyhow::Error, is_meant: impl Fn(&std::io::Error) -> bool) -> bool {
-    error.chain().any(|cause| cause.downcast_ref().is_some_and(&is_meant))
+/// Whether an I/O error that fulfils `is_wanted` is among the sources of the error.
+fn has_io_error(error: &anyhow::Error, is_wanted: impl Fn(&std::io::Error) -> bool) -> bool {
+    error.chain().any(|cause| cause.downcast_ref().is_some_and(&is_wanted))
 }
 
 fn is_usage(error: &anyhow::Error) -> bool {
-    // A full or failing disk is not a usage error, also where it affects a file of the user.
+    // A full or failing disk is never a usage error, even for a file that the user named.
     if has_io_error(error, vlm_data::is_disk_failure) {
         return false;
     }
@@ -133,8 +137,7 @@ fn is_data_usage(error: &DataError) -> bool {
     )
 }
 
-/// A panic is this program's own fault. Say so in one line instead of a trace of frames; the exit
-/// code is that of a failure.
+/// Reports panics as internal errors, without a stack trace, and with the exit code of a failure.
 pub fn report_panics_as_errors() {
     std::panic::set_hook(Box::new(|info| {
         let payload = info.payload();
@@ -143,11 +146,11 @@ pub fn report_panics_as_errors() {
             .map(String::as_str)
             .or_else(|| payload.downcast_ref::<&str>().copied())
             .unwrap_or("unknown");
-        // libtorch appends the frames of its own C++ stack.
+        // libtorch appends C++ stack frames to its message.
         let first = text.split("Exception raised from").next().unwrap_or(text).trim();
         let place =
             info.location().map_or(String::new(), |l| format!(" at {}:{}", l.file(), l.line()));
-        // Told by whoever catches it: a training run with its parts, `main` without.
+        // Out-of-memory panics are caught and reported elsewhere.
         if is_out_of_memory(text) {
             return;
         }
@@ -161,7 +164,7 @@ pub fn report_panics_as_errors() {
     }));
 }
 
-/// Log lines on standard error: `-v` for more, `RUST_LOG` for a choice.
+/// Starts logging to standard error. `verbose` adds debug messages; `RUST_LOG` overrides it.
 pub fn start_log(verbose: bool) {
     let default = if verbose { "debug" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
@@ -174,13 +177,13 @@ pub fn start_log(verbose: bool) {
         .init();
 }
 
-/// Standard error for the log. To the log a reader that went away is no failure: it would be reported
-/// there again.
+/// Standard error as the output of the log. Errors are ignored, because they could only be reported
+/// on standard error.
 struct StandardError;
 
 impl Write for StandardError {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        // A line of the log comes whole. The libraries name settings, and users know flags.
+        // Each call writes a whole line. The settings in it are replaced by their flags.
         let line = vlm_config::with_flags(&String::from_utf8_lossy(bytes));
         let _ = std::io::stderr().write_all(line.as_bytes());
         Ok(bytes.len())
@@ -196,7 +199,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_or_failing_disk_is_a_failure_wherever_it_happens() {
+    fn a_full_or_failing_disk_is_a_failure_and_a_missing_file_a_usage_error() {
         let system = |code: i32| std::io::Error::from_raw_os_error(code);
         let of_rows = |code: i32| DataError::Io {
             path: "rows.jsonl".into(),
@@ -219,9 +222,9 @@ mod tests {
     }
 
     #[test]
-    fn a_long_value_is_cut_and_its_length_told() {
-        let told = with_long_words_cut(&format!("--dtype is {} here", "x".repeat(5000)));
-        assert!(told.ends_with("xx… (5000 characters) here") && told.len() < 200, "{told}");
-        assert_eq!(with_long_words_cut("a  b\n  c"), "a  b\n  c");
+    fn a_long_word_is_shortened_and_its_length_is_shown() {
+        let text = with_short_words(&format!("--dtype is {} here", "x".repeat(5000)));
+        assert!(text.ends_with("xx… (5000 characters) here") && text.len() < 200, "{text}");
+        assert_eq!(with_short_words("a  b\n  c"), "a  b\n  c");
     }
 }

@@ -1,22 +1,22 @@
-//! Flags that other trainers of vision-language models have: what to write here instead.
+//! Suggestions for flags of other training programs for vision-language models.
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// Flag of MiniMind-V, nanoVLM, LLaVA or the Hugging Face trainer, and what is done here.
+/// Flags of MiniMind-V, nanoVLM, LLaVA and the Hugging Face trainer, with what to do instead.
 const FOREIGN: &[(&str, &str)] = &[
     ("bf16", "use --dtype bfloat16"),
-    ("compile", "nothing is compiled at run time here; leave it out"),
+    ("compile", "leave it out; nothing is compiled at run time"),
     ("dataloader-num-workers", "use --num-workers"),
-    ("ddp-backend", "NCCL is used on CUDA and Gloo on the CPU; leave it out"),
+    ("ddp-backend", "leave it out; NCCL is used on CUDA and Gloo on the CPU"),
     ("deepspeed", "use `cargo xtask pretrain --nproc-per-node N` for several GPUs"),
     ("fp16", "use --dtype float16"),
-    ("freeze-llm", "use --unfreeze-last-layers 0 (the projector alone) or --train-lm (all)"),
+    ("freeze-llm", "use --unfreeze-last-layers 0 (only the projector) or --train-lm (all)"),
     ("from-resume", "use --resume auto"),
-    ("from-weight", "use --lm with a weight file or folder"),
+    ("from-weight", "use --lm with a weights file or folder"),
     ("gradient-accumulation-steps", "use --accumulation-steps"),
     ("gradient-checkpointing", "use --activation-checkpointing"),
     ("image-folder", "use --images-path"),
-    ("local-rank", "ranks are read from the environment, as torchrun sets it; leave it out"),
+    ("local-rank", "leave it out; ranks are read from the environment that torchrun sets"),
     ("logging-steps", "use --log-interval"),
     ("lr", "use --learning-rate"),
     ("lr-backbones", "use --lr-lm and --lr-vision"),
@@ -35,24 +35,24 @@ const FOREIGN: &[(&str, &str)] = &[
     ("output-dir", "use --out-dir"),
     ("per-device-train-batch-size", "use --batch-size"),
     ("pretrain-mm-mlp-adapter", "use --lm with weights that hold the projector"),
-    ("report-to", "TensorBoard's files are written into --out-dir; leave it out"),
-    ("resume-from-checkpoint", "use --resume with auto or a checkpoint's folder"),
+    ("report-to", "leave it out; files for TensorBoard are written to --out-dir"),
+    ("resume-from-checkpoint", "use --resume with auto or the folder of a checkpoint"),
     ("save-dir", "use --out-dir"),
     ("save-steps", "use --save-interval"),
     ("save-total-limit", "use --keep-checkpoints"),
-    ("save-weight", "weights are named pretrain_vlm_{dim} in --out-dir; leave it out"),
+    ("save-weight", "leave it out; the weights are saved as pretrain_vlm_{dim} in --out-dir"),
     ("train-batch-size", "use --batch-size"),
-    ("use-compile", "nothing is compiled at run time here; leave it out"),
-    ("use-wandb", "TensorBoard's files and metrics.jsonl are in --out-dir; leave it out"),
+    ("use-compile", "leave it out; nothing is compiled at run time"),
+    ("use-wandb", "leave it out; metrics.jsonl and files for TensorBoard are in --out-dir"),
     ("vision-model-path", "use --vision"),
     ("vision-tower", "use --vision with a local folder"),
-    ("wandb-project", "TensorBoard's files and metrics.jsonl are in --out-dir; leave it out"),
+    ("wandb-project", "leave it out; metrics.jsonl and files for TensorBoard are in --out-dir"),
     ("warmup-ratio", "use --warmup-fraction"),
     ("warmup-steps", "use --warmup-iters, which counts micro-batches"),
 ];
 
-/// Replaces clap's guess at an unknown flag by what is known of it, and drops guesses at flags of
-/// quite another name.
+/// Replaces clap's suggestion for an unknown flag by the advice in the table, and removes
+/// suggestions with a very different name.
 pub fn explain(mut error: clap::Error) -> clap::Error {
     if error.kind() != ErrorKind::UnknownArgument {
         return error;
@@ -79,7 +79,7 @@ pub fn explain(mut error: clap::Error) -> clap::Error {
     error
 }
 
-/// Whether the two names begin alike or have a word's beginning in common, so that one may be a
+/// Whether the names or their first words begin with the same letters, so that one may be a
 /// misspelling of the other.
 fn shares_a_word(name: &str, guess: &str) -> bool {
     let guess = guess.trim_start_matches('-').split([' ', '=']).next().unwrap_or_default();
@@ -95,31 +95,31 @@ mod tests {
     use super::*;
     use crate::args::Cli;
 
-    fn said(flag: &str) -> String {
+    fn message(flag: &str) -> String {
         let error = Cli::try_parse_from(["vlm", "pretrain", flag, "1"]).unwrap_err();
         explain(error).to_string()
     }
 
     #[test]
-    fn flags_of_other_trainers_are_translated() {
+    fn an_unknown_flag_of_another_program_gets_advice() {
         for (flag, part) in [
             ("--lr", "--learning-rate"),
             ("--per-device-train-batch-size", "--batch-size"),
             ("--vision-tower", "--vision with a local folder"),
         ] {
-            let said = said(flag);
-            assert!(said.contains(part) && said.contains(flag), "{said}");
+            let message = message(flag);
+            assert!(message.contains(part) && message.contains(flag), "{message}");
         }
     }
 
     #[test]
-    fn misspelled_flags_get_the_right_one_and_strange_ones_no_guess() {
-        assert!(said("--batch-sise").contains("--batch-size"));
-        assert!(!said("--tidden-size").contains("--batch-size"));
+    fn a_misspelled_flag_gets_a_suggestion_and_an_unrelated_one_gets_none() {
+        assert!(message("--batch-sise").contains("--batch-size"));
+        assert!(!message("--tidden-size").contains("--batch-size"));
     }
 
     #[test]
-    fn every_translated_flag_is_unknown_here() {
+    fn no_flag_of_the_table_is_a_flag_of_this_program() {
         for (flag, _) in FOREIGN {
             let error = Cli::try_parse_from(["vlm", "pretrain", &format!("--{flag}=1")]);
             assert_eq!(error.unwrap_err().kind(), ErrorKind::UnknownArgument, "{flag}");

@@ -1,4 +1,5 @@
-//! `vlm generate`: text of a trained model for one prompt, for many, or in a conversation.
+//! `vlm generate`: generates text with a trained model, for one prompt, for many, or in a
+//! conversation.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -21,50 +22,51 @@ use crate::{chat, generate_rows};
 pub struct GenerateArgs {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Image to show; several may be given.
+    /// Image of the prompt or conversation; several may be given.
     #[arg(long, value_name = "FILE", num_args = 1..)]
     pub image: Vec<PathBuf>,
-    /// What to ask. <image> marks where the images go; without it they come first. Without a prompt:
-    /// a conversation, read line by line from the terminal or standard input.
+    /// Prompt to answer. <image> marks the place of each image; without it the images come first.
+    /// Without a prompt a conversation is read line by line from the terminal or standard input.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["prompts_file", "data_path"])]
     pub prompt: Option<String>,
-    /// File with one prompt per line, each about the same --image; writes a JSON line for each.
+    /// File with one prompt per line, each with the images of --image; writes a JSON line for each.
     #[arg(long, value_name = "FILE", conflicts_with = "data_path")]
     pub prompts_file: Option<PathBuf>,
-    /// Rows as for training, of which the first question is asked; writes a JSON line for each.
+    /// Rows, in the formats of the training; answers the first question of each row and writes a
+    /// JSON line for it.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["image", "system"])]
     pub data_path: Option<PathBuf>,
-    /// Root folder of the image names in the rows [default: the folder of the rows].
+    /// Folder that the image names in the rows are relative to [default: the folder of the rows].
     #[arg(long, value_name = "DIR", requires = "data_path")]
     pub images_path: Option<PathBuf>,
     /// File for the JSON lines [default: standard output].
     #[arg(long, value_name = "FILE")]
     pub output: Option<PathBuf>,
-    /// Instructions before the conversation [default: the chat template's, if any].
+    /// System message before the conversation [default: that of the chat template, if any].
     #[arg(long, value_name = "TEXT")]
     pub system: Option<String>,
-    /// Prompts in one batch, with --prompts-file and --data-path.
+    /// Number of prompts in one batch, with --prompts-file or --data-path.
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
     pub batch_size: usize,
-    /// Largest number of new tokens for a prompt.
+    /// Largest number of tokens that are generated for a prompt.
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
     pub max_new_tokens: usize,
-    /// Sampling temperature; 0 always takes the most likely token.
+    /// Sampling temperature; 0 always chooses the most likely token.
     #[arg(long, value_name = "T", default_value_t = 0.0, allow_negative_numbers = true)]
     pub temperature: f64,
     /// Sample from the smallest set of most likely tokens that together have this probability.
     #[arg(long, value_name = "P", default_value_t = 1.0, allow_negative_numbers = true)]
     pub top_p: f64,
-    /// Sample from this many of the most likely tokens; 0: from all.
+    /// Sample from this number of most likely tokens; 0 for all tokens.
     #[arg(long, value_name = "K", default_value_t = 0)]
     pub top_k: usize,
-    /// Divide the scores of tokens that have occurred by this; 1 changes nothing.
+    /// Penalty for tokens that have already occurred, as in Hugging Face; 1 turns it off.
     #[arg(long, value_name = "X", default_value_t = 1.0, allow_negative_numbers = true)]
     pub repetition_penalty: f64,
     /// Seed of the sampling.
     #[arg(long, value_name = "N", default_value_t = 1337)]
     pub seed: u64,
-    // Last, since its heading would hold for the flags after it.
+    // Last, because its heading would apply to the flags after it.
     #[command(flatten)]
     pub rows: RowArgs,
 }
@@ -115,7 +117,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-/// A generated text that was printed on standard output.
+/// A generated text that was printed on standard output, with the time it took.
 pub struct Printed {
     /// The text.
     pub text: String,
@@ -131,7 +133,8 @@ impl Printed {
     }
 }
 
-/// Generates for one prompt and prints the text on standard output as it comes.
+/// Generates text for one prompt and prints each piece on standard output as soon as it is
+/// generated.
 pub fn print_streaming(
     generator: &Generator,
     prompt: &Prompt,
@@ -144,7 +147,7 @@ pub fn print_streaming(
         print!("{piece}");
     })?;
     println!();
-    // `stream_text` calls back once for each token, and once at the end.
+    // `stream_text` calls the closure once for each token, and once at the end.
     num_tokens -= 1;
     Ok(Printed { text, num_tokens, secs: started.elapsed().as_secs_f64() })
 }

@@ -1,4 +1,4 @@
-//! Generation for many prompts or rows, a JSON line each.
+//! Generates text for many prompts or rows, and writes a JSON line for each.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -13,15 +13,16 @@ use vlm_infer::{Generator, InferError, user_turn};
 
 use crate::error::CliError;
 
-/// What all prompts have in common.
+/// The system message and the images that all prompts share.
 pub struct PromptContext<'a> {
-    /// The turns before the prompt.
+    /// The turns before each prompt.
     pub system: &'a [Turn],
-    /// The encoded bytes of the images.
+    /// The encoded bytes (JPEG, PNG, …) of the images.
     pub images: &'a [Vec<u8>],
 }
 
-/// Generates for each line of `file` and writes `{"prompt", "answer"}`.
+/// Generates text for each line of `file`, and writes `{"prompt", "answer"}` to `output`, or to
+/// standard output.
 pub fn for_prompts(
     generator: &Generator,
     context: &PromptContext,
@@ -33,7 +34,7 @@ pub fn for_prompts(
     let prompts: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     if prompts.is_empty() {
         let text = format!(
-            "--prompts-file {}: there is no prompt in it; expected one prompt per line",
+            "--prompts-file {}: the file has no prompt; expected one prompt per line",
             file.display()
         );
         return Err(CliError::Usage(text).into());
@@ -56,8 +57,9 @@ pub fn for_prompts(
     lines.finish()
 }
 
-/// Generates for the first question of each row of `source` and writes `{"row", "answer", "expected"}`,
-/// or `{"row", "error"}` where a row cannot be used. `row` is the place of the row in its file.
+/// Generates text for the first question of each row of `source`, and writes `{"row", "answer",
+/// "expected"}`, or `{"row", "error"}` for a rejected row. `row` is the location of the row, such
+/// as `captions.jsonl:17`.
 pub fn for_rows(
     generator: &Generator,
     source: &dyn RowSource,
@@ -81,7 +83,7 @@ pub fn for_rows(
     lines.finish()
 }
 
-/// JSON lines to a file or standard output.
+/// Writes JSON lines to a file or standard output.
 struct Lines {
     out: Box<dyn Write>,
     name: String,
@@ -111,7 +113,7 @@ impl Lines {
     fn finish(mut self) -> Result<()> {
         self.out.flush().with_context(|| format!("writing to {}", self.name))?;
         let secs = self.started.elapsed().as_secs_f64();
-        tracing::info!("{} answers in {secs:.1} s, to {}", self.num_lines, self.name);
+        tracing::info!("wrote {} lines to {} in {secs:.1} s", self.num_lines, self.name);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! `vlm init`: random weights of a given shape, for trials.
+//! `vlm init`: writes random weights of a given shape, for tests.
 
 use std::path::{Path, PathBuf};
 
@@ -15,32 +15,32 @@ use vlm_model::{LmConfig, LmFamily, VisionConfig, VisionFamily};
 
 use crate::error::CliError;
 
-/// Flags of `vlm init`. What is not given is the family's usual: MiniMind's 26 M, minimind-3's
-/// 64 M, SmolLM2's 135 M.
+/// Flags of `vlm init`. Shapes that are not given are those of the family: MiniMind 26 M,
+/// minimind-3 64 M or SmolLM2 135 M.
 #[derive(Debug, Args)]
 pub struct InitArgs {
     /// Folder for the weights.
     #[arg(long, value_name = "DIR", default_value = "out")]
     pub out_dir: PathBuf,
-    /// Form of the language model.
+    /// Family of the language model.
     #[arg(long, value_enum, default_value_t = Family::Minimind)]
     pub family: Family,
-    /// Hidden size.
+    /// Hidden size [default: that of the family].
     #[arg(long, value_name = "N")]
     pub dim: Option<i64>,
-    /// Transformer blocks.
+    /// Number of transformer blocks [default: that of the family].
     #[arg(long, value_name = "N")]
     pub n_layers: Option<i64>,
-    /// Query heads.
+    /// Number of query heads [default: that of the family].
     #[arg(long, value_name = "N")]
     pub n_heads: Option<i64>,
-    /// Key and value heads.
+    /// Number of key and value heads [default: that of the family].
     #[arg(long, value_name = "N")]
     pub n_kv_heads: Option<i64>,
-    /// Rows of the embedding table.
+    /// Number of tokens of the vocabulary [default: that of the family].
     #[arg(long, value_name = "N")]
     pub vocab_size: Option<i64>,
-    /// Mixture of experts.
+    /// Use a mixture of experts.
     #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = crate::args::parse_bool)]
     pub use_moe: Option<bool>,
     /// Vision encoder: clip-vit-base-patch16, clip-vit-base-patch32, siglip-base-patch16-224,
@@ -52,14 +52,14 @@ pub struct InitArgs {
     pub seed: u64,
 }
 
-/// The forms of language models.
+/// Families of language models.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Family {
-    /// April 2025.
+    /// MiniMind of April 2025.
     Minimind,
-    /// The present form.
+    /// Current MiniMind (minimind-3).
     Minimind3,
-    /// As Hugging Face writes it.
+    /// LLaMA in Hugging Face format.
     Llama,
 }
 
@@ -73,7 +73,7 @@ pub fn run(args: &InitArgs) -> Result<()> {
     for path in [&lm_path, &vision_dir, &args.out_dir.join("config.json")] {
         if path.exists() {
             return Err(CliError::Usage(format!(
-                "{} is there already, and nothing is overwritten; choose another --out-dir",
+                "{} already exists and is not overwritten; choose another --out-dir",
                 path.display()
             ))
             .into());
@@ -81,7 +81,7 @@ pub fn run(args: &InitArgs) -> Result<()> {
     }
     lm.validate()?;
     std::fs::create_dir_all(&args.out_dir)
-        .with_context(|| format!("making {}", args.out_dir.display()))?;
+        .with_context(|| format!("creating {}", args.out_dir.display()))?;
     tch::manual_seed(args.seed as i64);
     let store = ParamStore::new(Device::Cpu);
     let _ = CausalLm::new(&store.root(), &lm);
@@ -100,34 +100,35 @@ pub fn run(args: &InitArgs) -> Result<()> {
 }
 
 fn lm_config(args: &InitArgs) -> LmConfig {
-    let usual = match args.family {
+    let defaults = match args.family {
         Family::Minimind => LmFamily::MiniMind,
         Family::Minimind3 => LmFamily::MiniMind3,
         Family::Llama => LmFamily::Llama,
     }
     .default_config();
     LmConfig {
-        dim: args.dim.unwrap_or(usual.dim),
-        n_layers: args.n_layers.unwrap_or(usual.n_layers),
-        n_heads: args.n_heads.unwrap_or(usual.n_heads),
-        n_kv_heads: args.n_kv_heads.unwrap_or(usual.n_kv_heads),
-        vocab_size: args.vocab_size.unwrap_or(usual.vocab_size),
+        dim: args.dim.unwrap_or(defaults.dim),
+        n_layers: args.n_layers.unwrap_or(defaults.n_layers),
+        n_heads: args.n_heads.unwrap_or(defaults.n_heads),
+        n_kv_heads: args.n_kv_heads.unwrap_or(defaults.n_kv_heads),
+        vocab_size: args.vocab_size.unwrap_or(defaults.vocab_size),
         use_moe: args.use_moe.unwrap_or(false),
-        // A feed-forward width belongs to its hidden size.
-        hidden_dim: usual.hidden_dim.filter(|_| args.dim.is_none_or(|dim| dim == usual.dim)),
-        ..usual
+        // The family's feed-forward width is only for its own hidden size.
+        hidden_dim: defaults.hidden_dim.filter(|_| args.dim.is_none_or(|dim| dim == defaults.dim)),
+        ..defaults
     }
 }
 
-/// Writes a vision encoder's folder in Hugging Face form, with its family's preprocessing.
+/// Writes the folder of a vision encoder in Hugging Face format, with the preprocessing of its
+/// family.
 fn write_vision(folder: &Path, config: &VisionConfig, named: &[(String, Tensor)]) -> Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+    std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     weights::save(&folder.join("model.safetensors"), named, Format::Safetensors)?;
     write_json(&folder.join("config.json"), &config.to_json())?;
     write_json(&folder.join("preprocessor_config.json"), &preprocessor(config)?)
 }
 
-/// `preprocessor_config.json` as CLIP and SigLIP come with it.
+/// The contents of `preprocessor_config.json`, as CLIP and SigLIP have it.
 fn preprocessor(config: &VisionConfig) -> Result<Value> {
     let class = match config.family {
         VisionFamily::Clip => ImageProcessorClass::Clip,
@@ -136,6 +137,7 @@ fn preprocessor(config: &VisionConfig) -> Result<Value> {
     Ok(ImageProcessor::of_class(class, config.image_size.try_into()?)?.settings())
 }
 
+/// The configuration of the vision encoder with this name; `None` for `none`.
 fn vision_config(name: &str) -> Result<Option<VisionConfig>> {
     let clip = |patch_size| VisionConfig { patch_size, ..VisionConfig::default() };
     let siglip =
@@ -148,8 +150,8 @@ fn vision_config(name: &str) -> Result<Option<VisionConfig>> {
         "siglip2-base-patch16-256" => Ok(Some(siglip(16, 256))),
         "siglip2-base-patch32-256" => Ok(Some(siglip(32, 256))),
         other => Err(CliError::Usage(format!(
-            "--vision {other}: known are clip-vit-base-patch16, clip-vit-base-patch32, \
-             siglip-base-patch16-224, siglip2-base-patch16-256, siglip2-base-patch32-256 and none"
+            "--vision {other}: expected clip-vit-base-patch16, clip-vit-base-patch32, \
+             siglip-base-patch16-224, siglip2-base-patch16-256, siglip2-base-patch32-256 or none"
         ))
         .into()),
     }

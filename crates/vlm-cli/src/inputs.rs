@@ -1,4 +1,4 @@
-//! Checks that each path a user named is there, so that the first thing wrong is the thing named.
+//! Checks that the paths that a user gave exist, before anything else can fail.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use vlm_model::weights::hub_name;
 
 use crate::error::CliError;
 
-/// What a flag's path holds, which decides how it can be downloaded.
+/// The contents of a path, for the advice on how to download it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Holds {
     /// Weights, an encoder or a tokenizer.
@@ -15,9 +15,11 @@ pub enum Holds {
     Data,
 }
 
+/// Checks that `path`, the value of `flag`, exists. `expected` describes what it should be.
+///
 /// # Errors
-/// `path` does not exist; the message names the flag, and says how to download what looks like a
-/// name on the Hugging Face Hub or an address.
+/// The path does not exist. The message names the flag; for a name on the Hugging Face Hub or a URL
+/// it says how to download it.
 pub fn require(flag: &str, path: &Path, holds: Holds, expected: &str) -> Result<(), CliError> {
     let error = match path.metadata() {
         Ok(_) => return Ok(()),
@@ -30,7 +32,7 @@ pub fn require(flag: &str, path: &Path, holds: Holds, expected: &str) -> Result<
     let name = path.display();
     let advice = match path.to_str() {
         Some(text) if text.contains("://") => {
-            "; addresses are not read: download it first, and give the local path".to_owned()
+            "; URLs cannot be read: download it first, and give the local path".to_owned()
         }
         _ => match hub_name(path) {
             Some(name) => download_advice(flag, name, holds),
@@ -44,8 +46,8 @@ fn download_advice(flag: &str, name: &str, holds: Holds) -> String {
     let folder = name.rsplit('/').next().unwrap_or(name);
     let kind = if holds == Holds::Data { " --repo-type dataset" } else { "" };
     format!(
-        ". It looks like a name on the Hugging Face Hub, from which nothing is downloaded here: run \
-         `hf download {name}{kind} --local-dir {folder}`, then give --{flag} {folder}"
+        ". It looks like a name on the Hugging Face Hub, from which this program does not \
+         download: run `hf download {name}{kind} --local-dir {folder}`, then give --{flag} {folder}"
     )
 }
 
@@ -58,22 +60,22 @@ mod tests {
     }
 
     #[test]
-    fn a_path_that_is_not_there_is_named_with_its_flag() {
-        let said = message("lm", "nowhere/lm_512.pth", Holds::Model);
-        assert!(said.contains("--lm nowhere/lm_512.pth: there is no such file"), "{said}");
-        assert!(said.contains("expected a folder"), "{said}");
+    fn a_missing_path_is_named_with_its_flag() {
+        let error = message("lm", "nowhere/lm_512.pth", Holds::Model);
+        assert!(error.contains("--lm nowhere/lm_512.pth: there is no such file"), "{error}");
+        assert!(error.contains("expected a folder"), "{error}");
         assert!(require("lm", Path::new("."), Holds::Model, "").is_ok());
     }
 
     #[test]
-    fn hub_names_and_addresses_get_advice_how_to_download_them() {
-        let said = message("vision", "openai/clip-vit-base-patch16", Holds::Model);
-        assert!(said.contains("hf download openai/clip-vit-base-patch16 --local-dir"), "{said}");
-        assert!(said.contains("--vision clip-vit-base-patch16"), "{said}");
-        let said = message("data-path", "HuggingFaceM4/the_cauldron", Holds::Data);
-        assert!(said.contains("--repo-type dataset"), "{said}");
-        let said = message("data-path", "https://example.org/rows.jsonl", Holds::Data);
-        assert!(said.contains("addresses are not read"), "{said}");
+    fn hub_names_and_urls_get_advice_on_how_to_download_them() {
+        let error = message("vision", "openai/clip-vit-base-patch16", Holds::Model);
+        assert!(error.contains("hf download openai/clip-vit-base-patch16 --local-dir"), "{error}");
+        assert!(error.contains("--vision clip-vit-base-patch16"), "{error}");
+        let error = message("data-path", "HuggingFaceM4/the_cauldron", Holds::Data);
+        assert!(error.contains("--repo-type dataset"), "{error}");
+        let error = message("data-path", "https://example.org/rows.jsonl", Holds::Data);
+        assert!(error.contains("URLs cannot be read"), "{error}");
         for path in ["/data/clip", "./clip/base", "a/b/c", "data/rows.jsonl", "src/clip"] {
             assert!(!message("vision", path, Holds::Model).contains("hf download"), "{path}");
         }

@@ -1,4 +1,4 @@
-//! `vlm inspect`: what a weight file holds, and the configuration beside it.
+//! `vlm inspect`: shows the contents of weights files and of datasets.
 
 use std::borrow::Cow;
 use std::fs::read_dir;
@@ -14,22 +14,22 @@ use vlm_model::{LmConfig, VisionConfig};
 use crate::error::CliError;
 use crate::row_args::RowArgs;
 
-/// A longer name moves its own line's columns only.
+/// Largest width of the column of names. A line with a longer name is not aligned.
 const MAX_NAME_WIDTH: usize = 80;
 
 /// Flags of `vlm inspect`.
 #[derive(Debug, Args)]
 pub struct InspectArgs {
     /// A .pth or .safetensors file, an index of shards, a folder with one of these, a folder of
-    /// prepared data, or a data set.
+    /// prepared rows, or a dataset.
     pub file: PathBuf,
-    /// Print JSON, one object a tensor; of prepared data, its manifest.
+    /// Print JSON: one object for each tensor, or the manifest of prepared rows.
     #[arg(long)]
     pub json: bool,
-    /// For prepared data: read every shard and check that it has the bytes it was written with.
+    /// For prepared rows: read every shard and verify its checksum.
     #[arg(long)]
     pub verify: bool,
-    /// For prepared data: the rows of a batch whose padding is told.
+    /// For prepared rows: batch size for the estimate of the padding.
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch_size: usize,
     #[command(flatten)]
@@ -39,7 +39,7 @@ pub struct InspectArgs {
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<()> {
     if args.file.join(MANIFEST_FILE).exists() {
-        args.rows.refuse("prepared rows are as they were prepared")?;
+        args.rows.refuse("the rows were prepared with their own settings")?;
         let manifest = Manifest::read(&args.file)?;
         if args.json {
             println!("{}", serde_json::to_string(&manifest)?);
@@ -47,7 +47,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
             println!("{}\n{}", args.file.display(), manifest.report(args.batch_size));
         }
         if args.verify {
-            // Named rightly, and found to be damaged: no usage error.
+            // Damaged data is a failure and not a usage error.
             verify(&manifest, &args.file).map_err(|error| anyhow!("{error}"))?;
             let num_bytes: u64 = manifest.shards.iter().map(|shard| shard.num_bytes).sum();
             eprintln!(
@@ -60,7 +60,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     }
     if args.verify {
         return Err(CliError::Usage(format!(
-            "--verify is for prepared data, and {} has no {MANIFEST_FILE}",
+            "--verify is for prepared rows, but {} has no {MANIFEST_FILE}",
             args.file.display()
         ))
         .into());
@@ -69,7 +69,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         Ok(weights) => weights,
         Err(error) => return inspect_rows(args, error),
     };
-    args.rows.refuse("these are weights, not rows")?;
+    args.rows.refuse("the file holds weights, not rows")?;
     let rows = weights.summary()?;
     if args.json {
         for row in &rows {
@@ -112,26 +112,26 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     Ok(())
 }
 
-/// Endings of files that hold rows and nothing else.
+/// Extensions of files that can only hold rows.
 const ROW_EXTENSIONS: [&str; 9] =
     ["jsonl", "ndjson", "parquet", "arrow", "tar", "csv", "tsv", "gz", "zst"];
 
-fn is_named_as_rows(path: &Path) -> bool {
+fn has_row_extension(path: &Path) -> bool {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
     ROW_EXTENSIONS.contains(&extension.to_ascii_lowercase().as_str())
 }
 
-/// What a file or folder of rows holds.
+/// Shows the contents of a file or folder of rows.
 ///
 /// # Errors
-/// `not_weights`, where the path does not hold rows either; what is wrong with rows.
+/// `not_weights`, if the path does not hold rows either; rows that cannot be read.
 fn inspect_rows(args: &InspectArgs, not_weights: WeightsError) -> Result<()> {
     let is_list = args.file.extension().is_some_and(|extension| extension == "json");
     let holds_rows = if args.file.is_dir() {
         let entries = [args.file.clone(), args.file.join("data")].into_iter().flat_map(read_dir);
-        entries.flatten().any(|entry| entry.is_ok_and(|entry| is_named_as_rows(&entry.path())))
+        entries.flatten().any(|entry| entry.is_ok_and(|entry| has_row_extension(&entry.path())))
     } else {
-        is_list || is_named_as_rows(&args.file)
+        is_list || has_row_extension(&args.file)
     };
     if !holds_rows {
         return Err(not_weights.into());
@@ -156,7 +156,7 @@ fn inspect_rows(args: &InspectArgs, not_weights: WeightsError) -> Result<()> {
     Ok(())
 }
 
-/// A name as a terminal may show it: a stranger's could hold what moves its cursor.
+/// A name with control characters escaped, because they could change the terminal.
 fn plain(name: &str) -> Cow<'_, str> {
     if name.chars().any(char::is_control) {
         name.escape_debug().to_string().into()
@@ -165,8 +165,8 @@ fn plain(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// What the folder's `config.json` says of the models it describes; nothing where it describes
-/// none that is known.
+/// Lines that describe the models in the folder's `config.json`; empty if it describes no known
+/// model.
 fn describe_config(folder: &Path) -> Vec<String> {
     let path = folder.join("config.json");
     let text = std::fs::read_to_string(&path).unwrap_or_default();
@@ -187,7 +187,7 @@ fn describe_config(folder: &Path) -> Vec<String> {
             lm.vocab_size
         ));
     }
-    // An encoder's own file, or what a run writes of its encoder.
+    // The config.json of an encoder, or that of a run, which describes the encoder under `vision`.
     let tower = if json["vision"].is_object() { &json["vision"] } else { &json };
     if let Some(vision) =
         VisionConfig::from_json(tower).ok().filter(|_| !tower["model_type"].is_null())
@@ -204,7 +204,7 @@ fn describe_config(folder: &Path) -> Vec<String> {
     if let Some(tokens) = json["projector"]["tokens_per_image"].as_i64() {
         let kind = json["projector"]["kind"].as_str().unwrap_or_default();
         let token = json["image_token"].as_str().unwrap_or_default();
-        lines.push(format!("projector: {kind}, {tokens} tokens an image, spelled {token:?}"));
+        lines.push(format!("projector: {kind}, {tokens} tokens per image, image token {token:?}"));
     }
     if !lines.is_empty() {
         lines.insert(0, format!("{}:", path.display()));
@@ -212,7 +212,7 @@ fn describe_config(folder: &Path) -> Vec<String> {
     lines
 }
 
-/// A type's name as PyTorch and Hugging Face write it.
+/// The name of a type, as PyTorch and Hugging Face write it.
 fn dtype(kind: tch::Kind) -> String {
     use tch::Kind;
     match kind {

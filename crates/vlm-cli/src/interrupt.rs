@@ -1,15 +1,15 @@
-//! Ctrl-C and SIGTERM: the first asks for a clean end, the second ends at once.
+//! Handles Ctrl-C and SIGTERM: the first signal asks for a clean end, the second ends the process.
 
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Whoever ends a whole job (a batch system, a terminal that closes) may signal us and our launcher,
-/// which passes it on, or send two kinds of signal: what follows the first so soon is one request.
+/// Signals within this time count as one. A batch system or a closed terminal may send a signal
+/// both to this process and to its launcher, which passes it on, or may send two types of signal.
 const ONE_REQUEST: Duration = Duration::from_millis(500);
 
-/// A flag that the first signal sets.
+/// Installs the signal handler, and returns a flag that the first signal sets.
 pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&stop);
@@ -22,8 +22,10 @@ pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
             }
             return;
         }
-        // A launcher that was killed no longer listens, and that must not stop the saving.
-        let notice = "stopping: the present update is finished and saved; once more ends at once\n";
+        // An error is ignored: if the launcher was killed, standard error is closed, and the run
+        // must still be saved.
+        let notice = "stopping after the current update, which is saved; send the signal again to \
+                      end at once\n";
         let _ = std::io::stderr().write_all(notice.as_bytes());
     })?;
     Ok(stop)

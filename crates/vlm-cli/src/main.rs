@@ -1,4 +1,4 @@
-//! The command `vlm`: arguments → configuration → one call. All work is done in the libraries.
+//! The command `vlm`: reads the command line and calls the libraries.
 
 #[macro_use]
 mod console;
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     if cli.command.computes() {
         openmp_wait::limit();
     }
-    // Before anything asks for CUDA: libtorch remembers the first answer.
+    // Before the first use of libtorch, which checks only once whether CUDA is available.
     let cuda = vlm_torch::load_cuda();
     if let Err(error) = cuda {
         tracing::warn!("CUDA is not used: {error}");

@@ -1,4 +1,4 @@
-//! The flags that name a trained model; `vlm generate` and `vlm eval` share them.
+//! Flags for a trained model, which `vlm generate` and `vlm eval` share.
 
 use std::path::PathBuf;
 
@@ -8,31 +8,34 @@ use vlm_infer::{Dtype, LoadOptions, VisionLanguageModel};
 
 use crate::args::parse_named;
 
-/// Which model, and where it runs.
+/// Flags for a trained model, its device and its type.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// The --out-dir of a run, an exported folder, or a weight file of a run.
+    /// The --out-dir of a run, an exported folder, or a weights file of a run.
     #[arg(long, value_name = "DIR|FILE", default_value = "out")]
     pub model: PathBuf,
-    /// Vision encoder, a folder in Hugging Face form [default: the one it was trained with].
+    /// Folder of the vision encoder, in Hugging Face format [default: the one that the model was
+    /// trained with].
     #[arg(long, value_name = "DIR")]
     pub vision: Option<PathBuf>,
-    /// Folder with tokenizer.json and tokenizer_config.json [default: the one it was trained with].
+    /// Folder with tokenizer.json and tokenizer_config.json [default: the one that the model was
+    /// trained with].
     #[arg(long, value_name = "DIR")]
     pub tokenizer: Option<PathBuf>,
-    /// auto, cpu, cuda or cuda:N.
+    /// Device of the model: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     pub device: String,
-    /// float32, bfloat16 or float16 [default: bfloat16 on CUDA, float32 on the CPU].
+    /// Type of the forward pass: float32, bfloat16 or float16 [default: bfloat16 on CUDA, float32
+    /// on the CPU].
     #[arg(long, value_name = "TYPE", value_parser = parse_named::<Dtype>)]
     pub dtype: Option<Dtype>,
-    /// Number of CPU threads for arithmetic [default: cores].
+    /// Number of CPU threads for arithmetic [default: the number of cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     pub num_threads: Option<i32>,
 }
 
 impl ModelArgs {
-    /// Opens the model.
+    /// Loads the model.
     pub fn open(&self) -> Result<VisionLanguageModel> {
         if let Some(threads) = self.num_threads {
             tch::set_num_threads(threads);

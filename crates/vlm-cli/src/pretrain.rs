@@ -1,4 +1,4 @@
-//! `vlm pretrain` and `vlm sft`: from flags and configuration file to one training run.
+//! `vlm pretrain` and `vlm sft`: resolves the configuration and runs the training.
 
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
@@ -33,7 +33,7 @@ pub fn run(args: &SettingsArgs) -> Result<()> {
     Ok(())
 }
 
-/// Says how a run ended and where its results are.
+/// Prints how a run ended and where its results are. Only rank 0 prints.
 pub fn report(run: &Run, summary: &vlm_train::Summary) {
     if !run.is_first_rank() {
         return;
@@ -54,28 +54,28 @@ pub fn report(run: &Run, summary: &vlm_train::Summary) {
     );
     println!("weights: {}", out.join(format!("{}.pth", run.weights_name())).display());
     if summary.status == "interrupted" {
-        println!("continue with the same command and --resume auto");
+        println!("run the same command with --resume auto to continue");
     }
 }
 
-/// Fills in what other settings and this machine lead to.
+/// Adds values that are derived from other settings and from this machine.
 ///
 /// # Errors
-/// Settings that contradict each other; a launch environment that cannot be read.
+/// Settings that contradict each other; environment variables of a launcher that are not valid.
 pub fn derive(layers: &mut Layers) -> Result<()> {
     let processes = LaunchEnv::read()?.map_or(1, |env| env.local_world_size);
     layers.settle()?;
-    let cores = share_of_cores(processes).max(1);
+    let cores = cores_per_process(processes).max(1);
     layers.derive("data.num_workers", cores, "cores of this machine for each process");
     Ok(())
 }
 
-/// The configuration of a run: what was given, else the defaults, and for a model that an earlier run
-/// left the encoder and tokenizer that it was trained with.
+/// The configuration of a run: the given settings and the defaults. For the model of an earlier run
+/// the default encoder and tokenizer are those that it was trained with.
 ///
 /// # Errors
-/// Settings that are missing, wrong or contradict each other; where this process is alone, paths that
-/// are not there.
+/// Settings that are missing, wrong or contradict each other; for a single process also paths that
+/// do not exist.
 pub fn configuration(mut layers: Layers) -> Result<TrainConfig> {
     derive(&mut layers)?;
     let is_alone = is_alone(LaunchEnv::read()?.as_ref());
@@ -86,11 +86,11 @@ pub fn configuration(mut layers: Layers) -> Result<TrainConfig> {
     for (part, mark, folder) in
         [("vision", "config.json", "vision"), ("tokenizer", "tokenizer.json", "")]
     {
-        // What `vlm convert --export-hf` writes holds all parts. Weights that a run left are used with
-        // the encoder and tokenizer that it trained with.
-        let within = lm.as_deref().map(|lm| lm.join(folder));
-        let within = within.filter(|folder| folder.join(mark).is_file());
-        let found = within.or_else(|| part_of_run(lm.as_deref()?, part));
+        // A folder of `vlm convert --export-hf` holds all parts. The weights of a run are used with
+        // the encoder and tokenizer of that run.
+        let exported = lm.as_deref().map(|lm| lm.join(folder));
+        let exported = exported.filter(|folder| folder.join(mark).is_file());
+        let found = exported.or_else(|| part_of_run(lm.as_deref()?, part));
         if let Some(found) = found {
             layers.derive(&format!("model.{part}"), text_of(&found), "that of --lm");
         }
@@ -99,7 +99,7 @@ pub fn configuration(mut layers: Layers) -> Result<TrainConfig> {
         ("data.data_path", "the rows to train on"),
         (
             "model.vision",
-            "a vision encoder's folder in Hugging Face form; `vlm init` makes a random one",
+            "the folder of a vision encoder in Hugging Face format; `vlm init` makes a random one",
         ),
         ("model.tokenizer", "a folder with tokenizer.json and tokenizer_config.json"),
     ] {
@@ -109,7 +109,7 @@ pub fn configuration(mut layers: Layers) -> Result<TrainConfig> {
             return Err(CliError::Usage(format!("--{name} is missing: {what}")).into());
         }
     }
-    // Settings that contradict each other are told before paths that may not matter.
+    // Contradicting settings are reported before missing paths, which may not be needed.
     let mut config = layers.resolve()?;
     config.model.lm = lm;
     if is_alone {
@@ -122,18 +122,19 @@ fn text_of(path: &Path) -> Value {
     path.display().to_string().into()
 }
 
-/// Whether this process looks at paths before it meets others. A rank does so afterwards, so that all
-/// ranks are told what one of them lacks.
+/// Whether this is a single process, which checks its paths before the run is prepared. With
+/// several ranks, paths are checked after the ranks are connected, so that all ranks report a
+/// missing path.
 fn is_alone(launch: Option<&LaunchEnv>) -> bool {
     launch.is_none_or(|env| env.world_size == 1)
 }
 
-/// Checks the rows and the language model, without which nothing else can be known.
+/// Checks that the rows and the language model exist, because other settings depend on them.
 fn require_rows_and_model(layers: &Layers) -> Result<(), CliError> {
     let paths = layers.get("data.data_path").cloned().unwrap_or_default();
     let paths: DataPaths = serde_json::from_value(paths).unwrap_or_default();
     let weights = paths.weights();
-    // Weights for some of the paths are told where they are mixed.
+    // If only some of the paths have a weight, a later check reports that.
     if weights.iter().all(Option::is_some) || weights.iter().all(Option::is_none) {
         for path in paths.paths() {
             require_setting("data.data_path", &path)?;
@@ -145,7 +146,7 @@ fn require_rows_and_model(layers: &Layers) -> Result<(), CliError> {
     }
 }
 
-/// Checks the other paths, in the order of the help.
+/// Checks that all other paths exist, in the order of the help text.
 fn require_other_paths(layers: &Layers) -> Result<(), CliError> {
     for setting in settings().iter().filter(|setting| setting.traits.path.is_some()) {
         if ["data.data_path", "model.lm"].contains(&setting.path.as_str()) {
@@ -156,12 +157,12 @@ fn require_other_paths(layers: &Layers) -> Result<(), CliError> {
         }
     }
     match layers.path("run.resume").filter(|path| path.as_os_str() != "auto") {
-        Some(path) => require("resume", &path, Holds::Model, "auto, or a checkpoint's folder"),
+        Some(path) => require("resume", &path, Holds::Model, "auto, or the folder of a checkpoint"),
         None => Ok(()),
     }
 }
 
-/// Checks that `found`, the value of a setting, is there.
+/// Checks that `found`, the value of the setting with the path `path`, exists.
 fn require_setting(path: &str, found: &Path) -> Result<(), CliError> {
     let setting = settings().iter().find(|setting| setting.path == path);
     match setting.and_then(|setting| Some((setting, setting.traits.path?))) {
@@ -173,9 +174,9 @@ fn require_setting(path: &str, found: &Path) -> Result<(), CliError> {
     }
 }
 
-/// Cores of one of several processes on this machine. Our launcher binds each to its own, torchrun
-/// lets all of them run anywhere.
-fn share_of_cores(processes: usize) -> usize {
+/// Number of cores for each of `processes` processes on this machine. `cargo xtask pretrain` binds
+/// each process to its own cores; torchrun does not.
+fn cores_per_process(processes: usize) -> usize {
     let allowed = available_parallelism().map_or(1, usize::from);
     let of_machine = std::fs::read_dir("/sys/devices/system/cpu").map_or(allowed, |entries| {
         let is_core =
@@ -185,9 +186,12 @@ fn share_of_cores(processes: usize) -> usize {
     allowed.min(of_machine / processes)
 }
 
-/// The weights of the language model; `None` for random ones. Where nobody names them, they are the
-/// reference's `{out-dir}/lm_{dim}[_moe].pth`, or for the second stage what the first one left in
-/// `{out-dir}`, which must then be there.
+/// The weights of the language model; `None` for random weights. The default is
+/// `{out-dir}/lm_{dim}[_moe].pth`, as in the reference, or for the second stage the weights of the
+/// first stage in `{out-dir}`.
+///
+/// # Errors
+/// No weights are given, and the default does not exist.
 fn language_model(layers: &Layers) -> Result<Option<PathBuf>, CliError> {
     if let Some(path) = layers.path("model.lm") {
         return Ok((path.as_os_str() != "none").then(|| weights_of_run(&path).unwrap_or(path)));
@@ -210,11 +214,12 @@ fn language_model(layers: &Layers) -> Result<Option<PathBuf>, CliError> {
         return Ok(Some(path));
     }
     Err(CliError::Usage(format!(
-        "no --lm, and {} is not there: give {}, or --lm none for random ones",
+        "--lm is not given, and its default {} does not exist: give {}, or --lm none for random \
+         weights",
         path.display(),
         match layers.stage() {
-            Stage::Pretrain => "the language model's weights",
-            Stage::Sft => "the weights that `vlm pretrain` left",
+            Stage::Pretrain => "the weights of the language model",
+            Stage::Sft => "the weights that `vlm pretrain` wrote",
         }
     )))
 }

@@ -1,12 +1,12 @@
-//! Progress on the terminal: a bar on standard error, and the lines of the log above it. Where standard
-//! error is not a terminal there is no bar, and the lines go through the log.
+//! Shows progress on standard error: a progress bar with log lines above it on a terminal, and only
+//! log lines otherwise.
 
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use vlm_train::{EvalLine, Event, EventSink, LogLine, StepReport, TrainError};
 
-/// A bar of the given style on standard error, hidden where that is not a terminal.
+/// A progress bar of the given style on standard error; hidden if that is not a terminal.
 pub fn progress_bar(style: &str) -> ProgressBar {
     let is_visible = std::io::stderr().is_terminal();
     let bar = if is_visible { ProgressBar::new(0) } else { ProgressBar::hidden() };
@@ -15,7 +15,7 @@ pub fn progress_bar(style: &str) -> ProgressBar {
     )
 }
 
-/// Shows the progress of a training run.
+/// An event sink that shows the progress of a training run.
 #[derive(Debug)]
 pub struct TrainingProgress {
     bar: ProgressBar,
@@ -42,7 +42,7 @@ impl TrainingProgress {
         self.bar.set_position(report.step);
     }
 
-    /// Prints a line above the bar, or through the log where there is no bar.
+    /// Prints a line above the bar, or logs it if the bar is hidden.
     fn print(&self, line: &str) {
         if self.bar.is_hidden() {
             tracing::info!("{line}");
@@ -87,7 +87,7 @@ fn evaluation_line(line: &EvalLine) -> String {
         count => format!(", {count} rejected"),
     };
     format!(
-        "step {}  held-out loss {}  exact {}  token F1 {}  of {} rows, {} answered{rejected}",
+        "step {}  held-out loss {}  exact {}  token F1 {}  ({} rows, {} captions{rejected})",
         line.step,
         decimal(line.eval_loss),
         decimal(line.eval_exact),
@@ -97,7 +97,7 @@ fn evaluation_line(line: &EvalLine) -> String {
     )
 }
 
-/// Four decimals, or a dash for a number that there is not.
+/// The number with four decimals, or a dash for `None`.
 fn decimal(value: Option<f64>) -> String {
     value.map_or("–".into(), |value| format!("{value:.4}"))
 }

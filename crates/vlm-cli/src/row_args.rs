@@ -1,4 +1,5 @@
-//! Flags of the commands beside training that read rows: how they are read, as in training.
+//! Flags for reading rows, which the commands that do not train share. They are the same as those
+//! of the training.
 
 use clap::Args;
 use vlm_config::{ConfigError, DataConfig};
@@ -6,18 +7,18 @@ use vlm_data::RowOptions;
 
 use crate::error::CliError;
 
-/// How rows are read.
+/// Flags for reading rows.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Rows")]
 pub struct RowArgs {
     /// Keys or columns that hold the images of a row [default: the known names of docs/data.md].
     #[arg(long, value_name = "NAME", num_args = 1..)]
     image_key: Vec<String>,
-    /// What the user says of an image, behind it, in rows that have a caption alone [default: nothing
-    /// but the image].
+    /// Text of the user's turn, after the image, for rows that have only a caption [default: only
+    /// the image].
     #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
     caption_question: String,
-    /// Smallest rating of a turn in rows that have ratings, as relevance=3 [default: every turn].
+    /// Lowest rating of a turn in rows with ratings, such as relevance=3 [default: every turn].
     #[arg(long, value_name = "NAME=NUMBER", num_args = 1..)]
     min_rating: Vec<String>,
     /// Do not follow symbolic links that lead out of the folder of the images.
@@ -26,10 +27,11 @@ pub struct RowArgs {
 }
 
 impl RowArgs {
-    /// For a command that reads no rows this time, as `reason` says.
+    /// Checks that none of the flags was given, for a command that reads no rows. `reason` is why
+    /// it reads none.
     ///
     /// # Errors
-    /// One of the flags was given, which would have no effect.
+    /// One of the flags was given.
     pub fn refuse(&self, reason: &str) -> Result<(), CliError> {
         let names = [
             ("image-key", !self.image_key.is_empty()),
@@ -43,10 +45,10 @@ impl RowArgs {
         }
     }
 
-    /// The options that these flags say.
+    /// The options for reading rows.
     ///
     /// # Errors
-    /// A smallest rating that is not a name and a number.
+    /// A value of `--min-rating` that is not a name and a number.
     pub fn options(&self) -> Result<RowOptions, ConfigError> {
         let mut config = DataConfig::default();
         config.image_key.clone_from(&self.image_key);

@@ -1,5 +1,5 @@
-//! The flags of `vlm pretrain`, `vlm sft` and `vlm config show`: one for each setting, made from the
-//! list of settings in `vlm-config`, so that a new setting needs no line here.
+//! The flags of `vlm pretrain`, `vlm sft` and `vlm config show`. They are generated from the list
+//! of settings in `vlm-config`, one flag for each setting.
 
 use std::path::PathBuf;
 
@@ -8,13 +8,13 @@ use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::Value;
 use vlm_config::{ConfigError, Entries, Kind, Layers, Origin, Setting, Stage, settings};
 
-/// What the flags of a training say: a recipe, a configuration file, and settings.
+/// The parsed flags of a training: a recipe, a configuration file, and settings.
 #[derive(Debug, Clone)]
 pub struct SettingsArgs {
     stage: Stage,
-    /// A recipe's name or path.
+    /// Name or path of a recipe.
     pub recipe: Option<String>,
-    /// A configuration file.
+    /// Path of a configuration file.
     pub config: Option<PathBuf>,
     flags: Entries,
 }
@@ -28,10 +28,11 @@ pub struct PretrainArgs(pub SettingsArgs);
 pub struct SftArgs(pub SettingsArgs);
 
 impl SettingsArgs {
-    /// The values of all settings: the stage's defaults, the recipe, the file, the flags.
+    /// The values of all settings, from the defaults of the stage, the recipe, the file and the
+    /// flags.
     ///
     /// # Errors
-    /// A recipe or file that cannot be read, or has an unknown setting or a wrong value.
+    /// A recipe or file that cannot be read, or that has an unknown setting or a wrong value.
     pub fn layers(&self) -> Result<Layers, ConfigError> {
         let mut layers = Layers::new(self.stage);
         if let Some(recipe) = &self.recipe {
@@ -54,23 +55,18 @@ impl SettingsArgs {
     pub fn augment(stage: Stage, mut command: Command) -> Command {
         command = command
             .next_help_heading("Configuration")
-            .arg(
-                Arg::new("recipe")
-                    .long("recipe")
-                    .value_name("NAME|FILE")
-                    .help(
-                        "Settings of a known training, or a TOML file of them; `vlm config recipes` \
-                         lists them [default: minimind-v]",
-                    ),
-            )
+            .arg(Arg::new("recipe").long("recipe").value_name("NAME|FILE").help(
+                "Recipe with the settings of a published training, or a TOML file with \
+                         settings; `vlm config recipes` lists the recipes [default: minimind-v]",
+            ))
             .arg(
                 Arg::new("config")
                     .long("config")
                     .value_name("FILE")
                     .value_parser(clap::value_parser!(PathBuf))
                     .help(
-                        "A TOML or JSON file of settings, or the config.json of a run, to repeat it. \
-                         Flags win over it",
+                        "TOML or JSON file with settings, or the config.json of a run to repeat; \
+                         flags override it",
                     ),
             );
         let defaults = Layers::new(stage);
@@ -144,7 +140,7 @@ fn flag(setting: &'static Setting, default: Option<String>) -> Arg {
     }
 }
 
-/// The flag that says the opposite of a setting.
+/// The flag for the opposite of a setting.
 fn opposite(setting: &'static Setting, name: &'static str) -> Arg {
     let parser = move |text: &str| setting.parse(text);
     let arg = Arg::new(name)
@@ -156,7 +152,7 @@ fn opposite(setting: &'static Setting, name: &'static str) -> Arg {
     as_switch(arg)
 }
 
-/// A flag that may stand alone, or have true or false behind it.
+/// Makes the value of a flag optional: without a value it is true.
 fn as_switch(arg: Arg) -> Arg {
     arg.num_args(0..=1).default_missing_value("true")
 }
@@ -215,40 +211,40 @@ mod tests {
     }
 
     #[test]
-    fn the_references_spelling_is_understood() {
+    fn flags_with_underscores_as_in_the_reference_are_accepted() {
         let config = config(&["--data_path", "a_b.jsonl", "--batch_size=4", "--use_moe", "False"]);
         assert_eq!(json!(config.data.data_path), "a_b.jsonl");
         assert_eq!((config.optim.batch_size, config.model.shape.use_moe), (4, Some(false)));
     }
 
     #[test]
-    fn the_last_of_a_flag_given_twice_wins() {
+    fn the_last_value_of_a_repeated_flag_is_used() {
         let config =
             config(&["--batch-size", "4", "--batch_size=8", "--drop-last", "--drop-last", "false"]);
         assert_eq!((config.optim.batch_size, config.data.drop_last), (8, false));
     }
 
     #[test]
-    fn data_path_takes_several_words_and_may_be_repeated() {
+    fn data_path_takes_several_values_and_may_be_repeated() {
         let args = ["--data-path", "a.jsonl", "b.jsonl", "--epochs", "1", "--data-path=c"];
         assert_eq!(json!(config(&args).data.data_path), json!(["a.jsonl", "b.jsonl", "c"]));
     }
 
     #[test]
-    fn hugging_faces_names_of_the_shape_are_understood() {
+    fn hugging_face_names_of_the_shape_are_accepted() {
         let shape = config(&["--hidden_size", "768", "--num-hidden-layers=16"]).model.shape;
         assert_eq!((shape.dim, shape.n_layers), (Some(768), Some(16)));
     }
 
     #[test]
-    fn the_later_of_two_opposite_flags_wins() {
+    fn the_later_of_two_opposite_flags_is_used() {
         assert!(!config(&["--shuffle", "--no-shuffle"]).data.shuffle);
         assert!(config(&["--no-shuffle", "--shuffle"]).data.shuffle);
         assert!(config(&["--no-shuffle", "false"]).data.shuffle);
     }
 
     #[test]
-    fn flags_win_over_the_file_and_the_file_over_the_recipe() {
+    fn flags_override_the_file_and_the_file_overrides_the_recipe() {
         let file = std::env::temp_dir().join(format!("vlm-settings-{}.toml", std::process::id()));
         std::fs::write(&file, "batch-size = 8\nepochs = 2\n").unwrap();
         let path = file.to_str().unwrap().to_owned();
@@ -262,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_of_the_wrong_type_or_range_is_named_with_its_flag() {
+    fn an_error_about_a_value_names_its_flag_and_what_is_expected() {
         for (flag, value, part) in [
             ("--epochs", "0", "at least 1"),
             ("--batch-size", "x", "a whole number"),
@@ -271,8 +267,8 @@ mod tests {
             ("--learning-rate", "-1", "more than 0"),
         ] {
             let error = Cli::try_parse_from(["vlm", "pretrain", flag, value]).unwrap_err();
-            let told = error.to_string();
-            assert!(told.contains(flag) && told.contains(part), "{told}");
+            let message = error.to_string();
+            assert!(message.contains(flag) && message.contains(part), "{message}");
         }
     }
 }

@@ -1,5 +1,5 @@
-//! `settings!`, which declares one part of the configuration: its struct, its defaults and what is
-//! known of each field.
+//! The macro `settings!`, which declares one part of the configuration: its struct, its defaults
+//! and the properties of each field.
 
 /// Declares a part of the configuration.
 ///
@@ -13,7 +13,7 @@
 ///     }
 /// }
 /// ```
-/// `parts` names fields that are parts themselves, with their types.
+/// `parts` lists fields that are themselves parts of the configuration, with their types.
 macro_rules! settings {
     (
         $(#[doc = $part_doc:literal])*
@@ -41,7 +41,7 @@ macro_rules! settings {
         }
 
         impl $name {
-            /// What is known of each field.
+            /// The settings of this part, one for each field.
             pub(crate) fn declared() -> Vec<crate::setting::Setting> {
                 let defaults = Self::default();
                 vec![$(
@@ -60,7 +60,7 @@ macro_rules! settings {
     };
 }
 
-/// Says what is known of the fields of a struct that another crate declares.
+/// Declares settings for the fields of a struct of another crate.
 macro_rules! settings_of {
     (
         $function:ident: $name:ty, at $path:literal under $heading:literal {

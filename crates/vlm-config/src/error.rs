@@ -1,19 +1,19 @@
-//! What can be wrong with a configuration.
+//! Errors of configurations.
 
-/// An error of this crate. Messages name settings in backticks with underscores; a command line shows
-/// them as its flags.
+/// An error of this crate. Messages name settings in backticks with underscores; command lines
+/// replace them by flags (see [`crate::with_flags`]).
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// A file that cannot be read.
+    /// A file cannot be read.
     #[error("{place}: {source}")]
     Io {
-        /// The file, as the user named it.
+        /// The path of the file, as the user gave it.
         place: String,
-        /// The system's reason.
+        /// The error of the system.
         source: std::io::Error,
     },
-    /// A setting that is unknown, of the wrong type, out of range, or at odds with another.
+    /// A setting is unknown, of the wrong type, out of range, or contradicts another setting.
     #[error("{0}")]
     Usage(String),
 }

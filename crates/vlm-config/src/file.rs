@@ -1,25 +1,25 @@
-//! Configuration files: TOML or JSON, with the settings under their names, or under the parts of the
-//! tree; and the `config.json` of a run, which repeats it.
+//! Reads configuration files: TOML or JSON, with settings by name or in tables for the parts of the
+//! configuration. The `config.json` of a run is such a file, too.
 
 use std::path::Path;
 
 use serde_json::{Map, Value};
 
 use crate::error::ConfigError;
-use crate::kind::cut;
+use crate::kind::shorten;
 use crate::setting::Setting;
 use crate::train::{Stage, settings};
 
-/// Values of settings, in the order in which they were found.
+/// Settings with their values, in the order in which they were found.
 pub type Entries = Vec<(&'static Setting, Value)>;
 
-/// Parts of the tree, which files may have as tables.
+/// Parts of the configuration, which files may have as tables.
 const PARTS: [&str; 7] = ["data", "model", "model.shape", "model.freeze", "optim", "eval", "run"];
 
-/// What a file says that is no setting.
+/// Key that is not a setting.
 const DESCRIPTION: &str = "description";
 
-/// The setting that `name` means, and whether it is meant as its opposite (`no-shuffle`).
+/// The setting that `name` refers to, and whether `name` is its opposite (such as `no-shuffle`).
 pub fn find(name: &str) -> Option<(&'static Setting, bool)> {
     let positive = || settings().iter().find(|setting| setting.is_called(name));
     let opposite = || {
@@ -29,14 +29,14 @@ pub fn find(name: &str) -> Option<(&'static Setting, bool)> {
     positive().map(|setting| (setting, false)).or_else(|| opposite().map(|setting| (setting, true)))
 }
 
-/// Settings that earlier versions wrote to `config.json`, and that no longer exist.
+/// Settings in `config.json` of earlier versions that no longer exist.
 const REMOVED: [&str; 1] = ["run.progress"];
 
 /// Reads the settings of a file for `stage`.
 ///
 /// # Errors
-/// A file that cannot be read, is neither TOML nor JSON, or has an unknown setting or a wrong value;
-/// the message begins with the path.
+/// A file that cannot be read, is neither TOML nor JSON, or has an unknown setting or a wrong
+/// value; the message begins with the path.
 pub fn read_file(path: &Path, stage: Stage) -> Result<Entries, ConfigError> {
     let place = path.display().to_string();
     match std::fs::read_to_string(path) {
@@ -45,7 +45,8 @@ pub fn read_file(path: &Path, stage: Stage) -> Result<Entries, ConfigError> {
     }
 }
 
-/// The stage that a file says it is for, if it can be read and says one. `config.json` of a run does.
+/// The stage that a file names, as `config.json` of a run does; `None` if it cannot be read or
+/// names no stage.
 pub(crate) fn stage_of(path: &Path) -> Option<Stage> {
     let text = std::fs::read_to_string(path).ok()?;
     let tree: Value = match text.trim_start().starts_with('{') {
@@ -59,36 +60,37 @@ pub(crate) fn stage_of(path: &Path) -> Option<Stage> {
 
 /// Reads the settings of a text for `stage`; `place` names it in messages.
 pub(crate) fn parse(text: &str, place: &str, stage: Stage) -> Result<Entries, ConfigError> {
-    let wrong = |why: String| ConfigError::Usage(format!("{place}: {why}"));
+    let error = |reason: String| ConfigError::Usage(format!("{place}: {reason}"));
     let tree: Value = if text.trim_start().starts_with('{') {
-        serde_json::from_str(text).map_err(|e| wrong(format!("it is not JSON: {e}")))?
+        serde_json::from_str(text).map_err(|e| error(format!("the file is not JSON: {e}")))?
     } else {
-        toml::from_str(text).map_err(|e: toml::de::Error| wrong(in_short_lines(&e.to_string())))?
+        toml::from_str(text)
+            .map_err(|e: toml::de::Error| error(with_short_lines(&e.to_string())))?
     };
     let mut reader = Reader { stage, entries: Entries::new(), is_of_run: false };
     let top = match tree.as_object() {
-        // A run writes its settings under this key, beside the model's configuration.
+        // A run writes its settings under this key, next to the configuration of the model.
         Some(top) if top.get("run").is_some_and(|run| run["optim"].is_object()) => {
             reader.is_of_run = true;
             top["run"].as_object()
         }
         top => top,
     };
-    let top = top.ok_or_else(|| wrong("expected a table of settings".into()))?;
-    reader.read(top, "").map_err(wrong)?;
+    let top = top.ok_or_else(|| error("expected a table of settings".into()))?;
+    reader.read(top, "").map_err(error)?;
     Ok(reader.entries)
 }
 
-/// Collects the settings of one file.
+/// Collects the settings of a file.
 struct Reader {
     stage: Stage,
     entries: Entries,
-    /// Whether a run wrote the file: all settings are there, and some say how it was started.
+    /// Whether the file is `config.json` of a run, which holds all settings.
     is_of_run: bool,
 }
 
 impl Reader {
-    /// Reads a table: that of the part `part`, or the whole file.
+    /// Reads the table of the part `part`, or the whole file if `part` is empty.
     fn read(&mut self, table: &Map<String, Value>, part: &str) -> Result<(), String> {
         let first = self.entries.len();
         let mut of_stage = None;
@@ -112,7 +114,7 @@ impl Reader {
                 value => self.read_setting(key, value, part, first)?,
             }
         }
-        // The table of the stage comes last, wherever it stands: it is the more special one.
+        // The table of the stage overrides the other settings, wherever it is in the file.
         match of_stage {
             Some(table) => self.read(table, ""),
             None => Ok(()),
@@ -123,10 +125,10 @@ impl Reader {
         if stage == self.stage.name() {
             return Ok(());
         }
-        Err(format!("it is for the stage {stage}, and this is {}", self.stage.name()))
+        Err(format!("the file is for the stage {stage}, but this is {}", self.stage.name()))
     }
 
-    /// Reads one setting; `first` is the number of the table's first entry.
+    /// Reads one setting. `first` is the index of the first entry of its table.
     fn read_setting(
         &mut self,
         key: &str,
@@ -144,7 +146,7 @@ impl Reader {
             let names: Vec<&str> = settings().iter().map(|setting| setting.name.as_str()).collect();
             return Err(format!(
                 "unknown setting `{}`; the settings are {}",
-                cut(key),
+                shorten(key),
                 names.join(", ")
             ));
         };
@@ -152,10 +154,10 @@ impl Reader {
             return Ok(());
         }
         let value = match value {
-            // A run that began with random weights says so by the absence of a path.
+            // In `config.json` of a run, no path means random weights.
             Value::Null if self.is_of_run && setting.path == "model.lm" => "none".into(),
             Value::Null => return Ok(()),
-            // A path that a run did not need is empty.
+            // A path that the run did not need is empty.
             Value::String(text) if self.is_of_run && text.is_empty() => return Ok(()),
             Value::Array(values) if self.is_of_run && values.is_empty() => return Ok(()),
             value => setting.check(value.clone()).map_err(|why| format!("{key}: {why}"))?,
@@ -166,26 +168,27 @@ impl Reader {
         };
         let is_twice = |(other, _): &(&Setting, Value)| other.path == setting.path;
         if part.is_empty() && self.entries.iter().skip(first).any(is_twice) {
-            return Err(format!("{} is given twice, under different names", setting.name));
+            return Err(format!("{} is set twice, under different names", setting.name));
         }
         self.entries.push((setting, value));
         Ok(())
     }
 }
 
-/// Longest line that is shown of a file that cannot be read.
+/// Largest number of characters of a line of the file that a message shows.
 const MAX_LINE: usize = 160;
 
-/// A message that repeats a line of the file, with long lines cut.
-fn in_short_lines(message: &str) -> String {
-    let cut = |line: &str| match line.chars().count() {
+/// `message`, which repeats a line of the file, with each line shortened to [`MAX_LINE`]
+/// characters.
+fn with_short_lines(message: &str) -> String {
+    let shorten = |line: &str| match line.chars().count() {
         length if length <= MAX_LINE => line.to_owned(),
         length => {
             let start: String = line.chars().take(MAX_LINE).collect();
             format!("{start}… ({length} characters)")
         }
     };
-    message.lines().map(cut).collect::<Vec<_>>().join("\n")
+    message.lines().map(shorten).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]
@@ -213,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn the_table_of_the_stage_comes_last_and_that_of_the_other_does_not_count() {
+    fn the_table_of_the_stage_overrides_and_that_of_the_other_stage_is_ignored() {
         let text = "[pretrain]\nepochs = 2\n[sft]\nepochs = 3\n";
         assert_eq!(entries(text).unwrap(), [("optim.epochs".to_owned(), Value::from(2))]);
         let text = "{\"pretrain\": {\"epochs\": 2}, \"epochs\": 1}";
@@ -221,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_names_wrong_types_and_ranges_are_errors_that_name_them() {
+    fn errors_name_the_unknown_setting_or_the_wrong_value() {
         for (text, part) in [
             ("batch_sizes = 8", "unknown setting `batch_sizes`"),
             (
@@ -236,7 +239,7 @@ mod tests {
             ("data-path = 3", "expected a path or a list of paths"),
             ("epochs", "line 1"),
             ("batch-size = 8\nbatch_size = 9", "twice"),
-            ("stage = \"sft\"", "it is for the stage sft, and this is pretrain"),
+            ("stage = \"sft\"", "the file is for the stage sft, but this is pretrain"),
             ("{\"epochs\": }", "not JSON"),
         ] {
             let error = entries(text).unwrap_err();
@@ -245,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_line_or_value_is_not_repeated_whole() {
+    fn long_lines_and_values_are_shortened_in_messages() {
         let long = "x y".repeat(2000);
         for text in [format!("padding = \"{long}\""), format!("padding = \"{long}")] {
             let error = entries(&text).unwrap_err();

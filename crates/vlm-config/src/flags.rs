@@ -1,23 +1,23 @@
-//! Settings in messages. A library names a setting in backticks, as `max_seq_len`; a program with a
-//! command line shows its users the flag.
+//! Names of settings in messages. Libraries write them in backticks with underscores, such as
+//! `max_seq_len`; programs with a command line show the flag instead.
 
 use crate::file::find;
 
-/// Flags of other commands than those that train.
+/// Flags of commands that do not train.
 const OTHER_FLAGS: [&str; 7] = [
     "features_dtype", "max_new_tokens", "model", "output", "recipe", "rows_per_shard",
     "tokens_per_image",
 ];
 
-/// Whether a message may name `name`, written with underscores, as a setting: it is a setting of
-/// training, or the flag of another command.
+/// Whether `name`, written with underscores, is a setting of a training or a flag of another
+/// command.
 pub fn is_named_setting(name: &str) -> bool {
     OTHER_FLAGS.contains(&name) || find(name).is_some()
 }
 
-/// `message` with a flag in the place of each setting that it names in backticks: `--max-seq-len`
-/// for `max_seq_len`, and `--resume auto` for `resume = auto`. Other words in backticks stay as they
-/// are.
+/// Replaces each setting that `message` names in backticks by its flag: `max_seq_len` becomes
+/// `--max-seq-len`, and `resume = auto` becomes `--resume auto`. Other words in backticks are not
+/// changed.
 pub fn with_flags(message: &str) -> String {
     let mut parts = message.split('`');
     let mut shown = parts.next().unwrap_or_default().to_owned();
@@ -27,7 +27,7 @@ pub fn with_flags(message: &str) -> String {
         if is_within && is_named_setting(name) {
             let gap = if value.is_empty() { "" } else { " " };
             shown += &format!("--{}{gap}{value}", name.replace('_', "-"));
-            // The closing backtick is left out with the opening one.
+            // The closing backtick is omitted, as is the opening one.
             shown += parts.next().unwrap_or_default();
         } else {
             shown += "`";
@@ -44,7 +44,7 @@ mod tests {
 
     #[test]
     fn settings_in_backticks_are_shown_as_flags() {
-        for (told, shown) in [
+        for (message, shown) in [
             ("`min_lr_ratio` is 3; see `lr_schedule`", "--min-lr-ratio is 3; see --lr-schedule"),
             (
                 "run `vlm init`, or leave `no_shuffle` out",
@@ -55,7 +55,7 @@ mod tests {
             ("unknown setting `batch_sizes`; no", "unknown setting `batch_sizes`; no"),
             ("one ` alone", "one ` alone"),
         ] {
-            assert_eq!(with_flags(told), shown);
+            assert_eq!(with_flags(message), shown);
         }
     }
 }

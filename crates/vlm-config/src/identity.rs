@@ -1,4 +1,4 @@
-//! What of a configuration must be the same, as the marks of its settings say.
+//! The settings that must be the same on all ranks, or in a continued run (see [`Scope`]).
 
 use serde_json::{Value, json};
 
@@ -7,22 +7,22 @@ use crate::setting::{Scope, Setting};
 use crate::train::{TrainConfig, settings};
 
 impl TrainConfig {
-    /// The settings that decide which numbers a run computes: a continued run must have them in
-    /// common with the run that it continues. What files hold is not among them.
-    pub fn deciding(&self) -> Value {
-        self.marked(|scope| scope == Scope::Numbers)
+    /// The settings that determine the numbers of a run: they must be the same in a continued run.
+    /// The contents of files are not part of them.
+    pub fn numerical_settings(&self) -> Value {
+        self.with_scope(|scope| scope == Scope::Numbers)
     }
 
     /// The settings that must be the same on all ranks of a run.
     pub fn common_to_ranks(&self) -> Value {
-        self.marked(|scope| scope != Scope::Process)
+        self.with_scope(|scope| scope != Scope::Process)
     }
 
-    fn marked(&self, is_wanted: impl Fn(Scope) -> bool) -> Value {
+    fn with_scope(&self, is_wanted: impl Fn(Scope) -> bool) -> Value {
         let tree = serde_json::to_value(self).unwrap_or_default();
         let mut found = json!({"stage": self.stage});
         for setting in settings().iter().filter(|setting| is_wanted(setting.traits.scope)) {
-            // A setting that another one stands for has no place in the tree.
+            // A shorthand for another setting, such as `pack`, is not in the tree.
             if let Some(value) = tree.pointer(&format!("/{}", setting.path.replace('.', "/"))) {
                 insert(&mut found, setting.identity_path(), value.clone());
             }
@@ -31,8 +31,9 @@ impl TrainConfig {
     }
 }
 
-/// Settings that did not exist in earlier versions, whose runs are as those with the default now:
-/// their names in [`TrainConfig::deciding`] and their defaults.
+/// The settings that earlier versions did not have, by their names in
+/// [`TrainConfig::numerical_settings`], with their defaults. A run of an earlier version is the
+/// same as a run with these defaults.
 pub fn defaults_of_new_settings() -> impl Iterator<Item = (&'static str, &'static Value)> {
     let new = |setting: &&Setting| setting.traits.is_new;
     settings().iter().filter(new).map(|setting| (setting.identity_path(), &setting.default))
@@ -43,8 +44,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_decides_the_numbers_is_named_as_in_checkpoints_of_earlier_versions() {
-        let found = TrainConfig::default().deciding();
+    fn numerical_settings_have_the_names_of_earlier_checkpoints() {
+        let found = TrainConfig::default().numerical_settings();
         let is_new = |name: &str| defaults_of_new_settings().any(|(new, _)| new == name);
         let names = found.as_object().unwrap().keys().cloned();
         let mut old: Vec<String> = names.filter(|name| !is_new(name)).collect();
@@ -68,11 +69,11 @@ mod tests {
     }
 
     #[test]
-    fn ranks_have_more_in_common_than_a_continued_run() {
+    fn settings_common_to_ranks_include_those_that_a_continued_run_may_change() {
         let found = TrainConfig::default().common_to_ranks();
         assert_eq!(found["optim"]["max_skipped_in_a_row"], 10);
         assert_eq!(found["save_interval"], 100);
         assert_eq!(found["eval"]["interval"], Value::Null);
-        assert_eq!(found["out_dir"], Value::Null, "processes may have folders of their own");
+        assert_eq!(found["out_dir"], Value::Null, "processes may have different folders");
     }
 }

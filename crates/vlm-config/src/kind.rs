@@ -1,4 +1,4 @@
-//! The types that settings have: how a value is read from text, checked and described.
+//! The types of settings: how values are read from text, checked and described.
 
 use std::path::PathBuf;
 
@@ -21,19 +21,19 @@ pub enum Kind {
     Pair,
     /// Any text.
     Text,
-    /// A file or folder.
+    /// The path of a file or folder.
     Path,
-    /// Files or folders, one or several.
+    /// One or several paths.
     Paths,
-    /// Texts, one or several.
+    /// One or several texts.
     Words,
-    /// One of these words.
+    /// One of the given words.
     Choice(&'static [&'static str]),
 }
 
-/// A type that a setting may have.
+/// A Rust type that a setting may have.
 pub(crate) trait SettingType {
-    /// How its values are written.
+    /// The kind of its values.
     const KIND: Kind;
 }
 
@@ -68,18 +68,18 @@ impl<T: SettingType> SettingType for Option<T> {
 }
 
 impl Kind {
-    /// Whether there may be several values.
+    /// Whether a setting of this kind may have several values.
     pub fn is_list(self) -> bool {
         matches!(self, Self::Paths | Self::Words)
     }
 
-    /// What a value must be, for a message.
+    /// A description of the allowed values, for a message.
     pub fn expected(self) -> String {
         match self {
             Self::Bool => "true or false".into(),
             Self::Count => "a whole number, not negative".into(),
             Self::Number => "a number".into(),
-            Self::Pair => "two numbers, as 0.9,0.95".into(),
+            Self::Pair => "two numbers, such as 0.9,0.95".into(),
             Self::Text => "text".into(),
             Self::Path => "a path".into(),
             Self::Paths => "a path or a list of paths".into(),
@@ -88,7 +88,7 @@ impl Kind {
         }
     }
 
-    /// The value that `text` writes.
+    /// Reads a value from `text`, as it is written on a command line.
     pub(crate) fn parse(self, text: &str) -> Result<Value, String> {
         let wrong = || format!("expected {}", self.expected());
         let number = |text: &str| text.trim().parse::<f64>().ok().filter(|n| n.is_finite());
@@ -109,7 +109,7 @@ impl Kind {
         }
     }
 
-    /// The value, if it is of this type.
+    /// Returns the value if it is of this kind. A single text of a list becomes a list.
     pub(crate) fn check(self, value: Value) -> Result<Value, String> {
         let is_text = |value: &Value| value.is_string();
         let is_right = match self {
@@ -129,7 +129,8 @@ impl Kind {
             Self::Choice(words) => value.as_str().is_some_and(|word| words.contains(&word)),
         };
         if !is_right {
-            return Err(format!("expected {}, found {}", self.expected(), cut(&value.to_string())));
+            let found = shorten(&value.to_string());
+            return Err(format!("expected {}, found {found}", self.expected()));
         }
         match value {
             Value::String(text) if self.is_list() => Ok(json!([text])),
@@ -137,7 +138,7 @@ impl Kind {
         }
     }
 
-    /// The type in JSON schema.
+    /// The JSON schema of the kind.
     pub(crate) fn schema(self) -> Value {
         match self {
             Self::Bool => json!({"type": "boolean"}),
@@ -158,11 +159,11 @@ impl Kind {
     }
 }
 
-/// Longest value that a message shows whole, in characters.
+/// Largest number of characters of a value that a message shows.
 const MAX_SHOWN: usize = 120;
 
-/// `text`, cut where it is long.
-pub(crate) fn cut(text: &str) -> String {
+/// `text`, shortened to [`MAX_SHOWN`] characters.
+pub(crate) fn shorten(text: &str) -> String {
     let length = text.chars().count();
     if length <= MAX_SHOWN {
         return text.to_owned();

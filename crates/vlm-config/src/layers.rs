@@ -1,5 +1,5 @@
-//! Where the value of each setting comes from: defaults, then the stage, a recipe, a file, flags. The
-//! later ones win, and each value remembers which it was.
+//! Combines the values of settings from defaults, the stage, a recipe, a file and flags. Later
+//! origins override earlier ones, and the origin of each value is recorded.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use crate::setting::Setting;
 use crate::train::{Stage, TrainConfig, settings};
 use crate::{file, recipes};
 
-/// Where a value comes from; the later ones win.
+/// The origin of a value. A later variant overrides an earlier one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Origin {
@@ -20,7 +20,7 @@ pub enum Origin {
     Default,
     /// The defaults of the stage.
     Stage,
-    /// What other settings or files lead to; the text says which.
+    /// Derived from other settings or files, which the text names.
     Derived(String),
     /// The embedded demo.
     Demo,
@@ -46,7 +46,7 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// The values of all settings so far.
+/// The values of all settings, with their origins.
 #[derive(Debug, Clone)]
 pub struct Layers {
     stage: Stage,
@@ -67,11 +67,11 @@ impl Layers {
         layers
     }
 
-    /// The settings of a configuration file over the defaults of the stage that it is for, which is
-    /// pretraining where it does not say.
+    /// The settings of a configuration file, with the defaults of the stage that it names, or of
+    /// pretraining if it names none.
     ///
     /// # Errors
-    /// What [`crate::read_file`] says.
+    /// As [`crate::read_file`].
     pub fn of_file(path: &std::path::Path) -> Result<Self, ConfigError> {
         let mut layers = Self::new(file::stage_of(path).unwrap_or_default());
         layers.add_file(path)?;
@@ -83,7 +83,7 @@ impl Layers {
         self.stage
     }
 
-    /// Adds values, which win over those of earlier origins and over earlier ones of the same.
+    /// Adds values. They override values of earlier origins, and earlier values of the same origin.
     pub fn add(&mut self, origin: &Origin, entries: Entries) {
         for (setting, value) in entries {
             let is_later = |(_, before): &(Value, Origin)| {
@@ -95,10 +95,10 @@ impl Layers {
         }
     }
 
-    /// Adds a recipe: one of those that are built in, or a file.
+    /// Adds a recipe: a built-in one or a file.
     ///
     /// # Errors
-    /// An unknown name, or what [`crate::read_file`] says.
+    /// An unknown name; otherwise as [`crate::read_file`].
     pub fn add_recipe(&mut self, name: &str) -> Result<(), ConfigError> {
         let entries = recipes::read(name, self.stage)?;
         self.add(&Origin::Recipe(name.to_owned()), entries);
@@ -108,42 +108,42 @@ impl Layers {
     /// Adds a configuration file.
     ///
     /// # Errors
-    /// What [`crate::read_file`] says.
+    /// As [`crate::read_file`].
     pub fn add_file(&mut self, path: &std::path::Path) -> Result<(), ConfigError> {
         let entries = file::read_file(path, self.stage)?;
         self.add(&Origin::File(path.display().to_string()), entries);
         Ok(())
     }
 
-    /// Adds a value that other settings or files lead to, where nobody gave another. `path` is the
-    /// setting's place in the tree.
+    /// Adds a value that is derived from other settings or files, described by `from`. A value that
+    /// the user gave has precedence. `path` is the path of the setting, such as `optim.eps`.
     pub fn derive(&mut self, path: &str, value: impl Into<Value>, from: &str) {
         if let Some(setting) = settings().iter().find(|setting| setting.path == path) {
             self.add(&Origin::Derived(from.to_owned()), vec![(setting, value.into())]);
         }
     }
 
-    /// The value of a setting by its place in the tree.
+    /// The value of the setting with the path `path`; `None` if it has none.
     pub fn get(&self, path: &str) -> Option<&Value> {
         self.values.get(path).map(|(value, _)| value).filter(|value| !value.is_null())
     }
 
-    /// A setting that is a path.
+    /// The value of the setting with the path `path`, as a file system path.
     pub fn path(&self, path: &str) -> Option<PathBuf> {
         self.get(path).and_then(Value::as_str).map(PathBuf::from)
     }
 
-    /// Where the value of a setting comes from.
+    /// The origin of the value of a setting.
     pub fn origin(&self, path: &str) -> Option<&Origin> {
         self.values.get(path).map(|(_, origin)| origin)
     }
 
-    /// Whether a recipe, file or flag says something of a setting.
+    /// Whether a recipe, a file or a flag sets the setting.
     pub fn is_given(&self, path: &str) -> bool {
         matches!(self.origin(path), Some(Origin::Recipe(_) | Origin::File(_) | Origin::Flag))
     }
 
-    /// Every setting with its value and origin, in the order in which they are listed.
+    /// Every setting with its value and origin, in the order of [`settings`].
     pub fn all(&self) -> impl Iterator<Item = (&'static Setting, Option<(&Value, &Origin)>)> {
         settings().iter().map(|setting| {
             let found = self.values.get(setting.path.as_str());
@@ -151,11 +151,11 @@ impl Layers {
         })
     }
 
-    /// Settles what settings say together: `pack` and `padding`, and the order of the file, in which
-    /// no lengths are put together.
+    /// Applies settings that affect others: `pack` sets `padding`, and without `shuffle` the
+    /// default of `bucket_window` is 0.
     ///
     /// # Errors
-    /// `pack` and `padding` of one origin that contradict each other.
+    /// `pack` and `padding` of the same origin that contradict each other.
     pub fn settle(&mut self) -> Result<(), ConfigError> {
         if self.get("data.shuffle") == Some(&Value::Bool(false)) {
             self.derive("data.bucket_window", 0, "0 because the rows are not shuffled");
@@ -168,11 +168,11 @@ impl Layers {
         }
         if of_padding == origin {
             return Err(ConfigError::Usage(if is_packed {
-                "`padding` none is what `pack` does, and `pack` false wants the opposite".into()
+                "`padding` none packs the rows, but `pack` is false; leave one of them out".into()
             } else {
                 format!(
-                    "`pack` puts rows end to end, so nothing of them is filled up, and `padding` {} \
-                     wants that: give one of the two",
+                    "`pack` is the same as `padding` none, but `padding` {} is given; leave one of \
+                     them out",
                     padding.as_str().unwrap_or_default()
                 )
             }));
@@ -184,10 +184,10 @@ impl Layers {
         Ok(())
     }
 
-    /// The configuration of these values. Call [`Self::settle`] first.
+    /// The configuration with these values. Call [`Self::settle`] first.
     ///
     /// # Errors
-    /// See [`TrainConfig::validate`].
+    /// As [`TrainConfig::validate`].
     pub fn resolve(&self) -> Result<TrainConfig, ConfigError> {
         let mut tree = json!({"stage": self.stage});
         for (path, (value, _)) in &self.values {
@@ -200,16 +200,16 @@ impl Layers {
     }
 }
 
-/// Puts `value` at `path` of a tree, making the parts on the way.
+/// Sets the value at `path` of a tree, and creates missing objects on the path.
 pub(crate) fn insert(tree: &mut Value, path: &str, value: Value) {
-    let mut place = tree;
+    let mut node = tree;
     for name in path.split('.') {
-        if !place.is_object() {
-            *place = Value::Object(Map::new());
+        if !node.is_object() {
+            *node = Value::Object(Map::new());
         }
-        place = &mut place[name];
+        node = &mut node[name];
     }
-    *place = value;
+    *node = value;
 }
 
 #[cfg(test)]
@@ -230,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn flags_win_over_the_file_the_file_over_the_recipe_and_all_over_defaults() {
+    fn flags_override_the_file_the_file_the_recipe_and_all_of_them_the_defaults() {
         let layers = layers(&[
             (Origin::Flag, "epochs = 3"),
             (file("run.toml"), "epochs = 2\nbatch-size = 8"),
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_those_of_the_structs_and_the_stage() {
+    fn the_defaults_are_those_of_the_config_structs_and_the_stage() {
         let config = Layers::new(Stage::Pretrain).resolve().unwrap();
         assert_eq!(config, TrainConfig::default());
         let config = Layers::new(Stage::Sft).resolve().unwrap();
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn pack_and_padding_contradict_each_other_in_one_place_and_the_later_wins_elsewhere() {
+    fn contradicting_pack_and_padding_are_an_error_in_one_origin_and_otherwise_the_later_wins() {
         let padding = |added: &[(Origin, &str)]| {
             let mut layers = layers(added);
             layers.settle().map(|()| layers.resolve().unwrap().data.padding)
@@ -271,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_shuffle_lengths_are_put_together_only_where_that_is_asked_for() {
+    fn without_shuffle_bucket_window_is_zero_and_another_value_is_an_error() {
         let mut ordered = layers(&[(Origin::Flag, "no-shuffle = true")]);
         ordered.settle().unwrap();
         assert_eq!(ordered.resolve().unwrap().data.bucket_window, 0);
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_read_for_the_stage_that_it_names() {
+    fn a_file_is_read_with_the_defaults_of_the_stage_that_it_names() {
         let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
         for (text, epochs) in [("stage = 'sft'", 6), ("batch-size = 1", 4)] {
             std::fs::write(&path, text).unwrap();
@@ -295,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn a_resolved_configuration_read_again_is_the_same() {
+    fn a_resolved_configuration_survives_writing_and_reading() {
         let text = "epochs = 3\nbetas = [0.9, 0.95]\nlm = 'w.pth'\neval-data = 'e'\ndim = 64\n\
                     data-path = ['a:0.5', 'b:0.5']\nprojector = 'mlp'\ntrain-lm = true";
         let config = layers(&[(file("a"), text)]).resolve().unwrap();

@@ -1,8 +1,8 @@
-//! The settings of a training run: [`TrainConfig`] and everything that is made of its one list.
+//! The settings of a training run: [`TrainConfig`], and the list of all [`settings`].
 //!
-//! Knows neither libtorch nor how anything is computed. It reads configuration files and recipes,
-//! puts layers over each other and says where each value comes from; a command line makes its flags
-//! of [`settings`].
+//! This crate reads configuration files and recipes, combines them with defaults and flags, and
+//! records where each value comes from. A command line makes its flags from [`settings`]. The crate
+//! does not depend on libtorch.
 //!
 //! ```
 //! use vlm_config::{Layers, Stage};

@@ -1,4 +1,4 @@
-//! Recipes: the settings of known trainings, as TOML files. Built in are those of `recipes/`.
+//! Recipes: settings of published training runs, as TOML files. Those in `recipes/` are built in.
 
 use std::path::Path;
 
@@ -6,17 +6,17 @@ use crate::error::ConfigError;
 use crate::file::{self, Entries};
 use crate::train::Stage;
 
-/// A recipe that is built in.
+/// A built-in recipe.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Recipe {
-    /// Its name.
+    /// The name of the recipe.
     pub name: &'static str,
-    /// The TOML file.
+    /// The text of its TOML file.
     pub text: &'static str,
 }
 
-/// The recipes that are built in; the first one is the default.
+/// The built-in recipes; the first one is the default.
 pub const RECIPES: &[Recipe] = &[
     Recipe { name: "minimind-v", text: include_str!("../recipes/minimind-v.toml") },
     Recipe { name: "minimind-3v", text: include_str!("../recipes/minimind-3v.toml") },
@@ -25,14 +25,14 @@ pub const RECIPES: &[Recipe] = &[
 ];
 
 impl Recipe {
-    /// What the recipe is, in a sentence or two.
+    /// A description of the recipe, in one or two sentences.
     pub fn description(&self) -> String {
         let table: toml::Table = toml::from_str(self.text).unwrap_or_default();
         table.get("description").and_then(toml::Value::as_str).unwrap_or_default().to_owned()
     }
 }
 
-/// The settings of a recipe: of one that is built in, or else of the file of this name.
+/// The settings of a recipe: a built-in one with this name, or the file at this path.
 pub(crate) fn read(name: &str, stage: Stage) -> Result<Entries, ConfigError> {
     if let Some(recipe) = RECIPES.iter().find(|recipe| recipe.name == name) {
         return file::parse(recipe.text, &format!("recipe {name}"), stage);
@@ -41,7 +41,7 @@ pub(crate) fn read(name: &str, stage: Stage) -> Result<Entries, ConfigError> {
     if !path.exists() {
         let names: Vec<&str> = RECIPES.iter().map(|recipe| recipe.name).collect();
         return Err(ConfigError::Usage(format!(
-            "`recipe` {name}: there is no such file, and no recipe of this name; the recipes are {}",
+            "`recipe` {name}: there is no recipe and no file with this name; the recipes are {}",
             names.join(", ")
         )));
     }
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_recipe_is_the_defaults() {
+    fn the_default_recipe_equals_the_defaults() {
         for stage in [Stage::Pretrain, Stage::Sft] {
             let defaults = Layers::new(stage).resolve().unwrap();
             assert_eq!(of(RECIPES[0].name, stage), defaults, "{stage:?}");
@@ -70,7 +70,7 @@ mod tests {
     }
 
     #[test]
-    fn minimind_3v_has_two_stages() {
+    fn minimind_3v_has_settings_for_both_stages() {
         let pretrain = of("minimind-3v", Stage::Pretrain);
         assert_eq!((pretrain.data.max_seq_len, pretrain.optim.batch_size), (450, 16));
         assert_eq!(pretrain.model.freeze.unfreeze_last_layers, 0);
@@ -83,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn every_recipe_is_right_for_both_stages_and_says_what_it_is() {
+    fn every_recipe_is_valid_for_both_stages_and_has_a_description() {
         for recipe in RECIPES {
             for stage in [Stage::Pretrain, Stage::Sft] {
                 of(recipe.name, stage);
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_recipe_is_an_error_with_the_names_that_there_are() {
+    fn an_unknown_recipe_is_an_error_that_lists_the_recipes() {
         let error = Layers::new(Stage::Pretrain).add_recipe("minimind-4").unwrap_err().to_string();
         assert!(error.contains("minimind-4") && error.contains("nanovlm"), "{error}");
     }

@@ -5,8 +5,8 @@ use serde_json::{Map, Value, json};
 use crate::setting::Setting;
 use crate::train::settings;
 
-/// JSON schema (draft 2020-12) of a configuration file or recipe: every setting by its name, and the
-/// tables of the stages.
+/// The JSON schema (draft 2020-12) of a configuration file or recipe: every setting by name, and
+/// the tables of the stages.
 pub fn json_schema() -> Value {
     let mut properties = Map::new();
     for setting in settings() {
@@ -55,7 +55,7 @@ fn of_setting(setting: &Setting) -> Value {
         ("maximum", traits.at_most),
     ] {
         let Some(bound) = bound else { continue };
-        // The numbers of a pair are each within the range.
+        // Each number of a pair must be within the range.
         let numbers = if schema["items"].is_object() { &mut schema["items"] } else { &mut schema };
         numbers[key] = bound.into();
     }
@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_setting_is_a_property_with_its_range_and_default() {
+    fn the_schema_has_every_setting_with_its_range_and_default() {
         let schema = json_schema();
         let properties = &schema["properties"];
         assert_eq!(properties["epochs"]["minimum"], 1.0);

@@ -1,83 +1,83 @@
-//! What is known of one setting: its name, documentation, type, range and default, and what it means
-//! for other processes and for a continued run.
+//! The description of a setting: its name, documentation, type, range and default, and whether it
+//! must be the same on other ranks and in a continued run.
 
 use serde_json::Value;
 
 use crate::kind::Kind;
 
-/// One setting, as `settings!` declares it.
+/// A setting, as the macro `settings!` declares it.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Setting {
-    /// Place in the tree of a resolved configuration, as `optim.learning_rate`.
+    /// Path in a resolved configuration, such as `optim.learning_rate`.
     pub path: String,
-    /// Name in a configuration file, with dashes. A flag has the same name.
+    /// Name in a configuration file, with dashes. The flag has the same name.
     pub name: String,
-    /// Name that says the opposite, as `no-shuffle`, where there is one.
+    /// Name of the opposite, such as `no-shuffle`, if there is one.
     pub opposite: Option<String>,
-    /// What it does, in whole sentences, without the default.
+    /// What the setting does, in whole sentences, without the default.
     pub doc: String,
-    /// Heading under which it is listed.
+    /// Heading under which the setting is listed.
     pub heading: &'static str,
-    /// Type of its values.
+    /// Type of the values.
     pub kind: Kind,
-    /// Value where nothing says otherwise; null where it comes from other settings or files.
+    /// Default; null if there is none or if it comes from other settings or files.
     pub default: Value,
-    /// What cannot be said by the type.
+    /// Further properties of the setting.
     pub traits: Traits,
 }
 
-/// What a declaration says of a setting beside its type.
+/// Properties of a setting besides its type and default.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct Traits {
-    /// What stands for a value in a help text: its unit, where it has one.
+    /// Placeholder for the value in a help text, such as its unit.
     pub value_name: &'static str,
-    /// Name where it is not that of the field.
+    /// Name of the setting, if it differs from the name of the field.
     pub name: Option<&'static str>,
-    /// Other names that are understood.
+    /// Other accepted names.
     pub aliases: &'static [&'static str],
-    /// What the default is, where the value does not say it.
+    /// Description of the default, for defaults that are not one value.
     pub default_text: Option<&'static str>,
     /// Smallest value.
     pub at_least: Option<f64>,
-    /// A number that the value must exceed.
+    /// Exclusive lower bound of the value.
     pub above: Option<f64>,
     /// Largest value.
     pub at_most: Option<f64>,
-    /// What it means beyond this process.
+    /// Where the setting must have the same value.
     pub scope: Scope,
-    /// Whether runs of earlier versions had the default of this setting, which did not exist.
+    /// Whether earlier versions did not have the setting, and behaved as with its default.
     pub is_new: bool,
-    /// Whether `no-` before the name says the opposite.
+    /// Whether the opposite of the setting is its name with the prefix `no-`.
     pub is_negatable: bool,
-    /// What the path of the value must lead to.
+    /// For a path that must exist: what it is the path of.
     pub path: Option<PathTraits>,
 }
 
-/// What a path leads to.
+/// Properties of a setting that is a path.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub struct PathTraits {
-    /// What is there, for a message: "a folder of images".
+    /// Description of the file or folder for a message, such as "a folder of images".
     pub expected: &'static str,
-    /// Whether it holds rows or images, and not a model.
+    /// Whether it holds rows or images; otherwise it holds a model.
     pub is_data: bool,
 }
 
-/// For whom a setting must be the same.
+/// Where a setting must have the same value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Scope {
-    /// For nobody: it may differ among the processes of a run, and when a run is continued.
+    /// It may differ between the ranks of a run, and in a continued run.
     #[default]
     Process,
-    /// For all processes of a run; a continued run may have another value.
+    /// It must be the same on all ranks of a run, but may differ in a continued run.
     Ranks,
-    /// For all processes, and for a run and its continuation: it decides the numbers.
+    /// It must be the same on all ranks and in a continued run, because it determines the numbers.
     Numbers,
 }
 
-/// A setting whose values are shown as `value_name`.
+/// A setting whose value has the placeholder `value_name` in help texts.
 pub(crate) const fn shown(value_name: &'static str) -> Traits {
     Traits {
         value_name,
@@ -162,7 +162,8 @@ impl Traits {
 }
 
 impl Setting {
-    /// Made by `settings!`: `field` of the part at `part` of the tree.
+    /// The setting for `field` of the part of the configuration with the path `part`. Called by the
+    /// macro `settings!`.
     pub(crate) fn declare(
         part: &str,
         field: &str,
@@ -175,7 +176,7 @@ impl Setting {
         let name = traits.name.unwrap_or(field).replace('_', "-");
         let path = if part.is_empty() { field.to_owned() } else { format!("{part}.{field}") };
         let doc = doc.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ");
-        // A path that must be given has no default, and is empty until then.
+        // An empty path stands for a required setting without a default.
         let is_empty =
             default.as_str() == Some("") || default.as_array().is_some_and(Vec::is_empty);
         let default = if is_empty { Value::Null } else { default };
@@ -183,15 +184,14 @@ impl Setting {
         Self { path, name, opposite, doc, heading, kind, default, traits }
     }
 
-    /// Whether `name` means this setting: its name or another one that is understood, with dashes or
-    /// underscores.
+    /// Whether `name` is the name or an alias of this setting, with dashes or underscores.
     pub fn is_called(&self, name: &str) -> bool {
         let name = name.replace('_', "-");
         self.name == name || self.traits.aliases.contains(&name.as_str())
     }
 
-    /// The name in the identity of a run: the path without the part, but for the parts whose fields
-    /// say little alone.
+    /// The name in the identity of a run: the path without its part `model.shape`, `model`, `data`
+    /// or `run`.
     pub fn identity_path(&self) -> &str {
         let path = self.path.as_str();
         ["model.shape.", "model.", "data.", "run."]
@@ -200,10 +200,10 @@ impl Setting {
             .unwrap_or(path)
     }
 
-    /// Reads a value from text, as a command line has it.
+    /// Reads a value from `text`, as it is written on a command line.
     ///
     /// # Errors
-    /// What was expected: the type or the range.
+    /// A value of the wrong type or out of range; the text says what was expected.
     pub fn parse(&self, text: &str) -> Result<Value, String> {
         self.check(self.kind.parse(text)?)
     }
@@ -211,16 +211,17 @@ impl Setting {
     /// Checks a value of a file.
     ///
     /// # Errors
-    /// What was expected: the type or the range.
+    /// A value of the wrong type or out of range; the text says what was expected.
     pub fn check(&self, value: Value) -> Result<Value, String> {
         let value = self.kind.check(value)?;
         match self.check_range(&value) {
-            Some(why) => Err(why),
+            Some(error) => Err(error),
             None => Ok(value),
         }
     }
 
-    /// What is wrong with a value that is out of range, as "0; it must be at least 1".
+    /// The error for a value out of range, such as "0; it must be at least 1"; `None` for any other
+    /// value.
     pub(crate) fn check_range(&self, value: &Value) -> Option<String> {
         let Traits { at_least, above, at_most, .. } = self.traits;
         let is_within = |number: f64| {
@@ -236,7 +237,7 @@ impl Setting {
         Some(format!("{}; it must be {range}", shown_value(value)))
     }
 
-    /// The range in words, as "at least 1 and at most 8".
+    /// A description of the range, such as "at least 1 and at most 8"; `None` without bounds.
     pub fn range(&self) -> Option<String> {
         let Traits { at_least, above, at_most, .. } = self.traits;
         let bounds = [
@@ -248,7 +249,7 @@ impl Setting {
         (!bounds.is_empty()).then(|| bounds.join(" and "))
     }
 
-    /// The default in words, where there is one.
+    /// A description of the default; `None` without a default.
     pub fn default_text(&self) -> Option<String> {
         let of_value = || match &self.default {
             Value::Null => None,
@@ -259,12 +260,12 @@ impl Setting {
     }
 }
 
-/// A value as a user would write it on a command line.
+/// A value as it is written on a command line.
 pub fn shown_value(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
         Value::Array(values) => values.iter().map(shown_value).collect::<Vec<_>>().join(","),
-        // As short as a reader would write it: 0.0004 is 4e-4.
+        // Small numbers in scientific notation: 0.0004 is 4e-4.
         Value::Number(number) => match number.as_f64() {
             Some(float)
                 if !number.is_u64() && !number.is_i64() && float != 0.0 && float.abs() < 1e-2 =>

@@ -1,9 +1,9 @@
-//! The configuration of a training run. Each part owns its fields and defaults, one tree assembles
-//! them, and the resolved tree is written beside what the run makes.
+//! The configuration of a training run. Each part declares its fields and defaults, and
+//! [`TrainConfig`] contains all parts. The resolved configuration is saved in the out-dir.
 //!
-//! This is the only list of settings. A field declared here is a key of configuration files and
-//! recipes, a flag of `vlm pretrain` and `vlm sft`, a row of `docs/flags.md`, a property of the JSON
-//! schema, and, where its mark says so, a part of what all processes of a run must have in common.
+//! This is the only list of settings. A field that is declared here is a key of configuration files
+//! and recipes, a flag of `vlm pretrain` and `vlm sft`, a row of `docs/flags.md`, and a property of
+//! the JSON schema. Its scope says whether it must be the same on all ranks or in a continued run.
 
 use std::path::PathBuf;
 
@@ -14,38 +14,38 @@ use vlm_shapes::{Dtype, FreezePolicy, ProjectorKind, ShapeRequest};
 use crate::declare::{settings, settings_of};
 use crate::setting::{Setting, shown, switch};
 
-/// Everything that a training run needs to know.
+/// The configuration of a training run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 #[non_exhaustive]
 pub struct TrainConfig {
-    /// Which of the two trainings this is.
+    /// The stage of the training.
     pub stage: Stage,
-    /// Where rows come from and in what order.
+    /// The dataset and the order of its rows.
     pub data: DataConfig,
-    /// Which model is trained, and which parts of it.
+    /// The model, and which parts of it are trained.
     pub model: ModelConfig,
-    /// The optimization.
+    /// The optimizer and the learning rate.
     pub optim: OptimConfig,
-    /// Where and how the run takes place.
+    /// The out-dir, checkpoints, device and processes of the run.
     pub run: RunConfig,
-    /// Evaluation while the model is trained.
+    /// Evaluation during the training.
     pub eval: EvalConfig,
 }
 
-/// Which of the two trainings a run is.
+/// The stage of a training.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Stage {
-    /// Alignment on images with captions.
+    /// Pretraining: alignment on images with captions.
     #[default]
     Pretrain,
-    /// Instruction rows, from the weights that pretraining left.
+    /// Supervised finetuning on instruction rows, starting from the weights of the pretraining.
     Sft,
 }
 
 impl Stage {
-    /// The name of the stage, which begins the names of its weight files.
+    /// The name of the stage, with which the names of its weights files begin.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pretrain => "pretrain",
@@ -53,7 +53,7 @@ impl Stage {
         }
     }
 
-    /// The settings whose defaults differ in this stage, as the reference has them, in the form of a
+    /// The settings with other defaults in this stage, as in the reference, as the text of a
     /// recipe.
     pub(crate) fn recipe(self) -> &'static str {
         match self {
@@ -65,65 +65,69 @@ impl Stage {
         }
     }
 
-    /// Base name of the weights that a run leaves, as the reference names them.
+    /// Base name of the weights files of a run, as in the reference.
     pub fn weights_name(self, dim: i64, use_moe: bool) -> String {
         format!("{}_vlm_{dim}{}", self.name(), if use_moe { "_moe" } else { "" })
     }
 }
 
 settings! {
-    /// Where rows come from and in what order.
+    /// The dataset and the order of its rows.
     DataConfig at "data" under "Data" {
         parts {}
-        /// Rows in any of the forms of docs/data.md: .jsonl, .json, .csv, .parquet, .arrow, .tar
-        /// (WebDataset), a folder of these, or a prepared one. Several paths, or a quoted pattern
-        /// such as 'data/*.parquet', are read one after another; with a weight each (PATH:0.7) they
-        /// are mixed.
+        /// Rows to train on, in one of the formats of docs/data.md: .jsonl, .json, .csv, .parquet,
+        /// .arrow, .tar (WebDataset), a folder of these, or prepared rows. Several paths, or a
+        /// quoted pattern such as 'data/*.parquet', are read one after another; if each has a
+        /// weight (PATH:0.7), they are mixed.
         data_path: DataPaths = DataPaths::default(), shown("PATH[:WEIGHT]")
             .default_is("the embedded demo")
-            .of_data("rows to train on (docs/data.md lists their forms)");
-        /// Root folder of the image names in the rows. Names may not lead out of it.
+            .of_data("rows to train on (docs/data.md lists the formats)");
+        /// Folder that the image names in the rows are relative to. A row with an image outside
+        /// this folder is rejected.
         images_path: Option<PathBuf> = None, shown("DIR")
             .default_is("the folder of the rows")
-            .of_data("the root of the images");
+            .of_data("a folder of images");
         /// Keys or columns that hold the images of a row.
         image_key: Vec<String> = Vec::new(), shown("NAME")
             .default_is("the known names of docs/data.md")
             .decides_numbers()
             .newly_added();
-        /// What the user says of an image, behind it, in rows that have a caption alone.
+        /// Text of the user's turn, after the image, for rows that have only a caption.
         caption_question: String = String::new(), shown("TEXT")
-            .default_is("nothing but the image")
+            .default_is("only the image")
             .decides_numbers()
             .newly_added();
-        /// Smallest rating of a turn in rows that have ratings, as relevance=3. A turn with a lower
-        /// one is left out, and so is a row without any turn left.
+        /// Lowest rating of a turn in rows with ratings, such as relevance=3. Turns with a lower
+        /// rating are removed; a row whose turns are all removed is rejected.
         min_rating: Vec<String> = Vec::new(), shown("NAME=NUMBER")
             .default_is("every turn")
             .decides_numbers()
             .newly_added();
         /// Follow symbolic links that lead out of the folder of the images.
         follow_links: bool = true, switch().negatable();
-        /// Length at which a row is cut. A row that is cut through an image is rejected.
+        /// Number of tokens to which a row is truncated. A row that would lose tokens of an image
+        /// is rejected.
         max_seq_len: usize = 640, shown("TOKENS").at_least(1.0).decides_numbers();
-        /// How rows of different lengths share a micro-batch: filled up to the longest of them
-        /// (longest), filled up to max-seq-len as the reference does (max), or end to end (none, as
-        /// --pack).
-        padding: Padding = Padding::Longest, shown("TO").decides_numbers();
-        /// Draw the order of the rows anew each epoch, from the seed and the number of the epoch.
+        /// How rows of different lengths are batched: padded to the longest row of the micro-batch
+        /// (longest), padded to max-seq-len as in the reference (max), or packed without padding
+        /// (none, the same as --pack).
+        padding: Padding = Padding::Longest, shown("MODE").decides_numbers();
+        /// Shuffle the rows in each epoch. The order depends on the seed and the epoch.
         shuffle: bool = true, switch().negatable().decides_numbers();
-        /// Number of rows within which rows of similar length are put together; 0 for none.
+        /// Number of shuffled rows within which rows of similar length are batched together, to
+        /// save padding; 0 turns this off.
         bucket_window: usize = DEFAULT_BUCKET_WINDOW, shown("ROWS")
             .default_is("2048, and 0 with --no-shuffle")
             .decides_numbers();
-        /// Leave out the last batch of an epoch when it is not full.
+        /// Leave out the last batch of an epoch if it is not full.
         drop_last: bool = false, switch().negatable().decides_numbers();
-        /// Threads that read rows, decode images and make batches.
+        /// Number of threads that read rows, decode images and make batches.
         num_workers: usize = 1, shown("N").at_least(1.0).default_is("the number of cores");
-        /// Batches that the loader makes ahead.
+        /// Largest number of batches that the loader makes in advance.
         prefetch_batches: usize = 4, shown("N").at_least(1.0);
-        /// Fail when a larger share of the rows seen cannot be used; 0 allows none.
-        max_rejected_fraction: f64 = DEFAULT_MAX_REJECTED_FRACTION, shown("SHARE")
+        /// Largest fraction of rejected rows in an epoch. The run ends with an error if there are
+        /// more. 0 allows none.
+        max_rejected_fraction: f64 = DEFAULT_MAX_REJECTED_FRACTION, shown("FRACTION")
             .at_least(0.0)
             .at_most(1.0)
             .same_on_all_ranks();
@@ -131,41 +135,45 @@ settings! {
 }
 
 settings! {
-    /// Which model is trained, and which parts of it.
+    /// The model, and which parts of it are trained.
     ModelConfig at "model" under "Model" {
         parts {
-            /// The shape asked for; what is `None` comes from `config.json` beside the weights, or
-            /// the default.
+            /// The shape of the language model. A field that is `None` is taken from `config.json`
+            /// in the folder of the weights, or has its default.
             shape: ShapeRequest,
-            /// The parts that are trained beside the projector.
+            /// The parts that are trained besides the projector.
             freeze: FreezePolicy,
         }
-        /// Weights of the language model: .pth or .safetensors, a folder with them, the out-dir of a
-        /// run, or "none" for random weights.
+        /// Weights of the language model: a .pth or .safetensors file, a folder with one, the
+        /// out-dir of a run, or "none" for random weights.
         lm: Option<PathBuf> = None, shown("PATH|none")
             .default_is("{out-dir}/lm_{dim}[_moe].pth; in sft {out-dir}/pretrain_vlm_{dim}[_moe].pth")
-            .of_model("weights, a folder with them, or none for random ones");
-        /// Vision encoder: a folder in Hugging Face form.
+            .of_model("weights, a folder with them, or none for random weights");
+        /// Folder of the vision encoder, in Hugging Face format.
         vision: PathBuf = PathBuf::new(), shown("DIR")
             .default_is("the one that the weights of the language model were trained with")
-            .of_model("a vision encoder's folder in Hugging Face form; `vlm init` makes a random one");
+            .of_model(
+                "the folder of a vision encoder in Hugging Face format; `vlm init` makes a random \
+                 one",
+            );
         /// Folder with tokenizer.json and tokenizer_config.json.
         tokenizer: PathBuf = PathBuf::new(), shown("DIR")
             .default_is("the one that the weights of the language model were trained with")
             .of_model("a folder with tokenizer.json and tokenizer_config.json");
-        /// Features made by `vlm cache-features`. The encoder is then not loaded.
+        /// Folder with features that `vlm cache-features` made. The vision encoder is then not
+        /// loaded.
         features: Option<PathBuf> = None, shown("DIR").of_data("a folder of `vlm cache-features`");
-        /// The token that stands for an image in the prompt, such as <|image_pad|>. It must be a
-        /// single token of the tokenizer.
+        /// Token that stands for an image in the prompt, such as <|image_pad|>. It must be a single
+        /// token of the tokenizer.
         image_token: Option<String> = None, shown("TOKEN")
             .default_is("that of the language model's family");
-        /// How patch features become embeddings: linear (one layer), mlp (norm and two layers),
-        /// merged-mlp (256 patches to 64 tokens, two layers), pixel-shuffle (squares of patches, one
-        /// layer, as nanoVLM).
+        /// Type of the projector, which maps patch features to token embeddings: linear (one
+        /// layer), mlp (norm and two layers), merged-mlp (two layers, 256 patches to 64 tokens),
+        /// pixel-shuffle (one layer, several patches to one token, as in nanoVLM).
         projector: Option<ProjectorKind> = None, shown("KIND")
             .default_is("that of the weights, else of the language model's family");
-        /// Keep only each block's input and compute the rest again in the backward pass: less
-        /// memory, more time.
+        /// Keep only the input of each block and compute the block again in the backward pass. This
+        /// needs less memory and more time.
         activation_checkpointing: bool = false, switch();
     }
 }
@@ -175,153 +183,157 @@ settings_of! {
         /// Hidden size of the language model.
         dim: Option<i64>, shown("N")
             .or_named(&["hidden-size"])
-            .default_is("that of config.json beside the weights, else 512");
-        /// Number of transformer blocks.
+            .default_is("from config.json in the folder of the weights, else 512");
+        /// Number of transformer blocks of the language model.
         n_layers: Option<i64>, shown("N")
             .or_named(&["num-hidden-layers"])
-            .default_is("that of config.json beside the weights, else 8");
+            .default_is("from config.json in the folder of the weights, else 8");
         /// Number of query heads.
         n_heads: Option<i64>, shown("N")
             .or_named(&["num-attention-heads"])
-            .default_is("that of config.json beside the weights, else 8");
+            .default_is("from config.json in the folder of the weights, else 8");
         /// Number of key and value heads.
         n_kv_heads: Option<i64>, shown("N")
             .or_named(&["num-key-value-heads"])
-            .default_is("that of config.json beside the weights, else 2");
-        /// Probability of dropout.
+            .default_is("from config.json in the folder of the weights, else 2");
+        /// Dropout probability.
         dropout: Option<f64>, shown("P")
             .at_least(0.0)
             .at_most(1.0)
-            .default_is("that of config.json beside the weights, else 0");
+            .default_is("from config.json in the folder of the weights, else 0");
         /// Use a mixture of experts.
         use_moe: Option<bool>, switch()
-            .default_is("as config.json beside the weights says, else no");
+            .default_is("from config.json in the folder of the weights, else no");
     }
 }
 
 settings_of! {
     declared_freeze: FreezePolicy, at "model.freeze" under "Model" {
-        /// Number of last blocks of the language model that are trained beside the projector.
+        /// Number of last blocks of the language model that are trained besides the projector.
         unfreeze_last_layers: i64, shown("N").decides_numbers();
-        /// Number of first blocks of the language model that are trained beside the projector.
+        /// Number of first blocks of the language model that are trained besides the projector.
         unfreeze_first_layers: i64, shown("N").decides_numbers();
-        /// Train all of the language model.
+        /// Train the whole language model.
         train_lm: bool, switch().decides_numbers();
-        /// Train the vision encoder, too.
+        /// Train the vision encoder.
         train_vision: bool, switch().decides_numbers();
     }
 }
 
-/// How the loss of a micro-batch is averaged.
+/// How the losses of tokens are averaged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LossAverage {
     /// Mean over the supervised tokens of each micro-batch, then over the micro-batches of an
-    /// update, as the reference does.
+    /// update, as in the reference.
     Batch,
     /// Mean over all supervised tokens of an update.
     Token,
 }
 
-/// How the learning rate changes over a run.
+/// The schedule of the learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LrSchedule {
-    /// A cosine from 1.1 to 0.1 of the rate: MiniMind-V of April 2025.
+    /// A cosine from 1.1 to 0.1 times the rate: MiniMind-V of April 2025.
     Reference,
-    /// A cosine from the rate to its smallest share.
+    /// A cosine from the rate to `min_lr_ratio` times the rate.
     Cosine,
-    /// The rate itself (warm-up, stable), then a linear decay to its smallest share at the end.
+    /// The constant rate, then a linear decay to `min_lr_ratio` times the rate at the end.
     Wsd,
-    /// The rate itself.
+    /// The constant rate.
     Constant,
-    /// A straight line from the rate to its smallest share.
+    /// A linear decay from the rate to `min_lr_ratio` times the rate.
     Linear,
 }
 
 settings! {
-    /// The optimization.
+    /// The optimizer and the learning rate.
     OptimConfig at "optim" under "Optimization" {
         parts {}
-        /// Number of passes over the data.
+        /// Number of passes over the dataset.
         epochs: u64 = 4, shown("N").at_least(1.0).decides_numbers();
-        /// Rows in a micro-batch of each process.
+        /// Number of rows in a micro-batch of each process.
         batch_size: usize = 16, shown("ROWS").at_least(1.0).decides_numbers();
-        /// Number of micro-batches whose gradients make one update. What is left at the end of an
-        /// epoch is applied, too.
+        /// Number of micro-batches whose gradients are accumulated for one update of the weights.
+        /// The last update of an epoch may have fewer.
         accumulation_steps: u64 = 1, shown("N").at_least(1.0).decides_numbers();
-        /// Learning rate, from which the schedule starts.
+        /// Learning rate, to which the schedule is applied.
         learning_rate: f64 = 4e-4, shown("RATE").above(0.0).decides_numbers();
-        /// Learning rate of the projector, where it has its own.
+        /// Learning rate of the projector.
         lr_projector: Option<f64> = None, shown("RATE")
             .above(0.0)
             .default_is("--learning-rate")
             .decides_numbers()
             .newly_added();
-        /// Learning rate of the trained parts of the language model, where they have their own.
+        /// Learning rate of the trained parts of the language model.
         lr_lm: Option<f64> = None, shown("RATE")
             .above(0.0)
             .default_is("--learning-rate")
             .decides_numbers()
             .newly_added();
-        /// Learning rate of the vision encoder, where it is trained and has its own.
+        /// Learning rate of the vision encoder, if it is trained.
         lr_vision: Option<f64> = None, shown("RATE")
             .above(0.0)
             .default_is("--learning-rate")
             .decides_numbers()
             .newly_added();
-        /// How the rate changes over the run: a cosine from 1.1 to 0.1 of it, as MiniMind-V of April
-        /// 2025 (reference); from 1.0 of it down to its smallest share by a cosine (cosine), by a
-        /// line (linear), or by a line in the last part of the run only (wsd: warm-up, stable,
-        /// decay); or not at all (constant).
-        lr_schedule: LrSchedule = LrSchedule::Reference, shown("KIND").decides_numbers().newly_added();
-        /// Smallest share of the rate, which cosine, linear and wsd reach at the end.
-        min_lr_ratio: Option<f64> = None, shown("SHARE")
+        /// Schedule of the learning rate: a cosine from 1.1 to 0.1 times the rate, as in MiniMind-V
+        /// of April 2025 (reference); a decay from the rate to min-lr-ratio times the rate, as a
+        /// cosine (cosine) or linearly (linear); a constant rate with a linear decay at the end
+        /// (wsd: warm-up, stable, decay); or a constant rate (constant).
+        lr_schedule: LrSchedule = LrSchedule::Reference, shown("KIND")
+            .decides_numbers()
+            .newly_added();
+        /// Final learning rate of the schedules cosine, linear and wsd, as a fraction of the
+        /// learning rate.
+        min_lr_ratio: Option<f64> = None, shown("FRACTION")
             .at_least(0.0)
             .at_most(1.0)
             .default_is("0.1")
             .decides_numbers()
             .newly_added();
-        /// Share of the run in which the rate of the schedule wsd falls.
-        decay_fraction: Option<f64> = None, shown("SHARE")
+        /// Length of the decay of the schedule wsd, as a fraction of the run.
+        decay_fraction: Option<f64> = None, shown("FRACTION")
             .above(0.0)
             .at_most(1.0)
             .default_is("0.2")
             .decides_numbers()
             .newly_added();
-        /// Number of micro-batches in which the rate rises linearly at the start.
+        /// Length of the linear warm-up of the learning rate, in micro-batches.
         warmup_iters: u64 = 0, shown("STEPS").decides_numbers();
-        /// Share of the run in which the rate rises linearly at the start, instead of a number of
-        /// micro-batches.
-        warmup_fraction: Option<f64> = None, shown("SHARE")
+        /// Length of the linear warm-up of the learning rate, as a fraction of the run.
+        warmup_fraction: Option<f64> = None, shown("FRACTION")
             .at_least(0.0)
             .at_most(1.0)
             .decides_numbers()
             .newly_added();
-        /// Largest norm of the gradients, to which larger ones are scaled down; 0 for no clipping.
+        /// Largest norm of the gradients; larger gradients are scaled down to it. 0 turns clipping
+        /// off.
         grad_clip: f64 = 1.0, shown("NORM").at_least(0.0).decides_numbers();
         /// Decoupled weight decay of AdamW.
-        weight_decay: f64 = 0.01, shown("SHARE").at_least(0.0).decides_numbers();
-        /// Decay of AdamW's averages of the gradients and of their squares.
+        weight_decay: f64 = 0.01, shown("DECAY").at_least(0.0).decides_numbers();
+        /// Decay rates of AdamW's moving averages of the gradients and of their squares.
         betas: [f64; 2] = [0.9, 0.999], shown("B1,B2")
             .at_least(0.0)
             .at_most(0.999_999_999)
             .decides_numbers()
             .newly_added();
-        /// AdamW's epsilon, which is added to the root of the averaged squares.
+        /// Epsilon of AdamW, which is added to the square root of the second moment.
         eps: f64 = 1e-8, shown("EPS").above(0.0).decides_numbers().newly_added();
-        /// Keep an exponential moving average of the trained weights with this decay each update,
-        /// and write it beside the weights as {stage}_vlm_{dim}_ema.
+        /// Keep an exponential moving average of the trained weights with this decay per update,
+        /// and save it as {stage}_vlm_{dim}_ema, next to the weights.
         ema_decay: Option<f64> = None, shown("DECAY")
             .above(0.0)
             .at_most(0.999_999_999)
             .default_is("no average")
             .decides_numbers()
             .newly_added();
-        /// Over what losses are averaged: the mean of each micro-batch (batch), or per supervised
-        /// token of the whole update (token).
-        loss_average: LossAverage = LossAverage::Batch, shown("OVER").decides_numbers();
-        /// Stop after this many consecutive updates were skipped because they were not finite.
+        /// How the loss of an update is averaged: over the tokens of each micro-batch and then over
+        /// the micro-batches (batch), or over all supervised tokens of the update (token).
+        loss_average: LossAverage = LossAverage::Batch, shown("UNIT").decides_numbers();
+        /// Abort the run after this many consecutive updates were skipped because their loss or
+        /// gradient was not finite.
         max_skipped_in_a_row: u64 = 10, shown("N")
             .named("max-skipped-updates")
             .same_on_all_ranks();
@@ -329,74 +341,77 @@ settings! {
 }
 
 settings! {
-    /// Evaluation while the model is trained, on rows that it is not trained on.
+    /// Evaluation during the training, on rows that the model is not trained on.
     EvalConfig at "eval" under "Evaluation" {
         parts {}
-        /// Rows to evaluate the model on while it is trained and at the end: loss, perplexity,
-        /// captions. The training is not affected.
-        data_path: Option<PathBuf> = None, shown("PATH").named("eval-data").of_data("rows to evaluate on");
-        /// Root folder of the image names in the rows of the evaluation.
+        /// Rows on which the model is evaluated during and after the training: loss, perplexity and
+        /// captions. The evaluation does not change the training.
+        data_path: Option<PathBuf> = None, shown("PATH")
+            .named("eval-data")
+            .of_data("rows to evaluate on");
+        /// Folder that the image names in the evaluation rows are relative to.
         images_path: Option<PathBuf> = None, shown("DIR")
             .named("eval-images-path")
             .default_is("that of the training rows")
             .of_data("a folder of images");
-        /// Steps between two evaluations.
+        /// Number of steps between two evaluations.
         interval: Option<u64> = None, shown("STEPS")
             .named("eval-interval")
             .at_least(1.0)
             .default_is("--save-interval")
             .same_on_all_ranks();
-        /// Number of rows of the evaluation for which captions are generated, too.
+        /// Number of evaluation rows for which captions are generated.
         max_captions: usize = 50, shown("N").named("eval-captions");
-        /// Largest number of new tokens in a caption.
+        /// Largest number of tokens of a generated caption.
         max_new_tokens: usize = 128, shown("TOKENS").named("eval-max-new-tokens").at_least(1.0);
     }
 }
 
 settings! {
-    /// Where and how the run takes place.
+    /// The out-dir, checkpoints, device and processes of the run.
     RunConfig at "run" under "Run" {
         parts {}
-        /// Folder for everything that the run writes.
+        /// Folder for all files of the run.
         out_dir: PathBuf = PathBuf::from("out"), shown("DIR");
-        /// Continue an earlier run: "auto" for the newest good checkpoint in the out-dir, or the
-        /// folder of a checkpoint. docs/reliability.md says what must be the same.
+        /// Continue an earlier run: "auto" for the newest healthy checkpoint in the out-dir, or the
+        /// folder of a checkpoint. docs/reliability.md lists the settings that must be the same.
         resume: Option<Resume> = None, shown("auto|DIR");
-        /// Where to compute: auto, cpu, cuda or cuda:N.
+        /// Device of the training: auto, cpu, cuda or cuda:N.
         device: String = "auto".to_owned(), shown("DEVICE");
-        /// Type of the forward pass's matrix products.
+        /// Type of the matrix products in the forward pass: float32, bfloat16 or float16.
         dtype: Option<Dtype> = None, shown("TYPE")
             .default_is("bfloat16 on CUDA, float32 on the CPU");
-        /// Seed of random weights and of the order of the rows.
+        /// Seed of random weights, dropout and the order of the rows.
         seed: u64 = 1337, shown("N").decides_numbers();
-        /// Stop after this many steps. The schedule stays that of all epochs.
+        /// Stop after this many steps. The schedule of the learning rate is still that of all
+        /// epochs.
         max_steps: Option<u64> = None, shown("STEPS").at_least(1.0).same_on_all_ranks();
-        /// Steps between two lines of the log.
+        /// Number of steps between two log lines.
         log_interval: u64 = 100, shown("STEPS").at_least(1.0).same_on_all_ranks();
-        /// Steps between two checkpoints.
+        /// Number of steps between two checkpoints.
         save_interval: u64 = 100, shown("STEPS").at_least(1.0).same_on_all_ranks();
-        /// Number of checkpoints that are kept.
+        /// Number of checkpoints to keep.
         keep_checkpoints: usize = 2, shown("N").at_least(1.0);
-        /// Write event files for TensorBoard into the out-dir.
+        /// Write event files for TensorBoard to the out-dir.
         tensorboard: bool = true, switch().negatable();
-        /// Threads of the CPU's arithmetic.
+        /// Number of CPU threads for arithmetic.
         num_threads: Option<i32> = None, shown("N").at_least(1.0).default_is("the number of cores");
-        /// Seconds that a process waits for the others of its run, at the start and in each
-        /// operation.
+        /// Number of seconds that a process waits for the others of its run, at the start and in
+        /// each collective operation.
         timeout_secs: u64 = 600, shown("SECS").at_least(1.0).same_on_all_ranks();
-        /// Train in a process group even where there is one process only. With several processes the
-        /// launch environment decides.
+        /// Use a process group even with a single process. With several processes there always is
+        /// one.
         ddp: bool = false, switch();
     }
 }
 
-/// Which checkpoint to continue from.
+/// The checkpoint to continue from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "PathBuf", into = "PathBuf")]
 pub enum Resume {
-    /// The newest good one in the out-dir.
+    /// The newest healthy checkpoint in the out-dir.
     Auto,
-    /// The one in this folder.
+    /// The checkpoint in this folder.
     Path(PathBuf),
 }
 
@@ -417,19 +432,19 @@ impl From<Resume> for PathBuf {
 
 settings_of! {
     declared_shorthands: Shorthands, at "data" under "Data" {
-        /// Put the rows of a micro-batch end to end, each seeing only itself, instead of filling
-        /// them up: the same losses for less arithmetic. The same as --padding none.
+        /// Pack the rows of a micro-batch without padding. Each row attends only to itself, so the
+        /// losses are the same with less computation. The same as --padding none.
         pack: Option<bool>, switch().default_is("no");
     }
 }
 
-/// Settings that say in another way what a field of the tree says.
+/// Shorthands for values of other settings.
 #[derive(Default)]
 struct Shorthands {
     pack: Option<bool>,
 }
 
-/// All settings, in the order in which they are listed.
+/// All settings, in the order of help texts and `docs/flags.md`.
 pub fn settings() -> &'static [Setting] {
     static SETTINGS: std::sync::LazyLock<Vec<Setting>> = std::sync::LazyLock::new(|| {
         [

@@ -1,5 +1,5 @@
-//! Checks of settings against each other, before any file or device is touched. The type and range
-//! of each alone is checked where it is read ([`crate::Setting::check`]).
+//! Checks settings against each other, before any file or device is used. The type and range of
+//! each setting is checked when it is read ([`crate::Setting::check`]).
 
 use vlm_data::RowOptions;
 
@@ -7,10 +7,11 @@ use crate::error::ConfigError;
 use crate::train::{DataConfig, EvalConfig, LrSchedule, OptimConfig, TrainConfig, settings};
 
 impl TrainConfig {
-    /// Checks every setting's range, and the settings against each other.
+    /// Checks the range of every setting, and the settings against each other.
     ///
     /// # Errors
-    /// Names the settings, their values and what they must be.
+    /// Settings that are out of range or contradict each other. The message names them and says
+    /// what to change.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.check_ranges()?;
         self.optim.validate()?;
@@ -18,40 +19,39 @@ impl TrainConfig {
         let refuse = |message: &str| Err(ConfigError::Usage(message.into()));
         if self.data.bucket_window > 0 && !self.data.shuffle {
             return Err(ConfigError::Usage(format!(
-                "`bucket_window` {} takes the rows in another order, and `no_shuffle` asks for that \
-                 of the file; leave one of them out",
+                "`bucket_window` {} changes the order of the rows, but `no_shuffle` keeps it; \
+                 leave one of them out",
                 self.data.bucket_window
             )));
         }
         if self.model.features.is_some() && self.model.freeze.train_vision {
             return refuse(
-                "`features` holds what the vision encoder made, and `train_vision` changes what it \
-                 makes; leave one of them out",
+                "`features` holds the outputs of the vision encoder, but `train_vision` changes \
+                 them; leave one of them out",
             );
         }
         if self.model.features.is_some() && self.eval.data_path.is_some() {
             return refuse(
-                "`eval_data` is evaluated on its images, for which the vision encoder is needed, and \
-                 with `features` it is not loaded; leave one of them out, and use `vlm eval` on what \
-                 the run leaves",
+                "`eval_data` needs the vision encoder, which is not loaded with `features`; leave \
+                 one of them out, or evaluate after the training with `vlm eval`",
             );
         }
         if self.eval != EvalConfig::default() && self.eval.data_path.is_none() {
             return refuse(
-                "`eval_interval`, `eval_images_path`, `eval_captions` and `eval_max_new_tokens` are \
-                 for `eval_data`, which is missing",
+                "`eval_interval`, `eval_images_path`, `eval_captions` and `eval_max_new_tokens` \
+                 have no effect without `eval_data`",
             );
         }
         if self.optim.ema_decay.is_some() && self.model.freeze.train_vision {
             return refuse(
-                "`ema_decay` averages the weights of the language model and the projector, and \
-                 `train_vision` changes the vision encoder with them; leave one of them out",
+                "`ema_decay` averages the weights of the language model and the projector, but not \
+                 those of the vision encoder, which `train_vision` trains; leave one of them out",
             );
         }
         if self.optim.lr_vision.is_some() && !self.model.freeze.train_vision {
             return refuse(
-                "`lr_vision` is the rate of the vision encoder, which is not trained; add \
-                 `train_vision`, or leave it out",
+                "`lr_vision` is the learning rate of the vision encoder, which is not trained; set \
+                 `train_vision`, or leave `lr_vision` out",
             );
         }
         Ok(())
@@ -63,9 +63,9 @@ impl TrainConfig {
         for setting in settings() {
             let value = tree.pointer(&format!("/{}", setting.path.replace('.', "/")));
             let Some(value) = value.filter(|value| !value.is_null()) else { continue };
-            if let Some(why) = setting.check_range(value) {
+            if let Some(error) = setting.check_range(value) {
                 return Err(ConfigError::Usage(format!(
-                    "`{}` is {why}",
+                    "`{}` is {error}",
                     setting.name.replace('-', "_")
                 )));
             }
@@ -75,10 +75,10 @@ impl TrainConfig {
 }
 
 impl DataConfig {
-    /// How rows are read.
+    /// The options for reading rows.
     ///
     /// # Errors
-    /// A smallest rating that is not a name and a number.
+    /// An entry of `min_rating` that is not a name and a number.
     pub fn row_options(&self) -> Result<RowOptions, ConfigError> {
         let rating = |text: &String| {
             let found = text.split_once('=').and_then(|(name, number)| {
@@ -87,7 +87,7 @@ impl DataConfig {
             });
             found.ok_or_else(|| {
                 ConfigError::Usage(format!(
-                    "`min_rating` {text}: expected a name and a number, as relevance=3"
+                    "`min_rating` {text}: expected a name and a number, such as relevance=3"
                 ))
             })
         };
@@ -106,20 +106,20 @@ impl OptimConfig {
         let refuse = |message: &str| Err(ConfigError::Usage(message.into()));
         if self.min_lr_ratio.is_some() && !has_end {
             return refuse(
-                "`min_lr_ratio` is where the schedules cosine, linear and wsd end; choose one of \
-                 them with `lr_schedule`, or leave it out",
+                "`min_lr_ratio` is only for the schedules cosine, linear and wsd; set \
+                 `lr_schedule` to one of them, or leave `min_lr_ratio` out",
             );
         }
         if self.decay_fraction.is_some() && self.lr_schedule != LrSchedule::Wsd {
             return refuse(
-                "`decay_fraction` is for the schedule wsd; choose it with `lr_schedule`, or leave it \
-                 out",
+                "`decay_fraction` is only for the schedule wsd; set `lr_schedule = wsd`, or leave \
+                 `decay_fraction` out",
             );
         }
         if self.warmup_iters > 0 && self.warmup_fraction.is_some() {
             return refuse(
-                "`warmup_iters` and `warmup_fraction` both say how long the rate rises; leave one of \
-                 them out",
+                "`warmup_iters` and `warmup_fraction` both set the length of the warm-up; leave \
+                 one of them out",
             );
         }
         Ok(())

@@ -1,5 +1,5 @@
-//! From paths to a model: reads the configurations and weights that a run starts from, and checks
-//! that they fit each other.
+//! Builds a model from files: reads configurations and weights, and checks that they fit each
+//! other.
 
 use std::path::{Path, PathBuf};
 
@@ -24,37 +24,38 @@ use crate::InferError;
 /// The files that a model is made of.
 #[derive(Debug, Clone, Default)]
 pub struct ModelFiles {
-    /// Language-model weights; `None`: random ones.
+    /// Weights of the language model; `None` for random weights.
     pub lm: Option<PathBuf>,
-    /// Folder of the vision encoder, in Hugging Face form.
+    /// Folder of the vision encoder, in Hugging Face format.
     pub vision: PathBuf,
     /// Folder with `tokenizer.json` and `tokenizer_config.json`.
     pub tokenizer: PathBuf,
-    /// The token that stands for an image in a prompt; `None`: that of the language model's family.
+    /// Token that stands for an image in a prompt; `None` for that of the language model's family.
     pub image_token: Option<String>,
-    /// The projector; `None`: the one in the weights, else that of the language model's family.
+    /// Type of the projector; `None` for that of the weights, or else of the language model's
+    /// family.
     pub projector: Option<ProjectorKind>,
 }
 
-/// Shapes of the parts, settled and checked against each other and the files.
+/// Shapes of the parts of a model, checked against each other and against the files.
 #[derive(Debug, Clone)]
 pub struct Shapes {
     /// The language model.
     pub lm: LmConfig,
     /// The vision encoder.
     pub vision: VisionConfig,
-    /// What joins the two.
+    /// The projector.
     pub projector: ProjectorConfig,
 }
 
 impl Shapes {
-    /// Number of placeholder tokens that one image takes.
+    /// Number of placeholder tokens of an image.
     pub fn tokens_per_image(&self) -> usize {
         self.projector.tokens_per_image as usize
     }
 
-    /// The model's `config.json`: the language model's in its family's own form, so that the folder
-    /// can be given to `--lm`, with the other parts under names of their own.
+    /// The `config.json` of the model: that of the language model in the format of its family, with
+    /// the other parts under separate keys, so that the folder can be used as `lm`, too.
     pub fn describe(&self, tokenizer: &ChatTokenizer) -> Value {
         let mut tree = self.lm.to_json();
         let image_token = tokenizer.placeholder().token();
@@ -74,7 +75,8 @@ impl Shapes {
     }
 }
 
-/// What ends an answer, in the form of `eos_token_id` in `config.json`: an id, or a list of several.
+/// The ids of the tokens that end a generated text, in the form of `eos_token_id` in `config.json`:
+/// an id, or a list of ids.
 pub(crate) fn stop_token_ids(tokenizer: &ChatTokenizer) -> Value {
     match tokenizer.stop_token_ids() {
         [id] => json!(id),
@@ -82,13 +84,14 @@ pub(crate) fn stop_token_ids(tokenizer: &ChatTokenizer) -> Value {
     }
 }
 
-/// Opens the tokenizer, with images spelled as asked, or as the language model's family does.
-/// Answers also end where `generation_config.json` beside the language model's weights says.
+/// Opens the tokenizer, with the image token of `files` or of the language model's family. The
+/// tokens that `generation_config.json` in the folder of the weights names also end a generated
+/// text.
 ///
 /// # Errors
-/// Files that cannot be read; a spelling that is not a single token.
+/// Files that cannot be read; an image token that is not a single token of the tokenizer.
 pub fn open_tokenizer(files: &ModelFiles) -> Result<ChatTokenizer, InferError> {
-    // What is not there is told first, before anything else that follows from it.
+    // Missing files are reported first, before errors that follow from them.
     let vision = Some(&files.vision).filter(|path| !path.as_os_str().is_empty());
     let given =
         [("lm", files.lm.as_ref()), ("vision", vision), ("tokenizer", Some(&files.tokenizer))];
@@ -117,28 +120,28 @@ fn open_with_placeholder(files: &ModelFiles) -> Result<ChatTokenizer, InferError
     let spellings = image_tokens(family).iter().map(|&token| ImagePlaceholder::new(token));
     let placeholders: Vec<_> = spellings.collect();
     let tokenizer = ChatTokenizer::with_first_placeholder(&files.tokenizer, &placeholders)?;
-    tracing::debug!("an image is spelled {:?}", tokenizer.placeholder().token());
+    tracing::debug!("the image token is {:?}", tokenizer.placeholder().token());
     Ok(tokenizer)
 }
 
-/// How a family spells an image's tokens, the usual way first; the first that the tokenizer has
-/// counts. Their embeddings are never seen, the projected features take their places.
+/// The image tokens of a family, in order of preference: the first one that the tokenizer has is
+/// used. Their embeddings are not used, because the projected features replace them.
 fn image_tokens(family: LmFamily) -> &'static [&'static str] {
     match family {
         LmFamily::MiniMind | LmFamily::MiniMind2 => &["@"],
         LmFamily::MiniMind3 => &["<|image_pad|>", "@"],
-        // nanoVLM adds <|image|> to SmolLM2's tokenizer; without it one of the tokens does that
-        // the tokenizer keeps for source code and chats never use.
+        // nanoVLM adds <|image|> to SmolLM2's tokenizer. <empty_output> is a token of that
+        // tokenizer for source code, which chats do not use.
         LmFamily::Llama => &["<|image|>", "<image>", "<|image_pad|>", "<empty_output>", "@"],
     }
 }
 
-/// Settles the shapes: what the user asked for, else `config.json` beside the weights, else what
-/// the weights' names say. No tensor is made.
+/// Determines the shapes of all parts: from `request`, else from `config.json` in the folder of the
+/// weights, else from the names of the tensors. Creates no tensor.
 ///
 /// # Errors
-/// A configuration that cannot be read; a tokenizer with more tokens than the model has rows; a
-/// shape asked for that is not the weights'.
+/// A configuration that cannot be read; a tokenizer with more tokens than the model has embeddings;
+/// a requested shape that differs from that of the weights.
 pub fn settle_shapes(
     files: &ModelFiles,
     request: &ShapeRequest,
@@ -148,14 +151,14 @@ pub fn settle_shapes(
     let path = files.vision.join("config.json");
     let vision = VisionConfig::from_file(&path).map_err(InferError::file)?;
     warn_of_unread_keys(&path, &VisionConfig::unread_keys_of(&path).map_err(InferError::file)?);
-    let (mut lm, beside) = match &files.lm {
+    let (mut lm, config_path) = match &files.lm {
         Some(path) => starting_shape(path)?,
         None => (LmConfig::default(), None),
     };
     let ShapeRequest { dim, n_layers, n_heads, n_kv_heads, dropout, use_moe } = request.clone();
     let reshaped = dim.is_some_and(|dim| dim != lm.dim);
     if reshaped {
-        // Widths from a file belong to the hidden size beside them.
+        // The widths in a config.json are only for its own hidden size.
         (lm.hidden_dim, lm.head_dim) = (None, None);
     }
     lm.dim = dim.unwrap_or(lm.dim);
@@ -174,18 +177,18 @@ pub fn settle_shapes(
     let mut projector = files.projector;
     if let Some(path) = &files.lm {
         let weights = open_language_model(path).map_err(InferError::file)?;
-        if let Some(path) = &beside {
+        if let Some(path) = &config_path {
             warn_of_unread_keys(path, &LmConfig::unread_keys_of(path).map_err(InferError::file)?);
         }
-        adopt(&mut lm, &weights, beside.as_deref())?;
+        adopt(&mut lm, &weights, config_path.as_deref())?;
         projector = projector.or(projector_of(&weights));
     }
     let kind = projector.unwrap_or(ProjectorKind::default_for(lm.family));
     let projector = ProjectorConfig::new(kind, &vision).map_err(InferError::file)?;
     if (tokenizer.vocab_size() as i64) > lm.vocab_size {
         return Err(InferError::unusable(format!(
-            "the tokenizer {} has {} tokens, but the language model has {} rows of embeddings; give \
-             the tokenizer that the weights were trained with",
+            "the tokenizer {} has {} tokens, but the language model has {} embeddings; use the \
+             tokenizer that the weights were trained with",
             files.tokenizer.display(),
             tokenizer.vocab_size(),
             lm.vocab_size
@@ -194,11 +197,12 @@ pub fn settle_shapes(
     Ok(Shapes { lm, vision, projector })
 }
 
-/// Random weights, then those of the files. Names that may be missing from the language model's
-/// file: the projector's, which a pretraining run starts anew.
+/// Creates a model with random weights and loads those of the files. The projector may be missing
+/// in the file of the language model; it then keeps its random weights.
 ///
 /// # Errors
-/// A missing or misshapen tensor, by name with both shapes; a file that cannot be read.
+/// A tensor that is missing or has another shape, with its name and both shapes; a file that cannot
+/// be read.
 pub fn build_model(
     files: &ModelFiles,
     shapes: &Shapes,
@@ -224,15 +228,15 @@ pub fn build_model(
 
 fn load_lm(path: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), InferError> {
     let weights = open_language_model(path).map_err(InferError::file)?;
-    // A file with a projector of this kind has all of it.
+    // A file with a projector of this type must have all of its tensors.
     let has_projector = projector_of(&weights) == Some(kind);
     let report = weights
         .load_into(&model.params().named(), |name| !has_projector && is_projector(name))
         .map_err(InferError::file)?;
     if !report.missing.is_empty() {
-        tracing::info!("{} holds no projector: it starts from random values", path.display());
+        tracing::info!("{} has no projector: it starts with random weights", path.display());
     }
-    // A file that cannot say that two tensors are one must at least hold them equal.
+    // A file that does not record tied tensors must at least have equal values for them.
     let lm = model.lm().config();
     check_tied(lm, &weights).map_err(InferError::file)?;
     let mut surplus = report.surplus;
@@ -240,7 +244,8 @@ fn load_lm(path: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), InferErr
         let output = LmNames::weight(lm.names().output);
         surplus.retain(|name| *name != output);
     }
-    // The reference's own checkpoints may carry the encoder along; ours comes from --vision.
+    // The reference's checkpoints may contain the vision encoder, which is loaded from `vision`
+    // here.
     surplus.retain(|name| !name.starts_with("vision_encoder."));
     let is_computed_from =
         |name: &str| lm.names().is_computed_from(name) || has_projector && is_projector(name);
@@ -250,7 +255,7 @@ fn load_lm(path: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), InferErr
     Ok(())
 }
 
-/// The vision encoder in `folder` alone, and its shape.
+/// Loads only the vision encoder in `folder`. Returns it with its configuration.
 ///
 /// # Errors
 /// As [`build_model`].
@@ -271,7 +276,8 @@ fn load_vision(folder: &Path, family: VisionFamily, params: &ParamStore) -> Resu
     refuse_surplus(folder, &report.surplus, |name| !is_beside_encoder(family, name))
 }
 
-/// Tensors that take part in what the file's model computes and that this model has no place for.
+/// Returns an error if the file has tensors that its own model computes with, but that this model
+/// does not have.
 fn refuse_surplus(
     path: &Path,
     surplus: &[String],
@@ -285,30 +291,25 @@ fn refuse_surplus(
     Err(InferError::at(
         path,
         format!(
-            "{} of its tensors have no place in the model that config.json describes, so that \
-             another model would be computed: {}; give the config.json that belongs to these \
-             weights, or other weights",
+            "{} of its tensors are not part of the model that config.json describes: {}; use the \
+             config.json that belongs to these weights, or other weights",
             names.len(),
             listed(names.into_iter())
         ),
     ))
 }
 
-/// Names the keys of a `config.json` that were passed over although they say something.
+/// Warns of keys of a `config.json` that are not supported and were ignored.
 fn warn_of_unread_keys(path: &Path, keys: &[String]) {
     if !keys.is_empty() {
-        tracing::warn!(
-            "{}: these keys are not known and were passed over: {}",
-            path.display(),
-            keys.join(", ")
-        );
+        tracing::warn!("{}: unknown keys were ignored: {}", path.display(), keys.join(", "));
     }
 }
 
 fn warn_of_surplus(path: &Path, names: &[String]) {
     if !names.is_empty() {
         tracing::warn!(
-            "{}: {} tensors are not this model's and were left out: {}",
+            "{}: {} tensors are not part of this model and were ignored: {}",
             path.display(),
             names.len(),
             listed(names.iter().map(String::as_str))
@@ -316,10 +317,11 @@ fn warn_of_surplus(path: &Path, names: &[String]) {
     }
 }
 
-/// The language model's shape by `config.json` beside the weights, with that file's path, else the
-/// usual one of the family that the weights' names belong to.
+/// The shape of the language model from `config.json` in the folder of the weights, with the path
+/// of that file; without one, the default shape of the family that the names of the tensors belong
+/// to.
 pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf>), InferError> {
-    if let Some(path) = config_beside(weights)? {
+    if let Some(path) = language_model_config(weights)? {
         return Ok((LmConfig::from_file(&path).map_err(InferError::file)?, Some(path)));
     }
     let opened = open_language_model(weights).map_err(InferError::file)?;
@@ -327,26 +329,25 @@ pub(crate) fn starting_shape(weights: &Path) -> Result<(LmConfig, Option<PathBuf
     if lm.qkv_bias || lm.attention_output_bias || lm.mlp_bias {
         return Err(InferError::at(
             weights,
-            "it has biases, so it is neither MiniMind's nor SmolLM2's, and nothing in it says what \
-             its heads, rope_theta and rms_norm_eps are; put the config.json of its model beside it",
+            "it has biases, so it is neither MiniMind nor SmolLM2, and its numbers of heads, \
+             rope_theta and rms_norm_eps are unknown; put the config.json of its model next to it",
         ));
     }
     if lm.family == LmFamily::Llama {
         tracing::warn!(
-            "{}: no config.json beside it; heads, rope_theta and rms_norm_eps are taken to be \
-             SmolLM2-135M's",
+            "{}: there is no config.json next to it; using the numbers of heads, rope_theta and \
+             rms_norm_eps of SmolLM2-135M",
             weights.display()
         );
     }
     Ok((lm, None))
 }
 
-/// The `config.json` that lies beside a weight file (or in it, for a folder), when it is a language
-/// model's.
+/// The path of the `config.json` in the folder of the weights, if it describes a language model.
 ///
 /// # Errors
-/// A file that is there and cannot be read, or is not JSON.
-fn config_beside(weights: &Path) -> Result<Option<PathBuf>, InferError> {
+/// The file exists, but cannot be read or is not JSON.
+fn language_model_config(weights: &Path) -> Result<Option<PathBuf>, InferError> {
     let folder = if weights.is_dir() { Some(weights) } else { weights.parent() };
     let path = folder.unwrap_or(Path::new(".")).join("config.json");
     let text = match std::fs::read_to_string(&path) {
@@ -355,13 +356,14 @@ fn config_beside(weights: &Path) -> Result<Option<PathBuf>, InferError> {
         Err(error) => return Err(InferError::at(&path, error)),
     };
     let json: Value = serde_json::from_str(&text).map_err(|error| InferError::at(&path, error))?;
-    // In a folder given as --lm it must be one; beside a file it may be another model's.
+    // In a folder with weights it must describe a language model; next to a file it may belong to
+    // another model.
     let is_one = weights.is_dir() || LmConfig::is_language_model(&json);
     Ok(is_one.then_some(path))
 }
 
-/// Compares the settled shape with the tensors of the weight file, before any is read, and takes
-/// from there what they alone decide.
+/// Compares the shape with the tensors of the weights file, before any of them is read, and sets
+/// the fields that only the tensors determine.
 pub(crate) fn adopt(
     lm: &mut LmConfig,
     weights: &Weights,
@@ -373,7 +375,7 @@ pub(crate) fn adopt(
         return Err(InferError::at(
             path,
             format!(
-                "its tensors have the names of {:?}, but config.json beside it describes {:?}",
+                "its tensors have the names of {:?}, but the config.json next to it describes {:?}",
                 by_names.family, lm.family
             ),
         ));
@@ -388,11 +390,11 @@ pub(crate) fn adopt(
             _ => None,
         };
         if let Some(experts) = experts {
-            // No flag says how many.
+            // There is no setting for these numbers.
             return InferError::at(
                 path,
                 format!(
-                    "holds {found} {experts} a block, but {expected} is {asked}; give the \
+                    "holds {found} {experts} a block, but {expected} is {asked}; use the \
                      config.json that belongs to these weights, or other weights"
                 ),
             );

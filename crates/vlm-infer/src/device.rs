@@ -1,4 +1,4 @@
-//! The device that a model runs on.
+//! Selects the device of a model.
 
 use std::path::Path;
 
@@ -6,9 +6,10 @@ use tch::Device;
 
 use crate::InferError;
 
-/// What shows that this machine has a GPU that CUDA could use: the file of the NVIDIA driver or of a
-/// device, or of WSL2's way to the GPU of its Windows. `root` is `/` but in tests.
-fn trace_of_gpu(root: &Path) -> Option<String> {
+/// The path of a file that shows that this machine has an NVIDIA GPU: that of the driver, of a
+/// device, or of the device with which WSL2 accesses the GPU of Windows. `root` is `/` except in
+/// tests.
+fn gpu_file(root: &Path) -> Option<String> {
     let is_device = |name: &str| {
         let number = name.strip_prefix("nvidia");
         number.is_some_and(|n| !n.is_empty() && n.bytes().all(|c| c.is_ascii_digit()))
@@ -24,8 +25,8 @@ fn trace_of_gpu(root: &Path) -> Option<String> {
     device.or_else(|| driver.exists().then(|| "/proc/driver/nvidia".to_owned()))
 }
 
-/// Why a machine with a GPU trains on the CPU, and what to do. `cuda` is what loading libtorch's CUDA
-/// part came to, `visible` the value of `CUDA_VISIBLE_DEVICES`.
+/// Why a machine with a GPU computes on the CPU, and what to do, for a message. `cuda` is the
+/// result of loading the CUDA libraries of libtorch, `visible` the value of `CUDA_VISIBLE_DEVICES`.
 fn why_no_cuda(cuda: &vlm_torch::Result<bool>, visible: Option<&str>) -> String {
     if let Some(visible) = visible.filter(|value| value.is_empty() || value.starts_with('-')) {
         return format!(
@@ -33,36 +34,36 @@ fn why_no_cuda(cuda: &vlm_torch::Result<bool>, visible: Option<&str>) -> String 
         );
     }
     match cuda {
-        Ok(false) => "the libtorch in use is the build for the CPU alone: run `cargo xtask setup \
-                      --cuda` on this machine, then the same command again"
+        Ok(false) => "the installed libtorch is the build without CUDA: run `cargo xtask setup \
+                      --cuda` on this machine, then run the same command again"
             .to_owned(),
         Ok(true) => {
-            "libtorch's CUDA finds no device that it can use: the driver may be older than \
-                     this build of CUDA needs, or this process may not use the device; compare \
-                     `nvidia-smi` with what `cargo xtask doctor` prints"
+            "CUDA finds no device that it can use: the driver may be older than this version of \
+                     CUDA requires, or this process may not be allowed to use the device; compare \
+                     the outputs of `nvidia-smi` and `cargo xtask doctor`"
                 .to_owned()
         }
-        Err(error) => format!("libtorch's CUDA part cannot be loaded ({error})"),
+        Err(error) => format!("the CUDA libraries of libtorch cannot be loaded ({error})"),
     }
 }
 
 fn warn_of_unused_gpu() {
-    if let Some(trace) = trace_of_gpu(Path::new("/")) {
+    if let Some(file) = gpu_file(Path::new("/")) {
         let visible = std::env::var("CUDA_VISIBLE_DEVICES").ok();
         tracing::warn!(
-            "THE GPU IS NOT USED: this machine has one ({trace} is there), and everything is computed \
-             on the CPU, many times slower. The reason: {}. The device cpu chooses the CPU without \
-             this warning, the device cuda fails where there is no CUDA",
+            "THE GPU IS NOT USED: this machine has one ({file} exists), but the model runs on the \
+             CPU, which is many times slower. Reason: {}. Set `device = cpu` to use the CPU \
+             without this warning, or `device = cuda` to fail without CUDA",
             why_no_cuda(&vlm_torch::load_cuda(), visible.as_deref())
         );
     }
 }
 
-/// The device that `name` stands for: `auto`, `cpu`, `cuda` or `cuda:N`. `auto` is CUDA's first
-/// device, or the CPU where there is no CUDA; `cuda` is CUDA's first device.
+/// The device with the name `auto`, `cpu`, `cuda` or `cuda:N`. `cuda` is the first CUDA device.
+/// `auto` is the same, or the CPU without CUDA; on a machine with a GPU this logs a warning.
 ///
 /// # Errors
-/// Another name; a CUDA device that is not there.
+/// Any other name; a CUDA device that does not exist.
 pub fn select_device(name: &str) -> Result<Device, InferError> {
     let unusable = |message: String| Err(InferError::setting("device", message));
     let number = match name {
@@ -83,8 +84,8 @@ pub fn select_device(name: &str) -> Result<Device, InferError> {
     };
     if !tch::Cuda::is_available() {
         return unusable(format!(
-            "device is {name}, but libtorch finds no CUDA here; `cargo xtask doctor` says what is \
-             missing, and the device cpu needs none"
+            "device is {name}, but CUDA is not available; `cargo xtask doctor` shows what is \
+             missing, and the device cpu needs no CUDA"
         ));
     }
     let count = tch::Cuda::device_count();
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_gpu_shows_by_the_files_of_its_driver_devices_or_windows() {
+    fn a_gpu_is_detected_by_the_files_of_its_driver_and_devices() {
         for (file, expected) in [
             ("dev/nvidia0", Some("/dev/nvidia0")),
             ("dev/nvidiactl", Some("/dev/nvidiactl")),
@@ -114,12 +115,12 @@ mod tests {
             let path = root.path().join(file);
             std::fs::create_dir_all(path.parent().unwrap()).unwrap();
             std::fs::write(path, "").unwrap();
-            assert_eq!(trace_of_gpu(root.path()).as_deref(), expected, "{file}");
+            assert_eq!(gpu_file(root.path()).as_deref(), expected, "{file}");
         }
     }
 
     #[test]
-    fn every_reason_for_the_cpu_says_what_to_do() {
+    fn every_reason_for_using_the_cpu_says_what_to_do() {
         let of = |cuda: vlm_torch::Result<bool>, visible| why_no_cuda(&cuda, visible);
         assert!(of(Ok(false), None).contains("cargo xtask setup --cuda"));
         assert!(of(Ok(true), Some("0")).contains("driver may be older"));

@@ -1,4 +1,4 @@
-//! From the host's batch to the model's: tensors on the device.
+//! Copies batches to the device as the tensors that the model takes.
 
 use tch::{Device, Kind, Tensor};
 use vlm_data::{Batch, Features, FeaturesDtype, IGNORE_INDEX, ImageData, ImageProcessor};
@@ -7,32 +7,32 @@ use vlm_torch::slice_to_device;
 
 use crate::InferError;
 
-/// A batch as the model takes it, with the positions that are learned from.
+/// A batch on the device.
 #[derive(Debug)]
 pub struct DeviceBatch {
-    /// The model's input.
+    /// Input of the model.
     pub model: ModelBatch,
-    /// Flat positions in the ids of the supervised tokens, `[S]`, i64.
+    /// Positions of the supervised tokens in the flattened `input_ids`, `[S]`, i64.
     pub supervised: Tensor,
-    /// What each of them should predict, `[S]`, i64.
+    /// Label of each supervised token, `[S]`, i64.
     pub targets: Tensor,
 }
 
-/// The way of batches to one device.
+/// Copies batches to a device.
 #[derive(Debug)]
 pub struct Transfer {
     device: Device,
     normalizer: Normalizer,
 }
 
-/// The last step of the preprocessing, on the device.
+/// Normalizes pixels on the device, which is the last step of the preprocessing.
 #[derive(Debug)]
 pub struct Normalizer {
     device: Device,
     image_size: i64,
-    /// `[3 · 256]` on the device: what each level of each channel becomes.
+    /// Normalized value of each level of each channel, `[3 · 256]`, on the device.
     levels: Tensor,
-    /// `[1, 3, 1, 1]` on the device: where the levels of each channel begin.
+    /// Index of the first level of each channel, `[1, 3, 1, 1]`, on the device.
     first_level: Tensor,
 }
 
@@ -48,16 +48,17 @@ impl Normalizer {
         }
     }
 
-    /// Bytes of a picture before it.
+    /// Number of bytes of an image before the normalization.
     pub fn bytes_per_image(&self) -> usize {
         (self.image_size * self.image_size * 3) as usize
     }
 
-    /// `[N, S, S, 3]` (u8) → `[N, 3, S, S]` (f32), normalized on the device, so that a quarter of
-    /// the bytes travel. Looked up, not computed: the same bits on every device.
+    /// Normalizes pixels `[N, S, S, 3]` (u8) to `[N, 3, S, S]` (f32). The normalization is done on
+    /// the device, so that only a quarter of the bytes are copied. The values are looked up in a
+    /// table, so that they are bitwise equal on every device.
     ///
     /// # Errors
-    /// A number of bytes that is not that of whole pictures; a device without memory.
+    /// A number of bytes that is not that of whole images; a device that is out of memory.
     pub fn normalized(&self, bytes: &[u8]) -> Result<Tensor, InferError> {
         let side = self.image_size;
         let num_images = bytes.len() as i64 / (side * side * 3);
@@ -70,16 +71,15 @@ impl Normalizer {
 }
 
 impl Transfer {
-    /// To `device`, with the normalization of `processor`.
+    /// Copies to `device`, with the normalization of `processor`.
     pub fn new(device: Device, processor: &ImageProcessor) -> Self {
         Self { device, normalizer: Normalizer::new(device, processor) }
     }
 
-    /// Copies `batch` to the device. To a GPU the copies are queued, from page-locked memory, and
-    /// this returns before they are done.
+    /// Copies `batch` to the device. On a GPU the copies are asynchronous, from page-locked memory.
     ///
     /// # Errors
-    /// Pixels or features of another shape than they should be; a device without memory.
+    /// Pixels or features with a wrong shape; a device that is out of memory.
     pub fn send(&self, batch: &Batch) -> Result<DeviceBatch, InferError> {
         let lengths = || batch.lengths.iter().map(|&length| length as i64).collect();
         let packed_lengths: Option<Vec<i64>> = batch.is_packed.then(lengths);
@@ -96,20 +96,20 @@ impl Transfer {
             ImageData::Pixels(bytes) => ImageInput::Pixels(self.normalizer.normalized(bytes)?),
             ImageData::Features(features) => ImageInput::Features(self.features(features)?),
         };
-        let place = |image: &vlm_data::ImagePosition| (image.row as i64, image.start as i64);
+        let start = |image: &vlm_data::ImagePosition| (image.row as i64, image.start as i64);
         Ok(DeviceBatch {
             model: ModelBatch {
                 input_ids: slice_to_device(&batch.input_ids, self.device)?.view(shape),
                 packed_lengths,
                 images,
-                image_starts: batch.images.iter().map(place).collect(),
+                image_starts: batch.images.iter().map(start).collect(),
             },
             supervised: slice_to_device(&supervised, self.device)?,
             targets: slice_to_device(&targets, self.device)?,
         })
     }
 
-    /// `[N, P, V]` in float32, widened on the device.
+    /// Cached features as a tensor `[N, P, V]`, converted to float32 on the device.
     fn features(&self, features: &Features) -> Result<Tensor, InferError> {
         let (patches, width) = (features.num_patches, features.hidden_size);
         let num_images = features.bytes.len() / (patches * width * features.dtype.size());
@@ -120,7 +120,7 @@ impl Transfer {
     }
 }
 
-/// libtorch's name of the type in which features are stored.
+/// The type of libtorch for a type in which features are stored.
 pub fn features_kind(dtype: FeaturesDtype) -> Kind {
     match dtype {
         FeaturesDtype::Float32 => Kind::Float,
@@ -134,12 +134,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pixels_on_the_device_are_the_processors_own_bit_for_bit() {
+    fn pixels_on_the_device_are_bitwise_equal_to_those_of_the_processor() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("preprocessor_config.json");
         std::fs::write(&path, r#"{"size": 16, "crop_size": 16}"#).unwrap();
         let processor = ImageProcessor::from_file(&path).unwrap();
-        // Two pictures; every level in every channel.
+        // Two images with every level in every channel.
         let crops: Vec<u8> = (0..2 * 16 * 16 * 3).map(|at| (at / 3 + at % 3) as u8).collect();
         let batch = Batch {
             batch_size: 1,

@@ -1,4 +1,4 @@
-//! Errors of this crate, by kind.
+//! The error type of this crate.
 
 use std::error::Error;
 use std::io;
@@ -10,49 +10,49 @@ use vlm_model::{ModelError, ShapeError};
 
 type Source = Box<dyn Error + Send + Sync>;
 
-/// An error of this crate. [`InferError::kind`] tells whose it is to act.
+/// An error of this crate. [`InferError::kind`] says who can act on it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InferError {
     /// A setting, or a file that a setting names, cannot be used.
     #[error("{message}")]
     Unusable {
-        /// The setting at fault, by its name in [`LoadOptions`](crate::LoadOptions) or
-        /// [`ModelFiles`](crate::ModelFiles), where there is a single one.
+        /// Name of the setting in [`LoadOptions`](crate::LoadOptions) or
+        /// [`ModelFiles`](crate::ModelFiles), if it is a single one.
         setting: Option<&'static str>,
         /// The setting or file, what was expected, what was found, and what to do.
         message: String,
-        /// The error of the layer below, if any.
+        /// The underlying error, if any.
         source: Option<Source>,
     },
-    /// The operating system refused to read or write a file.
+    /// A file cannot be read or written.
     #[error("{}: cannot {action}: {source}", path.display())]
     Io {
-        /// The file or folder.
+        /// Path of the file or folder.
         path: PathBuf,
-        /// What was tried, as a verb phrase.
+        /// The operation that failed, as a verb phrase such as "read it".
         action: &'static str,
-        /// The system's reason.
+        /// The error of the system.
         source: io::Error,
     },
     /// A conversation or one of its images cannot be used as a prompt.
     #[error("this cannot be used as a prompt: {0}")]
     Prompt(#[from] Reject),
-    /// A row cannot be used, and every row was asked for.
+    /// A row was rejected where all rows are needed.
     #[error("{location}: {reject}")]
     Row {
-        /// Where the row stands.
+        /// Location of the row, such as `captions.jsonl:17`.
         location: String,
-        /// Why it cannot be used.
+        /// Why the row was rejected.
         reject: Reject,
     },
-    /// The rows of a data set.
+    /// An error of the dataset.
     #[error(transparent)]
     Data(#[from] DataError),
-    /// A model that does not fit its input, or an operation of libtorch that failed.
+    /// An input does not fit the model, or an operation of libtorch failed.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// Weights could not be read or written after they had been checked.
+    /// Weights could not be read or written.
     #[error(transparent)]
     Weights(#[from] WeightsError),
     /// libtorch failed.
@@ -66,11 +66,11 @@ pub enum InferError {
 pub enum ErrorKind {
     /// The caller: a setting, or a file that a setting names, cannot be used.
     Usage,
-    /// Whoever made the data: too many rows cannot be used.
+    /// The author of the dataset: too many rows were rejected.
     Data,
-    /// Whoever runs the machine: a disk is full or fails.
+    /// The operator of the machine: a disk is full or fails.
     Io,
-    /// This program, or libtorch.
+    /// The developers: an error of this program or of libtorch.
     Internal,
 }
 
@@ -83,7 +83,7 @@ impl From<ShapeError> for InferError {
 impl InferError {
     /// Who can act on this error.
     pub fn kind(&self) -> ErrorKind {
-        // A full or failing disk is not a usage error, also where it affects a file of the user.
+        // A full or failing disk is never a usage error, even for a file that the user named.
         if has_disk_failure(self) {
             return ErrorKind::Io;
         }
@@ -99,29 +99,29 @@ impl InferError {
         }
     }
 
-    /// A request that cannot be met, as `message` says.
+    /// A usage error with the text `message`.
     pub(crate) fn unusable(message: impl Into<String>) -> Self {
         Self::Unusable { setting: None, message: message.into(), source: None }
     }
 
-    /// The same, with the setting at fault.
+    /// A usage error about the setting `name`, with the text `message`.
     pub(crate) fn setting(name: &'static str, message: impl Into<String>) -> Self {
         Self::Unusable { setting: Some(name), message: message.into(), source: None }
     }
 
-    /// A file that a setting names cannot be used for the reason that `source` gives.
+    /// An error about a file that a setting names. The text of `source` names the file.
     pub(crate) fn file(source: impl Error + Send + Sync + 'static) -> Self {
         Self::Unusable { setting: None, message: source.to_string(), source: Some(source.into()) }
     }
 
-    /// The same, where `source` does not name the file.
+    /// An error about the file at `path`, for a `source` whose text does not name the file.
     pub(crate) fn at(path: &Path, source: impl Into<Source>) -> Self {
         let source = source.into();
         let message = format!("{}: {source}", path.display());
         Self::Unusable { setting: None, message, source: Some(source) }
     }
 
-    /// For `map_err`: the system's answer to `action` at `path`.
+    /// For `map_err`: converts an error of the system at `path`. `action` is a verb phrase.
     pub(crate) fn io(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> Self + use<> {
         let path = path.to_owned();
         move |source| Self::Io { path, action, source }
@@ -133,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failing_disk_under_a_file_that_a_setting_names_is_no_usage_error() {
+    fn a_failing_disk_is_an_io_error_and_a_missing_file_a_usage_error() {
         let kind = |code: i32| {
             let source = io::Error::from_raw_os_error(code);
             InferError::file(WeightsError::Io { path: "lm.pth".into(), source }).kind()

@@ -19,44 +19,44 @@ use vlm_shapes::Dtype;
 /// Settings of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalOptions {
-    /// Rows in one forward pass.
+    /// Number of rows in one forward pass.
     pub batch_size: usize,
-    /// Rows are truncated to this many tokens, for the loss.
+    /// Number of tokens to which rows are truncated for the loss.
     pub max_seq_len: usize,
     /// Number of loader threads.
     pub num_workers: usize,
-    /// For this many rows, from the first on, captions are generated, too; 0: for none.
+    /// Number of rows, from the first on, for which captions are generated.
     pub max_captions: usize,
     /// Largest number of tokens that are generated for a row.
     pub max_new_tokens: usize,
-    /// The evaluation fails when more than this share of the rows was rejected.
+    /// Largest fraction of rejected rows, from 0 to 1; with more the evaluation fails.
     pub max_rejected_fraction: f64,
 }
 
 /// The scores of an evaluation.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EvalReport {
-    /// Rows that the loss is averaged over.
+    /// Number of rows with supervised tokens.
     pub rows: u64,
-    /// Rows that could not be used and are left out.
+    /// Number of rejected rows.
     pub rejected_rows: u64,
-    /// Tokens that the loss is averaged over.
+    /// Number of supervised tokens.
     pub supervised_tokens: u64,
-    /// Mean cross-entropy over all supervised tokens, in nats; `None` when there were none.
+    /// Mean cross-entropy, in nats per supervised token; `None` without such tokens.
     pub loss: Option<f64>,
-    /// `exp(loss)`.
+    /// Perplexity: `exp(loss)`.
     pub perplexity: Option<f64>,
-    /// Rows that a caption was generated for.
+    /// Number of rows for which a caption was generated and compared.
     pub captions: u64,
-    /// Fraction of the captions that are equal to the expected ones, 0 to 1.
+    /// Fraction of the captions that equal the expected ones, from 0 to 1.
     pub exact: Option<f64>,
-    /// Mean F1 score of the words ([`token_f1`]), 0 to 1.
+    /// Mean F1 score of the words ([`token_f1`]), from 0 to 1.
     pub token_f1: Option<f64>,
     /// Duration in seconds.
     pub secs: f64,
 }
 
-/// The rows that models are evaluated on.
+/// Evaluates models on the rows of a dataset.
 pub struct Evaluator {
     source: Arc<dyn RowSource>,
     loader: Loader,
@@ -66,11 +66,11 @@ pub struct Evaluator {
 }
 
 impl Evaluator {
-    /// An evaluation on the rows of `source`, with the tokenizer and the preprocessing of the models
-    /// that will be evaluated, and their number of patch features per image.
+    /// An evaluator on the rows of `source`. Tokenizer, preprocessing and number of tokens per
+    /// image are those of the models to evaluate.
     ///
     /// # Errors
-    /// Settings of which no batch can be made.
+    /// Settings with which no batch can be made.
     pub fn new(
         source: Arc<dyn RowSource>,
         tokenizer: &Arc<ChatTokenizer>,
@@ -100,12 +100,12 @@ impl Evaluator {
         })
     }
 
-    /// Evaluates a model. Its weights and gradients and libtorch's random numbers stay as they are.
-    /// `continues` is called at each batch; when it returns `false`, there is no report, since the
-    /// scores so far are not those of all rows.
+    /// Evaluates a model. Its weights and gradients and the random numbers of libtorch are not
+    /// changed. `continues` is called for each batch; when it returns `false`, the evaluation ends
+    /// and the result is `None`.
     ///
     /// # Errors
-    /// Those of the loader and of the model.
+    /// Errors of the loader and of the model.
     pub fn evaluate(
         &self,
         model: &Vlm,
@@ -186,7 +186,7 @@ impl Evaluator {
             if !continues() {
                 flow = ControlFlow::Break(());
             }
-            // Rows that cannot be used, or have no text to compare with, are not counted.
+            // Rejected rows, and rows without a text to compare with, are not counted.
             for completion in completions.iter().flatten().filter(|c| !c.expected.is_empty()) {
                 report.captions += 1;
                 exact += u64::from(is_exact(&completion.text, &completion.expected));

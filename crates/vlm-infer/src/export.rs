@@ -1,4 +1,4 @@
-//! A model as one folder in Hugging Face form, that `--lm` and `--model` take again.
+//! Exports a model as a folder in Hugging Face format, from which it can be loaded again.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -18,53 +18,54 @@ use crate::json_file::write_json;
 use crate::model_folder::ModelFolder;
 use crate::preprocessor::{PREPROCESSOR, image_processor, write_preprocessor};
 
-/// The files of a tokenizer, as far as there are any.
+/// Files of a tokenizer. A tokenizer need not have all of them.
 const TOKENIZER_FILES: [&str; 8] = [
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "chat_template.json",
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt",
 ];
 
-/// Folders of chat templates with names.
+/// Folders with named chat templates.
 const TEMPLATE_FOLDERS: [&str; 2] = ["chat_templates", "additional_chat_templates"];
 
 const GENERATION_CONFIG: &str = "generation_config.json";
 
-/// Whether [`export_hf`] writes a file or folder of this name, weights apart.
+/// Whether [`export_hf`] writes a file or folder with this name, other than weights.
 pub fn is_exported_name(name: &str) -> bool {
     ["config.json", PREPROCESSOR, "vision", GENERATION_CONFIG].contains(&name)
         || TOKENIZER_FILES.contains(&name)
         || TEMPLATE_FOLDERS.contains(&name)
 }
 
-/// What is exported.
+/// The model to export.
 #[derive(Debug, Clone)]
 pub struct ExportSource {
-    /// The folder of a run, a weight file, or a folder with one.
+    /// The folder of a run, a weights file, or a folder with one.
     pub model: PathBuf,
-    /// Another vision encoder's folder than `config.json` says.
+    /// Folder of the vision encoder; `None` for the one that `config.json` names.
     pub vision: Option<PathBuf>,
-    /// Another tokenizer's folder than `config.json` says.
+    /// Folder of the tokenizer; `None` for the one that `config.json` names.
     pub tokenizer: Option<PathBuf>,
 }
 
-/// Everything found and checked, before anything is written.
+/// The parts to export, which are found and checked before anything is written.
 struct Parts {
     weights: Weights,
     lm: LmConfig,
     tokenizer: PathBuf,
-    /// Of a model that sees: the encoder's folder, its shape and what `config.json` says.
+    /// Folder and shape of the vision encoder; `None` for a language model alone.
     vision: Option<(PathBuf, VisionConfig)>,
+    /// The exported `config.json`.
     config: Value,
 }
 
-/// Writes `target`: `config.json` in the family's own form, `model.safetensors` (or shards of
-/// `max_shard_bytes`), the tokenizer's files, and for a model that sees `preprocessor_config.json`
-/// and the encoder in `vision/`. Values and dtypes are those of the source, bit for bit. The folder
-/// appears whole or not at all; one that is there is replaced.
+/// Writes the folder `target`: `config.json` in the format of the family, `model.safetensors` (or
+/// shards of at most `max_shard_bytes` bytes), the tokenizer, and for a vision-language model
+/// `preprocessor_config.json` and the encoder in `vision/`. Values and dtypes are those of the
+/// source. The folder is written atomically; an existing one is replaced.
 ///
 /// # Errors
-/// A part that cannot be found, with the flag that names it; parts that do not fit each other; the
-/// system's.
+/// A part that cannot be found, with the setting that names it; parts that do not fit each other; a
+/// failure of the file system.
 pub fn export_hf(
     source: &ExportSource,
     target: &Path,
@@ -75,10 +76,10 @@ pub fn export_hf(
     vlm_torch::write_folder_atomically(target, |folder| {
         save_shards(folder, &tensors, max_shard_bytes)?;
         for name in TOKENIZER_FILES {
-            copy_if_there(&parts.tokenizer, folder, name)?;
+            copy_if_exists(&parts.tokenizer, folder, name)?;
         }
         for name in TEMPLATE_FOLDERS {
-            copy_folder_if_there(&parts.tokenizer.join(name), &folder.join(name))?;
+            copy_folder_if_exists(&parts.tokenizer.join(name), &folder.join(name))?;
         }
         write_generation_config(&parts, folder)?;
         if let Some((from, config)) = &parts.vision {
@@ -94,12 +95,12 @@ impl Parts {
         let folder = ModelFolder::find(&source.model)?;
         let (run_config, path) = (&folder.config, folder.weights.clone());
         let weights = open_language_model(&path).map_err(InferError::file)?;
-        let (mut lm, beside) = starting_shape(&path)?;
-        adopt(&mut lm, &weights, beside.as_deref())?;
+        let (mut lm, config_path) = starting_shape(&path)?;
+        adopt(&mut lm, &weights, config_path.as_deref())?;
         check_tied(&lm, &weights).map_err(InferError::file)?;
         let tokenizer = folder.part(&source.tokenizer, "tokenizer")?;
-        let sees = source.vision.is_some() || weights.names().any(is_projector);
-        let vision = sees.then(|| folder.part(&source.vision, "vision"));
+        let has_vision = source.vision.is_some() || weights.names().any(is_projector);
+        let vision = has_vision.then(|| folder.part(&source.vision, "vision"));
         let vision = vision.transpose()?;
         let opened = open_tokenizer(&ModelFiles {
             lm: Some(path),
@@ -113,10 +114,11 @@ impl Parts {
         Ok(Self { weights, lm, tokenizer, vision, config })
     }
 
-    /// All tensors; in Hugging Face's forms a tied tensor has one name.
+    /// All tensors of the language model and the projector. In the formats of Hugging Face, tied
+    /// tensors are written once.
     fn tensors(&self) -> Result<Vec<(String, Tensor)>, InferError> {
         let mut tensors = self.weights.all()?;
-        // A file may hold other parts too, of a joined model or the encoder.
+        // A file may also hold other parts, such as the vision encoder.
         let names = self.lm.names();
         tensors.retain(|(name, _)| names.is_computed_from(name) || is_projector(name));
         if self.lm.family != LmFamily::MiniMind && self.lm.tie_word_embeddings {
@@ -127,14 +129,14 @@ impl Parts {
     }
 }
 
-/// The encoder's folder with its shape, checked against its preprocessing and the projector.
+/// Reads the shape of the vision encoder, and checks it against its preprocessing and the
+/// projector.
 fn read_vision(folder: PathBuf, weights: &Weights) -> Result<(PathBuf, VisionConfig), InferError> {
     let config = VisionConfig::from_file(&folder.join("config.json"))?;
     image_processor(&folder, &config)?;
     if projector_of(weights).is_none() {
         return Err(InferError::unusable(format!(
-            "--vision {}: {} holds no projector that could join it to the language model; leave \
-             --vision out",
+            "`vision` {}: {} has no projector, so the encoder cannot be used; leave `vision` out",
             folder.display(),
             weights.path().display()
         )));
@@ -170,9 +172,9 @@ fn describe(
     Ok(tree)
 }
 
-/// The encoder by itself: of a whole CLIP or SigLIP the text tower is left out.
+/// Writes only the vision encoder; the text tower of a complete CLIP or SigLIP model is left out.
 fn write_vision(from: &Path, config: &VisionConfig, target: &Path) -> Result<(), InferError> {
-    fs::create_dir(target).map_err(InferError::io(target, "make it"))?;
+    fs::create_dir(target).map_err(InferError::io(target, "create it"))?;
     let weights = open_vision_encoder(from)?;
     let mut tensors = weights.all()?;
     tensors.retain(|(name, _)| name.starts_with("vision_model."));
@@ -181,8 +183,8 @@ fn write_vision(from: &Path, config: &VisionConfig, target: &Path) -> Result<(),
     write_json(&target.join("config.json"), &config.to_json())
 }
 
-/// The tokenizer's own settings for generation, with all tokens that end an answer; nothing where it
-/// has none, since `config.json` names these tokens too.
+/// Writes the tokenizer's `generation_config.json` with all tokens that end a generated text.
+/// Without such a file nothing is written, because `config.json` names these tokens, too.
 fn write_generation_config(parts: &Parts, folder: &Path) -> Result<(), InferError> {
     let source = parts.tokenizer.join(GENERATION_CONFIG);
     if !source.is_file() {
@@ -197,11 +199,11 @@ fn write_generation_config(parts: &Parts, folder: &Path) -> Result<(), InferErro
     write_json(&folder.join(GENERATION_CONFIG), &settings)
 }
 
-fn copy_folder_if_there(from: &Path, to: &Path) -> Result<(), InferError> {
+fn copy_folder_if_exists(from: &Path, to: &Path) -> Result<(), InferError> {
     if !from.is_dir() {
         return Ok(());
     }
-    fs::create_dir(to).map_err(InferError::io(to, "make it"))?;
+    fs::create_dir(to).map_err(InferError::io(to, "create it"))?;
     for entry in fs::read_dir(from).map_err(InferError::io(from, "list it"))? {
         let entry = entry.map_err(InferError::io(from, "list it"))?;
         if entry.path().is_file() {
@@ -212,7 +214,7 @@ fn copy_folder_if_there(from: &Path, to: &Path) -> Result<(), InferError> {
     Ok(())
 }
 
-fn copy_if_there(from: &Path, to: &Path, name: &str) -> Result<(), InferError> {
+fn copy_if_exists(from: &Path, to: &Path, name: &str) -> Result<(), InferError> {
     let source = from.join(name);
     if source.is_file() {
         fs::copy(&source, to.join(name)).map_err(InferError::io(&source, "copy it"))?;

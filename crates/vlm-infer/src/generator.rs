@@ -11,8 +11,8 @@ use crate::InferError;
 use crate::precision::autocast_kind;
 
 /// Generates the assistant's next turn. Made by
-/// [`VisionLanguageModel::generator`](crate::VisionLanguageModel::generator), or from the parts of a
-/// model that is being trained.
+/// [`VisionLanguageModel::generator`](crate::VisionLanguageModel::generator), or from the parts of
+/// a model that is being trained.
 #[derive(Clone)]
 pub struct Generator<'a> {
     /// The model.
@@ -30,8 +30,8 @@ pub struct Generator<'a> {
     pub max_new_tokens: usize,
     /// How the next token is chosen.
     pub sampling: Sampling,
-    /// Replace every image by a blank one. What is then generated is what the language model guesses
-    /// without seeing anything.
+    /// Replace every image by a blank one. What is then generated is what the language model
+    /// guesses without seeing anything.
     pub blank_images: bool,
 }
 
@@ -141,8 +141,9 @@ impl Generator<'_> {
         Ok(Some(features))
     }
 
-    /// Generates for several prompts in one batch, and returns the new token ids of each. `on_token`
-    /// is called with the index of the prompt and the id of each token as soon as it is chosen.
+    /// Generates for several prompts in one batch, and returns the new token ids of each.
+    /// `on_token` is called with the index of the prompt and the id of each token as soon as it is
+    /// chosen.
     ///
     /// # Errors
     /// A failure of the model.

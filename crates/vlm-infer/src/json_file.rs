@@ -1,4 +1,4 @@
-//! JSON files that appear whole or not at all.
+//! Writes JSON files atomically.
 
 use std::io::Write;
 use std::path::Path;
@@ -7,10 +7,11 @@ use serde::Serialize;
 
 use crate::InferError;
 
-/// Writes a value as indented JSON. A file that is there stays until the new one is whole.
+/// Writes a value as indented JSON, atomically: an existing file is replaced when the new one is
+/// complete.
 ///
 /// # Errors
-/// The operating system's, with the path.
+/// A failure of the file system, with the path.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), InferError> {
     let mut text = serde_json::to_vec_pretty(value).map_err(|error| InferError::at(path, error))?;
     text.push(b'\n');

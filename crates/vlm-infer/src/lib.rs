@@ -1,7 +1,8 @@
-//! Inference: opens a trained vision-language model with its tokenizer and image preprocessing,
-//! generates text about images, evaluates on rows, and exports to Hugging Face's form.
+//! Inference: loads a trained vision-language model with its tokenizer and image preprocessing,
+//! generates text about images, evaluates models on rows, and exports models in Hugging Face
+//! format.
 //!
-//! Knows no training, no command line and no terminal.
+//! This crate does not train, and uses no command line and no terminal.
 //!
 //! ```no_run
 #![doc = include_str!("../examples/caption.rs")]

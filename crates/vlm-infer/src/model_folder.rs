@@ -1,5 +1,5 @@
-//! The files of a model on disk: which weights a folder holds, and where the encoder and the tokenizer
-//! that belong to them are.
+//! Finds the files of a model: the weights in a folder, and the vision encoder and the tokenizer
+//! that belong to them.
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -12,19 +12,19 @@ use crate::InferError;
 
 /// The folder that a model was found in.
 pub(crate) struct ModelFolder {
-    /// The folder of the run, or the one that the weight file is in.
+    /// The folder of the run, or the folder of the weights file.
     folder: PathBuf,
-    /// Its `config.json`; null where there is none.
+    /// Contents of its `config.json`; null without one.
     pub(crate) config: Value,
-    /// The weight file, or a folder with weights in Hugging Face form.
+    /// The weights file, or a folder with weights in Hugging Face format.
     pub(crate) weights: PathBuf,
 }
 
 impl ModelFolder {
-    /// Finds the weights at `model`, a folder or a weight file.
+    /// Finds the weights at `model`, a folder or a weights file.
     ///
     /// # Errors
-    /// No weights are there; `config.json` cannot be read.
+    /// There are no weights; `config.json` cannot be read.
     pub(crate) fn find(model: &Path) -> Result<Self, InferError> {
         let folder = if model.is_dir() { Some(model) } else { model.parent() };
         let folder = folder.unwrap_or(Path::new(".")).to_owned();
@@ -33,10 +33,10 @@ impl ModelFolder {
         Ok(Self { folder, config, weights })
     }
 
-    /// The tokens that ended a turn when the model was trained: the `generation_config.json` that was
-    /// beside the language model then may be elsewhere now.
+    /// The tokens that ended a turn when the model was trained, from `config.json`. The
+    /// `generation_config.json` that was used then may no longer be available.
     pub(crate) fn stop_token_ids(&self) -> Vec<i64> {
-        // Only what this program wrote: other files often hold a value that nobody chose.
+        // Only from a file of this program, because other files often have an arbitrary value.
         if self.config["image_token"].is_null() {
             return Vec::new();
         }
@@ -46,10 +46,11 @@ impl ModelFolder {
         }
     }
 
-    /// The `vision` or `tokenizer` folder: the one given, else as [`part_of_run`] finds it.
+    /// The folder of the part `name`, `vision` or `tokenizer`: `given`, or else that of
+    /// [`part_of_run`].
     ///
     /// # Errors
-    /// There is none; the message names the option that gives one.
+    /// The folder cannot be found; the message names the setting for it.
     pub(crate) fn part(&self, given: &Option<PathBuf>, name: &str) -> Result<PathBuf, InferError> {
         match given {
             Some(path) => Ok(path.clone()),
@@ -58,12 +59,12 @@ impl ModelFolder {
     }
 }
 
-/// The `config.json` of a folder; null where there is none.
+/// The contents of `config.json` in a folder; null without one.
 fn read_config(folder: &Path) -> Result<Value, InferError> {
     let path = folder.join("config.json");
     match std::fs::read_to_string(&path) {
         Ok(text) => serde_json::from_str(&text).map_err(|e| InferError::at(&path, e)),
-        // A folder that is not there is an error of whoever looks for the weights in it.
+        // A missing folder is reported when its weights are looked for.
         Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {
             Ok(Value::Null)
         }
@@ -74,20 +75,21 @@ fn read_config(folder: &Path) -> Result<Value, InferError> {
 /// The stages of training, the latest first.
 const STAGES: [&str; 2] = ["sft", "pretrain"];
 
-/// Name without extension of the weights that a run of `stage` leaves, as the reference has it.
+/// Name without extension of the weights files of a run of `stage`, as in the reference.
 pub fn weights_name(stage: &str, dim: i64, use_moe: bool) -> String {
     format!("{stage}_vlm_{dim}{}", if use_moe { "_moe" } else { "" })
 }
 
-/// The file itself where `model` is one; in a run's folder the weights of the later stage.
+/// The weights at `model`: the file itself, or in the folder of a run the weights of its latest
+/// stage.
 fn find_weights(model: &Path, config: &Value) -> Result<PathBuf, InferError> {
     if model.is_file() {
         return Ok(model.to_owned());
     }
     if !model.is_dir() {
         return Err(InferError::unusable(format!(
-            "`model` {} is not there; expected the folder of a run (its `out_dir`), an exported folder, or \
-             a weight file",
+            "`model` {} does not exist; expected the folder of a run (its `out_dir`), an exported \
+             folder, or a weights file",
             model.display()
         )));
     }
@@ -102,47 +104,48 @@ fn find_weights(model: &Path, config: &Value) -> Result<PathBuf, InferError> {
             }
         }
     }
-    // A folder in another form, as `vlm-model` knows them.
+    // A folder in one of the other formats that `vlm-model` reads.
     if Weights::open(model).is_ok() {
         return Ok(model.to_owned());
     }
     Err(InferError::unusable(format!(
-        "`model` {}: no weights there; expected {}.safetensors or .pth, which a run writes",
+        "`model` {}: the folder has no weights; expected {}.safetensors or .pth, as a run writes",
         model.display(),
         weights_name("pretrain", dim, use_moe)
     )))
 }
 
-/// The `vision` or `tokenizer` folder that belongs to these weights of a run.
+/// The folder of the part `vision` or `tokenizer` that belongs to the weights of a run: in the
+/// folder of the weights, or the one that `config.json` names. `None` if it cannot be found.
 pub fn part_of_run(weights: &Path, part: &str) -> Option<PathBuf> {
     let folder = if weights.is_dir() { weights } else { weights.parent()? };
     find_part(folder, &read_config(folder).ok()?, part).ok()
 }
 
-/// The weight file that the run in `folder` left, the later stage's where there are two; `None` where
-/// `folder` is not the folder of a run.
+/// The weights file of the run in `folder`, that of the latest stage; `None` if `folder` is not the
+/// folder of a run.
 pub fn weights_of_run(folder: &Path) -> Option<PathBuf> {
     let config = read_config(folder).ok()?;
     let is_run = folder.is_dir() && config["run"].is_object();
     is_run.then(|| find_weights(folder, &config).ok())?
 }
 
-/// `dim` and `use_moe` of the run in `folder`, as its `config.json` says.
+/// `dim` and `use_moe` of the run in `folder`, from its `config.json`.
 pub fn shape_of_run(folder: &Path) -> Option<(i64, bool)> {
     let config = read_config(folder).ok()?;
     let shape = config.is_object().then(|| LmConfig::from_json(&config).ok())??;
     Some((shape.dim, shape.use_moe))
 }
 
-/// The part in the model's own folder (an encoder that was trained too, all parts of an exported
-/// model), else the one that the run's `config.json` names.
+/// The part in the folder of the model (a trained encoder, or any part of an exported model), or
+/// else the one that `config.json` of the run names.
 fn find_part(folder: &Path, config: &Value, name: &str) -> Result<PathBuf, InferError> {
-    let (beside, mark) = match name {
+    let (own, mark) = match name {
         "tokenizer" => (folder.to_owned(), "tokenizer.json"),
         _ => (folder.join(name), "config.json"),
     };
-    if beside.join(mark).is_file() {
-        return Ok(beside);
+    if own.join(mark).is_file() {
+        return Ok(own);
     }
     let named = config["run"]["model"][name].as_str().map(PathBuf::from);
     if let Some(path) = &named
@@ -152,10 +155,10 @@ fn find_part(folder: &Path, config: &Value, name: &str) -> Result<PathBuf, Infer
     }
     Err(InferError::unusable(match named {
         Some(path) => format!(
-            "{} says that the {name} is {}, which is not there (any more); give `{name}`",
+            "{} names the {name} {}, which does not exist; set `{name}`",
             folder.join("config.json").display(),
             path.display()
         ),
-        None => format!("{} does not say where the {name} is; give `{name}`", folder.display()),
+        None => format!("{}: the {name} of the model is unknown; set `{name}`", folder.display()),
     }))
 }

@@ -1,9 +1,9 @@
-//! The data type of the forward pass, in libtorch's terms.
+//! The data type of the forward pass.
 
 use tch::{Device, Kind};
 use vlm_shapes::Dtype;
 
-/// The default on `device`: bfloat16 on CUDA, float32 on the CPU.
+/// The default type on `device`: bfloat16 on CUDA, float32 on the CPU.
 pub fn default_dtype(device: Device) -> Dtype {
     if device.is_cuda() { Dtype::Bfloat16 } else { Dtype::Float32 }
 }

@@ -9,14 +9,14 @@ use vlm_model::{VisionConfig, VisionFamily};
 use crate::InferError;
 use crate::json_file::write_json;
 
-/// What the settings of the image processor are called in every folder that is written.
+/// Name of the file with the settings of the image processor.
 pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
 
-/// The preprocessing beside a vision encoder of that shape; where no file says anything, what the
-/// encoder's own class does, with a line in the log.
+/// The image preprocessing in the folder of a vision encoder. Without a file, it is the default of
+/// the encoder's family, and a warning is logged.
 ///
 /// # Errors
-/// A file that cannot be read; pictures of another side.
+/// A file that cannot be read; images of another size than the encoder takes.
 pub fn image_processor(vision: &Path, config: &VisionConfig) -> Result<ImageProcessor, InferError> {
     let (class, name) = match config.family {
         VisionFamily::Clip => (ImageProcessorClass::Clip, "CLIPImageProcessor"),
@@ -27,27 +27,28 @@ pub fn image_processor(vision: &Path, config: &VisionConfig) -> Result<ImageProc
     let (processor, path) = ImageProcessor::from_folder(vision, class, side)?;
     let Some(path) = path else {
         tracing::warn!(
-            "{}: neither preprocessor_config.json nor processor_config.json is there; images are \
-             preprocessed as {name} does by itself, to {image_size} × {image_size}",
+            "{}: there is no preprocessor_config.json or processor_config.json; images are \
+             preprocessed with the defaults of {name}, to {image_size} × {image_size}",
             vision.display()
         );
         return Ok(processor);
     };
     if processor.image_size() as i64 != image_size {
         return Err(InferError::unusable(format!(
-            "{} makes pictures of side {}, but the vision encoder beside it takes {image_size}",
+            "{} makes images of {size} × {size}, but the vision encoder in its folder takes \
+             {image_size} × {image_size}",
             path.display(),
-            processor.image_size()
+            size = processor.image_size()
         )));
     }
     Ok(processor)
 }
 
-/// Writes the preprocessing of the encoder in the folder `from` to the folder `to`: its
-/// `preprocessor_config.json`, or the same settings from wherever they came.
+/// Writes the image preprocessing of the encoder in the folder `from` to `preprocessor_config.json`
+/// in the folder `to`.
 ///
 /// # Errors
-/// Settings that cannot be read; the system's, with the path.
+/// Settings that cannot be read; a failure of the file system, with the path.
 pub fn write_preprocessor(from: &Path, config: &VisionConfig, to: &Path) -> Result<(), InferError> {
     let source = from.join(PREPROCESSOR);
     if source.is_file() {

@@ -1,5 +1,5 @@
-//! Generation for the rows of a data set: the assistant's first turn of each row, beside the text
-//! that the row has there.
+//! Generates the assistant's first turn for the rows of a dataset, next to the text that the row
+//! has for it.
 
 use std::ops::ControlFlow;
 
@@ -8,27 +8,26 @@ use vlm_data::{Reject, RejectReason, Role, RowError, RowSource, Turn, num_image_
 use crate::InferError;
 use crate::generator::{Generator, PreparedPrompt};
 
-/// What was generated for a row, and what the row has in its place.
+/// A generated text, with the text that the row has for it.
 #[derive(Debug, Clone)]
 pub struct Completion {
     /// The generated text.
     pub text: String,
-    /// The row's own first assistant turn; empty where the row has none.
+    /// The first assistant turn of the row; empty if the row has none.
     pub expected: String,
 }
 
-/// Called with a batch of completions, each or why the row cannot be used, and the index of the
-/// first. [`ControlFlow::Break`] ends the generation.
+/// A function that is called with each batch of completions and the index of the first one. A
+/// rejected row has the reason instead of a completion. [`ControlFlow::Break`] ends the generation.
 pub type OnCompletions<'a, E> =
     dyn FnMut(usize, &[Result<Completion, Reject>]) -> Result<ControlFlow<()>, E> + 'a;
 
 impl Generator<'_> {
-    /// Generates for the first question of each of `rows`, in their order. A row that cannot be used
-    /// has its reason in its place. `on_completions` is called after each batch, with the index in
-    /// `rows` of its first.
+    /// Generates text for the first question of each of `rows`, in order. `on_completions` is
+    /// called after each batch, with the index in `rows` of its first row.
     ///
     /// # Errors
-    /// A failure of the model or of the disk, and what `on_completions` returns.
+    /// A failure of the model or of the disk; an error of `on_completions`.
     pub fn generate_rows<E: From<InferError>>(
         &self,
         source: &dyn RowSource,
@@ -57,11 +56,11 @@ impl Generator<'_> {
         Ok(())
     }
 
-    /// Generates for the first question of every row of the source, in its order. `continues` is
-    /// called after each batch; the result is `None` when it returned `false` before the last.
+    /// Generates text for the first question of every row of the source, in order. `continues` is
+    /// called after each batch; the result is `None` if it returned `false` before the last batch.
     ///
     /// # Errors
-    /// A row that cannot be used, by its place; a failure of the model.
+    /// A rejected row, with its location; a failure of the model.
     pub fn generate_all_rows(
         &self,
         source: &dyn RowSource,
@@ -81,8 +80,8 @@ impl Generator<'_> {
         Ok((all.len() == rows.len()).then_some(all))
     }
 
-    /// The turns of a row before its first assistant turn, and the text of that turn; all turns of a
-    /// row without one.
+    /// The prompt of a row, which consists of the turns before its first assistant turn, and the
+    /// text of that turn. For a row without an assistant turn, the prompt has all turns.
     fn prepare_row(
         &self,
         source: &dyn RowSource,
@@ -93,10 +92,10 @@ impl Generator<'_> {
         let at = whole.turns.iter().position(is_assistant).unwrap_or(whole.turns.len());
         let turns = &whole.turns[..at];
         if turns.is_empty() {
-            return Err(Reject::new(RejectReason::InvalidRow, "the row asks nothing").into());
+            return Err(Reject::new(RejectReason::InvalidRow, "the row has no question").into());
         }
-        // The images of later turns are not shown yet. Where tags and images do not agree, the prompt
-        // says so.
+        // The images of later turns are not part of the prompt. If the numbers of tags and images
+        // differ, `prepare` returns an error.
         let num_shown = if whole.num_image_tags() == whole.images.len() {
             num_image_tags(turns)
         } else {

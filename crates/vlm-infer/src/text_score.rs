@@ -1,6 +1,7 @@
-//! How near a text is to the one it should be.
+//! Scores of a generated text against the expected one.
 
-/// The words of a Latin text, the characters of a Chinese one; punctuation belongs to its word.
+/// The words of a text; punctuation is part of its word. Each non-ASCII character, such as a
+/// Chinese one, is a word.
 pub fn words(text: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     let mut is_open = false;
@@ -17,13 +18,14 @@ pub fn words(text: &str) -> Vec<String> {
     words
 }
 
-/// Whether the texts are the same to the last character, but for space around them.
+/// Whether the texts are equal except for leading and trailing white space.
 pub fn is_exact(found: &str, expected: &str) -> bool {
     found.trim() == expected.trim()
 }
 
-/// F1 of the [`words`] that the texts share, in whatever order (Rajpurkar et al. 2016, section
-/// 6.1), 0 to 1; nothing is made lower-case or left out. Two empty texts agree.
+/// F1 score of the [`words`] that the texts share, in any order (Rajpurkar et al. 2016, section
+/// 6.1), from 0 to 1. Unlike there, the texts are not normalized. The score of two empty texts is
+/// 1.
 pub fn token_f1(found: &str, expected: &str) -> f64 {
     let (mut found, expected) = (words(found), words(expected));
     let total = found.len() + expected.len();
@@ -45,7 +47,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn words_are_latin_words_and_chinese_characters() {
+    fn words_are_ascii_words_and_chinese_characters() {
         assert_eq!(words("A red ring."), ["A", "red", "ring."]);
         assert_eq!(words("左侧有 ok。"), ["左", "侧", "有", "ok", "。"]);
     }
@@ -53,7 +55,7 @@ mod tests {
     /// The numbers are those of Python's Counter, as the SQuAD evaluation uses it:
     /// `n = sum((Counter(a) & Counter(b)).values()); 2 * n / (len(a) + len(b))`.
     #[test]
-    fn shared_words_count_as_often_as_both_have_them() {
+    fn f1_counts_a_repeated_word_as_often_as_both_texts_have_it() {
         for (found, expected, f1) in [
             ("a red ring", "a red ring", 1.0),
             ("ring red a", "a red ring", 1.0),
@@ -69,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_is_but_for_space_around() {
+    fn exact_match_ignores_leading_and_trailing_white_space() {
         assert!(is_exact(" A ring.\n", "A ring."));
         assert!(!is_exact("A ring", "A ring."));
     }

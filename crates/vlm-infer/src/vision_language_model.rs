@@ -1,4 +1,4 @@
-//! A trained model with its tokenizer and image preprocessing, opened from any of its forms on disk.
+//! Loads a trained model with its tokenizer and image preprocessing.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,48 +17,51 @@ use crate::model_folder::ModelFolder;
 use crate::precision::default_dtype;
 use crate::preprocessor::image_processor;
 
-/// What of a model is loaded, and where it runs.
+/// Options for loading a model.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LoadOptions {
-    /// The folder of a run, an exported folder in Hugging Face form, or a weight file with the
-    /// `config.json` of its run beside it.
+    /// The folder of a run, an exported folder in Hugging Face format, or a weights file in the
+    /// folder of its run.
     pub model: PathBuf,
-    /// Folder of the vision encoder; `None`: in the model's own folder, or where `config.json` says.
+    /// Folder of the vision encoder; `None` for the one in the folder of the model, or else the one
+    /// that its `config.json` names.
     pub vision: Option<PathBuf>,
-    /// Folder of the tokenizer; `None`: in the model's own folder, or where `config.json` says.
+    /// Folder of the tokenizer; `None` for the one in the folder of the model, or else the one that
+    /// its `config.json` names.
     pub tokenizer: Option<PathBuf>,
-    /// `auto`, `cpu`, `cuda` or `cuda:N`; `auto` takes the first GPU if there is one.
+    /// `auto`, `cpu`, `cuda` or `cuda:N`; `auto` uses the first GPU if there is one.
     pub device: String,
-    /// Type of the forward pass; `None`: bfloat16 on CUDA, float32 on the CPU.
+    /// Type of the forward pass; `None` for bfloat16 on CUDA and float32 on the CPU.
     pub dtype: Option<Dtype>,
 }
 
 impl LoadOptions {
-    /// The model at `model` with its own encoder and tokenizer, on the GPU if there is one.
+    /// Options for the model at `model` with its own encoder and tokenizer, on the GPU if there is
+    /// one.
     pub fn new(model: impl Into<PathBuf>) -> Self {
         let model = model.into();
         Self { model, vision: None, tokenizer: None, device: "auto".into(), dtype: None }
     }
 }
 
-/// A vision-language model, ready to generate.
+/// A trained vision-language model with its tokenizer and image preprocessing.
 pub struct VisionLanguageModel {
-    /// The language model, the projector and the vision encoder; none of their parameters is trained.
+    /// The language model, the projector and the vision encoder, with all parameters frozen.
     pub model: Vlm,
-    /// Its tokenizer, with the chat template.
+    /// The tokenizer, with the chat template.
     pub tokenizer: Arc<ChatTokenizer>,
-    /// Its image preprocessing.
+    /// The image preprocessing.
     pub processor: Arc<ImageProcessor>,
     /// Type of the forward pass.
     pub dtype: Dtype,
-    /// The weight file or folder that was read.
+    /// The weights file or folder that was read.
     pub weights: PathBuf,
 }
 
 impl VisionLanguageModel {
-    /// Opens the model at `path` as [`LoadOptions::new`] says: the folder of a run, an exported
-    /// folder, or a weight file of a run.
+    /// Loads the model at `path` with the defaults of [`LoadOptions::new`]. `path` is the folder of
+    /// a run, an exported folder, or a weights file of a run.
     ///
     /// # Errors
     /// As [`open`](Self::open).
@@ -66,10 +69,10 @@ impl VisionLanguageModel {
         Self::open(&LoadOptions::new(path))
     }
 
-    /// Opens a model.
+    /// Loads a model.
     ///
     /// # Errors
-    /// A part that cannot be found, with the option that names it; parts that do not fit each other;
+    /// A part that cannot be found, with the option for it; parts that do not fit each other;
     /// weights without a projector.
     pub fn open(options: &LoadOptions) -> Result<Self, InferError> {
         let device = select_device(&options.device)?;
@@ -95,8 +98,8 @@ impl VisionLanguageModel {
         Ok(Self { model, tokenizer, processor, dtype, weights })
     }
 
-    /// Generates with this model: at most 256 new tokens for a prompt, always the most likely one,
-    /// 16 rows in a batch. The fields of what is returned can be set.
+    /// A generator with this model. Its defaults are at most 256 new tokens for a prompt, greedy
+    /// decoding, and 16 rows in a batch; change its fields for others.
     pub fn generator(&self) -> Generator<'_> {
         Generator {
             model: &self.model,
@@ -111,16 +114,16 @@ impl VisionLanguageModel {
     }
 }
 
-/// With a projector of random weights the model would generate text that has nothing to do with the
-/// image.
+/// Returns an error if the weights have no projector: with a random one, the generated text would
+/// not depend on the image.
 fn require_projector(path: &Path) -> Result<(), InferError> {
     let weights = open_language_model(path).map_err(InferError::file)?;
     if weights.names().any(is_projector) {
         return Ok(());
     }
     Err(InferError::unusable(format!(
-        "{}: there is no projector in it, so this model has not learned to see; give the weights \
-         that `vlm pretrain` leaves",
+        "{}: the weights have no projector, so the model cannot use images; use weights that \
+         `vlm pretrain` wrote",
         path.display()
     )))
 }

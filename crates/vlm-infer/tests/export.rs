@@ -1,4 +1,4 @@
-//! A model with experts that is exported and opened again is the same model, bit for bit.
+//! Tests that a model with experts that is exported and loaded again has bitwise equal logits.
 
 #[allow(dead_code)]
 #[path = "../examples/caption.rs"]
@@ -21,10 +21,10 @@ fn vision_tower() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/vision_tower")
 }
 
-/// Rows of the demo's tokenizer.
+/// Vocabulary size of the demo's tokenizer.
 const VOCABULARY: i64 = 689;
 
-/// A small model of the family with experts, and random weights, those of the projector too.
+/// A small model of the family with experts and random weights, including the projector.
 fn with_experts(family: LmFamily, moe: MoeConfig) -> Vlm {
     let lm = LmConfig {
         dim: 32,
@@ -45,7 +45,7 @@ fn with_experts(family: LmFamily, moe: MoeConfig) -> Vlm {
     model
 }
 
-/// Logits of two rows with a picture each, `[2, T, V]`.
+/// Logits `[2, T, V]` of two rows with an image each.
 fn logits(model: &Vlm) -> Tensor {
     tch::manual_seed(11);
     let num_tokens = 4 + model.tokens_per_image();
@@ -58,7 +58,7 @@ fn logits(model: &Vlm) -> Tensor {
     tch::no_grad(|| model.lm().logits(&model.forward(&batch, None, false).unwrap().hidden))
 }
 
-/// Exports the model to the folder `hf`, in several shards; what is written has all parts.
+/// Exports the model to the folder `hf`, in several shards.
 fn export(model: &Vlm, hf: &Path) {
     let folder = tempfile::tempdir().unwrap();
     let own = folder.path().join("own");
@@ -72,7 +72,7 @@ fn export(model: &Vlm, hf: &Path) {
     export_hf(&source, hf, 100_000).unwrap();
 }
 
-/// Exports the model and opens what was written.
+/// Exports the model and loads the exported folder.
 fn exported(model: &Vlm, expected_name: &str) -> VisionLanguageModel {
     let folder = tempfile::tempdir().unwrap();
     let hf = folder.path().join("hf");
@@ -88,23 +88,23 @@ fn exported(model: &Vlm, expected_name: &str) -> VisionLanguageModel {
 }
 
 #[test]
-fn experts_of_every_form_come_back_from_an_export_with_the_same_logits() {
+fn exported_models_with_experts_of_every_family_have_the_same_logits() {
     let own = "layers.1.feed_forward.experts.3.w1.weight";
-    let present = "model.layers.1.mlp.experts.2.gate_proj.weight";
-    let usual = LmFamily::MiniMind3.default_config().moe;
+    let current = "model.layers.1.mlp.experts.2.gate_proj.weight";
+    let defaults = LmFamily::MiniMind3.default_config().moe;
     let forms = [
         (LmFamily::MiniMind, MoeConfig::default(), own),
         (LmFamily::MiniMind, MoeConfig { n_shared_experts: None, ..MoeConfig::default() }, own),
-        (LmFamily::MiniMind3, usual.clone(), present),
+        (LmFamily::MiniMind3, defaults.clone(), current),
         (
             LmFamily::MiniMind3,
             MoeConfig {
                 n_routed_experts: 3,
                 num_experts_per_tok: 2,
                 norm_topk_prob: false,
-                ..usual
+                ..defaults
             },
-            present,
+            current,
         ),
     ];
     for (family, moe, expected_name) in forms {
@@ -119,7 +119,7 @@ fn experts_of_every_form_come_back_from_an_export_with_the_same_logits() {
 }
 
 #[test]
-fn the_example_generates_what_the_model_generates() {
+fn the_example_generates_the_same_text_as_the_model() {
     let folder = tempfile::tempdir().unwrap();
     let hf = folder.path().join("hf");
     let model = with_experts(LmFamily::MiniMind3, LmFamily::MiniMind3.default_config().moe);
@@ -135,12 +135,13 @@ fn the_example_generates_what_the_model_generates() {
     let prepared = generator.prepare(&[user_turn("Describe the image.", 1)], &[png.get_ref()]);
     let expected = generator.generate_batch(&[prepared.unwrap()]).unwrap();
     assert_eq!([text], expected[..]);
-    // Random weights repeat the prompt's last token, a line break, which a text does not begin with.
+    // A model with random weights repeats the last token of the prompt, a line break, which is
+    // trimmed from the text.
     let mut streamed = String::new();
     let turns = [user_turn("Describe the image.", 1)];
     let images = [png.get_ref()];
     generator.generate_streaming(&turns, &images, &mut |piece| streamed += piece).unwrap();
     assert!(!streamed.is_empty());
     let missing = VisionLanguageModel::from_pretrained(hf.join("gone")).err().unwrap();
-    assert!(missing.to_string().contains("gone is not there"), "{missing}");
+    assert!(missing.to_string().contains("gone does not exist"), "{missing}");
 }

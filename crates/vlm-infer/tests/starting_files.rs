@@ -1,5 +1,5 @@
-//! Files that a run starts from: what does not belong to the model, or is missing for it, is refused
-//! by name before anything is trained.
+//! Tests of the files that a run starts from: tensors that are missing, or that do not belong to
+//! the model, are an error before the training.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -19,7 +19,7 @@ fn vision_tower() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/vision_tower")
 }
 
-/// A small model with random weights, as a folder that a run starts from.
+/// The files of a small model with random weights.
 struct Start {
     folder: tempfile::TempDir,
     config: Value,
@@ -42,7 +42,7 @@ impl Start {
         }
     }
 
-    /// Writes everything, and does with it what a run does before its first step.
+    /// Writes the files, and loads the model from them as a run does.
     fn open(&self) -> Result<(Shapes, Vlm), String> {
         let (lm, vision) = (self.folder.path().join("lm"), self.folder.path().join("vision"));
         for folder in [&lm, &vision] {
@@ -97,7 +97,7 @@ fn one() -> Tensor {
 }
 
 #[test]
-fn tensors_without_a_place_in_the_model_are_refused_by_name() {
+fn tensors_that_the_model_does_not_have_are_refused_by_name() {
     let whole = LmConfig { qkv_bias: true, ..llama() };
     let mut start = Start::new(whole.clone());
     assert!(start.open().unwrap().0.lm.qkv_bias);
@@ -115,7 +115,7 @@ fn tensors_without_a_place_in_the_model_are_refused_by_name() {
 }
 
 #[test]
-fn tensors_beside_the_blocks_count_only_where_something_is_computed_from_them() {
+fn unknown_tensors_are_refused_only_if_the_model_would_compute_with_them() {
     let with = |name: &str| {
         let mut start = Start::new(llama());
         start.tensors.push((name.to_owned(), one()));
@@ -143,7 +143,7 @@ fn tensors_beside_the_blocks_count_only_where_something_is_computed_from_them() 
 }
 
 #[test]
-fn half_a_projector_is_refused() {
+fn an_incomplete_projector_is_refused() {
     let mut start = Start::new(llama());
     start.tensors.retain(|(name, _)| name != "vision_proj.mlp.1.bias");
     start.refusal(&["vision_proj.mlp.1.bias: not in the file"]);
@@ -170,7 +170,7 @@ fn values_that_are_not_finite_are_refused_in_every_part() {
 }
 
 #[test]
-fn weights_alone_tell_minimind2_by_vocabulary_and_names() {
+fn minimind2_weights_are_recognised_without_a_configuration() {
     let of = |family: LmFamily, vocab_size| {
         let mut start = Start::new(LmConfig { vocab_size, ..family.default_config() });
         start.config = Value::Null;
@@ -186,7 +186,7 @@ fn weights_alone_tell_minimind2_by_vocabulary_and_names() {
 }
 
 #[test]
-fn minimind2_with_shared_experts_starts_as_its_configuration_says() {
+fn the_number_of_shared_experts_of_minimind2_comes_from_its_configuration() {
     let lm = LmConfig { use_moe: true, vocab_size: 6400, ..LmFamily::MiniMind2.default_config() };
     let mut start = Start::new(lm);
     let (shapes, model) = start.open().unwrap();

@@ -1,5 +1,5 @@
-//! Trains a tiny model with random weights on rows that are made here: images of one colour, each
-//! with a sentence that names the colour.
+//! Trains a tiny model with random weights on generated rows: images of one colour, each with a
+//! sentence that names the colour.
 //!
 //! `cargo run -p vlm-train --example train_tiny -- TOKENIZER`, where TOKENIZER is a folder with
 //! `tokenizer.json` and `tokenizer_config.json`, such as `data/demo-start`.
@@ -56,7 +56,7 @@ pub fn train_tiny(folder: &Path, tokenizer: &Path) -> Result<Vec<f64>> {
     Ok(losses.iter().flatten().collect())
 }
 
-/// `rows.jsonl` and its images: four of each colour.
+/// Writes `rows.jsonl` and its images, four of each colour.
 fn write_rows(folder: &Path) -> Result<()> {
     let mut rows = String::new();
     for k in 0..12 {
@@ -71,7 +71,8 @@ fn write_rows(folder: &Path) -> Result<()> {
     Ok(std::fs::write(folder.join("rows.jsonl"), rows)?)
 }
 
-/// A folder with random weights in Hugging Face's form: images of 32 × 32 pixels, 4 × 4 patches.
+/// Writes a vision encoder with random weights in Hugging Face format, for images of 32 × 32 pixels
+/// and 4 × 4 patches.
 fn write_vision_encoder(folder: &Path) -> Result<()> {
     let mut config = VisionConfig::default();
     (config.image_size, config.patch_size) = (32, 8);

@@ -1,5 +1,5 @@
-//! The vision encoder's features of every picture of a data set, once, to disk: what
-//! `vlm cache-features` makes and training with the setting `features` reads.
+//! Computes the vision encoder's features of every image of a dataset once and stores them in a
+//! cache on disk. Training reads them with the setting `features`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,84 +19,87 @@ use vlm_infer::build_encoder;
 use vlm_infer::device_batch::{Normalizer, features_kind};
 use vlm_infer::image_processor;
 
-/// What to make features of, with what, and where to put them.
+/// Settings of [`cache_features`].
 #[derive(Debug, Clone)]
 pub struct CacheFeaturesConfig {
-    /// The rows.
+    /// Paths of the rows.
     pub data_path: DataPaths,
-    /// Root of the image names in the rows.
+    /// Folder that the image names in the rows are relative to.
     pub images_path: Option<PathBuf>,
     /// How the rows are read.
     pub rows: RowOptions,
-    /// Vision encoder, a folder in Hugging Face form.
+    /// Folder of the vision encoder, in Hugging Face format.
     pub vision: PathBuf,
-    /// Folder for the cache.
+    /// Folder of the cache.
     pub output: PathBuf,
-    /// How features are stored.
+    /// Type in which the features are stored.
     pub dtype: FeaturesDtype,
-    /// Pictures encoded at once.
+    /// Number of images in one forward pass.
     pub batch_size: usize,
-    /// Where they are encoded; always in float32.
+    /// Device of the encoder, which computes in float32.
     pub device: Device,
-    /// Threads that read and decode.
+    /// Number of threads that read and decode images.
     pub num_workers: usize,
 }
 
-/// What was done.
+/// Result of [`cache_features`].
 #[derive(Debug, Clone, Copy)]
 pub struct Cached {
-    /// Distinct pictures in the cache.
+    /// Number of distinct images in the cache.
     pub num_images: usize,
-    /// Of them made now.
+    /// Number of images that this run added to it.
     pub num_new: usize,
-    /// Rows with a picture that could not be had.
+    /// Number of rows with an image that cannot be used.
     pub rejected_rows: usize,
-    /// Bytes of all features.
+    /// Size of all features, in bytes.
     pub bytes: u64,
-    /// Whether all rows were looked at.
+    /// Whether all rows were read; otherwise the run was stopped.
     pub is_finished: bool,
 }
 
-/// What the work will take, told before it starts.
+/// Estimated size and duration, computed before the first image is encoded.
 #[derive(Debug, Clone, Copy)]
 pub struct Estimate {
-    /// Rows and pictures.
+    /// Number of rows and images.
     pub images: ImageCount,
-    /// Pictures that an earlier run left done.
+    /// Number of images that are already in the cache.
     pub num_done: usize,
-    /// Bytes that all features take.
+    /// Size of the features of all images, in bytes.
     pub bytes: u64,
-    /// Time that encoding the missing ones takes, from one batch that was tried.
+    /// Time to encode the missing images, estimated from one measured batch.
     pub time: Duration,
 }
 
+/// A run of [`cache_features`].
 struct Work {
     encoder: VisionEncoder,
     normalizer: Normalizer,
     writer: FeatureCacheWriter,
     config: CacheFeaturesConfig,
     rejects: RejectLog,
+    /// Images that are read but not encoded yet: their hashes and pixels.
     pending: Vec<(ImageHash, Vec<u8>)>,
     rejected_rows: usize,
 }
 
-/// How far the work is.
+/// Progress of [`cache_features`].
 #[derive(Debug, Clone, Copy)]
 pub struct Progress {
-    /// Rows looked at.
+    /// Number of rows read so far.
     pub rows: usize,
-    /// Rows in all.
+    /// Number of rows of the dataset.
     pub num_rows: usize,
-    /// Distinct pictures in the cache.
+    /// Number of distinct images in the cache.
     pub num_images: usize,
 }
 
-/// Fills the cache, or continues the one that is there. `announce` is called before the work
-/// starts, and `report_progress` again and again while it lasts; `stop` ends it early, with everything
-/// kept.
+/// Creates the cache, or continues an unfinished one. `announce` is called once before the first
+/// image is encoded, and `report_progress` after each chunk of rows. Setting `stop` ends the run
+/// early and keeps all features that were computed.
 ///
 /// # Errors
-/// Data, encoder or folder that cannot be used; a full disk. What was done is kept.
+/// Data, encoder or folder that cannot be used; a full disk. Features that were already written are
+/// kept.
 pub fn cache_features(
     config: CacheFeaturesConfig,
     stop: &AtomicBool,
@@ -145,7 +148,7 @@ pub fn cache_features(
 }
 
 impl Work {
-    /// Counts the pictures and tries the encoder on a batch of grey ones.
+    /// Counts the images, and measures the encoder on a batch of grey ones.
     fn estimate(&self, source: &dyn RowSource) -> Result<Estimate, TrainError> {
         let images = count_images(source);
         let num_done = self.writer.num_images();
@@ -167,7 +170,7 @@ impl Work {
         })
     }
 
-    /// Whether it came to the end.
+    /// Encodes all images of the scan. Returns `false` if it was stopped.
     fn run(
         &mut self,
         scan: ImageScan,
@@ -199,6 +202,7 @@ impl Work {
         Ok(true)
     }
 
+    /// Encodes the first `count` pending images and appends their features to the cache.
     fn encode_pending(&mut self, count: usize) -> Result<(), TrainError> {
         if count == 0 {
             return Ok(());
@@ -210,17 +214,17 @@ impl Work {
         Ok(self.writer.append(&hashes, &features)?)
     }
 
-    /// `[N, S, S, 3]` → the bytes of `[N, P, V]`.
+    /// The features of `pixels` `[N, S, S, 3]`: the bytes of a tensor `[N, P, V]`.
     fn encode(&self, pixels: &[u8]) -> Result<Vec<u8>, TrainError> {
         let pixels = self.normalizer.normalized(pixels)?;
         let features = tch::no_grad(|| self.encoder.patch_features(&pixels));
         let features = features.to_kind(features_kind(self.config.dtype));
-        // A value beyond float16's range would be an infinity in every later loss.
+        // A value out of float16's range would make every later loss infinite.
         let is_finite = features.to_kind(Kind::Float).isfinite().all();
         if !bool::try_from(is_finite).map_err(ModelError::from)? {
             return Err(TrainError::Failed(format!(
-                "features that are not finite in {:?}; as `features_dtype` try bfloat16 or float32, \
-                 and check the encoder's weights",
+                "the features are not finite in {:?}; set `features_dtype` to bfloat16 or float32, \
+                 or check the encoder's weights",
                 self.config.dtype
             )));
         }
@@ -228,7 +232,8 @@ impl Work {
     }
 }
 
-/// What must be the same for features to be those that the encoder would make now.
+/// The key of a feature cache: the encoder, the preprocessing and the type that its features are
+/// made with. A cache with another key cannot be used.
 ///
 /// # Errors
 /// Files of the encoder that cannot be read.
@@ -247,7 +252,7 @@ pub fn feature_key(
     ))
 }
 
-/// BLAKE3 over configuration and weight files, without making a tensor of them.
+/// BLAKE3 of the encoder's config.json and weights files, in hexadecimal.
 fn hash_of_encoder(folder: &Path) -> Result<String, TrainError> {
     let mut files = vec![folder.join("config.json")];
     for entry in std::fs::read_dir(folder).map_err(|e| TrainError::at(folder, e))? {
@@ -266,7 +271,7 @@ fn hash_of_encoder(folder: &Path) -> Result<String, TrainError> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// A cache that cannot be used was asked for wrongly.
+/// The error for a feature cache that cannot be used: a usage error, unless a disk failed.
 pub(crate) fn usage(error: vlm_data::DataError) -> TrainError {
     TrainError::unusable(error.to_string(), &error)
 }

@@ -1,5 +1,5 @@
-//! The files of a vision encoder that is trained: its tensors in checkpoints, and its folder in the
-//! out-dir. A frozen encoder is not written.
+//! Files of a trained vision encoder: its tensors in checkpoints, and its folder in the out-dir. A
+//! frozen encoder is not written.
 
 use std::fs;
 use std::path::Path;
@@ -12,13 +12,13 @@ use vlm_torch::Heartbeat;
 
 use crate::TrainError;
 
-/// Prefix of its tensors in checkpoints, as in MiniMind-V.
+/// Prefix of the encoder's tensors in checkpoints, as in MiniMind-V.
 const PREFIX: &str = "vision_encoder.";
 
-/// Name of its folder in the out-dir.
+/// Name of the encoder's folder in the out-dir.
 const FOLDER: &str = "vision";
 
-/// The encoder's tensors under their names in a checkpoint; empty when the encoder is frozen.
+/// The encoder's tensors with their names in a checkpoint; empty when the encoder is frozen.
 pub(crate) fn checkpointed(model: &Vlm) -> Vec<(String, Tensor)> {
     let params = model.vision_params();
     if params.trainable().is_empty() {
@@ -28,11 +28,12 @@ pub(crate) fn checkpointed(model: &Vlm) -> Vec<(String, Tensor)> {
     params.named().into_iter().map(prefixed).collect()
 }
 
-/// Writes the trained encoder in Hugging Face's form to `out_dir/vision`, with the preprocessing in
-/// `from`, the folder that it was loaded from. Writes nothing for a frozen encoder.
+/// Writes the trained encoder to `out_dir/vision` in Hugging Face format, with the image
+/// preprocessing of `from`, the folder that the encoder was loaded from. Writes nothing for a
+/// frozen encoder.
 ///
 /// # Errors
-/// The system's, with the path.
+/// A failure of the file system, with the path.
 pub(crate) fn save(
     model: &Vlm,
     shapes: &Shapes,

@@ -1,4 +1,4 @@
-//! The error of this crate. Its variants say whether the user, the data or the system is at fault.
+//! The error type of this crate. Its variants separate errors of the user, the data and the system.
 
 use vlm_config::ConfigError;
 use vlm_data::{DataError, has_disk_failure};
@@ -9,10 +9,10 @@ use vlm_model::{ModelError, ShapeError};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// A setting or file that cannot be used. Nothing was started.
+    /// A setting, or a file that a setting names, cannot be used. The training was not started.
     #[error("{0}")]
     Usage(String),
-    /// Something failed while running.
+    /// A failure during the run.
     #[error("{0}")]
     Failed(String),
     /// An error of the data.
@@ -21,7 +21,7 @@ pub enum TrainError {
     /// An error of the model.
     #[error(transparent)]
     Model(#[from] ModelError),
-    /// An error while the starting model was loaded, or evaluated.
+    /// An error while the model was loaded or evaluated.
     #[error(transparent)]
     Infer(#[from] InferError),
 }
@@ -54,8 +54,8 @@ impl TrainError {
         }
     }
 
-    /// The error of data that could be read when the run started: a file that cannot be read or written
-    /// later is a failure, not a usage error.
+    /// Converts an error of the data that occurs after the start of the run: a file that can no
+    /// longer be read or written is a failure, not a usage error.
     pub(crate) fn midway(error: DataError) -> Self {
         match error {
             DataError::Io { .. } => Self::Failed(error.to_string()),
@@ -63,8 +63,8 @@ impl TrainError {
         }
     }
 
-    /// An error about something that the user named and that cannot be used: a usage error with the
-    /// text `message`, or a failure when `error` or one of its causes is a failing or full disk.
+    /// The error for a setting or file that cannot be used: a usage error with the text `message`,
+    /// or a failure if `error` or one of its sources is a failing or full disk.
     pub fn unusable(message: String, error: &(dyn std::error::Error + 'static)) -> Self {
         if has_disk_failure(error) {
             return Self::Failed(message);
@@ -72,18 +72,19 @@ impl TrainError {
         Self::Usage(message)
     }
 
-    /// Adds what was being done to an error of libtorch, whose message does not say it.
-    pub(crate) fn during(self, what: &str) -> Self {
+    /// Prefixes an error of libtorch with `operation`, which the message of libtorch does not name.
+    /// Other errors are returned unchanged.
+    pub(crate) fn during(self, operation: &str) -> Self {
         match self {
             Self::Model(error @ ModelError::Torch(_))
             | Self::Infer(InferError::Model(error @ ModelError::Torch(_))) => {
-                Self::Failed(format!("{what}: {error}"))
+                Self::Failed(format!("{operation}: {error}"))
             }
             other => other,
         }
     }
 
-    /// A failure that names the file it happened at.
+    /// A failure with the path of the file in its message.
     pub(crate) fn at(path: &std::path::Path, error: impl std::fmt::Display) -> Self {
         Self::Failed(format!("{}: {error}", path.display()))
     }
@@ -95,7 +96,7 @@ mod tests {
     use vlm_model::weights::WeightsError;
 
     #[test]
-    fn a_failing_disk_under_a_file_that_the_user_named_is_a_failure() {
+    fn a_failing_disk_is_a_failure_and_a_missing_file_a_usage_error() {
         let error = |code: i32| {
             let source = std::io::Error::from_raw_os_error(code);
             let error = WeightsError::Io { path: "lm.pth".into(), source };
@@ -106,14 +107,14 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_fails_during_a_run_is_a_failure_and_no_usage_error() {
+    fn a_file_that_cannot_be_read_during_a_run_is_a_failure() {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("rows.jsonl");
         let error = vlm_data::open_source(&missing, None).err().unwrap();
         let text = error.to_string();
         assert!(matches!(error, DataError::Io { .. }), "{text}");
         match TrainError::midway(error) {
-            TrainError::Failed(told) => assert_eq!(told, text),
+            TrainError::Failed(message) => assert_eq!(message, text),
             other => panic!("{other:?}"),
         }
         let settings = TrainError::midway(DataError::Settings("no".into()));

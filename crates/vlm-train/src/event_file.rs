@@ -1,8 +1,9 @@
-//! TensorBoard event files: `events.out.tfevents.*`, a row of records that each hold one `Event`.
+//! TensorBoard event files `events.out.tfevents.*`: sequences of records that each hold one
+//! `Event`.
 //!
-//! Both formats are TensorFlow's: the record frame of `core/lib/io/record_writer.h` and the messages
-//! of `core/util/event.proto` and `core/framework/summary.proto`. Of these only what scalars need
-//! is written here. Knows no metric by name.
+//! Both formats are TensorFlow's: the records of `core/lib/io/record_writer.h` and the messages of
+//! `core/util/event.proto` and `core/framework/summary.proto`. Only the fields that scalars need
+//! are written. This file does not depend on the names of metrics.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -12,10 +13,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::TrainError;
 use crate::events::{Event, EventSink};
 
-/// The format's version, which opens every file.
+/// Version of the format. It is the first record of every file.
 const FILE_VERSION: &str = "brain.Event:2";
 
-/// A file of scalars, one for each process that writes to a run's folder.
+/// An event file with the scalars of a run. Each process that writes to a folder has its own file.
 #[derive(Debug)]
 pub struct EventFile {
     path: PathBuf,
@@ -23,11 +24,11 @@ pub struct EventFile {
 }
 
 impl EventFile {
-    /// A new file in `folder`. What files before it hold from `next_step` on is no longer shown: a
-    /// run that continues from a checkpoint does these steps again.
+    /// Creates a new file in `folder`. TensorBoard no longer shows the events of earlier files from
+    /// `next_step` on: a run that continues from a checkpoint repeats these steps.
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// A failure of the file system, with the path.
     pub fn create(folder: &Path, next_step: u64) -> Result<Self, TrainError> {
         let (path, file) = new_file(folder).map_err(|e| TrainError::at(folder, e))?;
         let mut events = Self { path, file };
@@ -46,10 +47,10 @@ impl EventFile {
 }
 
 impl EventSink for EventFile {
-    /// Appends every number of a log line or evaluation, under the names that `metrics.jsonl` has.
+    /// Appends every number of a log line or an evaluation, with the names of `metrics.jsonl`.
     ///
     /// # Errors
-    /// The system's, with the path (a full disk, say).
+    /// A failure of the file system such as a full disk, with the path.
     fn event(&mut self, event: &Event) -> Result<(), TrainError> {
         let line = event.to_json_line().map_err(|e| TrainError::at(&self.path, e))?;
         let Some(line) = line else { return Ok(()) };
@@ -62,8 +63,8 @@ impl EventSink for EventFile {
     }
 }
 
-/// `events.out.tfevents.{seconds}.{host}.{process}.{number}`. TensorBoard reads a folder's files in
-/// the order of their names.
+/// Creates a file `events.out.tfevents.{seconds}.{host}.{process}.{number}`. TensorBoard reads the
+/// files of a folder in the order of their names.
 fn new_file(folder: &Path) -> io::Result<(PathBuf, File)> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -79,14 +80,15 @@ fn new_file(folder: &Path) -> io::Result<(PathBuf, File)> {
     }
 }
 
-/// What an event says.
+/// The content of an event.
 enum Content<'a> {
     FileVersion,
     SessionStart,
+    /// Values by their tags.
     Scalars(&'a [(&'a str, f64)]),
 }
 
-/// An `Event` in protocol-buffer form; times in seconds since 1970.
+/// A serialized `Event` message. `wall_time` is in seconds since 1970.
 fn event(wall_time: f64, step: u64, content: &Content) -> Vec<u8> {
     let mut event = Vec::new();
     // wall_time = 1, double.
@@ -117,7 +119,7 @@ fn event(wall_time: f64, step: u64, content: &Content) -> Vec<u8> {
     event
 }
 
-/// A field of bytes, text or a message: its number, its length, itself.
+/// Appends a length-delimited field: its number, its length and its bytes.
 fn put_bytes(to: &mut Vec<u8>, field: u8, bytes: &[u8]) {
     to.push(field << 3 | 2);
     put_varint(to, bytes.len() as u64);
@@ -132,7 +134,7 @@ fn put_varint(to: &mut Vec<u8>, mut value: u64) {
     to.push(value as u8);
 }
 
-/// Length, its checksum, the payload, its checksum.
+/// A record: length, checksum of the length, payload, checksum of the payload.
 fn record(payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u64).to_le_bytes();
     let mut record = length.to_vec();
@@ -142,7 +144,8 @@ fn record(payload: &[u8]) -> Vec<u8> {
     record
 }
 
-/// The checksum as records hold it: masked, since a checksum of data that hold checksums is weak.
+/// The masked CRC-32C of `record_writer.h`. It is masked because the CRC of data that contains CRCs
+/// is weak.
 fn masked_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c(bytes).rotate_right(15).wrapping_add(0xa282_ead8)
 }
@@ -152,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_those_of_tensorboards_own_writer() {
+    fn the_bytes_equal_those_of_tensorboards_writer() {
         let golden = include_bytes!("../../../tests/golden/events/events.golden");
         let values = [("loss", 8.7654), ("lr", 4.4e-4)];
         let written = [
@@ -164,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn files_of_one_second_do_not_overwrite_each_other() {
+    fn files_created_in_the_same_second_do_not_overwrite_each_other() {
         let folder = tempfile::tempdir().unwrap();
         for _ in 0..3 {
             EventFile::create(folder.path(), 1).unwrap();

@@ -1,6 +1,5 @@
-//! What a training run reports while it runs. The trainer sends each [`Event`] to every
-//! [`EventSink`]; whether that becomes a line of a file, a curve or a progress bar is the sink's
-//! concern.
+//! Events of a training run. The trainer sends each [`Event`] to every [`EventSink`], which writes
+//! it to a file or shows it, for example as a progress bar.
 
 use serde::Serialize;
 use vlm_infer::evaluation::EvalReport;
@@ -8,9 +7,9 @@ use vlm_infer::evaluation::EvalReport;
 use crate::TrainError;
 use crate::train_state::Counters;
 
-/// Receives the events of a training run, in their order. Only rank 0 sends events.
+/// Receives the events of a training run, in order. Only rank 0 sends events.
 ///
-/// A function is a sink, too:
+/// A closure is a sink, too:
 ///
 /// ```no_run
 /// use vlm_train::{Event, Run, TrainConfig};
@@ -28,8 +27,8 @@ pub trait EventSink {
     /// Handles one event.
     ///
     /// # Errors
-    /// An error ends the training, so a sink returns one only where a training without its output
-    /// would be worse.
+    /// An error ends the training, so a sink should return one only if the training is useless
+    /// without its output.
     fn event(&mut self, event: &Event) -> Result<(), TrainError>;
 }
 
@@ -39,20 +38,20 @@ impl<F: FnMut(&Event) -> Result<(), TrainError>> EventSink for F {
     }
 }
 
-/// Something that happened in a training run.
+/// An event of a training run.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum Event<'a> {
     /// The training begins, or continues from a checkpoint.
     Started {
-        /// Steps (micro-batches) that an earlier run has done.
+        /// Number of steps (micro-batches) that an earlier run has done.
         done_steps: u64,
         /// The step at which the training ends.
         last_step: u64,
     },
-    /// A step is done.
+    /// A step ended.
     Step(StepReport),
-    /// A step is done at which a line of the log is due. Follows that step's [`Event::Step`].
+    /// A step ended for which a log line is written. It follows the [`Event::Step`] of the step.
     Log(&'a LogLine),
     /// The model was evaluated.
     Evaluation(&'a EvalLine),
@@ -61,10 +60,10 @@ pub enum Event<'a> {
 }
 
 impl Event<'_> {
-    /// The line of `metrics.jsonl` for this event, as JSON; `None` for events that have none.
+    /// The line of `metrics.jsonl` for this event, as JSON; `None` for events without a line.
     ///
     /// # Errors
-    /// None is known: the lines hold numbers only.
+    /// A value that cannot be serialized, which does not occur: the lines hold numbers only.
     pub fn to_json_line(&self) -> Result<Option<serde_json::Value>, serde_json::Error> {
         match self {
             Self::Log(line) => serde_json::to_value(line).map(Some),
@@ -74,19 +73,19 @@ impl Event<'_> {
     }
 }
 
-/// A step that is done.
+/// Report of a step that ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
 pub struct StepReport {
     /// Number of steps (micro-batches) done, this one included.
     pub step: u64,
     /// Loss of this micro-batch over all ranks, in nats per supervised token. `None` when it had no
-    /// supervised token, and on a GPU at steps without a line of the log, because reading the loss
-    /// makes the host wait for the GPU.
+    /// supervised token, and on a GPU for steps without a log line, because reading the loss makes
+    /// the host wait for the GPU.
     pub loss: Option<f64>,
     /// Learning rate of this micro-batch.
     pub lr: f64,
-    /// Rows per second, measured over the last interval of the log; 0 before the first line.
+    /// Rows per second between the last two log lines; 0 before the first line.
     pub samples_per_sec: f64,
 }
 
@@ -116,16 +115,17 @@ pub struct LogLine {
     pub tokens: u64,
     /// Number of supervised tokens in these rows.
     pub supervised_tokens: u64,
-    /// Rows per second since the line before.
+    /// Rows per second since the previous line.
     pub samples_per_sec: f64,
-    /// Tokens per second since the line before.
+    /// Tokens per second since the previous line.
     pub tokens_per_sec: f64,
-    /// Mean time per step that the trainer waited for data since the line before, in milliseconds.
+    /// Mean time per step that the trainer waited for data since the previous line, in
+    /// milliseconds.
     pub data_wait_ms: f64,
-    /// Mean time per step since the line before, in milliseconds, the wait for data included.
+    /// Mean time per step since the previous line, in milliseconds, including the wait for data.
     pub step_ms: f64,
-    /// Largest amount of memory in use so far, in bytes: of the process on a CPU, of the allocator on
-    /// a GPU.
+    /// Largest amount of memory in use so far, in bytes: that of the process on a CPU, that of the
+    /// allocator on a GPU.
     pub peak_memory_bytes: u64,
     /// Number of updates skipped so far because loss or gradient was not finite.
     pub skipped_updates: u64,
@@ -133,8 +133,7 @@ pub struct LogLine {
     pub rejected_rows: u64,
 }
 
-/// A line of `metrics.jsonl` for an evaluation. It has no field `loss`, which tells it from a
-/// [`LogLine`].
+/// A line of `metrics.jsonl` for an evaluation. Unlike a [`LogLine`] it has no field `loss`.
 #[derive(Debug, Clone, Serialize)]
 #[non_exhaustive]
 pub struct EvalLine {
@@ -152,7 +151,7 @@ pub struct EvalLine {
     pub eval_rows: u64,
     /// Number of rejected rows.
     pub eval_rejected_rows: u64,
-    /// Number of supervised tokens in these rows.
+    /// Number of supervised tokens that the loss was computed on.
     pub eval_supervised_tokens: u64,
     /// Number of rows for which a caption was generated.
     pub eval_captions: u64,
@@ -165,7 +164,7 @@ pub struct EvalLine {
 }
 
 impl EvalLine {
-    /// The line for an evaluation that was made after `counters`.
+    /// The line for an evaluation after the steps in `counters`.
     pub(crate) fn new(counters: Counters, epoch: u64, report: &EvalReport) -> Self {
         Self {
             step: counters.step,

@@ -1,10 +1,10 @@
-//! A tree of settings as a flat list, so that two trees can be compared by name.
+//! Flattens a tree of settings, so that two trees can be compared entry by entry.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// Every number, text, boolean and list with the path of names that leads to it:
+/// The JSON text of every value of `tree` that is not an object, by its dotted path:
 /// `optim.learning_rate` → `0.0004`.
 pub(crate) fn leaves(tree: &Value) -> BTreeMap<String, String> {
     fn walk(path: &str, value: &Value, found: &mut BTreeMap<String, String>) {

@@ -1,7 +1,7 @@
-//! Training: configuration, optimizer, schedule, the loop, checkpoints, metrics.
+//! Training: configuration, optimizer, learning rate schedule, training loop, checkpoints, metrics.
 //!
-//! Joins `vlm-data` and `vlm-model`, which do not know each other. Knows no command line and no
-//! terminal: a run reports through [`EventSink`]s, and through `tracing` what concerns an operator.
+//! Connects `vlm-data` and `vlm-model`, which do not depend on each other. This crate uses no
+//! command line and no terminal: a run reports through [`EventSink`]s, and logs through `tracing`.
 
 pub mod cache_features;
 mod checkpoint;

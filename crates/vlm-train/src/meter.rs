@@ -1,4 +1,5 @@
-//! The speed of the training: rows and tokens per second, and the time spent waiting for data.
+//! Measures the speed of the training: rows and tokens per second, and the time spent waiting for
+//! data.
 
 use std::time::{Duration, Instant};
 
@@ -22,12 +23,12 @@ pub(crate) struct Speed {
     pub(crate) tokens_per_sec: f64,
     /// Mean wait for data, in milliseconds per step.
     pub(crate) data_wait_ms: f64,
-    /// Mean time, in milliseconds per step.
+    /// Mean duration of a step, in milliseconds, including the wait for data.
     pub(crate) step_ms: f64,
 }
 
 impl Meter {
-    /// Starts to measure at these counts.
+    /// Starts a measurement; `counters` are the current counts.
     pub(crate) fn start(counters: Counters) -> Self {
         Self {
             since: Instant::now(),
@@ -47,12 +48,13 @@ impl Meter {
         self.data_wait += time;
     }
 
-    /// Excludes time that was not spent on training.
+    /// Excludes time that was not spent on training, such as an evaluation.
     pub(crate) fn paused(&mut self, time: Duration) {
         self.since += time;
     }
 
-    /// The speed since the last call, or since the start. The next measurement starts at `now`.
+    /// The speed since the last call, or since the start. Then starts a new measurement. `now` are
+    /// the current counts.
     pub(crate) fn lap(&mut self, now: Counters) -> Speed {
         let secs = self.since.elapsed().as_secs_f64().max(1e-9);
         let steps = (now.step - self.at.step).max(1) as f64;

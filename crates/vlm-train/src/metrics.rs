@@ -1,4 +1,4 @@
-//! `metrics.jsonl`: one JSON object per logged step and per evaluation.
+//! Writes `metrics.jsonl`: one JSON object for each logged step and each evaluation.
 
 use std::fs::File;
 use std::io::Write;
@@ -19,7 +19,7 @@ impl MetricsFile {
     /// Opens the file for appending.
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// A failure of the file system, with the path.
     pub fn open(path: &Path) -> Result<Self, TrainError> {
         let file = File::options().create(true).append(true).open(path);
         Ok(Self {
@@ -28,11 +28,11 @@ impl MetricsFile {
         })
     }
 
-    /// Opens the file for a run that continues after `step`. Lines of later steps, which a killed run
-    /// may have left, are removed: the run does these steps again.
+    /// Opens the file for a run that continues after `step`. Lines of later steps are removed,
+    /// because the run repeats these steps.
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// A failure of the file system, with the path.
     pub fn open_after(path: &Path, step: u64) -> Result<Self, TrainError> {
         let text = match std::fs::read(path) {
             Ok(text) => text,
@@ -41,7 +41,7 @@ impl MetricsFile {
                 return Err(TrainError::at(path, format!("cannot read metrics: {error}")));
             }
         };
-        // A line that a killed run left half-written does not parse.
+        // A killed run may have left an incomplete line, which does not parse.
         let is_kept = |line: &&[u8]| {
             line.ends_with(b"\n")
                 && serde_json::from_slice::<Step>(line).is_ok_and(|line| line.step <= step)
@@ -57,13 +57,13 @@ impl MetricsFile {
         Self::open(path)
     }
 
-    /// Writes one line, whole.
+    /// Appends one line in a single write.
     fn append(&mut self, line: &serde_json::Value) -> Result<(), TrainError> {
-        // What is written to a removed file succeeds and is lost.
+        // A write to a removed file succeeds, but is lost.
         if self.file.metadata().is_ok_and(|found| found.nlink() == 0) {
             return Err(TrainError::at(
                 &self.path,
-                "the file was removed while the run was writing to it, and nothing more is written",
+                "the file was removed during the run, so metrics can no longer be written",
             ));
         }
         self.file
@@ -73,10 +73,11 @@ impl MetricsFile {
 }
 
 impl EventSink for MetricsFile {
-    /// Writes one line for an event that has one.
+    /// Appends the line of an event, if it has one.
     ///
     /// # Errors
-    /// The system's, with the path (a full disk, say); the file was removed meanwhile.
+    /// A failure of the file system such as a full disk, with the path; the file was removed during
+    /// the run.
     fn event(&mut self, event: &Event) -> Result<(), TrainError> {
         match event.to_json_line().map_err(|e| TrainError::at(&self.path, e))? {
             Some(line) => self.append(&line),
@@ -85,13 +86,13 @@ impl EventSink for MetricsFile {
     }
 }
 
-/// The number of the step of a line; other fields are not read.
+/// The step of a line; other fields are not read.
 #[derive(serde::Deserialize)]
 struct Step {
     step: u64,
 }
 
-/// The last step that the file at `path` has a line for; `None` where there is no file or no line.
+/// The last step with a line in the file at `path`; `None` without a file or a line.
 pub fn last_step(path: &Path) -> Option<u64> {
     let text = std::fs::read(path).ok()?;
     let lines = text.split(|&byte| byte == b'\n');
@@ -103,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_continued_log_holds_no_step_twice() {
+    fn lines_of_steps_that_a_continued_run_repeats_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
         std::fs::write(&path, "{\"step\":1}\n{\"step\":2}\n{\"step\":3}\n{\"st").unwrap();

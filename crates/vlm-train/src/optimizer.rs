@@ -1,4 +1,5 @@
-//! AdamW with a state that can be saved and restored, and an exponential moving average of the weights.
+//! AdamW with a state that can be saved and restored, and with an exponential moving average of the
+//! weights.
 
 use tch::{Kind, Tensor};
 use vlm_model::{Vlm, is_projector};
@@ -7,7 +8,7 @@ use vlm_torch::{AdamWStep, LossScale, fused_adamw_step};
 use crate::TrainError;
 use crate::config::OptimConfig;
 
-/// A part of the model that may have a learning rate of its own.
+/// A part of the model that can have its own learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ModelPart {
     /// The projector.
@@ -30,7 +31,7 @@ impl ModelPart {
     }
 }
 
-/// One trained tensor with its moments.
+/// A trained tensor with its optimizer state.
 #[derive(Debug)]
 struct Slot {
     name: String,
@@ -39,7 +40,7 @@ struct Slot {
     exp_avg: Tensor,
     exp_avg_sq: Tensor,
     step: Tensor,
-    /// The moving average of the weights, where one is kept.
+    /// The exponential moving average of the tensor, if `ema_decay` is set.
     ema: Option<Tensor>,
 }
 
@@ -52,7 +53,7 @@ pub struct AdamW {
 }
 
 impl AdamW {
-    /// An optimizer of all trained parameters of `model`.
+    /// An optimizer for all trained parameters of `model`.
     pub fn of_model(model: &Vlm, optim: &OptimConfig) -> Self {
         let of_lm = model.params().trainable().into_iter().map(|(name, tensor)| {
             let part = if is_projector(&name) { ModelPart::Projector } else { ModelPart::Lm };
@@ -63,8 +64,8 @@ impl AdamW {
         Self::new(of_lm.chain(of_vision).collect(), optim)
     }
 
-    /// An optimizer with zero moments over named tensors, in their order. Of `optim` it uses the
-    /// rates by part, weight decay, betas, eps and the decay of the moving average.
+    /// An optimizer for named tensors, with zero moments. It uses these settings of `optim`: the
+    /// learning rates, `weight_decay`, `betas`, `eps` and `ema_decay`.
     pub fn new(params: Vec<(String, Tensor, ModelPart)>, optim: &OptimConfig) -> Self {
         let slot = |(name, param, part): (String, Tensor, ModelPart)| Slot {
             exp_avg: param.zeros_like().set_requires_grad(false),
@@ -83,11 +84,12 @@ impl AdamW {
         self.slots.iter().map(|slot| slot.param.shallow_clone()).collect()
     }
 
-    /// One update from the present gradients. `rate` makes the present learning rate of the configured
-    /// one (see [`crate::schedule::Schedule::rate`]). Tensors without a gradient are left as they are.
+    /// Updates the tensors from their gradients. `rate` maps a configured learning rate to the
+    /// current one (see [`crate::schedule::Schedule::rate`]). Tensors without a gradient are not
+    /// changed.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// A failure of libtorch.
     pub fn step(&mut self, rate: impl Fn(f64) -> f64) -> Result<(), TrainError> {
         let mut rates: Vec<f64> =
             self.slots.iter().map(|slot| slot.part.learning_rate(&self.optim)).collect();
@@ -100,7 +102,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// The update of all tensors whose rate before the schedule is `base`.
+    /// Updates all tensors whose configured learning rate is `base`.
     fn step_with_rate(&self, base: f64, learning_rate: f64) -> Result<(), TrainError> {
         let has_gradient = |slot: &&Slot| {
             slot.part.learning_rate(&self.optim) == base && slot.param.grad().defined()
@@ -127,7 +129,7 @@ impl AdamW {
         Ok(())
     }
 
-    /// Moves each average towards its weights: `ema ← decay · ema + (1 − decay) · weights`.
+    /// Updates the moving averages: `ema ← decay · ema + (1 − decay) · weights`.
     fn update_averages(&mut self) {
         let Some(decay) = self.optim.ema_decay else { return };
         tch::no_grad(|| {
@@ -139,7 +141,7 @@ impl AdamW {
         });
     }
 
-    /// The moving averages of the trained weights by their names, where they are kept.
+    /// The moving averages of the trained weights by name; `None` without `ema_decay`.
     pub fn averages(&self) -> Option<Vec<(String, Tensor)>> {
         self.optim.ema_decay?;
         let average = |slot: &Slot| Some((slot.name.clone(), slot.ema.as_ref()?.shallow_clone()));
@@ -161,7 +163,7 @@ impl AdamW {
         self.slots.iter().flat_map(of).collect()
     }
 
-    /// Restores what [`Self::state`] returned.
+    /// Restores a state that [`Self::state`] returned.
     ///
     /// # Errors
     /// A tensor that is missing or has another shape.
@@ -169,7 +171,7 @@ impl AdamW {
         for (name, mut own) in self.state() {
             let (_, saved) = state.iter().find(|(n, _)| *n == name).ok_or_else(|| {
                 TrainError::Failed(format!(
-                    "the checkpoint has no optimizer state {name}: other layers were trained in its run"
+                    "the checkpoint has no optimizer state {name}: its run trained other layers"
                 ))
             })?;
             if saved.size() != own.size() {
@@ -205,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn each_part_moves_by_its_own_rate() {
+    fn each_part_is_updated_with_its_own_learning_rate() {
         let mut optim = OptimConfig::default();
         optim.learning_rate = 0.1;
         optim.lr_projector = Some(0.2);
@@ -213,14 +215,14 @@ mod tests {
         optim.weight_decay = 0.0;
         let mut optimizer = optimizer(&optim);
         optimizer.step(|rate| rate / 2.0).unwrap();
-        // The first step of Adam is the rate itself, whatever the gradient.
+        // The first step of Adam is as large as the learning rate, for any gradient.
         for (found, expected) in values(&optimizer).iter().zip([0.9, 0.95, 0.975]) {
             assert!((found - expected).abs() < 1e-6, "{found} for {expected}");
         }
     }
 
     #[test]
-    fn weight_decay_betas_and_eps_are_those_of_the_configuration() {
+    fn configured_weight_decay_betas_and_eps_give_the_values_of_torch() {
         // torch 2.11: p = torch.ones(2, requires_grad=True); o = torch.optim.AdamW([p], lr=0.1,
         // betas=(0.5, 0.6), eps=0.3, weight_decay=0.2); two steps with p.grad = 1 and 0.25.
         let mut optim = OptimConfig::default();
@@ -242,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn the_average_follows_the_weights_and_is_part_of_the_state() {
+    fn the_moving_average_is_updated_and_restored_with_the_state() {
         let mut optim = OptimConfig::default();
         optim.learning_rate = 0.1;
         optim.weight_decay = 0.0;

@@ -1,5 +1,5 @@
-//! The folder that a run writes to. It is created, locked and test-written before anything is computed,
-//! so that two runs never share it.
+//! The folder that a run writes to. It is created and locked, and a test file is written to it,
+//! before anything is computed, so that two runs never share it.
 
 use std::fs;
 use std::io::Write;
@@ -15,34 +15,34 @@ use crate::checkpoint;
 use crate::config::Stage;
 use crate::dir_lock::{DirLock, LockError};
 
-/// Names that show that a folder already holds a run.
+/// Names of files that show that a folder already holds a run.
 const TRACES: [&str; 3] = ["metrics.jsonl", "summary.json", "checkpoints"];
 
-/// Names of what every run writes.
+/// Names of the files that every run writes, except weights.
 const RECORDS: [&str; 7] = [
     "config.json", "metrics.jsonl", "summary.json", "rejected.jsonl", "checkpoints", "report.html",
     "heldout.png",
 ];
-/// Names of what a run with a trained vision encoder writes to its folder `vision`.
+/// Names of the files that a run with a trained vision encoder writes to the folder `vision`.
 const ENCODER_FILES: [&str; 3] = ["model.safetensors", "config.json", "preprocessor_config.json"];
-/// Start of the name of the file that is written to test the folder; a process id follows.
+/// Start of the name of the test file; a process id follows.
 const PROBE: &str = ".writable-";
-/// Start of the names of TensorBoard's files.
+/// Start of the names of TensorBoard's event files.
 const EVENTS: &str = "events.out.tfevents.";
 
-/// A run's folder.
+/// The folder that a run writes to.
 #[derive(Debug, Clone)]
 pub struct OutDir {
     path: PathBuf,
     stage: Stage,
     /// Whether the folder may hold a run, which is then continued.
     continues: bool,
-    /// The stage of a finished run of the previous stage whose records are still here.
+    /// Stage of a finished run of the previous stage whose records are still in the folder.
     earlier: Option<Stage>,
     /// The lock; only in the process that writes.
     lock: Option<Arc<DirLock>>,
-    /// Device and inode of the folder, to notice when it was removed or replaced.
-    place: Option<(u64, u64)>,
+    /// Device and inode of the folder, to detect that it was removed or replaced.
+    device_and_inode: Option<(u64, u64)>,
 }
 
 /// The stage of the run in `path`, if it has finished.
@@ -52,22 +52,21 @@ fn finished_stage(path: &Path) -> Option<Stage> {
     };
     let finished = read("summary.json")?["status"] == "finished";
     let stage = read("config.json")?["run"]["stage"].take();
-    // Before there were two stages, none was written down.
+    // The first versions of this program had one stage and did not record it.
     let stage =
         if stage.is_null() { Some(Stage::Pretrain) } else { serde_json::from_value(stage).ok() };
     stage.filter(|_| finished)
 }
 
-fn goes_before(earlier: Stage, stage: Stage) -> bool {
+fn precedes(earlier: Stage, stage: Stage) -> bool {
     (earlier, stage) == (Stage::Pretrain, Stage::Sft)
 }
 
-/// Device and inode of a folder.
-fn place_of(path: &Path) -> std::io::Result<(u64, u64)> {
+fn device_and_inode(path: &Path) -> std::io::Result<(u64, u64)> {
     fs::metadata(path).map(|found| (found.dev(), found.ino()))
 }
 
-/// Whether a file is the unfinished file of a process: `.pretrain_vlm_512.pth.tmp-4711`,
+/// Whether `name` is that of a temporary file of a run: `.pretrain_vlm_512.pth.tmp-4711`,
 /// `.writable-4711`.
 fn is_leftover(name: &str) -> bool {
     let is_number = |text: &str| !text.is_empty() && text.bytes().all(|c| c.is_ascii_digit());
@@ -86,12 +85,12 @@ fn is_leftover(name: &str) -> bool {
 }
 
 impl OutDir {
-    /// Checks the folder and locks it if it exists; writes nothing else. A folder that already holds a
-    /// run is accepted only if the run is to be continued, or if it is a finished run of the first stage
-    /// and this is the second, which moves the records of the first ([`Self::move_earlier`]).
+    /// Checks the folder, and locks it if it exists; writes nothing else. A folder that already
+    /// holds a run is accepted in two cases: `continues` is true, or the run is a finished run of
+    /// the previous stage, whose records [`Self::move_earlier`] moves.
     ///
     /// # Errors
-    /// It holds a run and `continues` is false; another process writes to it.
+    /// The folder holds another run; another process writes to it.
     pub fn open(path: &Path, stage: Stage, continues: bool) -> Result<Self, TrainError> {
         if path.exists() && !path.is_dir() {
             return Err(TrainError::Usage(format!(
@@ -99,7 +98,7 @@ impl OutDir {
                 path.display()
             )));
         }
-        let mut out_dir = Self { continues, ..Self::of_another(path, stage) };
+        let mut out_dir = Self { continues, ..Self::of_other_rank(path, stage) };
         out_dir.check_free()?;
         if path.is_dir() {
             out_dir.lock()?;
@@ -107,45 +106,53 @@ impl OutDir {
         Ok(out_dir)
     }
 
-    /// Creates and locks the folder, tests that it can be written, and removes unfinished files of
-    /// killed processes.
+    /// Creates and locks the folder, writes a test file, and removes temporary files of killed
+    /// processes.
     ///
     /// # Errors
-    /// It cannot be created or written; another process writes to it.
-    pub fn make(&mut self) -> Result<(), TrainError> {
+    /// The folder cannot be created or written; another process writes to it.
+    pub fn create(&mut self) -> Result<(), TrainError> {
         fs::create_dir_all(&self.path).map_err(|e| self.unwritable(e))?;
         self.lock()?;
         // Another run may have started and ended since the first check.
         self.check_free()?;
-        self.prove_writable().map_err(|e| self.unwritable(e))?;
-        self.place = Some(place_of(&self.path).map_err(|e| self.unwritable(e))?);
+        self.check_writable().map_err(|e| self.unwritable(e))?;
+        let found = device_and_inode(&self.path).map_err(|e| self.unwritable(e))?;
+        self.device_and_inode = Some(found);
         self.remove_leftovers()
     }
 
     /// Opens and creates the folder.
     ///
     /// # Errors
-    /// As [`Self::open`] and [`Self::make`].
+    /// As [`Self::open`] and [`Self::create`].
     pub fn prepare(path: &Path, stage: Stage, continues: bool) -> Result<Self, TrainError> {
         let mut out_dir = Self::open(path, stage, continues)?;
-        out_dir.make()?;
+        out_dir.create()?;
         Ok(out_dir)
     }
 
-    /// A folder that another process creates and writes to: this process only knows its name.
-    pub fn of_another(path: &Path, stage: Stage) -> Self {
-        let path = path.to_owned();
-        Self { path, stage, continues: false, earlier: None, lock: None, place: None }
+    /// The folder as a rank other than 0 has it, which does not create, lock or write it.
+    pub fn of_other_rank(path: &Path, stage: Stage) -> Self {
+        Self {
+            path: path.to_owned(),
+            stage,
+            continues: false,
+            earlier: None,
+            lock: None,
+            device_and_inode: None,
+        }
     }
 
+    /// Returns an error if the folder holds a run that this run must not overwrite.
     fn check_free(&mut self) -> Result<(), TrainError> {
         let stage = self.stage;
-        self.earlier = finished_stage(&self.path).filter(|&earlier| goes_before(earlier, stage));
+        self.earlier = finished_stage(&self.path).filter(|&earlier| precedes(earlier, stage));
         if !(self.continues || self.earlier.is_some())
             && let Some(trace) = Self::trace_of_a_run(&self.path, stage)
         {
             return Err(TrainError::Usage(format!(
-                "`out_dir` {} already holds a run ({trace} is there), and nothing is overwritten; \
+                "`out_dir` {} already holds a run (it contains {trace}), which is not overwritten; \
                  continue it with `resume = auto`, or choose another `out_dir`",
                 self.path.display()
             )));
@@ -169,7 +176,8 @@ impl OutDir {
         Ok(())
     }
 
-    /// A usage error for a folder that this user may not write to; a failure for a full or failing disk.
+    /// The error for a folder that cannot be written: a failure if the disk is full or fails,
+    /// otherwise a usage error.
     fn unwritable(&self, error: std::io::Error) -> TrainError {
         let path = self.path.display();
         let is_read_only = error.kind() == std::io::ErrorKind::ReadOnlyFilesystem;
@@ -181,8 +189,8 @@ impl OutDir {
         ))
     }
 
-    /// Removes the temporary files of processes that were killed. The lock proves that none of these
-    /// processes is still running.
+    /// Removes temporary files of killed processes. This process holds the lock, so no other
+    /// process is writing them.
     fn remove_leftovers(&self) -> Result<(), TrainError> {
         let mut removed = checkpoint::clean_up(&self.join("checkpoints"))?;
         for folder in [self.path.clone(), self.join("vision")] {
@@ -195,23 +203,23 @@ impl OutDir {
             }
         }
         if !removed.is_empty() {
-            tracing::info!("removed unfinished files of a killed process: {}", removed.join(", "));
+            tracing::info!("removed temporary files of a killed process: {}", removed.join(", "));
         }
         Ok(())
     }
 
-    /// Checks that the folder is still the one that the run began to write to.
+    /// Checks that the folder is still the one that this run created or opened.
     ///
     /// # Errors
-    /// It was removed, or another one is in its place.
-    pub fn check_still_there(&self) -> Result<(), TrainError> {
-        let Some(place) = self.place else { return Ok(()) };
-        match place_of(&self.path) {
-            Ok(found) if found == place => Ok(()),
+    /// The folder was removed or replaced.
+    pub fn check_not_replaced(&self) -> Result<(), TrainError> {
+        let Some(expected) = self.device_and_inode else { return Ok(()) };
+        match device_and_inode(&self.path) {
+            Ok(found) if found == expected => Ok(()),
             Err(error) if is_disk_failure(&error) => Err(TrainError::at(&self.path, error)),
             _ => Err(TrainError::Failed(format!(
-                "`out_dir` {} was removed or replaced while the run was writing to it; what was saved \
-                 there is gone, and nothing more is written",
+                "`out_dir` {} was removed or replaced during the run, so its checkpoints are lost \
+                 and the run ends",
                 self.path.display()
             ))),
         }
@@ -227,14 +235,14 @@ impl OutDir {
 
     /// Whether the folder holds a finished run of the stage before `stage`, and no run of `stage`.
     pub fn holds_earlier(path: &Path, stage: Stage) -> bool {
-        finished_stage(path).is_some_and(|earlier| goes_before(earlier, stage))
+        finished_stage(path).is_some_and(|earlier| precedes(earlier, stage))
     }
 
-    /// Moves the records of a finished run of the previous stage into a subfolder with the name of that
-    /// stage. Its weights stay where they are. Does nothing without such a run.
+    /// Moves the records of a finished run of the previous stage, but not its weights, into a
+    /// subfolder with the name of that stage. Does nothing without such a run.
     ///
     /// # Errors
-    /// The system's, with the path; the subfolder already exists.
+    /// A failure of the file system, with the path; the subfolder already exists.
     pub fn move_earlier(&mut self) -> Result<(), TrainError> {
         let Some(stage) = self.earlier.take() else { return Ok(()) };
         let target = self.join(stage.name());
@@ -248,27 +256,29 @@ impl OutDir {
             }
         }
         tracing::info!(
-            "the records of the finished {} run are now in {}",
+            "moved the records of the finished {} run to {}",
             stage.name(),
             target.display()
         );
         Ok(())
     }
 
+    /// The name of a file that shows that the folder holds a run.
     fn trace_of_a_run(path: &Path, stage: Stage) -> Option<String> {
         let named = TRACES.iter().find(|name| path.join(name).exists()).map(|&n| n.to_owned());
         named.or_else(|| {
             let names = fs::read_dir(path).ok()?.flatten();
             let mut names = names.map(|entry| entry.file_name().to_string_lossy().into_owned());
             names.find(|name| {
-                // The first stage's weights are what the second begins with.
+                // The second stage starts from the weights of the first.
                 name.starts_with("sft_vlm_")
                     || (stage == Stage::Pretrain && name.starts_with("pretrain_vlm_"))
             })
         })
     }
 
-    fn prove_writable(&self) -> std::io::Result<()> {
+    /// Writes and removes a test file.
+    fn check_writable(&self) -> std::io::Result<()> {
         let probe = self.path.join(format!("{PROBE}{}", std::process::id()));
         let mut file = fs::File::create(&probe)?;
         let written = file.write_all(b"probe");
@@ -276,7 +286,7 @@ impl OutDir {
         written.and(removed)
     }
 
-    /// The folder.
+    /// The path of the folder.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -286,10 +296,10 @@ impl OutDir {
         self.path.join(name)
     }
 
-    /// Writes a value as JSON, whole or not at all.
+    /// Writes a value as JSON, atomically.
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// A failure of the file system, with the path.
     pub fn write_json(&self, name: &str, value: &impl Serialize) -> Result<(), TrainError> {
         Ok(vlm_infer::write_json(&self.join(name), value)?)
     }
@@ -300,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_that_holds_a_run_is_refused_and_left_as_it_is() {
+    fn a_folder_that_holds_a_run_is_refused_and_not_changed() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("metrics.jsonl"), "kept").unwrap();
         let error = OutDir::prepare(folder.path(), Stage::Pretrain, false).unwrap_err();
@@ -310,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_second_run_is_refused_as_long_as_the_first_one_writes() {
+    fn a_second_run_is_refused_while_the_first_one_holds_the_lock() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out");
         let first = OutDir::prepare(&path, Stage::Pretrain, false).unwrap();
@@ -324,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_of_killed_processes_are_removed_and_nothing_else_is() {
+    fn only_temporary_files_of_killed_processes_are_removed() {
         let folder = tempfile::tempdir().unwrap();
         let kept = ["lm_512.pth", ".notes.tmp-1", ".pretrain_vlm_512.pth.tmp-", "rows.tmp-12"];
         let left = [".pretrain_vlm_512.pth.tmp-12", ".config.json.tmp-3", ".writable-99"];
@@ -337,27 +347,27 @@ mod tests {
     }
 
     #[test]
-    fn a_removed_or_replaced_folder_is_noticed() {
+    fn a_removed_or_replaced_folder_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("out");
         let out_dir = OutDir::prepare(&path, Stage::Pretrain, false).unwrap();
-        out_dir.check_still_there().unwrap();
+        out_dir.check_not_replaced().unwrap();
         fs::rename(&path, folder.path().join("moved")).unwrap();
-        assert!(out_dir.check_still_there().is_err());
+        assert!(out_dir.check_not_replaced().is_err());
         fs::create_dir(&path).unwrap();
-        let error = out_dir.check_still_there().unwrap_err().to_string();
+        let error = out_dir.check_not_replaced().unwrap_err().to_string();
         assert!(error.contains("removed or replaced"), "{error}");
     }
 
     #[test]
-    fn weights_waiting_in_the_folder_are_no_run() {
+    fn a_folder_with_only_starting_weights_holds_no_run() {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("lm_512.pth"), "weights").unwrap();
         assert!(OutDir::prepare(folder.path(), Stage::Pretrain, false).is_ok());
     }
 
     #[test]
-    fn a_file_in_its_place_is_named() {
+    fn an_out_dir_that_is_a_file_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("out");
         fs::write(&file, "").unwrap();
@@ -370,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn the_second_stage_follows_a_finished_first_one_and_sets_its_records_aside() {
+    fn the_second_stage_moves_the_records_of_a_finished_first_stage() {
         let folder = tempfile::tempdir().unwrap();
         let write = |name: &str, text: &str| fs::write(folder.path().join(name), text).unwrap();
         write("pretrain_vlm_512.pth", "weights");

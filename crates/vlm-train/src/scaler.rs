@@ -1,9 +1,9 @@
-//! Dynamic loss scaling for float16, as `torch.amp.GradScaler` does it.
+//! Dynamic loss scaling for float16, as in `torch.amp.GradScaler`.
 
 use serde::{Deserialize, Serialize};
 
-/// The factor on the loss that keeps float16 gradients from vanishing. It is doubled after 2000 good
-/// updates in a row, and halved after one whose gradients overflowed.
+/// Scales the loss so that float16 gradients do not vanish. The factor is doubled after 2000
+/// consecutive updates with finite gradients, and halved after an update with an overflow.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct LossScaler {
     scale: f64,
@@ -19,14 +19,14 @@ impl Default for LossScaler {
 impl LossScaler {
     const GROWTH_INTERVAL: u32 = 2_000;
 
-    /// The present factor.
+    /// The current factor.
     pub fn scale(&self) -> f64 {
         self.scale
     }
 
-    /// Adjusts the factor after an update. `finite` says whether all gradients were finite.
-    pub fn updated(&mut self, finite: bool) {
-        if !finite {
+    /// Adjusts the factor after an update. `is_finite` is whether all gradients were finite.
+    pub fn update(&mut self, is_finite: bool) {
+        if !is_finite {
             *self = Self { scale: self.scale * 0.5, good_updates: 0 };
             return;
         }
@@ -42,12 +42,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn halves_on_overflow_and_doubles_after_enough_good_updates() {
+    fn the_factor_is_halved_on_overflow_and_doubled_after_the_growth_interval() {
         let mut scaler = LossScaler::default();
-        scaler.updated(false);
+        scaler.update(false);
         assert_eq!(scaler.scale(), 32_768.0);
         for _ in 0..LossScaler::GROWTH_INTERVAL {
-            scaler.updated(true);
+            scaler.update(true);
         }
         assert_eq!(scaler.scale(), 65_536.0);
     }

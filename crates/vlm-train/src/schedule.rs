@@ -1,16 +1,16 @@
-//! The learning rate.
+//! Learning rate schedules.
 
 use std::f64::consts::PI;
 
 use crate::config::{LrSchedule, OptimConfig};
 
-/// Default of `min_lr_ratio`, as in the present MiniMind-V and in nanoVLM.
+/// Default of `min_lr_ratio`, as in current MiniMind-V and in nanoVLM.
 const DEFAULT_MIN_RATIO: f64 = 0.1;
 /// Default of `decay_fraction`, for the schedule `wsd`.
 const DEFAULT_DECAY_FRACTION: f64 = 0.2;
 
-/// How the learning rate changes over the micro-batches of a run. An update uses the rate of the last
-/// micro-batch that it is made of.
+/// The learning rate as a function of the step (micro-batch). An update of the weights uses the
+/// rate of its last micro-batch.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Schedule {
     kind: LrSchedule,
@@ -21,7 +21,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// The schedule of a run of `total_steps` micro-batches.
+    /// The schedule of a run with `total_steps` micro-batches.
     pub fn new(optim: &OptimConfig, total_steps: u64) -> Self {
         let steps_of = |fraction: f64| (fraction * total_steps as f64).ceil() as u64;
         Self {
@@ -33,16 +33,16 @@ impl Schedule {
         }
     }
 
-    /// The learning rate of micro-batch `step`, counted from 0, where the configured rate is `lr`.
+    /// The learning rate of micro-batch `step`, counted from 0, for the configured rate `lr`.
     ///
-    /// The schedule `reference` is `lr/10 + lr/2 · (1 + cos(π · step / total_steps))`, which starts at
-    /// 1.1 · `lr`: `get_lr` of MiniMind-V of April 2025, whose text says otherwise. `cosine` is the
-    /// present MiniMind-V's, which starts at `lr`. In the warm-up the rate is scaled by
-    /// `(step + 1) / warmup_steps`, as in nanoVLM; `cosine` and `linear` begin to fall after it, as in
-    /// Hugging Face's schedules.
+    /// The schedule `reference` is `lr/10 + lr/2 · (1 + cos(π · step / total_steps))`, which starts
+    /// at 1.1 · `lr`: `get_lr` of MiniMind-V of April 2025, whose documentation says otherwise.
+    /// `cosine` is that of current MiniMind-V, which starts at `lr`. During the warm-up the rate is
+    /// multiplied by `(step + 1) / warmup_steps`, as in nanoVLM; `cosine` and `linear` decay after
+    /// the warm-up, as in Hugging Face's schedules.
     pub fn rate(&self, step: u64, lr: f64) -> f64 {
         let total = self.total_steps as f64;
-        let falling = |progress: f64| self.min_ratio + (1.0 - self.min_ratio) * (1.0 - progress);
+        let decayed = |progress: f64| self.min_ratio + (1.0 - self.min_ratio) * (1.0 - progress);
         let after_warmup = || {
             let steps = self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64;
             (step.saturating_sub(self.warmup_steps) as f64 / steps).min(1.0)
@@ -52,12 +52,12 @@ impl Schedule {
                 lr / 10.0 + 0.5 * lr * (1.0 + (PI * (step as f64 / total)).cos())
             }
             LrSchedule::Constant => lr,
-            LrSchedule::Cosine => lr * falling(0.5 * (1.0 - (PI * after_warmup()).cos())),
-            LrSchedule::Linear => lr * falling(after_warmup()),
+            LrSchedule::Cosine => lr * decayed(0.5 * (1.0 - (PI * after_warmup()).cos())),
+            LrSchedule::Linear => lr * decayed(after_warmup()),
             LrSchedule::Wsd => {
                 let start = self.total_steps.saturating_sub(self.decay_steps);
                 let into_decay = step.saturating_sub(start) as f64;
-                lr * falling((into_decay / self.decay_steps.max(1) as f64).min(1.0))
+                lr * decayed((into_decay / self.decay_steps.max(1) as f64).min(1.0))
             }
         };
         if step < self.warmup_steps {
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn the_default_equals_the_reference_at_its_ends_and_middle() {
+    fn the_default_schedule_equals_the_reference() {
         // python3: 1e-3/10 + 0.5*1e-3*(1+math.cos(math.pi*k/40)) for k = 0, 1, 20
         let golden = [(0, 0.0011), (1, 0.001_098_458_666_866_564), (20, 0.0006)];
         let schedule = Schedule::new(&OptimConfig::default(), 40);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn cosine_equals_the_present_minimind_v() {
+    fn cosine_equals_current_minimind_v() {
         // python3: 4e-4*(0.1 + 0.45*(1 + math.cos(math.pi*k/40))) for k = 0, 7, 20, 39
         let golden = [
             (0, 4e-4),
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn the_warmup_rises_linearly_and_then_joins_the_reference() {
+    fn the_warmup_rises_linearly_and_then_equals_the_reference() {
         let plain = Schedule::new(&OptimConfig::default(), 100);
         let warm = schedule(LrSchedule::Reference, 100, |optim| optim.warmup_iters = 4);
         assert!((warm.rate(0, 1.0) - plain.rate(0, 1.0) / 4.0).abs() < 1e-15);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn cosine_and_linear_fall_after_the_warmup_to_their_smallest_share() {
+    fn cosine_and_linear_decay_after_the_warmup_to_min_lr_ratio() {
         for (kind, middle) in [(LrSchedule::Cosine, 0.6), (LrSchedule::Linear, 0.6)] {
             let schedule = schedule(kind, 110, |optim| {
                 optim.warmup_fraction = Some(10.0 / 110.0);
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn wsd_stays_and_then_falls_and_constant_stays() {
+    fn wsd_is_constant_before_its_decay_and_constant_never_decays() {
         let wsd = schedule(LrSchedule::Wsd, 100, |optim| {
             optim.decay_fraction = Some(0.5);
             optim.min_lr_ratio = Some(0.0);

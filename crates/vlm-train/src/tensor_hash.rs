@@ -1,10 +1,10 @@
-//! A hash of tensors, to compare them bit for bit.
+//! A hash of tensors, for bitwise comparison.
 
 use tch::Tensor;
 
 use crate::TrainError;
 
-/// BLAKE3 over names and values, in hexadecimal.
+/// BLAKE3 of the names and values of tensors, in hexadecimal.
 ///
 /// # Errors
 /// A tensor whose bytes cannot be read.

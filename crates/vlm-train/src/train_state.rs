@@ -1,4 +1,4 @@
-//! How far a training run is: all that a checkpoint holds besides weights and optimizer state.
+//! The progress of a training run: all that a checkpoint holds besides weights and optimizer state.
 
 use serde::{Deserialize, Serialize};
 use vlm_infer::Dtype;
@@ -6,7 +6,7 @@ use vlm_infer::Dtype;
 use crate::parallel::GlobalStepStats;
 use crate::scaler::LossScaler;
 
-/// What a run has done so far, in all epochs and on all ranks.
+/// Counts of what a run has done so far, in all epochs and on all ranks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Counters {
     /// Number of steps (micro-batches) done.
@@ -28,7 +28,7 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// Counts the rows and tokens of a step, but not yet the step itself.
+    /// Adds the rows and tokens of a step, but does not count the step itself.
     pub(crate) fn add(&mut self, stats: &GlobalStepStats) {
         self.samples += stats.rows;
         self.tokens += stats.tokens;
@@ -37,28 +37,28 @@ impl Counters {
     }
 }
 
-/// How far a training run is. With the weights and the optimizer's state it is all that a later run
-/// needs to continue as if there had been no interruption.
+/// The progress of a training run. Together with the weights and the optimizer state it is all that
+/// a run needs to continue as if it had not been interrupted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[non_exhaustive]
 pub struct TrainState {
-    /// Number of the epoch, from 0.
+    /// Number of the current epoch, from 0.
     pub epoch: u64,
-    /// Number of the next batch of that epoch, from 0.
+    /// Index of the next batch of that epoch, from 0.
     pub next_batch: usize,
-    /// What was done so far.
+    /// Counts since the start of the run.
     pub counters: Counters,
     /// Loss of the last micro-batch that had one, in nats per supervised token.
     pub last_loss: Option<f64>,
-    /// Number of rows of this epoch so far, of all ranks, rejected ones included.
+    /// Number of rows of this epoch so far, on all ranks, including rejected rows.
     #[serde(default)]
     pub epoch_rows: usize,
     /// Number of rejected rows among them.
     #[serde(default)]
     pub epoch_rejected: usize,
-    /// Number of updates skipped since the last one that was made.
+    /// Number of consecutive skipped updates; 0 after an update that was not skipped.
     pub skipped_in_a_row: u64,
-    /// Whether an evaluation of the present weights is due.
+    /// Whether an evaluation of the current weights is due.
     #[serde(default)]
     pub eval_is_due: bool,
     /// Loss scaling; with float16 only.
@@ -66,29 +66,28 @@ pub struct TrainState {
 }
 
 impl TrainState {
-    /// The state of a run that begins.
+    /// The state of a run at step 0.
     pub(crate) fn start(dtype: Dtype) -> Self {
         Self::default().with_scaler_for(dtype)
     }
 
-    /// The same state with loss scaling where `dtype` needs it: a run that had none may continue in
-    /// float16.
+    /// The same state with loss scaling if `dtype` is float16, and without otherwise.
     pub(crate) fn with_scaler_for(self, dtype: Dtype) -> Self {
         let scaler = (dtype == Dtype::Float16).then(|| self.scaler.unwrap_or_default());
         Self { scaler, ..self }
     }
 
-    /// Factor on the loss that keeps float16 gradients from vanishing; 1 for other types.
+    /// The factor of the loss scaling; 1 without it.
     pub(crate) fn loss_scale(&self) -> f64 {
         self.scaler.map_or(1.0, |scaler| scaler.scale())
     }
 
-    /// Counts an update that was made, or skipped because its gradients were not finite.
-    pub(crate) fn count_update(&mut self, is_made: bool) {
+    /// Counts an update, which is skipped if its gradients are not finite.
+    pub(crate) fn count_update(&mut self, is_finite: bool) {
         if let Some(scaler) = &mut self.scaler {
-            scaler.updated(is_made);
+            scaler.update(is_finite);
         }
-        if is_made {
+        if is_finite {
             self.counters.update += 1;
             self.skipped_in_a_row = 0;
         } else {
@@ -103,7 +102,7 @@ impl TrainState {
         (self.epoch_rows, self.epoch_rejected) = (0, 0);
     }
 
-    /// Seed of the random numbers of the next step on one rank, in a run with the seed `seed`.
+    /// The seed of the random numbers of the next step on `rank`, in a run with the seed `seed`.
     pub(crate) fn seed_of_step(&self, seed: u64, rank: usize) -> i64 {
         let mut hasher = blake3::Hasher::new();
         for number in [seed, self.counters.step, rank as u64] {

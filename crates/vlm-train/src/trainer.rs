@@ -1,12 +1,12 @@
-//! The training loop: batches in, updated weights out. Reads top to bottom.
+//! The training loop. Start at [`Trainer::run`].
 //!
-//! A run consists of epochs, an epoch of micro-batches (steps), and `accumulation_steps` micro-batches
-//! make one update of the weights. All ranks do the same steps at the same time.
+//! A run consists of epochs, an epoch consists of micro-batches (steps), and `accumulation_steps`
+//! micro-batches make one update of the weights. All ranks do the same steps at the same time.
 //!
-//! What is not the loop lies in files of its own: the source of the batches (`source.rs`), rejected
-//! rows (`rejected_rows.rs`), events and evaluation (`report.rs`), and the checks whether the run still
-//! learns (`health.rs`). The trainer writes no files: checkpoints are the caller's, through [`Save`],
-//! and everything that is reported goes to event sinks.
+//! Other tasks have their own files: the source of the batches (`source.rs`), rejected rows
+//! (`rejected_rows.rs`), events and evaluation (`report.rs`), and checks that the run still learns
+//! (`health.rs`). The trainer writes no files except the log of rejected rows: the caller writes
+//! checkpoints (see [`Save`]), and event sinks write the metrics.
 
 mod health;
 mod rejected_rows;
@@ -39,19 +39,20 @@ use crate::parallel::{
 use crate::schedule::Schedule;
 use crate::train_state::TrainState;
 
-/// Why training ended.
+/// The reason why the training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ending {
-    /// All epochs, or `max_steps`, are done.
+    /// All epochs, or `max_steps` steps, are done.
     Finished,
-    /// The user asked to stop.
+    /// A rank was asked to stop.
     Interrupted,
 }
 
-/// Writes a checkpoint of a trainer and returns its path on rank 0. All ranks call it.
+/// A function that writes a checkpoint of a trainer and returns its path on rank 0. Collective: all
+/// ranks call it.
 pub type Save<'a> = dyn FnMut(&Trainer) -> Result<Option<PathBuf>, TrainError> + 'a;
 
-/// Trains one model on the batches of one source.
+/// Trains a model on the batches of a source.
 pub struct Trainer<'a> {
     config: &'a TrainConfig,
     pub(crate) model: &'a Vlm,
@@ -63,47 +64,47 @@ pub struct Trainer<'a> {
     schedule: Schedule,
     pub(crate) optimizer: AdamW,
     pub(crate) gradients: GradientSync<'a>,
-    /// How far the training is.
+    /// Progress of the training.
     pub state: TrainState,
-    /// Evaluates the model while it is trained; on rank 0 only, the other ranks wait for it.
+    /// Evaluates the model during the training; on rank 0 only, while the other ranks wait.
     pub evaluator: Option<&'a Evaluator>,
-    /// What receives the events of the training; on rank 0 only.
+    /// Sinks for the events of the training; on rank 0 only.
     pub sinks: Vec<Box<dyn EventSink>>,
-    /// File of the rows that cannot be used; on rank 0 only.
+    /// Log of the rejected rows; on rank 0 only.
     pub reject_log: Option<RejectLog>,
     /// Newest checkpoint that this run wrote or continues from, for messages; on rank 0 only.
     pub last_checkpoint: Option<PathBuf>,
-    /// Counts the rejected rows of this epoch, of all ranks, against the limit.
+    /// Limits the number of rejected rows of this epoch, on all ranks.
     reject_budget: RejectBudget,
     meter: Meter,
     save_is_due: bool,
 }
 
-/// Gradients accumulated since the last update.
+/// The micro-batches whose gradients were accumulated since the last update.
 #[derive(Debug, Default)]
 struct Accumulation {
-    /// Number of supervised tokens, of all ranks.
+    /// Number of supervised tokens on all ranks.
     supervised_tokens: u64,
-    /// Whether any rank learned from any micro-batch.
+    /// Whether any micro-batch of any rank gives a trained parameter a gradient.
     learns: bool,
     /// Whether any rank was asked to stop.
     stop: bool,
-    /// Numbers of this rank's rows, for messages.
+    /// Indices of this rank's rows, for messages.
     rows: Vec<usize>,
 }
 
-/// Position of a micro-batch among those of its update.
+/// Position of a micro-batch within its update.
 #[derive(Debug, Clone, Copy)]
 struct MicroBatchPosition {
     /// Number of micro-batches of the update.
     num_micro_batches: usize,
-    /// Whether the update follows.
+    /// Whether it is the last one, after which the weights are updated.
     is_last: bool,
 }
 
 impl MicroBatchPosition {
-    /// Position of micro-batch `index` of an epoch that ends before `end`. The last update of an epoch
-    /// has the micro-batches that are left.
+    /// The position of micro-batch `index` of an epoch with `end` micro-batches. The last update of
+    /// an epoch may have fewer than `accumulation_steps` micro-batches.
     fn of(index: usize, end: usize, accumulation_steps: usize) -> Self {
         let first = index / accumulation_steps * accumulation_steps;
         let update_end = (first + accumulation_steps).min(end);
@@ -111,18 +112,18 @@ impl MicroBatchPosition {
     }
 }
 
-/// This rank's part of the loss of one micro-batch, as scalars on the device. The sum over the ranks is
-/// the mean over all supervised tokens of the micro-batch.
+/// This rank's part of the loss of one micro-batch, as scalars on the device. The sum of the parts
+/// of all ranks is the mean over all supervised tokens of the micro-batch.
 struct MicroBatchLoss {
-    /// In nats per supervised token, the auxiliary loss included.
+    /// Loss in nats per supervised token, including the auxiliary loss.
     mean: Tensor,
-    /// Auxiliary loss of the experts, where there are any.
+    /// Auxiliary loss of the experts, for models with experts.
     aux_loss: Option<Tensor>,
 }
 
 impl<'a> Trainer<'a> {
     /// A trainer at step 0, without evaluator, event sinks and reject log. Rows are padded with
-    /// `pad_token_id`. All ranks call it.
+    /// `pad_token_id`. Collective: all ranks call it.
     ///
     /// # Errors
     /// Parameters that differ between the ranks; a rank that ended or hangs.
@@ -164,20 +165,22 @@ impl<'a> Trainer<'a> {
         self.config.optim.epochs * self.source.batches_per_epoch() as u64
     }
 
-    /// Trains from the present state to the end. `save` is called at every `save_interval`, at the end
-    /// of an update that was not skipped, but not at the end of the training. `stop` ends the training
-    /// after the present update, or during an evaluation, which is then still due.
+    /// Trains from the current state to the end. `save` is called every `save_interval` steps,
+    /// after the next update that is not skipped, but not at the end of the training. Setting
+    /// `stop` ends the training after the current update, or during an evaluation, which is then
+    /// still due.
     ///
     /// # Errors
-    /// Data, model, disk; a first loss that is not finite; too many skipped updates in a row; nothing
-    /// that could be learned from. Earlier checkpoints are unaffected.
+    /// A failure of the data, the model or the disk; a first loss that is not finite; too many
+    /// consecutive skipped updates; no row that could be learned from. Earlier checkpoints are
+    /// unaffected.
     pub fn run(&mut self, stop: &AtomicBool, save: &mut Save) -> Result<Ending, TrainError> {
         let last_step = self.config.run.max_steps.unwrap_or(u64::MAX).min(self.total_steps());
         let done_steps = self.state.counters.step;
         self.emit(&Event::Started { done_steps, last_step })?;
         self.meter = Meter::start(self.state.counters);
         let mut ending = Ending::Finished;
-        // The run that is continued was stopped during its evaluation.
+        // The continued run was stopped during an evaluation.
         if self.state.eval_is_due && !self.evaluate(stop)? {
             ending = Ending::Interrupted;
         }
@@ -206,7 +209,7 @@ impl<'a> Trainer<'a> {
         let end = source.batches_per_epoch().min(first + steps_left as usize);
         let mut batches = source.epoch(epoch, first);
         let mut accumulation = Accumulation::default();
-        let is_counted_whole = self.begin_to_count_rejected_rows();
+        let is_counted_whole = self.start_reject_budget();
         for index in first..end {
             let asked = Instant::now();
             self.set_phase(Phase::Data);
@@ -255,8 +258,8 @@ impl<'a> Trainer<'a> {
         Ok(Ending::Finished)
     }
 
-    /// Exchanges between the ranks what each contributes to the step. When one of them has an error,
-    /// all of them end with it.
+    /// Exchanges the statistics of the step between the ranks. If any rank has an error, all ranks
+    /// return an error.
     fn sync_step(
         &self,
         batch: Result<Batch, TrainError>,
@@ -272,12 +275,12 @@ impl<'a> Trainer<'a> {
         Ok((batch, stats))
     }
 
-    /// Forward and backward pass of one micro-batch. Returns this rank's part of the loss, without its
-    /// graph; `None` when this rank has no supervised token.
+    /// Forward and backward pass of one micro-batch. Returns this rank's part of the loss,
+    /// detached; `None` if this rank has no supervised token.
     ///
-    /// `loss_average` says how micro-batches weigh in an update: each the same (`batch`), or by their
-    /// supervised tokens (`token`). Within a micro-batch the ranks weigh as if one process had all
-    /// their rows in one batch.
+    /// With `loss_average = batch` all micro-batches of an update have the same weight; with
+    /// `token` the weight is the number of supervised tokens. Within a micro-batch the result is
+    /// the same as if one process had the rows of all ranks in one batch.
     fn forward_backward(
         &mut self,
         batch: &mut Batch,
@@ -291,10 +294,10 @@ impl<'a> Trainer<'a> {
         accumulation.stop |= stats.stop;
         accumulation.rows.extend(&batch.rows);
         if self.model.lm().config().use_moe {
-            // Padding counts in the load of the experts, so all ranks pad to the length of one batch.
+            // Padding tokens count in the load of the experts, so all ranks pad to the same length.
             batch.pad_to(stats.seq_len as usize, self.pad_token_id);
         }
-        // The ranks average their gradients once for each update, after its last micro-batch.
+        // The gradients are averaged over the ranks once per update, in its last micro-batch.
         let average = position.is_last && accumulation.learns;
         if average {
             self.gradients.prepare_forward()?;
@@ -305,10 +308,10 @@ impl<'a> Trainer<'a> {
         };
         let weight = match self.config.optim.loss_average {
             LossAverage::Batch => 1.0 / position.num_micro_batches as f64,
-            // The update divides by the sum of these.
+            // `update` divides the gradients by the sum of these weights.
             LossAverage::Token => stats.supervised_tokens as f64,
         };
-        // The reducer divides by the number of ranks, but the losses of the ranks are parts of one mean.
+        // The reducer divides by the number of ranks, but the losses of the ranks must be summed.
         let world_size = self.world.world_size() as f64;
         let weighted = loss
             .as_ref()
@@ -321,14 +324,14 @@ impl<'a> Trainer<'a> {
         }))
     }
 
-    /// The forward pass of this rank's batch, with the graph for the backward pass.
+    /// Forward pass of this rank's batch, with the graph for the backward pass.
     fn forward(
         &self,
         batch: &Batch,
         stats: &GlobalStepStats,
     ) -> Result<MicroBatchLoss, TrainError> {
         if self.model.lm().config().dropout > 0.0 {
-            // A function of the step, so that a continued run draws the same numbers.
+            // The seed depends on the step, so that a continued run draws the same numbers.
             let seed = self.config.run.seed;
             tch::manual_seed(self.state.seed_of_step(seed, self.world.rank()));
         }
@@ -347,11 +350,11 @@ impl<'a> Trainer<'a> {
         Ok(MicroBatchLoss { mean, aux_loss })
     }
 
-    /// One update of the weights. Returns the norm of the gradients before clipping; `None` when there
-    /// are no gradients. An update whose gradients are not finite is skipped.
+    /// Updates the weights. Returns the norm of the gradients before clipping; `None` without
+    /// gradients. An update whose gradients are not finite is skipped.
     ///
     /// # Errors
-    /// `max_skipped_in_a_row` updates were skipped one after the other.
+    /// `max_skipped_in_a_row` consecutive updates were skipped.
     fn update(&mut self, accumulation: Accumulation) -> Result<Option<f64>, TrainError> {
         if !accumulation.learns {
             return Ok(None);
@@ -381,8 +384,8 @@ impl<'a> Trainer<'a> {
         Ok(Some(grad_norm))
     }
 
-    /// Notes whether the step that was just done makes a checkpoint or an evaluation due. Both wait for
-    /// the end of the update.
+    /// Records whether a checkpoint or an evaluation is due after this step. Both are done at the
+    /// end of the update.
     fn schedule_save_and_evaluation(&mut self, is_last: bool) {
         let step = self.state.counters.step;
         let save_interval = self.config.run.save_interval;
@@ -391,7 +394,7 @@ impl<'a> Trainer<'a> {
         self.state.eval_is_due |= is_last || step.is_multiple_of(eval_interval);
     }
 
-    /// Evaluates and saves where that is due. Returns whether the training is to stop here.
+    /// Evaluates and saves if that is due. Returns whether the training must stop here.
     fn end_update(
         &mut self,
         stop_agreed: bool,
@@ -407,7 +410,7 @@ impl<'a> Trainer<'a> {
         }
         self.set_phase(Phase::Save);
         if self.save_is_due && !is_last {
-            // What makes a gradient that is not finite may be in the weights already.
+            // After a skipped update the weights may already be damaged, so they are not saved.
             if self.state.skipped_in_a_row == 0 {
                 self.last_checkpoint = save(self)?.or(self.last_checkpoint.take());
                 self.save_is_due = false;
@@ -418,7 +421,7 @@ impl<'a> Trainer<'a> {
         Ok(false)
     }
 
-    /// Records for the messages of all ranks what this rank does now.
+    /// Records the current phase of this rank, for messages.
     fn set_phase(&self, phase: Phase) {
         self.world.set_phase(self.state.counters.step + 1, phase);
     }

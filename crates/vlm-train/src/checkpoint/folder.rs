@@ -1,5 +1,5 @@
-//! The folder with the checkpoints of a run: lists them, finds the one to continue from, removes old
-//! ones.
+//! The folder with the checkpoints of a run: lists them, finds the one to continue from, and
+//! removes old ones.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -14,12 +14,12 @@ use crate::TrainError;
 const PREFIX: &str = "step-";
 /// End of the name of a checkpoint that cannot be loaded.
 const DAMAGED: &str = ".damaged";
-/// End of the name of a checkpoint of a later step than the one that its run was continued from.
+/// End of the name of a checkpoint whose run was continued from an earlier step.
 const SUPERSEDED: &str = ".superseded";
 
 /// The newest checkpoint in `folder` that can be loaded, if there is any. Damaged checkpoints are
-/// skipped with a warning. One that was written while updates were being skipped is used only if there
-/// is no other.
+/// skipped with a warning. One that was written while updates were being skipped is used only if
+/// there is no other.
 ///
 /// # Errors
 /// A folder that cannot be read.
@@ -30,8 +30,8 @@ pub fn newest(folder: &Path) -> Result<Option<Checkpoint>, TrainError> {
             Ok(checkpoint) if checkpoint.state_dict.train_state.skipped_in_a_row == 0 => {
                 if unhealthy.is_some() {
                     tracing::warn!(
-                        "checkpoints of later steps than {} were written while updates were being \
-                         skipped and are not used",
+                        "checkpoints of later steps than {} are not used, because they were \
+                         written while updates were being skipped",
                         path.display()
                     );
                 }
@@ -44,7 +44,7 @@ pub fn newest(folder: &Path) -> Result<Option<Checkpoint>, TrainError> {
     Ok(unhealthy)
 }
 
-/// Names of all checkpoints in `folder`, renamed ones included.
+/// The names of all checkpoints in `folder`, renamed ones included.
 pub fn traces(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().flatten();
     let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
@@ -53,11 +53,12 @@ pub fn traces(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Renames the checkpoints of later steps than `step`, from which a run continues. They are superseded,
-/// or damaged, and must neither be taken for the newest checkpoint nor count among those that are kept.
+/// Renames the checkpoints of later steps than `step`, the step that a run continues from. They are
+/// superseded or damaged, so they must not be used as the newest checkpoint, and they do not count
+/// among the checkpoints that are kept.
 ///
 /// # Errors
-/// The system's, with the path.
+/// A failure of the file system, with the path.
 pub fn rename_later(folder: &Path, step: u64) -> Result<(), TrainError> {
     for path in list(folder)? {
         if step_of(&path).is_some_and(|later| later > step) {
@@ -72,8 +73,8 @@ pub fn rename_later(folder: &Path, step: u64) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Gives a complete folder the name `target`. A folder that has this name is replaced, and there is one
-/// at every moment.
+/// Renames the complete folder `temporary` to `target`, and removes the folder that had this name.
+/// Where the file system can exchange two names, `target` exists at every moment.
 pub(super) fn put_in_place(temporary: &Path, target: &Path) -> Result<(), TrainError> {
     let rename = |from: &Path, to: &Path| fs::rename(from, to).map_err(|e| TrainError::at(to, e));
     if !target.exists() {
@@ -81,31 +82,31 @@ pub(super) fn put_in_place(temporary: &Path, target: &Path) -> Result<(), TrainE
     }
     match renameat_with(CWD, temporary, CWD, target, RenameFlags::EXCHANGE) {
         // The replaced folder now has the temporary name.
-        Ok(()) => remove_if_there(temporary),
+        Ok(()) => remove_if_exists(temporary),
         Err(Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {
             let old = old_name(target);
-            remove_if_there(&old)?;
+            remove_if_exists(&old)?;
             rename(target, &old)?;
             rename(temporary, target)?;
-            remove_if_there(&old)
+            remove_if_exists(&old)
         }
         Err(error) => Err(TrainError::at(target, std::io::Error::from(error))),
     }
 }
 
-/// `.step-00000100.old`: the name of a checkpoint while another one takes its name, on a file system
-/// that cannot exchange two names.
+/// The temporary name of a checkpoint that is being replaced, on a file system that cannot exchange
+/// two names: `.step-00000100.old`.
 fn old_name(target: &Path) -> PathBuf {
     let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
     target.with_file_name(format!(".{name}.old"))
 }
 
-/// Removes what a process that was killed while it saved has left in `folder`, and gives a checkpoint
-/// its name back if the process was killed between two renames. Returns the names of what was removed.
-/// Only the process that holds the lock of the out-dir may call it.
+/// Removes the unfinished folders of a process that was killed while it saved, and gives a
+/// checkpoint its name back if the process was killed between two renames. Returns the names of the
+/// removed folders. Only the process that holds the lock of the out-dir may call it.
 ///
 /// # Errors
-/// The system's, with the path.
+/// A failure of the file system, with the path.
 pub fn clean_up(folder: &Path) -> Result<Vec<String>, TrainError> {
     let mut removed = Vec::new();
     let Ok(entries) = fs::read_dir(folder) else { return Ok(removed) };
@@ -119,15 +120,15 @@ pub fn clean_up(folder: &Path) -> Result<Vec<String>, TrainError> {
         {
             fs::rename(&path, &target).map_err(|e| TrainError::at(&target, e))?;
         } else if inner.ends_with(".old") || inner.ends_with(".tmp") {
-            remove_if_there(&path)?;
+            remove_if_exists(&path)?;
             removed.push(name);
         }
     }
     Ok(removed)
 }
 
-/// Removes the oldest checkpoints until `keep` are left, but never `written`. A damaged one is renamed
-/// and not counted.
+/// Removes the oldest checkpoints until `keep` are left, but never `written`. Damaged checkpoints
+/// are renamed and not counted.
 pub(super) fn remove_oldest(folder: &Path, keep: usize, written: &Path) -> Result<(), TrainError> {
     let mut others = Vec::new();
     for path in list(folder)?.into_iter().filter(|path| path != written) {
@@ -152,11 +153,11 @@ fn rename_with_suffix(path: &Path, suffix: &str, why: &str) -> Result<(), TrainE
         target = path.with_file_name(format!("{name}{suffix}-{number}"));
     }
     fs::rename(path, &target).map_err(|e| TrainError::at(path, e))?;
-    tracing::warn!("{name} is renamed to {}: {why}", target.display());
+    tracing::warn!("renamed {name} to {}: {why}", target.display());
     Ok(())
 }
 
-/// The checkpoint folders, the one of the first step first.
+/// The paths of the checkpoints in `folder`, sorted by step.
 pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     if !folder.is_dir() {
         return Ok(Vec::new());
@@ -169,12 +170,13 @@ pub(super) fn list(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
     Ok(paths.into_iter().map(|(_, path)| path).collect())
 }
 
-/// `step-00000100` → 100.
+/// The step in a checkpoint's name: `step-00000100` → 100.
 fn step_of(path: &Path) -> Option<u64> {
     path.file_name()?.to_str()?.strip_prefix(PREFIX)?.parse().ok()
 }
 
-pub(super) fn remove_if_there(path: &Path) -> Result<(), TrainError> {
+/// Removes a folder with its contents, if it exists.
+pub(super) fn remove_if_exists(path: &Path) -> Result<(), TrainError> {
     if path.exists() {
         fs::remove_dir_all(path).map_err(|e| TrainError::at(path, e))
     } else {
@@ -182,7 +184,7 @@ pub(super) fn remove_if_there(path: &Path) -> Result<(), TrainError> {
     }
 }
 
-/// Flushes a folder's entries to the disk.
+/// Flushes the entries of a folder to the disk.
 pub(super) fn sync(folder: &Path) -> Result<(), TrainError> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(|e| TrainError::at(folder, e))
 }

@@ -1,7 +1,8 @@
-//! Checkpoints: `checkpoints/step-00000100/`, each complete or not there at all.
+//! Checkpoints: the folders `checkpoints/step-00000100/`.
 //!
-//! A checkpoint is written under a temporary name, flushed to the disk and then renamed. It holds a
-//! [`StateDict`] and the identity of the run, with a checksum of each file.
+//! A checkpoint is written under a temporary name, flushed to the disk and then renamed, so that a
+//! folder with the name of a checkpoint is always complete. It holds a [`StateDict`], the identity
+//! of the run, and a checksum of each file.
 
 mod folder;
 mod state_file;
@@ -18,7 +19,7 @@ use vlm_model::weights::{self, Format};
 use vlm_torch::Heartbeat;
 
 pub use self::folder::{clean_up, newest, rename_later, traces};
-use self::folder::{put_in_place, remove_if_there, remove_oldest, sync};
+use self::folder::{put_in_place, remove_if_exists, remove_oldest, sync};
 use crate::TrainError;
 use crate::state_dict::StateDict;
 use crate::train_state::TrainState;
@@ -27,12 +28,12 @@ const MODEL: &str = "model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
-/// `state.json`.
+/// The contents of `state.json`.
 #[derive(Debug, Serialize, Deserialize)]
 struct StateFile {
-    /// Version of this format.
+    /// Version of the checkpoint format.
     version: u32,
-    /// Version of the program that wrote it.
+    /// Version of the program that wrote the checkpoint.
     program: String,
     #[serde(rename = "position")]
     train_state: TrainState,
@@ -41,18 +42,19 @@ struct StateFile {
     checksums: BTreeMap<String, String>,
 }
 
-/// A checkpoint read from its folder.
+/// A checkpoint that was read from its folder.
 #[derive(Debug)]
 pub struct Checkpoint {
-    /// The folder.
+    /// Path of the folder.
     pub path: PathBuf,
-    /// Weights, optimizer state and how far the training was.
+    /// Weights, optimizer state and progress of the training.
     pub state_dict: StateDict,
-    /// The settings and contents that a run which continues from it must have, too.
+    /// Settings and hashes of files that must be the same in a run that continues from the
+    /// checkpoint.
     pub identity: serde_json::Value,
 }
 
-/// Why a checkpoint cannot be loaded; each message names the file.
+/// The reason why a checkpoint cannot be loaded. Each message names the file.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// The folder does not exist.
@@ -61,7 +63,7 @@ pub enum LoadError {
     /// A file is missing, was changed or is damaged.
     #[error("{0}")]
     Damaged(String),
-    /// A version of the program with another format wrote it.
+    /// The checkpoint has a format that this version of the program does not read.
     #[error("{0}")]
     OtherVersion(String),
     /// The disk, or the connection to it, failed.
@@ -70,7 +72,7 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    fn of_system(path: &Path, error: io::Error) -> Self {
+    fn from_io(path: &Path, error: io::Error) -> Self {
         let text = format!("{}: {error}", path.display());
         if is_disk_failure(&error) { Self::Disk(text) } else { Self::Damaged(text) }
     }
@@ -85,13 +87,14 @@ impl From<LoadError> for TrainError {
     }
 }
 
-/// Writes the checkpoint `folder/step-…` and returns its path. Then removes the oldest checkpoints
-/// until `keep` are left; none with `None`. A checkpoint of the same step is replaced in one operation,
-/// or left as it is when it holds the same. `heartbeat` is called again and again, however slow the
-/// disk is.
+/// Writes the checkpoint `folder/step-…`, then removes the oldest checkpoints until `keep` are
+/// left; with `None` it removes none. Returns the path of the checkpoint. A checkpoint of the same
+/// step is replaced, or left unchanged if its contents are the same. `heartbeat` is called
+/// regularly during the write, even on a slow disk.
 ///
 /// # Errors
-/// The system's, with the path. Nothing incomplete is left under the name of the checkpoint.
+/// A failure of the file system, with the path. No incomplete folder is left under the name of the
+/// checkpoint.
 pub fn save(
     folder: &Path,
     state_dict: &StateDict,
@@ -104,18 +107,18 @@ pub fn save(
     let (target, temporary) = (folder.join(&name), folder.join(format!(".{name}.tmp")));
     let written = fs::create_dir_all(folder)
         .map_err(|e| TrainError::at(folder, e))
-        .and_then(|()| remove_if_there(&temporary))
+        .and_then(|()| remove_if_exists(&temporary))
         .and_then(|()| fs::create_dir(&temporary).map_err(|e| TrainError::at(&temporary, e)))
         .and_then(|()| fill(&temporary, state_dict, identity, heartbeat))
         .and_then(|state| {
             if is_same(&target, &state) {
-                return remove_if_there(&temporary);
+                return remove_if_exists(&temporary);
             }
             put_in_place(&temporary, &target)?;
             sync(folder)
         });
     if let Err(error) = written {
-        // The first error is the one to report; what is left has a temporary name.
+        // Only the first error is reported. If this fails, the leftover has a temporary name.
         let _ = fs::remove_dir_all(&temporary);
         return Err(TrainError::Failed(format!(
             "the checkpoint of step {step} was not written ({error}). Earlier checkpoints are \
@@ -128,6 +131,7 @@ pub fn save(
     Ok(target)
 }
 
+/// Writes the files of a checkpoint to `folder`, and returns the contents of its `state.json`.
 fn fill(
     folder: &Path,
     state_dict: &StateDict,
@@ -164,10 +168,10 @@ fn is_same(path: &Path, state: &StateFile) -> bool {
     })
 }
 
-/// Reads the checkpoint at `path`, and compares its files with their checksums.
+/// Reads the checkpoint at `path` and verifies the checksums of its files.
 ///
 /// # Errors
-/// A missing file, another format version, a wrong checksum; the message names the file.
+/// A missing file, an unknown format version, a wrong checksum; the message names the file.
 pub fn load(path: &Path) -> Result<Checkpoint, LoadError> {
     let state = read_state(path)?;
     let read = |name: &str| {
@@ -181,7 +185,7 @@ pub fn load(path: &Path) -> Result<Checkpoint, LoadError> {
     Ok(Checkpoint { path: path.to_owned(), state_dict, identity })
 }
 
-/// The state of the checkpoint at `path`, after every file was compared with its checksum.
+/// Reads `state.json` of the checkpoint at `path`, and verifies the checksums of all files.
 fn read_state(path: &Path) -> Result<StateFile, LoadError> {
     if !path.is_dir() {
         return Err(LoadError::Missing(format!("{} does not exist", path.display())));
@@ -189,12 +193,11 @@ fn read_state(path: &Path) -> Result<StateFile, LoadError> {
     let state = state_file::read(&path.join(STATE))?;
     for (name, expected) in &state.checksums {
         let file = path.join(name);
-        let found =
-            checksum(&file, Heartbeat(&|| ())).map_err(|e| LoadError::of_system(&file, e))?;
+        let found = checksum(&file, Heartbeat(&|| ())).map_err(|e| LoadError::from_io(&file, e))?;
         if found != *expected {
             return Err(LoadError::Damaged(format!(
-                "{}: its checksum is not the one in state.json, so the file was changed or is damaged; \
-                 continue from another checkpoint",
+                "{}: the checksum differs from the one in state.json: the file was changed or is \
+                 damaged; continue from another checkpoint",
                 file.display()
             )));
         }
@@ -255,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_saved_comes_back() {
+    fn a_loaded_checkpoint_equals_what_was_saved() {
         let folder = tempfile::tempdir().unwrap();
         save_step(folder.path(), 7, 2);
         let back = newest(folder.path()).unwrap().unwrap();
@@ -265,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn only_the_newest_are_kept() {
+    fn only_the_newest_checkpoints_are_kept() {
         let folder = tempfile::tempdir().unwrap();
         for step in [1, 2, 10] {
             save_step(folder.path(), step, 2);
@@ -274,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_checkpoint_is_skipped_for_the_one_before() {
+    fn a_damaged_checkpoint_is_skipped_in_favour_of_the_previous_one() {
         let folder = tempfile::tempdir().unwrap();
         save_step(folder.path(), 1, 2);
         let newest_path = save_step(folder.path(), 2, 2);
@@ -287,7 +290,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_just_written_is_kept_and_damaged_ones_of_later_steps_are_renamed() {
+    fn the_checkpoint_just_written_is_kept_and_damaged_ones_of_later_steps_are_renamed() {
         let folder = tempfile::tempdir().unwrap();
         save_step(folder.path(), 4, 3);
         for step in [8, 12] {
@@ -305,7 +308,7 @@ mod tests {
     }
 
     #[test]
-    fn good_checkpoints_of_later_steps_are_not_removed_and_not_continued_from() {
+    fn valid_checkpoints_of_later_steps_are_renamed_and_not_continued_from() {
         let folder = tempfile::tempdir().unwrap();
         for step in [4, 8] {
             save_step(folder.path(), step, 2);
@@ -317,20 +320,20 @@ mod tests {
     }
 
     #[test]
-    fn a_step_is_saved_again_by_exchange_and_not_at_all_when_it_is_the_same() {
+    fn saving_a_step_again_replaces_its_checkpoint_only_if_the_contents_differ() {
         let folder = tempfile::tempdir().unwrap();
         let path = save_value(folder.path(), 3, 1.0, 1);
         let modified = || fs::metadata(path.join(MODEL)).unwrap().modified().unwrap();
         let before = modified();
         save_value(folder.path(), 3, 1.0, 1);
-        assert_eq!(modified(), before, "the same is not written again");
+        assert_eq!(modified(), before, "an equal checkpoint is not written again");
         save_value(folder.path(), 3, 2.0, 1);
         assert_eq!(load(&path).unwrap().state_dict.model[0].1, tensors(2.0)[0].1);
         assert_eq!(names(folder.path()), ["step-00000003"]);
     }
 
     #[test]
-    fn any_changed_byte_of_the_state_is_noticed() {
+    fn any_changed_byte_of_the_state_file_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = save_step(folder.path(), 3, 1);
         let file = path.join(STATE);
@@ -341,14 +344,14 @@ mod tests {
             fs::write(&file, &bytes).unwrap();
             assert!(load(&path).is_err(), "byte {at} of {}", String::from_utf8_lossy(&whole));
         }
-        // An edited number is no less wrong than a flipped bit.
+        // A number that was edited by hand is detected, too.
         let edited = String::from_utf8(whole).unwrap().replace("\"step\": 3", "\"step\": 9");
         fs::write(&file, edited).unwrap();
         assert!(load(&path).unwrap_err().to_string().contains("checksum"));
     }
 
     #[test]
-    fn a_state_of_version_1_which_had_no_checksum_is_read() {
+    fn a_state_file_of_version_1_which_has_no_checksum_is_read() {
         let folder = tempfile::tempdir().unwrap();
         let path = save_step(folder.path(), 3, 1);
         let file = path.join(STATE);
@@ -357,14 +360,14 @@ mod tests {
         let fields = state.as_object_mut().unwrap();
         fields.remove("checksum");
         fs::write(&file, serde_json::to_string_pretty(&fields).unwrap()).unwrap();
-        assert!(load(&path).unwrap_err().to_string().contains("lost its checksum"));
+        assert!(load(&path).unwrap_err().to_string().contains("no checksum"));
         state["version"] = 1.into();
         fs::write(&file, serde_json::to_string_pretty(&state).unwrap()).unwrap();
         assert_eq!(load(&path).unwrap().state_dict.train_state.counters.step, 3);
     }
 
     #[test]
-    fn a_checkpoint_of_skipped_updates_is_the_last_choice() {
+    fn a_checkpoint_saved_while_updates_were_skipped_is_used_only_without_a_healthy_one() {
         let folder = tempfile::tempdir().unwrap();
         save_step(folder.path(), 1, 9);
         let mut unhealthy = state_dict(2, 2.0);
@@ -377,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn leftovers_of_a_killed_save_are_removed_and_a_moved_checkpoint_gets_its_name_back() {
+    fn leftovers_of_a_killed_save_are_removed_and_a_renamed_checkpoint_gets_its_name_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = save_step(folder.path(), 3, 9);
         fs::rename(&path, folder.path().join(".step-00000003.old")).unwrap();

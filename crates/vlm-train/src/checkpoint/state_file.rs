@@ -1,4 +1,5 @@
-//! `state.json` of a checkpoint, with a checksum of itself: a changed or damaged file is not believed.
+//! Reads and writes `state.json` of a checkpoint. The file holds a checksum of itself, so that a
+//! changed or damaged file is detected.
 
 use std::io::Write;
 use std::path::Path;
@@ -6,15 +7,15 @@ use std::path::Path;
 use super::{LoadError, StateFile};
 use crate::TrainError;
 
-/// Version of checkpoints as they are written now. Those of version 1 had no checksum of `state.json`.
+/// Version of the format that is written. In version 1 `state.json` has no checksum of itself.
 pub(super) const FORMAT_VERSION: u32 = 2;
 
 /// The field that holds the checksum: the last one of the file.
 const FIELD: &str = "\"checksum\": \"";
-/// What stands in the checksum's place while it is computed.
+/// Value of the field while the checksum is computed.
 const BLANK: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
-/// Writes the file, whole or not at all.
+/// Writes the file atomically.
 pub(super) fn write(path: &Path, state: &StateFile) -> Result<(), TrainError> {
     let mut value = serde_json::to_value(state).map_err(|e| TrainError::at(path, e))?;
     value["checksum"] = BLANK.into();
@@ -26,10 +27,10 @@ pub(super) fn write(path: &Path, state: &StateFile) -> Result<(), TrainError> {
     })
 }
 
-/// Reads the file and checks it against its checksum.
+/// Reads the file and verifies its checksum.
 pub(super) fn read(path: &Path) -> Result<StateFile, LoadError> {
     let damaged = |problem: String| LoadError::Damaged(format!("{}: {problem}", path.display()));
-    let text = std::fs::read(path).map_err(|e| LoadError::of_system(path, e))?;
+    let text = std::fs::read(path).map_err(|e| LoadError::from_io(path, e))?;
     let text = String::from_utf8(text).map_err(|e| damaged(format!("not text: {e}")))?;
     let is_checked = match checksum_in(&text) {
         None => false,
@@ -37,8 +38,8 @@ pub(super) fn read(path: &Path) -> Result<StateFile, LoadError> {
             let blank = text.replacen(&format!("{FIELD}{found}"), &format!("{FIELD}{BLANK}"), 1);
             if blake3::hash(blank.as_bytes()).to_hex().as_str() != found {
                 return Err(damaged(
-                    "its checksum is not the one that it was written with: the file was changed or \
-                     is damaged; continue from another checkpoint"
+                    "the checksum in the file differs from that of its contents: the file was \
+                     changed or is damaged; continue from another checkpoint"
                         .into(),
                 ));
             }
@@ -46,11 +47,11 @@ pub(super) fn read(path: &Path) -> Result<StateFile, LoadError> {
         }
     };
     let state: StateFile = serde_json::from_str(&text)
-        .map_err(|e| damaged(format!("not a checkpoint's state: {e}")))?;
+        .map_err(|e| damaged(format!("not the state file of a checkpoint: {e}")))?;
     match state.version {
         1 => Ok(state),
         FORMAT_VERSION if is_checked => Ok(state),
-        FORMAT_VERSION => Err(damaged("it has lost its checksum".into())),
+        FORMAT_VERSION => Err(damaged("the file has no checksum".into())),
         other => Err(LoadError::OtherVersion(format!(
             "{}: checkpoint format {other}; this program reads formats 1 to {FORMAT_VERSION}",
             path.display()
@@ -58,6 +59,7 @@ pub(super) fn read(path: &Path) -> Result<StateFile, LoadError> {
     }
 }
 
+/// The checksum in the text of the file, if there is one.
 fn checksum_in(text: &str) -> Option<&str> {
     let start = text.rfind(FIELD)? + FIELD.len();
     text.get(start..start + BLANK.len())

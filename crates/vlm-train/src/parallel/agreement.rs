@@ -1,5 +1,5 @@
-//! Ranks that were not started alike would train without an error and to no use: what must be the
-//! same is compared before the first step.
+//! Compares program, data and settings of all ranks before the first step. Ranks that differ in
+//! them would train without an error, but their result would be useless.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -11,19 +11,19 @@ use super::world::World;
 use crate::TrainError;
 use crate::leaves::leaves;
 
-/// What must be the same on all ranks.
+/// Program, data and settings of a rank, which must be the same on all ranks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Identity {
+pub struct RankIdentity {
     /// Version of the program, and the hash of its file.
     pub program: String,
-    /// Hash of the rows.
+    /// Hashes of the rows and of their files.
     pub data: String,
     /// Settings, shapes and hashes of small files, by name.
     pub settings: Value,
 }
 
-impl Identity {
-    /// The identity of this program with these data and settings.
+impl RankIdentity {
+    /// The identity of this program with the given data and settings.
     pub fn new(data: String, settings: Value) -> Self {
         Self { program: program(), data, settings }
     }
@@ -33,49 +33,48 @@ impl Identity {
     }
 }
 
-/// Compares the identities of all ranks. A single process has nothing to compare, and does not
-/// compute its own.
+/// Checks that all ranks have the same identity. A single process does not call `own`.
 ///
 /// # Errors
-/// Ranks that differ: every rank gets the same error, with the name and the values of all sides. A
-/// rank that ended or hangs.
-pub fn agree(world: &World, own: impl FnOnce() -> Identity) -> Result<(), TrainError> {
+/// Ranks that differ: every rank gets the same error, with each entry that differs and its values.
+/// A rank that ended or hangs.
+pub fn compare_ranks(world: &World, own: impl FnOnce() -> RankIdentity) -> Result<(), TrainError> {
     if world.world_size() == 1 {
         return Ok(());
     }
-    let all: Vec<Identity> = world.gather(&own())?;
-    let all: Vec<_> = all.iter().map(Identity::leaves).collect();
+    let all: Vec<RankIdentity> = world.gather(&own())?;
+    let all: Vec<_> = all.iter().map(RankIdentity::leaves).collect();
     let differences = differences(&all);
     if differences.is_empty() {
         return Ok(());
     }
     Err(TrainError::Usage(format!(
-        "the ranks were not started alike: {}. Start all of them with the same program, flags and \
-         data",
+        "the ranks differ: {}. Start all of them with the same program, settings and data",
         differences.join("; ")
     )))
 }
 
+/// One text for each entry whose value is not the same on all ranks.
 fn differences(all: &[BTreeMap<String, String>]) -> Vec<String> {
-    let absent = "nothing".to_owned();
+    let absent = "absent".to_owned();
     let mut names: Vec<&String> = all.iter().flat_map(BTreeMap::keys).collect();
     names.sort_unstable();
     names.dedup();
     let mut found = Vec::new();
     for name in names {
-        // Ranks by what they have.
-        let mut sides: Vec<(&String, Vec<usize>)> = Vec::new();
+        let mut ranks_by_value: Vec<(&String, Vec<usize>)> = Vec::new();
         for (rank, leaves) in all.iter().enumerate() {
             let value = leaves.get(name).unwrap_or(&absent);
-            match sides.iter_mut().find(|(other, _)| *other == value) {
+            match ranks_by_value.iter_mut().find(|(other, _)| *other == value) {
                 Some((_, ranks)) => ranks.push(rank),
-                None => sides.push((value, vec![rank])),
+                None => ranks_by_value.push((value, vec![rank])),
             }
         }
-        if sides.len() > 1 {
-            let told =
-                sides.iter().map(|(value, ranks)| format!("{value} on rank {}", list(ranks)));
-            found.push(format!("{name} is {}", told.collect::<Vec<_>>().join(", ")));
+        if ranks_by_value.len() > 1 {
+            let values = ranks_by_value
+                .iter()
+                .map(|(value, ranks)| format!("{value} on rank {}", list(ranks)));
+            found.push(format!("{name} is {}", values.collect::<Vec<_>>().join(", ")));
         }
     }
     found
@@ -86,7 +85,8 @@ fn list(ranks: &[usize]) -> String {
     if ranks.len() > 4 { format!("{shown} and {} more", ranks.len() - 4) } else { shown }
 }
 
-/// Two builds of one version may compute differently, so the file itself is hashed.
+/// Version of this program and a hash of its file, because two builds of one version may compute
+/// differently.
 fn program() -> String {
     let hash = File::open("/proc/self/exe").and_then(|mut file| {
         let mut hasher = blake3::Hasher::new();
@@ -103,11 +103,11 @@ mod tests {
 
     fn identity(lr: f64, data: &str) -> BTreeMap<String, String> {
         let settings = serde_json::json!({"optim": {"learning_rate": lr, "epochs": 4}});
-        Identity { program: "vlm 1".into(), data: data.into(), settings }.leaves()
+        RankIdentity { program: "vlm 1".into(), data: data.into(), settings }.leaves()
     }
 
     #[test]
-    fn ranks_that_differ_are_told_with_each_sides_value() {
+    fn each_difference_is_reported_with_its_values_and_ranks() {
         let all = [identity(0.5, "a"), identity(0.5, "a"), identity(0.25, "b")];
         assert_eq!(
             differences(&all),
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_program_is_told_by_version_and_hash() {
+    fn the_program_is_identified_by_version_and_hash() {
         assert!(program().starts_with("vlm ") && !program().contains("unknown"), "{}", program());
     }
 }

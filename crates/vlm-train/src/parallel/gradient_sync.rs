@@ -1,5 +1,5 @@
-//! Averaging of the gradients over the processes, during the backward pass. With a single process
-//! there is nothing to average.
+//! Averages the gradients over the ranks during the backward pass. Does nothing for a single
+//! process.
 
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
@@ -16,20 +16,20 @@ pub struct GradientSync<'a> {
 }
 
 impl<'a> GradientSync<'a> {
-    /// Hooks into the gradients of `params`, which are in the order in which the forward pass uses
-    /// them. Collective.
+    /// Registers `params`, in the order in which the forward pass uses them. Collective: all ranks
+    /// call it.
     ///
     /// # Errors
     /// Parameters that differ between the ranks; a rank that ended or hangs.
     pub fn new(world: &'a World, params: &[(String, Tensor)]) -> Result<Self, TrainError> {
         let Some(group) = world.group() else { return Ok(Self { world, reducer: None }) };
         let defaults = ReducerOptions::default();
-        // A bucket is sent when all of its gradients are computed. With the default size all buckets
-        // of a small model would wait for the end of the backward pass.
+        // A bucket is sent when all of its gradients are computed. With the default size the
+        // buckets of a small model would be complete only at the end of the backward pass.
         let eighth = i64::try_from(gradient_bytes(params) / 8).unwrap_or(i64::MAX);
         let options = ReducerOptions {
             bucket_bytes: eighth.clamp(defaults.first_bucket_bytes, defaults.bucket_bytes),
-            // A batch without images on one rank must not stop the ranks that have images.
+            // A rank whose batch has no images computes no gradients for the projector.
             find_unused_parameters: true,
             ..defaults
         };
@@ -38,21 +38,21 @@ impl<'a> GradientSync<'a> {
         Ok(Self { world, reducer: Some(reducer) })
     }
 
-    /// Announces a forward pass whose gradients are to be averaged.
+    /// Call it before a forward pass whose gradients are to be averaged.
     ///
     /// # Errors
-    /// libtorch's own.
+    /// A failure of libtorch.
     pub fn prepare_forward(&self) -> Result<(), TrainError> {
         let Some(reducer) = &self.reducer else { return Ok(()) };
         reducer.prepare_forward().map_err(|e| self.world.with_rank_context(e))
     }
 
-    /// The backward pass of this rank's `loss`. With `average`, after [`Self::prepare_forward`], the
-    /// gradients are averages over the ranks afterwards; a rank without a loss then takes part with
-    /// `zero_loss`.
+    /// Runs the backward pass of this rank's `loss`. With `average`, which requires
+    /// [`Self::prepare_forward`], the gradients are averaged over the ranks; a rank without a loss
+    /// then uses `zero_loss`.
     ///
     /// # Errors
-    /// libtorch's own; a rank that ended or hangs.
+    /// A failure of libtorch; a rank that ended or hangs.
     pub fn backward(
         &self,
         loss: Option<Tensor>,
@@ -71,16 +71,16 @@ impl<'a> GradientSync<'a> {
         })
     }
 
-    /// Clips the gradients of `params` to `max_norm`. Returns their norm before that, the same on all
-    /// ranks.
+    /// Clips the gradients of `params` to `max_norm`. Returns their norm before clipping, which is
+    /// the same on all ranks.
     ///
     /// # Errors
-    /// libtorch's own; a rank that ended or hangs.
+    /// A failure of libtorch; a rank that ended or hangs.
     pub fn clip_grad_norm(&self, params: &[Tensor], max_norm: f64) -> Result<f64, TrainError> {
         let Some(group) = self.world.group() else { return Ok(clip_grad_norm(params, max_norm)?) };
-        // The ranks' gradients are equal, but with another number of threads a rank may sum their
-        // squares in another order, and ranks that clip or skip differently drift apart for good. So
-        // all ranks use rank 0's norm.
+        // All ranks use rank 0's norm. Their gradients are equal, but a rank with another number of
+        // threads may sum the squares in another order, and ranks that clip or skip differently no
+        // longer have equal weights.
         let norm = Tensor::from_slice(&[clip_grad_norm(params, f64::INFINITY)?]);
         let context = |error: &dyn std::fmt::Display| self.world.with_rank_context(error);
         group.broadcast(std::slice::from_ref(&norm), 0).map_err(|e| context(&e))?;
@@ -92,11 +92,12 @@ impl<'a> GradientSync<'a> {
         Ok(norm)
     }
 
-    /// What the communication cost, for `summary.json`: number of processes, bytes that were sent, and
-    /// how much of that time the backward pass hid. Empty for a single process.
+    /// The cost of the communication, for `summary.json`: number of ranks, bytes sent for each
+    /// update, time spent, and how much of that time the backward pass hid. Empty for a single
+    /// process.
     ///
     /// # Errors
-    /// libtorch's own; none is known.
+    /// A failure of libtorch.
     pub fn statistics(&self) -> Result<Map<String, Value>, TrainError> {
         let Some(reducer) = &self.reducer else { return Ok(Map::new()) };
         let times = reducer.times()?;
@@ -117,18 +118,18 @@ impl<'a> GradientSync<'a> {
     }
 }
 
-/// Multiplies all gradients by `factor`, without a wait for the device.
+/// Multiplies the gradients of `params` by `factor`, without waiting for the device.
 ///
 /// # Errors
-/// libtorch's own.
+/// A failure of libtorch.
 pub fn scale_gradients(params: &[Tensor], factor: f64) -> Result<(), TrainError> {
     let Some(first) = params.first() else { return Ok(()) };
     let scalar = |value: f64| Tensor::full([1], value, (Kind::Float, first.device()));
     Ok(unscale_gradients(params, &scalar(factor), &mut scalar(0.0))?)
 }
 
-/// Bytes of gradients that every rank sends at each update, for any number of ranks. (A ring
-/// passes on `2 · (world_size - 1) / world_size` times as many.)
+/// Size of the gradients of `params`, in bytes. In a ring all-reduce each rank sends
+/// `2 · (world_size - 1) / world_size` times as much for each update.
 pub fn gradient_bytes(params: &[(String, Tensor)]) -> u64 {
     params.iter().map(|(_, t)| (t.numel() * t.kind().elt_size_in_bytes()) as u64).sum()
 }

@@ -1,4 +1,5 @@
-//! The environment variables that torchrun and other launchers set for the processes of a run.
+//! Reads the environment variables that torchrun and other launchers set for the processes of a
+//! run.
 
 use std::thread::available_parallelism;
 use std::time::Duration;
@@ -7,14 +8,15 @@ use vlm_torch::GroupOptions;
 
 use crate::TrainError;
 
-/// This process's number, how many processes there are, and where they connect to each other.
+/// The rank of this process, the number of processes, and the address at which they connect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LaunchEnv {
-    /// `RANK`, from 0.
+    /// `RANK`: number of this process, from 0.
     pub rank: usize,
-    /// `WORLD_SIZE`.
+    /// `WORLD_SIZE`: number of processes of the run.
     pub world_size: usize,
-    /// `LOCAL_RANK`: number of this process among those on its machine; 0 when it is not set.
+    /// `LOCAL_RANK`: number of this process among those on its machine, from 0; 0 when it is not
+    /// set.
     pub local_rank: usize,
     /// `LOCAL_WORLD_SIZE`: number of processes on this machine; 1 when it is not set.
     pub local_world_size: usize,
@@ -24,19 +26,22 @@ pub struct LaunchEnv {
     pub master_port: u16,
     /// Whether the launcher runs the store (`TORCHELASTIC_USE_AGENT_STORE`). Otherwise rank 0 does.
     pub agent_store: bool,
-    /// `TORCHELASTIC_RUN_ID`: name of the run; `none`, as with torchrun, when it is not set. Ranks of
-    /// another run that connect to this run's port are left waiting instead of taking part.
+    /// `TORCHELASTIC_RUN_ID`: name of the run; `none`, as with torchrun, when it is not set. It is
+    /// part of the keys in the store, so that ranks of another run that use the same port cannot
+    /// join.
     pub run_id: String,
-    /// `TORCHELASTIC_RESTART_COUNT`: number of this attempt. It is part of the keys in the store, because
-    /// a launcher's store outlives the processes.
+    /// `TORCHELASTIC_RESTART_COUNT`: number of restarts so far. It is part of the keys in the
+    /// store, because a launcher's store outlives the processes.
     pub attempt: u64,
 }
 
 impl LaunchEnv {
-    /// Reads the environment. `None` for a process that was not launched as one of several.
+    /// Reads the environment. Returns `None` when `WORLD_SIZE` is not set: the process trains
+    /// alone.
     ///
     /// # Errors
-    /// A variable that is missing although others are set, or that is not a valid number.
+    /// `WORLD_SIZE` is set, but another variable is missing, is not a valid number or contradicts
+    /// it.
     pub fn read() -> Result<Option<Self>, TrainError> {
         Self::from_variables(&|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
     }
@@ -45,14 +50,14 @@ impl LaunchEnv {
         let Some(world_size) = number(get, "WORLD_SIZE")? else {
             return Ok(None);
         };
-        let needed = |name: &str| {
+        let missing = |name: &str| {
             TrainError::Usage(format!(
                 "WORLD_SIZE is {world_size} but {name} is not set: start the processes with \
                  `cargo xtask pretrain --nproc-per-node N`, torchrun or another launcher that sets \
                  RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, or unset WORLD_SIZE"
             ))
         };
-        let rank = number(get, "RANK")?.ok_or_else(|| needed("RANK"))?;
+        let rank = number(get, "RANK")?.ok_or_else(|| missing("RANK"))?;
         if rank >= world_size {
             return Err(TrainError::Usage(format!(
                 "RANK is {rank} and WORLD_SIZE {world_size}: ranks count from 0"
@@ -67,7 +72,7 @@ impl LaunchEnv {
                  LOCAL_WORLD_SIZE at most WORLD_SIZE"
             )));
         }
-        let port = number(get, "MASTER_PORT")?.ok_or_else(|| needed("MASTER_PORT"))?;
+        let port = number(get, "MASTER_PORT")?.ok_or_else(|| missing("MASTER_PORT"))?;
         let master_port = u16::try_from(port).map_err(|_| {
             TrainError::Usage(format!("MASTER_PORT is {port}; a port is at most 65535"))
         })?;
@@ -77,7 +82,7 @@ impl LaunchEnv {
             world_size,
             local_rank,
             local_world_size,
-            master_addr: get("MASTER_ADDR").ok_or_else(|| needed("MASTER_ADDR"))?,
+            master_addr: get("MASTER_ADDR").ok_or_else(|| missing("MASTER_ADDR"))?,
             master_port,
             agent_store: get("TORCHELASTIC_USE_AGENT_STORE").is_some_and(is_true),
             run_id: get("TORCHELASTIC_RUN_ID").unwrap_or_else(|| "none".to_owned()),
@@ -85,8 +90,9 @@ impl LaunchEnv {
         }))
     }
 
-    /// CPU threads for one of several processes on this machine: an equal part of the cores, unless the
-    /// launcher has set `OMP_NUM_THREADS`. `None` leaves the choice to libtorch.
+    /// Number of CPU threads for this process: an equal part of the cores when several processes
+    /// run on this machine. `None` leaves the choice to libtorch: for one process, or with
+    /// `OMP_NUM_THREADS`.
     pub fn num_threads(&self) -> Option<i32> {
         if self.local_world_size == 1 || std::env::var_os("OMP_NUM_THREADS").is_some() {
             return None;
@@ -95,7 +101,7 @@ impl LaunchEnv {
         Some((cores / self.local_world_size).max(1) as i32)
     }
 
-    /// Options for connecting the process group.
+    /// Options to connect the process group with. `timeout` is that of its operations.
     pub fn group_options(&self, timeout: Duration) -> GroupOptions {
         GroupOptions {
             master_addr: self.master_addr.clone(),
@@ -110,6 +116,7 @@ impl LaunchEnv {
     }
 }
 
+/// The value of the variable `name`; `None` when it is not set.
 fn number(get: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<Option<usize>, TrainError> {
     get(name)
         .map(|text| {
@@ -147,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn torchruns_environment_is_understood() {
+    fn the_environment_of_torchrun_is_read() {
         let env = read(&[]).unwrap().unwrap();
         assert_eq!((env.rank, env.local_rank, env.world_size, env.local_world_size), (3, 1, 4, 2));
         let options = env.group_options(Duration::from_secs(9));
@@ -167,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_without_world_size_is_single() {
+    fn without_world_size_the_process_is_single() {
         assert_eq!(read(&[("WORLD_SIZE", "")]).unwrap(), None);
     }
 

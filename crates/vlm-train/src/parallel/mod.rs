@@ -1,9 +1,9 @@
-//! Processes that train one model together: each trains on its part of every batch, the gradients are
-//! averaged while the backward pass runs, and all weights stay equal. A run on a single process uses
+//! Data-parallel training: each process trains on its part of every batch, the gradients are
+//! averaged during the backward pass, and all weights stay equal. A run with a single process uses
 //! the same [`World`].
 //!
-//! This module does not know who starts the processes: a launcher, torchrun, Slurm or Kubernetes. All
-//! of them describe the processes in the environment ([`LaunchEnv`]).
+//! This module does not depend on what starts the processes: a launcher, torchrun, Slurm or
+//! Kubernetes. All of them describe the processes in environment variables ([`LaunchEnv`]).
 
 mod agreement;
 mod gradient_sync;
@@ -16,7 +16,7 @@ mod step_stats;
 mod timeout_budget;
 mod world;
 
-pub use agreement::{Identity, agree};
+pub use agreement::{RankIdentity, compare_ranks};
 pub use gradient_sync::{GradientSync, gradient_bytes, scale_gradients};
 pub use launch_env::LaunchEnv;
 pub use phase::Phase;

@@ -1,22 +1,21 @@
-//! What one rank knows about the others from their heartbeats.
+//! What the heartbeats of the other ranks say about them.
 
 use std::fmt;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-/// Number of looks at a rank without a new heartbeat after which it is considered to have ended.
-pub(super) const MAX_SILENT_LOOKS: u64 = 3;
+/// Number of polls without a new heartbeat after which a rank is reported as not responding.
+pub(super) const MAX_SILENT_POLLS: u64 = 3;
 
-/// One heartbeat: what a rank says about itself.
+/// One heartbeat: the position of a rank in the run, as it is stored.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Beat {
-    /// Counts the heartbeats. A number that does not change comes from a process that was stopped or
-    /// has ended.
+    /// Number of this heartbeat. When it no longer changes, the process was stopped or has ended.
     pub(super) number: u64,
-    /// Step that the rank is at.
+    /// Current step of the rank.
     pub(super) step: u64,
-    /// Name of the phase that the rank is in.
+    /// Name of the rank's current phase.
     pub(super) phase: String,
     /// Time since the phase began, or since the rank last reported progress in it.
     pub(super) phase_ms: u64,
@@ -33,18 +32,18 @@ impl fmt::Display for Beat {
 pub(super) struct Peer {
     /// The rank's last heartbeat that was read.
     pub(super) beat: Option<Beat>,
-    /// Number of looks since the heartbeat last changed. Only counted while watching.
-    pub(super) silent_looks: u64,
+    /// Number of polls since the heartbeat last changed; counted only while watching.
+    pub(super) silent_polls: u64,
     /// The error that the rank published before it ended.
     pub(super) error: Option<String>,
 }
 
 impl Peer {
-    /// Records what a look at the rank's heartbeat found.
-    pub(super) fn saw(&mut self, beat: Option<Beat>) {
+    /// Records the heartbeat that a poll found, if any.
+    pub(super) fn record_beat(&mut self, beat: Option<Beat>) {
         let number = |beat: &Option<Beat>| beat.as_ref().map(|beat| beat.number);
         let has_changed = number(&beat) != number(&self.beat);
-        self.silent_looks = if has_changed { 0 } else { self.silent_looks + 1 };
+        self.silent_polls = if has_changed { 0 } else { self.silent_polls + 1 };
         self.beat = beat.or(self.beat.take());
     }
 
@@ -52,32 +51,32 @@ impl Peer {
         match (&self.error, &self.beat) {
             (Some(error), _) => format!("rank {rank} ended: {error}"),
             (None, None) => format!("rank {rank} never reported"),
-            (None, Some(beat)) if self.silent_looks < MAX_SILENT_LOOKS => {
+            (None, Some(beat)) if self.silent_polls < MAX_SILENT_POLLS => {
                 format!("rank {rank} is at {beat}")
             }
             (None, Some(beat)) => {
-                format!("rank {rank} is stopped, gone or cut off; it last reported {beat}")
+                format!("rank {rank} does not respond; it last reported {beat}")
             }
         }
     }
 }
 
-/// What is known about all ranks, and about the store that their heartbeats come from.
+/// What is known about all ranks, and about the store that holds their heartbeats.
 #[derive(Debug)]
 pub(super) struct Peers {
-    /// One entry for each rank. The entry of the own rank stays empty.
+    /// One entry for each rank; that of this process stays empty.
     pub(super) ranks: Vec<Peer>,
-    /// When the store last answered.
-    pub(super) answered: Instant,
-    /// Whether the connection to the store broke, or the store did not answer in time. Nobody waits
-    /// for it again.
+    /// When the store last replied.
+    pub(super) replied: Instant,
+    /// Whether the connection to the store broke, or the store did not reply in time. It is then
+    /// not waited for again.
     pub(super) is_cut_off: bool,
 }
 
 impl Peers {
     pub(super) fn new(world_size: usize) -> Self {
         let ranks = vec![Peer::default(); world_size];
-        Self { ranks, answered: Instant::now(), is_cut_off: false }
+        Self { ranks, replied: Instant::now(), is_cut_off: false }
     }
 
     /// What is known about every rank except `own_rank`, for a message.
@@ -89,9 +88,9 @@ impl Peers {
             return known;
         }
         format!(
-            "the store, which rank 0 or the launcher keeps, does not answer: that process is stopped \
-             or gone, or the network to it is down. As of {} s ago: {known}",
-            self.answered.elapsed().as_secs()
+            "the store, which rank 0 or the launcher runs, does not respond: that process was \
+             stopped or has ended, or the network to it is down. Known {} s ago: {known}",
+            self.replied.elapsed().as_secs()
         )
     }
 }
@@ -105,20 +104,20 @@ mod tests {
     }
 
     #[test]
-    fn a_heartbeat_reads_as_a_place_in_the_run() {
+    fn a_heartbeat_is_shown_as_step_phase_and_duration() {
         assert_eq!(beat(4).to_string(), "step 37, waiting for data (for 9 s)");
     }
 
     #[test]
-    fn a_rank_counts_as_ended_when_its_heartbeat_stops() {
+    fn a_rank_whose_heartbeat_stops_is_reported_as_not_responding() {
         let mut peer = Peer::default();
         assert_eq!(peer.describe(2), "rank 2 never reported");
         for number in [1, 2, 2, 2] {
-            peer.saw(Some(beat(number)));
+            peer.record_beat(Some(beat(number)));
             assert_eq!(peer.describe(2), format!("rank 2 is at {}", beat(1)));
         }
-        peer.saw(Some(beat(2)));
-        assert!(peer.describe(2).contains("stopped, gone or cut off; it last reported step 37"));
+        peer.record_beat(Some(beat(2)));
+        assert!(peer.describe(2).contains("does not respond; it last reported step 37"));
         peer.error = Some("no memory".into());
         assert_eq!(peer.describe(2), "rank 2 ended: no memory");
     }

@@ -1,13 +1,13 @@
-//! The phases of a training run, for messages that say where a rank was.
+//! The phases of a training run, for messages that say in which phase a rank was.
 
-/// What a rank is doing.
+/// A phase of a training run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Phase {
     /// Everything before the first step.
     StartUp,
     /// Waiting for the loader.
     Data,
-    /// Exchanging the statistics of the step's batches.
+    /// Exchanging the statistics of the step's batches between the ranks.
     SyncStep,
     /// Forward and backward pass, including the averaging of the gradients.
     ForwardBackward,

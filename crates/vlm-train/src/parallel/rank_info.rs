@@ -1,4 +1,4 @@
-//! What a rank logs about itself when it starts.
+//! The line that each rank logs when it starts: host, device, driver and versions.
 
 use std::fs;
 
@@ -6,8 +6,8 @@ use tch::Device;
 
 use super::launch_env::LaunchEnv;
 
-/// Logs host, device, driver, backend and versions of a rank. `nccl` is NCCL's version, where NCCL is
-/// used.
+/// Logs host, device, driver, backend and versions of a rank. `nccl` is the version of NCCL if NCCL
+/// is used.
 pub(super) fn log(env: &LaunchEnv, device: Device, nccl: Option<&str>) {
     let device = match device {
         Device::Cuda(index) => format!("cuda:{index}"),
@@ -32,17 +32,18 @@ pub(super) fn log(env: &LaunchEnv, device: Device, nccl: Option<&str>) {
     );
 }
 
-/// The name of this machine.
+/// The host name of this machine; empty if it cannot be read.
 pub(super) fn host_name() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
-/// `NVRM version: NVIDIA UNIX … Kernel Module  580.65.06  Release Build …` → `580.65.06`.
+/// The version of the NVIDIA driver; `None` without one.
 fn driver_version() -> Option<String> {
     let text = fs::read_to_string("/proc/driver/nvidia/version").ok()?;
     version_in(text.lines().next()?)
 }
 
+/// `NVRM version: NVIDIA UNIX … Kernel Module  580.65.06  Release Build …` → `580.65.06`.
 fn version_in(line: &str) -> Option<String> {
     let is_version =
         |word: &&str| word.contains('.') && word.chars().all(|c| c.is_ascii_digit() || c == '.');
@@ -54,7 +55,7 @@ mod tests {
     use super::version_in;
 
     #[test]
-    fn the_drivers_version_is_found_in_its_line() {
+    fn the_driver_version_is_found_in_the_kernel_modules_line() {
         let line = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release \
                     Build  (dvs-builder@U22-I3)  Sun Jul 27 07:16:06 UTC 2025";
         assert_eq!(version_in(line).as_deref(), Some("580.65.06"));

@@ -1,9 +1,9 @@
-//! What the ranks tell each other before a step: enough to weigh every rank's loss exactly, to stop
-//! at the same step, and to skip together a batch that no rank can learn from.
+//! Statistics that the ranks exchange before each step. With them all ranks weigh their losses
+//! exactly, stop at the same step, and skip a batch together when no rank can learn from it.
 
 use vlm_data::Batch;
 
-/// What one rank contributes to a step.
+/// Statistics of one rank's batch of a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LocalStepStats {
     /// Number of rows in the rank's batch.
@@ -16,7 +16,7 @@ pub struct LocalStepStats {
     pub seq_len: u64,
     /// Number of rows that the rank's loader rejected for this batch.
     pub rejected: u64,
-    /// Whether the rank's loss depends on a trained parameter.
+    /// Whether the rank's loss has a gradient for any trained parameter.
     pub learns: bool,
     /// Whether the rank was asked to stop.
     pub stop: bool,
@@ -27,8 +27,8 @@ pub struct LocalStepStats {
 impl LocalStepStats {
     pub(super) const NUM_FIELDS: usize = 8;
 
-    /// Statistics of `batch`. `learns_from_text` says whether any trained parameter gets a gradient
-    /// from a row without images.
+    /// The statistics of `batch`. `learns_from_text` is whether a row without images gives any
+    /// trained parameter a gradient.
     pub fn of(batch: &Batch, learns_from_text: bool) -> Self {
         let has_input = learns_from_text || !batch.images.is_empty();
         Self {
@@ -57,7 +57,7 @@ impl LocalStepStats {
     }
 }
 
-/// What all ranks together contribute to a step.
+/// Statistics of the batches of all ranks together at a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct GlobalStepStats {
     /// Number of rows.
@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_sent_to_other_ranks_read_back_as_the_same_stats() {
+    fn local_stats_survive_the_conversion_to_numbers_and_back() {
         let stats = LocalStepStats {
             rows: 1,
             tokens: 2,
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn global_stats_are_sums_except_for_the_longest_row() {
+    fn global_stats_are_sums_except_for_seq_len_which_is_the_maximum() {
         let one = LocalStepStats { rows: 2, seq_len: 9, stop: true, ..Default::default() };
         let other = LocalStepStats { rows: 3, seq_len: 4, learns: true, ..Default::default() };
         let global = GlobalStepStats::of(&[one, other]);
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_projector_learns_nothing_from_text_alone() {
+    fn a_text_batch_is_not_learned_from_when_only_the_projector_is_trained() {
         let text = Batch { batch_size: 1, num_supervised: 3, ..Batch::default() };
         assert!(LocalStepStats::of(&text, true).learns);
         assert!(!LocalStepStats::of(&text, false).learns);

@@ -1,22 +1,22 @@
-//! How the timeout of a group operation is divided, so that a rank that hangs is reported before the
-//! timeout is over, although finding out about the other ranks takes time itself.
+//! Divides the timeout of a group operation: after the wait for the other ranks there must be time
+//! left to find out which rank hangs, and to report it before the timeout is over.
 
 use std::time::Duration;
 
-/// The parts of a timeout.
+/// The durations that a timeout is divided into.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct TimeoutBudget {
-    /// How long an operation waits for the other ranks.
+    /// Longest time that an operation waits for the other ranks.
     pub wait: Duration,
-    /// How long a rank that noticed a failure looks for its cause. Publishing its own error for the
-    /// other ranks may take as long again.
+    /// Longest time for finding out the state of the other ranks after a failure. Publishing this
+    /// rank's error may take the same time again.
     pub report: Duration,
     /// Time between two heartbeats of a rank.
     pub interval: Duration,
 }
 
 impl TimeoutBudget {
-    /// Divides `timeout` into its parts.
+    /// Divides `timeout`.
     pub fn new(timeout: Duration) -> Self {
         let report = (timeout / 8).min(Duration::from_secs(4));
         let interval = (timeout / 40).min(Duration::from_millis(500));
@@ -34,7 +34,7 @@ mod tests {
             let timeout = Duration::from_secs(secs);
             let TimeoutBudget { wait, report, interval } = TimeoutBudget::new(timeout);
             assert!(wait + 2 * report <= timeout && wait >= timeout * 3 / 4, "{secs} s");
-            // Enough heartbeats to tell a rank that has ended from one that is slow.
+            // Enough heartbeats to distinguish a rank that has ended from a slow one.
             assert!(3 * interval < report, "{secs} s");
         }
     }

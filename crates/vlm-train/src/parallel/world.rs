@@ -1,8 +1,8 @@
-//! The processes that train one model, seen from one of them: one process or many, with the same
-//! methods.
+//! The processes of a run, with the collective operations of the training. A single process has the
+//! same methods, without communication.
 //!
-//! Errors of group operations say which rank noticed what, at which step, and what is known about the
-//! other ranks.
+//! An error of a group operation names the rank that reports it, its step and phase, and what is
+//! known about the other ranks.
 
 use std::fmt::Display;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,10 +22,10 @@ use super::timeout_budget::TimeoutBudget;
 use crate::TrainError;
 use crate::tensor_hash::hash_of_tensors;
 
-/// All processes of a run. A single process answers every question itself and at once.
+/// All processes of a run. With a single process all methods return at once, without communication.
 ///
-/// All methods that exchange something are collective: all ranks call them, in the same order. Where a
-/// method does not say otherwise, its only error is that another rank ended or hangs.
+/// All methods that exchange data are collective: all ranks call them, in the same order. Unless a
+/// method says otherwise, its only error is that another rank ended or hangs.
 #[derive(Debug)]
 pub struct World {
     ranks: Option<Ranks>,
@@ -34,25 +34,25 @@ pub struct World {
 /// The connection to the other processes.
 #[derive(Debug)]
 struct Ranks {
-    // Dropped first, because the heartbeat needs the store, which rank 0's group keeps.
+    // Dropped first, because the heartbeat uses the store, which the process group of rank 0 runs.
     heartbeat: Heartbeat,
     group: ProcessGroup,
     env: LaunchEnv,
-    /// Number of works that rank 0 did alone. All ranks count them alike.
-    works: AtomicU64,
+    /// Number of calls of [`World::on_first_rank`]. It is the same on all ranks.
+    num_tasks: AtomicU64,
 }
 
 impl World {
-    /// A process that trains alone.
+    /// A single process without a process group.
     pub fn single() -> Self {
         Self { ranks: None }
     }
 
-    /// The processes that the launch environment names. A single process gets a process group too when
-    /// `always_group` is set.
+    /// Connects the processes that the environment variables describe (see [`LaunchEnv`]). With
+    /// `always_group`, a single process that is described there gets a process group, too.
     ///
     /// # Errors
-    /// A launch environment that is incomplete or contradicts itself; see also [`Self::connect`].
+    /// As [`LaunchEnv::read`] and [`Self::connect`].
     pub fn from_environment(always_group: bool, timeout: Duration) -> Result<Self, TrainError> {
         match LaunchEnv::read()?.filter(|env| env.world_size > 1 || always_group) {
             Some(env) => Self::connect(env, timeout),
@@ -60,8 +60,8 @@ impl World {
         }
     }
 
-    /// Connects to the other ranks. Every later operation reports what is wrong before `timeout` is
-    /// over.
+    /// Connects to the other ranks. When a rank ends or hangs, later operations return an error
+    /// within `timeout`.
     ///
     /// # Errors
     /// Ranks that do not connect within `timeout`.
@@ -70,8 +70,8 @@ impl World {
         let options = env.group_options(budget.wait);
         let group = ProcessGroup::connect(&options).map_err(|error| {
             TrainError::Failed(format!(
-                "{}. The ranks connect to MASTER_ADDR {}, MASTER_PORT {}: all {} must be started and \
-                 must reach it within `timeout_secs` ({} s)",
+                "{}. The ranks connect to MASTER_ADDR {}, MASTER_PORT {}: all {} must be started \
+                 and must reach it within `timeout_secs` ({} s)",
                 // Some of libtorch's own messages end with a full stop.
                 error.to_string().trim_end_matches('.'),
                 env.master_addr,
@@ -81,10 +81,10 @@ impl World {
             ))
         })?;
         let heartbeat = Heartbeat::start(&options, budget)?;
-        Ok(Self { ranks: Some(Ranks { heartbeat, group, env, works: AtomicU64::new(0) }) })
+        Ok(Self { ranks: Some(Ranks { heartbeat, group, env, num_tasks: AtomicU64::new(0) }) })
     }
 
-    /// The launch environment, if there is a process group.
+    /// What the launcher's environment variables describe, if there is a process group.
     pub fn launch_env(&self) -> Option<&LaunchEnv> {
         self.ranks.as_ref().map(|ranks| &ranks.env)
     }
@@ -99,7 +99,7 @@ impl World {
         self.launch_env().map_or(1, |env| env.world_size)
     }
 
-    /// Whether this is the process that writes files and reports.
+    /// Whether this is rank 0, the only process that writes files and reports.
     pub fn is_first_rank(&self) -> bool {
         self.rank() == 0
     }
@@ -109,11 +109,11 @@ impl World {
         self.ranks.as_ref().map(|ranks| &ranks.group)
     }
 
-    /// Prepares `device` for training, and the group for exchanging its tensors. Returns NCCL's version
-    /// where NCCL is used.
+    /// Makes `device` the current device, and adds NCCL to the process group if it is a GPU.
+    /// Returns the version of NCCL if NCCL is used.
     ///
     /// # Errors
-    /// NCCL is missing or sees no GPU; two ranks that use the same GPU.
+    /// NCCL is missing or finds no GPU; two ranks use the same GPU.
     pub fn use_device(&self, device: Device) -> Result<Option<String>, TrainError> {
         let Device::Cuda(index) = device else { return Ok(None) };
         self.refuse_shared_gpus(index)?;
@@ -122,7 +122,8 @@ impl World {
         Ok(Some(ranks.group.add_nccl(index)?))
     }
 
-    /// NCCL would hang on a GPU that two ranks use, or fail with a message that does not say so.
+    /// Returns an error if two ranks use the same GPU: NCCL would hang, or fail with a message that
+    /// does not say so.
     fn refuse_shared_gpus(&self, index: usize) -> Result<(), TrainError> {
         let found = self
             .ranks
@@ -133,37 +134,36 @@ impl World {
             let Some((host, bus)) = gpu else { continue };
             if let Some(first) = all[..rank].iter().position(|other| other == gpu) {
                 return Err(TrainError::Usage(format!(
-                    "ranks {first} and {rank} both use GPU {bus} of {host}, and each rank needs its \
-                     own: start as many processes as there are GPUs, and let each see all GPUs \
-                     (CUDA_VISIBLE_DEVICES) or one that no other process sees"
+                    "ranks {first} and {rank} both use GPU {bus} of {host}, but each rank needs \
+                     its own: start at most as many processes as there are GPUs, and set \
+                     CUDA_VISIBLE_DEVICES to all GPUs, or to another GPU for each process"
                 )));
             }
         }
         Ok(())
     }
 
-    /// Logs a line about this rank: host, device, driver, backend and versions. `nccl` is NCCL's
-    /// version, where NCCL is used. A single process logs nothing.
+    /// Logs a line about this rank: host, device, driver, backend and versions. `nccl` is the
+    /// version of NCCL if NCCL is used. A single process logs nothing.
     pub fn log_rank(&self, device: Device, nccl: Option<&str>) {
         if let Some(ranks) = &self.ranks {
             rank_info::log(&ranks.env, device, nccl);
         }
     }
 
-    /// Records which step and phase this rank is in, for the messages of all ranks. Exchanges nothing.
+    /// Records the step and phase of this rank, for the messages of all ranks. Not collective.
     pub fn set_phase(&self, step: u64, phase: Phase) {
         if let Some(ranks) = &self.ranks {
             ranks.heartbeat.set_phase(step, phase);
         }
     }
 
-    /// Lets rank 0 do work that may take longer than the timeout. The other ranks wait for as long as
-    /// it makes progress, and get `None`. The work must call the function that it is given at least
-    /// once per timeout: this reports progress, and returns `false` as soon as any rank is asked to
-    /// stop.
+    /// Runs `work` on rank 0 and returns its result there. The other ranks wait, and get `None`.
+    /// `work` may take longer than the timeout, but must call its argument at least once per
+    /// timeout: this reports progress, and returns `false` as soon as any rank is asked to stop.
     ///
     /// # Errors
-    /// On rank 0 the work's own error; on the others that rank 0 ended or made no progress.
+    /// On rank 0 the error of `work`; on the other ranks: rank 0 ended or made no progress.
     pub fn on_first_rank<T, E: From<TrainError>>(
         &self,
         step: u64,
@@ -171,10 +171,10 @@ impl World {
         stop_is_requested: &dyn Fn() -> bool,
         work: impl FnOnce(&dyn Fn() -> bool) -> Result<T, E>,
     ) -> Result<Option<T>, E> {
-        let Some(Ranks { heartbeat, env, works, .. }) = &self.ranks else {
+        let Some(Ranks { heartbeat, env, num_tasks, .. }) = &self.ranks else {
             return work(&|| !stop_is_requested()).map(Some);
         };
-        let number = works.fetch_add(1, Ordering::Relaxed) + 1;
+        let number = num_tasks.fetch_add(1, Ordering::Relaxed) + 1;
         heartbeat.set_phase(step, phase);
         if env.rank > 0 {
             heartbeat.wait_for_first_rank(number, stop_is_requested).map_err(|why| {
@@ -193,32 +193,33 @@ impl World {
         Ok(Some(done))
     }
 
-    /// Adds to the error of a group operation where this rank was and what is known about the others.
-    /// With several processes this takes a second or two.
+    /// Adds to the error of a group operation the step and phase of this rank and what is known
+    /// about the other ranks. With several processes this takes up to a few seconds.
     pub fn with_rank_context(&self, error: impl Display) -> TrainError {
         let Some(Ranks { heartbeat, env, .. }) = &self.ranks else {
             return TrainError::Failed(error.to_string());
         };
         TrainError::Failed(format!(
-            "rank {} of {}, {}: {error}. Of the others: {}",
+            "rank {} of {}, {}: {error}. Other ranks: {}",
             env.rank,
             env.world_size,
-            heartbeat.place(),
+            heartbeat.position(),
             heartbeat.describe_peers()
         ))
     }
 
-    /// Publishes why this rank ends early, for the messages of the other ranks.
+    /// Publishes the error that ends this rank, for the messages of the other ranks.
     pub fn publish_error(&self, error: &impl Display) {
         if let Some(Ranks { heartbeat, .. }) = &self.ranks {
-            heartbeat.publish_error(&format!("{}: {error}", heartbeat.place()));
+            heartbeat.publish_error(&format!("{}: {error}", heartbeat.position()));
         }
     }
 
-    /// Tells the other ranks what this one contributes to `step`, and combines what all contribute.
+    /// Exchanges the statistics of `step` with the other ranks, and returns those of all ranks
+    /// together.
     ///
     /// # Errors
-    /// Ranks that are at different steps.
+    /// Ranks that are at different steps; see also [`World`].
     pub fn sync_step(&self, step: u64, own: LocalStepStats) -> Result<GlobalStepStats, TrainError> {
         let Some(Ranks { heartbeat, group, .. }) = &self.ranks else {
             return Ok(GlobalStepStats::of(&[own]));
@@ -251,14 +252,14 @@ impl World {
         Ok(GlobalStepStats::of(&all))
     }
 
-    /// Whether the run stops after the present update: `agreed` is what the ranks told each other in
-    /// [`Self::sync_step`], so that all stop at the same step. A single process needs no agreement and
-    /// looks at the request itself, which may have come since.
+    /// Whether the run stops after the current update. `agreed` is whether a rank was asked to stop
+    /// according to [`Self::sync_step`], so that all ranks stop at the same step. A single process
+    /// also stops when `stop` was set after that.
     pub fn stops(&self, agreed: bool, stop: &AtomicBool) -> bool {
         agreed || self.ranks.is_none() && stop.load(Ordering::Relaxed)
     }
 
-    /// The values of all ranks, in their order.
+    /// The values of all ranks, by rank.
     ///
     /// # Errors
     /// See [`World`].
@@ -302,10 +303,11 @@ impl World {
         Ok(sum)
     }
 
-    /// Gives the values of rank 0's tensors to all ranks, and checks that all then have the same.
+    /// Copies the values of rank 0's tensors to all ranks, and checks that the tensors are then
+    /// equal.
     ///
     /// # Errors
-    /// Tensors that differ between ranks after the broadcast.
+    /// Tensors that differ between ranks after the broadcast; see also [`World`].
     pub fn broadcast_tensors(&self, named: &[(String, Tensor)]) -> Result<(), TrainError> {
         let Some(Ranks { group, .. }) = &self.ranks else { return Ok(()) };
         let tensors: Vec<Tensor> = named.iter().map(|(_, tensor)| tensor.detach()).collect();
@@ -315,12 +317,12 @@ impl World {
             return Ok(());
         }
         Err(TrainError::Failed(format!(
-            "after the broadcast the weights of ranks {differing:?} are not those of rank 0: the \
-             network or the memory of a machine corrupts data"
+            "after the broadcast the weights of ranks {differing:?} differ from those of rank 0: \
+             the network or the memory of a machine corrupts data"
         )))
     }
 
-    /// The ranks whose tensors are not, bit for bit, those of rank 0.
+    /// The ranks whose tensors are not bitwise equal to those of rank 0.
     ///
     /// # Errors
     /// See [`World`].
@@ -332,11 +334,11 @@ impl World {
         Ok((0..hashes.len()).filter(|&rank| hashes[rank] != hashes[0]).collect())
     }
 
-    /// This rank's result if all ranks succeeded. Otherwise every rank gets an error: its own, or that
-    /// of the first rank that has one.
+    /// This rank's result, if all ranks succeeded.
     ///
     /// # Errors
-    /// See above; see also [`World`].
+    /// Any rank failed: each rank gets its own error, or that of the first rank that failed. See
+    /// also [`World`].
     pub fn all_ready<T>(&self, own: Result<T, TrainError>) -> Result<T, TrainError> {
         if self.ranks.is_none() {
             return own;
@@ -354,8 +356,8 @@ impl World {
         }
     }
 
-    /// Waits for all ranks at the end of the run, so that none ends while another still needs the store
-    /// that it keeps.
+    /// Waits for all ranks at the end of the run, so that rank 0, which runs the store, does not
+    /// end before the others.
     ///
     /// # Errors
     /// See [`World`].
@@ -371,7 +373,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_single_process_answers_every_question_itself() {
+    fn a_single_process_needs_no_communication() {
         let world = World::single();
         assert_eq!((world.rank(), world.world_size(), world.is_first_rank()), (0, 1, true));
         assert_eq!(world.gather(&7).unwrap(), [7]);
@@ -380,9 +382,10 @@ mod tests {
         assert_eq!(world.all_ready(Ok(7)).unwrap(), 7);
         let stats = LocalStepStats { rows: 3, stop: true, ..Default::default() };
         assert_eq!(world.sync_step(1, stats).unwrap(), GlobalStepStats::of(&[stats]));
-        let asked =
-            world.on_first_rank(1, Phase::Save, &|| true, |goes_on| Ok::<_, TrainError>(goes_on()));
-        assert_eq!(asked.unwrap(), Some(false), "the work learns that the run is to stop");
+        let may_continue = world.on_first_rank(1, Phase::Save, &|| true, |may_continue| {
+            Ok::<_, TrainError>(may_continue())
+        });
+        assert_eq!(may_continue.unwrap(), Some(false), "the run was asked to stop");
         assert!(!world.stops(false, &AtomicBool::new(false)));
         assert!(world.stops(false, &AtomicBool::new(true)));
         assert_eq!(world.with_rank_context("no disk").to_string(), "no disk");

@@ -1,5 +1,5 @@
-//! `report.html`: one page about a run, made from the files in its out-dir. The page loads nothing from
-//! elsewhere.
+//! `report.html`: one page about a run, made from the files in its out-dir. The page loads nothing
+//! from elsewhere.
 
 mod chart;
 mod page;

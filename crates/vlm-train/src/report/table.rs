@@ -21,7 +21,8 @@ impl Table {
     }
 }
 
-/// As text with a line for each row; the first column is aligned to the left, the others to the right.
+/// As text with a line for each row; the first column is aligned to the left, the others to the
+/// right.
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let lines = || [&self.head].into_iter().chain(&self.rows).filter(|line| !line.is_empty());

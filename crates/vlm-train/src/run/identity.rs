@@ -1,6 +1,6 @@
-//! The identity of a run: all settings and file contents that decide which numbers it computes. A run
-//! continues from a checkpoint only when both have the same identity. Paths are not part of it: rows,
-//! tokenizer and weights are compared by their content.
+//! The identity of a run: all settings and file contents that determine the numbers it computes. A
+//! run continues from a checkpoint only if both have the same identity. Paths are not part of it:
+//! rows, tokenizer and weights are compared by content.
 
 use std::collections::BTreeSet;
 
@@ -11,39 +11,40 @@ use super::parts::Parts;
 use crate::TrainError;
 use crate::config::{TrainConfig, defaults_of_new_settings};
 use crate::leaves::leaves;
-use crate::parallel::{Identity, World};
+use crate::parallel::{RankIdentity, World};
 use crate::tensor_hash::hash_of_tensors;
 
-/// Hash of a frozen vision encoder, which no checkpoint holds: it must be the same one again.
+/// Entry with the hash of a frozen vision encoder. Checkpoints do not hold it, so a continued run
+/// must have the same one.
 const FROZEN_ENCODER: &str = "vision_weights";
-/// Hash of the language model that the run started with. Checkpoints hold all of its weights, so a
-/// continued run needs the same shape only.
+/// Entry with the hash of the language model that the run started from. Checkpoints hold all of its
+/// weights, so a continued run needs only the same shape.
 const STARTING_LM: &str = "starting_lm_weights";
-/// Number of epochs: a continued run may have more.
+/// Entry with the number of epochs. A continued run may have more.
 const EPOCHS: &str = "optim.epochs";
-/// Entries in checkpoints of earlier versions that decide no numbers.
+/// Entries in checkpoints of earlier versions that do not determine any numbers.
 const IGNORED: [&str; 2] = ["data_path", "optim.max_skipped_in_a_row"];
-/// Number of characters of a value up to which a message shows it whole.
+/// Largest number of characters of a value that a message shows.
 const MAX_SHOWN: usize = 120;
 
-/// The settings and contents that decide which numbers a run computes. The number of processes that
-/// share a batch is not among them.
+/// The settings and contents that determine the numbers of a run. The number of processes is not
+/// part of them, only the number of rows in a batch of all processes.
 pub(super) fn identity(config: &TrainConfig, world: &World, parts: &Parts) -> Value {
     let batch_size = config.optim.batch_size.saturating_mul(world.world_size());
-    let mut identity = config.deciding();
+    let mut identity = config.numerical_settings();
     identity["optim"]["batch_size"] = batch_size.into();
     identity["row_weights"] = json!(config.data.data_path.weights());
     add(&mut identity, parts.contents());
     identity
 }
 
-/// What must be the same on all ranks; paths may differ.
-pub(super) fn common_to_ranks(config: &TrainConfig, parts: &Parts) -> Identity {
+/// The settings and contents that must be the same on all ranks. Paths may differ.
+pub(super) fn common_to_ranks(config: &TrainConfig, parts: &Parts) -> RankIdentity {
     let mut settings = config.common_to_ranks();
     add(&mut settings, parts.contents());
     settings["evaluates"] = config.eval.data_path.is_some().into();
     settings["device"] = if parts.device.is_cuda() { "cuda" } else { "cpu" }.into();
-    Identity::new(format!("{}, files {}", parts.rows, parts.row_files), settings)
+    RankIdentity::new(format!("{}, files {}", parts.rows, parts.row_files), settings)
 }
 
 /// Adds the fields of the object `more` to the object `tree`.
@@ -53,11 +54,11 @@ fn add(tree: &mut Value, more: Value) {
     }
 }
 
-/// Adds the hashes of the weights that the run starts with to its identity, and compares them with
-/// those of the run to continue.
+/// Adds the hashes of the starting weights to the identity of the run, and compares them with those
+/// of the run to continue, whose identity is `before`.
 ///
 /// # Errors
-/// The frozen vision encoder is not the same.
+/// The frozen vision encoder is another one.
 pub(super) fn add_weights(
     identity: &mut Value,
     model: &Vlm,
@@ -71,8 +72,9 @@ pub(super) fn add_weights(
             && before != now
         {
             return Err(TrainError::Usage(format!(
-                "`vision`: the weights of the vision encoder have the hash {now}, and had {before} in \
-                 the run to continue; give the same encoder, or start a new run in another `out_dir`"
+                "`vision`: the weights of the vision encoder have the hash {now}, but had {before} \
+                 in the run to continue; use the same encoder, or start a new run in another \
+                 `out_dir`"
             )));
         }
         identity[FROZEN_ENCODER] = now.into();
@@ -81,8 +83,8 @@ pub(super) fn add_weights(
     match recorded(STARTING_LM) {
         Some(before) if before != now => {
             tracing::warn!(
-                "`lm` holds other weights than the run to continue started with; they are not used, \
-                 because the checkpoint holds all weights of the language model"
+                "`lm` is not used: its weights differ from those that the run to continue started \
+                 from, but the checkpoint holds all weights of the language model"
             );
             identity[STARTING_LM] = before.into();
         }
@@ -91,18 +93,19 @@ pub(super) fn add_weights(
     Ok(())
 }
 
-/// Checks that a run with the identity `now` may continue one with the identity `before`: all must be
-/// equal but the number of epochs, which may be larger. `place` is the path of the checkpoint.
+/// Checks that a run with the identity `now` may continue a run with the identity `before`: all
+/// entries must be equal except the number of epochs, which may be larger. `place` is the path of
+/// the checkpoint, for messages.
 ///
 /// # Errors
 /// Entries that differ; the message gives both values of each, and what to do.
 pub(super) fn compare(place: &str, before: &Value, now: &Value) -> Result<(), TrainError> {
-    // With features in one of the two only, they have no entries in common.
+    // If only one of the two uses cached features, `features` is compared as one value.
     let is_whole = before["features"].is_null() || now["features"].is_null();
     let whole: &[&str] = if is_whole { &["features"] } else { &[] };
     let mut old = flat(before, whole);
     let new = flat(now, whole);
-    // A setting that an earlier version did not have counts as having had its default.
+    // A setting that an earlier version did not have is compared as its default.
     for (name, default) in defaults_of_new_settings() {
         let is_in = |tree: &[(String, String)]| tree.iter().any(|(other, _)| other == name);
         if is_in(&new) && !is_in(&old) {
@@ -119,8 +122,12 @@ pub(super) fn compare(place: &str, before: &Value, now: &Value) -> Result<(), Tr
         if found == Some(value) || (name == EPOCHS && epochs(now) > epochs(before)) {
             continue;
         }
-        let found = found.map_or("nothing".to_owned(), |value| cut(value));
-        changed.push(format!("{name} was {} and is now {found} ({})", cut(value), source(name)));
+        let found = found.map_or("absent".to_owned(), |value| shorten(value));
+        changed.push(format!(
+            "{name} was {} and is now {found} ({})",
+            shorten(value),
+            source(name)
+        ));
     }
     if !changed.is_empty() {
         return Err(TrainError::Usage(format!(
@@ -138,8 +145,8 @@ pub(super) fn compare(place: &str, before: &Value, now: &Value) -> Result<(), Tr
         .collect();
     if !unknown.is_empty() {
         tracing::warn!(
-            "{place}: an earlier version of this program wrote it and did not record {}, so these \
-             are not compared",
+            "{place} was written by an earlier version of this program, which did not record {}; \
+             these are not compared",
             unknown.into_iter().collect::<Vec<_>>().join(", ")
         );
     }
@@ -151,7 +158,7 @@ pub(super) fn epochs(identity: &Value) -> Option<u64> {
     identity["optim"]["epochs"].as_u64()
 }
 
-/// Every leaf of the tree with its path. The entries named in `whole` are one value each.
+/// Every leaf of the tree with its path. Each entry named in `whole` is kept as one value.
 fn flat(identity: &Value, whole: &[&str]) -> Vec<(String, String)> {
     let mut rest = identity.clone();
     let mut found = Vec::new();
@@ -164,7 +171,8 @@ fn flat(identity: &Value, whole: &[&str]) -> Vec<(String, String)> {
     found
 }
 
-fn cut(value: &str) -> String {
+/// The value, shortened to [`MAX_SHOWN`] characters.
+fn shorten(value: &str) -> String {
     let length = value.chars().count();
     if length <= MAX_SHOWN {
         return value.to_owned();
@@ -173,20 +181,18 @@ fn cut(value: &str) -> String {
     format!("{start}… ({length} characters)")
 }
 
-/// What the user gives that decides the entry `name`, for a message.
+/// The setting, or another cause, that determines the entry `name`, for a message.
 fn source(name: &str) -> String {
     let (part, rest) = name.split_once('.').unwrap_or((name, name));
     match (part, rest) {
-        ("rows" | "row_files", _) => {
-            "the rows of `data_path` were changed, or other rows are given".into()
-        }
+        ("rows" | "row_files", _) => "the rows of `data_path` are not the same".into(),
         ("row_weights", _) => "the weights in `data_path`".into(),
         ("image_processor" | "vision", _) => "`vision`".into(),
         ("features", _) => "`features`".into(),
         ("lm", "dropout") => "`dropout`".into(),
-        ("lm", _) => "`lm` and the config.json beside it".into(),
+        ("lm", _) => "`lm` and the config.json in its folder".into(),
         ("projector", _) => "`projector`, or `lm`".into(),
-        ("stage", _) => "pretrain or sft".into(),
+        ("stage", _) => "the command, pretrain or sft".into(),
         ("optim", "batch_size") => "`batch_size` times the number of processes".into(),
         (_, rest) => format!("`{rest}`"),
     }
@@ -211,26 +217,32 @@ mod tests {
 
     #[test]
     fn a_changed_setting_is_refused_with_both_values_and_its_name() {
-        let told = refusal(|now| now["optim"]["batch_size"] = 6.into());
-        assert!(told.contains("optim.batch_size was 8 and is now 6 (`batch_size`"), "{told}");
-        let told = refusal(|now| now["rows"] = "10 rows, bb".into());
-        assert!(told.contains("rows was \"8 rows, aa\" and is now \"10 rows, bb\""), "{told}");
-        let told = refusal(|now| now["lm"]["dropout"] = 0.1.into());
-        assert!(told.contains("(`dropout`)"), "{told}");
-        let told = refusal(|now| now["features"] = json!({"encoder": "x".repeat(5000)}));
-        assert!(told.contains("features was null") && told.contains("characters)"), "{told}");
-        assert!(told.len() < 500, "{told}");
+        let message = refusal(|now| now["optim"]["batch_size"] = 6.into());
+        assert!(message.contains("optim.batch_size was 8 and is now 6 (`batch_size`"), "{message}");
+        let message = refusal(|now| now["rows"] = "10 rows, bb".into());
+        assert!(
+            message.contains("rows was \"8 rows, aa\" and is now \"10 rows, bb\""),
+            "{message}"
+        );
+        let message = refusal(|now| now["lm"]["dropout"] = 0.1.into());
+        assert!(message.contains("(`dropout`)"), "{message}");
+        let message = refusal(|now| now["features"] = json!({"encoder": "x".repeat(5000)}));
+        assert!(
+            message.contains("features was null") && message.contains("characters)"),
+            "{message}"
+        );
+        assert!(message.len() < 500, "{message}");
     }
 
     #[test]
     fn more_epochs_are_allowed_and_fewer_are_not() {
         assert_eq!(refusal(|now| now["optim"]["epochs"] = 8.into()), "");
-        let told = refusal(|now| now["optim"]["epochs"] = 2.into());
-        assert!(told.contains("optim.epochs was 4 and is now 2 (`epochs`)"), "{told}");
+        let message = refusal(|now| now["optim"]["epochs"] = 2.into());
+        assert!(message.contains("optim.epochs was 4 and is now 2 (`epochs`)"), "{message}");
     }
 
     #[test]
-    fn what_an_earlier_version_did_not_record_is_not_compared_and_its_paths_do_not_count() {
+    fn entries_that_an_earlier_version_did_not_record_are_not_compared() {
         let mut before = base();
         before.as_object_mut().unwrap().remove("dtype");
         before["data_path"] = "elsewhere.jsonl".into();

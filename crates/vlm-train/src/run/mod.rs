@@ -1,5 +1,5 @@
-//! A training run from beginning to end: checks everything, creates the out-dir, loads the parts,
-//! trains, and writes the results.
+//! A complete training run: checks the configuration and all files, creates the out-dir, loads the
+//! model, trains it, and writes the results.
 
 mod identity;
 mod parts;
@@ -26,7 +26,7 @@ use crate::events::EventSink;
 use crate::metrics::MetricsFile;
 use crate::out_dir::OutDir;
 use crate::out_of_memory::{MemoryParts, with_memory_advice};
-use crate::parallel::{Phase, World, agree};
+use crate::parallel::{Phase, World, compare_ranks};
 use crate::state_dict::broadcast_weights;
 use crate::train_state::TrainState;
 use crate::trainer::{Ending, Trainer};
@@ -34,7 +34,8 @@ use vlm_infer::Dtype;
 use vlm_infer::evaluation::Evaluator;
 use vlm_infer::{Shapes, build_model};
 
-/// A training run. [`Run::prepare`] checks everything and loads the model; [`Run::train`] trains it.
+/// A training run. [`Run::prepare`] checks everything and loads the model; [`Run::train`] trains
+/// it.
 pub struct Run {
     config: TrainConfig,
     out_dir: OutDir,
@@ -50,12 +51,13 @@ pub struct Run {
     identity: Value,
     /// The checkpoint to continue from; on rank 0 only.
     resumed: Option<Checkpoint>,
-    /// What receives the events of the training, beside the files of the out-dir.
+    /// Sinks that the caller added. The files of the out-dir are not among them.
     sinks: Vec<Box<dyn EventSink>>,
     world: World,
 }
 
-/// Locks the out-dir, finds the checkpoint to continue from, and only then creates the folder.
+/// Locks the out-dir if it exists, finds the checkpoint to continue from, and then creates the
+/// folder.
 fn open_out_dir(
     config: &TrainConfig,
     identity: &Value,
@@ -63,18 +65,18 @@ fn open_out_dir(
     let continues = config.run.resume.is_some();
     let mut out_dir = OutDir::open(&config.run.out_dir, config.stage, continues)?;
     let resumed = resume::find_checkpoint(config, &out_dir, identity)?;
-    out_dir.make()?;
+    out_dir.create()?;
     Ok((out_dir, resumed))
 }
 
 impl Run {
-    /// Checks the configuration and all files, and loads the model. Usage errors are found here, before
-    /// anything is written. Where the launch environment names several processes, they connect here,
-    /// and an error of one of them ends all.
+    /// Checks the configuration and all files, and loads the model. Usage errors are found here,
+    /// before the training starts. If the launcher's environment variables describe several
+    /// processes, they connect here, and an error of one of them ends all.
     ///
     /// # Errors
-    /// Settings, files or shapes that cannot be used; ranks that do not connect, or that were started
-    /// with other settings.
+    /// Settings, files or shapes that cannot be used; ranks that do not connect, or that have
+    /// different settings.
     pub fn prepare(config: TrainConfig) -> Result<Self, TrainError> {
         config.validate()?;
         let timeout = Duration::from_secs(config.run.timeout_secs);
@@ -90,12 +92,12 @@ impl Run {
         let parts = world.all_ready(Parts::assemble(&config, world))?;
         let nccl = world.all_ready(world.use_device(parts.device))?;
         world.log_rank(parts.device, nccl.as_deref());
-        agree(world, || identity::common_to_ranks(&config, &parts))?;
+        compare_ranks(world, || identity::common_to_ranks(&config, &parts))?;
         let mut identity = identity::identity(&config, world, &parts);
         let opened = if world.is_first_rank() {
             open_out_dir(&config, &identity)
         } else {
-            Ok((OutDir::of_another(&config.run.out_dir, config.stage), None))
+            Ok((OutDir::of_other_rank(&config.run.out_dir, config.stage), None))
         };
         let (out_dir, resumed) = world.all_ready(opened)?;
         let Parts { tokenizer, processor, loader, evaluator, shapes, device, dtype, .. } = parts;
@@ -119,7 +121,7 @@ impl Run {
         broadcast_weights(world, &model)?;
         Ok(Self {
             config,
-            // Replaced by the caller, who also reports errors to the other processes.
+            // Replaced by the caller, which also publishes errors to the other processes.
             world: World::single(),
             out_dir,
             shapes,
@@ -135,12 +137,12 @@ impl Run {
         })
     }
 
-    /// Whether this process is the one that writes and reports.
+    /// Whether this is rank 0, the only process that writes files and reports.
     pub fn is_first_rank(&self) -> bool {
         self.world.is_first_rank()
     }
 
-    /// The model; trained in place by [`Self::train`].
+    /// The model, which [`Self::train`] trains in place.
     pub fn model(&self) -> &Vlm {
         &self.model
     }
@@ -160,18 +162,18 @@ impl Run {
         &self.out_dir
     }
 
-    /// Adds a sink that receives the events of [`Self::train`]: a progress bar, say. `metrics.jsonl`
-    /// and the TensorBoard file are written without it. On ranks other than 0 it receives nothing.
+    /// Adds a sink that receives the events of [`Self::train`], such as a progress bar. On ranks
+    /// other than 0 it receives no events. `metrics.jsonl` and the TensorBoard file need no sink.
     pub fn add_sink(&mut self, sink: impl EventSink + 'static) {
         self.sinks.push(Box::new(sink));
     }
 
-    /// Does `work` on rank 0, before the training. The other ranks wait for as long as it makes
-    /// progress, and get `None`. `work` must call the function that it is given at least once per
-    /// `timeout_secs`: this reports progress, and returns `false` as soon as any rank is asked to stop.
+    /// Runs `work` on rank 0, before the training, and returns its result there. The other ranks
+    /// wait, and get `None`. `work` must call its argument at least once per `timeout_secs`: this
+    /// reports progress, and returns `false` as soon as any rank is asked to stop.
     ///
     /// # Errors
-    /// On rank 0 the work's own error; on the others that rank 0 ended or made no progress.
+    /// On rank 0 the error of `work`; on the other ranks: rank 0 ended or made no progress.
     pub fn on_first_rank<T, E: From<TrainError> + Display>(
         &self,
         stop: &AtomicBool,
@@ -185,11 +187,11 @@ impl Run {
         done
     }
 
-    /// Trains to the end, writes checkpoints at intervals, and writes the final weights. When `stop` is
-    /// set, the training ends after the present update, and everything is saved.
+    /// Trains to the end, writes checkpoints at intervals, and writes the final weights. When
+    /// `stop` is set, the training ends after the current update, and a checkpoint is written.
     ///
     /// # Errors
-    /// Data, model, disk. Earlier checkpoints are unaffected.
+    /// A failure of the data, the model or the disk. Earlier checkpoints are unaffected.
     pub fn train(&mut self, stop: &AtomicBool) -> Result<Summary, TrainError> {
         let parts = MemoryParts::of(&self.model);
         let summary = with_memory_advice(Some(parts), || self.train_to_the_end(stop));
@@ -264,12 +266,13 @@ impl Run {
         })
     }
 
-    /// `metrics.jsonl`, without lines of steps after `done`, and the event file for TensorBoard.
-    fn file_sinks(&self, done: u64) -> Result<Vec<Box<dyn EventSink>>, TrainError> {
-        let metrics = MetricsFile::open_after(&self.out_dir.join("metrics.jsonl"), done)?;
+    /// Opens `metrics.jsonl`, without lines of steps after `done_steps`, and the event file for
+    /// TensorBoard.
+    fn file_sinks(&self, done_steps: u64) -> Result<Vec<Box<dyn EventSink>>, TrainError> {
+        let metrics = MetricsFile::open_after(&self.out_dir.join("metrics.jsonl"), done_steps)?;
         let mut sinks: Vec<Box<dyn EventSink>> = vec![Box::new(metrics)];
         if self.config.run.tensorboard {
-            sinks.push(Box::new(EventFile::create(self.out_dir.path(), done + 1)?));
+            sinks.push(Box::new(EventFile::create(self.out_dir.path(), done_steps + 1)?));
         }
         Ok(sinks)
     }

@@ -1,5 +1,5 @@
-//! The parts of a run that need neither model weights nor the out-dir: tokenizer, shapes, rows,
-//! evaluator, device.
+//! Opens the parts of a run that need neither model weights nor the out-dir: tokenizer, shapes,
+//! rows, evaluator and device.
 
 use std::sync::Arc;
 
@@ -26,11 +26,11 @@ pub(super) struct Parts {
     pub(super) tokenizer: Arc<ChatTokenizer>,
     pub(super) processor: Arc<ImageProcessor>,
     pub(super) loader: Loader,
-    /// Evaluates the model while it is trained, if that is configured; on rank 0 only.
+    /// Evaluates the model during the training, if `eval_data` is set; on rank 0 only.
     pub(super) evaluator: Option<Evaluator>,
     pub(super) device: Device,
     pub(super) dtype: Dtype,
-    /// Encoder and preprocessing that the cached features were computed with, if features are used.
+    /// Key of the feature cache, if cached features are used.
     pub(super) features: Option<FeatureKey>,
     /// Number of rows, and a hash of some of them.
     pub(super) rows: String,
@@ -82,8 +82,8 @@ impl Parts {
         })
     }
 
-    /// The contents of the files of a run, and what was resolved from them, by name. With the settings
-    /// they decide which numbers the run computes.
+    /// Hashes of the files of a run, and the shapes and types that were resolved from them, by
+    /// name. Together with the settings they determine the numbers of the run.
     pub(super) fn contents(&self) -> Value {
         json!({
             "rows": self.rows,
@@ -111,7 +111,7 @@ pub(super) fn model_files(config: &ModelConfig) -> ModelFiles {
     }
 }
 
-/// Whether the loader reads the images of the rows, or cached features of them.
+/// The source of the images for the loader: the image files, or the feature cache.
 fn images(
     config: &ModelConfig,
     shapes: &Shapes,
@@ -120,10 +120,10 @@ fn images(
     let Some(folder) = &config.features else {
         return Ok(ImageReading::Pixels(Arc::clone(processor)));
     };
-    // Features may be stored in any type.
+    // The stored type of the features may be any; the type of this key is not compared.
     let wanted = feature_key(&config.vision, &shapes.vision, processor, FeaturesDtype::Float32)?;
     let cache = FeatureCache::open(folder, &wanted).map_err(usage)?;
-    tracing::info!("features of {} images from {}", cache.num_images(), folder.display());
+    tracing::info!("using the features of {} images in {}", cache.num_images(), folder.display());
     Ok(ImageReading::Features(Arc::new(cache)))
 }
 
@@ -146,7 +146,7 @@ fn loader_config(config: &TrainConfig, tokens_per_image: usize, world: &World) -
     loader
 }
 
-/// The evaluation of the model during the training, where there is one.
+/// Opens the evaluator for the training; `None` without `eval_data`.
 fn evaluator(
     config: &TrainConfig,
     tokenizer: &Arc<ChatTokenizer>,
@@ -161,7 +161,7 @@ fn evaluator(
         num_workers: config.data.num_workers,
         max_captions: config.eval.max_captions,
         max_new_tokens: config.eval.max_new_tokens,
-        // Rejected rows of an evaluation do not end the training: they are reported with its loss.
+        // Rejected rows of an evaluation do not end the training; they are counted in its results.
         max_rejected_fraction: 1.0,
     };
     let images_path = images_path.map(std::path::PathBuf::as_path);

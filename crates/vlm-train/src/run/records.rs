@@ -1,4 +1,5 @@
-//! Files that a run writes besides its log: checkpoints, weights, `config.json`, summary and report.
+//! Writes the files of a run except its metrics: checkpoints, weights, `config.json`, summary and
+//! report.
 
 use std::path::PathBuf;
 
@@ -15,19 +16,20 @@ use crate::trainer::Trainer;
 use crate::{checkpoint, encoder_files, report};
 
 impl Run {
-    /// Base name of the weight files that a run writes: `pretrain_vlm_{dim}[_moe]`, `sft_vlm_…`.
+    /// Base name of the weights files that the run writes: `pretrain_vlm_{dim}[_moe]` or
+    /// `sft_vlm_{dim}[_moe]`.
     pub fn weights_name(&self) -> String {
         self.config.stage.weights_name(self.shapes.lm.dim, self.shapes.lm.use_moe)
     }
 
-    /// Writes a checkpoint, and the weights alone in both formats. Rank 0 writes, and returns the path
-    /// of the checkpoint; all ranks compare their weights with those of rank 0.
+    /// Writes a checkpoint and the weights files. Only rank 0 writes, and returns the path of the
+    /// checkpoint. Collective: all ranks compare their weights with those of rank 0.
     pub(super) fn save_checkpoint(&self, trainer: &Trainer) -> Result<Option<PathBuf>, TrainError> {
         let differing = self.world.ranks_that_differ(&self.model.trainable())?;
         if !differing.is_empty() && self.is_first_rank() {
             tracing::warn!(
-                "the weights of ranks {differing:?} are no longer equal to those of rank 0, which are \
-                 saved; processors of different kinds round differently"
+                "the weights of ranks {differing:?} differ from those of rank 0, which are saved; \
+                 processors of different types round differently"
             );
         }
         let step = trainer.state.counters.step;
@@ -37,15 +39,16 @@ impl Run {
         })
     }
 
-    /// Calls `heartbeat` again and again, for the ranks that wait.
+    /// Writes a checkpoint and the weights files, and returns the path of the checkpoint. Calls
+    /// `heartbeat` regularly, because the other ranks wait.
     fn write_checkpoint(
         &self,
         trainer: &Trainer,
         heartbeat: Heartbeat,
     ) -> Result<PathBuf, TrainError> {
-        self.out_dir.check_still_there()?;
-        // A run that ends while its updates are being skipped may have diverged: no healthy checkpoint
-        // is removed for this one.
+        self.out_dir.check_not_replaced()?;
+        // A run that ends while updates are being skipped may have diverged, so its checkpoint must
+        // not replace a healthy one.
         let keep =
             (trainer.state.skipped_in_a_row == 0).then_some(self.config.run.keep_checkpoints);
         let folder = self.out_dir.join("checkpoints");
@@ -53,8 +56,8 @@ impl Run {
             checkpoint::save(&folder, &trainer.state_dict(), &self.identity, keep, heartbeat)?;
         if keep.is_none() {
             tracing::warn!(
-                "{}: the last {} updates before it were skipped because their loss or gradient was \
-                 not finite. {}",
+                "{}: the last {} updates before this checkpoint were skipped because their loss or \
+                 gradient was not finite. {}",
                 path.display(),
                 trainer.state.skipped_in_a_row,
                 trainer.last_healthy_checkpoint()
@@ -70,7 +73,7 @@ impl Run {
         Ok(path)
     }
 
-    /// Writes weights in both formats.
+    /// Writes the weights files `{name}.pth` and `{name}.safetensors`.
     fn write_weights(
         &self,
         name: &str,
@@ -85,8 +88,8 @@ impl Run {
         Ok(())
     }
 
-    /// All weights but the vision encoder's, under the names of the model's family, some of them
-    /// replaced by others of the same name.
+    /// All weights except those of the vision encoder, by name. A tensor in `replaced` is used
+    /// instead of the model's tensor with the same name.
     fn weights_with(&self, mut replaced: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
         let mut named = self.model.params().named();
         for (name, tensor) in &mut named {
@@ -97,8 +100,8 @@ impl Run {
         with_tied_output(named, &self.shapes.lm)
     }
 
-    /// Writes `report.html` from the files of the out-dir, `summary.json` among them;
-    /// `held_out` becomes a section of it. Only rank 0 writes. An error is a warning in the log.
+    /// Writes `report.html` on rank 0, from the files of the out-dir, including `summary.json`, and
+    /// with a section for `held_out`. An error is logged as a warning.
     pub fn write_report(&self, held_out: Option<&HeldOutSection>) {
         if !self.is_first_rank() {
             return;
@@ -111,12 +114,12 @@ impl Run {
     /// Writes `summary.json` on rank 0.
     ///
     /// # Errors
-    /// The system's, with the path.
+    /// A failure of the file system, with the path.
     pub fn write_summary(&self, summary: &Summary) -> Result<(), TrainError> {
         if !self.is_first_rank() {
             return Ok(());
         }
-        self.out_dir.check_still_there()?;
+        self.out_dir.check_not_replaced()?;
         self.out_dir.write_json("summary.json", summary)
     }
 
@@ -124,7 +127,7 @@ impl Run {
     pub(super) fn describe(&self) -> serde_json::Value {
         let mut tree = self.shapes.describe(&self.tokenizer);
         let mut config = self.config.clone();
-        // Absolute paths hold from every working directory.
+        // An absolute path is valid in any working directory.
         for part in [&mut config.model.vision, &mut config.model.tokenizer] {
             *part = std::path::absolute(&*part).unwrap_or_else(|_| part.clone());
         }
@@ -134,18 +137,18 @@ impl Run {
         tree
     }
 
-    /// Logs what is trained, on which rows, and where.
+    /// Logs the number of trained parameters, the size of the dataset, the device and the out-dir.
     pub(super) fn announce(&self, num_trainable: i64) {
         let device = match self.model.device() {
             Device::Cpu => format!("CPU, {} threads", tch::get_num_threads()),
             other => format!("{other:?}"),
         };
         let encoder = match self.model.vision_params().num_elements() as f64 / 1e6 {
-            0.0 => "features take the vision encoder's place".to_owned(),
+            0.0 => "cached features replace the vision encoder".to_owned(),
             millions if self.config.model.freeze.train_vision => {
-                format!("the vision encoder's {millions:.1} M are trained too")
+                format!("the vision encoder ({millions:.1} M) is trained, too")
             }
-            millions => format!("the vision encoder's {millions:.1} M are frozen"),
+            millions => format!("the vision encoder ({millions:.1} M) is frozen"),
         };
         tracing::info!(
             "{} of {} parameters are trained ({:.3} M); {encoder}",
@@ -154,7 +157,7 @@ impl Run {
             num_trainable as f64 / 1e6,
         );
         tracing::info!(
-            "{} rows, {} batches an epoch, {} epochs; {device}, {:?}; writing to {}",
+            "{} rows, {} batches per epoch, {} epochs; {device}, {:?}; writing to {}",
             self.loader.num_rows(),
             self.loader.batches_per_epoch(),
             self.config.optim.epochs,

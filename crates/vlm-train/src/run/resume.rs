@@ -1,4 +1,4 @@
-//! Continuing from a checkpoint.
+//! Finds the checkpoint that a run continues from, and restores its state.
 
 use serde_json::Value;
 
@@ -13,8 +13,8 @@ use crate::schedule::Schedule;
 use crate::trainer::Trainer;
 
 impl Run {
-    /// Continues from rank 0's checkpoint, if it has one: all ranks get its weights, optimizer state
-    /// and progress, so that only rank 0 needs its disk.
+    /// Restores the checkpoint of rank 0, if there is one. The other ranks receive its state from
+    /// rank 0, so that only rank 0 reads the disk. Collective.
     pub(super) fn restore(
         &self,
         resumed: Option<&Checkpoint>,
@@ -29,13 +29,9 @@ impl Run {
     }
 
     fn load(&self, checkpoint: &Checkpoint, trainer: &mut Trainer) -> Result<(), TrainError> {
-        let place = &checkpoint.path;
-        trainer.load_state_dict(&checkpoint.state_dict).map_err(|e| TrainError::at(place, e))?;
-        tracing::info!(
-            "continuing from {} (step {})",
-            place.display(),
-            trainer.state.counters.step
-        );
+        let path = &checkpoint.path;
+        trainer.load_state_dict(&checkpoint.state_dict).map_err(|e| TrainError::at(path, e))?;
+        tracing::info!("continuing from {} (step {})", path.display(), trainer.state.counters.step);
         self.log_more_epochs(checkpoint);
         Ok(())
     }
@@ -52,9 +48,8 @@ impl Run {
             Schedule::new(optim, epochs * steps).rate(step, optim.learning_rate)
         };
         tracing::info!(
-            "`epochs` was {before} and is now {}: from here on the learning rate follows the schedule \
-             of {} steps, as if the run had started with it: {:.3e} at step {}, after {:.3e} at step \
-             {step}",
+            "`epochs` was {before} and is now {}: the learning rate now follows the schedule of a \
+             run of {} steps: {:.3e} at step {}, after {:.3e} at step {step}",
             optim.epochs,
             optim.epochs * steps,
             rate(optim.epochs, step),
@@ -67,8 +62,8 @@ impl Run {
 /// The checkpoint to continue from; `None` when the run starts at step 0.
 ///
 /// # Errors
-/// It cannot be loaded, or its identity is not `identity`; with `resume = auto`, there are traces of a
-/// run, but no checkpoint that can be loaded.
+/// The checkpoint cannot be loaded, or its identity differs from `identity`. With `resume = auto`:
+/// the out-dir holds a run, but no checkpoint that can be loaded.
 pub(super) fn find_checkpoint(
     config: &TrainConfig,
     out_dir: &OutDir,
@@ -78,8 +73,8 @@ pub(super) fn find_checkpoint(
         None => return Ok(None),
         Some(Resume::Path(path)) if path.is_dir() && !path.join("state.json").exists() => {
             return Err(TrainError::Usage(format!(
-                "`resume` {}: there is no state.json in it; expected auto, or the folder of a \
-                 checkpoint such as OUT_DIR/checkpoints/step-00000100",
+                "`resume`: {} has no state.json; expected auto, or the folder of a checkpoint such \
+                 as OUT_DIR/checkpoints/step-00000100",
                 path.display()
             )));
         }
@@ -105,31 +100,32 @@ pub(super) fn find_checkpoint(
     Ok(Some(checkpoint))
 }
 
-/// Without a checkpoint that can be loaded, a run starts at step 0 and overwrites what is there. Only
-/// after a run that ended before its first checkpoint that is right.
+/// Checks that a run without a checkpoint to continue from may start at step 0, where it overwrites
+/// the files of an earlier run. This is allowed only if that run ended before its first checkpoint.
 ///
 /// # Errors
-/// Checkpoints that cannot be used, a log beyond the first checkpoint, or weights.
+/// The out-dir holds checkpoints that cannot be used, metrics of steps after the first checkpoint,
+/// or weights.
 fn refuse_to_overwrite(config: &TrainConfig, out_dir: &OutDir) -> Result<(), TrainError> {
     let traces = checkpoint::traces(&out_dir.join("checkpoints"));
     let metrics = out_dir.join("metrics.jsonl");
     let last_step = metrics::last_step(&metrics);
-    // The first checkpoint is due at the end of the update in which the interval ends.
-    let (interval, window) = (config.run.save_interval, config.optim.accumulation_steps);
-    let first_save = interval.div_ceil(window.max(1)) * window.max(1);
+    // A checkpoint is written only after an update, which ends every `accumulation_steps` steps.
+    let steps_per_update = config.optim.accumulation_steps.max(1);
+    let first_save = config.run.save_interval.div_ceil(steps_per_update) * steps_per_update;
     let found = if !traces.is_empty() {
         format!("checkpoints/{} cannot be used", traces.join(", checkpoints/"))
     } else if let Some(step) = last_step.filter(|&step| step > first_save) {
         format!("metrics.jsonl has lines up to step {step}")
     } else if out_dir.holds_weights() {
-        "there are weights of an earlier run".to_owned()
+        "the folder has weights of an earlier run".to_owned()
     } else {
         return Ok(());
     };
     Err(TrainError::Usage(format!(
-        "`resume = auto`: no checkpoint in {} can be loaded, but {found}. A run that starts at step 0 \
-         would overwrite that: restore a good checkpoint, or give the path of one as `resume`, or start \
-         a new run in another `out_dir`",
+        "`resume = auto`: no checkpoint in {} can be loaded, but {found}. A run that starts at \
+         step 0 would overwrite its files: restore a valid checkpoint, set `resume` to the path of \
+         one, or start a new run in another `out_dir`",
         out_dir.path().display()
     )))
 }

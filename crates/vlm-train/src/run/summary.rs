@@ -1,4 +1,4 @@
-//! The summary of a run.
+//! The contents of `summary.json`.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ pub struct Summary {
     pub wall_secs: f64,
     /// Loss of the last micro-batch that had one, in nats per supervised token.
     pub final_loss: Option<f64>,
-    /// Rows per second, the mean over `wall_secs`.
+    /// Mean number of rows per second over `wall_secs`.
     pub samples_per_sec: f64,
     /// Largest amount of memory in use, in bytes.
     pub peak_memory_bytes: u64,
@@ -32,7 +32,7 @@ pub struct Summary {
     pub empty_steps: u64,
     /// Number of elements of the trained tensors.
     pub trainable_parameters: i64,
-    /// Further entries by name: the cost of communication, and what the caller adds.
+    /// Further entries by name: the cost of the communication, and entries that the caller adds.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }

@@ -1,5 +1,4 @@
-//! Checks whether the run still learns: losses and gradients that are not finite, rows without a
-//! supervised token.
+//! Checks that the run learns: finite losses and gradients, and rows with supervised tokens.
 
 use vlm_model::ModelError;
 
@@ -11,8 +10,8 @@ use crate::TrainError;
 const NUM_ROWS_NAMED: usize = 8;
 
 impl Trainer<'_> {
-    /// An error when the very first loss of the run is not finite: no later one would be. `rows` are
-    /// those of this rank's micro-batch, and `own` is their part of the loss.
+    /// Returns an error if the first loss of the run is not finite, because then no later one would
+    /// be. `rows` are the rows of this rank's micro-batch, and `own` is their part of the loss.
     pub(super) fn check_first_loss(
         &self,
         loss: GlobalLoss,
@@ -29,18 +28,19 @@ impl Trainer<'_> {
             _ => "of the rows of another rank".to_owned(),
         };
         Err(TrainError::Failed(format!(
-            "step {}: the first loss of the run, {of_rows}, is {loss}, before any update. Check that \
-             the weights of `lm`, of `vision` and of the projector are finite (`vlm inspect FILE` \
-             prints the sum of each tensor); instead of `dtype = float16` try bfloat16 or float32",
+            "step {}: the first loss of the run, {of_rows}, is {loss}, before any update. Check \
+             that the weights of `lm`, `vision` and the projector are finite (`vlm inspect FILE` \
+             prints the sum of each tensor); instead of `dtype = float16` use bfloat16 or float32",
             self.state.counters.step,
         )))
     }
 
-    /// The error of a run that skipped too many updates in a row, the last on `rows`.
+    /// The error for too many consecutive skipped updates. `rows` are the rows of the last one.
     pub(super) fn diverged(&self, rows: &[usize]) -> TrainError {
         TrainError::Failed(format!(
-            "step {}: {} updates in a row were skipped because their loss or gradient was not \
-             finite. The last one was for {}. {}. Lower `learning_rate`, or check these rows",
+            "step {}: {} consecutive updates were skipped because their loss or gradient was not \
+             finite. The rows of the last one are {}. {}. Lower `learning_rate`, or check these \
+             rows",
             self.state.counters.step + 1,
             self.state.skipped_in_a_row,
             self.locate(rows),
@@ -48,19 +48,19 @@ impl Trainer<'_> {
         ))
     }
 
-    /// Warns that a checkpoint is due, but is not written now.
+    /// Logs that a checkpoint is due but not written yet.
     pub(super) fn warn_of_late_save(&self) {
         if self.world.is_first_rank() {
             tracing::warn!(
                 "step {}: the update was skipped because its loss or gradient was not finite; the \
-                 checkpoint that is due will be written after the next update that is not skipped. {}",
+                 checkpoint will be written after the next update that is not skipped. {}",
                 self.state.counters.step,
                 self.last_healthy_checkpoint()
             );
         }
     }
 
-    /// A sentence for a message, without its full stop.
+    /// A sentence about the newest healthy checkpoint for a message, without a full stop.
     pub(crate) fn last_healthy_checkpoint(&self) -> String {
         match &self.last_checkpoint {
             Some(path) => format!("The last healthy checkpoint is {}", path.display()),
@@ -68,7 +68,7 @@ impl Trainer<'_> {
         }
     }
 
-    /// An error when the run came to its end without a single update.
+    /// Returns an error if the run ended without a single update.
     pub(super) fn check_that_anything_was_learned(&self) -> Result<(), TrainError> {
         let counters = self.state.counters;
         if counters.supervised_tokens == 0 && self.reject_budget.num_rejected() > 0 {
@@ -76,15 +76,15 @@ impl Trainer<'_> {
         }
         if counters.supervised_tokens == 0 {
             return Err(TrainError::Failed(format!(
-                "none of the rows of these {} steps had a supervised token; check that the rows end \
-                 with the assistant's turn, and raise `max_seq_len` if they are long",
+                "no row of these {} steps has a supervised token; check that the rows end with a \
+                 turn of the assistant, and raise `max_seq_len` if they are long",
                 counters.step
             )));
         }
         if counters.update == 0 && counters.skipped_updates == 0 {
             return Err(TrainError::Failed(format!(
-                "no update was made in {} steps: no row has an image, and only parameters on the path \
-                 of the images into the language model are trained; train on rows with images, or set \
+                "no update was made in {} steps: no row has an image, but only the projector or \
+                 the vision encoder is trained; train on rows with images, or set \
                  `unfreeze_last_layers` or `train_lm`",
                 counters.step
             )));
@@ -92,7 +92,7 @@ impl Trainer<'_> {
         Ok(())
     }
 
-    /// The places of these rows in the data, for a message.
+    /// The locations of these rows in the dataset, for a message.
     fn locate(&self, rows: &[usize]) -> String {
         let named: Vec<String> =
             rows.iter().take(NUM_ROWS_NAMED).map(|&row| self.source.locate(row)).collect();

@@ -1,4 +1,4 @@
-//! What the event sinks are told: steps, lines of the log, evaluations.
+//! Sends events to the sinks: steps, log lines and evaluations.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -16,7 +16,7 @@ use crate::parallel::{GlobalStepStats, Phase};
 /// The loss of a micro-batch over all ranks.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct GlobalLoss {
-    /// In nats per supervised token; `None` when it was not computed, or there was no such token.
+    /// Loss in nats per supervised token; `None` if it was not computed or there was no such token.
     pub(super) loss: Option<f64>,
     aux_loss: Option<f64>,
 }
@@ -27,13 +27,14 @@ impl Trainer<'_> {
         self.sinks.iter_mut().try_for_each(|sink| sink.event(event))
     }
 
+    /// Whether a log line is written for the current step.
     fn is_logged(&self, is_last: bool) -> bool {
         let step = self.state.counters.step;
         is_last || step == 1 || step.is_multiple_of(self.config.run.log_interval)
     }
 
-    /// The sum of the ranks' parts of a loss. On a GPU it is computed only for steps that are logged,
-    /// because reading a loss makes the host wait for the GPU.
+    /// The sum of the ranks' parts of a loss. On a GPU it is computed only for steps that are
+    /// logged, because reading a loss makes the host wait for the GPU.
     pub(super) fn loss_of_all_ranks(
         &self,
         own: Option<&MicroBatchLoss>,
@@ -52,7 +53,7 @@ impl Trainer<'_> {
         Ok(GlobalLoss { loss: Some(loss), aux_loss: has_aux_loss.then_some(aux_loss) })
     }
 
-    /// Reports the step that was just done, and a line of the log where one is due.
+    /// Sends the events of the step that just ended: the step, and a log line if one is due.
     pub(super) fn report_step(
         &mut self,
         lr: f64,
@@ -92,9 +93,9 @@ impl Trainer<'_> {
         }))
     }
 
-    /// Evaluates the present weights, if an evaluation is configured, and reports the result. Returns
-    /// `false`, on all ranks, when any of them was asked to stop meanwhile: the evaluation is then
-    /// still due.
+    /// Evaluates the current weights, if an evaluation is configured, and sends the result to the
+    /// sinks. Returns `false` on all ranks if any of them was asked to stop during the evaluation,
+    /// which is then still due.
     pub(super) fn evaluate(&mut self, stop: &AtomicBool) -> Result<bool, TrainError> {
         if self.config.eval.data_path.is_none() {
             self.state.eval_is_due = false;
@@ -111,8 +112,8 @@ impl Trainer<'_> {
         Ok(is_complete)
     }
 
-    /// Rank 0's evaluation, on rank 0, for which the other ranks wait; and on all ranks whether it is
-    /// complete.
+    /// Evaluates on rank 0, while the other ranks wait. Returns the result on rank 0, and on all
+    /// ranks whether the evaluation is complete.
     fn evaluate_on_first_rank(
         &self,
         stop: &AtomicBool,

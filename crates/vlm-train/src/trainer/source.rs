@@ -1,18 +1,18 @@
-//! Where a trainer's batches come from.
+//! The source of a trainer's batches.
 
 use vlm_data::{Batch, DataError, Loader};
 
-/// Where a trainer's batches come from: a [`Loader`], or anything that keeps its promises.
+/// The source of a trainer's batches, such as a [`Loader`].
 pub trait BatchSource {
-    /// Batches an epoch, every epoch.
+    /// Number of batches in an epoch, the same for every epoch and on every rank.
     fn batches_per_epoch(&self) -> usize;
-    /// The batches of an epoch from number `first` on.
+    /// This rank's batches of `epoch`, in order, from batch `first` on.
     fn epoch(&self, epoch: u64, first: usize) -> Batches<'_>;
-    /// Where a row stands, for a message.
+    /// The location of row `row` in the dataset, for a message.
     fn locate(&self, row: usize) -> String;
 }
 
-/// Batches in their order.
+/// An iterator over batches.
 pub type Batches<'a> = Box<dyn Iterator<Item = Result<Batch, DataError>> + 'a>;
 
 impl BatchSource for Loader {

@@ -1,22 +1,22 @@
-//! What rows without images train. The parameters on the path of the images into the language model
-//! get a gradient from rows with images only.
+//! Handles rows without images: only rows with images give the vision encoder and the projector a
+//! gradient.
 
 use tch::{Kind, Tensor};
 use vlm_model::Vlm;
 
-/// Whether only rows with images give a parameter of this name a gradient.
+/// Whether a parameter with this name gets a gradient only from rows with images.
 fn is_image_path(name: &str) -> bool {
     name.starts_with("vision_")
 }
 
-/// Whether rows without images give any trained parameter a gradient.
+/// Whether any trained parameter gets a gradient from rows without images.
 pub(super) fn learns_from_text(model: &Vlm) -> bool {
     model.params().trainable().iter().any(|(name, _)| !is_image_path(name))
 }
 
-/// A loss of zero, with which a rank that has nothing to learn from takes part in the average of the
-/// gradients. It depends on a parameter that every row uses where there is one, so that the reducer
-/// does not take an unused parameter for a used one.
+/// A loss of zero, with which a rank without a loss takes part in the averaging of the gradients.
+/// If possible it depends on a parameter that every row uses, so that the reducer does not treat a
+/// parameter as used that no rank uses.
 pub(super) fn zero_loss(model: &Vlm) -> Tensor {
     let trainable = model.trainable();
     let used = trainable.iter().find(|(name, _)| !is_image_path(name));
@@ -24,9 +24,8 @@ pub(super) fn zero_loss(model: &Vlm) -> Tensor {
     (used * 0.0).sum(Kind::Float)
 }
 
-/// The trained parameters in the order in which the forward pass uses them. Gradients are sent in the
-/// reverse order, so a parameter whose gradient is computed last must come first: it would delay all
-/// the others.
+/// The trained parameters in the order in which the forward pass uses them. The gradients are sent
+/// in the reverse order, which is the order in which the backward pass computes them.
 pub(super) fn in_order_of_use(model: &Vlm) -> Vec<(String, Tensor)> {
     let mut trainable = model.vision_params().trainable();
     let (image_path, text): (Vec<_>, Vec<_>) =

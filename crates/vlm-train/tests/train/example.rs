@@ -1,4 +1,4 @@
-//! The example of this crate, as a user would run it.
+//! Runs the example of this crate.
 
 use std::path::Path;
 

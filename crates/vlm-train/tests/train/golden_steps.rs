@@ -1,5 +1,6 @@
-//! Twenty updates of the real trainer against the reference's: losses, learning rates, gradient
-//! norms and parameters (`tests/golden/README.md` gives the tolerances and how they were made).
+//! Compares twenty updates of the trainer with those of the reference code: losses, learning rates,
+//! gradient norms and parameters. `tests/golden/README.md` says how the reference values were made,
+//! and gives the tolerances.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
@@ -27,7 +28,7 @@ fn golden(name: &str) -> PathBuf {
 struct GoldenBatches(Vec<Batch>);
 
 impl GoldenBatches {
-    /// The golden pixels are not those of 8-bit pictures, so their features are made here.
+    /// The golden pixels are not those of 8-bit images, so their features are computed here.
     fn read(folder: &str, model: &Vlm) -> Self {
         let inputs = Weights::open(&golden(&format!("{folder}/inputs.safetensors"))).unwrap();
         let pool = Weights::open(&golden("pixels.safetensors")).unwrap();
@@ -101,7 +102,7 @@ fn config(out_dir: PathBuf) -> TrainConfig {
     config.data.shuffle = false;
     config.data.bucket_window = 0;
     config.data.prefetch_batches = 1;
-    // 8 micro-batches, 5 times: 40 steps, two an update.
+    // 5 epochs of 8 micro-batches are 40 steps, two for each update.
     config.optim.epochs = 5;
     config.optim.learning_rate = 1e-3;
     config.optim.accumulation_steps = 2;
@@ -121,7 +122,7 @@ fn model(folder: &str) -> Vlm {
     let lm = LmConfig::from_file(&golden(&format!("{folder}/config.json"))).unwrap();
     let vision = VisionConfig::from_file(&golden("vision_tower/config.json")).unwrap();
     let model = Vlm::new(&lm, &vision, Device::Cpu).unwrap();
-    // From the .pth, to have the reference's own file format on the way.
+    // From the .pth file, so that the file format of the reference is tested, too.
     let lm_file = Weights::open(&golden(&format!("{folder}/lm_vlm.pth"))).unwrap();
     lm_file.load_into(&model.params().named(), |_| false).unwrap();
     let tower = Weights::open(&golden("vision_tower/model.safetensors")).unwrap();
@@ -129,7 +130,8 @@ fn model(folder: &str) -> Vlm {
     model
 }
 
-/// Trains, and returns how that ended, the lines of `metrics.jsonl` and the steps that were saved.
+/// Trains, and returns the final state or the error, the lines of `metrics.jsonl`, and the steps at
+/// which a checkpoint was saved.
 fn try_to_train(
     model: &Vlm,
     source: &GoldenBatches,
@@ -167,10 +169,10 @@ fn train(model: &Vlm, source: &GoldenBatches) -> Vec<serde_json::Value> {
     lines
 }
 
-/// Most steps in which rounding may send a token to another expert, and the most that this changes a
-/// loss: a token whose second and third expert score within 1e-5 of each other goes elsewhere with
-/// another processor's matrix products. Seen: 2.9e-5 in step 35 with MKL's AVX-512 kernels on one
-/// processor; with its AVX2 kernels on the same one 7e-7.
+/// Largest number of steps in which rounding may route a token to another expert, and the largest
+/// difference of the loss that this may make. A token whose second and third expert have scores
+/// within 1e-5 of each other may be routed differently on another processor. Measured: 2.9e-5 in
+/// step 35 with MKL's AVX-512 kernels, and 7e-7 with its AVX2 kernels on the same processor.
 const REROUTED: (usize, f64) = (1, 1e-4);
 
 fn check(folder: &str, steps: &str, parameters: &str) {
@@ -223,17 +225,17 @@ fn parameter_difference(model: &Vlm, file: &str) -> (f64, f64) {
 }
 
 #[test]
-fn dense_training_equals_the_reference() {
+fn training_of_a_dense_model_equals_the_reference() {
     check("dense", "steps.json", "params_after_step_20.safetensors");
 }
 
 #[test]
-fn training_of_experts_equals_the_reference() {
+fn training_of_a_model_with_experts_equals_the_reference() {
     check("moe", "steps_f32.json", "params_after_step_20_f32.safetensors");
 }
 
-/// The batch with features that are not numbers.
-fn spoilt(batch: &Batch) -> Batch {
+/// The batch with features that are NaN.
+fn with_nan_features(batch: &Batch) -> Batch {
     let ImageData::Features(features) = &batch.image_data else { panic!("no features") };
     let bytes = f32::NAN.to_le_bytes().repeat(features.bytes.len() / 4).into();
     Batch {
@@ -243,10 +245,10 @@ fn spoilt(batch: &Batch) -> Batch {
 }
 
 #[test]
-fn a_first_loss_that_is_not_finite_ends_the_run_at_once_and_names_its_rows() {
+fn a_first_loss_that_is_not_finite_ends_the_run_with_an_error_that_names_its_rows() {
     let model = model("dense");
     let mut source = GoldenBatches::read("dense", &model);
-    source.0[0] = spoilt(&source.0[0]);
+    source.0[0] = with_nan_features(&source.0[0]);
     let (ended, lines, saved) = try_to_train(&model, &source, |config| {
         config.optim.accumulation_steps = 1;
     });
@@ -257,11 +259,11 @@ fn a_first_loss_that_is_not_finite_ends_the_run_at_once_and_names_its_rows() {
 }
 
 #[test]
-fn nothing_is_saved_while_updates_are_being_skipped() {
+fn no_checkpoint_is_saved_while_updates_are_being_skipped() {
     let model = model("dense");
     let mut source = GoldenBatches::read("dense", &model);
     for k in [3, 4] {
-        source.0[k] = spoilt(&source.0[k]);
+        source.0[k] = with_nan_features(&source.0[k]);
     }
     let (ended, _, saved) = try_to_train(&model, &source, |config| {
         config.optim.epochs = 1;
@@ -269,7 +271,11 @@ fn nothing_is_saved_while_updates_are_being_skipped() {
         config.run.save_interval = 4;
     });
     assert_eq!(ended.unwrap().counters.skipped_updates, 2);
-    assert_eq!(saved, [6], "the save of step 4 waits for the next update that is made");
+    assert_eq!(
+        saved,
+        [6],
+        "the checkpoint of step 4 waits for the next update that is not skipped"
+    );
     let (ended, _, saved) = try_to_train(&model, &source, |config| {
         config.optim.accumulation_steps = 1;
         config.optim.max_skipped_in_a_row = 2;
