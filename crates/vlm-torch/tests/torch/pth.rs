@@ -10,7 +10,7 @@ fn named(tensors: Vec<(&str, Tensor)>) -> Vec<(String, Tensor)> {
     tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect()
 }
 
-/// A Python with torch: `VLM_PYTHON`, or `python3` when it has one.
+/// A Python with torch: `VLM_PYTHON`, or `python3`, if it has torch.
 fn python() -> Option<String> {
     let python = std::env::var("VLM_PYTHON").unwrap_or_else(|_| "python3".to_owned());
     let status = Command::new(&python).args(["-c", "import torch"]).output().ok()?.status;
@@ -54,7 +54,7 @@ assert d['ünïcode'].dtype == torch.bool
 }
 
 #[test]
-fn nothing_but_the_file_is_left() {
+fn no_temporary_file_remains() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
     for _ in 0..2 {
@@ -66,14 +66,14 @@ fn nothing_but_the_file_is_left() {
 }
 
 #[test]
-fn failures_name_the_file_and_leave_nothing() {
+fn errors_name_the_file_and_leave_no_temporary_file() {
     let error = save_pth(Path::new("/nonexistent/w.pth"), &[]).unwrap_err().to_string();
     assert!(error.contains("/nonexistent/"), "{error}");
     let twice = named(vec![("w", random(&[1])), ("w", random(&[1]))]);
     let error = save_pth(Path::new("w.pth"), &twice).unwrap_err().to_string();
     assert_eq!(error, "save_pth: the name \"w\" occurs twice");
     if Path::new("/dev/full").exists() {
-        // A disk without room, by way of a link: the temporary name is the device's.
+        // The temporary name is a link to a device that behaves like a full disk.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w.pth");
         let temporary = folder.path().join(format!(".w.pth.tmp-{}", std::process::id()));
