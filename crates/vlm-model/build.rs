@@ -1,5 +1,5 @@
-//! Binaries and tests of this crate load libtorch from the folder that vlm-torch was built against:
-//! the search path does not propagate from the crate that links it.
+//! Adds the folder of libtorch that vlm-torch was built against to the library search path of this
+//! crate's tests and examples: the path does not propagate from the crate that links libtorch.
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");

@@ -1,5 +1,5 @@
-//! Compiles the C++ shim against the libtorch that torch-sys found, and hands its folder on to the
-//! build scripts of the crates above.
+//! Compiles the C++ shim against the libtorch that torch-sys found, and passes its folder on to the
+//! build scripts of dependent crates.
 
 use std::path::PathBuf;
 
@@ -8,13 +8,13 @@ const SOURCE: &str = "cpp/all.cpp";
 
 fn main() {
     let lib = PathBuf::from(std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_else(|_| {
-        panic!("torch-sys did not say where libtorch is: run `cargo xtask setup`, or set LIBTORCH")
+        panic!("torch-sys did not find libtorch: run `cargo xtask setup`, or set LIBTORCH")
     }));
     let include = lib.with_file_name("include");
     if !include.join("ATen/ATen.h").is_file() {
         panic!(
             "{} has no ATen/ATen.h, so this libtorch has no headers: run `cargo xtask setup`, \
-             or point LIBTORCH at a complete libtorch 2.11.0",
+             or set LIBTORCH to a complete libtorch 2.11.0",
             include.display()
         );
     }
@@ -27,7 +27,7 @@ fn main() {
         .warnings(false)
         .include(&include)
         .include(include.join("torch/csrc/api/include"))
-        // Stand-ins for headers that the wheel lacks; see cpp/gloo/README.md.
+        // Declarations for headers that the wheel lacks; see cpp/gloo/README.md.
         .include("cpp/gloo")
         .define("USE_DISTRIBUTED", None)
         .define("USE_C10D_GLOO", None)

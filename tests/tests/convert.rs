@@ -152,7 +152,7 @@ fn malicious(folder: &Path) -> Vec<(PathBuf, &'static str)> {
     write_mixed(&at("secret.safetensors"));
     archive(&at("good.pth"), &[("w/data.pkl", &good), ("w/data/0", &[0; 16])], stored);
     vec![
-        (at("global.pth"), "the pickle wants os.system"),
+        (at("global.pth"), "the pickle uses os.system"),
         (at("size.pth"), "storage 0 has 16 bytes, its 200 elements take 800"),
         (at("bomb.pth"), "record w/data.pkl claims to unpack"),
         (at("path.pth"), "\"w/../../evil\" leaves the archive"),

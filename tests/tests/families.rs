@@ -213,5 +213,5 @@ fn incompatible_models_are_refused_before_anything_is_written() {
         serde_json::from_slice(&fs::read(lm.join("config.json")).unwrap()).unwrap();
     config["model_type"] = json!("gpt2");
     fs::write(lm.join("config.json"), config.to_string()).unwrap();
-    refused(&[], &["config.json", "\"gpt2\"", "known are llama"]);
+    refused(&[], &["config.json", "\"gpt2\"", "supported: llama"]);
 }

@@ -162,7 +162,8 @@ fn invalid_requests_are_usage_errors() {
         .assert_error(2, &["none.png"]);
     with_model("generate", &["--prompt", "<image> and <image>", "--image", &image(0)])
         .assert_error(2, &["1 images, but 2 <image>"]);
-    with_model("generate", &["--prompt", "x", "--top-p", "1.5"]).assert_error(2, &["top-p is 1.5"]);
+    with_model("generate", &["--prompt", "x", "--top-p", "1.5"])
+        .assert_error(2, &["`top_p` is 1.5"]);
     with_model("generate", &["--prompt", "x", "--output", "y"]).assert_error(2, &["--output"]);
     with_model("generate", &["--prompt", "x", "--no-follow-links"])
         .assert_error(2, &["--no-follow-links has no effect", "--data-path"]);

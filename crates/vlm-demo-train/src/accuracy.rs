@@ -102,7 +102,7 @@ const LINES: [(&str, GroupFilter); 5] = [
     ("captions, two objects", |group| group.asked == Asked::Caption && group.num_objects == 2),
     ("captions, unseen pair", |group| group.asked == Asked::Caption && group.unseen_pair),
     ("how many objects", |group| group.asked == Asked::Count),
-    ("what colour", |group| group.asked == Asked::Colour),
+    ("how many, unseen pair", |group| group.asked == Asked::Count && group.unseen_pair),
 ];
 
 impl DemoScores {
@@ -155,7 +155,7 @@ mod tests {
     const ONE: HeldOutGroup =
         HeldOutGroup { num_objects: 1, unseen_pair: false, asked: Asked::Caption };
     const TWO_UNSEEN: HeldOutGroup =
-        HeldOutGroup { num_objects: 2, unseen_pair: true, asked: Asked::Colour };
+        HeldOutGroup { num_objects: 2, unseen_pair: true, asked: Asked::Count };
 
     #[test]
     fn a_wrong_colour_is_one_wrong_word_and_not_exact() {
@@ -177,6 +177,6 @@ mod tests {
         let table = scores.table();
         assert_eq!(table.rows.len(), LINES.len());
         assert_eq!(table.rows[0], ["captions, one object", "1", "0.0%", "100.0%", "0.0%"]);
-        assert_eq!(table.rows[4][..4], ["what colour", "1", "0.0%", "0.0%"]);
+        assert_eq!(table.rows[4][..4], ["how many, unseen pair", "1", "0.0%", "0.0%"]);
     }
 }

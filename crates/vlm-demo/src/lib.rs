@@ -47,7 +47,7 @@ pub mod defaults {
     /// Steps between two log lines.
     pub const LOG_INTERVAL: u64 = 25;
     /// Steps between two checkpoints.
-    pub const SAVE_INTERVAL: u64 = 150;
+    pub const SAVE_INTERVAL: u64 = 120;
 }
 
 /// A random number generator with a seed. The same seed gives the same scenes on every machine.

@@ -1,10 +1,10 @@
-//! Attention, and what all blocks of one forward pass share.
+//! Attention of the language model, and the inputs that all blocks of a forward pass share.
 //!
 //! Dimensions: B batch · T tokens · H hidden size · N heads · K key/value heads · D head width
 
 use tch::Tensor;
 
-use crate::fused_attention::{How, fused_attention};
+use crate::fused_attention::{SdpaOptions, fused_attention};
 use crate::kv_cache::KvCache;
 use crate::layers::{Linear, RmsNorm};
 use crate::lm::inits;
@@ -13,30 +13,32 @@ use crate::params::Scope;
 use crate::rope::rotate;
 use vlm_shapes::{LmConfig, RotaryLayout};
 
-/// What every block of one forward pass shares.
-pub(crate) struct Pass {
+/// Inputs that all blocks of one forward pass share.
+pub(crate) struct ForwardContext {
+    /// The rotations of the tokens' positions, see [`rotate`].
     pub(crate) rotations: Tensor,
-    /// `None`: plainly causal. Else `[T, seen + T]` or `[B, 1, T, seen + T]`, true where a token
-    /// may look.
+    /// The attention mask, `[T, seen + T]` or `[B, 1, T, seen + T]`, true where a token attends to
+    /// another. `None` means a causal mask.
     pub(crate) mask: Option<Tensor>,
-    /// Where the rows lie end to end.
+    /// The packed rows, if the batch is packed.
     pub(crate) packed: Option<PackedRows>,
+    /// Whether this is a forward pass of training: with dropout and the auxiliary loss.
     pub(crate) train: bool,
 }
 
-impl Pass {
-    /// Another handle of the same tensors.
-    pub(crate) fn share(&self) -> Self {
+impl ForwardContext {
+    /// A copy that shares the tensors' storage.
+    pub(crate) fn shallow_clone(&self) -> Self {
         Self {
             rotations: self.rotations.shallow_clone(),
             mask: self.mask.as_ref().map(Tensor::shallow_clone),
-            packed: self.packed.as_ref().map(PackedRows::share),
+            packed: self.packed.as_ref().map(PackedRows::shallow_clone),
             train: self.train,
         }
     }
 }
 
-/// The cache and a block's number in it.
+/// The key/value cache and the index of a block in it.
 pub(crate) type CacheSlot<'a> = Option<(&'a mut KvCache, usize)>;
 
 /// Grouped-query attention (Ainslie et al. 2023) through libtorch's fused kernel.
@@ -46,15 +48,15 @@ pub(crate) struct Attention {
     key: Linear,
     value: Linear,
     output: Linear,
-    /// Of the queries and of the keys, over the width of a head.
+    /// Norms of the queries and of the keys, over the width of a head.
     norms: Option<(RmsNorm, RmsNorm)>,
     rotary_layout: RotaryLayout,
     n_heads: i64,
     n_kv_heads: i64,
     head_dim: i64,
-    /// Of the weights that the values are mixed by.
+    /// Dropout probability of the attention weights.
     attention_dropout: f64,
-    /// Of the output.
+    /// Dropout probability of the output.
     dropout: f64,
 }
 
@@ -88,7 +90,13 @@ impl Attention {
         }
     }
 
-    pub(crate) fn forward(&self, x_bth: &Tensor, pass: &Pass, cache: CacheSlot) -> Tensor {
+    /// `[B, T, H]` → `[B, T, H]`. With a cache, the new keys and values are added to it.
+    pub(crate) fn forward(
+        &self,
+        x_bth: &Tensor,
+        context: &ForwardContext,
+        cache: CacheSlot,
+    ) -> Tensor {
         let (batch, len, _) = x_bth.size3().expect("[B, T, H] by construction");
         let split = |x: Tensor, heads| x.view([batch, len, heads, self.head_dim]);
         let mut q = split(self.query.forward(x_bth), self.n_heads);
@@ -97,30 +105,36 @@ impl Attention {
         if let Some((query_norm, key_norm)) = &self.norms {
             (q, k) = (query_norm.forward(&q), key_norm.forward(&k));
         }
-        let q = rotate(&q, &pass.rotations, self.rotary_layout);
-        let k = rotate(&k, &pass.rotations, self.rotary_layout);
+        let q = rotate(&q, &context.rotations, self.rotary_layout);
+        let k = rotate(&k, &context.rotations, self.rotary_layout);
 
         let q_bntd = q.transpose(1, 2);
         let (mut k_bktd, mut v_bktd) = (k.transpose(1, 2), v.transpose(1, 2));
         if let Some((cache, block)) = cache {
             (k_bktd, v_bktd) = cache.extend(block, &k_bktd, &v_bktd);
         }
-        let mixed_bntd = self.mix(&q_bntd, &k_bktd, &v_bktd, pass);
+        let mixed_bntd = self.mix(&q_bntd, &k_bktd, &v_bktd, context);
         let out = self.output.forward(&mixed_bntd.transpose(1, 2).reshape([batch, len, -1]));
-        out.dropout(self.dropout, pass.train)
+        out.dropout(self.dropout, context.train)
     }
 
-    /// What each query finds, `[B, N, T, D]`. Of packed rows each sees only itself.
-    fn mix(&self, q_bntd: &Tensor, k_bktd: &Tensor, v_bktd: &Tensor, pass: &Pass) -> Tensor {
-        let dropout = if pass.train { self.attention_dropout } else { 0.0 };
+    /// Scaled dot-product attention, `[B, N, T, D]`. Packed rows do not attend to each other.
+    fn mix(
+        &self,
+        q_bntd: &Tensor,
+        k_bktd: &Tensor,
+        v_bktd: &Tensor,
+        context: &ForwardContext,
+    ) -> Tensor {
+        let dropout = if context.train { self.attention_dropout } else { 0.0 };
         let attend = |inputs: [&Tensor; 3], mask: Option<&Tensor>| {
             let is_causal = mask.is_none() && inputs[0].size()[2] > 1;
-            fused_attention(inputs, &How { mask, dropout, is_causal })
+            fused_attention(inputs, &SdpaOptions { mask, dropout, is_causal })
         };
         let inputs = [q_bntd, k_bktd, v_bktd];
-        match &pass.packed {
+        match &context.packed {
             Some(packed) => packed.groups().each(inputs, |inputs| attend(inputs, None)),
-            None => attend(inputs, pass.mask.as_ref()),
+            None => attend(inputs, context.mask.as_ref()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Recognises a language model and a projector by the names and shapes in a weight file.
+//! Recognises a language model and a projector by the names and shapes in a weights file.
 
 use std::fmt;
 
@@ -7,7 +7,7 @@ use vlm_shapes::{LmConfig, LmFamily, LmNames, ProjectorKind};
 use crate::ModelError;
 use crate::weights::{Weights, WeightsError};
 
-/// A number that is different in the weights and in the configuration.
+/// A number that differs between the weights and the configuration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disagreement {
     /// The field of [`LmConfig`].
@@ -25,11 +25,11 @@ impl fmt::Display for Disagreement {
     }
 }
 
-/// Vocabulary size of MiniMind's tokenizer, which all of its models of 2025 and 2026 share.
+/// Vocabulary size of MiniMind's tokenizer, which all MiniMind models of 2025 and 2026 use.
 const MINIMIND_VOCABULARY: i64 = 6400;
 
-/// The family that the tensor names belong to; where several families share their names, the
-/// vocabulary size decides. `None` if these are another model's weights.
+/// The family that the tensor names belong to. Families that share their names are distinguished by
+/// the vocabulary size. `None` if the weights belong to another model.
 pub fn family_of(weights: &Weights) -> Option<LmFamily> {
     let has = |name: &str| weights.find(name).is_some();
     let has_embeddings = |family| has(&LmNames::weight(LmNames::of(family).embeddings));
@@ -48,22 +48,22 @@ pub fn family_of(weights: &Weights) -> Option<LmFamily> {
     })
 }
 
-/// The projector that a file holds, if it holds one.
+/// The kind of projector in a file, if there is one.
 pub fn projector_of(weights: &Weights) -> Option<ProjectorKind> {
     let is_there = |kind: &ProjectorKind| weights.find(kind.characteristic_weight()).is_some();
     ProjectorKind::ALL.into_iter().find(is_there)
 }
 
-/// A configuration for weights that have no `config.json`: the default of the family that the names
-/// belong to, with the experts, biases and tied embeddings that the names show.
+/// A configuration for weights without a `config.json`: the default of the family that the names
+/// belong to, with the experts, biases and tied embeddings that follow from the names.
 ///
 /// # Errors
-/// Another model's weights; a file that cannot be read.
+/// The weights belong to an unsupported model, or the file cannot be read.
 pub fn default_config_for(weights: &Weights) -> Result<LmConfig, WeightsError> {
     let Some(family) = family_of(weights) else {
         return Err(weights.refused(
-            "neither tok_embeddings.weight nor model.embed_tokens.weight is there: these are \
-             no weights of a language model of a known form",
+            "neither tok_embeddings.weight nor model.embed_tokens.weight is there: these are not \
+             the weights of a supported language model",
         ));
     };
     let mut config = family.default_config();
@@ -86,11 +86,11 @@ pub fn default_config_for(weights: &Weights) -> Result<LmConfig, WeightsError> {
     Ok(config)
 }
 
-/// Takes over what the weights alone decide (vocabulary size, widths, whether queries and keys are
-/// normalised) and compares the rest.
+/// Sets the fields of `config` that follow from the weights (vocabulary size, widths, whether
+/// queries and keys are normalised), and compares the other numbers.
 ///
 /// # Errors
-/// The first number that disagrees.
+/// A number differs between the weights and the configuration; the first one is returned.
 pub fn adopt_shapes(config: &mut LmConfig, weights: &Weights) -> Result<(), Disagreement> {
     let names = config.names();
     let length = |name: String, dimension: usize| {
@@ -134,11 +134,11 @@ pub fn adopt_shapes(config: &mut LmConfig, weights: &Weights) -> Result<(), Disa
     Ok(())
 }
 
-/// Checks that a file that also has output embeddings holds the same values in both, where the
-/// model ties the two.
+/// Checks that a file's output embeddings, if it has any, equal its input embeddings, if the model
+/// ties the two.
 ///
 /// # Errors
-/// Two tensors where the model has one; a file that cannot be read.
+/// The two differ, or the file cannot be read.
 pub fn check_tied(config: &LmConfig, weights: &Weights) -> Result<(), ModelError> {
     let read_error = |e: WeightsError| ModelError::Config(e.to_string());
     let names = config.names();
@@ -148,16 +148,15 @@ pub fn check_tied(config: &LmConfig, weights: &Weights) -> Result<(), ModelError
     let (output, input) = (LmNames::weight(names.output), LmNames::weight(names.embeddings));
     let advice = match config.family {
         LmFamily::MiniMind => "",
-        _ => "; set tie_word_embeddings to false in config.json if they are two",
+        _ => "; if they should differ, set tie_word_embeddings to false in config.json",
     };
     Err(ModelError::Config(format!(
-        "{}: {output} is not {input}; this model ties the two, and loading it would change \
-         its answers{advice}",
+        "{}: {output} differs from {input}, but this model ties the two{advice}",
         weights.path().display()
     )))
 }
 
-/// Routed experts of the first block.
+/// Number of routed experts of the first block.
 fn num_experts(weights: &Weights, names: &LmNames) -> i64 {
     let is_there = |index: &i64| {
         let expert = index.to_string();
@@ -167,7 +166,7 @@ fn num_experts(weights: &Weights, names: &LmNames) -> i64 {
     (0..).take_while(is_there).count() as i64
 }
 
-/// Numbered shared experts of the first block.
+/// Number of numbered shared experts of the first block.
 fn num_shared_experts(weights: &Weights, names: &LmNames) -> i64 {
     let is_there = |index: &i64| {
         let expert = index.to_string();
@@ -177,8 +176,8 @@ fn num_shared_experts(weights: &Weights, names: &LmNames) -> i64 {
     (0..).take_while(is_there).count() as i64
 }
 
-/// Whether input and output embeddings are one, or equal; a file without output embeddings ties
-/// them.
+/// Whether the input and output embeddings are one tensor or have equal values. They are tied in a
+/// file without output embeddings.
 fn is_tied(weights: &Weights, names: &LmNames) -> Result<bool, WeightsError> {
     let (output, input) = (LmNames::weight(names.output), LmNames::weight(names.embeddings));
     let Some(info) = weights.find(&output) else { return Ok(true) };

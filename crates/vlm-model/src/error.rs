@@ -1,16 +1,16 @@
-//! What can go wrong with a model.
+//! Errors of building and running a model.
 
 /// An error of this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// A configuration of a model that cannot be read or used.
+    /// The configuration of a model cannot be read or used.
     #[error(transparent)]
     Shapes(#[from] vlm_shapes::ShapeError),
-    /// Settings that cannot be used, or weights that do not fit their configuration.
+    /// Settings cannot be used, or weights do not fit their configuration.
     #[error("{0}")]
     Config(String),
-    /// A batch whose parts do not fit each other or the model.
+    /// The parts of a batch do not fit each other or the model.
     #[error("{0}")]
     Shape(String),
     /// An operation of libtorch failed.

@@ -1,6 +1,7 @@
-//! The feed-forward layer of a block: one SwiGLU, or a mixture of them.
+//! The feed-forward layer of a block: a SwiGLU, or a mixture of experts that are SwiGLUs.
 //!
-//! Dimensions: B batch · T tokens · H hidden size · E routed experts · K experts a token
+//! Dimensions: B batch · T tokens · N tokens of all rows · R rows · H hidden size ·
+//! E routed experts · K experts per token
 
 use tch::{Device, Kind, Tensor};
 
@@ -42,11 +43,11 @@ impl SwiGlu {
     }
 }
 
-/// Routed experts and shared ones (DeepSeekMoE, Dai et al. 2024), as MiniMind's `MOEFeedForward` of
-/// each form.
+/// Routed and shared experts (DeepSeekMoE, Dai et al. 2024), as MiniMind's `MOEFeedForward` of each
+/// family.
 ///
-/// Differs from the reference on purpose: expert outputs stay in the working precision (there,
-/// they and their gradients pass through float16).
+/// Differs from the reference on purpose: the outputs of the experts keep their precision. The
+/// reference casts them, and so their gradients, to float16.
 #[derive(Debug)]
 pub(crate) struct MixtureOfExperts {
     gate: Tensor,
@@ -86,7 +87,8 @@ impl MixtureOfExperts {
         train && self.aux_loss_alpha > 0.0
     }
 
-    /// `[B, T, H]` → `[B, T, H]`, and in training the auxiliary loss (scalar, times its alpha).
+    /// `[B, T, H]` → `[B, T, H]`, and in training the auxiliary loss (scalar, multiplied by
+    /// `aux_loss_alpha`).
     fn forward(
         &self,
         x_bth: &Tensor,
@@ -118,17 +120,18 @@ impl MixtureOfExperts {
         (y_nh.view([batch, len, hidden]), aux_loss)
     }
 
-    /// `[N, H]` → `[N, E]`, in float32 whatever autocast says: a tie broken by rounding would send
-    /// a token elsewhere.
+    /// `[N, H]` → `[N, E]`, always in float32, even under autocast: rounding could change the
+    /// experts that are chosen for a token.
     fn gate_logits(&self, x_nh: &Tensor) -> Tensor {
         let gate = || x_nh.to_kind(Kind::Float).linear(&self.gate, None::<Tensor>);
         vlm_torch::autocast(x_nh.device(), None, gate)
-            .expect("autocast knows every device that a model can be on")
+            .expect("autocast supports every device that a model can be on")
     }
 
-    /// Sends each token to its experts: tokens are grouped by expert, so that the cost follows what
-    /// was routed. An expert without tokens computes on no rows, and its gradient is zero, not
-    /// missing: ranks stay alike.
+    /// Applies to each token its experts, `[N, H]` → `[N, H]`. Tokens are grouped by expert, so
+    /// that the cost depends only on the number of routed tokens. An expert without tokens still
+    /// computes on an empty tensor: its gradient is zero and not missing, so that all ranks have
+    /// the same gradients to average.
     fn route(&self, x_nh: &Tensor, weights_nk: &Tensor, chosen_nk: &Tensor, train: bool) -> Tensor {
         let chosen = chosen_nk.reshape([-1]);
         let order = chosen.argsort(0, false);
@@ -140,19 +143,21 @@ impl MixtureOfExperts {
             .split_with_sizes(counts, 0)
             .iter()
             .zip(&self.experts)
-            .map(|(rows, expert)| of_few_sizes(rows, |rows| expert.forward(rows, train)))
+            .map(|(rows, expert)| pad_to_bucket(rows, |rows| expert.forward(rows, train)))
             .collect();
         let outputs = Tensor::cat(&pieces, 0);
         #[cfg(test)]
-        let outputs = crate::reference_accident::cast(outputs);
+        let outputs = crate::reference_float16::cast(outputs);
         let weights = weights_nk.reshape([-1]).index_select(0, &order).unsqueeze(1);
         let weighted = outputs * weights.to_kind(x_nh.kind());
         x_nh.zeros_like().index_add(0, &tokens, &weighted)
     }
 
-    /// The share of choices an expert got times its mean score, for each row or for all tokens
-    /// together. Over a batch the reference counts an expert's share of the tokens, not of the
-    /// choices: with several experts a token the loss is that many times larger.
+    /// The load-balancing loss: for each expert, the fraction of the tokens routed to it times its
+    /// mean score, summed over the experts and scaled by their number. It is computed per row or
+    /// over the whole batch, see [`LoadBalance`]. As in the reference, the fraction is relative to
+    /// the K choices per token in the first case and to the tokens in the second, so that the loss
+    /// over the batch is K times larger.
     fn auxiliary_loss(&self, scores_bte: &Tensor, chosen_bm: &Tensor) -> Tensor {
         let (batch, len, experts) = scores_bte.size3().expect("[B, T, E] by construction");
         if self.load_balance == LoadBalance::PerBatch && batch > 1 {
@@ -171,7 +176,7 @@ impl MixtureOfExperts {
         self.balance_loss(&load_be, &mean_scores_be)
     }
 
-    /// The same for each of the packed rows, of whatever length.
+    /// The load-balancing loss per row, for packed rows of different lengths.
     fn auxiliary_loss_of(
         &self,
         rows: &PackedRows,
@@ -187,13 +192,14 @@ impl MixtureOfExperts {
         self.balance_loss(&load_re, &mean_scores_re)
     }
 
+    /// The mean over the rows, multiplied by `aux_loss_alpha`.
     fn balance_loss(&self, load_be: &Tensor, mean_scores_be: &Tensor) -> Tensor {
         let per_row = (load_be * mean_scores_be).sum_dim_intlist(1, false, Kind::Float);
         per_row.mean(Kind::Float) * self.aux_loss_alpha
     }
 }
 
-/// The experts that process all tokens.
+/// The shared experts, which process all tokens.
 fn shared_experts(scope: &Scope, config: &LmConfig) -> Vec<SwiGlu> {
     let numbers_them = config.names().numbers_shared_experts;
     (0..config.num_shared_experts())
@@ -204,13 +210,14 @@ fn shared_experts(scope: &Scope, config: &LmConfig) -> Vec<SwiGlu> {
         .collect()
 }
 
-/// Calls `f`, which takes rows one by one, on `rows` filled up to one of few numbers of them. On the
-/// CPU oneDNN compiles each 16-bit matrix product for its number of rows, about 1 ms each time it is
-/// new, and an expert's number is new at almost every step.
-fn of_few_sizes(rows: &Tensor, f: impl Fn(&Tensor) -> Tensor) -> Tensor {
+/// Calls `f`, which treats each row separately, on `rows` padded with rows of zeros to one of a few
+/// sizes, and removes the padding from its result. On the CPU, oneDNN compiles each 16-bit matrix
+/// product for its number of rows, which takes about 1 ms for a new number, and an expert's number
+/// of tokens is new in almost every step.
+fn pad_to_bucket(rows: &Tensor, f: impl Fn(&Tensor) -> Tensor) -> Tensor {
     const STEP: u64 = 64;
     let is_compiled = rows.device() == Device::Cpu
-        && vlm_torch::is_autocast(rows.device()).expect("autocast knows the CPU");
+        && vlm_torch::is_autocast(rows.device()).expect("autocast supports the CPU");
     let count = rows.size()[0];
     let filled = match count as u64 {
         few @ 1..STEP => few.next_power_of_two(),
@@ -222,7 +229,7 @@ fn of_few_sizes(rows: &Tensor, f: impl Fn(&Tensor) -> Tensor) -> Tensor {
     f(&rows.constant_pad_nd([0, 0, 0, filled - count])).narrow(0, 0, count)
 }
 
-/// Either kind.
+/// The feed-forward layer of a block.
 #[derive(Debug)]
 pub(crate) enum FeedForward {
     Dense(SwiGlu),
@@ -238,7 +245,7 @@ impl FeedForward {
         }
     }
 
-    /// Whether [`Self::forward`] has an auxiliary loss to return.
+    /// Whether [`Self::forward`] returns an auxiliary loss.
     pub(crate) fn has_aux_loss(&self, train: bool) -> bool {
         match self {
             Self::Dense(_) => false,
@@ -246,7 +253,7 @@ impl FeedForward {
         }
     }
 
-    /// `[B, T, H]` → `[B, T, H]`, and the auxiliary loss where there is one.
+    /// `[B, T, H]` → `[B, T, H]`, and the auxiliary loss, if there is one.
     pub(crate) fn forward(
         &self,
         x_bth: &Tensor,

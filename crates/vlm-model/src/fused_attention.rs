@@ -4,23 +4,25 @@
 
 use tch::{Device, Kind, Tensor};
 
-/// How attention is to be computed, beside its inputs.
+/// Options of scaled dot-product attention.
 #[derive(Debug, Default)]
-pub(crate) struct How<'a> {
-    /// True where a token may look; broadcasts to `[B, N, T, T]`.
+pub(crate) struct SdpaOptions<'a> {
+    /// The attention mask, true where a token attends to another; broadcasts to `[B, N, T, T]`.
     pub(crate) mask: Option<&'a Tensor>,
+    /// Dropout probability of the attention weights.
     pub(crate) dropout: f64,
+    /// Whether a causal mask is used instead of `mask`.
     pub(crate) is_causal: bool,
 }
 
 /// Scaled dot-product attention: `q` `[B, N, T, D]`, `k` and `v` `[B, K, T, D]` → `[B, N, T, D]`,
-/// each key/value head serving N / K heads.
+/// where each key/value head serves N / K query heads.
 ///
-/// On the CPU in float32 whatever autocast says: libtorch's kernels for 16 bits call a matrix
-/// product of their own for every block of every head there, which takes longer than the products.
-pub(crate) fn fused_attention([q, k, v]: [&Tensor; 3], how: &How) -> Tensor {
+/// On the CPU it is always computed in float32, even under autocast: libtorch's 16-bit kernel makes
+/// a separate call for every block of every head, which takes longer than the matrix products.
+pub(crate) fn fused_attention([q, k, v]: [&Tensor; 3], options: &SdpaOptions) -> Tensor {
     let grouped = q.size()[1] != k.size()[1];
-    let How { mask, dropout, is_causal } = *how;
+    let SdpaOptions { mask, dropout, is_causal } = *options;
     let attend = |q: &Tensor, k: &Tensor, v: &Tensor| {
         Tensor::scaled_dot_product_attention(q, k, v, mask, dropout, is_causal, None, grouped)
     };
@@ -30,6 +32,6 @@ pub(crate) fn fused_attention([q, k, v]: [&Tensor; 3], how: &How) -> Tensor {
     }
     let [q, k, v] = [q, k, v].map(|x| x.to_kind(Kind::Float));
     vlm_torch::autocast(Device::Cpu, None, || attend(&q, &k, &v))
-        .expect("autocast knows the CPU")
+        .expect("autocast supports the CPU")
         .to_kind(kind)
 }

@@ -1,4 +1,4 @@
-//! Answers: one token after the other, with a key/value cache, many rows at once.
+//! Generation of text, token by token, for a batch of prompts, with a key/value cache.
 
 use tch::{Device, IndexOp, Kind, Tensor};
 
@@ -7,37 +7,40 @@ use crate::kv_cache::KvCache;
 use crate::sampling::{Sampler, Sampling};
 use crate::vlm::{ImageInput, ModelBatch, Vlm};
 
-/// When to stop, and how to choose.
+/// Options of [`generate`].
 #[derive(Debug, Clone)]
 pub struct GenerateOptions {
-    /// Most new tokens a row.
+    /// Largest number of new tokens per prompt.
     pub max_new_tokens: usize,
-    /// The tokens that end an answer; none of them is returned.
+    /// The tokens that end the generated text; they are not returned.
     pub stop_token_ids: Vec<i64>,
-    /// How a token is chosen.
+    /// How the next token is chosen.
     pub sampling: Sampling,
 }
 
-/// A conversation whose next answer is asked for, as token ids.
+/// A conversation to be continued, as token ids.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prompt {
-    /// At least one.
+    /// The token ids, at least one.
     pub input_ids: Vec<i64>,
-    /// First placeholder token of each of its images.
+    /// Position of the first placeholder token of each image.
     pub image_starts: Vec<i64>,
 }
 
-/// New token ids of each prompt, in their order, until a token that ends the answer or `max_new_tokens`.
+/// Generates the continuations of `prompts` in one batch, and returns the new token ids of each, in
+/// the order of the prompts.
 ///
-/// Prompts may differ in length: short ones are filled up on the left, where nothing looks, so that
-/// an answer is the one that the row would get alone. `images` are those of all prompts, in order.
-/// Rows that have ended leave the batch: the cost follows the answers' lengths. `on_token` is told
-/// each new token with its row, as soon as it is there. Where the model has no position for a
-/// further token, the answers end.
+/// A continuation ends before a stop token, after `max_new_tokens`, or when the model has no
+/// position for a further token. `images` are the images of all prompts, in order. `on_token` is
+/// called with the index of the prompt and the id of each token as soon as it is chosen.
+///
+/// Prompts may differ in length: short ones are padded on the left and the padding is masked, so
+/// that each continuation is the same as in a batch of its own. A row whose continuation has ended
+/// is removed from the batch, so that it costs nothing more.
 ///
 /// # Errors
-/// As [`Vlm::forward`], for a prompt longer than the model has positions; an empty prompt; settings
-/// that [`Sampling::validate`] refuses.
+/// As [`Vlm::forward`], for example for a prompt that is longer than the model's number of
+/// positions. A prompt is empty, or [`Sampling::validate`] fails.
 pub fn generate(
     model: &Vlm,
     prompts: &[Prompt],
@@ -46,36 +49,36 @@ pub fn generate(
     on_token: &mut dyn FnMut(usize, i64),
 ) -> Result<Vec<Vec<i64>>, ModelError> {
     options.sampling.validate()?;
-    let mut answers = vec![Vec::new(); prompts.len()];
+    let mut generated = vec![Vec::new(); prompts.len()];
     if prompts.is_empty() || options.max_new_tokens == 0 {
-        return Ok(answers);
+        return Ok(generated);
     }
     let (batch, mut cache) = left_padded(prompts, images, model.device())?;
     let sampler =
         |(row, prompt): (usize, &Prompt)| Sampler::new(&options.sampling, row, &prompt.input_ids);
     let mut samplers: Vec<Sampler> = prompts.iter().enumerate().map(sampler).collect();
-    let mut alive: Vec<usize> = (0..prompts.len()).collect();
+    let mut active: Vec<usize> = (0..prompts.len()).collect();
     tch::no_grad(|| {
         let mut hidden_bth = model.forward(&batch, Some(&mut cache), false)?.hidden;
         for step in 1.. {
             let logits_bv = model.lm().logits(&hidden_bth.i((.., -1, ..)));
-            let ids = choose(&logits_bv, &alive, &mut samplers, &options.sampling)?;
-            let goes_on = |&k: &usize| !options.stop_token_ids.contains(&ids[k]);
-            let going_on: Vec<usize> = (0..ids.len()).filter(goes_on).collect();
-            for &k in &going_on {
-                answers[alive[k]].push(ids[k]);
-                on_token(alive[k], ids[k]);
+            let ids = next_tokens(&logits_bv, &active, &mut samplers, &options.sampling)?;
+            let is_unfinished = |&k: &usize| !options.stop_token_ids.contains(&ids[k]);
+            let unfinished: Vec<usize> = (0..ids.len()).filter(is_unfinished).collect();
+            for &k in &unfinished {
+                generated[active[k]].push(ids[k]);
+                on_token(active[k], ids[k]);
             }
             let is_full = cache.len() == model.lm().max_positions();
-            if going_on.is_empty() || step == options.max_new_tokens || is_full {
+            if unfinished.is_empty() || step == options.max_new_tokens || is_full {
                 break;
             }
-            if going_on.len() < alive.len() {
-                let rows: Vec<i64> = going_on.iter().map(|&k| k as i64).collect();
+            if unfinished.len() < active.len() {
+                let rows: Vec<i64> = unfinished.iter().map(|&k| k as i64).collect();
                 cache.select_rows(&Tensor::from_slice(&rows).to_device(model.device()));
             }
-            alive = going_on.iter().map(|&k| alive[k]).collect();
-            let next: Vec<i64> = going_on.iter().map(|&k| ids[k]).collect();
+            active = unfinished.iter().map(|&k| active[k]).collect();
+            let next: Vec<i64> = unfinished.iter().map(|&k| ids[k]).collect();
             let batch = ModelBatch {
                 input_ids: Tensor::from_slice(&next).unsqueeze(1).to_device(model.device()),
                 packed_lengths: None,
@@ -84,11 +87,11 @@ pub fn generate(
             };
             hidden_bth = model.forward(&batch, Some(&mut cache), false)?.hidden;
         }
-        Ok(answers)
+        Ok(generated)
     })
 }
 
-/// The prompts side by side, and a cache that knows how far each is filled up.
+/// The prompts as one batch, padded on the left, and a cache with the length of each row's padding.
 fn left_padded(
     prompts: &[Prompt],
     images: ImageInput,
@@ -119,10 +122,10 @@ fn left_padded(
     Ok((ModelBatch { input_ids, packed_lengths: None, images, image_starts }, cache))
 }
 
-/// The next token of each row that is alive.
-fn choose(
+/// The next token of each row of `logits_bv`; `active` has the index of each row's sampler.
+fn next_tokens(
     logits_bv: &Tensor,
-    alive: &[usize],
+    active: &[usize],
     samplers: &mut [Sampler],
     sampling: &Sampling,
 ) -> Result<Vec<i64>, ModelError> {
@@ -132,6 +135,6 @@ fn choose(
     let vocab_size = logits_bv.size()[1] as usize;
     let host = logits_bv.to_kind(Kind::Float).to_device(Device::Cpu).flatten(0, -1);
     let mut logits = Vec::<f32>::try_from(host)?;
-    let rows = logits.chunks_mut(vocab_size).zip(alive);
+    let rows = logits.chunks_mut(vocab_size).zip(active);
     Ok(rows.map(|(row, &number)| samplers[number].next(row)).collect())
 }

@@ -1,24 +1,26 @@
-//! What attention keeps of the tokens seen so far, so that each new token costs one step.
+//! The key/value cache of attention: with it, generating a token computes only that token.
 //!
-//! Memory is taken ahead and doubled when it is full: adding a token copies that token alone.
+//! Memory is allocated ahead of need and doubled when it is full, so that adding a token copies
+//! only that token.
 //!
-//! Dimensions: B rows · K key/value heads · T new tokens · S slots (tokens seen, padding included)
-//! · D head width
+//! Dimensions: B batch · K key/value heads · T new tokens · S slots (cached tokens and padding) ·
+//! D head width
 
 use tch::{Kind, Tensor};
 
-/// Slots taken beyond the first tokens.
+/// Number of slots that are allocated in addition to the first tokens.
 const RESERVE: i64 = 64;
 
-/// Keys and values of the tokens seen so far, one pair a block. For generation only: no gradient
-/// passes through it.
+/// Keys and values of the tokens so far, for each block. For generation only: no gradient passes
+/// through it.
 #[derive(Debug, Default)]
 pub struct KvCache {
     blocks: Vec<BlockCache>,
     padding: Option<Tensor>,
 }
 
-/// `[B, K, capacity, D]` each, of which the first `len` slots are taken.
+/// Keys and values of one block, `[B, K, capacity, D]` each, of which the first `len` slots are
+/// used.
 #[derive(Debug)]
 struct BlockCache {
     keys: Tensor,
@@ -27,24 +29,24 @@ struct BlockCache {
 }
 
 impl KvCache {
-    /// For prompts of different lengths, filled up on the left: `padding` `[B]` (i64, on the
-    /// model's device) tells how many slots of each row's front are no tokens. They are never
-    /// looked at, and positions are counted from the first token.
+    /// An empty cache for prompts of different lengths that are padded on the left. `padding` `[B]`
+    /// (i64, on the model's device) is the length of each row's padding. Tokens do not attend to
+    /// padding, and positions are counted from the first token.
     pub fn left_padded(padding: Tensor) -> Self {
         Self { blocks: Vec::new(), padding: Some(padding) }
     }
 
-    /// Number of slots taken.
+    /// Number of slots that are used.
     pub fn len(&self) -> i64 {
         self.blocks.first().map_or(0, |block| block.len)
     }
 
-    /// Whether no token has been seen yet.
+    /// Whether the cache has no tokens yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Keeps only the given rows of the batch, in the given order.
+    /// Keeps only the rows of the batch with the indices `rows` (i64), in this order.
     pub fn select_rows(&mut self, rows: &Tensor) {
         for BlockCache { keys, values, .. } in &mut self.blocks {
             *keys = keys.index_select(0, rows);
@@ -53,7 +55,7 @@ impl KvCache {
         self.padding = self.padding.as_ref().map(|padding| padding.index_select(0, rows));
     }
 
-    /// `[B, T]`: the positions of the next `len` tokens, where rows differ in that.
+    /// The positions of the next `len` tokens, `[B, T]`; `None` if they are the same in all rows.
     pub(crate) fn positions(&self, len: i64) -> Option<Tensor> {
         let padding = self.padding.as_ref()?;
         let slots =
@@ -61,8 +63,9 @@ impl KvCache {
         Some((slots.unsqueeze(0) - padding.unsqueeze(1)).clamp_min(0))
     }
 
-    /// `[B, 1, T, S]`: true where one of the next `len` tokens may look, when rows are padded. A
-    /// slot of padding looks at itself: a row of the softmax must not be empty.
+    /// The attention mask of the next `len` tokens, `[B, 1, T, S]`, true where a token attends to a
+    /// slot; `None` if no row is padded. A slot of padding attends to itself, because a softmax
+    /// over no values is not a number.
     pub(crate) fn mask(&self, len: i64) -> Option<Tensor> {
         let padding = self.padding.as_ref()?;
         let total = self.len() + len;
@@ -73,8 +76,8 @@ impl KvCache {
         Some(slots.le_tensor(&seen_by).logical_and(&is_token).logical_or(&is_itself))
     }
 
-    /// Adds the new tokens' keys and values `[B, K, T, D]` of block `index` and returns all of
-    /// that block, `[B, K, S, D]`.
+    /// Adds the new tokens' keys and values `[B, K, T, D]` of block `index`. Returns all keys and
+    /// values of that block, `[B, K, S, D]`.
     pub(crate) fn extend(
         &mut self,
         index: usize,
@@ -126,11 +129,11 @@ mod tests {
     use tch::Device;
 
     #[test]
-    fn what_was_added_is_there_whatever_the_pieces() {
+    fn keys_and_values_are_the_same_for_pieces_of_any_length() {
         let whole = Tensor::randn([2, 3, 300, 4], (Kind::Float, Device::Cpu));
         let mut cache = KvCache::default();
         let mut at = 0;
-        // Beyond the reserve, beyond twice it, and one at a time.
+        // Pieces that exceed the reserve once and twice, and single tokens.
         for len in [5, 70, 200, 1, 1, 23] {
             let piece = whole.narrow(2, at, len);
             let (keys, values) = cache.extend(0, &piece, &(&piece * 2.0));
@@ -145,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn padding_is_hidden_from_all_but_itself() {
+    fn only_padding_attends_to_padding() {
         let cache = KvCache::left_padded(Tensor::from_slice(&[0i64, 2]));
         let mask = cache.mask(3).unwrap().to_kind(Kind::Int64);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! The small layers that several models share.
+//! Linear and normalisation layers that the language model, the encoders and the projector share.
 
 use tch::Tensor;
 

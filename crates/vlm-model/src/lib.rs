@@ -1,7 +1,7 @@
-//! The models: language model, vision encoder, projector, and the three joined.
+//! Language model, vision encoder, projector, and the vision-language model made of the three.
 //!
-//! Builds models from configurations, fills them from weight files, computes losses and answers.
-//! It does not know where batches come from (`vlm-data`) or what is done with gradients
+//! Builds models from configurations, loads and saves their weights, computes losses and generates
+//! tokens. It does not know where batches come from (`vlm-data`) or what is done with gradients
 //! (`vlm-train`).
 //!
 //! ```
@@ -28,7 +28,7 @@
 //! # Ok::<(), vlm_model::ModelError>(())
 //! ```
 
-// The golden tests' helpers, which a test within uses too, know this crate by its name.
+// A unit test uses the golden tests' helpers, which refer to this crate by its name.
 #[cfg(test)]
 extern crate self as vlm_model;
 
@@ -47,7 +47,7 @@ pub mod params;
 pub mod part_files;
 mod projector;
 #[cfg(test)]
-mod reference_accident;
+mod reference_float16;
 mod rope;
 pub mod sampling;
 pub mod vision;

@@ -1,10 +1,11 @@
-//! The causal language model: LLaMA (Touvron et al. 2023) in the forms of [`vlm_shapes::LmFamily`].
+//! The causal language model: LLaMA (Touvron et al. 2023) and the other families of
+//! [`vlm_shapes::LmFamily`].
 //!
-//! Pre-normalised blocks of grouped-query attention with rotary positions and a SwiGLU
-//! feed-forward layer. Follows MiniMind-V's `model/model.py` (April 2025), MiniMind's present
-//! `model_minimind.py` and Hugging Face's `LlamaForCausalLM`, `Qwen2ForCausalLM` and
-//! `Qwen3ForCausalLM` in every number and name; it does not follow them in making logits for all positions: [`CausalLm::logits`] is a
-//! separate step, for the positions that matter.
+//! Pre-normalised blocks of grouped-query attention with rotary position embedding and a SwiGLU
+//! feed-forward layer. Numbers and names are those of MiniMind-V's `model/model.py` (April 2025),
+//! MiniMind's current `model_minimind.py` and Hugging Face's `LlamaForCausalLM`, `Qwen2ForCausalLM`
+//! and `Qwen3ForCausalLM`. Unlike these, the forward pass does not compute logits for all
+//! positions: [`CausalLm::logits`] is a separate step, for the positions that need them.
 //!
 //! Dimensions: B batch · T tokens · N tokens of all rows · H hidden size
 
@@ -12,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, Tensor};
 
-use crate::attention::{Attention, CacheSlot, Pass};
+use crate::attention::{Attention, CacheSlot, ForwardContext};
 use crate::feed_forward::FeedForward;
 use crate::kv_cache::KvCache;
 use crate::layers::RmsNorm;
@@ -43,20 +44,25 @@ impl Block {
         }
     }
 
-    /// `[B, T, H]` → `[B, T, H]`, and the experts' auxiliary loss where there is one.
-    fn forward(&self, x_bth: &Tensor, pass: &Pass, cache: CacheSlot) -> (Tensor, Option<Tensor>) {
-        let attended = self.attention.forward(&self.attention_norm.forward(x_bth), pass, cache);
+    /// `[B, T, H]` → `[B, T, H]`, and the experts' auxiliary loss, if there is one.
+    fn forward(
+        &self,
+        x_bth: &Tensor,
+        context: &ForwardContext,
+        cache: CacheSlot,
+    ) -> (Tensor, Option<Tensor>) {
+        let attended = self.attention.forward(&self.attention_norm.forward(x_bth), context, cache);
         let x_bth = x_bth + attended;
         let (fed, aux_loss) = self.feed_forward.forward(
             &self.ffn_norm.forward(&x_bth),
-            pass.packed.as_ref(),
-            pass.train,
+            context.packed.as_ref(),
+            context.train,
         );
         (x_bth + fed, aux_loss)
     }
 }
 
-/// A block that a backward pass, on whichever thread, can run again.
+/// A block that the backward pass, which may be on another thread, can run again.
 #[derive(Debug)]
 struct SharedBlock {
     block: Arc<Mutex<Block>>,
@@ -68,42 +74,52 @@ impl SharedBlock {
         Self { block: Arc::new(Mutex::new(Block::new(scope, config))), params: scope.tensors() }
     }
 
-    fn forward(&self, x_bth: &Tensor, pass: &Pass, cache: CacheSlot) -> (Tensor, Option<Tensor>) {
-        lock(&self.block).forward(x_bth, pass, cache)
+    fn forward(
+        &self,
+        x_bth: &Tensor,
+        context: &ForwardContext,
+        cache: CacheSlot,
+    ) -> (Tensor, Option<Tensor>) {
+        lock(&self.block).forward(x_bth, context, cache)
     }
 
-    /// As [`Self::forward`]; of what it computes only `x_bth` is kept for the backward pass, which
-    /// computes the rest again.
-    fn forward_checkpointed(&self, x_bth: &Tensor, pass: &Pass) -> (Tensor, Option<Tensor>) {
-        let (block, pass) = (Arc::clone(&self.block), pass.share());
+    /// As [`Self::forward`], with activation checkpointing: only `x_bth` is kept for the backward
+    /// pass, which computes the activations again.
+    fn forward_checkpointed(
+        &self,
+        x_bth: &Tensor,
+        context: &ForwardContext,
+    ) -> (Tensor, Option<Tensor>) {
+        let (block, context) = (Arc::clone(&self.block), context.shallow_clone());
         let params: Vec<&Tensor> = self.params.iter().collect();
-        let has_aux_loss = lock(&self.block).feed_forward.has_aux_loss(pass.train);
+        let has_aux_loss = lock(&self.block).feed_forward.has_aux_loss(context.train);
         let outputs = vlm_torch::checkpoint_many(
             &[x_bth],
             &params,
             1 + usize::from(has_aux_loss),
             move |inputs| {
-                let (x_bth, aux_loss) = lock(&block).forward(&inputs[0], &pass, None);
+                let (x_bth, aux_loss) = lock(&block).forward(&inputs[0], &context, None);
                 [Some(x_bth), aux_loss].into_iter().flatten().collect()
             },
         );
-        // As every tensor operation of this file: what fails here is the machine, not the input.
+        // As every tensor operation of this file, it fails only when the machine does, for example
+        // when there is no memory left, and not because of its input.
         let mut outputs = outputs.unwrap_or_else(|error| panic!("{error}")).into_iter();
-        (outputs.next().expect("a checkpoint returns what it was asked for"), outputs.next())
+        (outputs.next().expect("the checkpoint has at least one output"), outputs.next())
     }
 }
 
-/// A block that panicked was not changed by it.
+/// Locks a block. A poisoned lock is ignored, because a forward pass does not change the block.
 fn lock(block: &Mutex<Block>) -> MutexGuard<'_, Block> {
     block.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a forward pass gives.
+/// The output of a forward pass.
 #[derive(Debug)]
 pub struct LmOutput {
-    /// `[B, T, H]`, before the last norm.
+    /// Hidden states before the last norm, `[B, T, H]`.
     pub hidden: Tensor,
-    /// The experts' auxiliary loss summed over the blocks, scalar; in training with experts only.
+    /// The experts' auxiliary loss, summed over the blocks (scalar); only in training with experts.
     pub aux_loss: Option<Tensor>,
 }
 
@@ -114,17 +130,16 @@ pub struct CausalLm {
     embeddings: Tensor,
     blocks: Vec<SharedBlock>,
     norm: RmsNorm,
-    /// `None`: the input embeddings serve as output embeddings too.
+    /// The output embeddings; `None` if they are tied to the input embeddings.
     output: Option<Tensor>,
     angles: RotaryAngles,
     activation_checkpointing: bool,
 }
 
 impl CausalLm {
-    /// Builds the model with random weights under its family's names. A tied output embedding is
-    /// the same tensor as the input embedding and has no entry of its own.
-    ///
-    /// There are rotary angles for [`LmConfig::max_positions`] positions.
+    /// Builds the model with random weights; its parameters have their family's names. A tied
+    /// output embedding has no parameter of its own. The model has [`LmConfig::max_positions`]
+    /// positions.
     pub fn new(scope: &Scope, config: &LmConfig) -> Self {
         let (init, _) = inits(config);
         let names = config.names();
@@ -149,32 +164,33 @@ impl CausalLm {
         }
     }
 
-    /// Whether training keeps only each block's input, and computes the rest again in the backward
-    /// pass: less memory for about a third more time.
+    /// Turns activation checkpointing on or off. With it, training keeps only the input of each
+    /// block and computes the activations again in the backward pass, which takes less memory and
+    /// about a third more time.
     pub fn set_activation_checkpointing(&mut self, on: bool) {
         self.activation_checkpointing = on;
     }
 
-    /// The shape this model was built with.
+    /// The configuration of this model.
     pub fn config(&self) -> &LmConfig {
         &self.config
     }
 
-    /// Most positions that prompt and answer may take together.
+    /// Largest number of positions, of prompt and generated text together.
     pub fn max_positions(&self) -> i64 {
         self.angles.max_positions()
     }
 
-    /// `input_ids` `[B, T]` (i64) → `[B, T, H]`.
+    /// The input embeddings: `input_ids` `[B, T]` (i64) → `[B, T, H]`.
     pub fn embed(&self, input_ids: &Tensor) -> Tensor {
         Tensor::embedding(&self.embeddings, input_ids, -1, false, false)
     }
 
     /// Hidden states `[B, T, H]` before the last norm, from embeddings `[B, T, H]`.
     ///
-    /// Rows shorter than T are padded on the right: a causal model never looks there. With a cache
-    /// the tokens follow those the cache has seen, and are added to it; the cache says whether rows
-    /// are padded on the left.
+    /// Rows shorter than T are padded on the right, where a causal model does not attend. With a
+    /// cache, the tokens follow those in the cache and are added to it; rows may then be padded on
+    /// the left, see [`KvCache::left_padded`].
     pub fn forward(
         &self,
         inputs_bth: &Tensor,
@@ -186,7 +202,7 @@ impl CausalLm {
         let positions_bt = cache.as_deref().and_then(|cache| cache.positions(len));
         let follows =
             || Tensor::ones([len, seen + len], (Kind::Bool, inputs_bth.device())).tril(seen);
-        let pass = Pass {
+        let context = ForwardContext {
             rotations: match &positions_bt {
                 Some(positions_bt) => self.angles.at_each(positions_bt),
                 None => self.angles.at(seen, len),
@@ -198,28 +214,34 @@ impl CausalLm {
             packed: None,
             train,
         };
-        self.run(inputs_bth, &pass, cache)
+        self.run(inputs_bth, &context, cache)
     }
 
-    /// As [`Self::forward`] for rows that lie end to end: embeddings `[1, N, H]` of rows with these
-    /// `lengths`, which add up to N. Each row is as if it were alone: its positions begin at 0, and
-    /// it sees no other. The experts' auxiliary loss is over tokens alone, there being no padding.
+    /// As [`Self::forward`], for packed rows: `inputs_1nh` `[1, N, H]` are the concatenated
+    /// embeddings of rows with these `lengths`, whose sum is N. The rows are independent: the
+    /// positions of each begin at 0, and rows do not attend to each other. As there is no padding,
+    /// the experts' auxiliary loss is over tokens only.
     pub fn forward_packed(&self, inputs_1nh: &Tensor, lengths: &[i64], train: bool) -> LmOutput {
         let packed = PackedRows::new(lengths, inputs_1nh.device());
         let rotations = self.angles.at_each(&packed.positions());
-        let pass = Pass { rotations, mask: None, packed: Some(packed), train };
-        self.run(inputs_1nh, &pass, None)
+        let context = ForwardContext { rotations, mask: None, packed: Some(packed), train };
+        self.run(inputs_1nh, &context, None)
     }
 
-    fn run(&self, inputs_bth: &Tensor, pass: &Pass, mut cache: Option<&mut KvCache>) -> LmOutput {
-        let train = pass.train;
+    fn run(
+        &self,
+        inputs_bth: &Tensor,
+        context: &ForwardContext,
+        mut cache: Option<&mut KvCache>,
+    ) -> LmOutput {
+        let train = context.train;
         let mut x_bth = inputs_bth.dropout(self.config.dropout, train);
         let mut aux_losses = Vec::new();
         for (index, block) in self.blocks.iter().enumerate() {
             let (output_bth, aux_loss) = if train && self.activation_checkpointing {
-                block.forward_checkpointed(&x_bth, pass)
+                block.forward_checkpointed(&x_bth, context)
             } else {
-                block.forward(&x_bth, pass, cache.as_deref_mut().map(|cache| (cache, index)))
+                block.forward(&x_bth, context, cache.as_deref_mut().map(|cache| (cache, index)))
             };
             x_bth = output_bth;
             aux_losses.extend(aux_loss);
@@ -228,15 +250,15 @@ impl CausalLm {
         LmOutput { hidden: x_bth, aux_loss }
     }
 
-    /// Logits `[…, vocab_size]` of hidden states `[…, H]` as [`Self::forward`] returns them.
+    /// The logits `[…, vocab_size]` of hidden states `[…, H]` from [`Self::forward`].
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         let output = self.output.as_ref().unwrap_or(&self.embeddings);
         self.norm.forward(hidden).linear(output, None::<Tensor>)
     }
 }
 
-/// A model's named parameters with the output embedding's own name added, as the families' files
-/// have it: a tied tensor is there under both names.
+/// Adds to a model's named parameters the name of the output embeddings, if they are tied: the
+/// families' weights files have the tied tensor under both names.
 pub fn with_tied_output(
     mut named: Vec<(String, Tensor)>,
     config: &LmConfig,
@@ -251,8 +273,8 @@ pub fn with_tied_output(
     named
 }
 
-/// Starting values: a small normal, and a smaller one where a block writes into the residual
-/// stream (Radford et al. 2019, section 2.3).
+/// The initial weights of a layer, and of a layer whose output is added to the residual stream:
+/// normal, with a smaller standard deviation for the second (Radford et al. 2019, section 2.3).
 pub(crate) fn inits(config: &LmConfig) -> (Init, Init) {
     const STD: f64 = 0.02;
     (Init::Normal(STD), Init::Normal(STD / (2.0 * config.n_layers as f64).sqrt()))
@@ -285,7 +307,7 @@ mod tests {
         let ids = Tensor::randint(50, [2, 9], (Kind::Int64, Device::Cpu));
         let whole = lm.forward(&lm.embed(&ids), None, false).hidden;
         let mut cache = KvCache::default();
-        // A prompt, a longer piece, then one token at a time: the three shapes of use.
+        // A prompt, further tokens together, then single tokens.
         for (start, len) in [(0, 3), (3, 4), (7, 1), (8, 1)] {
             let piece =
                 lm.forward(&lm.embed(&ids.narrow(1, start, len)), Some(&mut cache), false).hidden;

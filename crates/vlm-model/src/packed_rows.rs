@@ -1,27 +1,29 @@
-//! Rows that lie end to end in one sequence, `[1, total]`, instead of side by side, filled up to the
-//! longest.
+//! Packed batches: the rows are concatenated into one sequence, `[1, N]`, instead of being padded
+//! to the longest.
 //!
-//! Dimensions: R rows · N tokens of all rows · G rows of a group · L longest of them
+//! Dimensions: R rows · N tokens of all rows · G rows of a group · L tokens of its longest row ·
+//! E values per token
 
 use tch::{Device, Tensor};
 
 use crate::indices::index_tensor;
 
-/// A row joins a group when it has at least this share of the longest's tokens: 3 / 4.
-const LEAST_SHARE: (i64, i64) = (3, 4);
+/// A row is put into a group if its length is at least this fraction of the longest row's: 3 / 4.
+const MIN_LENGTH_RATIO: (i64, i64) = (3, 4);
 
-/// Where the rows of a packed sequence are.
+/// The positions of the rows in a packed batch.
 #[derive(Debug)]
 pub(crate) struct PackedRows {
     num_rows: i64,
     groups: Groups,
-    /// `[N]`, i64.
+    /// Index of each token's row, `[N]`, i64.
     row_of_token: Tensor,
-    /// `[N]`, i64: of each token in its row, from 0.
+    /// Position of each token in its row, from 0; `[N]`, i64.
     positions: Tensor,
 }
 
 impl PackedRows {
+    /// The positions of rows with these lengths; the index tensors are on `device`.
     pub(crate) fn new(lengths: &[i64], device: Device) -> Self {
         let of_each = |value: &dyn Fn(i64, i64) -> i64| {
             let rows = lengths.iter().enumerate();
@@ -39,27 +41,27 @@ impl PackedRows {
         }
     }
 
-    /// Another handle of the same.
-    pub(crate) fn share(&self) -> Self {
+    /// A copy that shares the tensors' storage.
+    pub(crate) fn shallow_clone(&self) -> Self {
         Self {
             num_rows: self.num_rows,
-            groups: self.groups.share(),
+            groups: self.groups.shallow_clone(),
             row_of_token: self.row_of_token.shallow_clone(),
             positions: self.positions.shallow_clone(),
         }
     }
 
-    /// The rows side by side, in groups of like length.
+    /// The rows in groups of similar length.
     pub(crate) fn groups(&self) -> &Groups {
         &self.groups
     }
 
-    /// `[1, N]`, i64.
+    /// Position of each token in its row, `[1, N]`, i64.
     pub(crate) fn positions(&self) -> Tensor {
         self.positions.unsqueeze(0)
     }
 
-    /// `[N, E]` → `[R, E]`: the sums over each row's tokens.
+    /// The sums over each row's tokens, `[N, E]` → `[R, E]`.
     pub(crate) fn sums(&self, values_ne: &Tensor) -> Tensor {
         let size = [self.num_rows, values_ne.size()[1]];
         Tensor::zeros(size, (values_ne.kind(), values_ne.device()))
@@ -67,27 +69,28 @@ impl PackedRows {
     }
 }
 
-/// The rows side by side for attention, which sees whole rows: in groups of like length, each filled
-/// up to its longest. One call a group instead of one a row, and little computed in vain.
+/// The rows in groups of similar length, each padded to its longest row, for attention. Attention
+/// is then called once per group instead of once per row, and computes little padding.
 #[derive(Debug)]
 pub(crate) struct Groups {
     groups: Vec<Group>,
-    /// `[N]`, i64: where each token is in the groups laid end to end.
+    /// Index of each token in the concatenation of all groups, `[N]`, i64.
     places: Tensor,
 }
 
+/// Rows of similar length.
 #[derive(Debug)]
 struct Group {
     rows: i64,
     longest: i64,
-    /// `[G · L]`, i64: the token in each place. A row is filled up with its own last token, which
-    /// those before it do not see.
+    /// Index in the packed batch of each token of the padded group, `[G · L]`, i64. A row is padded
+    /// with its own last token, to which the tokens before it do not attend.
     tokens: Tensor,
 }
 
 impl Groups {
     fn new(lengths: &[i64], device: Device) -> Self {
-        let (share, whole) = LEAST_SHARE;
+        let (numerator, denominator) = MIN_LENGTH_RATIO;
         let starts: Vec<i64> = lengths
             .iter()
             .scan(0, |end, &length| {
@@ -106,8 +109,10 @@ impl Groups {
         let mut rest = longest_first.as_slice();
         while let Some(&first) = rest.first() {
             let longest = lengths[first];
-            let count =
-                rest.iter().take_while(|&&row| lengths[row] * whole >= longest * share).count();
+            let count = rest
+                .iter()
+                .take_while(|&&row| lengths[row] * denominator >= longest * numerator)
+                .count();
             let (group, others) = rest.split_at(count);
             rest = others;
             let mut tokens = Vec::with_capacity(count * longest as usize);
@@ -125,24 +130,24 @@ impl Groups {
         Self { groups, places: index(&places) }
     }
 
-    /// Another handle of the same.
-    fn share(&self) -> Self {
-        let share = |group: &Group| Group { tokens: group.tokens.shallow_clone(), ..*group };
+    /// A copy that shares the tensors' storage.
+    fn shallow_clone(&self) -> Self {
+        let clone = |group: &Group| Group { tokens: group.tokens.shallow_clone(), ..*group };
         Self {
-            groups: self.groups.iter().map(share).collect(),
+            groups: self.groups.iter().map(clone).collect(),
             places: self.places.shallow_clone(),
         }
     }
 
-    /// Calls `attend` with each group's part of `inputs`, `[1, heads, N, D]` → `[G, heads, L, D]`,
-    /// and puts the tokens of what it returns, of the shape of the first, back in their places:
-    /// `[1, heads, N, D]`.
+    /// Calls `attend` for each group with the group's rows of `inputs` `[1, heads, N, D]`, padded
+    /// to `[G, heads, L, D]`. The results, of the shape of the first input, are returned in the
+    /// order of the packed batch, `[1, heads, N, D]`.
     pub(crate) fn each(
         &self,
         inputs: [&Tensor; 3],
         attend: impl Fn([&Tensor; 3]) -> Tensor,
     ) -> Tensor {
-        // Heads after tokens: a token's numbers are then in one piece.
+        // Heads after tokens, so that the values of a token are contiguous for `index_select`.
         let inputs = inputs.map(|x| x.transpose(1, 2).squeeze_dim(0));
         let of_group = |group: &Group| {
             let side_by_side = inputs.each_ref().map(|x| {
@@ -164,11 +169,12 @@ mod tests {
     use tch::Kind;
 
     #[test]
-    fn rows_of_like_length_are_attended_together_and_come_back_in_order() {
+    fn rows_of_similar_length_share_a_group_and_keep_their_order() {
         let lengths = [40, 3, 38, 30, 29, 4, 0, 1];
         let groups = Groups::new(&lengths, Device::Cpu);
         let shapes: Vec<(i64, i64)> = groups.groups.iter().map(|g| (g.rows, g.longest)).collect();
-        // 40, 38 and 30; 29 is less than three quarters of 40. Then 4 and 3, and 1.
+        // Lengths 40, 38 and 30; then 29, which is less than three quarters of 40; then 4 and 3;
+        // then 1. The empty row is in no group.
         assert_eq!(shapes, [(3, 40), (1, 29), (2, 4), (1, 1)]);
         let total = lengths.iter().sum::<i64>();
         let x = Tensor::arange(total * 2 * 3, (Kind::Float, Device::Cpu)).view([1, total, 2, 3]);

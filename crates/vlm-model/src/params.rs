@@ -1,34 +1,34 @@
-//! Named parameters: the tensors of a model under the names that its weight files use.
+//! Named parameters: the tensors of a model under the names of its weights files.
 //!
-//! A model is built by asking a [`Scope`] for its parameters; the store remembers each under its
-//! full dotted name, in the order of construction. Knows nothing of files or optimizers.
+//! A model is built by asking a [`Scope`] for its parameters; the store keeps each under its full
+//! dotted name, in the order of construction. It knows neither files nor optimizers.
 
 use std::cell::RefCell;
 use std::rc::Rc;
 
 use tch::{Device, Kind, Tensor};
 
-/// How a parameter starts when no file fills it.
+/// The initial values of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Init {
-    /// Every element the same.
+    /// Every element has this value.
     Const(f64),
-    /// Normal with mean 0 and this standard deviation.
+    /// Normal distribution with mean 0 and this standard deviation.
     Normal(f64),
-    /// Uniform in `[-bound, bound]`.
+    /// Uniform distribution in `[-bound, bound]`.
     Uniform(f64),
 }
 
-/// One named tensor. The tensor shares its storage with the model's own handle.
+/// A named parameter. The tensor shares its storage with the model's.
 #[derive(Debug)]
 pub struct Param {
-    /// Full dotted name, as in the weight files: `layers.0.attention.wq.weight`.
+    /// Full dotted name, as in the weights files: `layers.0.attention.wq.weight`.
     pub name: String,
-    /// The values, and whether they are trained (`requires_grad`).
+    /// The values; `requires_grad` is set if they are trained.
     pub tensor: Tensor,
 }
 
-/// All parameters of one model part, in the order of construction.
+/// All parameters of one part of a model, in the order of construction.
 #[derive(Debug)]
 pub struct ParamStore {
     device: Device,
@@ -36,12 +36,12 @@ pub struct ParamStore {
 }
 
 impl ParamStore {
-    /// An empty store whose parameters will be made on `device`, in float32.
+    /// An empty store whose parameters will be created on `device`, in float32.
     pub fn new(device: Device) -> Self {
         Self { device, params: Rc::default() }
     }
 
-    /// The device the parameters live on.
+    /// The device that the parameters are on.
     pub fn device(&self) -> Device {
         self.device
     }
@@ -51,7 +51,7 @@ impl ParamStore {
         Scope { device: self.device, params: Rc::clone(&self.params), prefix: String::new() }
     }
 
-    /// `(name, tensor)` of every parameter; the tensors share storage with the model.
+    /// The name and tensor of every parameter; the tensors share their storage with the model's.
     pub fn named(&self) -> Vec<(String, Tensor)> {
         self.params.borrow().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
     }
@@ -66,7 +66,7 @@ impl ParamStore {
         self.params.borrow().iter().map(|p| p.tensor.numel() as i64).sum()
     }
 
-    /// Sets `requires_grad` of every parameter by its name.
+    /// Sets `requires_grad` of every parameter to `is_trained(name)`.
     pub fn set_trainable(&self, is_trained: impl Fn(&str) -> bool) {
         for param in self.params.borrow_mut().iter_mut() {
             let on = is_trained(&param.name);
@@ -75,7 +75,7 @@ impl ParamStore {
     }
 }
 
-/// A place in the tree of names, at which parameters are made.
+/// A prefix of names, under which parameters are created.
 #[derive(Debug, Clone)]
 pub struct Scope {
     device: Device,
@@ -89,13 +89,13 @@ impl Scope {
         Scope { prefix: self.full_name(&name.to_string()), ..self.clone() }
     }
 
-    /// The device on which this scope makes its parameters.
+    /// The device on which this scope creates its parameters.
     pub fn device(&self) -> Device {
         self.device
     }
 
-    /// Makes a float32 parameter of `shape`, frozen until [`ParamStore::set_trainable`] says
-    /// otherwise.
+    /// Creates a float32 parameter of `shape`, which is frozen until [`ParamStore::set_trainable`]
+    /// is called.
     pub fn param(&self, name: &str, shape: &[i64], init: Init) -> Tensor {
         let options = (Kind::Float, self.device);
         let tensor = match init {
@@ -108,7 +108,7 @@ impl Scope {
         tensor
     }
 
-    /// The parameters made below this scope so far, in the order of construction.
+    /// The parameters that have been created below this scope, in the order of construction.
     pub fn tensors(&self) -> Vec<Tensor> {
         let below = self.full_name("");
         let params = self.params.borrow();
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_carry_their_path_and_share_storage_with_the_model() {
+    fn parameters_have_their_full_name_and_share_storage_with_the_model() {
         let store = ParamStore::new(Device::Cpu);
         let weight = store.root().sub("layers").sub(3).param("weight", &[2], Init::Const(1.0));
         let (name, mut tensor) = store.named().remove(0);

@@ -1,8 +1,9 @@
-//! Weight files of the parts, under whatever prefixes other programs put before the names.
+//! Opens the weights of a language model or a vision encoder whose names have the prefixes of other
+//! programs.
 //!
-//! Wrappers of PyTorch (`module.`, `_orig_mod.`) and joined models (`model.language_model.`,
-//! `vision_tower.`) leave their marks on the names. A part is found by the one tensor that each has,
-//! its embeddings, and its tensors get the names that this crate's models have.
+//! PyTorch's wrappers (`module.`, `_orig_mod.`) and vision-language models
+//! (`model.language_model.`, `vision_tower.`) add prefixes to the names. A part is found by the
+//! name of its embeddings, and its tensors are renamed to the names in this crate's models.
 
 use std::path::Path;
 
@@ -10,22 +11,23 @@ use crate::weights::{Weights, WeightsError};
 use crate::{LmFamily, vision};
 use vlm_shapes::LmNames;
 
-/// Components that PyTorch's wrappers put into names, wherever the wrapped module is.
+/// Components that PyTorch's wrappers add to names, at any place.
 const WRAPPERS: [&str; 4] =
     ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"];
 
-/// What `DistributedDataParallel` and DeepSpeed put before all names.
+/// The prefix that `DistributedDataParallel` and DeepSpeed add to all names.
 const OUTER_WRAPPER: &str = "module.";
 
-/// How many names a message lists.
+/// Largest number of names that a message lists.
 const LISTED_NAMES: usize = 6;
 
-/// Opens the weights of a language model, alone or with other parts: its tensors have the names of
-/// [`LmNames`], those of other parts their own, without the prefix of the whole.
+/// Opens the weights of a language model, whose file may also hold other parts. The language
+/// model's tensors are renamed to the names of [`LmNames`]; those of other parts lose only the
+/// prefix that all tensors have.
 ///
 /// # Errors
-/// As [`Weights::open`]; a LoRA adapter; a file without embeddings of a known name, with the names
-/// that it has.
+/// As [`Weights::open`]. The file is a LoRA adapter, or has no embeddings of a supported name; the
+/// message lists its names.
 pub fn open_language_model(path: &Path) -> Result<Weights, WeightsError> {
     let weights = without_wrappers(Weights::open(path)?)?;
     refuse_adapter(&weights)?;
@@ -35,13 +37,13 @@ pub fn open_language_model(path: &Path) -> Result<Weights, WeightsError> {
         log_prefix(&weights, &prefix, "");
         return weights.renamed(|name| without(name, &prefix).to_owned());
     }
-    // `model.embed_tokens`: the part before the last component is the body's, `model.`.
+    // Of `model.embed_tokens`, `model.` is the name of the module around the blocks.
     let (body, embeddings) = hugging_face.embeddings.rsplit_once('.').unwrap_or_default();
     let body = format!("{body}.");
     let Some(prefix) = prefix_before(&weights, embeddings)? else {
         return Err(weights.refused(format!(
-            "no embeddings of a language model of a known form are there; expected {:?} or {:?}, \
-             with any prefix, found {}",
+            "it has no embeddings of a supported language model; expected {:?} or {:?}, with any \
+             prefix, found {}",
             LmNames::weight(hugging_face.embeddings),
             LmNames::weight(minimind.embeddings),
             listed(weights.names())
@@ -67,19 +69,19 @@ pub fn open_language_model(path: &Path) -> Result<Weights, WeightsError> {
     })
 }
 
-/// Opens the weights of a vision encoder, alone or with other parts: its tensors have Hugging Face's
-/// names of CLIP's and SigLIP's towers.
+/// Opens the weights of a vision encoder, whose file may also hold other parts. The encoder's
+/// tensors are renamed to Hugging Face's names of CLIP and SigLIP.
 ///
 /// # Errors
-/// As [`Weights::open`]; a LoRA adapter; a file without an encoder of a known form, with the names
-/// that it has.
+/// As [`Weights::open`]. The file is a LoRA adapter, or has no supported encoder; the message lists
+/// its names.
 pub fn open_vision_encoder(path: &Path) -> Result<Weights, WeightsError> {
     let weights = without_wrappers(Weights::open(path)?)?;
     refuse_adapter(&weights)?;
     let Some(prefix) = prefix_before(&weights, vision::PATCH_EMBEDDING)? else {
         return Err(weights.refused(format!(
-            "no vision encoder of a known form is there; expected \
-             \"vision_model.{}.weight\", with any prefix, found {}",
+            "it has no supported vision encoder; expected \"vision_model.{}.weight\", with any \
+             prefix, found {}",
             vision::PATCH_EMBEDDING,
             listed(weights.names())
         )));
@@ -92,7 +94,7 @@ pub fn open_vision_encoder(path: &Path) -> Result<Weights, WeightsError> {
     })
 }
 
-/// The first names of several, for a message.
+/// The first few of `names`, for a message.
 pub fn listed<'a>(names: impl Iterator<Item = &'a str>) -> String {
     let names: Vec<&str> = names.collect();
     let first: Vec<String> =
@@ -121,7 +123,7 @@ fn without_wrappers(weights: Weights) -> Result<Weights, WeightsError> {
     })
 }
 
-/// What stands before `part` in the name of its weight; `None` when no tensor is called so.
+/// The prefix before `part` in the name of its weight; `None` if there is no such tensor.
 fn prefix_before(weights: &Weights, part: &str) -> Result<Option<String>, WeightsError> {
     let weight = LmNames::weight(part);
     let prefixes: Vec<&str> = weights
@@ -135,7 +137,7 @@ fn prefix_before(weights: &Weights, part: &str) -> Result<Option<String>, Weight
         several => {
             let names: Vec<String> = several.iter().map(|p| format!("{p}{weight}")).collect();
             Err(weights.refused(format!(
-                "it holds several models ({}): save the one you mean by itself",
+                "it has several models ({}); save the one to be loaded to a file of its own",
                 listed(names.iter().map(String::as_str))
             )))
         }
@@ -148,7 +150,7 @@ fn refuse_adapter(weights: &Weights) -> Result<(), WeightsError> {
     match weights.names().find(|name| is_adapter(name)) {
         None => Ok(()),
         Some(name) => Err(weights.refused(format!(
-            "it holds a LoRA adapter ({name:?}), which is not computed; merge it into its model \
+            "it is a LoRA adapter ({name:?}), which is not supported; merge it into its model \
              first, in Python: PeftModel.from_pretrained(model, folder).merge_and_unload()\
              .save_pretrained(merged)"
         ))),
@@ -158,7 +160,7 @@ fn refuse_adapter(weights: &Weights) -> Result<(), WeightsError> {
 fn log_prefix(weights: &Weights, found: &str, expected: &str) {
     if found != expected {
         tracing::info!(
-            "{}: its names begin with {found:?}, read as {expected:?}",
+            "{}: the prefix {found:?} of its names is read as {expected:?}",
             weights.path().display()
         );
     }

@@ -1,6 +1,6 @@
-//! The projector: from the width of a patch feature to the hidden size of the language model.
+//! The projector, which maps patch features to the hidden size of the language model.
 //!
-//! Dimensions: N images · P patches · V vision width · T tokens an image · H hidden size
+//! Dimensions: N images · P patches · V vision width · T tokens per image · H hidden size
 
 use tch::Tensor;
 use vlm_shapes::{PROJECTOR_SCOPE, ProjectorConfig, ProjectorKind, VisionConfig};
@@ -8,16 +8,16 @@ use vlm_shapes::{PROJECTOR_SCOPE, ProjectorConfig, ProjectorKind, VisionConfig};
 use crate::layers::{LayerNorm, Linear};
 use crate::params::{Init, Scope};
 
-/// PyTorch's epsilon of layer normalisation, which MiniMind-V leaves as it is.
+/// PyTorch's default epsilon of layer normalisation, which MiniMind-V uses.
 const LAYER_NORM_EPS: f64 = 1e-5;
 
-/// A projector of any kind, under MiniMind-V's names.
+/// A projector of any kind, with MiniMind-V's parameter names.
 #[derive(Debug)]
 pub struct Projector {
     config: ProjectorConfig,
     norm: Option<LayerNorm>,
     first: Linear,
-    /// The layer behind the GELU.
+    /// The layer after the GELU.
     second: Option<Linear>,
 }
 
@@ -61,7 +61,7 @@ impl Projector {
         Self { config: config.clone(), norm, first, second }
     }
 
-    /// The shape this projector was built with.
+    /// The configuration of this projector.
     pub fn config(&self) -> &ProjectorConfig {
         &self.config
     }
@@ -71,7 +71,7 @@ impl Projector {
         let images = patches_npv.size()[0];
         let mut x = match self.config.kind {
             ProjectorKind::PixelShuffle => squares(patches_npv, self.config.tokens_per_image),
-            // P / T neighbours in reading order, side by side: P = T leaves everything as it is.
+            // Concatenates P / T neighbours in reading order; nothing changes where P = T.
             _ => patches_npv.reshape([images, self.config.tokens_per_image, -1]),
         };
         if let Some(norm) = &self.norm {
@@ -85,8 +85,8 @@ impl Projector {
     }
 }
 
-/// Squares of patches side by side, in reading order within a square and of the squares: `[N, P, V]`
-/// → `[N, T, V P / T]`.
+/// Concatenates the features of squares of patches: `[N, P, V]` → `[N, T, V P / T]`. The squares,
+/// and the patches in a square, are in reading order.
 fn squares(patches_npv: &Tensor, tokens: i64) -> Tensor {
     let (images, patches, width) = patches_npv.size3().expect("[N, P, V] by construction");
     let root = |square: i64| (square as f64).sqrt().round() as i64;

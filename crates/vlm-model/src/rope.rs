@@ -1,10 +1,11 @@
-//! Rotary position embedding (Su et al. 2021): each pair of numbers is turned as one complex number.
+//! Rotary position embedding (Su et al. 2021): each pair of elements is rotated as one complex
+//! number.
 
 use tch::{Device, Kind, Tensor};
 
 use vlm_shapes::{RopeScaling, RotaryLayout, Yarn};
 
-/// The angles of every position, as unit complex numbers.
+/// The rotary angles of every position, as complex numbers.
 #[derive(Debug)]
 pub struct RotaryAngles {
     /// `[max_positions, head_dim / 2]`, complex64.
@@ -12,8 +13,8 @@ pub struct RotaryAngles {
 }
 
 impl RotaryAngles {
-    /// Angles `position · theta^(-2i / head_dim)` for `max_positions` positions, in float32, with
-    /// the frequencies scaled.
+    /// The angles `position · theta^(-2i / head_dim)` of `max_positions` positions, in float32,
+    /// with their frequencies scaled by `scaling`.
     pub fn new(
         head_dim: i64,
         max_positions: i64,
@@ -46,19 +47,17 @@ impl RotaryAngles {
         Self { rotations: Tensor::polar(&angles.full_like(radius), &angles) }
     }
 
-    /// Number of positions there are angles for.
+    /// Number of positions.
     pub fn max_positions(&self) -> i64 {
         self.rotations.size()[0]
     }
 
-    /// The rotations of `len` positions from `start`, shaped to broadcast over
-    /// `[B, T, heads, head_dim / 2]`.
+    /// The rotations of `len` positions from `start`, `[1, T, 1, head_dim / 2]`, complex64.
     pub fn at(&self, start: i64, len: i64) -> Tensor {
         self.rotations.narrow(0, start, len).unsqueeze(0).unsqueeze(2)
     }
 
-    /// The rotations of positions `[B, T]` (i64), shaped to broadcast over
-    /// `[B, T, heads, head_dim / 2]`.
+    /// The rotations of positions `[B, T]` (i64), `[B, T, 1, head_dim / 2]`, complex64.
     pub fn at_each(&self, positions_bt: &Tensor) -> Tensor {
         let mut shape = positions_bt.size();
         shape.extend([1, -1]);
@@ -66,9 +65,10 @@ impl RotaryAngles {
     }
 }
 
-/// LLaMA 3.1's frequencies: as they are where the wavelength is below the original length over the
-/// second bound, divided by `factor` where it is above the length over the first, and between the
-/// two in between. In float32 and in the order of transformers' `_compute_llama3_parameters`.
+/// LLaMA 3.1's frequencies, with `length` the original length: a frequency is kept if its
+/// wavelength is below `length / high`, divided by `factor` if it is above `length / low`, and
+/// interpolated in between. In float32 and in the order of operations of transformers'
+/// `_compute_llama3_parameters`.
 fn llama3(frequencies: &Tensor, factor: f64, [low, high]: [f64; 2], length: f64) -> Tensor {
     let wavelengths = frequencies.reciprocal() * (2.0 * std::f64::consts::PI);
     let is_low = wavelengths.gt(length / low);
@@ -80,8 +80,9 @@ fn llama3(frequencies: &Tensor, factor: f64, [low, high]: [f64; 2], length: f64)
     between.where_self(&is_low.logical_or(&is_high).logical_not(), &divided)
 }
 
-/// YaRN's frequencies (Peng et al. 2023, section 3.2), in float32 and in the order of transformers'
-/// `_compute_yarn_parameters`; `wavelengths` are the reciprocals of the plain ones.
+/// YaRN's frequencies (Peng et al. 2023, section 3.2), in float32 and in the order of operations of
+/// transformers' `_compute_yarn_parameters`. `wavelengths` are the reciprocals of the unscaled
+/// frequencies.
 fn yarn_frequencies(wavelengths: &Tensor, theta: f64, head_dim: i64, yarn: &Yarn) -> Tensor {
     let dim = head_dim as f64;
     let place_of = |rotations: f64| {
@@ -104,8 +105,9 @@ fn yarn_frequencies(wavelengths: &Tensor, theta: f64, head_dim: i64, yarn: &Yarn
     divided * rest + wavelengths.reciprocal() * kept
 }
 
-/// Turns each pair of `x` `[B, T, heads, head_dim]` by the angle of its position. Computed in
-/// float32, returned in the type of `x`.
+/// Rotates each pair of `x` `[B, T, heads, head_dim]` by the angle of its position. `rotations` are
+/// those of [`RotaryAngles::at`] or [`RotaryAngles::at_each`]. Computed in float32, returned in the
+/// dtype of `x`.
 pub fn rotate(x: &Tensor, rotations: &Tensor, layout: RotaryLayout) -> Tensor {
     let (batch, len, heads, head_dim) = x.size4().expect("[B, T, heads, head_dim] by construction");
     let x_f32 = x.to_kind(Kind::Float);
@@ -130,11 +132,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pairs_are_turned_by_position_times_frequency() {
+    fn pairs_are_rotated_by_position_times_frequency() {
         let angles = RotaryAngles::new(4, 8, 100.0, &RopeScaling::None, Device::Cpu);
         let x = Tensor::from_slice(&[1f32, 0.0, 1.0, 0.0]).view([1, 1, 1, 4]);
         let turned = rotate(&x, &angles.at(3, 1), RotaryLayout::Interleaved);
-        // Frequencies of head width 4 and theta 100 are 1 and 0.1; position 3.
+        // Head width 4 and theta 100 give the frequencies 1 and 0.1; the position is 3.
         let expected = [3f64.cos(), 3f64.sin(), 0.3f64.cos(), 0.3f64.sin()];
         let got = Vec::<f32>::try_from(turned.flatten(0, -1)).unwrap();
         for (g, e) in got.iter().zip(expected) {
@@ -143,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn halves_are_pairs_apart() {
+    fn both_layouts_rotate_the_same_pairs() {
         let angles = RotaryAngles::new(4, 8, 100.0, &RopeScaling::None, Device::Cpu);
         let adjacent = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]).view([1, 1, 1, 4]);
         let halves = Tensor::from_slice(&[1f32, 3.0, 2.0, 4.0]).view([1, 1, 1, 4]);
@@ -158,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn products_depend_on_distance_alone() {
+    fn dot_products_depend_only_on_the_distance() {
         let angles = RotaryAngles::new(8, 64, 1e6, &RopeScaling::None, Device::Cpu);
         let (q, k) = (
             Tensor::randn([1, 1, 1, 8], (Kind::Float, Device::Cpu)),

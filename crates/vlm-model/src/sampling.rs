@@ -1,8 +1,8 @@
-//! Choosing the next token: from logits to one id.
+//! Sampling: chooses the next token from logits.
 //!
 //! The steps and their order are those of the `transformers` library's logits processors:
-//! repetition penalty, temperature, top-k, top-p, then a draw. Works on the host, on one row at a
-//! time; knows no tensors.
+//! repetition penalty, temperature, top-k, top-p, then a draw. It works on the CPU, on the logits
+//! of one position at a time, and does not use tensors.
 
 use rand::Rng;
 use rand::SeedableRng;
@@ -14,59 +14,60 @@ use crate::ModelError;
 /// How the next token is chosen.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Sampling {
-    /// Logits are divided by this; 0: always the most likely token.
+    /// Logits are divided by this. 0 always chooses the most likely token.
     pub temperature: f64,
-    /// Only this many of the most likely tokens; 0: all.
+    /// Only this number of the most likely tokens is considered. 0 means all.
     pub top_k: usize,
-    /// Only the most likely tokens that together have this probability; 1: all (Holtzman et al.
-    /// 2020).
+    /// Only the most likely tokens whose probabilities sum to this are considered (Holtzman et al.
+    /// 2020). 1 means all.
     pub top_p: f64,
-    /// Logits of tokens that were there before, in prompt or answer, are divided by this where
-    /// positive and multiplied where negative; 1: none (Keskar et al. 2019).
+    /// Positive logits of tokens that occur in the prompt or the generated text are divided by
+    /// this, negative ones multiplied (Keskar et al. 2019). 1 changes nothing.
     pub repetition_penalty: f64,
-    /// Of the draws. A row's draws depend on this and its number alone.
+    /// Seed of the draws. The draws for a prompt depend only on this and on its index in the batch.
     pub seed: u64,
 }
 
 impl Default for Sampling {
-    /// Greedy.
+    /// Greedy decoding.
     fn default() -> Self {
         Self { temperature: 0.0, top_k: 0, top_p: 1.0, repetition_penalty: 1.0, seed: 1337 }
     }
 }
 
 impl Sampling {
-    /// Checks the numbers.
+    /// Checks that every setting is in its range.
     ///
     /// # Errors
-    /// Names the setting, what it is and what it must be.
+    /// A setting is out of its range; the message names it with its value and its range.
     pub fn validate(&self) -> Result<(), ModelError> {
         let wrong = |message: String| Err(ModelError::Config(message));
         if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
             return wrong(format!(
-                "temperature is {}; it must be positive, or 0 for the most likely token",
+                "`temperature` is {}; it must be positive, or 0 for greedy decoding",
                 self.temperature
             ));
         }
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
-            return wrong(format!("top-p is {}; it must be above 0 and at most 1", self.top_p));
+            return wrong(format!("`top_p` is {}; it must be above 0 and at most 1", self.top_p));
         }
         if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
             return wrong(format!(
-                "repetition-penalty is {}; it must be positive, and 1 is none",
+                "`repetition_penalty` is {}; it must be positive, or 1 for no penalty",
                 self.repetition_penalty
             ));
         }
         Ok(())
     }
 
-    /// Whether the choice is the largest logit as it comes, without looking at any other number.
+    /// Whether the next token is always the one with the largest unchanged logit.
     pub fn is_plain_greedy(&self) -> bool {
         self.temperature == 0.0 && self.repetition_penalty == 1.0
     }
 
-    /// Makes the changes to a row of logits that come before the draw; `seen` are the row's ids so
-    /// far. What is ruled out becomes minus infinity. At temperature 0 only the penalty applies.
+    /// Applies repetition penalty, temperature, top-k and top-p to `logits` `[vocab_size]`; `seen`
+    /// are the ids of the prompt and the generated tokens. Logits of excluded tokens become minus
+    /// infinity. At temperature 0 only the penalty is applied.
     pub fn process(&self, logits: &mut [f32], seen: &[i64]) {
         penalise(logits, seen, self.repetition_penalty as f32);
         if self.temperature == 0.0 {
@@ -79,7 +80,7 @@ impl Sampling {
     }
 }
 
-/// Chooses the tokens of one row.
+/// Chooses the tokens that follow one prompt.
 #[derive(Debug)]
 pub struct Sampler {
     sampling: Sampling,
@@ -88,14 +89,14 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// For row number `row`, whose prompt is `prompt`.
+    /// A sampler for the prompt with the index `row` in the batch; `prompt` are its token ids.
     pub fn new(sampling: &Sampling, row: usize, prompt: &[i64]) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
         rng.set_stream(row as u64);
         Self { sampling: sampling.clone(), rng, seen: prompt.to_vec() }
     }
 
-    /// The next token of the row, by its logits `[vocab_size]`, which are changed on the way.
+    /// Chooses the next token from `logits` `[vocab_size]`, which are changed in place.
     pub fn next(&mut self, logits: &mut [f32]) -> i64 {
         self.sampling.process(logits, &self.seen);
         let id = if self.sampling.temperature == 0.0 {
@@ -108,7 +109,8 @@ impl Sampler {
     }
 }
 
-/// Each id of `seen` once, however often it occurs; ids that are no logit's are passed over.
+/// Applies the repetition penalty once to each id in `seen`, even if it occurs more than once. Ids
+/// outside the vocabulary are ignored.
 fn penalise(logits: &mut [f32], seen: &[i64], penalty: f32) {
     if penalty == 1.0 {
         return;
@@ -122,18 +124,18 @@ fn penalise(logits: &mut [f32], seen: &[i64], penalty: f32) {
     }
 }
 
-/// Rules out what is below the k-th largest; all that equal it stay.
+/// Excludes the logits below the k-th largest; those that equal it are kept.
 fn keep_top_k(logits: &mut [f32], top_k: usize) {
     if top_k == 0 || top_k >= logits.len() {
         return;
     }
     let mut sorted = logits.to_vec();
     let (_, &mut least, _) = sorted.select_nth_unstable_by(top_k - 1, |a, b| b.total_cmp(a));
-    rule_out(logits, |logit| logit < least);
+    exclude(logits, |logit| logit < least);
 }
 
-/// Rules out the least likely tokens whose probabilities sum to at most `1 - top_p`; the most
-/// likely one always stays.
+/// Excludes the least likely tokens whose probabilities sum to at most `1 - top_p`; the most likely
+/// one is always kept.
 fn keep_top_p(logits: &mut [f32], top_p: f32) {
     if top_p >= 1.0 {
         return;
@@ -151,13 +153,13 @@ fn keep_top_p(logits: &mut [f32], top_p: f32) {
     }
 }
 
-fn rule_out(logits: &mut [f32], is_out: impl Fn(f32) -> bool) {
-    for logit in logits.iter_mut().filter(|logit| is_out(**logit)) {
+fn exclude(logits: &mut [f32], is_excluded: impl Fn(f32) -> bool) {
+    for logit in logits.iter_mut().filter(|logit| is_excluded(**logit)) {
         *logit = f32::NEG_INFINITY;
     }
 }
 
-/// Probabilities of logits; all the same share where there is nothing to tell them apart.
+/// The probabilities of logits.
 fn softmax(logits: &[f32]) -> Vec<f32> {
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let exp: Vec<f32> = logits.iter().map(|logit| (logit - largest).exp()).collect();
@@ -165,7 +167,7 @@ fn softmax(logits: &[f32]) -> Vec<f32> {
     exp.iter().map(|value| value / sum).collect()
 }
 
-/// The id whose stretch of the probabilities `point` (0 to 1) falls into.
+/// Draws an id: the first whose cumulative probability exceeds `point`, which is in `[0, 1)`.
 fn draw(probabilities: &[f32], point: f32) -> usize {
     let mut sum = 0.0;
     for (id, probability) in probabilities.iter().enumerate() {
@@ -174,11 +176,11 @@ fn draw(probabilities: &[f32], point: f32) -> usize {
             return id;
         }
     }
-    // Rounding can leave the sum short of 1: then it is the last one that is possible at all.
+    // Rounding can make the sum less than 1: then it is the last id with a positive probability.
     probabilities.iter().rposition(|&probability| probability > 0.0).unwrap_or(0)
 }
 
-/// The first of the largest.
+/// The index of the largest logit, the first one of equals.
 fn argmax(logits: &[f32]) -> usize {
     let mut best = 0;
     for (id, logit) in logits.iter().enumerate() {
@@ -203,16 +205,16 @@ mod tests {
         for _ in 0..DRAWS {
             counts[sampler.next(&mut logits.clone()) as usize] += 1;
         }
-        // softmax([1, 3, -inf, 2]); four standard deviations of a share are at most 0.01.
+        // softmax([1, 3, -inf, 2]); four standard deviations of a frequency are at most 0.01.
         for (count, expected) in counts.iter().zip([0.09003, 0.66524, 0.0, 0.24473]) {
-            let share = f64::from(*count) / f64::from(DRAWS);
-            assert!((share - expected).abs() < 0.01, "{counts:?}");
+            let frequency = f64::from(*count) / f64::from(DRAWS);
+            assert!((frequency - expected).abs() < 0.01, "{counts:?}");
         }
         assert_eq!(counts[2], 0);
     }
 
     #[test]
-    fn a_rows_draws_depend_on_seed_and_number_alone() {
+    fn draws_depend_only_on_the_seed_and_the_row_index() {
         let logits: Vec<f32> = (0..50).map(|k| (k as f32 * 0.37).sin()).collect();
         let ids = |seed, row| {
             let sampling = Sampling { temperature: 1.0, seed, ..Sampling::default() };
@@ -225,13 +227,13 @@ mod tests {
     }
 
     #[test]
-    fn settings_that_make_no_sense_are_named() {
+    fn settings_out_of_range_are_named() {
         for (sampling, name) in [
             (Sampling { temperature: -1.0, ..Sampling::default() }, "temperature"),
             (Sampling { temperature: f64::NAN, ..Sampling::default() }, "temperature"),
-            (Sampling { top_p: 0.0, ..Sampling::default() }, "top-p"),
-            (Sampling { top_p: 1.5, ..Sampling::default() }, "top-p"),
-            (Sampling { repetition_penalty: 0.0, ..Sampling::default() }, "repetition-penalty"),
+            (Sampling { top_p: 0.0, ..Sampling::default() }, "top_p"),
+            (Sampling { top_p: 1.5, ..Sampling::default() }, "top_p"),
+            (Sampling { repetition_penalty: 0.0, ..Sampling::default() }, "repetition_penalty"),
         ] {
             assert!(sampling.validate().unwrap_err().to_string().contains(name));
         }

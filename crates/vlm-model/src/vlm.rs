@@ -1,7 +1,7 @@
-//! The joined model: vision encoder → projector → language model.
+//! The vision-language model: vision encoder → projector → language model.
 //!
-//! The features of each image take the place of its run of placeholder tokens in the prompt. Where
-//! those runs are is the data's to know; this file is told, and checks.
+//! The projected features of each image replace the embeddings of its placeholder tokens in the
+//! prompt. The caller gives the positions of the placeholders, which are checked here.
 //!
 //! Dimensions: B batch · T tokens · N images · P patches · V vision width · H hidden size
 
@@ -16,35 +16,35 @@ use crate::projector::Projector;
 use crate::vision::VisionEncoder;
 use vlm_shapes::{FreezePolicy, LmConfig, ProjectorConfig, VisionConfig};
 
-/// What to show the model of its images.
+/// The images of a batch.
 #[derive(Debug)]
 pub enum ImageInput {
-    /// Text alone.
+    /// The batch has no images.
     None,
-    /// Normalised pixels `[N, 3, S, S]`, for the model's own encoder.
+    /// Normalised pixels `[N, 3, S, S]`, which the model's vision encoder encodes.
     Pixels(Tensor),
-    /// Patch features `[N, P, V]` made before.
+    /// Patch features `[N, P, V]` that the vision encoder computed before.
     Features(Tensor),
 }
 
 /// A batch on the model's device.
 #[derive(Debug)]
 pub struct ModelBatch {
-    /// `[B, T]`, i64; padded on the right. Packed `[1, sum of lengths]`.
+    /// Token ids `[B, T]`, i64, padded on the right; or, of a packed batch, `[1, sum of lengths]`.
     pub input_ids: Tensor,
-    /// The rows' lengths, `[B]`, where they are packed: they lie end to end.
+    /// The rows' lengths, `[B]`, if the batch is packed, that is, if its rows are concatenated.
     pub packed_lengths: Option<Vec<i64>>,
     /// The images, in the order of `image_starts`.
     pub images: ImageInput,
-    /// Where each image's placeholder run starts: `(row, position in the row)`.
+    /// Position of each image's first placeholder: `(row, position in the row)`.
     pub image_starts: Vec<(i64, i64)>,
 }
 
 impl ModelBatch {
-    /// Where each row begins, flat, and how many tokens it has.
+    /// Index of each row's first token in the flattened ids, and its number of tokens.
     ///
     /// # Errors
-    /// Ids of another shape than they should have.
+    /// The shape of `input_ids` is wrong.
     fn rows(&self) -> Result<Vec<(i64, i64)>, ModelError> {
         let size = self.input_ids.size();
         match (&self.packed_lengths, size.as_slice()) {
@@ -68,14 +68,14 @@ impl ModelBatch {
     }
 }
 
-/// The summed loss of the supervised positions.
+/// The loss of a batch, summed over its supervised positions.
 #[derive(Debug)]
 pub struct LossSum {
     /// Cross-entropy summed over the supervised positions, in nats; scalar float32.
     pub sum: Tensor,
-    /// How many positions that was.
+    /// Number of supervised positions.
     pub num_supervised: i64,
-    /// The experts' auxiliary loss, scalar; in training with experts only.
+    /// The experts' auxiliary loss (scalar); only in training with experts.
     pub aux_loss: Option<Tensor>,
 }
 
@@ -92,11 +92,11 @@ pub struct Vlm {
 }
 
 impl Vlm {
-    /// Builds the model with random weights on `device` (seed it with `tch::manual_seed` before),
-    /// with the projector that the language model's family has.
+    /// Builds the model with random weights on `device`, with the default projector of the language
+    /// model's family. Call `tch::manual_seed` before for reproducible weights.
     ///
     /// # Errors
-    /// A configuration that makes no model.
+    /// A configuration is not valid.
     pub fn new(
         lm_config: &LmConfig,
         vision_config: &VisionConfig,
@@ -106,10 +106,10 @@ impl Vlm {
         Self::with_projector(lm_config, vision_config, &projector, device)
     }
 
-    /// As [`Self::new`], with a projector of one's choice.
+    /// As [`Self::new`], with a given projector.
     ///
     /// # Errors
-    /// A configuration that makes no model.
+    /// A configuration is not valid.
     pub fn with_projector(
         lm_config: &LmConfig,
         vision_config: &VisionConfig,
@@ -119,11 +119,11 @@ impl Vlm {
         Self::build(lm_config, vision_config, projector_config, device, true)
     }
 
-    /// The same without the encoder: images come as [`ImageInput::Features`]. The other weights
-    /// are those that [`Self::with_projector`] would draw.
+    /// As [`Self::with_projector`], without the vision encoder: images are given as
+    /// [`ImageInput::Features`]. The other weights are the same for the same seed.
     ///
     /// # Errors
-    /// A configuration that makes no model.
+    /// A configuration is not valid.
     pub fn without_encoder(
         lm_config: &LmConfig,
         vision_config: &VisionConfig,
@@ -172,7 +172,7 @@ impl Vlm {
         self.lm.set_activation_checkpointing(on);
     }
 
-    /// The device that the parameters live on.
+    /// The device that the parameters are on.
     pub fn device(&self) -> Device {
         self.lm_store.device()
     }
@@ -182,7 +182,7 @@ impl Vlm {
         self.projector.config().tokens_per_image
     }
 
-    /// Parameters of the language model and the projector: what a checkpoint holds.
+    /// Parameters of the language model and the projector.
     pub fn params(&self) -> &ParamStore {
         &self.lm_store
     }
@@ -192,27 +192,29 @@ impl Vlm {
         &self.vision_store
     }
 
-    /// Everything that is trained, in a fixed order.
+    /// All parameters that are trained, in a fixed order.
     pub fn trainable(&self) -> Vec<(String, Tensor)> {
         let mut all = self.lm_store.trainable();
         all.extend(self.vision_store.trainable());
         all
     }
 
-    /// Chooses what is trained; the projector always is.
+    /// Sets which parameters are trained; the projector always is.
     pub fn freeze(&self, policy: &FreezePolicy) {
         self.lm_store.set_trainable(|name| policy.trains(self.lm.config(), name));
         self.vision_store.set_trainable(|_| policy.train_vision);
     }
 
-    /// The encoder's patch features of `pixel_values` `[N, 3, S, S]`: `[N, P, V]`. No gradient is
-    /// kept when the encoder is frozen.
+    /// The vision encoder's patch features of `pixel_values`, `[N, 3, S, S]` → `[N, P, V]`. They
+    /// have no gradient if the encoder is frozen.
     ///
     /// # Errors
-    /// Another shape; a model without an encoder.
+    /// The shape of `pixel_values` is wrong, or the model has no vision encoder.
     pub fn encode_images(&self, pixel_values: &Tensor) -> Result<Tensor, ModelError> {
         let vision = self.vision.as_ref().ok_or_else(|| {
-            ModelError::Shape("this model was built without a vision encoder; give features".into())
+            ModelError::Shape(
+                "this model has no vision encoder; pass image features instead of pixels".into(),
+            )
         })?;
         let config = vision.config();
         let expected = [config.num_channels, config.image_size, config.image_size];
@@ -231,12 +233,14 @@ impl Vlm {
         })
     }
 
-    /// Embeddings `[B, T, H]` of a batch, each image's projected features in the place of its
-    /// placeholders.
+    /// The embeddings `[B, T, H]` of a batch, with each image's projected features in the place of
+    /// its placeholders.
     ///
     /// # Errors
-    /// Shapes that do not agree, an image run that does not fit its row, token ids outside of the
-    /// vocabulary (only checked on the CPU, where it costs nothing).
+    /// Shapes do not agree, or an image's placeholders do not fit in its row.
+    ///
+    /// # Panics
+    /// On the CPU, for a token id outside of the vocabulary.
     pub fn embed(&self, batch: &ModelBatch) -> Result<Tensor, ModelError> {
         let rows = batch.rows()?;
         let embedded_bth = self.lm.embed(&batch.input_ids);
@@ -248,7 +252,7 @@ impl Vlm {
         let num_images = features_npv.as_ref().map_or(0, |f| f.size()[0]);
         if num_images != batch.image_starts.len() as i64 {
             return Err(ModelError::Shape(format!(
-                "{num_images} images for {} placeholder runs",
+                "the batch has {num_images} images, but positions for {}",
                 batch.image_starts.len()
             )));
         }
@@ -270,7 +274,7 @@ impl Vlm {
                 Some((row_start, _)) => flat_starts.push(row_start + start),
                 None => {
                     return Err(ModelError::Shape(format!(
-                        "an image run of {run} tokens at row {row}, position {start} does not fit \
+                        "an image of {run} tokens at row {row}, position {start} does not fit into \
                          a batch of {} rows{}",
                         rows.len(),
                         of_row.map_or(String::new(), |(_, len)| format!(" ({len} tokens there)")),
@@ -298,7 +302,8 @@ impl Vlm {
             .view(size.as_slice())
     }
 
-    /// Hidden states `[B, T, H]` (packed `[1, sum of lengths, H]`) of a batch, before the last norm, and the auxiliary loss.
+    /// The hidden states of a batch before the last norm, `[B, T, H]`, and the auxiliary loss. Of a
+    /// packed batch they are `[1, sum of lengths, H]`.
     ///
     /// # Errors
     /// As [`Self::embed`].
@@ -316,28 +321,28 @@ impl Vlm {
         let total = longest + cache.as_deref().map_or(0, KvCache::len);
         if total > self.lm.max_positions() {
             return Err(ModelError::Shape(format!(
-                "{total} tokens, but there are rotary angles for {}; shorten the prompt or raise \
-                 max_seq_len",
+                "the sequence has {total} tokens, but the model has {} positions; shorten the \
+                 prompt or raise `max_seq_len`",
                 self.lm.max_positions()
             )));
         }
         match (&batch.packed_lengths, &cache) {
             (None, _) => Ok(self.lm.forward(&embedded_bth, cache, train)),
             (Some(lengths), None) => Ok(self.lm.forward_packed(&embedded_bth, lengths, train)),
-            (Some(_), Some(_)) => {
-                Err(ModelError::Shape("packed rows have no cache; give them side by side".into()))
-            }
+            (Some(_), Some(_)) => Err(ModelError::Shape(
+                "a packed batch cannot be used with a key/value cache".into(),
+            )),
         }
     }
 
-    /// Cross-entropy of a batch, summed over its supervised positions.
+    /// The cross-entropy of a batch, summed over its supervised positions.
     ///
-    /// `supervised` `[S]` (i64) are flat positions in the ids, `targets` `[S]` the token each
-    /// should predict. Logits are made for these positions alone, so memory does not follow
-    /// vocabulary × padding.
+    /// `supervised` `[S]` (i64) are indices into the flattened ids, and `targets` `[S]` (i64) the
+    /// ids to be predicted there. Logits are computed for these positions only, so that no memory
+    /// is used for the logits of padding.
     ///
     /// # Errors
-    /// As [`Self::embed`]; `supervised` and `targets` of different lengths.
+    /// As [`Self::forward`], or `supervised` and `targets` have different shapes.
     pub fn loss(
         &self,
         batch: &ModelBatch,
@@ -347,7 +352,7 @@ impl Vlm {
     ) -> Result<LossSum, ModelError> {
         if supervised.size() != targets.size() {
             return Err(ModelError::Shape(format!(
-                "{:?} supervised positions for {:?} targets",
+                "supervised has shape {:?}, but targets has {:?}",
                 supervised.size(),
                 targets.size()
             )));
@@ -372,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn parameters_are_those_that_the_configuration_lists() {
+    fn parameters_equal_the_list_of_the_configuration() {
         let towers = [VisionConfig::default(), VisionConfig::siglip()].map(|tower| VisionConfig {
             hidden_size: 12,
             intermediate_size: 20,

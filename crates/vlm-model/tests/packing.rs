@@ -1,15 +1,15 @@
-//! Rows that lie end to end give what each gives alone.
+//! Packed rows have the same losses and gradients as each row alone.
 
 use tch::{Device, Kind, Tensor};
 use vlm_model::config::{LmConfig, LmFamily, MoeConfig, ProjectorConfig, VisionConfig};
 use vlm_model::{FreezePolicy, ImageInput, ModelBatch, ProjectorKind, Vlm};
 
-/// Float32 sums in another order.
+/// Float32 sums are computed in another order.
 const TOLERANCE: f64 = 1e-5;
 
 const PATCHES: i64 = 4;
 
-/// A row of so many tokens, with images that begin at these.
+/// A row with its token ids and the positions of its images.
 struct Row {
     ids: Vec<i64>,
     image_starts: Vec<i64>,
@@ -22,7 +22,7 @@ fn model(lm: LmConfig) -> Vlm {
     let projector = ProjectorConfig::new(ProjectorKind::Linear, &vision).unwrap();
     let model = Vlm::without_encoder(&lm, &vision, &projector, Device::Cpu).unwrap();
     model.freeze(&FreezePolicy { train_lm: true, ..FreezePolicy::default() });
-    // The usual small starting values would hide what attention does.
+    // With the small initial weights, attention would have almost no effect.
     tch::no_grad(|| {
         for (_, mut tensor) in model.trainable() {
             let _ = tensor.g_mul_scalar_(3.0);
@@ -106,7 +106,8 @@ fn alone(rows: &[Row], features: &Tensor) -> Vec<ModelBatch> {
         .collect()
 }
 
-/// Every position but the first predicts the id there. One number: the sum over `range`.
+/// The loss of predicting each id but the first among `len` ids from `start`, summed, and the
+/// auxiliary loss.
 fn loss(model: &Vlm, batch: &ModelBatch, start: i64, len: i64) -> (f64, Option<f64>) {
     let supervised = Tensor::arange_start(start, start + len - 1, (Kind::Int64, Device::Cpu));
     let targets = batch.input_ids.view([-1]).index_select(0, &(&supervised + 1));
@@ -138,7 +139,7 @@ fn gradients(model: &Vlm, batches: &[ModelBatch], rows: &[Row]) -> Vec<(String, 
 }
 
 #[test]
-fn packed_rows_have_the_losses_and_gradients_that_they_have_alone() {
+fn packed_rows_have_the_same_losses_and_gradients_as_alone() {
     for (name, config) in families() {
         let model = model(config);
         let rows = rows(&[9, 23, 1, 17], &[&[2], &[], &[], &[1, 8]]);
@@ -153,19 +154,19 @@ fn packed_rows_have_the_losses_and_gradients_that_they_have_alone() {
             most = most.max((together - by_itself).abs() / (len as f64));
             start += len;
         }
-        assert!(most <= TOLERANCE, "{name}: losses differ by {most:e} nats a token");
+        assert!(most <= TOLERANCE, "{name}: losses differ by {most:e} nats per token");
         let (a, b) = (gradients(&model, &[packed], &rows), gradients(&model, &alone, &rows));
         for ((param, a), (_, b)) in a.iter().zip(&b) {
             let scale = f64::try_from(b.abs().max()).unwrap().max(1.0);
             let difference = f64::try_from((a - b).abs().max()).unwrap() / scale;
             assert!(difference <= TOLERANCE, "{name}: {param} differs by {difference:e}");
         }
-        println!("{name}: largest difference {most:e} nats a token");
+        println!("{name}: largest difference {most:e} nats per token");
     }
 }
 
 #[test]
-fn a_row_sees_nothing_of_its_neighbours() {
+fn a_packed_row_does_not_depend_on_its_neighbours() {
     let (_, config) = families().remove(0);
     let model = model(config);
     let mut rows = rows(&[9, 23, 17], &[&[2], &[], &[1]]);
@@ -178,7 +179,7 @@ fn a_row_sees_nothing_of_its_neighbours() {
 }
 
 #[test]
-fn experts_are_balanced_over_the_tokens_of_each_row() {
+fn the_balancing_loss_of_packed_rows_is_the_mean_over_the_rows() {
     let experts = families().remove(1).1;
     let model = model(experts);
     let rows = rows(&[9, 23, 17], &[&[2], &[], &[1]]);
@@ -190,7 +191,7 @@ fn experts_are_balanced_over_the_tokens_of_each_row() {
 }
 
 #[test]
-fn experts_of_rows_of_one_length_are_balanced_as_side_by_side() {
+fn losses_of_packed_rows_of_equal_length_are_those_of_a_batch() {
     for (name, config) in families().into_iter().filter(|(_, config)| config.use_moe) {
         let model = model(config);
         let rows = rows(&[12, 12, 12], &[&[2], &[3], &[1]]);
@@ -209,7 +210,7 @@ fn experts_of_rows_of_one_length_are_balanced_as_side_by_side() {
 }
 
 #[test]
-fn lengths_that_do_not_add_up_and_images_across_a_border_are_refused() {
+fn wrong_lengths_and_images_that_exceed_their_row_are_refused() {
     let (_, config) = families().remove(0);
     let model = model(config);
     let rows = rows(&[9, 23], &[&[2], &[]]);

@@ -1,4 +1,4 @@
-//! Reading a `config.json`, and errors that name the file.
+//! Reads a `config.json` and adds the file's name to errors.
 
 use std::path::Path;
 
@@ -13,7 +13,7 @@ pub(crate) fn read_json(path: &Path) -> Result<Value, ShapeError> {
     serde_json::from_str(&text).map_err(|e| ShapeError::Config(format!("{}: {e}", path.display())))
 }
 
-/// Puts the file's name in front of an error about its content.
+/// Returns a function that puts the file's name in front of an error about its content.
 pub(crate) fn in_file(path: &Path) -> impl Fn(ShapeError) -> ShapeError {
     move |error| match error {
         ShapeError::Io { .. } => error,

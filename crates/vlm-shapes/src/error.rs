@@ -1,4 +1,4 @@
-//! What can go wrong with a configuration.
+//! Errors of reading and checking a configuration.
 
 use std::path::PathBuf;
 
@@ -6,10 +6,10 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ShapeError {
-    /// A configuration that describes no model, or one that is not supported.
+    /// The configuration describes no model, or one that is not supported.
     #[error("{0}")]
     Config(String),
-    /// A configuration file that cannot be read.
+    /// The configuration file cannot be read.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.

@@ -1,4 +1,4 @@
-//! Which parameters are trained.
+//! The choice of the parameters that are trained.
 
 use serde::{Deserialize, Serialize};
 
@@ -30,8 +30,8 @@ impl Default for FreezePolicy {
 }
 
 impl FreezePolicy {
-    /// Whether the tensor of that name is trained, in a model of this language model and a
-    /// projector. The vision encoder's tensors are trained where `train_vision` is set.
+    /// Whether the tensor with this name is trained, in a model that consists of the language model
+    /// `lm` and a projector. The vision encoder's tensors are trained if `train_vision` is set.
     pub fn trains(&self, lm: &LmConfig, name: &str) -> bool {
         is_projector(name)
             || self.train_lm

@@ -1,24 +1,24 @@
-//! `config.json` of the language models that have Hugging Face's names: LLaMA, Qwen2, Qwen3, and
-//! MiniMind from April 2025 on.
+//! Reads and writes the `config.json` of the language models that use Hugging Face's tensor names:
+//! LLaMA, Qwen2, Qwen3, and MiniMind from late April 2025 on.
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::ShapeError;
-use crate::keys::{self, Neutral, not_computed, shortened};
+use crate::keys::{self, Neutral, shortened, unsupported};
 use crate::rope::Rope;
 use crate::{LmConfig, LmFamily, MoeConfig};
 
-/// A configuration class, and what it assumes where a file says nothing.
+/// A configuration class, with its defaults for keys that a file leaves out.
 struct Class {
     model_type: &'static str,
     family: LmFamily,
     qk_norm: bool,
-    /// Qwen2 has biases at queries, keys and values alone, and no key for it.
+    /// Qwen2 has biases in the query, key and value layers only, and no key for them.
     qkv_bias: bool,
-    /// `None`: as many as there are heads.
+    /// `None` means `num_attention_heads`.
     num_key_value_heads: Option<i64>,
-    /// `None`: the hidden size over the heads.
+    /// `None` means `hidden_size / num_attention_heads`.
     head_dim: Option<i64>,
     vocab_size: i64,
     max_position_embeddings: i64,
@@ -72,15 +72,14 @@ const MINIMIND2: Class = Class {
     ..MINIMIND3
 };
 
-/// The names that `model_type` may have.
+/// The supported values of `model_type`.
 const MODEL_TYPES: [&str; 5] = ["llama", "qwen2", "qwen3", "minimind", "minimind-v"];
 
-/// Keys that only MiniMind2's configuration has; its class writes them whether there are experts or
-/// not.
+/// Keys that only MiniMind2's configuration has; its class writes them with and without experts.
 const MINIMIND2_KEYS: [&str; 5] =
     ["n_routed_experts", "n_shared_experts", "scoring_func", "aux_loss_alpha", "seq_aux"];
 
-/// What the classes have in common, and MiniMind's experts.
+/// The keys that the classes have in common, and those of MiniMind's experts.
 #[derive(Deserialize)]
 struct Form {
     hidden_size: i64,
@@ -108,18 +107,18 @@ struct Form {
     aux_loss_alpha: Option<f64>,
 }
 
-/// The keys of [`Form`] that every class knows.
+/// The keys of [`Form`] that every class has.
 const KEYS: [&str; 14] = [
     "hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim",
     "intermediate_size", "vocab_size", "max_position_embeddings", "rms_norm_eps",
     "tie_word_embeddings", "attention_bias", "mlp_bias", "dropout", "attention_dropout",
 ];
 
-/// Keys that are looked at by [`check_windows`] and [`check_rope_layers`].
+/// Keys that [`check_windows`] and [`check_rope_layers`] read.
 const LAYER_KEYS: [&str; 4] =
     ["use_sliding_window", "sliding_window", "layer_types", "no_rope_layers"];
 
-/// The keys of MiniMind's experts and of the joined model around it.
+/// The keys of MiniMind's experts and of its vision-language model.
 const MINIMIND_KEYS: [&str; 16] = [
     "use_moe", "num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob",
     "router_aux_loss_coef", "n_routed_experts", "n_shared_experts", "aux_loss_alpha",
@@ -127,25 +126,26 @@ const MINIMIND_KEYS: [&str; 16] = [
     "vision_hidden_size", "ve_dim", "seq_aux",
 ];
 
-/// What this program adds for the other parts of a joined model.
+/// Keys that this program writes for the other parts of a vision-language model.
 pub(crate) const OWN_KEYS: [&str; 3] = ["vision", "projector", "image_token"];
 
-/// The configuration of the language model within that of a joined model, else the whole.
+/// The language model's configuration within that of a vision-language model, else `json` itself.
 pub(crate) fn language_part(json: &Value) -> &Value {
     let is_joined = json.get("hidden_size").is_none() && json.get("dim").is_none();
     let mut parts = ["text_config", "language_config", "llm_config"].iter().map(|key| &json[*key]);
     parts.find(|part| is_joined && part.is_object()).unwrap_or(json)
 }
 
-/// Whether a configuration is of one of the classes.
+/// Whether a configuration belongs to one of the classes.
 pub(crate) fn is_known(json: &Value) -> bool {
     class_of(json).is_ok()
 }
 
-/// The shape that a configuration of one of the classes describes.
+/// Reads a configuration of one of the classes.
 ///
 /// # Errors
-/// Another class; a part that is not computed, by name.
+/// The configuration belongs to another class, or has an unsupported setting, which the message
+/// names.
 pub(crate) fn read(json: &Value) -> Result<LmConfig, ShapeError> {
     let class = class_of(json)?;
     unread_keys(json)?;
@@ -158,7 +158,7 @@ pub(crate) fn read(json: &Value) -> Result<LmConfig, ShapeError> {
     let is_minimind = class.family != LmFamily::Llama;
     if is_minimind && rope.scaling != crate::RopeScaling::None {
         return Err(ShapeError::Config(
-            "rope_scaling: MiniMind's own scaling of the rotary angles is not computed".into(),
+            "rope_scaling: MiniMind's own RoPE scaling is not supported".into(),
         ));
     }
     check_windows(json, &form, max_position_embeddings)?;
@@ -166,10 +166,10 @@ pub(crate) fn read(json: &Value) -> Result<LmConfig, ShapeError> {
     Ok(form.resolve(class, rope, max_position_embeddings))
 }
 
-/// Keys that are unknown and were passed over although they say something.
+/// Unknown keys that are ignored although they have a value: worth a warning.
 ///
 /// # Errors
-/// A key that may change the arithmetic.
+/// A key may change what the model computes.
 pub(crate) fn unread_keys(json: &Value) -> Result<Vec<String>, ShapeError> {
     let Some(config) = json.as_object() else { return Ok(Vec::new()) };
     let class = class_of(json)?;
@@ -188,7 +188,7 @@ pub(crate) fn unread_keys(json: &Value) -> Result<Vec<String>, ShapeError> {
         }
     }
     if class.qkv_bias {
-        // Qwen2 has its biases whatever this key says.
+        // Qwen2 has its biases for either value of `attention_bias`.
         must_be.push(("attention_bias", &[Neutral::True, Neutral::False]));
         must_be.push(("qkv_bias", &[Neutral::True]));
     }
@@ -197,7 +197,7 @@ pub(crate) fn unread_keys(json: &Value) -> Result<Vec<String>, ShapeError> {
         must_be.push(("use_qk_norm", &[Neutral::True]));
     }
     if class.model_type != LLAMA.model_type {
-        // Only LLaMA's class has them.
+        // Only LLaMA's class has biases in the feed-forward layer.
         must_be.push(("mlp_bias", &[Neutral::False]));
         read.retain(|key| *key != "mlp_bias");
     }
@@ -211,8 +211,8 @@ impl Form {
         let use_moe = self.use_moe.unwrap_or(false);
         let width = if use_moe { self.moe_intermediate_size } else { None };
         let attention_bias = self.attention_bias.unwrap_or(false);
-        // LLaMA's and Qwen's classes have dropout in attention alone; where this program trained
-        // with its own dropout it says so beside it.
+        // LLaMA's and Qwen's classes have dropout in attention only. `dropout` is a key that this
+        // program adds when it trained with dropout elsewhere too.
         let dropout = self.dropout.or(self.attention_dropout.filter(|_| !is_llama));
         let attention_dropout = self.attention_dropout.filter(|_| is_llama);
         let moe = &default.moe;
@@ -265,7 +265,7 @@ impl Form {
     }
 }
 
-/// By `model_type`, else by the name of the class in `architectures`.
+/// The class named by `model_type`, or else by the first entry of `architectures`.
 fn class_of(json: &Value) -> Result<Class, ShapeError> {
     let model_type = json["model_type"].as_str().unwrap_or_default().to_lowercase();
     let architecture = json["architectures"][0].as_str().unwrap_or_default().to_lowercase();
@@ -282,26 +282,27 @@ fn class_of(json: &Value) -> Result<Class, ShapeError> {
         None => {
             let found = if model_type.is_empty() { architecture } else { model_type };
             Err(ShapeError::Config(format!(
-                "model_type is {found:?}; known are {}",
+                "model_type is {found:?}; supported: {}",
                 MODEL_TYPES.join(", ")
             )))
         }
     }
 }
 
-/// Attention within a window is not computed; a window that no layer has, or that is as long as the
-/// model's longest text, changes nothing.
+/// Refuses sliding-window attention, which is not supported. A window that no layer uses, or that
+/// is as long as the model's longest sequence, changes nothing and is accepted.
 fn check_windows(json: &Value, form: &Form, longest: i64) -> Result<(), ShapeError> {
     let first_windowed = json["max_window_layers"].as_i64();
     let is_used = match json["use_sliding_window"] {
         Value::Bool(is_used) => is_used,
-        // Qwen's classes have the switch off; a LLaMA with a window and no switch is another model.
+        // Qwen's classes do not use the window by default; a LLaMA with a window and without
+        // `use_sliding_window` is another model.
         _ => json["model_type"] == LLAMA.model_type,
     };
     let is_full = |kind: &Value| kind.as_str() == Some("full_attention");
     let layers = json["layer_types"].as_array();
     if let Some(other) = layers.and_then(|layers| layers.iter().find(|kind| !is_full(kind))) {
-        return Err(not_computed(
+        return Err(unsupported(
             "layer_types",
             &json!(["…", other]),
             &[Neutral::Text("full_attention")],
@@ -314,26 +315,26 @@ fn check_windows(json: &Value, form: &Form, longest: i64) -> Result<(), ShapeErr
         && first_windowed.is_none_or(|first| first < form.num_hidden_layers);
     if is_windowed {
         return Err(ShapeError::Config(format!(
-            "sliding_window is {window}, less than max_position_embeddings {longest}, and \
-             attention within a window is not computed; known are models without it"
+            "sliding_window is {window}, less than max_position_embeddings {longest}; \
+             sliding-window attention is not supported"
         )));
     }
     Ok(())
 }
 
-/// `no_rope_layers` has a 1 for each layer with rotary angles, and all layers here have them.
+/// Refuses layers without rotary embedding. `no_rope_layers` has a 1 for each layer that has it.
 fn check_rope_layers(json: &Value) -> Result<(), ShapeError> {
     match &json["no_rope_layers"] {
         Value::Null => Ok(()),
         Value::Array(layers) if layers.iter().all(|layer| layer == 1) => Ok(()),
         other => Err(ShapeError::Config(format!(
-            "no_rope_layers is {}, and layers without rotary angles are not computed",
+            "no_rope_layers is {}; layers without rotary embedding are not supported",
             shortened(other)
         ))),
     }
 }
 
-/// The configuration in the class's own form, as its own loader reads it.
+/// The configuration as `config.json` of its Hugging Face class.
 pub(crate) fn write(config: &LmConfig) -> Value {
     let (model_type, class) = match config.family {
         LmFamily::MiniMind | LmFamily::MiniMind2 | LmFamily::MiniMind3 => {

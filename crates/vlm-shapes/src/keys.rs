@@ -1,16 +1,19 @@
-//! Keys of a `config.json` that no reader here asks for: those that only keep books are passed over,
-//! those that could change the arithmetic are refused.
+//! Checks the keys of a `config.json` that no reader of this crate uses. Metadata is ignored; a key
+//! that could change what the model computes is refused.
 //!
-//! The rule for a key that stands in none of the lists: null, false and empty values are passed over,
-//! and so is a name with one of [`OTHER_PARTS`]'s words; a name with one of [`ARITHMETIC`]'s words is
-//! refused; one with a word of [`BOOKKEEPING`] is passed over; of the rest a text is passed over with
-//! a warning, and everything else is refused.
+//! A key that is in none of the lists is treated by the first rule that applies:
+//! 1. A null, false or empty value is ignored.
+//! 2. A name with a word of [`OTHER_PARTS`] is ignored.
+//! 3. A name with a word of [`ARITHMETIC`] is refused.
+//! 4. A name with a word of [`BOOKKEEPING`] is ignored.
+//! 5. A string is ignored with a warning.
+//! 6. Any other value is refused.
 
 use serde_json::{Map, Value};
 
 use crate::ShapeError;
 
-/// Keys that every Hugging Face configuration may have and that say nothing about the arithmetic.
+/// Keys that every Hugging Face configuration may have and that do not change what it computes.
 const HARMLESS: [&str; 85] = [
     "_attn_implementation",
     "_attn_implementation_autoset",
@@ -99,7 +102,8 @@ const HARMLESS: [&str; 85] = [
     "use_return_dict",
 ];
 
-/// Keys whose value decides: any other than these changes the arithmetic. Null always agrees.
+/// Keys with the only values that are supported, because any other value changes what the model
+/// computes. Null is always accepted.
 const MUST_BE: [(&str, &[Neutral]); 45] = [
     ("add_cross_attention", &[Neutral::False]),
     ("alibi", &[Neutral::False]),
@@ -148,7 +152,7 @@ const MUST_BE: [(&str, &[Neutral]); 45] = [
     ("use_rotary_emb", &[Neutral::True]),
 ];
 
-/// Words of a key's name that say that it is about the arithmetic.
+/// Words in the names of keys that may change what the model computes.
 const ARITHMETIC: [&str; 59] = [
     "act", "activation", "adapter", "alibi", "attention", "attn", "bias", "cap", "causal", "conv",
     "cross", "decoder", "depth", "dropout", "embedding", "embeddings", "encoder", "eps", "epsilon",
@@ -159,8 +163,7 @@ const ARITHMETIC: [&str; 59] = [
     "softcapping", "window",
 ];
 
-/// Words of a key's name that say that it is about something else: who made the file, how it was
-/// trained.
+/// Words in the names of keys that hold metadata: who made the file, how the model was trained.
 const BOOKKEEPING: [&str; 55] = [
     "accumulation", "adam", "author", "batch", "batches", "cache", "class", "commit", "created",
     "data", "dataset", "date", "dtype", "epoch", "epochs", "eval", "format", "framework", "gpu",
@@ -170,11 +173,11 @@ const BOOKKEEPING: [&str; 55] = [
     "token", "tokenizer", "tokens", "train", "training", "url", "version",
 ];
 
-/// Words of a key's name that say that it is about another part of a joined model.
+/// Words in the names of keys that belong to another part of a vision-language model.
 const OTHER_PARTS: [&str; 9] =
     ["audio", "image", "images", "mm", "projector", "ve", "video", "vision", "visual"];
 
-/// A value under which a key changes nothing.
+/// A value with which a key changes nothing.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Neutral {
     True,
@@ -207,13 +210,13 @@ impl Neutral {
     }
 }
 
-/// Checks every key that is not among those `read` elsewhere. `must_be` goes before the table of
-/// this file.
+/// Checks every key that is not in `read`, the keys that the caller reads itself. The rules in
+/// `must_be` take precedence over those of this file.
 ///
-/// Returns the keys that are unknown and passed over although they say something.
+/// Returns the unknown keys that are ignored although they have a value.
 ///
 /// # Errors
-/// The first key that is not computed, with its value and those that would be.
+/// A key is not supported; the message gives its value and the supported ones.
 pub(crate) fn check(
     config: &Map<String, Value>,
     read: &[&str],
@@ -227,7 +230,7 @@ pub(crate) fn check(
         let rule = must_be.iter().chain(&MUST_BE).find(|(name, _)| name == key);
         if let Some((_, neutral)) = rule {
             if !neutral.iter().any(|neutral| neutral.is(value)) {
-                return Err(not_computed(key, value, neutral));
+                return Err(unsupported(key, value, neutral));
             }
             continue;
         }
@@ -242,8 +245,8 @@ pub(crate) fn check(
         }
         if has(&ARITHMETIC) || !value.is_string() {
             return Err(ShapeError::Config(format!(
-                "{key} is {}, a setting that is not known here and may change what the model \
-                 computes; remove the key from config.json if it does not",
+                "{key} is {}, an unknown setting that may change what the model computes; \
+                 remove the key from config.json if it does not",
                 shortened(value)
             )));
         }
@@ -252,14 +255,14 @@ pub(crate) fn check(
     Ok(unknown)
 }
 
-/// A key with a value that is not computed.
-pub(crate) fn not_computed(key: &str, value: &Value, neutral: &[Neutral]) -> ShapeError {
-    let known: Vec<String> = neutral.iter().map(|neutral| neutral.describe()).collect();
-    let expected = match known.as_slice() {
-        [] => "known is only a model without it".to_owned(),
-        known => format!("known is only {}", known.join(" or ")),
+/// The error for a key whose value is not among the supported ones, `neutral`.
+pub(crate) fn unsupported(key: &str, value: &Value, neutral: &[Neutral]) -> ShapeError {
+    let supported: Vec<String> = neutral.iter().map(|neutral| neutral.describe()).collect();
+    let expected = match supported.as_slice() {
+        [] => "expected a model without this key".to_owned(),
+        supported => format!("expected {}", supported.join(" or ")),
     };
-    ShapeError::Config(format!("{key} is {}, which is not computed; {expected}", shortened(value)))
+    ShapeError::Config(format!("{key} is {}, which is not supported; {expected}", shortened(value)))
 }
 
 fn is_empty(value: &Value) -> bool {
@@ -271,7 +274,7 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-/// A value for a message: the first 80 characters of its JSON.
+/// The first 80 characters of a value's JSON, for a message.
 pub(crate) fn shortened(value: &Value) -> String {
     const LONGEST: usize = 80;
     let text = value.to_string();
@@ -293,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_keep_books_are_passed_over() {
+    fn keys_of_metadata_are_ignored() {
         for (key, value) in [
             ("hidden_size", json!(3)),
             ("transformers_version", json!("6.0")),
@@ -318,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_that_may_change_the_arithmetic_are_refused_by_name() {
+    fn keys_that_may_change_the_computation_are_refused_by_name() {
         for (key, value) in [
             ("clip_qkv", json!(8.0)),
             ("partial_rotary_factor", json!(0.5)),

@@ -1,9 +1,9 @@
-//! The configurations of the models: language model, vision encoder, projector, and which of them
-//! are trained.
+//! Configurations of the language model, the vision encoder and the projector, and the choice of
+//! the parts that are trained.
 //!
-//! Reads and writes the `config.json` of every supported family and knows the names of its tensors.
-//! It makes no tensors and does not link libtorch, so that programs which only plan or check a run
-//! can use it.
+//! Reads and writes the `config.json` of every supported family and lists the names and shapes of
+//! its tensors. It creates no tensors and does not link libtorch, so that programs that only plan
+//! or check a run can use it.
 //!
 //! ```
 //! use vlm_shapes::{LmConfig, LmFamily};

@@ -1,5 +1,5 @@
-//! The configuration of the language model. The form of each family's `config.json` is in
-//! `lm_json.rs` and `hugging_face.rs`.
+//! The configuration of the language model. `lm_json.rs` and `hugging_face.rs` read and write the
+//! `config.json` of each family.
 
 use std::path::Path;
 
@@ -10,33 +10,34 @@ use crate::config_file::{in_file, read_json};
 use crate::names::LmNames;
 use crate::{RopeScaling, RotaryLayout, ShapeError};
 
-/// The published form of a language model: how its tensors are named and how its `config.json` is
-/// written. What a family computes is in the fields of [`LmConfig`], which
-/// [`LmFamily::default_config`] and the readers of files fill in.
+/// The published format of a language model: the names of its tensors and the keys of its
+/// `config.json`. The fields of [`LmConfig`] define what the model computes;
+/// [`LmFamily::default_config`] and the readers of files set them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LmFamily {
-    /// MiniMind of April 2025: its own names, rotary embedding of adjacent pairs.
+    /// MiniMind of April 2025: its own names, interleaved rotary embedding.
     #[default]
     MiniMind,
-    /// MiniMind from late April 2025 to early 2026 (`MiniMind2`): Hugging Face's names, rotary
-    /// embedding of the two halves of a head, numbered shared experts.
+    /// MiniMind from late April 2025 to early 2026 (`MiniMind2`): Hugging Face's names, half-split
+    /// rotary embedding, numbered shared experts.
     MiniMind2,
-    /// The current MiniMind (`minimind-3`): Hugging Face's names, rotary embedding of the two halves
-    /// of a head, normalised queries and keys.
+    /// The current MiniMind (`minimind-3`): Hugging Face's names, half-split rotary embedding,
+    /// normalised queries and keys.
     MiniMind3,
-    /// LLaMA as Hugging Face writes it (SmolLM2's form); Qwen2, which adds biases to queries, keys
-    /// and values; and Qwen3, which normalises queries and keys.
+    /// LLaMA in Hugging Face's format, which SmolLM2 uses; Qwen2, which adds biases to queries,
+    /// keys and values; and Qwen3, which normalises queries and keys.
     Llama,
 }
 
-/// The configuration of the language model. The fields have the names of MiniMind's `LMConfig` in
-/// every family; a file is read and written in the form of its family.
+/// The configuration of the language model. The fields have the names of MiniMind's `LMConfig` for
+/// every family; a file has the keys of its own family.
 ///
-/// Start from [`LmFamily::default_config`]: setting `family` alone changes only the names.
+/// Start from [`LmFamily::default_config`]: setting only `family` changes names and keys, but not
+/// what the model computes.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Value", into = "Value")]
 pub struct LmConfig {
-    /// The published form.
+    /// The published format.
     pub family: LmFamily,
     /// Hidden size H.
     pub dim: i64,
@@ -48,7 +49,7 @@ pub struct LmConfig {
     pub n_kv_heads: i64,
     /// Width of one attention head; `None` means `dim / n_heads`.
     pub head_dim: Option<i64>,
-    /// Which elements of a head the rotary embedding turns together.
+    /// Which elements of a head the rotary embedding rotates as one pair.
     pub rotary_layout: RotaryLayout,
     /// Whether the queries and keys of each head are normalised.
     pub qk_norm: bool,
@@ -56,16 +57,16 @@ pub struct LmConfig {
     pub qkv_bias: bool,
     /// Whether the output layer of attention has a bias.
     pub attention_output_bias: bool,
-    /// Whether the layers of the feed-forward layer have biases.
+    /// Whether the linear layers of the feed-forward layer have biases.
     pub mlp_bias: bool,
     /// Number of rows of the embedding table.
     pub vocab_size: i64,
-    /// Whether input and output embeddings are one tensor.
+    /// Whether the input and output embeddings are one tensor.
     pub tie_word_embeddings: bool,
-    /// Width of the feed-forward layer; `None` means the family's rule, see
+    /// Width of the feed-forward layer; `None` means that it follows from `dim`, see
     /// [`Self::intermediate_size`].
     pub hidden_dim: Option<i64>,
-    /// The feed-forward width is rounded up to a multiple of this.
+    /// Where the feed-forward width follows from `dim`, it is rounded up to a multiple of this.
     pub multiple_of: i64,
     /// Added to the mean square in RMSNorm.
     pub norm_eps: f64,
@@ -75,16 +76,15 @@ pub struct LmConfig {
     pub rope_scaling: RopeScaling,
     /// Longest sequence, in tokens.
     pub max_seq_len: i64,
-    /// Dropout probability in training, from 0 up to but not including 1: of the embeddings, and of
-    /// what attention adds to the residual stream.
+    /// Dropout probability of the embeddings and of the output of attention, in `[0, 1)`.
     pub dropout: f64,
     /// Dropout probability of the attention weights; `None` means `dropout`.
     pub attention_dropout: Option<f64>,
-    /// Whether `dropout` also applies to what the feed-forward layer adds.
+    /// Whether `dropout` also applies to the output of the feed-forward layer.
     pub mlp_dropout: bool,
     /// Whether each block has a mixture of experts instead of one feed-forward layer.
     pub use_moe: bool,
-    /// The experts, used where `use_moe` is set.
+    /// The configuration of the experts, used if `use_moe` is set.
     pub moe: MoeConfig,
 }
 
@@ -92,19 +92,19 @@ pub struct LmConfig {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct MoeConfig {
-    /// Number of experts that tokens are routed to.
+    /// Number of experts that the router chooses from.
     pub n_routed_experts: i64,
-    /// Number of experts that each token is sent to.
+    /// Number of routed experts that process each token.
     pub num_experts_per_tok: i64,
-    /// Number of experts that process all tokens; MiniMind of April 2025 makes one of any number
-    /// above 0, see [`LmConfig::num_shared_experts`].
+    /// Number of shared experts, which process all tokens. MiniMind of April 2025 treats any number
+    /// above 0 as 1, see [`LmConfig::num_shared_experts`].
     pub n_shared_experts: Option<i64>,
     /// Weight of the auxiliary loss.
     pub aux_loss_alpha: f64,
     /// Whether the weights of a token's experts are scaled to sum to 1.
     pub norm_topk_prob: bool,
-    /// Whether `norm_topk_prob` also applies where a token has a single expert, whose weight is then
-    /// 1 whatever its score.
+    /// Whether `norm_topk_prob` also applies if a token has a single expert. Its weight is then
+    /// always 1.
     #[serde(skip)]
     pub norm_single_expert: bool,
     /// Scope of the load-balancing loss.
@@ -115,7 +115,8 @@ pub struct MoeConfig {
 /// Scope of the load-balancing loss of a mixture of experts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LoadBalance {
-    /// Each row on its own: DeepSeek-V2 (section 2.2.2), MiniMind of April 2025, MiniMind2.
+    /// Each row of the batch separately: DeepSeek-V2 (section 2.2.2), MiniMind of April 2025,
+    /// MiniMind2.
     #[default]
     PerRow,
     /// All tokens of the batch together: Switch Transformer (Fedus et al. 2021), `minimind-3`.
@@ -169,8 +170,8 @@ impl Default for LmConfig {
 }
 
 impl LmFamily {
-    /// The best-known model of the family: the 26 M MiniMind and MiniMind2, the 64 M `minimind-3`,
-    /// SmolLM2 135 M.
+    /// The configuration of the best-known model of the family: the 26 M MiniMind and MiniMind2,
+    /// the 64 M `minimind-3`, SmolLM2 135 M.
     pub fn default_config(self) -> LmConfig {
         match self {
             Self::MiniMind => LmConfig::default(),
@@ -218,18 +219,18 @@ impl LmFamily {
 }
 
 impl LmConfig {
-    /// Reads a `config.json` of any of the families. Keys that could change what the model computes
-    /// and are not supported are refused; [`Self::unread_keys`] names the others.
+    /// Reads a `config.json` of any of the families. An unsupported key that could change what the
+    /// model computes is an error; [`Self::unread_keys`] lists the other unknown keys.
     ///
     /// # Errors
-    /// The file cannot be read, describes another model, or its numbers make no model.
+    /// The file cannot be read, describes an unsupported model, or fails [`Self::validate`].
     pub fn from_file(path: &Path) -> Result<Self, ShapeError> {
         let config = Self::from_json(&read_json(path)?).map_err(in_file(path))?;
         config.validate().map_err(in_file(path))?;
         Ok(config)
     }
 
-    /// The same as [`Self::unread_keys`], for a file.
+    /// As [`Self::unread_keys`], for a file.
     ///
     /// # Errors
     /// The file cannot be read, or has a key that may change what the model computes.
@@ -242,8 +243,9 @@ impl LmConfig {
         LmNames::of(self.family)
     }
 
-    /// Width of the feed-forward layer: `hidden_dim` where it is set, else LLaMA's rule (section 2.2
-    /// of Touvron et al. 2023) or, for `minimind-3`, `π · dim`, each rounded up to `multiple_of`.
+    /// Width of the feed-forward layer: `hidden_dim` if it is set, else ⅔ · 4 · `dim` (section 2.2
+    /// of Touvron et al. 2023) or, for `minimind-3`, π · `dim`, rounded up to a multiple of
+    /// `multiple_of`.
     pub fn intermediate_size(&self) -> i64 {
         let round_up =
             |width: i64| (width + self.multiple_of - 1) / self.multiple_of * self.multiple_of;
@@ -270,9 +272,9 @@ impl LmConfig {
         self.n_kv_heads * self.head_dim()
     }
 
-    /// Number of positions that the rotary angles cover, prompt and answer together. In MiniMind of
-    /// April 2025 `max_seq_len` is the length of a training row; the angles cover three times as
-    /// many positions, so that an answer can follow a prompt of full length.
+    /// Largest number of positions, of prompt and generated text together. In MiniMind of April
+    /// 2025 `max_seq_len` is the length of a training sequence; the rotary embedding covers three
+    /// times as many positions, so that text can be generated after a prompt of full length.
     pub fn max_positions(&self) -> i64 {
         match self.family {
             LmFamily::MiniMind => (3 * self.max_seq_len).max(2048),
@@ -280,7 +282,7 @@ impl LmConfig {
         }
     }
 
-    /// Number of experts in each block that process all tokens.
+    /// Number of shared experts in each block.
     pub fn num_shared_experts(&self) -> i64 {
         let count = self.moe.n_shared_experts.unwrap_or(0);
         if self.names().numbers_shared_experts { count } else { count.min(1) }
@@ -291,10 +293,10 @@ impl LmConfig {
         self.attention_dropout.unwrap_or(self.dropout)
     }
 
-    /// Checks that the numbers make a model.
+    /// Checks that the numbers describe a model.
     ///
     /// # Errors
-    /// The first number that cannot be used, with its name.
+    /// A number cannot be used; the message names it.
     pub fn validate(&self) -> Result<(), ShapeError> {
         let wrong = |message: String| Err(ShapeError::Config(message));
         let sizes = [
@@ -313,7 +315,8 @@ impl LmConfig {
         }
         if self.head_dim.is_none() && self.dim % self.n_heads != 0 || self.head_dim() % 2 != 0 {
             return wrong(format!(
-                "dim {} divided by n_heads {} must be an even whole number (rotary embedding turns pairs)",
+                "dim {} divided by n_heads {} must be an even integer (rotary embedding rotates \
+                 pairs)",
                 self.dim, self.n_heads
             ));
         }
@@ -324,7 +327,9 @@ impl LmConfig {
             ));
         }
         if self.use_moe && self.family == LmFamily::Llama {
-            return wrong("use_moe is true, but a mixture of experts is supported in MiniMind's families only".into());
+            return wrong(
+                "use_moe is true; a mixture of experts is supported for MiniMind only".into(),
+            );
         }
         let MoeConfig { n_routed_experts, num_experts_per_tok, .. } = self.moe;
         if self.use_moe && !(1..=n_routed_experts).contains(&num_experts_per_tok) {
@@ -353,7 +358,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn feed_forward_width_follows_the_reference() {
+    fn feed_forward_width_equals_the_reference() {
         assert_eq!(LmConfig::default().intermediate_size(), 1408);
         assert_eq!(LmConfig { dim: 768, ..LmConfig::default() }.intermediate_size(), 2048);
         // minimind-3: 64 · ⌈768 π / 64⌉.
@@ -361,7 +366,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_make_no_model_are_named() {
+    fn invalid_numbers_are_named() {
         let odd = LmConfig { dim: 512, n_heads: 7, ..LmConfig::default() };
         assert!(odd.validate().unwrap_err().to_string().contains("n_heads 7"));
         let kv = LmConfig { n_kv_heads: 3, ..LmConfig::default() };

@@ -1,4 +1,4 @@
-//! The language model's `config.json`, in the form of each family.
+//! Reads and writes the language model's `config.json` with the keys of its family.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -7,7 +7,7 @@ use crate::ShapeError;
 use crate::keys::{self, Neutral};
 use crate::{LmConfig, LmFamily, MoeConfig, hugging_face};
 
-/// MiniMind's `LMConfig`.
+/// The keys of MiniMind's `LMConfig`.
 #[derive(Serialize, Deserialize)]
 #[serde(default)]
 struct MiniMindForm {
@@ -74,15 +74,15 @@ impl From<MiniMindForm> for LmConfig {
     }
 }
 
-/// MiniMind's keys beside those of [`MiniMindForm`].
+/// MiniMind's keys that are not in [`MiniMindForm`].
 const MINIMIND_KEYS: [&str; 4] = ["image_special_token", "image_ids", "seq_aux", "scoring_func"];
 
 impl LmConfig {
-    /// The shape that a `config.json` describes, of whichever family it is; of a joined model's,
-    /// that of the language model in it.
+    /// Reads the content of a `config.json` of any family. Of a vision-language model's file it
+    /// reads the language model's part.
     ///
     /// # Errors
-    /// Another model's configuration, or one with a part that is not computed, by name.
+    /// The model, or one of its settings, which the message names, is not supported.
     pub fn from_json(json: &Value) -> Result<Self, ShapeError> {
         let json = hugging_face::language_part(json);
         if json.get("dim").is_some() {
@@ -93,24 +93,26 @@ impl LmConfig {
         }
         if json.get("hidden_size").is_none() {
             return Err(ShapeError::Config(
-                "neither dim nor hidden_size: this is not a language model's configuration".into(),
+                "neither dim nor hidden_size is there: this is not a language model's \
+                 configuration"
+                    .into(),
             ));
         }
         hugging_face::read(json)
     }
 
-    /// Whether a `config.json` is a language model's of one of the families, by its keys.
+    /// Whether the keys of a `config.json` are those of a language model of one of the families.
     pub fn is_language_model(json: &Value) -> bool {
         let json = hugging_face::language_part(json);
         json.get("dim").is_some()
             || json.get("hidden_size").is_some() && hugging_face::is_known(json)
     }
 
-    /// Keys of a `config.json` that are unknown and passed over although they say something: worth
-    /// a warning.
+    /// Unknown keys of a `config.json` that are ignored although they have a value: worth a
+    /// warning.
     ///
     /// # Errors
-    /// A key that may change the arithmetic.
+    /// A key may change what the model computes.
     pub fn unread_keys(json: &Value) -> Result<Vec<String>, ShapeError> {
         let json = hugging_face::language_part(json);
         if json.get("dim").is_none() {
@@ -129,7 +131,7 @@ impl LmConfig {
         json.as_object().map_or(Ok(Vec::new()), |config| keys::check(config, &read, &must_be))
     }
 
-    /// The configuration in the family's own form, as its own loader reads it.
+    /// The configuration as `config.json` of its family.
     pub fn to_json(&self) -> Value {
         match self.family {
             LmFamily::MiniMind => json!(MiniMindForm::from(self.clone())),
@@ -157,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_family_comes_back_from_its_own_form() {
+    fn every_family_is_read_back_from_its_own_file() {
         let moe = LmConfig { use_moe: true, ..LmFamily::MiniMind3.default_config() };
         let qwen3 =
             LmConfig { qk_norm: true, head_dim: Some(128), ..LmFamily::Llama.default_config() };
@@ -173,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_file_leaves_out_is_the_classs_own_default() {
+    fn keys_that_are_left_out_take_the_defaults_of_their_class() {
         let with = |model_type: &str| {
             LmConfig::from_json(&json!({
                 "model_type": model_type,
@@ -190,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn windows_that_no_layer_has_change_nothing() {
+    fn sliding_windows_that_no_layer_uses_are_accepted() {
         let base = json!({
             "model_type": "qwen2", "max_position_embeddings": 4096,
             "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -214,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn a_joined_models_language_model_is_found_in_it() {
+    fn the_language_model_is_found_in_a_vision_language_models_file() {
         let json = json!({
             "model_type": "llava",
             "text_config": {
@@ -227,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn models_that_would_be_computed_wrongly_are_refused() {
+    fn unsupported_models_are_refused_by_name() {
         let base = json!({
             "model_type": "llama",
             "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -237,7 +239,7 @@ mod tests {
             json[key] = value;
             LmConfig::from_json(&json).unwrap_err().to_string()
         };
-        assert!(refusal("model_type", json!("gpt2")).contains("\"gpt2\"; known are llama"));
+        assert!(refusal("model_type", json!("gpt2")).contains("\"gpt2\"; supported: llama"));
         assert!(refusal("hidden_act", json!("gelu")).contains("\"gelu\""));
         let dynamic = json!({"rope_type": "dynamic", "factor": 8.0});
         assert!(refusal("rope_scaling", dynamic.clone()).contains("\"dynamic\""));
@@ -247,6 +249,6 @@ mod tests {
         assert!(refusal("no_rope_layers", json!([1, 0])).contains("no_rope_layers is [1,0]"));
         assert!(refusal("clip_qkv", json!(8)).contains("clip_qkv is 8"));
         assert!(refusal("use_moe", json!(true)).contains("use_moe is true"));
-        assert!(refusal("model_type", json!("qwen2_moe")).contains("\"qwen2_moe\"; known are"));
+        assert!(refusal("model_type", json!("qwen2_moe")).contains("\"qwen2_moe\"; supported:"));
     }
 }

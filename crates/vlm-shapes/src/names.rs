@@ -1,57 +1,57 @@
-//! What each family of language models calls its tensors: one table a family, from which a model is
-//! built, so that its parameters, and with them every file it writes, carry the family's own names.
+//! Tensor names of each family of language models, in one table per family. A model is built from
+//! its table, so that its parameters and the files that it writes have the family's own names.
 
 use crate::LmFamily;
 
-/// The names of one family, each without `.weight`. Those of a block stand below `layers` and the
-/// block's number.
+/// The names of one family, without `.weight` at the end. The names within a block are relative to
+/// `layers` and the block's number.
 #[derive(Debug, PartialEq, Eq)]
 pub struct LmNames {
-    /// The table of input embeddings.
+    /// The input embeddings.
     pub embeddings: &'static str,
-    /// The output embeddings, another name of the same tensor where the two are tied.
+    /// The output embeddings. If they are tied, this is another name of the input embeddings.
     pub output: &'static str,
     /// The norm after the last block.
     pub norm: &'static str,
-    /// The blocks.
+    /// The list of transformer blocks.
     pub layers: &'static str,
     /// A block's first norm.
     pub attention_norm: &'static str,
-    /// A block's attention; its layers stand below.
+    /// A block's attention; the next four names are relative to it.
     pub attention: &'static str,
-    /// Queries, keys, values, output.
+    /// The query layer.
     pub query: &'static str,
-    /// See `query`.
+    /// The key layer.
     pub key: &'static str,
-    /// See `query`.
+    /// The value layer.
     pub value: &'static str,
-    /// See `query`.
+    /// The output layer of attention.
     pub attention_output: &'static str,
-    /// Norm of the queries, where there is one.
+    /// Norm of the queries, if there is one; relative to `attention`.
     pub query_norm: &'static str,
-    /// Norm of the keys, where there is one.
+    /// Norm of the keys, if there is one; relative to `attention`.
     pub key_norm: &'static str,
     /// A block's second norm.
     pub ffn_norm: &'static str,
-    /// A block's feed-forward layer, or its experts; their layers stand below.
+    /// A block's feed-forward layer or mixture of experts; the next names are relative to it.
     pub feed_forward: &'static str,
-    /// The layer under the SiLU.
+    /// The gate layer of a SwiGLU, whose output goes through SiLU.
     pub gate: &'static str,
-    /// The layer beside it.
+    /// The up layer of a SwiGLU, whose output is multiplied by the gate.
     pub up: &'static str,
-    /// The layer back to the hidden size.
+    /// The down layer of a SwiGLU, which returns to the hidden size.
     pub down: &'static str,
-    /// What chooses a token's experts.
+    /// The router, which chooses the experts of each token.
     pub router: &'static str,
-    /// The routed experts; below, their numbers.
+    /// The list of routed experts.
     pub experts: &'static str,
-    /// The experts that process all tokens.
+    /// The shared experts, which process all tokens.
     pub shared_experts: &'static str,
-    /// Whether the shared experts have numbers below `shared_experts`; if not, there is at most one.
+    /// Whether `shared_experts` is a numbered list. If not, it is the only shared expert.
     pub numbers_shared_experts: bool,
 }
 
-/// MiniMind of April 2025.
+/// The names of MiniMind of April 2025.
 const MINIMIND: LmNames = LmNames {
     embeddings: "tok_embeddings",
     output: "output",
@@ -76,8 +76,8 @@ const MINIMIND: LmNames = LmNames {
     numbers_shared_experts: false,
 };
 
-/// Hugging Face's `LlamaForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM`, and MiniMind's
-/// later forms.
+/// The names of Hugging Face's `LlamaForCausalLM`, `Qwen2ForCausalLM` and `Qwen3ForCausalLM`, and
+/// of later MiniMind models.
 const HUGGING_FACE: LmNames = LmNames {
     embeddings: "model.embed_tokens",
     output: "lm_head",
@@ -103,7 +103,7 @@ const HUGGING_FACE: LmNames = LmNames {
 };
 
 impl LmNames {
-    /// The table of a family.
+    /// The names of a family.
     pub fn of(family: LmFamily) -> &'static Self {
         match family {
             LmFamily::MiniMind => &MINIMIND,
@@ -111,38 +111,38 @@ impl LmNames {
         }
     }
 
-    /// The weight of one of the parts outside the blocks.
+    /// The name of the weight of `part`, a layer outside the blocks.
     pub fn weight(part: &str) -> String {
         format!("{part}.weight")
     }
 
-    /// The weight of a part of block `index`; `path` leads to it, `[attention, query]` say.
+    /// The name of a weight in block `index`; `path` leads to its layer, for example
+    /// `[attention, query]`.
     pub fn block_weight(&self, index: i64, path: &[&str]) -> String {
         format!("{}.{index}.{}.weight", self.layers, path.join("."))
     }
 
-    /// The bias of a part of block `index`, see [`Self::block_weight`].
+    /// The name of a bias in block `index`, as [`Self::block_weight`].
     pub fn block_bias(&self, index: i64, path: &[&str]) -> String {
         format!("{}.{index}.{}.bias", self.layers, path.join("."))
     }
 
-    /// The number of the block that a tensor belongs to, if it belongs to one.
+    /// The number of the block that the tensor `name` belongs to, if it belongs to one.
     pub fn block_of(&self, name: &str) -> Option<i64> {
         let rest = name.strip_prefix(self.layers)?.strip_prefix('.')?;
         rest.split('.').next()?.parse().ok()
     }
 
-    /// Whether a tensor of that name takes part in what the model computes, so that a model without
-    /// it computes something else: it is below a block, an embedding or the last norm. Tables of
-    /// rotary angles and masks, which older programs saved, do not take part.
+    /// Whether the model's output depends on the tensor `name`: it belongs to a block, to the
+    /// embeddings or to the last norm, and is not a table ([`Self::is_table`]).
     pub fn is_computed_from(&self, name: &str) -> bool {
         let below = |part: &str| name.strip_prefix(part).is_some_and(|rest| rest.starts_with('.'));
         !self.is_table(name)
             && [self.embeddings, self.output, self.norm, self.layers].into_iter().any(below)
     }
 
-    /// Whether a tensor of that name is a table of rotary angles or a mask, which the model computes
-    /// itself.
+    /// Whether the tensor `name` is a table of rotary angles or a mask. Older programs saved them;
+    /// the model computes them itself.
     pub fn is_table(&self, name: &str) -> bool {
         const TABLES: [&str; 9] = [
             "bias_mask", "causal_mask", "cos_cached", "freqs_cis", "freqs_cos", "freqs_sin",
@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_of_blocks_lead_there_and_back() {
+    fn the_block_number_is_found_in_the_names_of_a_block() {
         for family in [LmFamily::MiniMind, LmFamily::MiniMind3, LmFamily::Llama] {
             let names = LmNames::of(family);
             let name = names.block_weight(12, &[names.attention, names.query]);

@@ -1,44 +1,45 @@
-//! The projector between a vision encoder and a language model: its kind, its shape and its names.
+//! The configuration of the projector between a vision encoder and a language model.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{LmConfig, LmFamily, ShapeError, VisionConfig};
 
-/// The projectors that there are.
+/// Kind of a projector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ProjectorKind {
     /// One linear layer: MiniMind-V of April 2025.
     Linear,
-    /// LayerNorm → linear → GELU → linear: MiniMind-V's present form (`minimind-3v`).
+    /// LayerNorm → linear → GELU → linear: the current MiniMind-V (`minimind-3v`).
     Mlp,
-    /// Neighbouring patches side by side, so that 64 tokens are left, then linear → GELU → linear:
-    /// `minimind-3v` with an encoder of 256 patches.
+    /// Concatenates the features of neighbouring patches into 64 tokens, then linear → GELU →
+    /// linear: `minimind-3v` with an encoder of 256 patches.
     MergedMlp,
-    /// Squares of 2 × 2 patches (4 × 4 where there are 32 a side) side by side, then one linear
-    /// layer without bias: nanoVLM, whose SigLIP of 14 × 14 patches so takes 49 tokens.
+    /// Concatenates the features of squares of 2 × 2 patches (4 × 4 from 32 patches per side on),
+    /// then one linear layer without bias: nanoVLM. SigLIP's 14 × 14 patches make 49 tokens.
     PixelShuffle,
 }
 
-/// Tokens that [`ProjectorKind::MergedMlp`] makes of an image, MiniMind's `image_token_len`.
+/// Number of tokens per image of [`ProjectorKind::MergedMlp`], MiniMind's `image_token_len`.
 const MERGED_TOKENS: i64 = 64;
 
-/// From as many patches a side on nanoVLM shuffles squares of 4 × 4.
+/// Number of patches per side from which on [`ProjectorKind::PixelShuffle`] merges squares of 4 ×
+/// 4.
 const LARGE_SIDE: i64 = 32;
 
-/// A projector's shape.
+/// The configuration of a projector.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ProjectorConfig {
-    /// Which.
+    /// Kind of the projector.
     pub kind: ProjectorKind,
-    /// Tokens that an image takes in the prompt.
+    /// Number of tokens that an image takes in the prompt.
     pub tokens_per_image: i64,
 }
 
-/// The prefix of the names of every projector's tensors, in MiniMind-V's files as in ours.
+/// The prefix of the names of every projector's tensors, as in MiniMind-V's files.
 pub const PROJECTOR_SCOPE: &str = "vision_proj";
 
-/// Whether a tensor belongs to a projector, by its name.
+/// Whether the tensor `name` belongs to a projector.
 pub fn is_projector(name: &str) -> bool {
     name.strip_prefix(PROJECTOR_SCOPE).is_some_and(|rest| rest.starts_with('.'))
 }
@@ -57,7 +58,7 @@ impl ProjectorKind {
         }
     }
 
-    /// The projector that MiniMind-V of that time joins to a language model of the family.
+    /// The projector that MiniMind-V uses with a language model of this family.
     pub fn default_for(family: LmFamily) -> Self {
         match family {
             LmFamily::MiniMind | LmFamily::MiniMind2 => Self::Linear,
@@ -67,10 +68,10 @@ impl ProjectorKind {
 }
 
 impl ProjectorConfig {
-    /// The projector between two models.
+    /// The configuration of a projector for the patch features of `vision`.
     ///
     /// # Errors
-    /// Patches that cannot be merged as the projector does.
+    /// The number of patches cannot be merged by a projector of this kind.
     pub fn new(kind: ProjectorKind, vision: &VisionConfig) -> Result<Self, ShapeError> {
         let patches = vision.num_patches();
         let side = vision.patches_per_side();
@@ -81,22 +82,22 @@ impl ProjectorConfig {
             ProjectorKind::PixelShuffle if side % square == 0 => patches / (square * square),
             ProjectorKind::MergedMlp => {
                 return Err(ShapeError::Config(format!(
-                    "the projector merges an image's patches to {MERGED_TOKENS} tokens, but the \
-                     vision encoder gives {patches}, which is no multiple of it; take an encoder \
-                     of 256 patches, or another projector"
+                    "the projector merges an image's patches into {MERGED_TOKENS} tokens, but the \
+                     vision encoder gives {patches} patches, which is not a multiple; use an \
+                     encoder with 256 patches, or another projector"
                 )));
             }
             ProjectorKind::PixelShuffle => {
                 return Err(ShapeError::Config(format!(
-                    "the projector puts squares of {square} × {square} patches together, but the \
-                     vision encoder has {side} a side; take another encoder or projector"
+                    "the projector merges squares of {square} × {square} patches, but the vision \
+                     encoder has {side} patches per side; use another encoder or projector"
                 )));
             }
         };
         Ok(Self { kind, tokens_per_image })
     }
 
-    /// Width of the patch features of `vision` that make one token, side by side.
+    /// Width of the concatenated patch features of `vision` that make one token.
     pub fn merged_width(&self, vision: &VisionConfig) -> i64 {
         vision.hidden_size * (vision.num_patches() / self.tokens_per_image)
     }
@@ -115,18 +116,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn patches_are_merged_to_64_tokens_or_refused() {
+    fn patches_are_merged_into_64_tokens_or_refused() {
         let merged = |image_size| {
             let vision = VisionConfig { image_size, ..VisionConfig::siglip() };
             ProjectorConfig::new(ProjectorKind::MergedMlp, &vision)
         };
         assert_eq!(merged(256).unwrap().tokens_per_image, 64);
         let error = merged(224).unwrap_err().to_string();
-        assert!(error.contains("gives 196"), "{error}");
+        assert!(error.contains("gives 196 patches"), "{error}");
     }
 
     #[test]
-    fn squares_of_patches_are_put_together_or_refused() {
+    fn squares_of_patches_are_merged_or_refused() {
         let shuffled = |image_size| {
             let vision = VisionConfig { image_size, ..VisionConfig::siglip() };
             ProjectorConfig::new(ProjectorKind::PixelShuffle, &vision)
@@ -134,6 +135,6 @@ mod tests {
         assert_eq!(shuffled(224).unwrap().tokens_per_image, 49);
         assert_eq!(shuffled(512).unwrap().tokens_per_image, 64);
         let error = shuffled(240).unwrap_err().to_string();
-        assert!(error.contains("has 15 a side"), "{error}");
+        assert!(error.contains("has 15 patches per side"), "{error}");
     }
 }

@@ -1,9 +1,9 @@
-//! What a user may ask of a language model's shape and of the arithmetic, before any file is read.
+//! Settings of a model's shape and precision that a user may give before any file is read.
 
 use serde::{Deserialize, Serialize};
 
-/// The parts of the language model's shape that a user may ask for. What is `None` comes from
-/// `config.json` beside the weights, or the default.
+/// The parts of the language model's shape that a user may set. A field that is `None` is read from
+/// `config.json` beside the weights, or has its default.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct ShapeRequest {
@@ -15,17 +15,18 @@ pub struct ShapeRequest {
     pub n_heads: Option<i64>,
     /// Number of key and value heads.
     pub n_kv_heads: Option<i64>,
-    /// Probability of dropout.
+    /// Dropout probability.
     pub dropout: Option<f64>,
-    /// Whether feed-forward layers are a mixture of experts.
+    /// Whether each block has a mixture of experts instead of one feed-forward layer.
     pub use_moe: Option<bool>,
 }
 
-/// Type of the forward pass's matrix products. Weights, optimizer, norms and loss stay in float32.
+/// Data type of the matrix products in the forward pass. Weights, optimizer, norms and loss stay in
+/// float32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Dtype {
-    /// 32 bits, no autocast.
+    /// Float32, without autocast.
     Float32,
     /// Autocast to bfloat16, which needs no loss scaling.
     Bfloat16,

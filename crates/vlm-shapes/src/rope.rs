@@ -1,26 +1,27 @@
-//! Base and scaling of the rotary angles, wherever a `config.json` writes them: `rope_theta` and
-//! `rope_scaling` (transformers 4), or both within `rope_parameters` (transformers 5).
+//! Reads the base and the scaling of the rotary embedding from a `config.json`: from `rope_theta`
+//! and `rope_scaling` (transformers 4), or from `rope_parameters` (transformers 5).
 
 use serde_json::{Map, Value, json};
 
 use crate::ShapeError;
-use crate::keys::{Neutral, not_computed, shortened};
+use crate::keys::{Neutral, shortened, unsupported};
 
-/// Which elements of a head the rotary embedding turns as one pair.
+/// Which elements of a head the rotary embedding rotates as one pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RotaryLayout {
     /// Adjacent elements: LLaMA's reference code, MiniMind of April 2025.
     Interleaved,
-    /// An element of the first half and the element at the same place of the second half: Hugging
-    /// Face's `rotate_half`, MiniMind2, `minimind-3`.
+    /// Element `i` of the first half and element `i` of the second half: Hugging Face's
+    /// `rotate_half`, MiniMind2, `minimind-3`.
     HalfSplit,
 }
 
-/// How the frequencies of the rotary angles are changed for longer texts than the model was first
-/// trained with. The formulas are those of transformers' `modeling_rope_utils.py`.
+/// How the frequencies of the rotary angles are scaled, so that the model can be used with longer
+/// sequences than it was first trained with. The formulas are those of transformers'
+/// `modeling_rope_utils.py`.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub enum RopeScaling {
-    /// Not at all.
+    /// The frequencies are not scaled.
     #[default]
     None,
     /// Every frequency is divided by the factor.
@@ -32,11 +33,13 @@ pub enum RopeScaling {
     Llama3 {
         /// The divisor of low frequencies.
         factor: f64,
-        /// Wavelengths above the original length over this are low frequencies.
+        /// A wavelength above `original_max_position_embeddings / low_freq_factor` is a low
+        /// frequency.
         low_freq_factor: f64,
-        /// Wavelengths below the original length over this are high frequencies.
+        /// A wavelength below `original_max_position_embeddings / high_freq_factor` is a high
+        /// frequency.
         high_freq_factor: f64,
-        /// Length of the first training, in tokens.
+        /// Sequence length of the first training, in tokens.
         original_max_position_embeddings: f64,
     },
     /// YaRN (Peng et al. 2023).
@@ -48,40 +51,41 @@ pub enum RopeScaling {
 pub struct Yarn {
     /// The divisor of low frequencies.
     pub factor: f64,
-    /// Factor of sine and cosine.
+    /// Factor by which sine and cosine are multiplied.
     pub attention_factor: f64,
-    /// Frequencies that turn more often than this in the original length are kept.
+    /// Frequencies with more rotations than this in the original length are kept.
     pub beta_fast: f64,
-    /// Frequencies that turn less often than this in the original length are divided.
+    /// Frequencies with fewer rotations than this in the original length are divided.
     pub beta_slow: f64,
-    /// Length of the first training, in tokens.
+    /// Sequence length of the first training, in tokens.
     pub original_max_position_embeddings: f64,
-    /// Whether the bounds between kept and divided frequencies are rounded outwards.
+    /// Whether the bounds between kept and divided frequencies are rounded to whole dimensions.
     pub truncate: bool,
 }
 
-/// What a configuration says of the rotary angles.
+/// The rotary embedding's settings in a configuration.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Rope {
-    /// The base, where the file gives one.
+    /// The base, if the file gives one.
     pub theta: Option<f64>,
     pub scaling: RopeScaling,
 }
 
-/// The layer types that `rope_parameters` may be divided by.
+/// The only layer type that is supported.
 const FULL_ATTENTION: &str = "full_attention";
+/// The layer types for which `rope_parameters` may have settings of their own.
 const LAYER_TYPES: [&str; 3] = [FULL_ATTENTION, "sliding_attention", "chunked_attention"];
 
 impl Rope {
-    /// The keys that [`Self::read`] takes care of.
+    /// The keys that [`Self::read`] reads.
     pub(crate) const KEYS: [&'static str; 4] =
         ["rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings"];
 
-    /// Reads both places. `max_position_embeddings` is the model's, for scalings that leave the
-    /// original length out.
+    /// Reads the settings of either version of transformers. `max_position_embeddings` is the
+    /// default of a scaling's original length.
     ///
     /// # Errors
-    /// A scaling that is not computed, by name; two places that contradict each other.
+    /// A scaling is not supported, or two keys contradict each other; the message names them.
     pub(crate) fn read(
         config: &Map<String, Value>,
         max_position_embeddings: i64,
@@ -92,7 +96,7 @@ impl Rope {
         for place in ["rope_parameters", "rope_scaling"] {
             let Some(settings) = settings_at(config, place)? else { continue };
             let in_place =
-                |error: ShapeError| ShapeError::Config(format!("{place} is not read: {error}"));
+                |error: ShapeError| ShapeError::Config(format!("cannot read {place}: {error}"));
             if let Some(found) = number(settings, "rope_theta").map_err(in_place)? {
                 match theta {
                     Some((other, known)) if known != found => {
@@ -109,8 +113,8 @@ impl Rope {
             match &scaling {
                 Some((other, known)) if *known != found => {
                     return Err(ShapeError::Config(format!(
-                        "{other} and {place} describe different scalings of the rotary angles; \
-                         remove the wrong one from config.json"
+                        "{other} and {place} describe different RoPE scalings; remove the wrong \
+                         one from config.json"
                     )));
                 }
                 _ => scaling = Some((place, found)),
@@ -123,7 +127,8 @@ impl Rope {
     }
 }
 
-/// The object at a key; of one that is divided by layer types, that of full attention.
+/// The settings under the key `place`. Where they are given per layer type, those of full
+/// attention.
 fn settings_at<'a>(
     config: &'a Map<String, Value>,
     place: &str,
@@ -145,8 +150,7 @@ fn settings_at<'a>(
     match settings.get(FULL_ATTENTION) {
         Some(Value::Object(settings)) => Ok(Some(settings)),
         _ => Err(ShapeError::Config(format!(
-            "{place} is {}; expected settings of {FULL_ATTENTION}, the only kind of layer that is \
-             computed",
+            "{place} is {}; expected settings of {FULL_ATTENTION}, the only supported layer type",
             shortened(&json!(settings))
         ))),
     }
@@ -185,8 +189,8 @@ fn read_scaling(
         ],
         _ => {
             return Err(ShapeError::Config(format!(
-                "the scaling {kind} of the rotary angles is not computed; known are \"default\", \
-                 \"linear\", \"llama3\" and \"yarn\""
+                "RoPE scaling {kind} is not supported; supported: \"default\", \"linear\", \
+                 \"llama3\", \"yarn\""
             )));
         }
     };
@@ -195,21 +199,21 @@ fn read_scaling(
             || known.contains(&key.as_str());
         let is_neutral = key == "partial_rotary_factor" && value.as_f64() == Some(1.0);
         if !is_read && !is_neutral && !value.is_null() {
-            return Err(not_computed(key, value, &[]));
+            return Err(unsupported(key, value, &[]));
         }
     }
     let original = match (number(settings, "original_max_position_embeddings")?, original) {
         (Some(within), Some(beside)) if within != beside => {
             return Err(ShapeError::Config(format!(
-                "original_max_position_embeddings is {within} within and {beside} beside it; \
-                 remove the wrong one"
+                "original_max_position_embeddings is {within} here and {beside} at the top of \
+                 config.json; remove the wrong one"
             )));
         }
         (within, beside) => within.or(beside).unwrap_or(max_position_embeddings),
     };
     let required = |key: &str| {
         number(settings, key)?.filter(|&value| value > 0.0).ok_or_else(|| {
-            ShapeError::Config(format!("the scaling {kind} needs {key}, a number above 0"))
+            ShapeError::Config(format!("RoPE scaling {kind} needs {key}, a number above 0"))
         })
     };
     Ok(match kind.as_str() {
@@ -228,7 +232,7 @@ fn read_scaling(
             RopeScaling::Yarn(Yarn {
                 factor,
                 attention_factor: attention_factor(settings, factor)?,
-                // Zero stands for the usual value, as in transformers.
+                // Zero means the default, as in transformers.
                 beta_fast: number(settings, "beta_fast")?.filter(|&b| b != 0.0).unwrap_or(32.0),
                 beta_slow: number(settings, "beta_slow")?.filter(|&b| b != 0.0).unwrap_or(1.0),
                 original_max_position_embeddings: original,
@@ -236,7 +240,7 @@ fn read_scaling(
                     None | Some(Value::Null) => true,
                     Some(Value::Bool(truncate)) => *truncate,
                     Some(other) => {
-                        return Err(not_computed(
+                        return Err(unsupported(
                             "truncate",
                             other,
                             &[Neutral::True, Neutral::False],
@@ -249,7 +253,7 @@ fn read_scaling(
     })
 }
 
-/// YaRN's factor of sine and cosine: as given, else by the paper's formula.
+/// YaRN's factor of sine and cosine: the one in `settings`, else by the paper's formula.
 fn attention_factor(settings: &Map<String, Value>, factor: f64) -> Result<f64, ShapeError> {
     let by_scale = |scale: f64| if factor <= 1.0 { 1.0 } else { 0.1 * scale * factor.ln() + 1.0 };
     if let Some(given) = number(settings, "attention_factor")? {
@@ -272,7 +276,7 @@ fn number(settings: &Map<String, Value>, key: &str) -> Result<Option<f64>, Shape
 }
 
 impl RopeScaling {
-    /// `rope_scaling` as both versions of transformers read it; null where there is none.
+    /// The value of `rope_scaling`, which both versions of transformers read; null for no scaling.
     pub(crate) fn to_json(&self) -> Value {
         match self {
             Self::None => Value::Null,
@@ -311,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn base_and_scaling_are_found_in_either_place() {
+    fn base_and_scaling_are_read_from_either_key() {
         let linear = RopeScaling::Linear { factor: 2.0 };
         for config in [
             json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2.0}}),
@@ -329,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_out_is_what_transformers_takes() {
+    fn settings_that_are_left_out_have_the_defaults_of_transformers() {
         let yarn = json!({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}});
         let RopeScaling::Yarn(yarn) = read(yarn).unwrap().scaling else { panic!("not yarn") };
         assert_eq!((yarn.beta_fast, yarn.beta_slow, yarn.truncate), (32.0, 1.0, true));
@@ -339,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_computed_or_contradicts_itself_is_refused() {
+    fn unsupported_and_contradictory_settings_are_refused() {
         let scaling = |settings: Value| json!({"rope_scaling": settings});
         for (config, expected) in [
             (scaling(json!({"rope_type": "dynamic", "factor": 2.0})), "\"dynamic\""),

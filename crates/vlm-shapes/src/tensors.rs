@@ -1,6 +1,6 @@
-//! Names and shapes of the tensors of a model, without making one.
+//! Names and shapes of a model's tensors, without creating them.
 //!
-//! The lists are in the order in which `vlm-model` makes its parameters, which a test there checks.
+//! The lists have the order in which `vlm-model` creates its parameters; a test there checks this.
 
 use crate::{LmConfig, LmNames, PROJECTOR_SCOPE, ProjectorConfig, ProjectorKind};
 use crate::{VisionConfig, VisionFamily};
@@ -8,9 +8,9 @@ use crate::{VisionConfig, VisionFamily};
 /// The name and shape of one tensor.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorShape {
-    /// The name in the weight files of its family.
+    /// The name in the weights files of its family.
     pub name: String,
-    /// Its dimensions.
+    /// Size of each dimension.
     pub shape: Vec<i64>,
 }
 
@@ -21,7 +21,7 @@ impl TensorShape {
     }
 }
 
-/// Collects tensors below a prefix.
+/// A list of tensors that is being made.
 struct List(Vec<TensorShape>);
 
 impl List {
@@ -45,8 +45,7 @@ impl List {
 }
 
 impl LmConfig {
-    /// The tensors of the language model. Tied output embeddings are the same tensor as the input
-    /// embeddings and have no entry of their own.
+    /// The tensors of the language model. Tied output embeddings have no entry of their own.
     pub fn tensors(&self) -> Vec<TensorShape> {
         let names = self.names();
         let table = [self.vocab_size, self.dim];
@@ -144,8 +143,8 @@ impl ProjectorConfig {
 }
 
 impl VisionConfig {
-    /// The tensors of the vision encoder that are used: without text tower, pooling head and, for
-    /// CLIP, the norm of the pooled output.
+    /// The tensors of the vision encoder that are used. Text tower, pooling head and, for CLIP, the
+    /// norm of the pooled output are left out.
     pub fn tensors(&self) -> Vec<TensorShape> {
         let (width, is_clip) = (self.hidden_size, self.family == VisionFamily::Clip);
         let mut list = List(Vec::new());
@@ -191,7 +190,7 @@ mod tests {
 
     #[test]
     fn language_models_have_the_published_numbers_of_parameters() {
-        // MiniMind's table: 26 M, 104 M, and 145 M with four routed experts and a shared one.
+        // MiniMind's README gives 26 M, 104 M, and 145 M with four routed experts and a shared one.
         let small = LmConfig::default();
         assert_eq!((count(&small.tensors()) as f64 / 1e5).round(), 258.0);
         let base = LmConfig { dim: 768, n_layers: 16, ..LmConfig::default() };
@@ -202,8 +201,8 @@ mod tests {
 
     #[test]
     fn vision_encoder_has_the_published_number_of_parameters() {
-        // openai/clip-vit-base-patch16's vision tower, without its last norm (1536), which is not
-        // used.
+        // The vision tower of openai/clip-vit-base-patch16 without its last norm (1536 parameters),
+        // which is not used.
         assert_eq!(count(&VisionConfig::default().tensors()), 85_799_424 - 1536);
     }
 }

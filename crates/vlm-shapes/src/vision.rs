@@ -1,4 +1,4 @@
-//! Shape of the vision encoder, as Hugging Face writes it.
+//! The configuration of the vision encoder, read from and written to Hugging Face's `config.json`.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use crate::ShapeError;
 use crate::config_file::{in_file, read_json};
 use crate::keys::{self, Neutral, shortened};
 
-/// Which published form a vision encoder has.
+/// The published format of a vision encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub enum VisionFamily {
     /// CLIP (Radford et al. 2021): a class token, a norm before the blocks and none after.
@@ -22,27 +22,27 @@ pub enum VisionFamily {
     Siglip,
 }
 
-/// Shape of a vision transformer, with Hugging Face's names.
+/// The configuration of a vision transformer, with Hugging Face's names.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VisionConfig {
-    /// The published form.
+    /// The published format.
     #[serde(rename = "model_type")]
     pub family: VisionFamily,
     /// Width V of a patch feature.
     pub hidden_size: i64,
     /// Width of the MLP.
     pub intermediate_size: i64,
-    /// Transformer blocks.
+    /// Number of transformer blocks.
     pub num_hidden_layers: i64,
-    /// Attention heads.
+    /// Number of attention heads.
     pub num_attention_heads: i64,
-    /// Colour channels of the input.
+    /// Number of colour channels of the input.
     pub num_channels: i64,
     /// Side of the input in pixels.
     pub image_size: i64,
     /// Side of a patch in pixels.
     pub patch_size: i64,
-    /// `quick_gelu`, `gelu` or `gelu_pytorch_tanh`.
+    /// Activation of the MLP: `quick_gelu`, `gelu` or `gelu_pytorch_tanh`.
     pub hidden_act: String,
     /// Added to the variance in layer normalisation.
     pub layer_norm_eps: f64,
@@ -67,7 +67,7 @@ impl Default for VisionConfig {
 }
 
 impl VisionFamily {
-    /// What Hugging Face's configuration class of the family assumes where a file says nothing.
+    /// The defaults of the family's configuration class in Hugging Face's transformers.
     fn class_defaults(self) -> VisionConfig {
         match self {
             Self::Clip => VisionConfig { patch_size: 32, ..VisionConfig::default() },
@@ -87,11 +87,11 @@ impl VisionConfig {
         }
     }
 
-    /// Reads a Hugging Face `config.json`: a whole CLIP's or SigLIP's (`vision_config` within) or a
-    /// vision tower's own.
+    /// Reads a Hugging Face `config.json` of a whole CLIP or SigLIP model (with `vision_config`) or
+    /// of a vision tower.
     ///
     /// # Errors
-    /// The file cannot be read, is another model's, or its numbers make no model.
+    /// The file cannot be read, belongs to another model, or its numbers describe no model.
     pub fn from_file(path: &Path) -> Result<Self, ShapeError> {
         Self::from_json(&read_json(path)?).map_err(in_file(path))
     }
@@ -99,11 +99,11 @@ impl VisionConfig {
     /// As [`Self::from_file`], from the file's content.
     ///
     /// # Errors
-    /// Another model's configuration; numbers that make no model.
+    /// The configuration belongs to another model, or its numbers describe no model.
     pub fn from_json(json: &Value) -> Result<Self, ShapeError> {
         let within = &json["vision_config"];
         let tower = if within.is_object() { within } else { json };
-        // The tower says what it is; a whole CLIP of years ago says it for both of its towers.
+        // Older CLIP files have `model_type` only at the top, not in each tower.
         let model_type = tower["model_type"].as_str().or(json["model_type"].as_str());
         let family = family_of(model_type.unwrap_or("clip"))?;
         let tower = with_old_copy(json, tower)?;
@@ -120,18 +120,18 @@ impl VisionConfig {
         Ok(config)
     }
 
-    /// Keys of a `config.json` that are unknown and passed over although they say something: worth
-    /// a warning.
+    /// Unknown keys of a `config.json` that are ignored although they have a value: worth a
+    /// warning.
     ///
     /// # Errors
-    /// The file cannot be read; a key that may change the arithmetic.
+    /// The file cannot be read, or a key may change what the model computes.
     pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ShapeError> {
         let json = read_json(path)?;
         let within = &json["vision_config"];
         check_keys(if within.is_object() { within } else { &json }).map_err(in_file(path))
     }
 
-    /// The tower's own `config.json`.
+    /// The `config.json` of a vision tower.
     pub fn to_json(&self) -> Value {
         let class = match self.family {
             VisionFamily::Clip => "CLIPVisionModel",
@@ -142,17 +142,18 @@ impl VisionConfig {
         tree
     }
 
-    /// Patches along one side; what is left over at the right and at the bottom is not seen.
+    /// Number of patches along one side. Pixels that are left over at the right and at the bottom
+    /// are not used.
     pub fn patches_per_side(&self) -> i64 {
         self.image_size / self.patch_size
     }
 
-    /// Patch features of one image.
+    /// Number of patches of one image.
     pub fn num_patches(&self) -> i64 {
         self.patches_per_side() * self.patches_per_side()
     }
 
-    /// Positions of the encoder's sequence: the patches, and the class token of a CLIP encoder.
+    /// Length of the encoder's sequence: the patches, and the class token of a CLIP encoder.
     pub fn num_positions(&self) -> i64 {
         self.num_patches() + i64::from(self.family == VisionFamily::Clip)
     }
@@ -174,13 +175,13 @@ impl VisionConfig {
         }
         if self.num_channels != 3 {
             return Err(ShapeError::Config(format!(
-                "vision encoder: num_channels is {}; pictures have 3",
+                "vision encoder: num_channels is {}; expected 3",
                 self.num_channels
             )));
         }
         if !matches!(self.hidden_act.as_str(), "quick_gelu" | "gelu" | "gelu_pytorch_tanh") {
             return Err(ShapeError::Config(format!(
-                "vision encoder: hidden_act {:?}; known are \"quick_gelu\", \"gelu\" and \
+                "vision encoder: hidden_act {:?}; supported: \"quick_gelu\", \"gelu\", \
                  \"gelu_pytorch_tanh\"",
                 self.hidden_act
             )));
@@ -189,26 +190,25 @@ impl VisionConfig {
     }
 }
 
-/// Keys of a tower that are read, and of what it has no part in: heads for pooled outputs, and word
-/// embeddings, which old files mention in every part.
+/// Keys of a tower that are read, and keys that are ignored because they concern the heads for
+/// pooled outputs or the word embeddings, which old files mention in every part.
 const KEYS: [&str; 13] = [
     "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels",
     "image_size", "patch_size", "hidden_act", "layer_norm_eps", "projection_dim",
     "logit_scale_init_value", "vision_use_head", "tie_word_embeddings",
 ];
 
-/// Keys whose value decides, of towers.
+/// Keys of a tower with the only values that are supported.
 const MUST_BE: [(&str, &[Neutral]); 5] = [
     ("attention_bias", &[Neutral::True]),
     ("attention_dropout", &[Neutral::Number(0.0)]),
     ("dropout", &[Neutral::Number(0.0)]),
     ("qkv_bias", &[Neutral::True]),
-    // A whole model's text tower is beside the vision tower.
+    // Attention of a vision tower is not causal.
     ("is_causal", &[Neutral::False]),
 ];
 
-/// Checks the keys of a tower's configuration, or of one that is a whole model's and has no tower
-/// of its own.
+/// Checks the keys of a tower's configuration, or of a whole model's that has no `vision_config`.
 fn check_keys(tower: &Value) -> Result<Vec<String>, ShapeError> {
     let read = [&KEYS[..], &["text_config", "text_config_dict", "vision_config"]].concat();
     tower.as_object().map_or(Ok(Vec::new()), |tower| keys::check(tower, &read, &MUST_BE))
@@ -219,8 +219,8 @@ fn family_of(model_type: &str) -> Result<VisionFamily, ShapeError> {
         "clip" | "clip_vision_model" => Ok(VisionFamily::Clip),
         "siglip" | "siglip_vision_model" => Ok(VisionFamily::Siglip),
         "siglip2" | "siglip2_vision_model" => Err(ShapeError::Config(format!(
-            "model_type is {model_type:?}, the form of variable resolution (NaFlex), which is not \
-             computed; take one of fixed resolution, whose model_type is \"siglip\""
+            "model_type is {model_type:?}, an encoder of variable resolution (NaFlex), which is \
+             not supported; use one of fixed resolution, whose model_type is \"siglip\""
         ))),
         other => Err(ShapeError::Config(format!(
             "model_type is {other:?}; expected \"clip\", \"siglip\", or a vision tower's own \
@@ -229,8 +229,8 @@ fn family_of(model_type: &str) -> Result<VisionFamily, ShapeError> {
     }
 }
 
-/// A whole CLIP's `vision_config`, with what stands in `vision_config_dict`, an older copy of it
-/// that transformers gives precedence.
+/// The `vision_config` of a whole CLIP model, with the values of `vision_config_dict`, an older
+/// copy of it that takes precedence in transformers.
 fn with_old_copy(json: &Value, tower: &Value) -> Result<Value, ShapeError> {
     let mut tower = tower.clone();
     for (key, value) in json["vision_config_dict"].as_object().into_iter().flatten() {
@@ -253,7 +253,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn settings_of_a_tower_that_are_not_computed_are_refused_by_name() {
+    fn unsupported_settings_of_a_tower_are_refused_by_name() {
         let refusal = |key: &str, value: Value| {
             let mut tower = json!({"model_type": "siglip_vision_model"});
             tower[key] = value;
@@ -275,8 +275,8 @@ mod tests {
     }
 
     #[test]
-    fn everything_that_old_files_write_into_a_tower_is_passed_over() {
-        // The keys of PretrainedConfig as transformers 4.1x wrote them into each part.
+    fn keys_that_old_files_write_into_every_tower_are_ignored() {
+        // The keys of PretrainedConfig that transformers 4.1x wrote into each part.
         let tower = r#"{"model_type": "clip_vision_model", "patch_size": 16, "_name_or_path": "",
             "add_cross_attention": false, "architectures": null, "attention_dropout": 0.0,
             "bad_words_ids": null, "bos_token_id": null, "chunk_size_feed_forward": 0,
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_copy_of_the_towers_configuration_counts_too() {
+    fn the_older_copy_of_a_towers_configuration_is_read_too() {
         let whole = |copy: Value| {
             VisionConfig::from_json(&json!({
                 "model_type": "clip",
@@ -317,8 +317,8 @@ mod tests {
     }
 
     #[test]
-    fn towers_are_told_apart_by_model_type() {
-        // What google/siglip-base-patch16-224 says of its vision tower.
+    fn towers_are_recognised_by_model_type() {
+        // The configuration of the vision tower of google/siglip-base-patch16-224.
         let whole =
             json!({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}});
         assert_eq!(VisionConfig::from_json(&whole).unwrap(), VisionConfig::siglip());
@@ -335,7 +335,7 @@ mod tests {
     }
 
     #[test]
-    fn a_patch_that_does_not_divide_the_side_leaves_a_rest_unseen() {
+    fn pixels_beyond_the_last_whole_patch_are_not_used() {
         let config = VisionConfig { image_size: 384, patch_size: 14, ..VisionConfig::siglip() };
         assert_eq!(config.num_patches(), 27 * 27);
     }

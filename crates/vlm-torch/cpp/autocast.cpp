@@ -1,11 +1,11 @@
-// The thread's automatic mixed precision, by device type and dtype.
+// Automatic mixed precision of the current thread, for a device type and a dtype.
 #include "guard.h"
 
 #include <ATen/autocast_mode.h>
 
 extern "C" {
 
-// Switches autocast for a device type on (to `dtype`) or off; writes what was there before.
+// Turns autocast for a device type on (with `dtype`) or off, and writes the previous state.
 int vlm_autocast_enter(
     int device_type, int enabled, int dtype, int* previous_enabled, int* previous_dtype) noexcept {
   return vlm::guard([&] {
@@ -20,7 +20,7 @@ int vlm_autocast_enter(
   });
 }
 
-// Weights that were cast are kept until the outermost scope ends, then freed.
+// Restores the previous state. The cache of cast weights is cleared when the outermost scope ends.
 int vlm_autocast_leave(int device_type, int previous_enabled, int previous_dtype) noexcept {
   return vlm::guard([&] {
     auto device = static_cast<c10::DeviceType>(device_type);

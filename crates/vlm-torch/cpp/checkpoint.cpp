@@ -1,5 +1,5 @@
 // Activation checkpointing: an autograd node that keeps a function's inputs instead of its
-// intermediate results, and runs the function again when its gradients are asked for.
+// intermediate results, and calls the function again in the backward pass.
 #include "guard.h"
 
 #include <ATen/CPUGeneratorImpl.h>
@@ -17,8 +17,8 @@
 #include <mutex>
 
 extern "C" {
-// Takes ownership of every tensor of `inputs` and writes `num_outputs` owned tensors; nonzero after
-// vlm_set_error, with nothing written.
+// Takes ownership of every tensor of `inputs` and writes `num_outputs` owned tensors. Returns 0, or
+// nonzero after vlm_set_error, without writing anything.
 typedef int (*vlm_function)(
     void* context, at::Tensor** inputs, size_t count, at::Tensor** outputs, size_t num_outputs);
 typedef void (*vlm_drop)(void* context);
@@ -66,7 +66,7 @@ class Closure {
 
 constexpr std::array<c10::DeviceType, 2> kDevices = {c10::DeviceType::CPU, c10::DeviceType::CUDA};
 
-// The second run must see the precision that the first saw, on whichever thread it happens.
+// The autocast state of the first run, which the second run must have too, on any thread.
 class AutocastState {
  public:
   AutocastState() {
@@ -91,9 +91,9 @@ class AutocastState {
   bool cache_ = true;
 };
 
-// Sets the autocast state for a run of the function and restores it, also when the run throws. The
-// cache of cast weights is off meanwhile: a cast made without gradients in the first run would
-// otherwise be found by later layers that need its gradient.
+// Sets the autocast state for a run of the function and restores it afterwards, also when the run
+// throws. The cache of cast weights is off meanwhile: otherwise later layers, which need the
+// gradient of a cast, would use one that was made without gradients in the first run.
 class AutocastScope {
  public:
   explicit AutocastScope(const AutocastState& wanted) {
@@ -108,12 +108,12 @@ class AutocastScope {
   AutocastState before_;
 };
 
-// Where the generators of random numbers stood, so that dropout drops the same again.
+// The states of the random number generators, so that the second run has the same dropout.
 class RandomState {
  public:
   RandomState() = default;
 
-  // Of the CPU, and of `device` when that is another.
+  // The state of the CPU's generator, and of the generator of `device` if that is a CUDA device.
   explicit RandomState(c10::Device device) {
     remember(at::detail::getDefaultCPUGenerator());
     if (device.is_cuda()) {
@@ -138,7 +138,8 @@ class RandomState {
   std::vector<std::pair<at::Generator, at::Tensor>> states_;
 };
 
-// Sets the generators back for a run of the function; what comes after draws as if it had not been.
+// Sets the generators' states for a run of the function, and restores them afterwards, so that
+// later draws do not change.
 class RandomScope {
  public:
   RandomScope(const RandomState& wanted, c10::Device device) : before_(device) { wanted.apply(); }
@@ -205,7 +206,8 @@ struct CheckpointNode : torch::autograd::Node {
     return sources;
   }
 
-  // Keeps the slots, so that a second backward pass is refused with autograd's own words.
+  // Keeps the variables without their data, so that autograd reports a second backward pass as an
+  // error.
   void release_variables() override {
     std::lock_guard<std::mutex> lock(mutex_);
     for (auto& variable : saved) {
@@ -218,8 +220,8 @@ struct CheckpointNode : torch::autograd::Node {
 
 extern "C" {
 
-// `tensors`: `num_inputs` inputs (at least one), then the parameters. Owns `context` from the call
-// on. Writes `num_outputs` owned tensors to `out`.
+// `tensors` are `num_inputs` inputs (at least one), then the parameters. Takes ownership of
+// `context`. Writes `num_outputs` owned tensors to `out`.
 int vlm_checkpoint(
     at::Tensor* const* tensors, size_t count, size_t num_inputs, vlm_function function, vlm_drop drop,
     void* context, at::Tensor** out, size_t num_outputs) noexcept {
@@ -234,7 +236,8 @@ int vlm_checkpoint(
       at::NoGradGuard no_grad;
       AutocastScope scope(autocast);
       std::vector<at::Tensor> inputs(sources.begin(), sources.begin() + static_cast<std::ptrdiff_t>(num_inputs));
-      // An input returned as it came would lose its own history to the node below.
+      // Detached, because an input that the function returns unchanged would otherwise have its
+      // history replaced below.
       for (const auto& output : (*closure)(inputs)) {
         outputs.push_back(output.detach());
       }

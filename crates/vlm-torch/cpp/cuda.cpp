@@ -1,5 +1,5 @@
-// What a program does with CUDA that is linked without it: everything goes through registries of c10,
-// which libtorch_cuda.so enters when it is loaded.
+// CUDA functions for a program that is linked without CUDA. They use registries of c10, in which
+// libtorch_cuda.so registers itself when it is loaded.
 #include "guard.h"
 
 #include <ATen/Context.h>
@@ -15,15 +15,15 @@ constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGRE
 
 extern "C" {
 
-// cuDNN's attention plans are cached by exact sizes and strides, so that every new batch or length costs
-// up to half a second; batches padded to their longest row have many. Flash and memory-efficient
-// attention have no such plans.
+// Turns cuDNN's attention off. It caches its plans by exact sizes and strides, so that every new
+// batch size or length takes up to half a second, and batches that are padded to their longest row
+// have many lengths. Flash and memory-efficient attention have no such plans.
 int vlm_cuda_prepare() noexcept {
   return vlm::guard([] { at::globalContext().setSDPUseCuDNN(false); });
 }
 
-// The device that this thread uses where none is named. Without it a thread that first touches CUDA
-// opens a context on device 0.
+// Sets the default device of this thread. Otherwise, the first use of CUDA creates a context on
+// device 0.
 int vlm_cuda_set_device(int device) noexcept {
   return vlm::guard([&] {
     c10::impl::VirtualGuardImpl(c10::DeviceType::CUDA)
@@ -31,8 +31,8 @@ int vlm_cuda_set_device(int device) noexcept {
   });
 }
 
-// A page-locked tensor of `count` bytes that holds a copy of `data`. Its memory is given back to
-// libtorch's cache, which waits for copies that still read it.
+// Creates a tensor of `count` bytes in pinned memory with a copy of `data`. When it is freed, its
+// memory returns to libtorch's cache, which waits for pending copies from it.
 int vlm_pinned_bytes(const void* data, size_t count, at::Tensor** out) noexcept {
   return vlm::guard([&] {
     auto options = at::TensorOptions().dtype(at::kByte).pinned_memory(true);

@@ -16,12 +16,12 @@ void set_error(const char* message) noexcept {
 
 extern "C" {
 
-// Valid until the next call on this thread.
+// The message of the last error. It is valid until the next call on this thread.
 const char* vlm_last_error() noexcept {
   return last_error.c_str();
 }
 
-// For Rust callbacks that C++ calls: what they say here is what the exception will say.
+// For Rust callbacks that C++ calls: sets the message of the exception that C++ then throws.
 void vlm_set_error(const char* message) noexcept {
   vlm::set_error(message);
 }

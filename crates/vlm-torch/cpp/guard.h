@@ -1,5 +1,5 @@
-// The border between C++ exceptions and the C calls that Rust makes: every exported function runs
-// its body inside `vlm::guard`, which turns an exception into -1 and a message of this thread.
+// Converts C++ exceptions into errors for Rust: every exported function runs its body inside
+// `vlm::guard`, which turns an exception into the status -1 and a message of this thread.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -11,7 +11,7 @@
 
 namespace vlm {
 
-// Defined in guard.cpp. Never throws: a message that cannot be stored is replaced by a shorter one.
+// Sets the error message of this thread. Never throws: a message that cannot be stored is cleared.
 void set_error(const char* message) noexcept;
 
 template <typename Body>

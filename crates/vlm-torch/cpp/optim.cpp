@@ -1,4 +1,4 @@
-// Gradients and the optimizer's arithmetic.
+// Gradient clipping and unscaling, and the optimizer step.
 #include "guard.h"
 
 #include <ATen/core/grad_mode.h>
@@ -32,7 +32,7 @@ struct GroupOrder {
   }
 };
 
-// The multi-tensor kernels take one device and one dtype a call.
+// Indices of tensors by device and dtype: the multi-tensor kernels take one of each per call.
 using Groups = std::map<Group, std::vector<size_t>, GroupOrder>;
 
 Groups group_by_device_and_dtype(const std::vector<at::Tensor>& tensors) {
@@ -63,8 +63,8 @@ std::vector<at::Tensor> gradients_of(at::Tensor* const* params, size_t count) {
   return grads;
 }
 
-// 0-dim, on the first gradient's device. Norms of half gradients are taken in f32: their squares
-// leave the range of f16 early.
+// The 2-norm over all gradients, a scalar on the first gradient's device. Norms of float16
+// gradients are computed in float32, because their squares exceed the range of float16.
 at::Tensor total_norm(const std::vector<at::Tensor>& grads) {
   bool any_double = std::any_of(
       grads.begin(), grads.end(), [](const at::Tensor& g) { return g.scalar_type() == at::kDouble; });
@@ -78,7 +78,7 @@ at::Tensor total_norm(const std::vector<at::Tensor>& grads) {
   return norms.size() == 1 ? norms[0] : at::linalg_vector_norm(at::stack(norms));
 }
 
-// The kernels walk raw memory by element count, so nothing may differ but the values.
+// The kernels access raw memory by element count, so shape, dtype and device must be the same.
 void check_like(const at::Tensor& param, const at::Tensor& other, const char* what, size_t index) {
   TORCH_CHECK(
       other.sizes() == param.sizes() && other.scalar_type() == param.scalar_type() &&
@@ -91,8 +91,8 @@ void check_like(const at::Tensor& param, const at::Tensor& other, const char* wh
 
 extern "C" {
 
-// *norm = the 2-norm over all gradients before clipping; 0 when no parameter has one. The host waits
-// for the device once, when that number is read.
+// `*norm` is the 2-norm over all gradients before clipping, or 0 if no parameter has a gradient.
+// The CPU waits for the device once, to read it.
 int vlm_clip_grad_norm(at::Tensor* const* params, size_t count, double max_norm, double* norm) noexcept {
   return vlm::guard([&] {
     at::NoGradGuard no_grad;
@@ -135,8 +135,8 @@ int vlm_set_grad_none(at::Tensor* const* params, size_t count) noexcept {
   });
 }
 
-// `grad_scale` and `found_inf` may be null. Advances `steps` by one, and takes that back where
-// `found_inf` is one, as torch.optim.AdamW(fused=True) does.
+// `grad_scale` and `found_inf` may be null. Adds 1 to `steps`, and subtracts `found_inf` from them
+// afterwards, as torch.optim.AdamW(fused=True) does.
 int vlm_fused_adamw_step(
     at::Tensor* const* params, at::Tensor* const* grads, at::Tensor* const* exp_avgs,
     at::Tensor* const* exp_avg_sqs, at::Tensor* const* steps, size_t count, double lr, double beta1,
@@ -152,11 +152,11 @@ int vlm_fused_adamw_step(
       check_like(p[i], v[i], "second moment", i);
       TORCH_CHECK(
           s[i].scalar_type() == at::kFloat && s[i].numel() == 1 && s[i].device() == p[i].device(),
-          "step counter ", i, " must be one f32 on ", p[i].device());
+          "step counter ", i, " must be one float32 on ", p[i].device());
       TORCH_CHECK(p[i].is_non_overlapping_and_dense(), "parameter ", i, " is not dense in memory");
       TORCH_CHECK(
           m[i].strides() == p[i].strides() && v[i].strides() == p[i].strides(),
-          "the moments of parameter ", i, " are laid out differently from it");
+          "the moments of parameter ", i, " have other strides than it");
       if (g[i].strides() != p[i].strides()) {
         g[i] = at::empty_like(p[i]).copy_(g[i]);
       }

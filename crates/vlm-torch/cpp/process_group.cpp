@@ -1,4 +1,4 @@
-// Processes that find each other through a TCP store and exchange CPU tensors by Gloo.
+// Process groups that connect through a TCP store and exchange CPU tensors with Gloo.
 #include "process_group.h"
 
 #include "guard.h"
@@ -14,15 +14,15 @@
 #include <mutex>
 
 namespace {
-// libtorch keeps a record of the last collectives, one for the whole process, and enters a group's
-// first one without a lock: two groups that two threads use end in a crash. Nobody here reads the
-// record; whoever wants it has only to set its size.
+// Turns off libtorch's flight recorder, a record of the last collectives of the whole process. A
+// group's first collective is recorded without a lock, so that two groups in two threads would
+// crash. This project does not read the record; a user who needs it can set TORCH_FR_BUFFER_SIZE.
 void without_flight_recorder() {
   static std::once_flag once;
   std::call_once(once, [] { setenv("TORCH_FR_BUFFER_SIZE", "0", /*overwrite=*/0); });
 }
 
-// As DistributedDataParallel: small tensors travel together.
+// Small tensors are sent together, in buffers of the same size as in DistributedDataParallel.
 constexpr size_t kBroadcastBufferBytes = 250 * 1024 * 1024;
 
 c10::intrusive_ptr<c10d::ProcessGroupGloo::Options> gloo_options(
@@ -38,8 +38,9 @@ c10::intrusive_ptr<c10d::ProcessGroupGloo::Options> gloo_options(
 
 extern "C" {
 
-// `prefix` keeps the keys of this attempt apart from those of an earlier one in the same store.
-// `address` is the address of this machine that the others reach, or null for libtorch's own choice.
+// `prefix` separates the keys of this attempt from those of an earlier one in the same store.
+// `address` is the address of this machine to which other ranks connect; if it is null, libtorch
+// chooses one.
 int vlm_group_connect(
     const char* host, uint16_t port, int rank, int world_size, int is_server, int64_t timeout_ms,
     const char* prefix, const char* address, vlm::Group** out) noexcept {
@@ -98,8 +99,9 @@ int vlm_group_broadcast(vlm::Group* group, at::Tensor* const* tensors, size_t co
   });
 }
 
-// Over the CPU whatever other backends there are: hosts wait for hosts. By the backend itself, since
-// ProcessGroup::barrier writes to a tensor that all groups of the process have in common.
+// Always uses the CPU's backend, because processes wait for each other and not devices. It is
+// called directly, because ProcessGroup::barrier writes to a tensor that all groups of the process
+// share.
 int vlm_group_barrier(vlm::Group* group) noexcept {
   return vlm::guard([&] {
     group->group->getBackend(c10::DeviceType::CPU)->barrier(c10d::BarrierOptions())->wait();

@@ -1,4 +1,4 @@
-// A group of processes, as process_group.cpp makes it and reducer.cpp uses it.
+// A process group, which process_group.cpp creates and reducer.cpp uses.
 #pragma once
 
 #include <torch/csrc/distributed/c10d/ProcessGroup.hpp>

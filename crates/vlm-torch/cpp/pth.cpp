@@ -1,7 +1,7 @@
-// Writing the zip of a pickled dict that Python's torch.load(weights_only=True) reads.
+// Writes a zip archive with a pickled dict that Python's torch.load(weights_only=True) reads.
 //
 // torch::pickle_save and JIT archives tag their aggregates with TorchScript types, which the
-// weights-only loader refuses; a Pickler without tags writes what torch.save writes.
+// weights-only loader refuses; a Pickler without tags writes the same as torch.save.
 #include "guard.h"
 
 #include <ATen/core/Dict.h>
@@ -10,14 +10,14 @@
 #include <torch/csrc/jit/serialization/pickler.h>
 
 extern "C" {
-// Returns 0, or -1 after vlm_set_error.
+// Writes `count` bytes. Returns 0, or -1 after vlm_set_error.
 typedef int (*vlm_write)(void* context, const char* bytes, size_t count);
 const char* vlm_last_error() noexcept;
 }
 
 extern "C" {
 
-// `names[i]` is `name_sizes[i]` bytes of UTF-8. Tensors are on the CPU and without history.
+// `names[i]` has `name_sizes[i]` bytes of UTF-8. The tensors are detached and on the CPU.
 int vlm_write_pth(
     const char* const* names, const size_t* name_sizes, at::Tensor* const* tensors, size_t count,
     vlm_write write, void* context) noexcept {
@@ -35,8 +35,8 @@ int vlm_write_pth(
     pickler.pushIValue(dict);
     pickler.stop();
 
-    // A failure is reported at the end: told of it earlier, the writer throws a second time from its
-    // destructor, which ends the process.
+    // A failure is reported only at the end: if the writer is told earlier, it throws a second
+    // exception in its destructor, which ends the process.
     bool failed = false;
     caffe2::serialize::PyTorchStreamWriter writer([&](const void* bytes, size_t n) -> size_t {
       failed = failed || write(context, static_cast<const char*>(bytes), n) != 0;

@@ -1,4 +1,4 @@
-// The engine under Python's DistributedDataParallel: gradients are averaged over the group in
+// The reducer of Python's DistributedDataParallel: averages gradients over the process group in
 // buckets, while the backward pass still computes others.
 #include "guard.h"
 #include "process_group.h"
@@ -10,11 +10,11 @@
 #include <numeric>
 
 namespace {
-// Averages are taken over the first ten steps and every tenth after them.
+// Times are measured in the first ten steps and in every tenth step after them.
 constexpr int kMeasureEvery = 10;
 
-// Parameters may be unused in some steps and used in others; that this step uses all of them is no
-// reason for the advice to promise it for all steps.
+// Ignores libtorch's advice to turn find_unused_parameters off, which it gives when a step uses all
+// parameters: another step may not use all of them.
 struct WithoutAdvice : c10::WarningHandler {
   void process(const c10::Warning& warning) override {
     if (warning.msg().find("find_unused_parameters=True") == std::string::npos) {
@@ -36,7 +36,7 @@ struct Ddp {
 
 extern "C" {
 
-// `names[i]` is `name_sizes[i]` bytes of UTF-8.
+// `names[i]` has `name_sizes[i]` bytes of UTF-8.
 int vlm_reducer_new(
     vlm::Group* group, const char* const* names, const size_t* name_sizes, at::Tensor* const* params,
     size_t count, int64_t bucket_bytes, int64_t first_bucket_bytes, int find_unused, Ddp** out) noexcept {
@@ -50,7 +50,7 @@ int vlm_reducer_new(
     std::vector<bool> dense(count, false);
     auto buckets = std::get<0>(c10d::compute_bucket_assignment_by_size(
         handles, {static_cast<size_t>(first_bucket_bytes), static_cast<size_t>(bucket_bytes)}, dense));
-    // Gradients come about from the last layer to the first.
+    // Gradients are computed from the last layer to the first.
     std::vector<std::vector<size_t>> reversed(buckets.rbegin(), buckets.rend());
     auto ddp = std::make_unique<Ddp>();
     ddp->reducer = std::make_shared<c10d::Reducer>(
@@ -85,8 +85,8 @@ int vlm_reducer_prepare_backward(Ddp* ddp, const at::Tensor* loss) noexcept {
   });
 }
 
-// Mean times of the steps measured, in nanoseconds: forward, backward, communication, and the part of
-// it under the backward pass. Zero until a step was measured.
+// Mean times of the measured steps, in nanoseconds: forward, backward, communication, and the part
+// of the communication that overlaps with the backward pass. Zero before the first measurement.
 int vlm_reducer_times(Ddp* ddp, int64_t* times) noexcept {
   return vlm::guard([&] {
     auto measured = ddp->logger->get_ddp_logging_data().ints_map;
@@ -100,7 +100,8 @@ int vlm_reducer_times(Ddp* ddp, int64_t* times) noexcept {
   });
 }
 
-// Bytes of all buckets: what is summed over the ranks at each synchronised step.
+// Size of all buckets in bytes, which are summed over the ranks in each synchronised step, and
+// their number.
 int vlm_reducer_bucket_bytes(Ddp* ddp, int64_t* bytes, int64_t* num_buckets) noexcept {
   return vlm::guard([&] {
     auto sizes = ddp->logger->get_bucket_sizes();

@@ -1,4 +1,4 @@
-// Process-wide switches.
+// Process-wide settings of libtorch.
 #include "guard.h"
 
 #include <ATen/Context.h>

@@ -1,5 +1,5 @@
-// A connection of its own to the store of a process group: usable from another thread while the
-// group's connection waits.
+// A separate connection to the store of a process group, which another thread can use while the
+// group's own connection waits.
 #include "guard.h"
 
 #include <torch/csrc/distributed/c10d/PrefixStore.hpp>
@@ -39,7 +39,7 @@ int vlm_store_set(StoreClient* client, const char* key, const uint8_t* value, si
   return vlm::guard([&] { client->store->set(key, std::vector<uint8_t>(value, value + size)); });
 }
 
-// `*value` is null when the key is not set; else valid until the next call on this thread.
+// `*value` is null if the key is not set; otherwise it is valid until the next call on this thread.
 int vlm_store_get(StoreClient* client, const char* key, const uint8_t** value, size_t* size) noexcept {
   return vlm::guard([&] {
     *value = nullptr;

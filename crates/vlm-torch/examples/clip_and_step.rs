@@ -1,4 +1,5 @@
-//! One optimization step by hand: gradients, clipping, fused AdamW, and a `.pth` that Python reads.
+//! One optimizer step without a trainer: gradients, clipping, fused AdamW, and a `.pth` that Python
+//! reads.
 //!
 //! `cargo run --release -p vlm-torch --example clip_and_step`
 

@@ -1,7 +1,8 @@
-// NCCL for a process group that was made without it.
+// Adds NCCL to a process group that was created without it.
 //
-// A library of its own, since a program that is linked to it needs CUDA: `cargo xtask setup` builds it
-// where CUDA is, and vlm loads it after libtorch_cuda.so. It shares `vlm::Group` with the shim.
+// This is a separate library, because a program that links it needs CUDA. `cargo xtask setup`
+// builds it where CUDA is installed, and vlm loads it after libtorch_cuda.so. It shares
+// `vlm::Group` with the shim.
 #include "../cpp/guard.h"
 #include "../cpp/process_group.h"
 
@@ -15,7 +16,7 @@ thread_local std::string last_error;
 }
 
 namespace vlm {
-// The shim's own is hidden in the program.
+// The plugin needs its own definition, because that of the shim is hidden in the program.
 void set_error(const char* message) noexcept {
   try {
     last_error = message;
@@ -27,7 +28,7 @@ void set_error(const char* message) noexcept {
 
 extern "C" {
 
-// CUDA tensors of `group` go by NCCL from now on, on `device`. 0, or -1 and a message.
+// Uses NCCL for CUDA tensors of `group`, on `device`. Returns 0, or -1 with a message.
 int vlm_nccl_add(vlm::Group* group, int rank, int world_size, int device, int64_t timeout_ms) noexcept {
   return vlm::guard([&] {
     auto options = c10d::ProcessGroupNCCL::Options::create();
@@ -40,19 +41,19 @@ int vlm_nccl_add(vlm::Group* group, int rank, int world_size, int device, int64_
   });
 }
 
-// Ends NCCL's communicators while all ranks are still there. Left to the end of the process this races
-// with the store that rank 0 serves, and prints a warning.
+// Shuts down NCCL's communicators while all ranks are still running. At the end of the process,
+// this would race with the end of rank 0's store and print a warning.
 int vlm_nccl_shutdown(vlm::Group* group) noexcept {
   return vlm::guard([&] { group->group->getBackend(c10::DeviceType::CUDA)->shutdown(); });
 }
 
-// 21809 for 2.18.9, as ncclGetVersion tells; 0 when it does not.
+// The version from ncclGetVersion, for example 21809 for 2.18.9, or 0 if it fails.
 int vlm_nccl_version() noexcept {
   int version = 0;
   return ncclGetVersion(&version) == ncclSuccess ? version : 0;
 }
 
-// Valid until the next call on this thread.
+// The message of the last error. It is valid until the next call on this thread.
 const char* vlm_nccl_last_error() noexcept {
   return last_error.c_str();
 }

@@ -1,4 +1,5 @@
-//! Automatic mixed precision with a device and a dtype; tch has it for CUDA only and without one.
+//! Automatic mixed precision for a device and a dtype; tch supports only CUDA, without a choice of
+//! the dtype.
 
 use std::ffi::c_int;
 use std::marker::PhantomData;
@@ -7,21 +8,23 @@ use tch::{Device, Kind};
 
 use crate::{Result, ffi};
 
-/// Autocast of this thread for one type of device, until dropped; then what was before holds again.
+/// Sets the autocast state of this thread for one type of device, and restores the previous state
+/// when dropped.
 #[must_use = "autocast ends when the guard is dropped"]
 pub struct AutocastGuard {
     device_type: c_int,
     previous_enabled: c_int,
     previous_dtype: c_int,
-    // The state belongs to the thread, so the guard may not leave it.
+    // The state belongs to the thread, so the guard must not be sent to another one.
     not_send: PhantomData<*const ()>,
 }
 
 impl AutocastGuard {
-    /// `Some(BFloat16 | Half)` switches autocast on for the device's type, `None` off.
-    /// Guards are to be dropped in the reverse order of their making; [`autocast`] sees to that.
+    /// `Some(BFloat16 | Half)` turns autocast on for the device's type, `None` turns it off. Guards
+    /// must be dropped in the reverse order of their creation, as [`autocast`] does.
+    ///
     /// # Errors
-    /// Another kind, or a device that is neither the CPU nor CUDA.
+    /// The kind is another one, or the device is neither the CPU nor CUDA.
     pub fn new(device: Device, kind: Option<Kind>) -> Result<Self> {
         const OPERATION: &str = "autocast";
         let device_type = ffi::device_type(OPERATION, device)?;
@@ -45,16 +48,17 @@ impl AutocastGuard {
 
 impl Drop for AutocastGuard {
     fn drop(&mut self) {
-        // SAFETY: numbers only, as `vlm_autocast_enter` gave them on this same thread. It fails for
-        // unknown device types alone, and this one was accepted.
+        // SAFETY: takes only numbers, which `vlm_autocast_enter` returned on the same thread. It
+        // fails only for unknown device types, and this one was accepted.
         let _ = unsafe {
             ffi::vlm_autocast_leave(self.device_type, self.previous_enabled, self.previous_dtype)
         };
     }
 }
 
-/// Runs `body` with autocast on (`Some(BFloat16 | Half)`) or off (`None`) for the device's type, and
-/// restores the state before, also when `body` panics.
+/// Runs `body` with autocast on (`Some(BFloat16 | Half)`) or off (`None`) for the device's type.
+/// The previous state is restored afterwards, also when `body` panics.
+///
 /// # Errors
 /// As [`AutocastGuard::new`]; `body` does not run then.
 pub fn autocast<T>(device: Device, kind: Option<Kind>, body: impl FnOnce() -> T) -> Result<T> {
@@ -63,8 +67,9 @@ pub fn autocast<T>(device: Device, kind: Option<Kind>, body: impl FnOnce() -> T)
 }
 
 /// Whether autocast is on in this thread for the device's type.
+///
 /// # Errors
-/// A device that is neither the CPU nor CUDA.
+/// The device is neither the CPU nor CUDA.
 pub fn is_autocast(device: Device) -> Result<bool> {
     const OPERATION: &str = "is_autocast";
     let device_type = ffi::device_type(OPERATION, device)?;

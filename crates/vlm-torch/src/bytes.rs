@@ -1,19 +1,21 @@
-//! Tensors from and to plain bytes, for every dtype that is one number wide.
+//! Converts tensors from and to bytes, for dtypes whose elements are one number.
 
 use tch::{Kind, Tensor};
 
 use crate::{Error, Result};
 
 #[cfg(target_endian = "big")]
-compile_error!("the files of this project are little-endian and are copied without conversion");
+compile_error!("this project's files are little-endian and are read without conversion");
 
-/// A CPU tensor of `shape` and `kind` that holds a copy of `bytes`: row-major, little-endian.
+/// A CPU tensor of `shape` and `kind` with a copy of `bytes`, which are row-major and
+/// little-endian.
+///
 /// # Errors
-/// `bytes` is not exactly as long as shape and kind say, or the shape is negative or too large.
+/// The length of `bytes` does not fit the shape and kind, or the shape is negative or too large.
 pub fn tensor_from_bytes(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<Tensor> {
     const OPERATION: &str = "tensor_from_bytes";
     let expected = num_bytes(shape, kind).ok_or_else(|| {
-        Error::argument(OPERATION, format!("no tensor has the shape {shape:?} of {kind:?}"))
+        Error::argument(OPERATION, format!("{shape:?} of {kind:?} is not a valid shape"))
     })?;
     if bytes.len() != expected {
         return Err(Error::argument(
@@ -24,9 +26,10 @@ pub fn tensor_from_bytes(bytes: &[u8], shape: &[i64], kind: Kind) -> Result<Tens
     Tensor::f_from_data_size(bytes, shape, kind).map_err(|error| Error::tch(OPERATION, &error))
 }
 
-/// The values of a tensor on any device, row-major and little-endian, whatever its strides.
+/// The values of a tensor on any device and with any strides, row-major and little-endian.
+///
 /// # Errors
-/// Sparse or undefined tensors; a device that fails.
+/// The tensor is sparse or undefined, or its device fails.
 pub fn tensor_to_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     const OPERATION: &str = "tensor_to_bytes";
     if !tensor.defined() || tensor.is_sparse() {
@@ -43,7 +46,7 @@ pub fn tensor_to_bytes(tensor: &Tensor) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Bytes of a tensor; `None` where no tensor has this shape.
+/// The size of a tensor in bytes; `None` if the shape is negative or too large.
 pub(crate) fn num_bytes(shape: &[i64], kind: Kind) -> Option<usize> {
     shape
         .iter()

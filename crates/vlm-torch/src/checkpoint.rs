@@ -1,5 +1,5 @@
-//! Activation checkpointing: memory for time. A block's intermediate results are dropped after the
-//! forward pass and computed again in the backward pass.
+//! Activation checkpointing: the intermediate results of a block are freed after the forward pass
+//! and computed again in the backward pass. This saves memory and costs time.
 
 use std::ffi::{c_int, c_void};
 use std::mem::ManuallyDrop;
@@ -14,12 +14,14 @@ use crate::{Error, Result, ffi};
 
 type Function = dyn Fn(&[Tensor]) -> Vec<Tensor> + Send;
 
-/// Runs once at a time: a backward pass on another thread may ask for it while this one still has it.
+/// The checkpointed function, behind a mutex because a backward pass on another thread may call it
+/// while this thread still does.
 type Context = Mutex<Box<Function>>;
 
-/// [`checkpoint_many`] of a function with one result.
+/// [`checkpoint_many`] for a function with one result.
+///
 /// # Errors
-/// As there.
+/// As [`checkpoint_many`].
 pub fn checkpoint(
     inputs: &[&Tensor],
     params: &[&Tensor],
@@ -29,18 +31,19 @@ pub fn checkpoint(
     Ok(outputs.remove(0))
 }
 
-/// `f(inputs)`, which keeps only `inputs` (at least one) for the backward pass and runs `f` again
-/// there. `f` returns `num_outputs` tensors, of a floating-point type.
+/// Returns `f(inputs)`, and keeps only `inputs` (at least one) for the backward pass, which calls
+/// `f` again. `f` returns `num_outputs` tensors of a floating-point dtype.
 ///
-/// `params` are the tensors with gradients that `f` captured (shallow clones); one that is left out
-/// silently gets no gradient from this block. `f` has to give the same result twice: random numbers
-/// it draws from libtorch are the same again, on the CPU and on the device of the first input. The
-/// second run sees the autocast state of the first, with gradients on. Where neither inputs nor
-/// parameters have gradients, nothing is kept and nothing is run again. Second derivatives are not
-/// supported. `f` is `Send` because the backward pass of a CUDA graph runs on libtorch's threads.
+/// `params` are the tensors that require a gradient and that `f` captured (shallow clones); a
+/// tensor that is left out silently gets no gradient from this block. `f` must give the same result
+/// twice. The second call has the random state of the first, on the CPU and on the device of the
+/// first input, and its autocast state, with gradients on. If neither inputs nor parameters require
+/// a gradient, nothing is kept and `f` is called once. Second derivatives are not supported. `f` is
+/// `Send` because libtorch runs the backward pass of CUDA tensors on its own threads.
+///
 /// # Errors
-/// Anything libtorch or `f` complains of; a panic in `f` is an error with its message, here or from
-/// the backward pass.
+/// libtorch fails, or `f` panics; the error has the panic's message. In the backward pass, a panic
+/// in `f` is an error of that pass.
 pub fn checkpoint_many(
     inputs: &[&Tensor],
     params: &[&Tensor],
@@ -51,9 +54,9 @@ pub fn checkpoint_many(
     let tensors: Vec<_> = inputs.iter().chain(params).map(|tensor| tensor.as_ptr()).collect();
     let context: Box<Context> = Box::new(Mutex::new(Box::new(f)));
     let mut outputs = vec![ptr::null_mut(); num_outputs];
-    // SAFETY: `tensors` are live handles borrowed for the call, `outputs` has room for what is
-    // asked for. The shim owns `context` from here on and gives it to `run` (any thread; it is Send
-    // and behind a mutex) and once to `release`.
+    // SAFETY: `tensors` are live handles borrowed for the call, and `outputs` has room for
+    // `num_outputs` pointers. The shim owns `context` from here on and passes it to `run` (on any
+    // thread: it is Send and behind a mutex) and once to `release`.
     let status = unsafe {
         ffi::vlm_checkpoint(
             tensors.as_ptr(),
@@ -74,11 +77,12 @@ pub fn checkpoint_many(
     Ok(outputs.into_iter().map(|output| unsafe { Tensor::from_ptr(output) }).collect())
 }
 
-/// Calls the closure on tensors it takes over and writes its results; nonzero after leaving a
-/// message when that panics or gives another number of them.
+/// Calls the closure with `inputs`, which it owns, and writes its results to `outputs`. Returns 0,
+/// or sets the error message and returns 1 if the closure panics or returns another number of
+/// results.
 ///
 /// # Safety
-/// `context` is a `Context` that `release` has not had; `inputs` are `count` owned tensors;
+/// `context` is a `Context` that was not passed to `release`; `inputs` are `count` owned tensors;
 /// `outputs` has room for `num_outputs` pointers.
 unsafe extern "C" fn run(
     context: *mut c_void,
@@ -88,22 +92,22 @@ unsafe extern "C" fn run(
     num_outputs: usize,
 ) -> c_int {
     let result = catch_unwind(AssertUnwindSafe(|| {
-        // SAFETY: by the contract above each pointer is an owned tensor, taken over once.
+        // SAFETY: by the contract above, each pointer is an owned tensor, which is used once.
         let inputs: Vec<_> =
             (0..count).map(|i| unsafe { Tensor::from_ptr(*inputs.add(i)) }).collect();
         // SAFETY: by the contract above; shared access only.
         let context = unsafe { &*context.cast::<Context>() };
-        // A closure that panicked before changed nothing: it is `Fn`.
+        // A poisoned lock is ignored: the closure is `Fn`, so that a panic did not change it.
         let function = context.lock().unwrap_or_else(PoisonError::into_inner);
         let results = function(&inputs);
-        assert_eq!(results.len(), num_outputs, "number of its results");
+        assert_eq!(results.len(), num_outputs, "wrong number of results");
         results
     }));
     match result {
         Ok(results) => {
             for (i, result) in results.into_iter().enumerate() {
-                // SAFETY: there is room for this many. The C++ side takes the tensor over, so Rust
-                // must not free it.
+                // SAFETY: there is room for this number of pointers. The C++ side owns the tensor
+                // from here on, so Rust must not free it.
                 unsafe { *outputs.add(i) = ManuallyDrop::new(result).as_mut_ptr() };
             }
             0
@@ -127,6 +131,6 @@ unsafe extern "C" fn release(context: *mut c_void) {
         // SAFETY: by the contract above.
         drop(unsafe { Box::from_raw(context.cast::<Context>()) });
     };
-    // A panic from a captured value's destructor must not unwind into C++; there is nobody to tell.
+    // A panic of a captured value's destructor must not unwind into C++. It cannot be reported.
     let _ = catch_unwind(AssertUnwindSafe(drop_it));
 }

@@ -1,4 +1,4 @@
-//! CUDA for a program that was linked without it.
+//! Loads CUDA at run time: the program is linked without it.
 
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::fs;
@@ -8,18 +8,19 @@ use std::path::{Path, PathBuf};
 use crate::{Error, Result, ffi};
 
 const LIBRARY: &str = "libtorch_cuda.so";
-/// The release of libtorch that this crate is built for and runs with.
+/// The version of libtorch that this crate requires.
 pub const LIBTORCH_VERSION: &str = "2.11.0";
 
-/// Loads `libtorch_cuda.so` into the process; `false` when there is none. To be called first in
-/// `main`: libtorch remembers a "no CUDA" that was asked for earlier for good.
+/// Loads `libtorch_cuda.so` into the process. Returns `false` if there is none. Call it first in
+/// `main`: if libtorch was asked for CUDA before, it keeps the answer that there is none.
 ///
-/// Looked for in `VLM_LIBTORCH_CUDA` (a libtorch's folder, or its `lib`), then beside the loaded
-/// `libtorch_cpu.so`, then in `LIBTORCH`. Linking it instead does not work: nothing refers to its
-/// symbols, so the linker's `--as-needed` drops it.
+/// The library is searched in `VLM_LIBTORCH_CUDA` (the folder of a libtorch, or its `lib`), then
+/// beside the loaded `libtorch_cpu.so`, then in `LIBTORCH`. Linking it instead does not work: no
+/// code refers to its symbols, so that the linker drops it (`--as-needed`).
+///
 /// # Errors
-/// A library that is there but not from libtorch 2.11.0, or does not load; `VLM_LIBTORCH_CUDA`
-/// without one.
+/// The library is from another version of libtorch than [`LIBTORCH_VERSION`] or cannot be loaded,
+/// or `VLM_LIBTORCH_CUDA` is set and the library is not there.
 pub fn load_cuda() -> Result<bool> {
     let Some(library) = find_library()? else {
         return Ok(false);
@@ -29,37 +30,38 @@ pub fn load_cuda() -> Result<bool> {
         path: library.clone(),
         message: "the path contains a NUL byte".to_owned(),
     })?;
-    // SAFETY: a NUL-terminated path. The library's initialisers register kernels with the libtorch
-    // that is already loaded, of the same version. It is never unloaded.
+    // SAFETY: the path is NUL-terminated. The library's initialisers register kernels with the
+    // libtorch that is already loaded and has the same version. It is never unloaded.
     let handle = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_GLOBAL) };
     if handle.is_null() {
         return Err(Error::Library { path: library, message: last_loader_error() });
     }
-    // SAFETY: takes nothing and changes a switch of libtorch's.
+    // SAFETY: takes no arguments and changes a setting of libtorch.
     ffi::check("load_cuda", unsafe { ffi::vlm_cuda_prepare() })?;
     Ok(true)
 }
 
-/// Makes CUDA device `index` the one that this thread uses where none is named. A process that trains
-/// on another device than the first calls it before its first tensor: otherwise libtorch opens a
-/// context on device 0 too, which costs memory there.
+/// Makes CUDA device `index` the default of this thread. A process that trains on another device
+/// than the first calls this before it creates a tensor: otherwise libtorch also creates a context
+/// on device 0, which takes memory there.
+///
 /// # Errors
-/// CUDA that is not loaded; a number that no device has.
+/// CUDA is not loaded, or there is no device `index`.
 pub fn set_cuda_device(index: usize) -> Result<()> {
     const OPERATION: &str = "set_cuda_device";
-    let index = c_int::try_from(index).map_err(|_| {
-        Error::argument(OPERATION, format!("no CUDA device has the number {index}"))
-    })?;
+    let index = c_int::try_from(index)
+        .map_err(|_| Error::argument(OPERATION, format!("there is no CUDA device {index}")))?;
     // SAFETY: takes one number.
     ffi::check(OPERATION, unsafe { ffi::vlm_cuda_set_device(index) })
 }
 
-/// The address of CUDA device `index` on the bus of this machine, `0000:3b:00.0` say. Two processes that
-/// find the same one share a GPU, however they number their devices. `None` where CUDA does not tell.
+/// The PCI bus id of CUDA device `index`, for example `0000:3b:00.0`. Two processes on a machine
+/// whose devices have the same id share a GPU, even if they number their devices differently.
+/// `None` if CUDA is not loaded or does not report it.
 pub fn cuda_bus_id(index: usize) -> Option<String> {
     type GetPciBusId = unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int;
     let device = c_int::try_from(index).ok()?;
-    // SAFETY: a NUL-terminated name, looked up in what the process has loaded.
+    // SAFETY: the name is NUL-terminated; the symbol is looked up in the loaded libraries.
     let symbol = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"cudaDeviceGetPCIBusId".as_ptr()) };
     if symbol.is_null() {
         return None;
@@ -67,21 +69,21 @@ pub fn cuda_bus_id(index: usize) -> Option<String> {
     // SAFETY: the CUDA runtime declares the function with this type.
     let get = unsafe { std::mem::transmute::<*mut libc::c_void, GetPciBusId>(symbol) };
     let mut text = [0; 32];
-    // SAFETY: writes at most as many bytes as it is told, with a NUL at the end.
+    // SAFETY: writes at most `text.len()` bytes, with a NUL at the end.
     let status = unsafe { get(text.as_mut_ptr(), text.len() as c_int, device) };
     if status != 0 {
         return None;
     }
-    // SAFETY: NUL-terminated as told above, copied here.
+    // SAFETY: the text is NUL-terminated; it is copied here.
     Some(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
 }
 
-/// Why the loader refused last, in its own words.
+/// The message of the dynamic loader's last error.
 pub(crate) fn last_loader_error() -> String {
-    // SAFETY: after a failed dlopen or dlsym dlerror returns this thread's message or null.
+    // SAFETY: after a failed dlopen or dlsym, dlerror returns this thread's message or null.
     let message = unsafe { libc::dlerror() };
     if message.is_null() {
-        return "the loader gives no reason".to_owned();
+        return "the dynamic loader gives no reason".to_owned();
     }
     // SAFETY: not null, NUL-terminated, valid until the next dl call; copied here.
     unsafe { CStr::from_ptr(message) }.to_string_lossy().into_owned()
@@ -92,7 +94,7 @@ fn find_library() -> Result<Option<PathBuf>> {
         let folder = PathBuf::from(folder);
         return library_in(&folder).map(Some).ok_or_else(|| Error::Library {
             path: folder.join(LIBRARY),
-            message: "there is no such file, though VLM_LIBTORCH_CUDA names the folder".to_owned(),
+            message: "there is no such file; VLM_LIBTORCH_CUDA is set to this folder".to_owned(),
         });
     }
     let beside_cpu = loaded_cpu_library()?.and_then(|cpu| cpu.parent().and_then(library_in));
@@ -105,7 +107,7 @@ fn library_in(folder: &Path) -> Option<PathBuf> {
     [folder.join(LIBRARY), folder.join("lib").join(LIBRARY)].into_iter().find(|path| path.is_file())
 }
 
-/// Where the process has its `libtorch_cpu.so` from.
+/// The path of the `libtorch_cpu.so` that the process has loaded.
 fn loaded_cpu_library() -> Result<Option<PathBuf>> {
     let path = Path::new("/proc/self/maps");
     let maps = fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
@@ -115,7 +117,8 @@ fn loaded_cpu_library() -> Result<Option<PathBuf>> {
         .find(|path| path.file_name().is_some_and(|name| name == "libtorch_cpu.so")))
 }
 
-/// Two versions of libtorch in one process do not end in an error but in a crash.
+/// Checks that a library belongs to the required version of libtorch. Two versions in one process
+/// would crash.
 fn check_version(library: &Path) -> Result<()> {
     let Some(text) = library
         .parent()
@@ -128,7 +131,7 @@ fn check_version(library: &Path) -> Result<()> {
     match found.map(|version| version.trim_matches(['\'', '"'])) {
         Some(version) if !version.starts_with(LIBTORCH_VERSION) => Err(Error::Library {
             path: library.to_owned(),
-            message: format!("it is from torch {version}; this program needs {LIBTORCH_VERSION}"),
+            message: format!("it is from torch {version}; expected {LIBTORCH_VERSION}"),
         }),
         _ => Ok(()),
     }

@@ -1,58 +1,59 @@
-//! What can go wrong at the border to libtorch.
+//! Errors of this crate.
 
 use std::path::{Path, PathBuf};
 
-/// The result of every fallible function of this crate.
+/// The result of the functions of this crate that can fail.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Which operation failed, on what, and in whose words.
+/// An error of this crate: the operation that failed, and the reason.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// libtorch threw; `message` is its text without the C++ backtrace.
+    /// libtorch threw an exception.
     #[error("{operation}: {message}")]
     Torch {
-        /// What was asked for.
+        /// The operation that failed.
         operation: &'static str,
-        /// libtorch's own words.
+        /// libtorch's message, without the C++ backtrace.
         message: String,
     },
-    /// A process group failed: a rank died, hangs or does something else.
+    /// An operation of a process group failed: a rank died, does not respond, or called another
+    /// operation.
     #[error("rank {rank} of {world_size}: {operation}: {message}")]
     Group {
-        /// The rank that noticed, which need not be the one at fault.
+        /// The rank that reports the error, which need not be the one that caused it.
         rank: usize,
-        /// How many ranks there are.
+        /// Number of ranks.
         world_size: usize,
-        /// What was asked for.
+        /// The operation that failed.
         operation: &'static str,
-        /// libtorch's own words.
+        /// libtorch's message, without the C++ backtrace.
         message: String,
     },
-    /// The arguments do not fit together; nothing was done.
+    /// The arguments do not fit together; nothing was changed.
     #[error("{operation}: {message}")]
     Argument {
-        /// What was asked for.
+        /// The operation that failed.
         operation: &'static str,
         /// What was expected and what was found.
         message: String,
     },
-    /// The operating system refused.
+    /// A file operation failed.
     #[error("{operation} {path}: {source}")]
     Io {
-        /// What was tried, a verb.
+        /// The operation that failed, a verb.
         operation: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// The system's reason.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
-    /// A shared library is there but cannot be used.
+    /// A shared library cannot be used.
     #[error("load {path}: {message}")]
     Library {
         /// The library's file.
         path: PathBuf,
-        /// The loader's words, or what does not match.
+        /// The message of the dynamic loader, or the reason.
         message: String,
     },
 }
@@ -62,7 +63,7 @@ impl Error {
         Self::Torch { operation, message: without_backtrace(message) }
     }
 
-    /// The same with the rank on which it happened.
+    /// Adds the rank to an error of libtorch.
     pub(crate) fn on_rank(self, rank: usize, world_size: usize) -> Self {
         match self {
             Self::Torch { operation, message } => {
@@ -85,12 +86,12 @@ impl Error {
     }
 }
 
-/// An error of tch in libtorch's own words, without the frames of its stack.
+/// The message of an error of tch, without the C++ backtrace.
 pub fn plain_message(error: &tch::TchError) -> String {
     without_backtrace(&error.to_string())
 }
 
-/// libtorch appends "Exception raised from …" and C++ frames; a reader needs what comes before.
+/// Removes the C++ backtrace, which libtorch appends to its messages.
 fn without_backtrace(message: &str) -> String {
     let end = ["Exception raised from", "\nframe #", "C++ CapturedTraceback"]
         .iter()
@@ -105,7 +106,7 @@ mod tests {
     use super::without_backtrace;
 
     #[test]
-    fn message_ends_before_the_frames() {
+    fn the_backtrace_is_removed_from_messages() {
         let text = "shapes differ\nException raised from f at x.cpp:1\nframe #0: g";
         assert_eq!(without_backtrace(text), "shapes differ");
         assert_eq!(without_backtrace("plain"), "plain");

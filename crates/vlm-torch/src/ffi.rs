@@ -1,4 +1,4 @@
-//! The C functions of `cpp/`, and the little that every call to them shares.
+//! Declarations of the C functions in `cpp/`, and helpers for calling them.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 
@@ -10,7 +10,7 @@ use crate::{Error, Result};
 /// A borrowed handle of a tensor. The shim copies the handle and never frees it.
 pub(crate) type Handle = *const C_tensor;
 
-/// Runs a function of Rust on tensors it then owns; see `vlm_function` in `checkpoint.cpp`.
+/// Calls a Rust function with tensors that it owns; see `vlm_function` in `checkpoint.cpp`.
 pub(crate) type Function = unsafe extern "C" fn(
     context: *mut c_void,
     inputs: *mut *mut C_tensor,
@@ -19,10 +19,10 @@ pub(crate) type Function = unsafe extern "C" fn(
     num_outputs: usize,
 ) -> c_int;
 
-/// Frees what a `context` pointer owns.
+/// Frees a `context`.
 pub(crate) type Release = unsafe extern "C" fn(context: *mut c_void);
 
-/// Takes bytes; see `vlm_write` in `pth.cpp`.
+/// Writes bytes; see `vlm_write` in `pth.cpp`.
 pub(crate) type Write =
     unsafe extern "C" fn(context: *mut c_void, bytes: *const c_char, count: usize) -> c_int;
 
@@ -195,18 +195,18 @@ unsafe extern "C" {
     pub(crate) fn vlm_cuda_reset_peak(device: c_int) -> c_int;
 }
 
-/// Turns a status of the shim into a result that carries libtorch's message.
+/// Turns a status of the shim into a result with libtorch's message.
 pub(crate) fn check(operation: &'static str, status: c_int) -> Result<()> {
     if status == 0 {
         return Ok(());
     }
-    // SAFETY: the shim returns a NUL-terminated string of this thread, valid until the next call;
-    // it is copied here.
+    // SAFETY: the shim returns a NUL-terminated string of this thread, which is valid until the
+    // next call and is copied here.
     let message = unsafe { CStr::from_ptr(vlm_last_error()) };
     Err(Error::torch(operation, &message.to_string_lossy()))
 }
 
-/// Leaves a message for the C++ side that called back into Rust.
+/// Sets the error message of a callback for the C++ code that called it.
 pub(crate) fn set_error(message: &str) {
     let text = CString::new(message.replace('\0', " ")).unwrap_or_default();
     // SAFETY: the pointer is a NUL-terminated string that outlives the call, which copies it.
@@ -221,14 +221,15 @@ pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
         .to_owned()
 }
 
-/// Handles of tensors, in order; valid while the tensors live.
+/// Handles of tensors, in order. They are valid as long as the tensors live.
 pub(crate) fn handles<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Vec<Handle> {
     tensors.into_iter().map(Tensor::as_ptr).collect()
 }
 
-/// `c10::DeviceType`.
+/// The `c10::DeviceType` of a device.
+///
 /// # Errors
-/// Devices that the project does not use.
+/// The device is neither the CPU nor CUDA.
 pub(crate) fn device_type(operation: &'static str, device: Device) -> Result<c_int> {
     match device {
         Device::Cpu => Ok(0),
@@ -239,9 +240,10 @@ pub(crate) fn device_type(operation: &'static str, device: Device) -> Result<c_i
     }
 }
 
-/// `c10::ScalarType` of the two kinds that autocast computes in.
+/// The `c10::ScalarType` of a kind that autocast supports.
+///
 /// # Errors
-/// Any other kind.
+/// The kind is neither bfloat16 nor float16.
 pub(crate) fn low_precision(operation: &'static str, kind: Kind) -> Result<c_int> {
     match kind {
         Kind::Half => Ok(5),

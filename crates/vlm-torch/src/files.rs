@@ -1,4 +1,4 @@
-//! Files that appear whole or not at all.
+//! Writes files and folders atomically.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// What is flushed to the disk at once where somebody waits for a sign of life: a flush gives none.
+/// With a heartbeat, the file is flushed after this number of bytes, because there is no heartbeat
+/// during a flush.
 const FLUSHED_BYTES: usize = 4 << 20;
 
-/// A file on its way to the disk.
+/// A file that is being written, flushed regularly if there is a heartbeat.
 #[derive(Debug)]
 pub struct Flushing<'a> {
     file: File,
@@ -18,8 +19,7 @@ pub struct Flushing<'a> {
     heartbeat: Option<Heartbeat<'a>>,
 }
 
-/// A function that is called again and again while an operation makes progress, however long the
-/// operation takes.
+/// A function that is called repeatedly while an operation makes progress.
 #[derive(Clone, Copy)]
 pub struct Heartbeat<'a>(pub &'a dyn Fn());
 
@@ -48,10 +48,12 @@ impl Write for Flushing<'_> {
     }
 }
 
-/// Lets `fill` write a file beside `path` under a temporary name, then flushes it to the disk and
-/// gives it its name. What was at `path` before stays until then; a failure leaves nothing behind.
+/// Writes a file atomically: `fill` writes a temporary file beside `path`, which is flushed to the
+/// disk and renamed to `path`. If this fails, the temporary file is removed, and an earlier file at
+/// `path` is unchanged.
+///
 /// # Errors
-/// The system's, with the path; whatever `fill` returns.
+/// A file operation fails, or `fill` returns an error.
 pub fn write_atomically<E: From<Error>>(
     path: &Path,
     fill: impl FnOnce(&mut BufWriter<Flushing>) -> std::result::Result<(), E>,
@@ -59,8 +61,9 @@ pub fn write_atomically<E: From<Error>>(
     write_atomically_with(path, None, fill)
 }
 
-/// As [`write_atomically`]. `heartbeat` is called whenever a few megabytes have reached the
-/// disk, however slow it is.
+/// As [`write_atomically`]. `heartbeat` is called each time a few megabytes have been written to
+/// the disk.
+///
 /// # Errors
 /// As [`write_atomically`].
 pub fn write_atomically_with<E: From<Error>>(
@@ -75,17 +78,18 @@ pub fn write_atomically_with<E: From<Error>>(
         })
         .and_then(|()| sync_folder(path).map_err(E::from));
     if written.is_err() {
-        // The first error is the one to report; the file may not even exist.
+        // The first error is reported; the file may not exist.
         let _ = fs::remove_file(&temporary);
     }
     written
 }
 
-/// Lets `fill` write into a new folder beside `path` under a temporary name, then gives it its name.
-/// A folder that is at `path` is replaced, with all that is in it; it stays until the new one is
-/// whole. A failure leaves nothing behind.
+/// Writes a folder: `fill` writes into a temporary folder beside `path`, which is then renamed to
+/// `path`. An earlier folder at `path` is replaced, with all its content, when the new one is
+/// complete. If this fails, the temporary folder is removed.
+///
 /// # Errors
-/// The system's, with the path; whatever `fill` returns.
+/// A file operation fails, or `fill` returns an error.
 pub fn write_folder_atomically<E: From<Error>>(
     path: &Path,
     fill: impl FnOnce(&Path) -> std::result::Result<(), E>,
@@ -96,7 +100,7 @@ pub fn write_folder_atomically<E: From<Error>>(
         .and_then(|()| fill(&temporary))
         .and_then(|()| put_in_place(&temporary, path).map_err(E::from));
     if written.is_err() {
-        // The first error is the one to report; the folder may not even exist.
+        // The first error is reported; the folder may not exist.
         let _ = fs::remove_dir_all(&temporary);
     }
     written
@@ -107,10 +111,10 @@ fn put_in_place(temporary: &Path, path: &Path) -> Result<()> {
     let rename =
         |from: &Path, to: &Path| fs::rename(from, to).map_err(|e| Error::io("rename to", to, e));
     if path.exists() {
-        let aside = temporary_name(temporary)?;
-        rename(path, &aside)?;
+        let replaced = temporary_name(temporary)?;
+        rename(path, &replaced)?;
         rename(temporary, path)?;
-        fs::remove_dir_all(&aside).map_err(|e| Error::io("remove", &aside, e))?;
+        fs::remove_dir_all(&replaced).map_err(|e| Error::io("remove", &replaced, e))?;
     } else {
         rename(temporary, path)?;
     }
@@ -131,7 +135,7 @@ fn write_and_sync<E: From<Error>>(
     Ok(())
 }
 
-/// A name in the same folder, since a rename works within one file system only.
+/// A temporary name in the same folder, because a rename works only within one file system.
 fn temporary_name(path: &Path) -> Result<PathBuf> {
     let Some(name) = path.file_name() else {
         return Err(Error::argument(
@@ -145,7 +149,7 @@ fn temporary_name(path: &Path) -> Result<PathBuf> {
     Ok(path.with_file_name(temporary))
 }
 
-/// The rename itself survives a power cut only once the folder is on the disk.
+/// Flushes the folder of `path` to the disk, without which a rename may be lost in a power failure.
 fn sync_folder(path: &Path) -> Result<()> {
     let folder = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,

@@ -1,17 +1,19 @@
-//! Clipping, unscaling and dropping of gradients.
+//! Clips, unscales and resets gradients.
 
 use tch::Tensor;
 
 use crate::{Result, ffi};
 
-/// Scales the gradients of `params` so that their common 2-norm is at most `max_norm`, in place, and
-/// returns that norm from before. Parameters without a gradient are passed over; 0 when none has one.
+/// Scales the gradients of `params` in place so that their total 2-norm is at most `max_norm`, and
+/// returns the norm before. Parameters without a gradient are ignored; the norm is 0 if none has
+/// one.
 ///
-/// As `torch.nn.utils.clip_grad_norm_`: the factor is `min(1, max_norm / (norm + 1e-6))`. The host
-/// waits for the device once. A norm that is not finite has already spoilt the gradients when it is
-/// returned: skip the update and drop them.
+/// As `torch.nn.utils.clip_grad_norm_`: the factor is `min(1, max_norm / (norm + 1e-6))`. The CPU
+/// waits for the device once. If the norm that is returned is not finite, neither are the
+/// gradients: skip the update and reset them.
+///
 /// # Errors
-/// libtorch's own (a device that fails).
+/// libtorch fails, for example because of the device.
 pub fn clip_grad_norm(params: &[Tensor], max_norm: f64) -> Result<f64> {
     let handles = ffi::handles(params);
     let mut norm = 0.0;
@@ -22,10 +24,13 @@ pub fn clip_grad_norm(params: &[Tensor], max_norm: f64) -> Result<f64> {
     Ok(norm)
 }
 
-/// Multiplies every gradient by `inv_scale` (one f32) and sets `found_inf` (one f32, zero before) to
-/// one when any value is not finite; the first half of a step with dynamic loss scaling.
+/// Multiplies every gradient by `inv_scale` (one float32), and sets `found_inf` (one float32, 0
+/// before) to 1 if a value is not finite. This is the first part of a step with dynamic loss
+/// scaling.
+///
 /// # Errors
-/// Gradients, `inv_scale` and `found_inf` on different devices; dtypes that libtorch refuses.
+/// Gradients, `inv_scale` and `found_inf` are on different devices, or libtorch does not support
+/// their dtypes.
 pub fn unscale_gradients(
     params: &[Tensor],
     inv_scale: &Tensor,
@@ -44,10 +49,12 @@ pub fn unscale_gradients(
     ffi::check("unscale_gradients", status)
 }
 
-/// Forgets the gradients, so that the next backward pass writes instead of adding. tch's `zero_grad`
-/// keeps zeros, and panics on gradients that are views of communication buckets.
+/// Resets the gradients to none, so that the next backward pass writes instead of adding. tch's
+/// `zero_grad` sets them to zero instead, and panics for gradients that are views of a reducer's
+/// buckets.
+///
 /// # Errors
-/// libtorch's own; none is known.
+/// libtorch fails; no such case is known.
 pub fn set_grad_none(params: &[Tensor]) -> Result<()> {
     let handles = ffi::handles(params);
     // SAFETY: `handles` are live tensors borrowed by `params` for the call.

@@ -1,7 +1,7 @@
-//! What libtorch has and tch lacks: safe wrappers over a C++ shim.
+//! Safe wrappers, over a C++ shim, for functions of libtorch that tch lacks.
 //!
-//! All `unsafe` of the project lives here. The crate knows tensors and devices; it knows nothing of
-//! models, data, configuration or checkpoints' layout.
+//! All `unsafe` code of the project is here. The crate handles tensors and devices; it does not
+//! know models, data, configuration or the layout of checkpoints.
 
 mod autocast;
 mod bytes;

@@ -1,4 +1,4 @@
-//! How much memory a run has needed.
+//! Peak memory of the process or of a CUDA device.
 
 use std::ffi::c_int;
 use std::fs;
@@ -8,10 +8,12 @@ use tch::Device;
 
 use crate::{Error, Result, ffi};
 
-/// The most memory in use at once since the start or [`reset_peak`], in bytes. CUDA: what libtorch's
-/// allocator handed out on that device. CPU: the process's resident memory (`VmHWM`).
+/// The largest memory in use since the start or the last [`reset_peak`], in bytes. For CUDA, it is
+/// the memory that libtorch has allocated on the device; for the CPU, the resident memory of the
+/// process (`VmHWM`).
+///
 /// # Errors
-/// CUDA that is not loaded or was not used yet; a system without `/proc`.
+/// CUDA is not loaded or was not used yet, or the system has no `/proc`.
 pub fn peak_memory_bytes(device: Device) -> Result<u64> {
     const OPERATION: &str = "peak_memory_bytes";
     match device {
@@ -24,13 +26,16 @@ pub fn peak_memory_bytes(device: Device) -> Result<u64> {
             ffi::check(OPERATION, status)?;
             Ok(u64::try_from(bytes).unwrap_or(0))
         }
-        other => Err(Error::argument(OPERATION, format!("device {other:?} counts no memory"))),
+        other => {
+            Err(Error::argument(OPERATION, format!("device {other:?}; expected the CPU or CUDA")))
+        }
     }
 }
 
-/// Starts [`peak_memory_bytes`] anew from what is in use now.
+/// Resets [`peak_memory_bytes`] to the memory that is in use now.
+///
 /// # Errors
-/// As there; on the CPU a kernel that does not let a process reset its own mark.
+/// As [`peak_memory_bytes`]. For the CPU, the kernel may not permit a reset.
 pub fn reset_peak(device: Device) -> Result<()> {
     const OPERATION: &str = "reset_peak";
     match device {
@@ -44,13 +49,15 @@ pub fn reset_peak(device: Device) -> Result<()> {
             let status = unsafe { ffi::vlm_cuda_reset_peak(cuda_index(OPERATION, index)?) };
             ffi::check(OPERATION, status)
         }
-        other => Err(Error::argument(OPERATION, format!("device {other:?} counts no memory"))),
+        other => {
+            Err(Error::argument(OPERATION, format!("device {other:?}; expected the CPU or CUDA")))
+        }
     }
 }
 
 fn cuda_index(operation: &'static str, index: usize) -> Result<c_int> {
     c_int::try_from(index)
-        .map_err(|_| Error::argument(operation, format!("no CUDA device has the number {index}")))
+        .map_err(|_| Error::argument(operation, format!("there is no CUDA device {index}")))
 }
 
 fn high_water_mark(path: &Path) -> Result<u64> {

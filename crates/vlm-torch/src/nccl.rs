@@ -1,6 +1,6 @@
-//! NCCL for CUDA tensors, from a plugin: the program itself is linked without CUDA, and the class that
-//! speaks NCCL is in `libtorch_cuda.so`, so what calls it is a library of its own, built by
-//! `cargo xtask setup` where CUDA is. Not measured on a GPU.
+//! NCCL for CUDA tensors, from a plugin. The program is linked without CUDA, and libtorch's NCCL
+//! backend is in `libtorch_cuda.so`, so the code that calls it is a separate library, which
+//! `cargo xtask setup` builds where CUDA is installed. Not measured on a GPU.
 
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
@@ -31,10 +31,11 @@ struct Plugin {
 }
 
 impl ProcessGroup {
-    /// Makes CUDA tensors of this group travel by NCCL, on this process's device `device`; CPU
-    /// tensors still do by Gloo. [`crate::load_cuda`] must have been called. Returns NCCL's version.
+    /// Uses NCCL for CUDA tensors of this group, on CUDA device `device` of this process; CPU
+    /// tensors still use Gloo. [`crate::load_cuda`] must have been called. Returns NCCL's version.
+    ///
     /// # Errors
-    /// The plugin is not there or does not load; NCCL sees no GPU.
+    /// The plugin is not there or cannot be loaded, or NCCL finds no GPU.
     pub fn add_nccl(&self, device: usize) -> Result<String> {
         const OPERATION: &str = "add_nccl";
         let plugin = plugin()?;
@@ -45,33 +46,35 @@ impl ProcessGroup {
         let (rank, world_size) = (number(self.rank())?, number(self.world_size())?);
         let timeout_ms = milliseconds(self.options().timeout);
         self.choose_interface();
-        // SAFETY: the plugin was built from the same headers, so it knows the group's layout; the
-        // group lives as long as `self`.
+        // SAFETY: the plugin was built from the same headers, so the group has the same layout
+        // there; the group lives as long as `self`.
         let status =
             unsafe { (plugin.add)(self.handle(), rank, world_size, number(device)?, timeout_ms) };
         self.check_nccl(plugin, OPERATION, status)?;
         self.uses_nccl.store(true, Ordering::Relaxed);
-        // SAFETY: takes nothing, returns a number.
+        // SAFETY: takes no arguments and returns a number.
         let version = unsafe { (plugin.version)() };
         Ok(format!("{}.{}.{}", version / 10_000, version / 100 % 100, version % 100))
     }
 
-    /// Ends NCCL's communicators, where there are any. Every rank calls it, when nothing is left to be
-    /// sent and all ranks are still there.
+    /// Shuts down NCCL's communicators, if there are any. Every rank must call it, after its last
+    /// operation.
+    ///
     /// # Errors
-    /// NCCL's own.
+    /// NCCL fails.
     pub fn shutdown_nccl(&self) -> Result<()> {
         if !self.uses_nccl.swap(false, Ordering::Relaxed) {
             return Ok(());
         }
         let plugin = plugin()?;
-        // SAFETY: as in `add_nccl`, which has made the backend.
+        // SAFETY: as in `add_nccl`, which has created the backend.
         let status = unsafe { (plugin.shutdown)(self.handle()) };
         self.check_nccl(plugin, "shutdown_nccl", status)
     }
 
-    /// Has NCCL connect over the interface through which the store is reached, as Gloo does: its own
-    /// choice may be one that other machines do not reach. `NCCL_SOCKET_IFNAME` wins.
+    /// Makes NCCL connect over the network interface through which the store is reached, as Gloo
+    /// does, because other machines may not reach the one that NCCL chooses. `NCCL_SOCKET_IFNAME`
+    /// takes precedence.
     fn choose_interface(&self) {
         const VARIABLE: &str = "NCCL_SOCKET_IFNAME";
         if self.options().is_on_one_machine || std::env::var_os(VARIABLE).is_some() {
@@ -79,8 +82,8 @@ impl ProcessGroup {
         }
         let address = self.options().address_towards_store();
         if let Some(name) = address.filter(|ip| !ip.is_loopback()).and_then(interface_of) {
-            // SAFETY: the process group is made at the start of a run, before the threads that load
-            // data; the thread that reports progress does not read the environment.
+            // SAFETY: the process group is created at the start of a run, before the threads that
+            // load data; the thread that reports progress does not read the environment.
             unsafe { std::env::set_var(VARIABLE, format!("={name}")) };
         }
     }
@@ -89,7 +92,7 @@ impl ProcessGroup {
         if status == 0 {
             return Ok(());
         }
-        // SAFETY: a NUL-terminated string of this thread, copied here.
+        // SAFETY: the plugin returns a NUL-terminated string of this thread, which is copied here.
         let message = unsafe { CStr::from_ptr((plugin.last_error)()) };
         let error = Error::torch(operation, &message.to_string_lossy());
         Err(error.on_rank(self.rank(), self.world_size()))
@@ -105,8 +108,8 @@ fn plugin() -> Result<Plugin> {
     Ok(*PLUGIN.get_or_init(|| loaded))
 }
 
-/// `VLM_NCCL_PLUGIN`, else where set-up puts it: beside the libtorch that this program was built
-/// against.
+/// The path of the plugin: `VLM_NCCL_PLUGIN`, or beside the libtorch that this program was built
+/// against, where `cargo xtask setup` installs it.
 fn find() -> Result<PathBuf> {
     if let Some(path) = std::env::var_os("VLM_NCCL_PLUGIN").filter(|value| !value.is_empty()) {
         return Ok(path.into());
@@ -118,8 +121,8 @@ fn find() -> Result<PathBuf> {
     }
     Err(Error::Library {
         path,
-        message: "it is not there: `cargo xtask setup --cuda` builds it, or VLM_NCCL_PLUGIN names \
-                  it. Several processes on GPUs need it"
+        message: "there is no such file, which several processes on GPUs need; build it with \
+                  `cargo xtask setup --cuda`, or set VLM_NCCL_PLUGIN to its path"
             .to_owned(),
     })
 }
@@ -127,14 +130,14 @@ fn find() -> Result<PathBuf> {
 fn load(path: &Path) -> Result<Plugin> {
     let wrong = |message: String| Error::Library { path: path.to_owned(), message };
     let name = CString::new(path.as_os_str().as_bytes()).map_err(|e| wrong(e.to_string()))?;
-    // SAFETY: a NUL-terminated path; all symbols that the library lacks must be there already
-    // (RTLD_NOW), or it is refused.
+    // SAFETY: the path is NUL-terminated. All symbols that the library needs must be loaded already
+    // (RTLD_NOW), or loading fails.
     let handle = unsafe { libc::dlopen(name.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
     if handle.is_null() {
         return Err(wrong(last_loader_error()));
     }
     let symbol = |name: &CStr| -> Result<*mut c_void> {
-        // SAFETY: a handle that is never closed, and a NUL-terminated name.
+        // SAFETY: the handle is never closed, and the name is NUL-terminated.
         let found = unsafe { libc::dlsym(handle, name.as_ptr()) };
         if found.is_null() { Err(wrong(last_loader_error())) } else { Ok(found) }
     };

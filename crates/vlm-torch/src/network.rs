@@ -1,10 +1,10 @@
-//! Which network interface an address of this machine belongs to.
+//! Finds the network interface of an address of this machine.
 
 use std::ffi::CStr;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ptr;
 
-/// The name of the interface that has `address`, `eth0` say; `None` where none has.
+/// The name of the interface that has `address`, for example `eth0`, if there is one.
 pub(crate) fn interface_of(address: IpAddr) -> Option<String> {
     let mut first = ptr::null_mut();
     // SAFETY: writes the head of a list that is freed below.
@@ -14,9 +14,9 @@ pub(crate) fn interface_of(address: IpAddr) -> Option<String> {
     let mut found = None;
     let mut next = first;
     while !next.is_null() && found.is_none() {
-        // SAFETY: not null, an entry of the list that getifaddrs made.
+        // SAFETY: not null, an entry of the list that getifaddrs returned.
         let entry = unsafe { &*next };
-        // SAFETY: null, or an address whose family says how long it is.
+        // SAFETY: null, or an address whose length follows from its family.
         if unsafe { ip_of(entry.ifa_addr) } == Some(address) {
             // SAFETY: a NUL-terminated string of the list, copied here.
             let name = unsafe { CStr::from_ptr(entry.ifa_name) };
@@ -29,13 +29,15 @@ pub(crate) fn interface_of(address: IpAddr) -> Option<String> {
     found
 }
 
+/// The IP address in a socket address; `None` for another family.
+///
 /// # Safety
-/// `address` is null, or points to a socket address as long as its family says.
+/// `address` is null, or points to a socket address whose length follows from its family.
 unsafe fn ip_of(address: *const libc::sockaddr) -> Option<IpAddr> {
     if address.is_null() {
         return None;
     }
-    // SAFETY: as told above; the family stands first in every socket address.
+    // SAFETY: by the contract above; the family is the first field of every socket address.
     match i32::from(unsafe { (*address).sa_family }) {
         libc::AF_INET => {
             // SAFETY: an address of this family has this structure.

@@ -1,5 +1,5 @@
-//! One step of AdamW by libtorch's fused kernels. Names, state dictionaries and files are the
-//! caller's: tch's own optimizers cannot save their state.
+//! A step of AdamW with libtorch's fused kernels. The caller keeps the optimizer's state, so that
+//! it can save it, which tch's own optimizers cannot.
 
 use std::ffi::c_int;
 use std::ptr;
@@ -8,16 +8,17 @@ use tch::Tensor;
 
 use crate::{Error, Result, ffi};
 
-/// The numbers of an AdamW step (Loshchilov & Hutter 2019), named as `torch.optim.AdamW` does.
+/// The hyperparameters of an AdamW step (Loshchilov & Hutter 2019), named as in
+/// `torch.optim.AdamW`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWStep {
     /// Learning rate of this step.
     pub lr: f64,
-    /// Decay of the first and of the second moment.
+    /// Decay rates of the first and of the second moment.
     pub betas: (f64, f64),
-    /// Decoupled weight decay: parameters shrink by `lr * weight_decay`.
+    /// Decoupled weight decay: parameters are multiplied by `1 - lr * weight_decay`.
     pub weight_decay: f64,
-    /// Added to the root of the second moment.
+    /// Added to the square root of the second moment.
     pub eps: f64,
 }
 
@@ -28,23 +29,27 @@ impl Default for AdamWStep {
     }
 }
 
-/// What dynamic loss scaling tells the step; each one f32 on the parameters' device. Neither makes
-/// the host wait for the device.
+/// Inputs of a step with dynamic loss scaling; each is one float32 on the parameters' device. The
+/// CPU does not wait for their values.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LossScale<'a> {
-    /// Gradients are divided by this. Leave out when they were unscaled before (to be clipped, say).
+    /// Gradients are divided by this. Leave it out if they were unscaled before, for example to
+    /// clip them.
     pub grad_scale: Option<&'a Tensor>,
-    /// One: the step does nothing, the step counters included.
+    /// If this is 1, the step changes neither parameters nor state, the step counters included.
     pub found_inf: Option<&'a Tensor>,
 }
 
-/// Updates `params`, the moments `exp_avgs` and `exp_avg_sqs`, and `steps` (one f32 each, on its
-/// parameter's device; counted up here) in place from `grads`. All five lists run in parallel; the
-/// moments have their parameter's shape, dtype, device and strides (`zeros_like`).
+/// Updates in place, from `grads`: `params`, the moments `exp_avgs` and `exp_avg_sqs`, and the step
+/// counters `steps` (one float32 each, on its parameter's device), which are incremented. All five
+/// lists have the order of `params`; the moments have their parameter's shape, dtype, device and
+/// strides (`zeros_like`).
 ///
 /// Equal to `torch.optim.AdamW(fused=True)`; devices and dtypes may be mixed.
+///
 /// # Errors
-/// Lists of different lengths; tensors that do not match their parameter, by number and kind.
+/// The lists have different lengths, or a tensor does not match its parameter; the message has its
+/// index.
 pub fn fused_adamw_step(
     params: &[Tensor],
     grads: &[Tensor],
@@ -86,10 +91,11 @@ pub fn fused_adamw_step(
     ffi::check(OPERATION, status)
 }
 
-/// Makes libtorch take deterministic kernels, and refuse operations that have none. On CUDA, cuBLAS
-/// also wants `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the environment before its first use.
+/// Makes libtorch use deterministic kernels only; an operation that has none fails. On CUDA, cuBLAS
+/// also needs `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the environment before its first use.
+///
 /// # Errors
-/// libtorch's own; none is known.
+/// libtorch fails; no such case is known.
 pub fn deterministic_algorithms(on: bool) -> Result<()> {
     // SAFETY: takes one integer.
     let status = unsafe { ffi::vlm_set_deterministic(c_int::from(on)) };

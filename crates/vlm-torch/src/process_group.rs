@@ -1,5 +1,6 @@
-//! Processes that train together: they meet at a TCP store and exchange CPU tensors by Gloo, the
-//! same c10d that Python's `torch.distributed` uses. `torchrun` can launch them.
+//! Process groups: processes that train together connect through a TCP store and exchange CPU
+//! tensors with Gloo. This is c10d, as in Python's `torch.distributed`; `torchrun` can launch the
+//! processes.
 
 use std::ffi::{CString, c_int};
 use std::net::{IpAddr, UdpSocket};
@@ -12,46 +13,46 @@ use tch::{Device, Kind, Tensor};
 use crate::ffi::{self, GroupHandle};
 use crate::{Error, Result};
 
-/// Who this process is among which others, and where they meet.
+/// The rank of this process, the size of the group, and the address of its store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GroupOptions {
     /// Host of the store: `MASTER_ADDR`.
     pub master_addr: String,
-    /// Its port: `MASTER_PORT`.
+    /// Port of the store: `MASTER_PORT`.
     pub master_port: u16,
-    /// This process, from 0: `RANK`.
+    /// Rank of this process, from 0: `RANK`.
     pub rank: usize,
-    /// How many there are: `WORLD_SIZE`.
+    /// Number of processes: `WORLD_SIZE`.
     pub world_size: usize,
-    /// Whether this process runs the store. One does: rank 0, unless the launcher does it
+    /// Whether this process runs the store. Rank 0 does, unless the launcher runs it
     /// (`TORCHELASTIC_USE_AGENT_STORE=True`).
     pub is_server: bool,
-    /// How long to wait for the others, at the start and in each operation.
+    /// Longest time to wait for the other ranks, at the start and in each operation.
     pub timeout: Duration,
-    /// Whether all ranks are on this machine, so that an address within it serves.
+    /// Whether all ranks are on this machine, so that a loopback address can be used.
     pub is_on_one_machine: bool,
-    /// Goes before every key in the store, so that a store that outlives its processes (a
-    /// launcher's) does not give a second attempt the addresses of the first.
+    /// Prefix of all keys in the store. A launcher's store may outlive the processes; with a prefix
+    /// per attempt, the processes of a second attempt do not read the addresses of the first.
     pub prefix: String,
 }
 
 impl GroupOptions {
-    /// The address of this machine on the way to the store, for the others to connect to: libtorch's
-    /// own choice is what the host's name resolves to, which on many machines only the machine
-    /// itself can reach. `None` leaves the choice to libtorch: where `GLOO_SOCKET_IFNAME` names a
-    /// network, or where the way to the store does not leave this machine though others share it.
+    /// The address of this machine to which the other ranks connect: the one from which it reaches
+    /// the store. libtorch would choose the address that the host's name resolves to, which other
+    /// machines often cannot reach. `None` leaves the choice to libtorch: if `GLOO_SOCKET_IFNAME`
+    /// is set, or if the address is a loopback address although there are other machines.
     fn own_address(&self) -> Option<CString> {
         if std::env::var_os("GLOO_SOCKET_IFNAME").is_some() {
             return None;
         }
         let address = self.address_towards_store()?;
-        let is_of_use = self.is_on_one_machine || !address.is_loopback();
-        is_of_use.then(|| CString::new(address.to_string()).ok()).flatten()
+        let is_reachable = self.is_on_one_machine || !address.is_loopback();
+        is_reachable.then(|| CString::new(address.to_string()).ok()).flatten()
     }
 
     /// The address from which this machine reaches the store.
     pub(crate) fn address_towards_store(&self) -> Option<IpAddr> {
-        // Nothing is sent: a datagram socket that is connected only looks up its route.
+        // Nothing is sent: connecting a datagram socket only looks up the route.
         let socket = UdpSocket::bind(("0.0.0.0", 0)).ok()?;
         socket.connect((self.master_addr.as_str(), self.master_port)).ok()?;
         Some(socket.local_addr().ok()?.ip())
@@ -65,14 +66,16 @@ pub struct ProcessGroup {
     options: GroupOptions,
     rank: usize,
     world_size: usize,
-    /// Whether CUDA tensors travel by NCCL.
+    /// Whether NCCL is used for CUDA tensors.
     pub(crate) uses_nccl: AtomicBool,
 }
 
 impl ProcessGroup {
-    /// Meets the other ranks; returns when all are there.
+    /// Connects to the other ranks. Returns when all ranks are connected.
+    ///
     /// # Errors
-    /// A rank outside of the world; a port that is taken; ranks that do not come in time.
+    /// The rank is not below the world size, the port is in use, or other ranks do not connect
+    /// within the timeout.
     pub fn connect(options: &GroupOptions) -> Result<Self> {
         const OPERATION: &str = "connect";
         let GroupOptions { master_port, rank, world_size, is_server, timeout, .. } = options;
@@ -82,7 +85,7 @@ impl ProcessGroup {
             return Err(wrong(format!("rank {rank} of {world_size} is too large")));
         };
         if rank >= world_size {
-            return Err(wrong(format!("rank {rank} of {world_size}; ranks start at 0")));
+            return Err(wrong(format!("rank is {rank}; expected less than {world_size}")));
         }
         let host = text("master_addr", &options.master_addr)?;
         let prefix = text("prefix", &options.prefix)?;
@@ -107,7 +110,7 @@ impl ProcessGroup {
         let describe = |error: Error| error.on_rank(*rank, *world_size);
         ffi::check(OPERATION, status).map_err(describe)?;
         let handle =
-            NonNull::new(handle).ok_or_else(|| Error::torch(OPERATION, "no group was made"))?;
+            NonNull::new(handle).ok_or_else(|| Error::torch(OPERATION, "no group was created"))?;
         Ok(Self {
             handle,
             options: options.clone(),
@@ -117,24 +120,25 @@ impl ProcessGroup {
         })
     }
 
-    /// What it was connected with.
+    /// The options of this group.
     pub fn options(&self) -> &GroupOptions {
         &self.options
     }
 
-    /// This process, from 0.
+    /// Rank of this process, from 0.
     pub fn rank(&self) -> usize {
         self.rank
     }
 
-    /// How many processes there are.
+    /// Number of processes.
     pub fn world_size(&self) -> usize {
         self.world_size
     }
 
     /// Replaces a CPU tensor by the sum of all ranks' tensors.
+    ///
     /// # Errors
-    /// Shapes or dtypes that differ between ranks, a rank that died or hangs past the timeout.
+    /// Shapes or dtypes differ between ranks, or a rank died or did not respond within the timeout.
     pub fn all_reduce_sum(&self, tensor: &mut Tensor) -> Result<()> {
         // SAFETY: the group lives as long as `self`; the tensor is borrowed mutably for the call.
         let status =
@@ -142,7 +146,9 @@ impl ProcessGroup {
         self.check("all_reduce_sum", status)
     }
 
-    /// Every rank's `input`, rank by rank. All have one shape and dtype, and lie on the CPU.
+    /// The `input` of every rank, in the order of the ranks. All must have the same shape and dtype
+    /// and be on the CPU.
+    ///
     /// # Errors
     /// As [`Self::all_reduce_sum`].
     pub fn all_gather(&self, input: &Tensor) -> Result<Vec<Tensor>> {
@@ -150,7 +156,7 @@ impl ProcessGroup {
         let outputs: Vec<_> = (0..self.world_size).map(|_| input.empty_like()).collect();
         let handles = ffi::handles(&outputs);
         // SAFETY: the group lives as long as `self`; the handles are borrowed for the call, which
-        // fills tensors that nobody else knows.
+        // writes to tensors that have no other reference.
         let status = unsafe {
             ffi::vlm_group_all_gather(
                 self.handle.as_ptr(),
@@ -163,7 +169,8 @@ impl ProcessGroup {
         Ok(outputs)
     }
 
-    /// Every rank's bytes, rank by rank; they may be of different lengths.
+    /// The bytes of every rank, in the order of the ranks. Their lengths may differ.
+    ///
     /// # Errors
     /// As [`Self::all_reduce_sum`].
     pub fn all_gather_bytes(&self, bytes: &[u8]) -> Result<Vec<Vec<u8>>> {
@@ -192,7 +199,8 @@ impl ProcessGroup {
             .collect()
     }
 
-    /// Rank `root`'s bytes; what the others give is not looked at.
+    /// The bytes of rank `root`; those of the other ranks are ignored.
+    ///
     /// # Errors
     /// As [`Self::broadcast`].
     pub fn broadcast_bytes(&self, bytes: &[u8], root: usize) -> Result<Vec<u8>> {
@@ -212,13 +220,17 @@ impl ProcessGroup {
     }
 
     /// Replaces the tensors by those of rank `root`.
+    ///
     /// # Errors
-    /// As [`Self::all_reduce_sum`]; a root outside of the world.
+    /// As [`Self::all_reduce_sum`], or `root` is not below the world size.
     pub fn broadcast(&self, tensors: &[Tensor], root: usize) -> Result<()> {
         const OPERATION: &str = "broadcast";
         let root =
             c_int::try_from(root).ok().filter(|_| root < self.world_size).ok_or_else(|| {
-                Error::argument(OPERATION, format!("root {root} of {} ranks", self.world_size))
+                Error::argument(
+                    OPERATION,
+                    format!("root is {root}; expected less than {}", self.world_size),
+                )
             })?;
         let handles = ffi::handles(tensors);
         // SAFETY: the group lives as long as `self`; the handles are borrowed for the call. Values
@@ -229,9 +241,10 @@ impl ProcessGroup {
         self.check(OPERATION, status)
     }
 
-    /// Waits until every rank is here.
+    /// Waits until every rank has called this.
+    ///
     /// # Errors
-    /// A rank that died or hangs past the timeout.
+    /// A rank died or did not respond within the timeout.
     pub fn barrier(&self) -> Result<()> {
         // SAFETY: the group lives as long as `self`.
         let status = unsafe { ffi::vlm_group_barrier(self.handle.as_ptr()) };
@@ -255,7 +268,7 @@ impl Drop for ProcessGroup {
     }
 }
 
-/// A string for C.
+/// Converts a string for C.
 pub(crate) fn text(what: &'static str, value: &str) -> Result<CString> {
     CString::new(value)
         .map_err(|e| Error::argument("connect to the process group", format!("{what}: {e}")))

@@ -1,4 +1,4 @@
-//! Writing `.pth` files for Python.
+//! Writes `.pth` files for Python.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::{c_char, c_int, c_void};
@@ -13,17 +13,19 @@ use crate::{Error, Heartbeat, Result, ffi, write_atomically_with};
 
 const OPERATION: &str = "save_pth";
 
-/// Writes named tensors so that Python's `torch.load(path, weights_only=True)` reads a plain dict,
-/// in this order. Tensors that share storage still do when read; a view brings its whole storage.
-/// Histories are left out, and everything is stored as CPU tensors. The file appears whole or not
-/// at all (temporary name, fsync, rename).
+/// Writes named tensors so that Python's `torch.load(path, weights_only=True)` reads them as a
+/// plain dict, in this order. Tensors that share storage still do when they are read; for a view,
+/// its whole storage is written. All are written as CPU tensors without autograd history. The file
+/// is written atomically (temporary name, fsync, rename).
+///
 /// # Errors
-/// A name that occurs twice; the file system's, with the path; libtorch's.
+/// A name occurs twice, a file operation fails, or libtorch fails.
 pub fn save_pth(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
     save_pth_with(path, tensors, None)
 }
 
 /// As [`save_pth`]; for `heartbeat` see [`write_atomically_with`].
+///
 /// # Errors
 /// As [`save_pth`].
 pub fn save_pth_with(
@@ -39,10 +41,10 @@ pub fn save_pth_with(
     write_atomically_with(path, heartbeat, |file| write(file, tensors, &on_cpu))
 }
 
-/// What makes two tensors on a device the same values in the same memory.
+/// Address, shape, strides and dtype. Two tensors on a device with the same view are tied.
 type View = (usize, Vec<i64>, Vec<i64>, Kind);
 
-/// Detached tensors on the CPU. Equal views of one device storage become one CPU tensor, so that
+/// The tensors, detached and on the CPU. Equal views of a storage become one CPU tensor, so that
 /// tied weights stay tied.
 fn detached_on_cpu(tensors: &[(String, Tensor)]) -> Result<Vec<Tensor>> {
     let mut moved: HashMap<View, Tensor> = HashMap::new();
@@ -74,8 +76,8 @@ fn write(
     let names: Vec<_> = named.iter().map(|(name, _)| name.as_ptr()).collect();
     let name_sizes: Vec<_> = named.iter().map(|(name, _)| name.len()).collect();
     let handles = ffi::handles(tensors);
-    // SAFETY: three arrays of equal length that, like the names and tensors behind them, outlive the
-    // call; `write_bytes` gets back the `file` that is borrowed mutably for the call.
+    // SAFETY: three arrays of equal length that outlive the call, as do the names and tensors that
+    // they refer to; `write_bytes` receives the `file`, which is borrowed mutably for the call.
     let status = unsafe {
         ffi::vlm_write_pth(
             names.as_ptr(),
@@ -89,11 +91,11 @@ fn write(
     ffi::check(OPERATION, status)
 }
 
-/// Hands bytes of the archive to the file.
+/// Writes bytes of the archive to the file.
 ///
 /// # Safety
-/// `context` is the `BufWriter<Flushing>` of [`write`], used by nobody else; `bytes` are `count` readable
-/// bytes.
+/// `context` is the `BufWriter<Flushing>` of [`write`], with no other reference to it; `bytes` are
+/// `count` readable bytes.
 unsafe extern "C" fn write_bytes(
     context: *mut c_void,
     bytes: *const c_char,

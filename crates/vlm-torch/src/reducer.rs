@@ -1,5 +1,5 @@
-//! Averaging of gradients over a process group, overlapped with the backward pass: the `Reducer`
-//! under Python's `DistributedDataParallel`.
+//! Averages gradients over a process group while the backward pass runs, with the `Reducer` of
+//! Python's `DistributedDataParallel`.
 
 use std::ffi::c_int;
 use std::ptr::{self, NonNull};
@@ -10,46 +10,47 @@ use tch::Tensor;
 use crate::ffi::{self, ReducerHandle};
 use crate::{Error, ProcessGroup, Result};
 
-/// How gradients are put together for the network.
+/// Options of a [`Reducer`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ReducerOptions {
-    /// Bytes of gradients that travel together.
+    /// Size of the buckets in which gradients are sent, in bytes.
     pub bucket_bytes: i64,
-    /// The same for the first bucket, small so that the network starts early.
+    /// Size of the first bucket, which is smaller so that communication starts early.
     pub first_bucket_bytes: i64,
-    /// Parameters may have no part in a loss (experts without a token). Costs a walk over the graph
-    /// each step; without it such a step is an error.
+    /// Whether the loss may not depend on some parameters, for example those of experts without
+    /// tokens. If so, the graph is searched for them in each step; if not, such a step is an error.
     pub find_unused_parameters: bool,
 }
 
 impl Default for ReducerOptions {
-    /// PyTorch's sizes; every parameter is used.
+    /// PyTorch's defaults: the loss depends on every parameter.
     fn default() -> Self {
         Self { bucket_bytes: 25 << 20, first_bucket_bytes: 1 << 20, find_unused_parameters: false }
     }
 }
 
-/// How long a step takes, as the reducer itself measured it: means over the first ten steps and
-/// every tenth after them. All zero before a step was measured.
+/// Times of a step as the reducer measures them: the means over the first ten steps and every tenth
+/// after them. All are zero before the first measurement.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReducerTimes {
     /// From [`Reducer::prepare_forward`] to [`Reducer::prepare_backward`].
     pub forward: Duration,
-    /// The backward pass, until the last gradient was computed.
+    /// From the start of the backward pass until its last gradient is computed.
     pub backward: Duration,
-    /// From the first bucket's sending to the last one's arrival.
+    /// From the start of the first bucket's communication until the last bucket is received.
     pub communication: Duration,
-    /// The part of it during which the backward pass still computed.
+    /// The part of `communication` that overlaps with the backward pass.
     pub hidden: Duration,
 }
 
-/// Hooks into the gradients of a set of parameters until dropped. Gradients become views of its
-/// buckets: reset them with [`crate::set_grad_none`], tch's `zero_grad` panics on them.
+/// Averages the gradients of a set of parameters over the ranks, until it is dropped. The gradients
+/// become views of its buckets: reset them with [`crate::set_grad_none`], because tch's `zero_grad`
+/// panics for them.
 ///
-/// A step: [`Self::prepare_forward`], the forward pass, [`Self::prepare_backward`] with the loss, its
-/// backward pass; then the gradients are averages over the ranks. Micro-batches that only accumulate
-/// leave both calls out. The parameters must be equal on all ranks at the start
-/// ([`ProcessGroup::broadcast`]).
+/// A step consists of [`Self::prepare_forward`], the forward pass, [`Self::prepare_backward`] with
+/// the loss, and its backward pass; then the gradients are averages over the ranks. For
+/// micro-batches that only accumulate gradients, neither method is called. The parameters must be
+/// equal on all ranks at the start ([`ProcessGroup::broadcast`]).
 #[derive(Debug)]
 pub struct Reducer<'group> {
     handle: NonNull<ReducerHandle>,
@@ -57,9 +58,11 @@ pub struct Reducer<'group> {
 }
 
 impl<'group> Reducer<'group> {
-    /// All of `params` require gradients; names are for messages. Collective.
+    /// A reducer for `params`, which must all require a gradient; their names are for messages. All
+    /// ranks must call this.
+    ///
     /// # Errors
-    /// Parameters whose shapes differ between ranks, or that want no gradient.
+    /// The shape of a parameter differs between ranks, or it does not require a gradient.
     pub fn new(
         group: &'group ProcessGroup,
         params: &[(String, Tensor)],
@@ -69,16 +72,16 @@ impl<'group> Reducer<'group> {
         if let Some((name, _)) = params.iter().find(|(_, param)| !param.requires_grad()) {
             return Err(Error::argument(
                 OPERATION,
-                format!("parameter {name:?} wants no gradient"),
+                format!("parameter {name:?} does not require a gradient"),
             ));
         }
         let names: Vec<_> = params.iter().map(|(name, _)| name.as_ptr()).collect();
         let name_sizes: Vec<_> = params.iter().map(|(name, _)| name.len()).collect();
         let handles = ffi::handles(params.iter().map(|(_, param)| param));
         let mut handle = ptr::null_mut();
-        // SAFETY: three arrays of equal length that, like the names and tensors behind them, outlive
-        // the call; the shim copies names and tensor handles, and holds its own reference to the
-        // group. `handle` receives an owned reducer on success.
+        // SAFETY: three arrays of equal length that outlive the call, as do the names and tensors
+        // that they refer to; the shim copies names and tensor handles, and has its own reference
+        // to the group. `handle` receives an owned reducer on success.
         let status = unsafe {
             ffi::vlm_reducer_new(
                 group.handle(),
@@ -93,21 +96,24 @@ impl<'group> Reducer<'group> {
             )
         };
         group.check(OPERATION, status)?;
-        let handle =
-            NonNull::new(handle).ok_or_else(|| Error::torch(OPERATION, "no reducer was made"))?;
+        let handle = NonNull::new(handle)
+            .ok_or_else(|| Error::torch(OPERATION, "no reducer was created"))?;
         Ok(Self { handle, group })
     }
 
-    /// Before the forward pass of a micro-batch whose gradients are to be averaged.
+    /// Called before the forward pass of a micro-batch whose gradients are averaged.
+    ///
     /// # Errors
-    /// The step before left gradients unfinished: a parameter without a part in the loss.
+    /// The reduction of the previous step is not complete, because its loss did not depend on a
+    /// parameter.
     pub fn prepare_forward(&self) -> Result<()> {
         // SAFETY: the reducer lives as long as `self`.
         let status = unsafe { ffi::vlm_reducer_prepare_forward(self.handle.as_ptr()) };
         self.group.check("Reducer::prepare_forward", status)
     }
 
-    /// Between the forward pass and the backward pass of `loss`.
+    /// Called between the forward pass and the backward pass of `loss`.
+    ///
     /// # Errors
     /// As [`Self::prepare_forward`].
     pub fn prepare_backward(&self, loss: &Tensor) -> Result<()> {
@@ -117,9 +123,10 @@ impl<'group> Reducer<'group> {
         self.group.check("Reducer::prepare_backward", status)
     }
 
-    /// Where the time goes.
+    /// The times of a step.
+    ///
     /// # Errors
-    /// libtorch's own; none is known.
+    /// libtorch fails; no such case is known.
     pub fn times(&self) -> Result<ReducerTimes> {
         let mut nanoseconds = [0i64; 4];
         // SAFETY: the reducer lives as long as `self`; the call writes four numbers.
@@ -131,10 +138,11 @@ impl<'group> Reducer<'group> {
         Ok(ReducerTimes { forward, backward, communication, hidden })
     }
 
-    /// Bytes of gradients that are summed over the ranks at each synchronised step, and in how many
-    /// buckets.
+    /// Bytes of gradients that are summed over the ranks in each synchronised step, and the number
+    /// of buckets.
+    ///
     /// # Errors
-    /// libtorch's own; none is known.
+    /// libtorch fails; no such case is known.
     pub fn bucket_bytes(&self) -> Result<(u64, usize)> {
         let (mut bytes, mut count) = (0i64, 0i64);
         // SAFETY: the reducer lives as long as `self`; both numbers outlive the call.

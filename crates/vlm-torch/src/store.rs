@@ -1,5 +1,5 @@
-//! A connection of one's own to the store that a process group meets at: small values under names,
-//! for messages between processes that do not wait for each other.
+//! A separate connection to the key-value store of a process group, for small messages between
+//! processes that do not wait for each other.
 
 use std::ffi::CString;
 use std::ptr::{self, NonNull};
@@ -9,21 +9,22 @@ use crate::ffi::{self, StoreHandle};
 use crate::process_group::{milliseconds, text};
 use crate::{Error, GroupOptions, Result};
 
-/// A client of the store. Usable while the group's own connection waits in an operation.
+/// A client of the store. It can be used while the group's own connection waits in an operation.
 #[derive(Debug)]
 pub struct Store {
     handle: NonNull<StoreHandle>,
 }
 
-// SAFETY: TCPStore's client takes a lock for each operation.
+// SAFETY: TCPStore's client locks a mutex for each operation.
 unsafe impl Send for Store {}
 // SAFETY: as above.
 unsafe impl Sync for Store {}
 
 impl Store {
-    /// Connects to the store of the group of `options`, which must be there.
+    /// Connects to the store of the process group with these `options`, which must be running.
+    ///
     /// # Errors
-    /// Nobody listens there within `timeout`.
+    /// No connection within `timeout`.
     pub fn connect(options: &GroupOptions, timeout: Duration) -> Result<Self> {
         const OPERATION: &str = "connect to the store";
         let host = text("master_addr", &options.master_addr)?;
@@ -42,14 +43,15 @@ impl Store {
         };
         ffi::check(OPERATION, status)?;
         let handle =
-            NonNull::new(handle).ok_or_else(|| Error::torch(OPERATION, "no client was made"))?;
+            NonNull::new(handle).ok_or_else(|| Error::torch(OPERATION, "no client was created"))?;
         Ok(Self { handle })
     }
 
-    /// Puts `value` under `key`, in the place of what is there. Others may see it a moment later; what
-    /// this client asks next is answered after it.
+    /// Sets the value of `key`, and replaces an earlier one. This client's next read returns it;
+    /// other clients may read it a moment later.
+    ///
     /// # Errors
-    /// The store is gone.
+    /// The connection to the store is lost.
     pub fn set(&self, key: &str, value: &[u8]) -> Result<()> {
         let key = Self::key(key)?;
         // SAFETY: the client lives as long as `self`; key and value are borrowed for the call.
@@ -59,14 +61,15 @@ impl Store {
         ffi::check("write to the store", status)
     }
 
-    /// What is under `key`, if anything is. Does not wait for it to come.
+    /// The value of `key`; `None` if it is not set. Does not wait for it to be set.
+    ///
     /// # Errors
-    /// The store is gone.
+    /// The connection to the store is lost.
     pub fn get(&self, key: &str) -> Result<Option<Vec<u8>>> {
         let key = Self::key(key)?;
         let (mut value, mut size) = (ptr::null(), 0);
-        // SAFETY: the client lives as long as `self`; the key is borrowed for the call, which writes
-        // both outputs.
+        // SAFETY: the client lives as long as `self`; the key is borrowed for the call, which
+        // writes both outputs.
         let status = unsafe {
             ffi::vlm_store_get(self.handle.as_ptr(), key.as_ptr(), &mut value, &mut size)
         };
@@ -74,8 +77,8 @@ impl Store {
         if value.is_null() {
             return Ok(None);
         }
-        // SAFETY: not null, so `size` bytes of this thread that are valid until the next call; they
-        // are copied here.
+        // SAFETY: not null, so it points to `size` bytes of this thread, which are valid until the
+        // next call and are copied here.
         Ok(Some(unsafe { std::slice::from_raw_parts(value, size) }.to_vec()))
     }
 

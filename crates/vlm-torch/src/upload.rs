@@ -1,4 +1,4 @@
-//! Values of the host on the way to a device.
+//! Copies values from the CPU to a device.
 
 use std::ptr;
 
@@ -8,11 +8,12 @@ use tch::{Device, Kind, Tensor};
 use crate::bytes::num_bytes;
 use crate::{Error, Result, ffi, tensor_from_bytes};
 
-/// A tensor `shape` of `kind` on `device` that holds `bytes`: row-major, little-endian. A copy to a GPU
-/// is queued, from page-locked memory, and this returns before it is done; what is queued on the
-/// device afterwards sees the values.
+/// A tensor of `shape` and `kind` on `device` with the values `bytes`, which are row-major and
+/// little-endian. A copy to a GPU is asynchronous, from pinned memory; operations that are queued
+/// on the device afterwards use the copied values.
+///
 /// # Errors
-/// `bytes` is not exactly as long as shape and kind say; no memory is left, on either side.
+/// The length of `bytes` does not fit the shape and kind, or there is no memory left.
 pub fn bytes_to_device(bytes: &[u8], shape: &[i64], kind: Kind, device: Device) -> Result<Tensor> {
     const OPERATION: &str = "copy to the device";
     let Device::Cuda(_) = device else { return tensor_from_bytes(bytes, shape, kind) };
@@ -20,14 +21,14 @@ pub fn bytes_to_device(bytes: &[u8], shape: &[i64], kind: Kind, device: Device) 
         let found = bytes.len();
         return Err(Error::argument(
             OPERATION,
-            format!("{shape:?} of {kind:?} from {found} bytes"),
+            format!("{shape:?} of {kind:?} does not take the {found} bytes found"),
         ));
     }
     let mut pinned = ptr::null_mut();
-    // SAFETY: the bytes are borrowed for the call, which copies them, and the pointer is written once.
+    // SAFETY: the bytes are borrowed for the call, which copies them and writes the pointer once.
     let status = unsafe { ffi::vlm_pinned_bytes(bytes.as_ptr(), bytes.len(), &mut pinned) };
     ffi::check(OPERATION, status)?;
-    // SAFETY: a tensor that the call made and gave to us.
+    // SAFETY: on success, the pointer is a tensor that the caller owns.
     let pinned = unsafe { Tensor::from_ptr(pinned) };
     let send = || {
         let typed = if bytes.is_empty() {
@@ -40,9 +41,10 @@ pub fn bytes_to_device(bytes: &[u8], shape: &[i64], kind: Kind, device: Device) 
     send().map_err(|error| Error::tch(OPERATION, &error))
 }
 
-/// As [`bytes_to_device`], of a slice, with one dimension.
+/// As [`bytes_to_device`], for a slice; the tensor has one dimension.
+///
 /// # Errors
-/// No memory is left, on either side.
+/// There is no memory left.
 pub fn slice_to_device<T: Element>(values: &[T], device: Device) -> Result<Tensor> {
     // SAFETY: elements of tensors are plain numbers without padding, so every byte of the slice is
     // initialised.

@@ -1,5 +1,5 @@
-//! Random numbers in a checkpointed function. In a process of its own: the generator is the
-//! process's, and other tests draw from it.
+//! Random numbers in a checkpointed function. This test has a process of its own, because all tests
+//! of a process share libtorch's generator.
 
 use tch::{Device, Kind, Tensor};
 use vlm_torch::checkpoint;
@@ -9,7 +9,7 @@ fn random(shape: &[i64]) -> Tensor {
 }
 
 #[test]
-fn dropout_drops_the_same_again_and_later_draws_are_not_disturbed() {
+fn the_second_run_has_the_same_dropout_and_does_not_change_later_draws() {
     let x = random(&[3, 4]).set_requires_grad(true);
     let run = |checkpointed: bool| {
         tch::manual_seed(3);
@@ -19,11 +19,11 @@ fn dropout_drops_the_same_again_and_later_draws_are_not_disturbed() {
         } else {
             block(&[x.shallow_clone()])
         };
-        // Draws between the passes, and after them.
+        // Draws random numbers between the passes and after them.
         let loss = (output * random(&[4])).square().sum(Kind::Float);
         [Tensor::run_backward(&[loss], &[&x], false, false).remove(0), random(&[4])]
     };
     let (plain, again) = (run(false), run(true));
-    assert!(plain[0].equal(&again[0]), "another dropout in the second run");
-    assert!(plain[1].equal(&again[1]), "the second run took numbers from what came after");
+    assert!(plain[0].equal(&again[0]), "the second run has another dropout");
+    assert!(plain[1].equal(&again[1]), "the second run changed later draws");
 }

@@ -1,19 +1,19 @@
-//! What CLIP's and SigLIP's vision transformers have in common, with Hugging Face's names: patches,
-//! and pre-normalised blocks of attention and MLP.
+//! The layers that CLIP's and SigLIP's vision transformers share, with Hugging Face's names: the
+//! patch embedding, and pre-normalised blocks of attention and MLP.
 //!
 //! Dimensions: N images · P patches · V vision width · S side in pixels
 
 use tch::Tensor;
 
-use crate::fused_attention::{How, fused_attention};
+use crate::fused_attention::{SdpaOptions, fused_attention};
 use crate::layers::{LayerNorm, Linear};
 use crate::params::{Init, Scope};
 use vlm_shapes::VisionConfig;
 
-/// Below this are the names of every tower.
+/// The prefix of the names of every vision tower.
 pub(super) const SCOPE: &str = "vision_model";
 
-/// What a fresh encoder's weights are drawn from.
+/// The initial weights of an encoder.
 pub(super) const INIT: Init = Init::Normal(0.02);
 
 #[derive(Debug)]
@@ -45,19 +45,19 @@ impl Attention {
         };
         let [q, k, v] =
             [&self.q_proj, &self.k_proj, &self.v_proj].map(|linear| heads(linear.forward(x_npv)));
-        let mixed = fused_attention([&q, &k, &v], &How::default());
+        let mixed = fused_attention([&q, &k, &v], &SdpaOptions::default());
         self.out_proj.forward(&mixed.transpose(1, 2).reshape([images, tokens, width]))
     }
 }
 
-/// The MLP's activation.
+/// The activation of the MLP.
 #[derive(Debug, Clone, Copy)]
 enum Activation {
-    /// `x · sigmoid(1.702 x)`, OpenAI's.
+    /// `x · sigmoid(1.702 x)`, used by OpenAI's CLIP.
     QuickGelu,
-    /// The exact one.
+    /// The exact GELU.
     Gelu,
-    /// With the hyperbolic tangent, SigLIP's.
+    /// The approximation of GELU with the hyperbolic tangent, used by SigLIP.
     GeluTanh,
 }
 
@@ -79,6 +79,7 @@ impl Activation {
     }
 }
 
+/// A transformer block.
 #[derive(Debug)]
 pub(super) struct Block {
     layer_norm1: LayerNorm,
@@ -90,7 +91,7 @@ pub(super) struct Block {
 }
 
 impl Block {
-    /// All blocks of a tower, `encoder.layers.0` and so on.
+    /// All blocks of a vision tower, `encoder.layers.0` and so on.
     pub(super) fn all(scope: &Scope, config: &VisionConfig) -> Vec<Self> {
         let layers = scope.sub("encoder").sub("layers");
         let block = |index| Self::new(&layers.sub(index), config);
@@ -117,11 +118,11 @@ impl Block {
     }
 }
 
-/// The convolution with stride = kernel = patch, written as what it is: one matrix product over
-/// cut-out patches.
+/// The patch embedding. Hugging Face writes it as a convolution whose kernel and stride are the
+/// patch size; here it is the same as one matrix product over the patches.
 #[derive(Debug)]
 pub(super) struct PatchEmbedding {
-    /// `[V, 3, patch, patch]`
+    /// `[V, 3, patch, patch]`.
     weight: Tensor,
     bias: Option<Tensor>,
     side: i64,
@@ -141,8 +142,8 @@ impl PatchEmbedding {
         }
     }
 
-    /// `[N, 3, S, S]` → `[N, P, V]`. Where patches do not divide the side, the rest at the right
-    /// and at the bottom is left out.
+    /// `[N, 3, S, S]` → `[N, P, V]`. If the patch size does not divide S, the pixels that are left
+    /// over at the right and at the bottom are not used.
     pub(super) fn forward(&self, pixel_values: &Tensor) -> Tensor {
         let (width, channels, patch, _) = self.weight.size4().expect("four by construction");
         let seen = self.side * patch;

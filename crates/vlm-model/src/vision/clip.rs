@@ -1,6 +1,6 @@
-//! CLIP's vision transformer (Radford et al. 2021), as Hugging Face's `CLIPVisionModel` computes
-//! `last_hidden_state`: a class token before the patches, a norm before the blocks, and no norm
-//! after them (CLIP's post-layernorm serves its pooled output only).
+//! CLIP's vision transformer (Radford et al. 2021). Computes the `last_hidden_state` of Hugging
+//! Face's `CLIPVisionModel`: a class token before the patches, a norm before the blocks, and no
+//! norm after them (CLIP uses its post-layernorm for the pooled output only).
 //!
 //! Dimensions: N images · P patches · V vision width · S side in pixels
 
@@ -11,7 +11,7 @@ use crate::layers::LayerNorm;
 use crate::params::Scope;
 use vlm_shapes::VisionConfig;
 
-/// The encoder.
+/// CLIP's vision encoder.
 #[derive(Debug)]
 pub struct ClipVision {
     config: VisionConfig,
@@ -43,7 +43,7 @@ impl ClipVision {
         }
     }
 
-    /// The shape this encoder was built with.
+    /// The configuration of this encoder.
     pub fn config(&self) -> &VisionConfig {
         &self.config
     }
@@ -62,8 +62,8 @@ impl ClipVision {
         x_npv
     }
 
-    /// The features that the language model is shown: [`Self::forward`] without the class token,
-    /// `[N, P, V]`.
+    /// The patch features for the projector: the output of [`Self::forward`] without the class
+    /// token, `[N, P, V]`.
     pub fn patch_features(&self, pixel_values: &Tensor) -> Tensor {
         let all = self.forward(pixel_values);
         all.narrow(1, 1, all.size()[1] - 1)

@@ -1,4 +1,4 @@
-//! Vision encoders, by their published formats.
+//! Vision encoders.
 
 mod blocks;
 mod clip;
@@ -12,12 +12,12 @@ use tch::Tensor;
 use crate::params::Scope;
 use vlm_shapes::{VisionConfig, VisionFamily};
 
-/// An encoder of any family.
+/// A vision encoder of any family.
 #[derive(Debug)]
 pub enum VisionEncoder {
-    /// See [`ClipVision`].
+    /// CLIP's encoder.
     Clip(ClipVision),
-    /// See [`SiglipVision`].
+    /// SigLIP's encoder.
     Siglip(SiglipVision),
 }
 
@@ -30,7 +30,7 @@ impl VisionEncoder {
         }
     }
 
-    /// The shape this encoder was built with.
+    /// The configuration of this encoder.
     pub fn config(&self) -> &VisionConfig {
         match self {
             Self::Clip(encoder) => encoder.config(),
@@ -38,8 +38,8 @@ impl VisionEncoder {
         }
     }
 
-    /// The features that the language model is shown: `pixel_values` `[N, 3, S, S]`, normalised →
-    /// `[N, P, V]`.
+    /// The patch features for the projector: `pixel_values` `[N, 3, S, S]`, normalised → `[N, P,
+    /// V]`.
     pub fn patch_features(&self, pixel_values: &Tensor) -> Tensor {
         match self {
             Self::Clip(encoder) => encoder.patch_features(pixel_values),
@@ -48,22 +48,22 @@ impl VisionEncoder {
     }
 }
 
-/// What every encoder has, below its scope: the embeddings of the patches.
+/// The name of the patch embedding of every encoder, relative to [`scope`].
 pub(crate) const PATCH_EMBEDDING: &str = "embeddings.patch_embedding";
 
-/// What stands before the names of every encoder's tensors.
+/// The prefix of the names of every encoder's tensors.
 pub(crate) fn scope() -> String {
     format!("{}.", blocks::SCOPE)
 }
 
-/// Whether a name below an encoder's scope is one of a CLIP or SigLIP tower.
+/// Whether `name`, relative to [`scope`], belongs to a vision tower of CLIP or SigLIP.
 pub(crate) fn is_within_tower(name: &str) -> bool {
     let parts = ["embeddings", "encoder", "pre_layrnorm", "post_layernorm", "head"];
     name.split('.').next().is_some_and(|first| parts.contains(&first))
 }
 
-/// Whether the tensor of that name belongs to a whole CLIP or SigLIP and not to what is computed
-/// here: the text tower, the heads for pooled outputs, and position numbers.
+/// Whether the tensor `name` of a whole CLIP or SigLIP model is not used here: the text tower, the
+/// heads for pooled outputs, and the table of position ids.
 pub fn is_beside_encoder(family: VisionFamily, name: &str) -> bool {
     let Some(name) = name.strip_prefix(blocks::SCOPE).and_then(|rest| rest.strip_prefix('.'))
     else {

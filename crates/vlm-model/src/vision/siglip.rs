@@ -1,6 +1,6 @@
-//! SigLIP's vision transformer (Zhai et al. 2023; SigLIP 2 of fixed resolution is the same), as
-//! Hugging Face's `SiglipVisionModel` computes `last_hidden_state`: no class token, patches with a
-//! bias, a norm after the blocks. Its attention-pooling head is not computed.
+//! SigLIP's vision transformer (Zhai et al. 2023; SigLIP 2 of fixed resolution is the same).
+//! Computes the `last_hidden_state` of Hugging Face's `SiglipVisionModel`: no class token, a patch
+//! embedding with a bias, a norm after the blocks. The attention-pooling head is not used.
 //!
 //! Dimensions: N images · P patches · V vision width · S side in pixels
 
@@ -11,7 +11,7 @@ use crate::layers::LayerNorm;
 use crate::params::Scope;
 use vlm_shapes::VisionConfig;
 
-/// The encoder.
+/// SigLIP's vision encoder.
 #[derive(Debug)]
 pub struct SiglipVision {
     config: VisionConfig,
@@ -40,7 +40,7 @@ impl SiglipVision {
         }
     }
 
-    /// The shape this encoder was built with.
+    /// The configuration of this encoder.
     pub fn config(&self) -> &VisionConfig {
         &self.config
     }

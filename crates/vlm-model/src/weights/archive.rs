@@ -1,4 +1,4 @@
-//! The zip around a `.pth`: its records, with limits against lies about sizes and names.
+//! Reads the records of a `.pth`, which is a zip archive, and checks their sizes and names.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -10,14 +10,14 @@ use zip::{CompressionMethod, ZipArchive};
 use super::WeightsError;
 use super::error::{Refusal, refuse};
 
-/// The pickle of a model with 100,000 tensors has 20 MB.
+/// Largest size of a pickle; that of a model with 100,000 tensors has 20 MB.
 const MAX_PICKLE_BYTES: u64 = 64 << 20;
-/// PyTorch stores without compressing; a file packed again shrinks by much less.
+/// Largest compression ratio. PyTorch does not compress, and weights compress by much less.
 const MAX_RATIO: u64 = 200;
-/// Below this size even zeros, which deflate packs 1000 to 1, do no harm.
+/// Below this size the compression ratio is not checked.
 const HARMLESS_BYTES: u64 = 1 << 20;
 
-/// An open zip whose records all lie in one folder.
+/// An open zip archive whose records are all in one folder.
 #[derive(Debug)]
 pub(super) struct Archive {
     path: PathBuf,
@@ -26,15 +26,18 @@ pub(super) struct Archive {
 }
 
 impl Archive {
+    /// Opens the archive and checks the names and sizes of all records.
+    ///
     /// # Errors
-    /// A truncated file, names that climb, sizes beyond the file, no `data.pkl`, big-endian data.
+    /// The file is truncated, a record's name leaves the archive, a size exceeds the file, there is
+    /// no `data.pkl`, or the data is big-endian.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let file = File::open(path).map_err(WeightsError::io(path))?;
         let file_bytes = file.metadata().map_err(WeightsError::io(path))?.len();
         let refused = |refusal: Refusal| refusal.in_file(path);
         let mut zip = ZipArchive::new(BufReader::new(file)).map_err(|error| {
             refused(Refusal(format!(
-                "the zip archive is damaged or cut off ({error}): fetch the file again"
+                "the zip archive is damaged or truncated ({error}); download the file again"
             )))
         })?;
         check_entries(&mut zip, file_bytes).map_err(refused)?;
@@ -44,19 +47,21 @@ impl Archive {
         Ok(archive)
     }
 
-    /// The pickled description of the tensors.
+    /// The pickle that describes the tensors.
+    ///
     /// # Errors
-    /// As [`Self::record`]; more than 64 MB.
+    /// As [`Self::record`], or the pickle has more than 64 MB.
     pub fn pickle(&self) -> Result<Vec<u8>, WeightsError> {
         match self.size("data.pkl")? {
             size if size > MAX_PICKLE_BYTES => {
-                self.refused(format!("data.pkl has {size} bytes; that is no list of tensors"))
+                self.refused(format!("data.pkl has {size} bytes, too many for a list of tensors"))
             }
             size => self.record("data.pkl", size),
         }
     }
 
-    /// Bytes that a record holds.
+    /// The size of a record in bytes.
+    ///
     /// # Errors
     /// There is no such record.
     pub fn size(&self, name: &str) -> Result<u64, WeightsError> {
@@ -70,9 +75,10 @@ impl Archive {
         }
     }
 
-    /// The first `wanted` bytes of a record. Memory is taken as bytes arrive, not as sizes claim.
+    /// The first `wanted` bytes of a record.
+    ///
     /// # Errors
-    /// A missing or shorter record; wrong checksums; data that does not unpack.
+    /// The record is missing, shorter or damaged.
     pub fn record(&self, name: &str, wanted: u64) -> Result<Vec<u8>, WeightsError> {
         let full = format!("{}{name}", self.root);
         let mut zip = self.zip.borrow_mut();
@@ -81,21 +87,19 @@ impl Archive {
             Err(error) => return self.refused(format!("record {full}: {error}")),
         };
         let mut bytes = Vec::with_capacity(usize::try_from(entry.size().min(wanted)).unwrap_or(0));
-        // One byte more than wanted: the checksum is compared when the end of the record is met.
+        // One byte more than wanted, because the checksum is compared at the end of the record.
         if let Err(error) = entry.take(wanted.saturating_add(1)).read_to_end(&mut bytes) {
             return self.refused(format!("record {full}: {error}"));
         }
         bytes.truncate(usize::try_from(wanted).unwrap_or(usize::MAX));
         if (bytes.len() as u64) < wanted {
-            return self.refused(format!(
-                "record {full} has {} bytes where {wanted} are needed",
-                bytes.len()
-            ));
+            return self
+                .refused(format!("record {full} has {} bytes; expected {wanted}", bytes.len()));
         }
         Ok(bytes)
     }
 
-    /// A file that is wrong in the way the message says.
+    /// An error about this file.
     pub fn refused<T>(&self, message: impl Into<String>) -> Result<T, WeightsError> {
         Err(Refusal(message.into()).in_file(&self.path))
     }
@@ -103,14 +107,14 @@ impl Archive {
     fn check_byte_order(&self) -> Result<(), WeightsError> {
         let name = format!("{}byteorder", self.root);
         if self.zip.borrow().index_for_name(&name).is_none() {
-            // Files from before PyTorch 2.1 do not say; they are little-endian.
+            // Files from before PyTorch 2.1 have no such record; they are little-endian.
             return Ok(());
         }
         let order = self.record("byteorder", self.size("byteorder")?.min(16))?;
         match order.as_slice() {
             b"little" => Ok(()),
             other => self.refused(format!(
-                "its numbers are {}-endian; only little-endian files are read: save it on a common machine",
+                "its numbers are {}-endian; expected little-endian: save it on another machine",
                 String::from_utf8_lossy(other)
             )),
         }
@@ -125,17 +129,19 @@ fn check_entries(zip: &mut ZipArchive<BufReader<File>>, file_bytes: u64) -> Resu
         let (name, size, packed) = (entry.name(), entry.size(), entry.compressed_size());
         if entry.enclosed_name().is_none() || name.contains('\\') || name.contains("..") {
             return refuse!(
-                "the record name {name:?} leaves the archive: torch.save makes no such names, and \
-                 nothing was written there"
+                "the record name {name:?} leaves the archive; torch.save does not write such \
+                 names, and nothing was written there"
             );
         }
         if packed > file_bytes {
-            return refuse!("record {name} claims {packed} bytes; the whole file has {file_bytes}");
+            return refuse!(
+                "record {name} claims {packed} bytes, but the whole file has {file_bytes}"
+            );
         }
         match entry.compression() {
             CompressionMethod::Stored if size != packed => {
                 return refuse!(
-                    "record {name} is not compressed, yet claims {size} bytes in {packed}"
+                    "record {name} is not compressed, but claims {size} bytes in {packed}"
                 );
             }
             CompressionMethod::Stored => {}
@@ -143,14 +149,14 @@ fn check_entries(zip: &mut ZipArchive<BufReader<File>>, file_bytes: u64) -> Resu
                 if size > HARMLESS_BYTES && size / packed.max(1) > MAX_RATIO =>
             {
                 return refuse!(
-                    "record {name} claims to unpack {packed} bytes to {size}: weights do not, this \
-                     may be a zip bomb, and nothing of it was unpacked"
+                    "record {name} claims to unpack {packed} bytes to {size}, which weights never \
+                     do; it may be a zip bomb, and nothing was unpacked"
                 );
             }
             CompressionMethod::Deflated => {}
             other => {
                 return refuse!(
-                    "record {name} is compressed by {other:?}; PyTorch stores without compressing"
+                    "record {name} is compressed with {other:?}, which PyTorch does not use"
                 );
             }
         }
@@ -158,7 +164,7 @@ fn check_entries(zip: &mut ZipArchive<BufReader<File>>, file_bytes: u64) -> Resu
     Ok(())
 }
 
-/// The folder that holds `data.pkl`, with its slash; PyTorch names it after the file.
+/// The folder in the archive that has `data.pkl`, with its slash; PyTorch names it after the file.
 fn find_root(zip: &ZipArchive<BufReader<File>>) -> Result<String, Refusal> {
     let roots: Vec<_> = zip
         .file_names()
@@ -166,10 +172,11 @@ fn find_root(zip: &ZipArchive<BufReader<File>>) -> Result<String, Refusal> {
         .filter(|root| root.is_empty() || root.ends_with('/') && root.matches('/').count() == 1)
         .collect();
     match roots.as_slice() {
-        [] => refuse!("the zip archive has no data.pkl, so PyTorch's torch.save did not make it"),
+        [] => refuse!("the zip archive has no data.pkl, so torch.save did not write it"),
         [root] if zip.index_for_name(&format!("{root}constants.pkl")).is_some() => {
             refuse!(
-                "it is a TorchScript archive; in Python, save the plain dict: torch.save(model.state_dict(), path)"
+                "it is a TorchScript archive; in Python, save the plain dict: \
+                 torch.save(model.state_dict(), path)"
             )
         }
         [root] => Ok((*root).to_owned()),

@@ -1,4 +1,4 @@
-//! What can be wrong with a weight file, or between it and a model.
+//! Errors of weights files and of loading them into a model.
 
 use std::path::{Path, PathBuf};
 
@@ -8,15 +8,15 @@ use super::LoadReport;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum WeightsError {
-    /// The operating system refused.
+    /// A file or folder cannot be read or written.
     #[error("{}: {source}", path.display())]
     Io {
-        /// On which file or folder.
+        /// The file or folder.
         path: PathBuf,
-        /// The system's reason.
+        /// The reason that the operating system gives.
         source: std::io::Error,
     },
-    /// The file is not what it claims to be, or holds what is not read from strangers.
+    /// The content of the file is damaged, not safe, or not supported.
     #[error("{}: {message}", path.display())]
     Refused {
         /// The file.
@@ -24,12 +24,12 @@ pub enum WeightsError {
         /// What was expected, what was found, and what to do about it.
         message: String,
     },
-    /// A name that the file does not have.
+    /// The file has no tensor of a name.
     #[error("{}: there is no tensor {name:?}", path.display())]
     NoTensor {
         /// The file.
         path: PathBuf,
-        /// The name asked for.
+        /// The name that was requested.
         name: String,
     },
     /// The file does not fit the model; nothing was loaded.
@@ -37,15 +37,14 @@ pub enum WeightsError {
     Misfit {
         /// The file.
         path: PathBuf,
-        /// What is missing or has another shape.
+        /// The tensors that are missing or have another shape.
         report: Box<LoadReport>,
     },
-    /// A tensor with numbers that are infinite or not numbers; a model that starts from it computes
-    /// nothing.
+    /// A tensor has elements that are infinite or not a number (NaN).
     #[error(
-        "{}: tensor {name:?} is not finite: {count} of its {numel} numbers are infinite or not \
-         numbers, the first at index {first:?}; the file was saved by a run that diverged, or is \
-         damaged: take an earlier one",
+        "{}: tensor {name:?} is not finite: {count} of its {numel} elements are infinite or NaN, \
+         the first at index {first:?}; the file is damaged, or was saved by a run that diverged: \
+         use an earlier one",
         path.display()
     )]
     NotFinite {
@@ -53,11 +52,11 @@ pub enum WeightsError {
         path: PathBuf,
         /// The tensor.
         name: String,
-        /// How many numbers are not finite.
+        /// Number of elements that are not finite.
         count: i64,
-        /// Of how many.
+        /// Number of all elements.
         numel: i64,
-        /// Index of the first, a number a dimension.
+        /// Index of the first element that is not finite, one number per dimension.
         first: Vec<i64>,
     },
     /// libtorch failed on a tensor.
@@ -65,7 +64,7 @@ pub enum WeightsError {
     Tensor {
         /// The tensor.
         name: String,
-        /// libtorch's words.
+        /// The error of libtorch.
         source: vlm_torch::Error,
     },
     /// A file could not be written.
@@ -86,7 +85,7 @@ impl WeightsError {
     }
 }
 
-/// Why a part of a file is refused, before anybody says which file it is.
+/// The reason why a file is refused, without the file's name.
 #[derive(Debug, PartialEq)]
 pub(super) struct Refusal(pub String);
 

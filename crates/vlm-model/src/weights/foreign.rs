@@ -1,29 +1,29 @@
-//! Forms of weights that other programs write and that are not read here: what they are called and
-//! what to do about them.
+//! Recognises weights in unsupported formats of other programs, with a message about the conversion
+//! of each.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-const GGUF: &str = "it is a GGUF file, which llama.cpp reads; in Python, turn it into a folder first: \
+const GGUF: &str = "it is a GGUF file of llama.cpp; convert it in Python: \
      AutoModelForCausalLM.from_pretrained(folder, gguf_file=name).save_pretrained(new_folder)";
-const ONNX: &str = "it is an ONNX model, which has no weights under their names; take the \
+const ONNX: &str = "it is an ONNX model, which does not keep the names of the weights; use the \
      .safetensors or .bin file that it was exported from";
-const TENSORFLOW: &str = "it is TensorFlow's; in Python, turn it into a folder first: \
+const TENSORFLOW: &str = "it is a TensorFlow model; convert it in Python: \
      AutoModel.from_pretrained(folder, from_tf=True).save_pretrained(new_folder) (transformers 4)";
-const FLAX: &str = "it is Flax's; in Python, turn it into a folder first: \
-     AutoModel.from_pretrained(folder, from_flax=True).save_pretrained(new_folder) (transformers 4)";
+const FLAX: &str = "it is a Flax model; convert it in Python: AutoModel.from_pretrained(folder, \
+     from_flax=True).save_pretrained(new_folder) (transformers 4)";
 const ADAPTER: &str = "it is a LoRA adapter, not a whole model; merge it into its model first, in \
      Python: PeftModel.from_pretrained(model, folder).merge_and_unload().save_pretrained(merged)";
-const ZERO: &str = "it is a DeepSpeed ZeRO checkpoint, whose weights are divided among the ranks; \
-     join them first: python zero_to_fp32.py FOLDER OUTPUT, with the script that DeepSpeed left \
+const ZERO: &str = "it is a DeepSpeed ZeRO checkpoint, whose weights are sharded over the ranks; \
+     merge them first: python zero_to_fp32.py FOLDER OUTPUT, with the script that DeepSpeed saved \
      beside it";
-const DISTRIBUTED: &str = "it is a distributed checkpoint of PyTorch, whose weights are divided \
-     among the ranks; join them first: python -m torch.distributed.checkpoint.format_utils \
+const DISTRIBUTED: &str = "it is a distributed checkpoint of PyTorch, whose weights are sharded \
+     over the ranks; merge them first: python -m torch.distributed.checkpoint.format_utils \
      dcp_to_torch FOLDER weights.pth";
-const MLX: &str = "it is an archive of NumPy arrays, as MLX writes; save it as .safetensors";
+const MLX: &str = "it is an archive of NumPy arrays, as MLX writes it; save it as .safetensors";
 
-/// What a folder holds that has no weights of a known name, by the names in it; `None` when it may
-/// be anything.
+/// The message for a folder without supported weights, by the names of its files; `None` if the
+/// format is not recognised.
 pub(super) fn of_folder(names: &BTreeSet<String>) -> Option<String> {
     let any = |is: &dyn Fn(&str) -> bool| names.iter().any(|name| is(name));
     let ends = |end: &'static str| move |name: &str| name.ends_with(end);
@@ -59,11 +59,11 @@ pub(super) fn of_folder(names: &BTreeSet<String>) -> Option<String> {
     } else {
         return None;
     };
-    Some(format!("no weights that are read: {message}"))
+    Some(format!("the folder has no supported weights: {message}"))
 }
 
-/// What a file of no known content is, by its first bytes and its name; `None` when it may be
-/// anything.
+/// The message for a file in an unsupported format, by its first bytes and its name; `None` if the
+/// format is not recognised.
 pub(super) fn of_content(start: &[u8], path: &Path) -> Option<String> {
     let name = path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let message = if start.starts_with(b"GGUF") {

@@ -1,4 +1,4 @@
-//! Filling a model's variables from a file.
+//! Loads weights from a file into a model's parameters.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -7,7 +7,7 @@ use tch::{Kind, Tensor};
 
 use super::{Weights, WeightsError};
 
-/// A tensor whose shape in the file is not the model's.
+/// A tensor whose shape in the file differs from the model's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Misshapen {
     /// The tensor.
@@ -18,18 +18,20 @@ pub struct Misshapen {
     pub found: Vec<i64>,
 }
 
-/// How a file and a model fit each other, by name.
+/// The differences between a file and a model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LoadReport {
-    /// How many variables were filled.
+    /// Number of parameters that were loaded.
     pub num_loaded: usize,
-    /// In the model, not in the file; after a successful load only those that were allowed to be.
+    /// Names that are in the model, but not in the file. After a successful load, these are names
+    /// that were allowed to be missing.
     pub missing: Vec<String>,
-    /// In the file, not in the model, and not another name of something loaded: worth a warning.
+    /// Names that are in the file, but not in the model, and that are not tied to a loaded tensor:
+    /// worth a warning.
     pub surplus: Vec<String>,
-    /// In both, with different shapes; empty after a successful load.
+    /// Tensors with different shapes; empty after a successful load.
     pub misshapen: Vec<Misshapen>,
-    /// Filled, but from another dtype: `(name, dtype in the file)`.
+    /// Parameters that were loaded from another dtype: `(name, dtype in the file)`.
     pub converted: Vec<(String, Kind)>,
 }
 
@@ -42,20 +44,22 @@ impl fmt::Display for LoadReport {
             write!(f, "\n  {name}: not in the file")?;
         }
         if !self.surplus.is_empty() {
-            write!(f, "\n  in the file alone: {}", self.surplus.join(", "))?;
+            write!(f, "\n  only in the file: {}", self.surplus.join(", "))?;
         }
         Ok(())
     }
 }
 
 impl Weights {
-    /// Copies every variable's values from the tensor of its name, converted to the variable's
-    /// dtype and device. Variables for which `may_be_missing` says yes keep their values when the
-    /// file has none. The names and shapes are compared before anything is copied.
+    /// Copies into each of `variables`, the named parameters of a model, the tensor with its name,
+    /// converted to its dtype and device. Parameters for which `may_be_missing` returns true keep
+    /// their values if the file does not have them. Names and shapes are compared before anything
+    /// is copied.
+    ///
     /// # Errors
-    /// [`WeightsError::Misfit`] when a variable is missing or has another shape, naming each with
-    /// the expected and the found shape; [`WeightsError::NotFinite`] for values that are not finite
-    /// in the variable's dtype, after which some variables may be filled; files that cannot be read.
+    /// [`WeightsError::Misfit`] if a parameter is missing or has another shape.
+    /// [`WeightsError::NotFinite`] if values are not finite in the parameter's dtype; some
+    /// parameters may have been loaded then. The file cannot be read.
     pub fn load_into(
         &self,
         variables: &[(String, Tensor)],
@@ -96,7 +100,7 @@ impl Weights {
         })
     }
 
-    /// What [`Self::load_into`] would do.
+    /// The report of [`Self::load_into`].
     fn compare(&self, variables: &[(String, Tensor)]) -> LoadReport {
         let mut report = LoadReport::default();
         let mut wanted = HashSet::new();
@@ -120,7 +124,7 @@ impl Weights {
             }
             report.num_loaded += 1;
         }
-        // A tied tensor is one tensor: whoever has one of its names has it all.
+        // A tied tensor is loaded if one of its names is.
         let first_name =
             |name: &str, shared: &Option<String>| shared.clone().unwrap_or_else(|| name.to_owned());
         let loaded: HashSet<String> = self

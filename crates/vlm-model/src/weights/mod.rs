@@ -1,7 +1,8 @@
-//! Weights in and out: `.pth` as PyTorch writes it, `.safetensors`, whole or in parts.
+//! Reads and writes weights files: PyTorch's `.pth` and `.safetensors`, in one file or in shards.
 //!
-//! Files may come from strangers: nothing in them is executed, and what they claim about sizes is
-//! checked before it is believed. Knows names, shapes and dtypes; not which model they make.
+//! Files may come from untrusted sources: nothing in them is executed, and sizes are checked before
+//! memory is allocated for them. This module handles names, shapes and dtypes; it does not know
+//! which model they belong to.
 
 mod archive;
 mod error;
@@ -31,65 +32,67 @@ pub use open::{hub_name, require_there};
 use pth::PthFile;
 use safetensors::SafetensorsFile;
 
-/// What a file says about one tensor.
+/// The description of one tensor in a file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct TensorInfo {
     /// Full dotted name.
     pub name: String,
-    /// Lengths of its dimensions.
+    /// Size of each dimension.
     pub shape: Vec<i64>,
     /// Dtype in the file.
     pub kind: Kind,
-    /// The first name of the same tensor, when this is a further one (tied weights of a `.pth`, or
-    /// of a `.safetensors` that was written here; the format itself has no such thing).
+    /// If this tensor is tied to an earlier one, the name of that one. Known for a `.pth`, and for
+    /// a `.safetensors` that this crate wrote; the format itself cannot express it.
     pub shared_with: Option<String>,
 }
 
 /// A row of [`Weights::summary`].
 #[derive(Debug, Clone, PartialEq)]
 pub struct SummaryRow {
-    /// Name, shape, dtype, and of what it is a further name.
+    /// The description of the tensor.
     pub info: TensorInfo,
-    /// Sum of all elements, added in f64.
+    /// Sum of all elements, in float64.
     pub sum: f64,
 }
 
-/// The two formats that are written.
+/// Format of a weights file to be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
-    /// A plain dict that `torch.load(path, weights_only=True)` reads; tied storage stays tied.
+    /// A plain dict that `torch.load(path, weights_only=True)` reads. Tied tensors stay tied.
     Pth,
-    /// Hugging Face's format; a tensor with two names is written twice, with a note that it is one.
+    /// Hugging Face's format. Tied tensors are written once for each name, and the metadata lists
+    /// them.
     Safetensors,
 }
 
 impl Format {
-    /// By the name of a file to be written.
+    /// The format for a file with the name `path`.
+    ///
     /// # Errors
-    /// Another extension than `.pth`, `.pt`, `.bin` or `.safetensors`.
+    /// The extension is not `.pth`, `.pt`, `.bin` or `.safetensors`.
     pub fn of(path: &Path) -> Result<Self, WeightsError> {
         match path.extension().and_then(|extension| extension.to_str()) {
             Some("pth" | "pt" | "bin") => Ok(Self::Pth),
             Some("safetensors") => Ok(Self::Safetensors),
-            _ => {
-                Err(Refusal("its name should end in .pth or .safetensors".to_owned()).in_file(path))
-            }
+            _ => Err(Refusal("its name must end in .pth or .safetensors".to_owned()).in_file(path)),
         }
     }
 }
 
-/// Named tensors of an opened file or set of files; their values stay on the disk until asked for.
+/// The named tensors of an opened file or of several shards. Values are read when they are
+/// requested.
 #[derive(Debug)]
 pub struct Weights {
     path: PathBuf,
     parts: Vec<Part>,
     infos: Vec<TensorInfo>,
-    /// For each tensor, its part and its number there.
+    /// The part of each tensor, and the tensor's index in it.
     places: Vec<(usize, usize)>,
     by_name: HashMap<String, usize>,
     nested_under: Option<String>,
 }
 
+/// An opened file.
 #[derive(Debug)]
 struct Part {
     path: PathBuf,
@@ -103,10 +106,13 @@ enum Reader {
 }
 
 impl Weights {
-    /// Opens a `.pth` (`.pt`, `.ckpt`, `.bin`), a `.safetensors`, an index of parts, or a folder with
-    /// one of these or with all shards of a model. The content decides, not the name.
+    /// Opens a `.pth` (`.pt`, `.ckpt`, `.bin`), a `.safetensors`, an index of shards, or a folder
+    /// with one of these or with all shards of a model. The format is recognised by the content and
+    /// not by the name.
+    ///
     /// # Errors
-    /// [`WeightsError::Refused`] with the reason; [`WeightsError::Io`].
+    /// [`WeightsError::Refused`] if the content cannot be used, [`WeightsError::Io`] if it cannot
+    /// be read.
     pub fn open(path: &Path) -> Result<Self, WeightsError> {
         let given = path;
         let (path, shards) = match open::resolve(path)? {
@@ -123,7 +129,7 @@ impl Weights {
         };
         if !shards.is_empty() {
             tracing::warn!(
-                "{}: no index of its {} shards; all of them are read",
+                "{}: there is no index of its {} shards; all of them are read",
                 path.display(),
                 shards.len()
             );
@@ -143,19 +149,21 @@ impl Weights {
             weights.add(part.clone(), content)?;
             let found: HashSet<_> = weights.parts_names(weights.parts.len() - 1).collect();
             if let Some(name) = names.iter().find(|name| !found.contains(name.as_str())) {
-                let message = format!("the index says that tensor {name:?} is here, but it is not");
+                let message =
+                    format!("the index lists tensor {name:?} in this file; it is not there");
                 return Err(Refusal(message).in_file(&part));
             }
         }
         Ok(weights)
     }
 
-    /// The file that was opened; of several, their index, or the folder of shards without one.
+    /// The file that was opened. Of several, it is their index, or their folder if there is no
+    /// index.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// An error about this file, for who knows what it should hold.
+    /// An error about this file, for callers that check its content.
     pub fn refused(&self, message: impl Into<String>) -> WeightsError {
         Refusal(message.into()).in_file(&self.path)
     }
@@ -175,24 +183,26 @@ impl Weights {
         self.infos.iter().map(|info| info.name.as_str())
     }
 
-    /// A tensor's description, `None` when there is none of this name.
+    /// The description of the tensor `name`, if there is one.
     pub fn find(&self, name: &str) -> Option<&TensorInfo> {
         self.by_name.get(name).map(|&index| &self.infos[index])
     }
 
-    /// A tensor's shape, `None` when there is none of this name.
+    /// The shape of the tensor `name`, if there is one.
     pub fn shape(&self, name: &str) -> Option<&[i64]> {
         self.find(name).map(|info| info.shape.as_slice())
     }
 
-    /// A tensor's dtype in the file, `None` when there is none of this name.
+    /// The dtype in the file of the tensor `name`, if there is one.
     pub fn kind(&self, name: &str) -> Option<Kind> {
         self.find(name).map(|info| info.kind)
     }
 
-    /// Reads a tensor: on the CPU, contiguous, of the file's dtype, in memory of its own.
+    /// Reads a tensor. It is on the CPU, contiguous, of the file's dtype, and shares memory with no
+    /// other tensor.
+    ///
     /// # Errors
-    /// [`WeightsError::NoTensor`]; data that cannot be read.
+    /// [`WeightsError::NoTensor`] if there is no tensor `name`. The data cannot be read.
     pub fn get(&self, name: &str) -> Result<Tensor, WeightsError> {
         let Some(&index) = self.by_name.get(name) else {
             return Err(WeightsError::NoTensor { path: self.path.clone(), name: name.to_owned() });
@@ -205,8 +215,8 @@ impl Weights {
         }
     }
 
-    /// Every tensor; further names of a tied tensor share its memory, so that they stay tied when
-    /// saved.
+    /// Reads all tensors. Tied tensors share their memory, so that they stay tied when saved.
+    ///
     /// # Errors
     /// As [`Self::get`].
     pub fn all(&self) -> Result<Vec<(String, Tensor)>, WeightsError> {
@@ -226,7 +236,8 @@ impl Weights {
             .collect())
     }
 
-    /// Name, shape, dtype, sum and sharing of every tensor, for a person to look at.
+    /// The description and the sum of every tensor, for display.
+    ///
     /// # Errors
     /// As [`Self::get`].
     pub fn summary(&self) -> Result<Vec<SummaryRow>, WeightsError> {
@@ -254,16 +265,15 @@ impl Weights {
                 (Reader::Safetensors(file), infos, None)
             }
             Content::Index => {
-                return Err(Refusal(
-                    "it is an index of parts, where weights are expected".to_owned(),
-                )
-                .in_file(&path));
+                return Err(
+                    Refusal("it is an index of shards; expected weights".to_owned()).in_file(&path)
+                );
             }
         };
         for (number, info) in infos.into_iter().enumerate() {
             if self.by_name.insert(info.name.clone(), self.infos.len()).is_some() {
                 return Err(
-                    Refusal(format!("tensor {:?} is in two parts", info.name)).in_file(&path)
+                    Refusal(format!("tensor {:?} is in two shards", info.name)).in_file(&path)
                 );
             }
             self.infos.push(info);
@@ -282,21 +292,23 @@ impl Weights {
     }
 }
 
-/// What makes two tensors the same values in the same memory: address, shape and strides.
+/// Address, shape and strides. Two tensors with the same view are tied.
 type View = (usize, Vec<i64>, Vec<i64>);
 
 fn view_of(tensor: &Tensor) -> View {
     (tensor.data_ptr() as usize, tensor.size(), tensor.stride())
 }
 
-/// Writes named tensors to a file that appears whole or not at all (temporary name, fsync, rename).
+/// Writes named tensors to a file atomically (temporary name, fsync, rename).
+///
 /// # Errors
-/// A name that occurs twice, a dtype that the format lacks, the file system's.
+/// A name occurs twice, the format does not support a dtype, or the file cannot be written.
 pub fn save(path: &Path, tensors: &[(String, Tensor)], format: Format) -> Result<(), WeightsError> {
     save_with(path, tensors, format, None)
 }
 
 /// As [`save`]; for `heartbeat` see [`vlm_torch::write_atomically_with`].
+///
 /// # Errors
 /// As [`save`].
 pub fn save_with(

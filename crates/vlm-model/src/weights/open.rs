@@ -1,4 +1,4 @@
-//! Which files a path stands for, told by content and not by name.
+//! Finds the weights files that a path refers to, and recognises their format by their content.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -10,52 +10,55 @@ use serde_json::Value;
 use super::error::Refusal;
 use super::{WeightsError, foreign};
 
-/// What the first bytes of a file say it is.
+/// Format of a file, recognised by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Content {
-    /// A zip, as `torch.save` writes.
+    /// A zip archive as `torch.save` writes it.
     Pth,
     Safetensors,
-    /// Hugging Face's JSON of which tensor is in which part.
+    /// Hugging Face's JSON that lists the shard of each tensor.
     Index,
 }
 
-/// In a folder the first of these counts.
-const USUAL_NAMES: [&str; 6] = [
+/// Names of weights in a folder, in order of precedence.
+const DEFAULT_NAMES: [&str; 6] = [
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
     "pytorch_model.bin.index.json", "open_clip_model.safetensors", "open_clip_pytorch_model.bin",
 ];
 
-/// Extensions of weight files.
+/// Extensions of weights files.
 const EXTENSIONS: [&str; 5] = ["safetensors", "pth", "pt", "ckpt", "bin"];
 
-/// What trainers leave beside the weights, by the start of the name.
+/// Prefixes of the names of other files that trainers save beside the weights.
 const BESIDE_WEIGHTS: [&str; 6] =
     ["optimizer", "scheduler", "scaler", "rng_state", "training_args", "random_states"];
 
-/// An index lists names; the largest models' have a few megabytes.
+/// Largest size of an index; those of the largest models have a few megabytes.
 const MAX_INDEX_BYTES: u64 = 256 << 20;
 
-/// The files that a path stands for.
+/// The files that a path refers to.
 #[derive(Debug)]
 pub(super) enum Resolved {
     /// One file, or the index of several.
     File(PathBuf),
-    /// All shards of one model, whose index is missing.
+    /// All shards of a model without an index.
     Shards(Vec<PathBuf>),
 }
 
-/// The weight files that a path means: itself, or those in the folder. The same name as `.pth` and
-/// `.safetensors`, as a run leaves them, is one: the `.pth`, which says more of tied weights.
+/// The weights files that a path refers to: itself, or those in the folder. Of two files that
+/// differ only in the extensions `.pth` and `.safetensors`, as a run saves them, it is the `.pth`.
+///
 /// # Errors
-/// Nothing at the path; a folder with none, with several of unusual names, or with shards of which
-/// some are missing; a form of other programs, by name.
+/// The path does not exist. The folder has no weights, several weights files without a default
+/// name, only some of a model's shards, or weights in an unsupported format, which the message
+/// names.
 pub(super) fn resolve(path: &Path) -> Result<Resolved, WeightsError> {
     require_there(path)?;
     if !fs::metadata(path).map_err(WeightsError::io(path))?.is_dir() {
         return Ok(Resolved::File(path.to_owned()));
     }
-    if let Some(file) = USUAL_NAMES.iter().map(|name| path.join(name)).find(|file| file.is_file()) {
+    if let Some(file) = DEFAULT_NAMES.iter().map(|name| path.join(name)).find(|file| file.is_file())
+    {
         return Ok(Resolved::File(file));
     }
     let mut all = BTreeSet::new();
@@ -81,7 +84,7 @@ pub(super) fn resolve(path: &Path) -> Result<Resolved, WeightsError> {
     match found.as_slice() {
         [] => Err(Refusal(format!(
             "the folder has no weights; expected one of {}, or one file that ends in .{}",
-            USUAL_NAMES.join(", "),
+            DEFAULT_NAMES.join(", "),
             EXTENSIONS.join(", .")
         ))
         .in_file(path)),
@@ -90,7 +93,7 @@ pub(super) fn resolve(path: &Path) -> Result<Resolved, WeightsError> {
     }
 }
 
-/// All shards of one model, by their names.
+/// All shards of a model, recognised by their names.
 fn shards(folder: &Path, names: &[&str]) -> Result<Resolved, WeightsError> {
     let of_model: Vec<(usize, usize, &str)> = names
         .iter()
@@ -100,7 +103,7 @@ fn shards(folder: &Path, names: &[&str]) -> Result<Resolved, WeightsError> {
     if of_model.len() < names.len() || of_model.iter().any(|&(_, other, _)| other != count) {
         let listed: Vec<&str> = names.iter().take(5).copied().collect();
         let message = format!(
-            "the folder has {} weight files ({}{}): name the one you mean",
+            "the folder has {} weights files ({}{}); pass the path of one of them",
             names.len(),
             listed.join(", "),
             if names.len() > listed.len() { ", …" } else { "" }
@@ -115,8 +118,8 @@ fn shards(folder: &Path, names: &[&str]) -> Result<Resolved, WeightsError> {
         .collect();
     if !missing.is_empty() || of_model.len() != count {
         let message = format!(
-            "the folder has {} of a model's {count} shards and no index of them; missing: {}. \
-             Fetch the whole folder again",
+            "the folder has {} of a model's {count} shards and no index of them; missing: {}; \
+             download the whole folder again",
             of_model.len(),
             missing.join(", ")
         );
@@ -125,7 +128,7 @@ fn shards(folder: &Path, names: &[&str]) -> Result<Resolved, WeightsError> {
     Ok(Resolved::Shards(of_model.iter().map(|&(.., name)| folder.join(name)).collect()))
 }
 
-/// Number and count of a shard that is called `…-00001-of-00003.safetensors`.
+/// Number and count in the name of a shard, such as `…-00001-of-00003.safetensors`.
 fn shard_of(name: &str) -> Option<(usize, usize)> {
     const MAX_SHARDS: usize = 99_999;
     let (stem, _) = name.rsplit_once('.')?;
@@ -135,10 +138,11 @@ fn shard_of(name: &str) -> Option<(usize, usize)> {
     Some((number.parse().ok()?, count))
 }
 
-/// Checks that there is something at a path that a user gave.
+/// Checks that a path exists.
+///
 /// # Errors
-/// [`WeightsError::Refused`]; for what looks like the name of a model on the Hugging Face Hub, with
-/// how to download it.
+/// [`WeightsError::Refused`] if it does not. If it looks like the name of a model on the Hugging
+/// Face Hub, the message has the command that downloads it.
 pub fn require_there(path: &Path) -> Result<(), WeightsError> {
     match fs::metadata(path) {
         Ok(_) => Ok(()),
@@ -147,8 +151,8 @@ pub fn require_there(path: &Path) -> Result<(), WeightsError> {
             if let Some(name) = hub_name(path) {
                 let folder = name.rsplit('/').next().unwrap_or(name);
                 message += &format!(
-                    "; nothing is downloaded here. If it is a model's name on the Hugging Face \
-                     Hub, run `hf download {name} --local-dir {folder}` and give that folder"
+                    "; models are not downloaded. If it is the name of a model on the Hugging Face \
+                     Hub, run `hf download {name} --local-dir {folder}` and pass that folder"
                 );
             }
             Err(Refusal(message).in_file(path))
@@ -157,8 +161,8 @@ pub fn require_there(path: &Path) -> Result<(), WeightsError> {
     }
 }
 
-/// The name on the Hugging Face Hub, `owner/name`, that a path may be meant as: nothing is there, it has
-/// no extension of a file, and `owner` is no folder.
+/// The path as a name on the Hugging Face Hub, `owner/name`, if it looks like one: it does not have
+/// the extension of a file, and `owner` is not a folder. For paths that do not exist.
 pub fn hub_name(path: &Path) -> Option<&str> {
     let name = path.to_str()?;
     let (owner, model) = name.split_once('/')?;
@@ -174,13 +178,15 @@ pub fn hub_name(path: &Path) -> Option<&str> {
     (is_plain(owner) && is_plain(model) && !is_file && !is_in_folder).then_some(name)
 }
 
+/// The format of a file, recognised by its first bytes.
+///
 /// # Errors
-/// None of the known contents, with a guess at what it is.
+/// The format is not supported; the message names it if it is recognised.
 pub(super) fn sniff(path: &Path) -> Result<Content, WeightsError> {
     let metadata = fs::metadata(path).map_err(WeightsError::io(path))?;
     if !metadata.is_file() {
-        // Opening a named pipe would wait for ever.
-        return Err(Refusal("it is no regular file".to_owned()).in_file(path));
+        // Opening a named pipe would wait forever.
+        return Err(Refusal("it is not a regular file".to_owned()).in_file(path));
     }
     let mut file = File::open(path).map_err(WeightsError::io(path))?;
     let file_bytes = metadata.len();
@@ -206,36 +212,38 @@ pub(super) fn sniff(path: &Path) -> Result<Content, WeightsError> {
     } else if start.starts_with(b"version https://git-lfs") {
         "it is a Git LFS pointer, not the weights: run `git lfs pull`"
     } else if start.starts_with(b"\x80\x02\x8a\x0a") {
-        "it is in the form before PyTorch 1.6; in Python: torch.save(torch.load(path, weights_only=True), path)"
+        "it is in the format before PyTorch 1.6; convert it in Python: \
+         torch.save(torch.load(path, weights_only=True), path)"
     } else {
-        "it is neither a .pth (zip) nor a .safetensors file, or its start is missing"
+        "it is neither a .pth (zip) nor a .safetensors file, or its beginning is missing"
     };
     Err(Refusal(message.to_owned()).in_file(path))
 }
 
-/// The part files that an index names, each once, beside the index.
+/// The shards that an index lists, with the names of their tensors.
+///
 /// # Errors
-/// JSON of another form; part names that leave the folder.
+/// The file is not an index, or a shard is not in the index's folder.
 pub(super) fn parts(index: &Path) -> Result<Vec<(PathBuf, Vec<String>)>, WeightsError> {
     let refused = |message: String| Refusal(message).in_file(index);
     let size = fs::metadata(index).map_err(WeightsError::io(index))?.len();
     if size > MAX_INDEX_BYTES {
-        return Err(refused(format!("the index has {size} bytes; that is no list of names")));
+        return Err(refused(format!("the index has {size} bytes, too many for a list of names")));
     }
     let text = fs::read(index).map_err(WeightsError::io(index))?;
     let json: Value = serde_json::from_slice(&text)
         .map_err(|error| refused(format!("the index is not JSON: {error}")))?;
     let Some(map) = json.get("weight_map").and_then(Value::as_object) else {
         return Err(refused(
-            "the JSON has no \"weight_map\", so it is no index of weight files".to_owned(),
+            "the JSON has no \"weight_map\", so it is not an index of weights files".to_owned(),
         ));
     };
     let mut parts: Vec<(PathBuf, Vec<String>)> = Vec::new();
     for (name, file) in map {
         let Some(file) = file.as_str().filter(|file| is_plain_name(file)) else {
             return Err(refused(format!(
-                "tensor {name:?} is said to be in {file}; expected a file name, of a file in the \
-                 same folder: nothing outside it was read"
+                "the index lists tensor {name:?} in {file}; expected a file name of the same \
+                 folder: nothing outside of it was read"
             )));
         };
         let path = index.with_file_name(file);
@@ -257,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shards_are_told_by_their_names() {
+    fn shards_are_recognised_by_their_names() {
         assert_eq!(shard_of("model-00002-of-00003.safetensors"), Some((2, 3)));
         assert_eq!(shard_of("pytorch_model-00001-of-00002.bin"), Some((1, 2)));
         assert_eq!(shard_of("model.safetensors"), None);
@@ -265,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn names_on_the_hub_are_told_from_paths() {
+    fn names_on_the_hub_are_distinguished_from_paths() {
         assert_eq!(
             hub_name(Path::new("openai/clip-vit-base-patch16")),
             Some("openai/clip-vit-base-patch16")

@@ -1,9 +1,9 @@
-//! A pickle machine for weight files from strangers: it builds numbers, strings, tuples, lists and
-//! dicts, and hands every global, call and persistent id to [`super::rebuild`], which knows four
-//! functions, sets and ten storages. Nothing is imported or executed.
+//! Reads the pickles of untrusted weights files. It builds numbers, strings, tuples, lists and
+//! dicts; [`super::rebuild`] handles globals, calls and persistent ids, and supports only a fixed
+//! list of classes and functions. Nothing is imported or executed.
 //!
-//! Opcodes as in Python's `pickletools`. All containers live in one arena and refer to each other by
-//! number, so nesting of any depth costs no stack, here or when it is freed.
+//! The opcodes are those of Python's `pickletools`. All containers are in one arena and refer to
+//! each other by index, so that nesting of any depth does not need a deep call stack.
 
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -11,19 +11,20 @@ use std::rc::Rc;
 use super::error::{Refusal, refuse};
 use super::rebuild::{Global, StorageRef, TensorRef};
 
-/// No function that weights need takes more than seven.
+/// Largest number of arguments of a call; the functions that weights need take at most seven.
 const MAX_ARGUMENTS: usize = 16;
 
-/// A tensor takes some forty. A byte may make a list, which is a hundred bytes here.
+/// Largest number of operations. A tensor takes about forty. An operation of one byte can create a
+/// list, which takes a hundred bytes here.
 const MAX_OPERATIONS: usize = 5_000_000;
 
-/// A value on the machine's stack. Containers and tensors are numbers into the [`Heap`].
+/// A value on the stack. Containers, storages and tensors are indices into the [`Heap`].
 #[derive(Debug, Clone)]
 pub(super) enum Value {
     None,
     Bool,
     Int(i64),
-    /// A number that no weight needs, such as a float; kept as a place only, as is a bool.
+    /// A value that weights do not need, such as a float; it is not kept, and neither is a bool.
     Opaque,
     Str(Rc<str>),
     Global(Global),
@@ -35,7 +36,7 @@ pub(super) enum Value {
 }
 
 impl Value {
-    /// A word for messages.
+    /// The type of the value, for messages.
     pub fn describe(&self) -> &'static str {
         match self {
             Self::None => "None",
@@ -53,7 +54,7 @@ impl Value {
     }
 }
 
-/// Everything the pickle built.
+/// The containers, storages and tensors that a pickle builds.
 #[derive(Debug, Default)]
 pub(super) struct Heap {
     pub sequences: Vec<Vec<Value>>,
@@ -74,10 +75,11 @@ impl Heap {
     }
 }
 
-/// Runs a pickle to its STOP; its value, and what that refers to.
+/// Reads a pickle up to its STOP opcode. Returns its value and the heap that the value refers to.
+///
 /// # Errors
-/// An opcode or global that weights do not need, by name; a pickle that ends early or takes from an
-/// empty stack.
+/// The pickle uses an opcode or global that weights do not need, ends early, or pops from an empty
+/// stack.
 pub(super) fn unpickle(bytes: &[u8]) -> Result<(Value, Heap), Refusal> {
     let mut machine = Machine {
         bytes,
@@ -95,16 +97,17 @@ pub(super) fn unpickle(bytes: &[u8]) -> Result<(Value, Heap), Refusal> {
         machine.execute(opcode)?;
     }
     refuse!(
-        "the pickle has more than {MAX_OPERATIONS} operations, enough for a hundred thousand \
-         tensors: weights do not, so it was not read to its end"
+        "the pickle has more than {MAX_OPERATIONS} operations, too many for weights; the rest was \
+         not read"
     )
 }
 
+/// The state of the pickle's stack machine.
 struct Machine<'a> {
     bytes: &'a [u8],
     at: usize,
     stack: Vec<Value>,
-    /// Heights of the stack where a MARK stands.
+    /// Heights of the stack at its marks.
     marks: Vec<usize>,
     memo: HashMap<u64, Value>,
     heap: Heap,
@@ -113,7 +116,7 @@ struct Machine<'a> {
 impl<'a> Machine<'a> {
     fn execute(&mut self, opcode: u8) -> Result<(), Refusal> {
         match opcode {
-            // PROTO, FRAME: nothing depends on them.
+            // PROTO and FRAME are not needed.
             0x80 => drop(self.take(1)?),
             0x95 => drop(self.take(8)?),
             b'N' | 0x88 | 0x89 | b'K' | b'M' | b'J' | 0x8a | b'G' => self.number(opcode)?,
@@ -222,7 +225,7 @@ impl<'a> Machine<'a> {
             self.pop_to_mark()?
         };
         if items.len() % 2 != 0 {
-            return refuse!("the pickle gives a dict a key without a value");
+            return refuse!("the pickle sets a key of a dict without a value");
         }
         let Value::Dict(dict) = self.top()? else {
             return refuse!("the pickle sets an item of {}", self.top()?.describe());
@@ -243,7 +246,7 @@ impl<'a> Machine<'a> {
         };
         if matches!(opcode, b'h' | b'j') {
             let Some(value) = self.memo.get(&key) else {
-                return refuse!("the pickle asks for memo {key}, which it never made");
+                return refuse!("the pickle reads memo {key}, which it never wrote");
             };
             self.stack.push(value.clone());
         } else {
@@ -292,7 +295,8 @@ impl<'a> Machine<'a> {
                 let arguments = arguments.clone();
                 function.call(&arguments, &mut self.heap)?
             }
-            // Attributes of an OrderedDict: torch puts versions of modules there (`_metadata`).
+            // Attributes of an OrderedDict; PyTorch saves the versions of modules there
+            // (`_metadata`).
             b'b' => {
                 self.pop()?;
                 return match self.top()? {
@@ -332,7 +336,7 @@ impl<'a> Machine<'a> {
         Ok(taken)
     }
 
-    /// Text up to a newline, which is taken, too.
+    /// The text up to the next newline, which is read too.
     fn line(&mut self) -> Result<String, Refusal> {
         let rest = &self.bytes[self.at..];
         let length = rest.iter().position(|&byte| byte == b'\n').unwrap_or(rest.len());
@@ -341,7 +345,7 @@ impl<'a> Machine<'a> {
         Ok(text)
     }
 
-    /// The stack may not be taken from below the last mark.
+    /// Height of the stack at the last mark; values below it must not be popped.
     fn floor(&self) -> usize {
         self.marks.last().copied().unwrap_or(0)
     }
@@ -366,16 +370,13 @@ impl<'a> Machine<'a> {
         match self.marks.pop() {
             Some(height) => Ok(self.stack.split_off(height)),
             None => {
-                refuse!("the pickle closes a group at byte {} that it never opened", self.at - 1)
+                refuse!("the pickle pops to a mark at byte {}, but there is none", self.at - 1)
             }
         }
     }
 
     fn empty_stack<T>(&self) -> Result<T, Refusal> {
-        refuse!(
-            "the pickle takes a value at byte {} where there is none",
-            self.at.saturating_sub(1)
-        )
+        refuse!("the pickle pops a value at byte {}, but there is none", self.at.saturating_sub(1))
     }
 }
 
@@ -403,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn nesting_of_any_depth_needs_no_stack() {
+    fn nesting_of_any_depth_does_not_overflow_the_stack() {
         let mut bytes = vec![b'N'];
         bytes.extend(std::iter::repeat_n(0x85, 2_000_000));
         bytes.push(b'.');
@@ -411,30 +412,30 @@ mod tests {
     }
 
     #[test]
-    fn a_pickle_that_only_fills_memory_is_not_read_to_its_end() {
+    fn a_pickle_with_too_many_operations_is_refused() {
         let message = unpickle(&[b']'; MAX_OPERATIONS + 1]).unwrap_err().0;
         assert!(message.contains("more than 5000000 operations"), "{message}");
     }
 
     #[test]
-    fn broken_pickles_are_refused_in_words() {
+    fn broken_pickles_are_refused_with_the_reason() {
         let message = |bytes: &[u8]| unpickle(bytes).unwrap_err().0;
         assert_eq!(message(b""), "the pickle ends at byte 0, in the middle of a value");
         assert_eq!(
             message(b"X\xff\xff\xff\x7fab"),
             "the pickle ends at byte 7, in the middle of a value"
         );
-        assert_eq!(message(b"."), "the pickle takes a value at byte 0 where there is none");
-        assert_eq!(message(b"N(0"), "the pickle takes a value at byte 2 where there is none");
-        assert_eq!(message(b"t"), "the pickle closes a group at byte 0 that it never opened");
-        assert_eq!(message(b"h\x05"), "the pickle asks for memo 5, which it never made");
-        assert_eq!(message(b"NNs"), "the pickle takes a value at byte 2 where there is none");
+        assert_eq!(message(b"."), "the pickle pops a value at byte 0, but there is none");
+        assert_eq!(message(b"N(0"), "the pickle pops a value at byte 2, but there is none");
+        assert_eq!(message(b"t"), "the pickle pops to a mark at byte 0, but there is none");
+        assert_eq!(message(b"h\x05"), "the pickle reads memo 5, which it never wrote");
+        assert_eq!(message(b"NNs"), "the pickle pops a value at byte 2, but there is none");
         assert_eq!(message(b"NNNs"), "the pickle sets an item of None");
         assert_eq!(
             message(b"i"),
             "the pickle uses opcode 0x69 at byte 0, which weights do not need"
         );
         assert_eq!(message(b"N)R"), "the pickle calls None with a tuple");
-        assert_eq!(message(b"Nb"), "the pickle takes a value at byte 1 where there is none");
+        assert_eq!(message(b"Nb"), "the pickle pops a value at byte 1, but there is none");
     }
 }

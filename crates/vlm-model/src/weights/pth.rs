@@ -1,4 +1,4 @@
-//! `.pth` and `pytorch_model.bin`: what `torch.save(model.state_dict(), path)` writes.
+//! Reads `.pth` and `pytorch_model.bin`, as `torch.save(model.state_dict(), path)` writes them.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -12,34 +12,36 @@ use super::pickle::{Heap, Value, unpickle};
 use super::rebuild::{StorageRef, TensorRef};
 use super::{TensorInfo, WeightsError};
 
-/// Keys under which training scripts keep the weights among other things.
-const USUAL_KEYS: [&str; 4] = ["model", "state_dict", "model_state_dict", "module"];
+/// Keys under which training scripts save the weights.
+const DEFAULT_KEYS: [&str; 4] = ["model", "state_dict", "model_state_dict", "module"];
 
-/// Keys of averaged weights, which count where there are no others.
+/// Keys of averaged weights, which are used if there are no others.
 const AVERAGED_KEYS: [&str; 5] =
     ["ema", "ema_state_dict", "model_ema", "state_dict_ema", "ema_model"];
 
-/// So many dicts within one another are looked into.
+/// Largest depth of nested dicts that are searched.
 const MAX_NESTING: usize = 3;
 
-/// Entries of dicts that are looked at: a file may name the same dict any number of times.
+/// Largest number of dict entries that are searched. A file may refer to the same dict many times.
 const MAX_ENTRIES: usize = 5_000_000;
 
-/// An open `.pth`. Tensors are read when asked for, one storage at a time.
+/// An open `.pth`. Tensors are read when they are requested, one storage at a time.
 #[derive(Debug)]
 pub(super) struct PthFile {
     archive: Archive,
     tensors: Vec<(TensorRef, StorageRef)>,
-    /// How many tensors use a storage.
+    /// Number of tensors that use each storage.
     num_users: HashMap<String, usize>,
-    /// The last storage that several tensors use.
+    /// The storage that was read last among those that several tensors use.
     last_shared: RefCell<Option<(String, Tensor)>>,
 }
 
 impl PthFile {
-    /// The file; its tensors in order; the key they were under, if not at the top.
+    /// Opens a file. Returns it, its tensors in order, and the key of the dict that has them, if it
+    /// is not the top one.
+    ///
     /// # Errors
-    /// Everything that [`Archive`] and the pickle machine refuse; a pickle without tensors.
+    /// [`Archive`] or [`unpickle`] refuses the file, or there are no tensors.
     pub fn open(path: &Path) -> Result<(Self, Vec<TensorInfo>, Option<String>), WeightsError> {
         let archive = Archive::open(path)?;
         let pickle = archive.pickle()?;
@@ -55,8 +57,8 @@ impl PthFile {
             let found = archive.size(&format!("data/{}", storage.key))?;
             if found < needed {
                 return archive.refused(format!(
-                    "tensor {name:?}: storage {} has {found} bytes, its {} elements take {needed}: \
-                     the file is damaged, or made to mislead; fetch it again, from where you trust",
+                    "tensor {name:?}: storage {} has {found} bytes, its {} elements take {needed}; \
+                     the file is damaged or malicious: download it again from a trusted source",
                     storage.key, storage.numel
                 ));
             }
@@ -76,9 +78,11 @@ impl PthFile {
         Ok((file, infos, under))
     }
 
-    /// The tensor of that number on the CPU, contiguous, in memory of its own.
+    /// Reads the tensor with the index `index`: on the CPU, contiguous, sharing memory with no
+    /// other.
+    ///
     /// # Errors
-    /// A record that cannot be read.
+    /// The record cannot be read.
     pub fn read(&self, index: usize, name: &str) -> Result<Tensor, WeightsError> {
         let (tensor, storage) = &self.tensors[index];
         let is_shared = self.num_users.get(&*storage.key).is_some_and(|&users| users > 1);
@@ -117,13 +121,13 @@ impl PthFile {
     }
 }
 
-/// Storage key, offset, shape and stride: what makes two names one tensor.
+/// Storage key, offset, shape and stride. Two tensors with the same identity are tied.
 type TensorIdentity<'a> = (&'a str, i64, &'a [i64], &'a [i64]);
 
-/// Names with the numbers of their tensors in the heap.
+/// Names with the indices of their tensors in the heap.
 type NamedTensors = Vec<(String, usize)>;
 
-/// The tensors of the dict at the top, or else of the one dict in it that holds a model.
+/// The tensors of the top dict, or of the nested dict that has the weights, with its key.
 fn find_tensors(top: &Value, heap: &Heap) -> Result<(NamedTensors, Option<String>), Refusal> {
     let Value::Dict(top) = top else {
         return refuse!("it holds {}; expected a dict of named tensors", top.describe());
@@ -132,14 +136,13 @@ fn find_tensors(top: &Value, heap: &Heap) -> Result<(NamedTensors, Option<String
         Some((tensors, keys)) if keys.is_empty() => Ok((tensors, None)),
         Some((tensors, keys)) => Ok((tensors, Some(keys.join(".")))),
         None => refuse!(
-            "there are no named tensors in it, neither at the top nor in the dicts below; found \
-             the keys {}",
+            "it has no named tensors, neither at the top nor in nested dicts; found the keys {}",
             keys_of(*top, heap)
         ),
     }
 }
 
-/// The tensors of a dict or of one below it, with the keys that lead there.
+/// The tensors of a dict or of one nested in it, with the keys that lead there.
 fn find_in(
     dict: usize,
     heap: &Heap,
@@ -147,9 +150,7 @@ fn find_in(
     entries_left: &mut usize,
 ) -> Result<Option<(NamedTensors, Vec<String>)>, Refusal> {
     let Some(left) = entries_left.checked_sub(heap.dicts[dict].len() + 1) else {
-        return refuse!(
-            "its dicts have more than {MAX_ENTRIES} entries: that is no list of weights"
-        );
+        return refuse!("its dicts have more than {MAX_ENTRIES} entries, too many for weights");
     };
     *entries_left = left;
     let own = tensors_of(dict, heap);
@@ -161,9 +162,9 @@ fn find_in(
             nested.push((key, tensors, keys));
         }
     }
-    // Among the weights of a model a training script may keep a tensor of its own, such as a loss.
+    // Beside the dict of weights, a training script may save single tensors, such as a loss.
     let is_beside = |(key, tensors, _): &&(&str, NamedTensors, Vec<String>)| {
-        USUAL_KEYS.contains(key) && tensors.len() > own.len()
+        DEFAULT_KEYS.contains(key) && tensors.len() > own.len()
     };
     if !own.is_empty() && !nested.iter().any(|nested| is_beside(&nested)) {
         return Ok(Some((own, Vec::new())));
@@ -171,15 +172,16 @@ fn find_in(
     let among = |keys: &[&str]| -> Vec<usize> {
         (0..nested.len()).filter(|&index| keys.contains(&nested[index].0)).collect()
     };
-    let chosen = match (nested.len(), among(&USUAL_KEYS), among(&AVERAGED_KEYS)) {
+    let chosen = match (nested.len(), among(&DEFAULT_KEYS), among(&AVERAGED_KEYS)) {
         (0, ..) => return Ok(None),
         (1, ..) => 0,
-        (_, usual, _) if usual.len() == 1 => usual[0],
-        (_, usual, averaged) if usual.is_empty() && averaged.len() == 1 => averaged[0],
+        (_, default, _) if default.len() == 1 => default[0],
+        (_, default, averaged) if default.is_empty() && averaged.len() == 1 => averaged[0],
         _ => {
             let keys: Vec<_> = nested.iter().map(|(key, ..)| *key).collect();
             return refuse!(
-                "several dicts in it hold tensors ({}): save the one you mean by itself",
+                "several of its dicts have tensors ({}); save the one to be loaded to a file of \
+                 its own",
                 keys.join(", ")
             );
         }
@@ -199,7 +201,8 @@ fn keys_of(dict: usize, heap: &Heap) -> String {
     keys.collect::<Vec<_>>().join(", ")
 }
 
-/// The tensors directly in a dict; of a name given twice the last, in the place of the first.
+/// The tensors in a dict itself. Of a name that occurs twice, the last tensor takes the place of
+/// the first.
 fn tensors_of(dict: usize, heap: &Heap) -> NamedTensors {
     let mut tensors: NamedTensors = Vec::new();
     let mut place: HashMap<&str, usize> = HashMap::new();

@@ -1,5 +1,5 @@
-//! The classes and functions that a pickle of weights may name, and what they make. Any other is
-//! refused by its name: a pickle can name `os.system` just as well.
+//! The classes and functions that a pickle of weights may use. Any other is refused by its name,
+//! because a pickle can name any function of Python, such as `os.system`.
 
 use std::rc::Rc;
 
@@ -8,25 +8,25 @@ use tch::Kind;
 use super::error::{Refusal, refuse};
 use super::pickle::{Heap, Value};
 
-/// Dtypes that a training script may keep beside its weights.
+/// Dtypes that a training script may save beside its weights.
 const DTYPES: [&str; 12] = [
     "bfloat16", "bool", "float", "float16", "float32", "float64", "half", "int16", "int32",
     "int64", "int8", "uint8",
 ];
 
-/// As libtorch's own limit.
+/// Largest number of dimensions, the same as libtorch's.
 const MAX_DIMENSIONS: usize = 64;
 
-/// What a pickle may name.
+/// A class or function that a pickle may use.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Global {
     OrderedDict,
     RebuildTensor,
     RebuildParameter,
     Size,
-    /// A set, of which only the items matter.
+    /// A set, which is read as its list of items.
     Set,
-    /// A dtype or device: a value that says nothing about tensors, kept as a place only.
+    /// A dtype or device. It is not needed for the tensors, so its value is not kept.
     Opaque,
     Storage(Kind),
 }
@@ -39,10 +39,10 @@ pub(super) struct StorageRef {
     pub numel: i64,
 }
 
-/// A view of a storage, checked to stay inside it; offset and strides count elements.
+/// A view of a storage, which does not exceed it. Offset and strides are in elements.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct TensorRef {
-    /// Number of its storage in the heap.
+    /// Index of its storage in the heap.
     pub storage: usize,
     pub offset: i64,
     pub shape: Vec<i64>,
@@ -50,8 +50,10 @@ pub(super) struct TensorRef {
 }
 
 impl Global {
+    /// The class or function with this name.
+    ///
     /// # Errors
-    /// Everything that weights do not need.
+    /// Weights do not need it.
     pub fn named(module: &str, name: &str) -> Result<Self, Refusal> {
         Ok(match (module, name) {
             ("collections", "OrderedDict") => Self::OrderedDict,
@@ -73,14 +75,14 @@ impl Global {
             ("torch", "BoolStorage") => Self::Storage(Kind::Bool),
             _ => {
                 return refuse!(
-                    "the pickle wants {module}.{name}, which weights do not need: refused, nothing of it \
-                     was run. In Python, save the plain dict: torch.save(model.state_dict(), path)"
+                    "the pickle uses {module}.{name}, which weights do not need; nothing of it was \
+                     run. In Python, save the plain dict: torch.save(model.state_dict(), path)"
                 );
             }
         })
     }
 
-    /// For messages.
+    /// The name for messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::OrderedDict => "OrderedDict",
@@ -93,9 +95,10 @@ impl Global {
         }
     }
 
-    /// What calling it makes.
+    /// The value that a call with `arguments` returns.
+    ///
     /// # Errors
-    /// Arguments of other types, or that describe no tensor.
+    /// The arguments have other types, or describe no valid tensor.
     pub fn call(self, arguments: &[Value], heap: &mut Heap) -> Result<Value, Refusal> {
         match (self, arguments) {
             (Self::OrderedDict, []) => Ok(heap.dict()),
@@ -133,9 +136,10 @@ impl Global {
 }
 
 impl StorageRef {
-    /// `("storage", torch.FloatStorage, "0", "cpu", 12)`: the only kind of persistent id there is.
+    /// The storage with a persistent id such as `("storage", torch.FloatStorage, "0", "cpu", 12)`.
+    ///
     /// # Errors
-    /// Any other.
+    /// The persistent id has another form.
     pub fn from_persistent_id(id: &Value, heap: &mut Heap) -> Result<Value, Refusal> {
         let items = match id {
             Value::Tuple(items) => heap.sequences[*items].as_slice(),
@@ -151,7 +155,8 @@ impl StorageRef {
         else {
             let found: Vec<_> = items.iter().map(Value::describe).collect();
             return refuse!(
-                "the persistent id is {} ({}); expected (\"storage\", a storage class, key, device, length)",
+                "the persistent id is {} ({}); expected (\"storage\", a storage class, key, \
+                 device, length)",
                 id.describe(),
                 found.join(", ")
             );
@@ -159,7 +164,7 @@ impl StorageRef {
         if &**tag != "storage" {
             return refuse!("the persistent id is a {tag:?}; expected a \"storage\"");
         }
-        // The key becomes part of a record's name.
+        // The key is a part of a record's name.
         if key.is_empty() || !key.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_') {
             return refuse!("the storage key {key:?} is not a plain name");
         }
@@ -173,10 +178,10 @@ impl StorageRef {
 }
 
 fn integers(what: &str, values: &[Value]) -> Result<Vec<i64>, Refusal> {
-    // Each use of a shared tuple copies it, so a long one could be made to fill the memory.
+    // Each use of a shared tuple copies it, so that a long one could fill the memory.
     if values.len() > MAX_DIMENSIONS {
         return refuse!(
-            "a tensor's {what} has {} numbers; at most {MAX_DIMENSIONS} are read",
+            "a tensor's {what} has {} numbers; at most {MAX_DIMENSIONS} are supported",
             values.len()
         );
     }
@@ -190,8 +195,8 @@ fn integers(what: &str, values: &[Value]) -> Result<Vec<i64>, Refusal> {
         .collect()
 }
 
-/// Offset, shape and strides may not leave the storage, nor repeat it: a few bytes could then claim
-/// to be a tensor of any size.
+/// Checks that a tensor does not exceed its storage, and does not have more elements than it:
+/// otherwise a file of a few bytes could describe a tensor of any size.
 fn check_inside(tensor: &TensorRef, storage: &StorageRef) -> Result<(), Refusal> {
     let TensorRef { offset, shape, stride, .. } = tensor;
     let StorageRef { key, numel: available, .. } = storage;
@@ -214,8 +219,8 @@ fn check_inside(tensor: &TensorRef, storage: &StorageRef) -> Result<(), Refusal>
     match (count, end) {
         (Some(count), Some(end)) if end <= *available && count <= *available => Ok(()),
         _ => refuse!(
-            "a tensor with shape {shape:?}, stride {stride:?} and offset {offset} does not fit into storage \
-             {key} of {available} elements"
+            "a tensor with shape {shape:?}, stride {stride:?} and offset {offset} does not fit \
+             into storage {key} of {available} elements"
         ),
     }
 }

@@ -1,21 +1,22 @@
-//! The same tensors under other names.
+//! Renames the tensors of opened weights.
 
 use std::collections::HashMap;
 
 use super::{Weights, WeightsError};
 
 impl Weights {
-    /// Gives every tensor the name that `rename` makes of its own; the values stay on the disk.
+    /// Renames every tensor by `rename`, without reading its values.
+    ///
     /// # Errors
-    /// Two tensors that would get the same name.
+    /// Two tensors would get the same name.
     pub fn renamed(mut self, rename: impl Fn(&str) -> String) -> Result<Self, WeightsError> {
         let mut by_name = HashMap::new();
         for (index, info) in self.infos.iter().enumerate() {
             let name = rename(&info.name);
             if let Some(other) = by_name.insert(name.clone(), index) {
                 return Err(self.refused(format!(
-                    "its tensors {:?} and {:?} are both {name:?} without their prefixes: save the \
-                     one you mean by itself",
+                    "its tensors {:?} and {:?} are both {name:?} without their prefixes; save the \
+                     one to be loaded to a file of its own",
                     self.infos[other].name, info.name
                 )));
             }

@@ -1,5 +1,6 @@
-//! `.safetensors`: <https://github.com/huggingface/safetensors>. The header's rules are the crate's;
-//! the values are read one tensor at a time, which the crate offers only over a memory map.
+//! Reads and writes `.safetensors` (<https://github.com/huggingface/safetensors>). The
+//! `safetensors` crate checks the header. The values are read here, one tensor at a time, which the
+//! crate supports only for a memory map.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -14,14 +15,14 @@ use tch::{Kind, Tensor};
 use super::error::{Refusal, refuse};
 use super::{TensorInfo, WeightsError};
 
-/// As the reference implementation.
+/// Largest size of the header, as in the reference implementation.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
 
-/// Under this key of the header's metadata stands, as JSON, which tensors are further names of
-/// another, for which the format has no place of its own. Other readers see two equal tensors.
+/// Key of the header's metadata that lists, as JSON, the tensors that are tied to an earlier one.
+/// The format itself cannot express this; other readers find equal tensors.
 const TIED: &str = "vlm.tied";
 
-/// How much of two tied tensors is compared at once.
+/// Number of bytes of two tied tensors that are compared at once.
 const COMPARED_BYTES: usize = 1 << 20;
 
 /// An open `.safetensors` file.
@@ -33,10 +34,11 @@ pub(super) struct SafetensorsFile {
 }
 
 impl SafetensorsFile {
-    /// The file, and its tensors in the order of their data.
+    /// Opens a file. Returns it and its tensors, in the order of their data.
+    ///
     /// # Errors
-    /// A header that is no header, or whose tensors do not fill the file exactly; dtypes that
-    /// libtorch does not have here.
+    /// The header is not valid, its tensors do not fill the file exactly, or a dtype is not
+    /// supported.
     pub fn open(path: &Path) -> Result<(Self, Vec<TensorInfo>), WeightsError> {
         let mut file = File::open(path).map_err(WeightsError::io(path))?;
         let file_bytes = file.metadata().map_err(WeightsError::io(path))?.len();
@@ -46,7 +48,7 @@ impl SafetensorsFile {
         let refused = |refusal: Refusal| refusal.in_file(path);
         if header_bytes > MAX_HEADER_BYTES.min(file_bytes - 8) {
             return Err(refused(Refusal(format!(
-                "the header claims {header_bytes} bytes of {file_bytes}"
+                "the header claims {header_bytes} bytes, but the file has {file_bytes}"
             ))));
         }
         let mut header = vec![0; usize::try_from(header_bytes).unwrap_or(0)];
@@ -60,20 +62,18 @@ impl SafetensorsFile {
         Ok((opened, infos))
     }
 
-    /// Believes the file that `name` is another name of `first`, once their bytes are the same.
+    /// Marks the tensor `name` as tied to `first`, after comparing their values.
     fn tie(&mut self, name: &str, first: String, path: &Path) -> Result<(), WeightsError> {
         let place = |name: &str| self.tensors.iter().position(|(_, info)| info.name == name);
         let (Some(at), Some(first_at)) = (place(name), place(&first)) else {
-            return Err(Refusal(format!(
-                "it ties {name:?} to {first:?}, which are not both there"
-            ))
-            .in_file(path));
+            return Err(Refusal(format!("it ties {name:?} to {first:?}, but does not have both"))
+                .in_file(path));
         };
         let ((a, info), (b, first_info)) = (&self.tensors[at], &self.tensors[first_at]);
         let is_alike = info.shape == first_info.shape && info.kind == first_info.kind;
         let bytes = info.shape.iter().product::<i64>() as usize * info.kind.elt_size_in_bytes();
         if at == first_at || !is_alike || !self.is_same(*a, *b, bytes, path)? {
-            let message = format!("it says that {name:?} is {first:?}, but the two differ");
+            let message = format!("it ties {name:?} to {first:?}, but the two differ");
             return Err(Refusal(message).in_file(path));
         }
         self.tensors[at].1.shared_with = Some(first);
@@ -99,9 +99,10 @@ impl SafetensorsFile {
         Ok(true)
     }
 
-    /// The tensor of that number on the CPU.
+    /// Reads the tensor with the index `index`, on the CPU.
+    ///
     /// # Errors
-    /// The system's.
+    /// The file cannot be read.
     pub fn read(&self, index: usize, path: &Path) -> Result<Tensor, WeightsError> {
         let (offset, info) = &self.tensors[index];
         let numel: i64 = info.shape.iter().product();
@@ -118,14 +119,15 @@ impl SafetensorsFile {
 /// `(offset, description)` of each tensor.
 type Entries = Vec<(u64, TensorInfo)>;
 
-/// Offsets and descriptions, by offset, and which names are said to be others' further names.
+/// The tensors of a header, in the order of their data, and the tied names, `{name: first name}`.
 fn parse(header: &[u8], data_bytes: u64) -> Result<(Entries, BTreeMap<String, String>), Refusal> {
     let metadata: Metadata = serde_json::from_slice(header).map_err(|error| {
-        Refusal(format!("the safetensors header is not valid ({error}): fetch the file again"))
+        Refusal(format!("the safetensors header is not valid ({error}); download the file again"))
     })?;
     if metadata.data_len() as u64 != data_bytes {
         return refuse!(
-            "the safetensors header describes {} bytes of tensors, the file has {data_bytes}: fetch it again",
+            "the safetensors header describes {} bytes of tensors, the file has {data_bytes}; \
+             download it again",
             metadata.data_len()
         );
     }
@@ -133,12 +135,12 @@ fn parse(header: &[u8], data_bytes: u64) -> Result<(Entries, BTreeMap<String, St
     let describe = |name: String| {
         let Entry { dtype, shape, data_offsets } = entries[&name];
         let Some(kind) = kind_of(*dtype) else {
-            return refuse!("tensor {name:?} is of dtype {dtype:?}, which is not read");
+            return refuse!("tensor {name:?} is of dtype {dtype:?}, which is not supported");
         };
         let shape =
             shape.iter().map(|&length| i64::try_from(length)).collect::<Result<Vec<_>, _>>();
         let Ok(shape) = shape else {
-            return refuse!("tensor {name:?} has a length beyond 2^63");
+            return refuse!("tensor {name:?} has a dimension of more than 2^63");
         };
         Ok((data_offsets.0 as u64, TensorInfo { name, shape, kind, shared_with: None }))
     };
@@ -149,7 +151,7 @@ fn parse(header: &[u8], data_bytes: u64) -> Result<(Entries, BTreeMap<String, St
     Ok((tensors, tied))
 }
 
-/// Further names of tensors that come before them: `{further: first}`.
+/// The names of tensors that are tied to an earlier one: `{name: first name}`.
 fn tied(tensors: &[(String, Tensor)]) -> BTreeMap<&str, &str> {
     let mut firsts = HashMap::new();
     let mut tied = BTreeMap::new();
@@ -162,17 +164,18 @@ fn tied(tensors: &[(String, Tensor)]) -> BTreeMap<&str, &str> {
     tied
 }
 
-/// Writes named tensors, with the `format: pt` that Hugging Face's loader asks for. A tensor with
-/// two names is written twice, and said to be one.
+/// Writes named tensors, with the metadata `format: pt` that Hugging Face's loader requires. Tied
+/// tensors are written once for each name, and listed under [`TIED`].
+///
 /// # Errors
-/// A dtype that the format lacks; the system's.
+/// The format does not support a dtype, or the file cannot be written.
 pub(super) fn write(
     out: &mut impl Write,
     tensors: &[(String, Tensor)],
     path: &Path,
 ) -> Result<(), WeightsError> {
     let mut order: Vec<_> = tensors.iter().collect();
-    // The wide dtypes first, so that every tensor starts at a multiple of its element's size.
+    // The wide dtypes first, so that every tensor starts at a multiple of its element size.
     order.sort_by_key(|(_, tensor)| std::cmp::Reverse(tensor.kind().elt_size_in_bytes()));
     let mut end = 0;
     let mut entries = Vec::with_capacity(order.len());
@@ -192,8 +195,8 @@ pub(super) fn write(
     let refused = |message: String| Refusal(message).in_file(path);
     let metadata = Metadata::new(None, entries).map_err(|error| refused(error.to_string()))?;
     let mut header = serde_json::to_value(&metadata).map_err(|error| refused(error.to_string()))?;
-    // Not by way of the crate's map, whose order changes from run to run: the same tensors shall
-    // make the same file.
+    // The metadata does not go through the crate's map, whose order differs between runs: the same
+    // tensors must make the same file.
     header["__metadata__"] = json!({ "format": "pt" });
     let tied = tied(tensors);
     if !tied.is_empty() {

@@ -1,4 +1,4 @@
-//! Weights in several files with an index, as Hugging Face splits large models.
+//! Writes weights as shards with an index, as Hugging Face does for large models.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -9,15 +9,17 @@ use tch::Tensor;
 
 use super::{Format, View, WeightsError, save, view_of};
 
-/// The name of weights that are not split.
+/// The name of a weights file that is not sharded.
 const WHOLE: &str = "model.safetensors";
 
-/// Writes named tensors to the folder: `model.safetensors`, or, where they take more than
-/// `max_bytes`, `model-00001-of-0000N.safetensors` and so on with `model.safetensors.index.json`. A
-/// tensor larger than `max_bytes` has a file of its own; names of one tensor stay together. The
-/// folder should be a new one: weights that are there, split otherwise, stay.
+/// Writes named tensors to a folder: as `model.safetensors`, or, if they take more than
+/// `max_bytes`, as `model-00001-of-0000N.safetensors` and so on with
+/// `model.safetensors.index.json`. A tensor larger than `max_bytes` has a shard of its own; tied
+/// tensors are in the same shard. Use a new folder, because shards that are already there are not
+/// removed.
+///
 /// # Errors
-/// A name that occurs twice, a dtype that the format lacks, the file system's.
+/// A name occurs twice, the format does not support a dtype, or a file cannot be written.
 pub fn save_shards(
     folder: &Path,
     tensors: &[(String, Tensor)],
@@ -46,7 +48,7 @@ pub fn save_shards(
     Ok(())
 }
 
-/// Tensors in their order, as many a shard as fit.
+/// Splits tensors, in their order, into shards of at most `max_bytes`.
 fn split(tensors: &[(String, Tensor)], max_bytes: u64) -> Vec<Vec<(String, Tensor)>> {
     let mut bytes_of: HashMap<View, u64> = HashMap::new();
     for (_, tensor) in tensors.iter().filter(|(_, tensor)| tensor.numel() > 0) {

@@ -1,19 +1,20 @@
-//! Low precision, against PyTorch's own autocast (`tests/golden/autocast.py`). Rounding differs with
-//! the order of operations, so what is compared is how far it moves loss and gradients.
+//! Low precision, compared with PyTorch's own autocast (`tests/golden/autocast.py`). Rounding
+//! depends on the order of operations, so the tests compare the sizes of the rounding errors of
+//! loss and gradients.
 
 use tch::{Device, IndexOp, Kind, Tensor};
 use vlm_torch::autocast;
 
 use crate::fixtures::{json, model, rows, tensors};
 
-/// As in `autocast.py`.
+/// The loss scale of `autocast.py`.
 const FLOAT16_LOSS_SCALE: f64 = 1024.0;
 
 fn norm(tensor: &Tensor) -> f64 {
     f64::try_from(tensor.norm()).unwrap()
 }
 
-/// Loss, and how far each gradient is from `exact`, relative to its norm.
+/// The loss, and the distance of each gradient from the one in `exact`, relative to its norm.
 fn step(folder: &str, kind: Kind, exact: &str) -> (f64, Vec<(String, f64)>) {
     let inputs = tensors(&format!("{folder}/inputs.safetensors"));
     let [x, y, mask, images] = ["X", "Y", "loss_mask", "image_index"].map(|name| inputs[name].i(0));
@@ -37,7 +38,7 @@ fn step(folder: &str, kind: Kind, exact: &str) -> (f64, Vec<(String, f64)>) {
     (f64::try_from(mean).unwrap(), distances)
 }
 
-fn hold(kind: Kind, name: &str, loss_tolerance: f64) {
+fn assert_rounding(kind: Kind, name: &str, loss_tolerance: f64) {
     let golden = json("autocast.json");
     for (folder, exact) in [("dense", "grads.safetensors"), ("moe", "grads_f32.safetensors")] {
         let exact_loss = golden[folder]["loss"].as_f64().unwrap();
@@ -60,10 +61,10 @@ fn hold(kind: Kind, name: &str, loss_tolerance: f64) {
 
 #[test]
 fn bfloat16_rounds_as_much_as_pytorchs_autocast() {
-    hold(Kind::BFloat16, "bfloat16", 2e-3);
+    assert_rounding(Kind::BFloat16, "bfloat16", 2e-3);
 }
 
 #[test]
 fn float16_rounds_as_much_as_pytorchs_autocast() {
-    hold(Kind::Half, "float16", 2.5e-4);
+    assert_rounding(Kind::Half, "float16", 2.5e-4);
 }

@@ -1,4 +1,5 @@
-//! Activation checkpointing: the same loss and gradients as without, dense and with experts.
+//! Activation checkpointing gives the same losses and gradients as training without it, with a
+//! dense model and with experts.
 
 use tch::{IndexOp, Tensor};
 use vlm_model::{FreezePolicy, Vlm};
@@ -11,7 +12,7 @@ fn first_batch(folder: &str) -> Rows {
     rows(&first("X"), &first("Y"), &first("loss_mask"), &first("image_index"))
 }
 
-/// Loss, auxiliary loss, and the gradient of everything trained.
+/// The loss, the auxiliary loss, and the gradient of each trained parameter, by name.
 fn losses_and_gradients(model: &Vlm, rows: &Rows) -> Vec<(String, Tensor)> {
     let loss = model.loss(&rows.batch, &rows.supervised, &rows.targets, true).unwrap();
     let mean = loss.sum / loss.num_supervised as f64;
@@ -25,7 +26,7 @@ fn losses_and_gradients(model: &Vlm, rows: &Rows) -> Vec<(String, Tensor)> {
 }
 
 #[test]
-fn losses_and_gradients_are_those_without_it() {
+fn losses_and_gradients_equal_those_without_activation_checkpointing() {
     let policies = [
         FreezePolicy::default(),
         FreezePolicy { train_lm: true, ..FreezePolicy::default() },
@@ -46,8 +47,7 @@ fn losses_and_gradients_are_those_without_it() {
             assert_eq!(plain.len(), again.len());
             assert!(plain.len() > 3);
             for ((name, plain), (_, again)) in plain.iter().zip(&again) {
-                // The same operations on the same numbers; only sums of gradients may be added in
-                // another order.
+                // The operations are the same; only gradients may be summed in another order.
                 let scale = f64::try_from(plain.abs().max()).unwrap();
                 let difference = f64::try_from((plain - again).abs().max()).unwrap();
                 assert!(difference <= 1e-6 * scale, "{folder} {name}: {difference:e} of {scale:e}");

@@ -1,4 +1,4 @@
-//! The dense model: logits, loss and gradients.
+//! The dense model: logits, loss and gradients equal the reference.
 
 use tch::{IndexOp, Kind, Tensor};
 
@@ -40,11 +40,7 @@ fn gradients_equal_the_reference() {
     (loss.sum / loss.num_supervised as f64).backward();
     let expected = tensors("dense/grads.safetensors");
     let trainable = model.trainable();
-    assert_eq!(
-        trainable.len(),
-        expected.len(),
-        "what is trained: the last block and the projector"
-    );
+    assert_eq!(trainable.len(), expected.len(), "the last block and the projector are trained");
     let mut squares = Tensor::zeros([], (Kind::Double, tch::Device::Cpu));
     for (name, tensor) in &trainable {
         let (found, golden) = (tensor.grad(), &expected[name]);

@@ -1,5 +1,5 @@
-//! The families of language models and encoders against the software that defines them; made by
-//! `tests/golden/families.py`.
+//! The families of language models and encoders, compared with the software that defines them. The
+//! files are made by `tests/golden/families.py`.
 
 use tch::{Device, Kind, Tensor};
 use vlm_model::detect::{adopt_shapes, default_config_for, projector_of};
@@ -17,7 +17,7 @@ use crate::fixtures::{assert_close, golden, tensors};
 /// Tolerance of logits and features in float32, for tiny models whose numbers are near 1.
 const TOLERANCE: f64 = 1e-4;
 
-/// The language model of a golden folder, by its `config.json` and its weights' own names.
+/// The language model of a golden folder, with its `config.json` and its weights.
 fn language_model(folder: &str) -> (LmConfig, ParamStore, CausalLm) {
     let config = LmConfig::from_file(&golden(&format!("{folder}/config.json"))).unwrap();
     let store = ParamStore::new(Device::Cpu);
@@ -31,8 +31,8 @@ fn logits(lm: &CausalLm, input_ids: &Tensor) -> Tensor {
     tch::no_grad(|| lm.logits(&lm.forward(&lm.embed(input_ids), None, false).hidden))
 }
 
-/// `minimind-3v` of a golden folder; its features come from the files, so the encoder's weights do
-/// not matter.
+/// The `minimind-3v` of a golden folder. Its encoder has random weights, because the features are
+/// in the golden files.
 fn minimind3v(folder: &str) -> (LmConfig, Vlm) {
     let lm = LmConfig::from_file(&golden(&format!("{folder}/config.json"))).unwrap();
     let weights = Weights::open(&golden(folder)).unwrap();
@@ -54,7 +54,7 @@ fn minimind3v(folder: &str) -> (LmConfig, Vlm) {
     (lm, model)
 }
 
-/// The golden rows: one image each, in the place of the run of id 12.
+/// The golden rows with one image each, in the place of the tokens with id 12.
 fn batch(expected: &std::collections::HashMap<String, Tensor>) -> ModelBatch {
     ModelBatch {
         input_ids: expected["input_ids"].shallow_clone(),
@@ -121,17 +121,17 @@ fn qwen3_with_its_own_output_embeddings_equals_hugging_face() {
 }
 
 #[test]
-fn present_minimind_equals_the_published_form() {
+fn minimind3_equals_the_reference() {
     assert_minimind3v("minimind3");
 }
 
 #[test]
-fn patches_merged_by_fours_equal_the_published_form() {
+fn the_projector_that_merges_patches_equals_the_reference() {
     assert_minimind3v("minimind3/merged");
 }
 
 #[test]
-fn squares_of_patches_equal_nano_vlms() {
+fn pixel_shuffle_equals_nano_vlm() {
     let golden = tensors("pixel_shuffle.safetensors");
     let vision = VisionConfig { image_size: 96, hidden_size: 5, ..VisionConfig::siglip() };
     let config = ProjectorConfig::new(ProjectorKind::PixelShuffle, &vision).unwrap();
@@ -145,20 +145,20 @@ fn squares_of_patches_equal_nano_vlms() {
 }
 
 #[test]
-fn present_experts_equal_the_published_form() {
+fn experts_of_minimind3_equal_the_reference() {
     assert_minimind3v("minimind3/experts");
     assert_minimind3v("minimind3/experts_top2");
 }
 
 #[test]
-fn families_are_told_apart_by_names_alone() {
+fn families_are_recognised_by_names_alone() {
     for (folder, family, tied) in [
         ("dense", LmFamily::MiniMind, true),
         ("moe", LmFamily::MiniMind, true),
         ("minimind3", LmFamily::MiniMind3, true),
         ("minimind3/experts", LmFamily::MiniMind3, true),
         ("llama", LmFamily::Llama, true),
-        // Normalised queries and keys are MiniMind's mark; a config.json tells Qwen3 from it.
+        // Without a config.json, normalised queries and keys are taken for MiniMind's.
         ("qwen3", LmFamily::MiniMind3, false),
     ] {
         let by_folder = golden(folder).join("model.safetensors");
@@ -172,11 +172,11 @@ fn families_are_told_apart_by_names_alone() {
     }
     let encoder = Weights::open(&golden("vision_tower")).unwrap();
     let error = default_config_for(&encoder).unwrap_err().to_string();
-    assert!(error.contains("no weights of a language model"), "{error}");
+    assert!(error.contains("not the weights of a supported language model"), "{error}");
 }
 
 #[test]
-fn numbers_that_are_not_the_weights_are_named() {
+fn numbers_that_differ_from_the_weights_are_named() {
     let weights = Weights::open(&golden("qwen3")).unwrap();
     let config = LmConfig::from_file(&golden("qwen3/config.json")).unwrap();
     let disagreement = |change: fn(&mut LmConfig)| {
@@ -189,7 +189,7 @@ fn numbers_that_are_not_the_weights_are_named() {
     assert_eq!(disagreement(|c| c.n_layers = 3), Err(("n_layers", 2, 3)));
     assert_eq!(disagreement(|c| c.n_heads = 8), Err(("n_heads", 4, 8)));
     assert_eq!(disagreement(|c| c.n_kv_heads = 4), Err(("n_kv_heads", 2, 4)));
-    // So many would not fit into any memory: nothing is made before they are compared.
+    // This number of experts would not fit into memory: it is compared before a model is built.
     let experts = Weights::open(&golden("minimind3/experts")).unwrap();
     let mut config = LmConfig::from_file(&golden("minimind3/experts/config.json")).unwrap();
     assert_eq!(adopt_shapes(&mut config, &experts), Ok(()));

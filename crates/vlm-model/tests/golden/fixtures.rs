@@ -1,4 +1,4 @@
-//! Reading the golden files.
+//! Reads the golden files.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -6,8 +6,9 @@ use std::path::PathBuf;
 use tch::{Device, IndexOp, Kind, Tensor};
 use vlm_model::{ImageInput, LmConfig, ModelBatch, VisionConfig, Vlm};
 
-/// Tokens of one image in the golden rows, and the id that stands for them.
+/// Number of placeholder tokens of an image in the golden rows.
 pub const IMAGE_TOKENS: i64 = 196;
+/// Id of the placeholder token in the golden rows.
 const IMAGE_TOKEN_ID: i64 = 34;
 
 /// A file under `tests/golden`.
@@ -46,23 +47,23 @@ pub fn model(folder: &str) -> Vlm {
     model
 }
 
-/// Pixels of the pool's pictures `[N, 3, 224, 224]`, in float32.
+/// Pixels of the golden images with these indices, `[N, 3, 224, 224]`, float32.
 pub fn pixels(indices: &Tensor) -> Tensor {
     let pool = tensors("pixels.safetensors").remove("pixel_values").unwrap();
     pool.to_kind(Kind::Float).index_select(0, &indices.flatten(0, -1))
 }
 
-/// A golden batch in the model's terms.
+/// A golden batch as the model takes it.
 pub struct Rows {
     pub batch: ModelBatch,
-    /// Flat positions and targets where the loss mask is 1.
+    /// Indices into the flattened ids where the loss mask is 1.
     pub supervised: Tensor,
     pub targets: Tensor,
 }
 
-/// Builds the batch from `X`, `Y`, `loss_mask` `[B, T]` and `image_index` `[B, num]`. An image run
-/// starts where 196 placeholders begin; a row's k-th run takes its k-th image, and a run without
-/// an image (or an image without a run) is left out, as the reference does.
+/// Builds the batch from `X`, `Y`, `loss_mask` `[B, T]` and `image_index` `[B, num]`. The k-th run
+/// of 196 placeholders in a row takes the row's k-th image. A run without an image, or an image
+/// without a run, is ignored, as in the reference.
 pub fn rows(x: &Tensor, y: &Tensor, mask: &Tensor, image_index: &Tensor) -> Rows {
     let supervised = mask.flatten(0, -1).nonzero().flatten(0, -1);
     let targets = y.flatten(0, -1).index_select(0, &supervised);
@@ -84,7 +85,7 @@ pub fn rows(x: &Tensor, y: &Tensor, mask: &Tensor, image_index: &Tensor) -> Rows
     Rows { batch, supervised, targets }
 }
 
-/// Where the placeholder runs of one row start; a run of 392 is two images.
+/// The start of each image's placeholders in a row; 392 placeholders in sequence are two images.
 pub fn image_runs(ids: &[i64]) -> Vec<i64> {
     let (mut starts, mut at) = (Vec::new(), 0);
     let width = IMAGE_TOKENS as usize;
@@ -99,13 +100,13 @@ pub fn image_runs(ids: &[i64]) -> Vec<i64> {
     starts
 }
 
-/// Largest absolute difference.
+/// The largest absolute difference.
 pub fn max_difference(a: &Tensor, b: &Tensor) -> f64 {
     assert_eq!(a.size(), b.size());
     f64::try_from((a - b).abs().max()).unwrap()
 }
 
-/// Fails when `a` and `b` differ by more than `tolerance`, and says by how much they do.
+/// Asserts that `a` and `b` differ by at most `tolerance`, and prints the largest difference.
 pub fn assert_close(what: &str, a: &Tensor, b: &Tensor, tolerance: f64) {
     let difference = max_difference(a, b);
     println!("{what}: max |d| {difference:.2e} (tolerance {tolerance:.0e})");

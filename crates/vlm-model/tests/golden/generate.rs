@@ -1,4 +1,4 @@
-//! Greedy answers with the key/value cache.
+//! Greedy decoding with the key/value cache.
 
 use tch::{IndexOp, Tensor};
 use vlm_model::generate::{GenerateOptions, Prompt, generate};
@@ -7,7 +7,7 @@ use vlm_model::{ImageInput, ModelBatch, Vlm};
 
 use crate::fixtures::{assert_close, image_runs, json, model, pixels, tensors};
 
-/// A golden prompt, its picture and what the reference answered.
+/// A golden prompt with its image, and the tokens and logits that the reference generated.
 struct Case {
     prompt: Prompt,
     image: i64,
@@ -30,28 +30,29 @@ fn cases() -> Vec<Case> {
     cases.as_array().unwrap().iter().enumerate().map(case).collect()
 }
 
-fn answer(model: &Vlm, prompts: &[Prompt], images: &[i64]) -> Vec<Vec<i64>> {
+fn generate_greedily(model: &Vlm, prompts: &[Prompt], images: &[i64]) -> Vec<Vec<i64>> {
     let options = GenerateOptions {
         max_new_tokens: 40,
         stop_token_ids: Vec::new(),
         sampling: Sampling::default(),
     };
     let images = ImageInput::Pixels(pixels(&Tensor::from_slice(images)));
-    let mut told = vec![Vec::new(); prompts.len()];
-    let answers =
-        generate(model, prompts, images, &options, &mut |row, id| told[row].push(id)).unwrap();
-    assert_eq!(told, answers, "each token is told as it comes");
-    answers
+    let mut streamed = vec![Vec::new(); prompts.len()];
+    let generated =
+        generate(model, prompts, images, &options, &mut |row, id| streamed[row].push(id)).unwrap();
+    assert_eq!(streamed, generated, "each token is passed to the callback");
+    generated
 }
 
 #[test]
 fn greedy_tokens_equal_the_reference() {
     let model = model("dense");
     for (k, case) in cases().into_iter().enumerate() {
-        let tokens = answer(&model, std::slice::from_ref(&case.prompt), &[case.image]).remove(0);
+        let prompts = std::slice::from_ref(&case.prompt);
+        let tokens = generate_greedily(&model, prompts, &[case.image]).remove(0);
         assert_eq!(tokens, case.tokens, "prompt {k}");
 
-        // The whole text in one pass gives the logits that the cached steps were taken from.
+        // One forward pass over the whole text gives the logits of the cached steps.
         let mut whole = case.prompt.input_ids.clone();
         whole.extend(&case.tokens[..39]);
         let batch = ModelBatch {
@@ -63,12 +64,12 @@ fn greedy_tokens_equal_the_reference() {
         let hidden = model.forward(&batch, None, false).unwrap().hidden;
         let from = case.prompt.input_ids.len() as i64 - 1;
         let logits = model.lm().logits(&hidden.i(0).narrow(0, from, 40));
-        assert_close(&format!("logits of answer {k}"), &logits, &case.logits, 1e-4);
+        assert_close(&format!("logits of prompt {k}"), &logits, &case.logits, 1e-4);
     }
 }
 
 #[test]
-fn rows_of_different_lengths_in_one_batch_get_the_answers_they_get_alone() {
+fn prompts_of_different_lengths_in_a_batch_generate_the_same_tokens_as_alone() {
     let model = model("dense");
     let cases = cases();
     let images: Vec<i64> = cases.iter().map(|case| case.image).collect();
@@ -84,20 +85,21 @@ fn rows_of_different_lengths_in_one_batch_get_the_answers_they_get_alone() {
         .collect();
     let lengths: Vec<usize> = prompts.iter().map(|prompt| prompt.input_ids.len()).collect();
     assert!(lengths.windows(2).any(|pair| pair[0] != pair[1]), "{lengths:?}");
-    let together = answer(&model, &prompts, &images);
+    let together = generate_greedily(&model, &prompts, &images);
     for ((prompt, &image), together) in prompts.iter().zip(&images).zip(&together) {
-        assert_eq!(answer(&model, std::slice::from_ref(prompt), &[image])[0], *together);
+        let alone = generate_greedily(&model, std::slice::from_ref(prompt), &[image]);
+        assert_eq!(alone[0], *together);
     }
-    assert_eq!(together[0], cases[0].tokens, "the row that was left whole");
+    assert_eq!(together[0], cases[0].tokens, "the prompt that was not shortened");
 }
 
 #[test]
-fn a_row_that_ends_leaves_the_others_as_they_are() {
+fn a_row_that_ends_does_not_change_the_others() {
     let model = model("dense");
     let cases = cases();
     let prompts: Vec<Prompt> = cases.iter().map(|case| case.prompt.clone()).collect();
     let images: Vec<i64> = cases.iter().map(|case| case.image).collect();
-    // Two tokens of which the first that comes ends an answer.
+    // Each row ends at the first of these two tokens.
     let ends = [cases[0].tokens[5], cases[1].tokens[9]];
     let options = GenerateOptions {
         max_new_tokens: 40,
@@ -105,10 +107,10 @@ fn a_row_that_ends_leaves_the_others_as_they_are() {
         sampling: Sampling::default(),
     };
     let images = ImageInput::Pixels(pixels(&Tensor::from_slice(&images)));
-    let answers = generate(&model, &prompts, images, &options, &mut |_, _| ()).unwrap();
-    for (answer, case) in answers.iter().zip(&cases) {
+    let generated = generate(&model, &prompts, images, &options, &mut |_, _| ()).unwrap();
+    for (tokens, case) in generated.iter().zip(&cases) {
         let len = case.tokens.iter().position(|id| ends.contains(id)).unwrap_or(40);
-        assert_eq!(answer[..], case.tokens[..len]);
+        assert_eq!(tokens[..], case.tokens[..len]);
     }
-    assert!(answers[0].len() <= 5 && answers[1].len() <= 9);
+    assert!(generated[0].len() <= 5 && generated[1].len() <= 9);
 }

@@ -1,5 +1,5 @@
-//! LLaMA, Qwen2 and Qwen3 with biases and scaled rotary angles, in folders as transformers 4 and 5
-//! write them, and MiniMind2's shared experts; made by `tests/golden/hugging_face.py`.
+//! LLaMA, Qwen2 and Qwen3 with biases and RoPE scaling, in the formats of transformers 4 and 5, and
+//! MiniMind2's shared experts. The files are made by `tests/golden/hugging_face.py`.
 
 use tch::{Device, Kind, Tensor};
 use vlm_model::detect::default_config_for;
@@ -13,7 +13,7 @@ use crate::fixtures::{assert_close, golden, json, tensors};
 /// Tolerance of logits in float32, for tiny models whose numbers are near 1.
 const TOLERANCE: f64 = 1e-4;
 
-/// The model of a configuration, with all of its tensors from one file.
+/// The model of a configuration, with the weights of one file.
 fn model(config: &LmConfig, weights: &str) -> CausalLm {
     let store = ParamStore::new(Device::Cpu);
     let lm = CausalLm::new(&store.root(), config);
@@ -26,7 +26,7 @@ fn logits(lm: &CausalLm, input_ids: &Tensor) -> Tensor {
     tch::no_grad(|| lm.logits(&lm.forward(&lm.embed(input_ids), None, false).hidden))
 }
 
-/// Mean cross entropy of each token given those before it.
+/// The mean cross-entropy of each token given the tokens before it.
 fn loss(logits: &Tensor, input_ids: &Tensor) -> f64 {
     let predicted = logits.narrow(1, 0, logits.size()[1] - 1).flatten(0, 1);
     let targets = input_ids.narrow(1, 1, input_ids.size()[1] - 1).flatten(0, -1);
@@ -34,7 +34,7 @@ fn loss(logits: &Tensor, input_ids: &Tensor) -> f64 {
 }
 
 #[test]
-fn folders_of_both_transformers_versions_give_their_logits() {
+fn logits_equal_transformers_for_configurations_of_both_versions() {
     let expected = tensors("hugging_face/expected.safetensors");
     let cases = json("hugging_face/cases.json");
     assert_eq!(cases.as_object().unwrap().len(), 13);
@@ -55,7 +55,7 @@ fn folders_of_both_transformers_versions_give_their_logits() {
 }
 
 #[test]
-fn a_configuration_comes_back_from_its_own_file() {
+fn configurations_are_read_back_from_their_own_file() {
     for (case, files) in json("hugging_face/cases.json").as_object().unwrap() {
         let config = LmConfig::from_json(&files["5"]).unwrap();
         let again = LmConfig::from_json(&config.to_json()).unwrap();
@@ -70,7 +70,7 @@ fn a_configuration_comes_back_from_its_own_file() {
 }
 
 #[test]
-fn shared_experts_equal_the_published_form() {
+fn shared_experts_equal_the_reference() {
     let config = LmConfig::from_file(&golden("minimind2/config.json")).unwrap();
     assert_eq!((config.family, config.moe.n_shared_experts), (LmFamily::MiniMind2, Some(2)));
     let lm = model(&config, "minimind2/model.safetensors");
@@ -81,7 +81,7 @@ fn shared_experts_equal_the_published_form() {
     let aux_loss = output.aux_loss.unwrap().view([1]);
     assert_close("their auxiliary loss", &aux_loss, &expected["aux_loss"], 1e-7);
 
-    // Without config.json the names tell the same, apart from the width of a head.
+    // Without config.json, the names give the same configuration, except for the head width.
     let weights = Weights::open(&golden("minimind2/model.safetensors")).unwrap();
     let by_names = default_config_for(&weights).unwrap();
     assert_eq!((by_names.family, by_names.rope_theta), (LmFamily::MiniMind2, 1e6));
@@ -89,7 +89,7 @@ fn shared_experts_equal_the_published_form() {
 }
 
 #[test]
-fn biases_are_told_by_names_alone() {
+fn biases_are_recognised_by_names_alone() {
     for (file, qkv, output, mlp) in [
         ("llama", false, false, false),
         ("llama_biases", true, true, true),
@@ -104,7 +104,7 @@ fn biases_are_told_by_names_alone() {
 }
 
 #[test]
-fn cached_steps_equal_one_pass_with_scaled_angles() {
+fn cached_steps_equal_one_pass_with_rope_scaling() {
     let cases = json("hugging_face/cases.json");
     for case in ["llama3", "yarn_settings", "qwen2_untied"] {
         let config = LmConfig::from_json(&cases[case]["4"]).unwrap();

@@ -1,4 +1,4 @@
-//! The mixture of experts, against the reference with its accidental float16 cast taken out.
+//! The mixture of experts, compared with the reference without its cast to float16.
 
 use tch::{IndexOp, Tensor};
 
@@ -21,7 +21,7 @@ fn logits_and_losses_equal_the_reference() {
     let hidden = model.forward(&rows.batch, None, true).unwrap().hidden;
     let at = hidden.index_select(1, &expected["logit_positions"]);
     assert_close("logits", &model.lm().logits(&at), &expected["logits_at"], 1e-4);
-    // Evaluation gives the same logits and has no auxiliary loss.
+    // Evaluation gives the same hidden states and has no auxiliary loss.
     let evaluated = model.forward(&rows.batch, None, false).unwrap();
     assert!(evaluated.aux_loss.is_none());
     assert_close("hidden states in evaluation", &evaluated.hidden, &hidden, 1e-5);
@@ -49,7 +49,7 @@ fn gradients_equal_the_reference() {
 }
 
 #[test]
-fn an_expert_without_tokens_gets_a_gradient_of_zero() {
+fn the_gradient_of_an_expert_without_tokens_is_zero() {
     let model = model("moe");
     let ids = Tensor::full([1, 1], 7, (tch::Kind::Int64, tch::Device::Cpu));
     let batch = vlm_model::ModelBatch {

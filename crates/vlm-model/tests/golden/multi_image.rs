@@ -1,5 +1,4 @@
-//! Several images a row. Where the reference has a defect the project does better, and the test
-//! says so.
+//! Several images per row. One test shows a difference on purpose, where the reference has a bug.
 
 use tch::{IndexOp, Tensor};
 
@@ -28,7 +27,7 @@ fn check(case: &str) {
 }
 
 #[test]
-fn two_images_a_row_equal_the_reference() {
+fn two_images_per_row_equal_the_reference() {
     check("two_images");
 }
 
@@ -43,7 +42,7 @@ fn two_turns_equal_the_reference() {
 }
 
 #[test]
-fn text_cut_by_the_length_limit_equals_the_reference() {
+fn truncated_text_equals_the_reference() {
     check("trunc_mid_text");
 }
 
@@ -54,15 +53,15 @@ fn text_only_rows_beside_rows_with_images_equal_the_reference() {
 
 #[test]
 fn raw_placeholders_equal_the_reference() {
-    // The data path rejects such rows; the model itself computes what it is told.
+    // The data pipeline rejects such rows; the model computes them.
     check("three_placeholders_two_images");
     check("trunc_mid_second_image");
 }
 
 #[test]
 fn adjacent_images_do_not_overwrite_each_other() {
-    // The reference puts the second image one token after the first's start. Here each has its
-    // own 196 places, so the rows agree only up to the first image's second token.
+    // The reference puts the second image one token after the start of the first. Here each image
+    // has its own 196 placeholders.
     let model = model("dense");
     let data = tensors("multi_image/adjacent_images_asis_bug.safetensors");
     let rows = rows(&data["X"], &data["Y"], &data["loss_mask"], &data["image_index"]);

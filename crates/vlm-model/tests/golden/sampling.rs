@@ -1,4 +1,4 @@
-//! The changes to logits before a draw, against the `transformers` library's processors.
+//! The processing of logits before a draw, compared with the logits processors of `transformers`.
 
 use serde::Deserialize;
 use vlm_model::sampling::Sampling;
@@ -29,7 +29,7 @@ fn probabilities_equal_those_of_transformers() {
         let softmax = tch::Tensor::from_slice(&logits).softmax(-1, tch::Kind::Float);
         let found = Vec::<f32>::try_from(softmax).unwrap();
         for (id, (found, expected)) in found.iter().zip(&case.probabilities).enumerate() {
-            assert_eq!(*found == 0.0, *expected == 0.0, "case {number}, id {id}: ruled out or not");
+            assert_eq!(*found == 0.0, *expected == 0.0, "case {number}, id {id}: excluded or not");
             let difference = (found - expected).abs();
             assert!(difference <= 1e-6, "case {number}, id {id}: {found} against {expected}");
         }

@@ -1,4 +1,4 @@
-//! Files as an attacker would write them: pickles byte by byte, zips with any record.
+//! Writes files as an attacker could: pickles byte by byte, and zip archives with any records.
 
 use std::fs::File;
 use std::io::Write;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-/// A pickle under construction.
+/// A pickle that is being written.
 #[derive(Default, Clone)]
 pub struct Pickle(pub Vec<u8>);
 
@@ -47,7 +47,7 @@ impl Pickle {
             .raw(b"tQ")
     }
 
-    /// A tensor on the storage `key` of `numel` f32.
+    /// A tensor on the storage `key` of `numel` float32.
     pub fn tensor(self, key: &str, numel: i64, offset: i64, shape: &[i64], stride: &[i64]) -> Self {
         self.global("torch._utils", "_rebuild_tensor_v2")
             .raw(b"(")
@@ -58,13 +58,13 @@ impl Pickle {
             .raw(b"\x89ccollections\nOrderedDict\n)RtR")
     }
 
-    /// `{name: tensor}` on a storage of four f32.
+    /// `{name: tensor}`, on a storage of four float32.
     pub fn one_tensor(name: &str) -> Self {
         Self::new().raw(b"}(").text(name).tensor("0", 4, 0, &[4], &[1]).raw(b"u.")
     }
 }
 
-/// Writes a zip of stored records.
+/// Writes a zip archive of uncompressed records.
 pub fn archive(path: &Path, records: &[(&str, &[u8])]) -> PathBuf {
     let mut zip = ZipWriter::new(File::create(path).unwrap());
     for (name, bytes) in records {
@@ -79,12 +79,12 @@ pub fn archive(path: &Path, records: &[(&str, &[u8])]) -> PathBuf {
     path.to_owned()
 }
 
-/// A `.pth` of that pickle and 16 bytes of storage.
+/// Writes a `.pth` with this pickle and a storage of 16 bytes.
 pub fn pth(path: &Path, pickle: &Pickle) -> PathBuf {
     archive(path, &[("w/data.pkl", &pickle.0), ("w/data/0", &[0; 16]), ("w/byteorder", b"little")])
 }
 
-/// The same with the records' fields replaced: every occurrence of `from` in the file becomes `to`.
+/// Replaces every occurrence of `from` in the file by `to`.
 pub fn patch(path: &Path, from: &[u8], to: &[u8]) {
     assert_eq!(from.len(), to.len());
     let mut bytes = std::fs::read(path).unwrap();

@@ -1,5 +1,4 @@
-//! Forms in which other programs leave weights: prefixes, wrapping dicts, shards, and those that are
-//! not read, by name.
+//! Weights files of other programs: prefixes, nested dicts, shards, and unsupported formats.
 
 use std::fs;
 use std::path::Path;
@@ -11,20 +10,21 @@ use vlm_model::weights::{Format, Weights, WeightsError, save};
 use crate::forge::{Pickle, pth};
 use crate::{golden, named, refusal};
 
-/// The tensors of a golden file under the names that `rename` makes; `None` leaves one out.
+/// The tensors of a golden file, renamed by `rename`; a tensor for which it returns `None` is left
+/// out.
 fn renamed(file: &str, rename: impl Fn(&str) -> Option<String>) -> Vec<(String, Tensor)> {
     let weights = Weights::open(&golden(file)).unwrap();
     let all = weights.all().unwrap().into_iter();
     all.filter_map(|(name, tensor)| Some((rename(&name)?, tensor))).collect()
 }
 
-/// Names of the language model in a file of these tensors.
+/// The sorted names that [`open_language_model`] gives to these tensors.
 fn names_of_language_model(tensors: &[(String, Tensor)]) -> Result<Vec<String>, String> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("lm.pth");
     save(&path, tensors, Format::Pth).unwrap();
     let opened = open_language_model(&path).map_err(|error| error.to_string())?;
-    // The values are still those of the names.
+    // Every tensor can be read under its new name.
     for name in opened.names() {
         assert!(opened.get(name).is_ok());
     }
@@ -69,7 +69,7 @@ fn a_language_model_is_found_under_any_prefix() {
 }
 
 #[test]
-fn other_parts_of_a_joined_model_keep_their_names() {
+fn other_parts_of_a_vision_language_model_keep_their_names() {
     let mut tensors = renamed("hugging_face/llama.safetensors", |name| {
         Some(match name.strip_prefix("model.") {
             Some(rest) => format!("model.language_model.{rest}"),
@@ -110,7 +110,7 @@ fn an_encoder_is_found_under_any_prefix() {
 }
 
 #[test]
-fn what_is_found_and_what_is_expected_is_named_when_nothing_fits() {
+fn errors_list_the_found_and_the_expected_names() {
     let error =
         names_of_language_model(&named(vec![("transformer.wte.weight", Tensor::from(1f32))]));
     let error = error.unwrap_err();
@@ -142,7 +142,7 @@ fn dict(pickle: Pickle, name: &str) -> Pickle {
 }
 
 #[test]
-fn wrapping_dicts_are_looked_into() {
+fn weights_are_found_in_nested_dicts() {
     let folder = tempfile::tempdir().unwrap();
     let open = |pickle: Pickle| {
         let weights =
@@ -157,14 +157,14 @@ fn wrapping_dicts_are_looked_into() {
     }
     let both = dict(dict(top().text("ema"), "averaged").text("model"), "w");
     assert_eq!(open(both), ("w".to_owned(), "model".to_owned()));
-    // A loss that was saved as a tensor is not the model.
+    // A loss that is saved as a tensor does not hide the dict of weights.
     let two = top().text("loss").tensor("0", 4, 0, &[1], &[1]).text("model").raw(b"}(");
     let two = two.text("a").tensor("0", 4, 0, &[4], &[1]).text("b");
     let two = two.tensor("0", 4, 0, &[4], &[1]).raw(b"u");
     assert_eq!(open(two), ("a b".to_owned(), "model".to_owned()));
     let deep = dict(top().text("module").raw(b"}(").text("state_dict"), "w").raw(b"u");
     assert_eq!(open(deep), ("w".to_owned(), "module.state_dict".to_owned()));
-    // DeepSpeed keeps a set of names, and dtypes, beside the weights.
+    // DeepSpeed saves a set of names, and dtypes, beside the weights.
     let names = top().text("buffer_names").global("__builtin__", "set").raw(b"(](");
     let names = names.text("b").raw(b"etR").text("dtype").global("torch", "bfloat16");
     let device = names.text("device").global("torch", "device").raw(b"(").text("cuda").raw(b"tR");
@@ -172,13 +172,13 @@ fn wrapping_dicts_are_looked_into() {
 }
 
 #[test]
-fn files_of_any_usual_extension_are_found_in_a_folder() {
+fn weights_with_any_supported_extension_are_found_in_a_folder() {
     for name in ["lm.pt", "last.ckpt", "weights.bin", "lm.pth", "lm.safetensors"] {
         let folder = tempfile::tempdir().unwrap();
         let format = if name.ends_with("safetensors") { Format::Safetensors } else { Format::Pth };
         let path = folder.path().join(name);
         save(&path, &named(vec![("w", Tensor::from(1f32))]), format).unwrap();
-        // What trainers leave beside it.
+        // Other files that trainers save.
         for beside in ["optimizer.pt", "training_args.bin", "rng_state.pth"] {
             fs::write(folder.path().join(beside), "PK\x03\x04").unwrap();
         }
@@ -187,7 +187,7 @@ fn files_of_any_usual_extension_are_found_in_a_folder() {
 }
 
 #[test]
-fn shards_without_an_index_are_one_model_and_a_missing_one_is_named() {
+fn shards_without_an_index_are_opened_and_a_missing_one_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let shard =
         |number: usize| folder.path().join(format!("model-{number:05}-of-00003.safetensors"));
@@ -211,11 +211,11 @@ fn shards_without_an_index_are_one_model_and_a_missing_one_is_named() {
     save(&folder.path().join("b.pt"), &named(vec![("w", Tensor::from(1f32))]), Format::Pth)
         .unwrap();
     let error = refusal(folder.path());
-    assert!(error.contains("2 weight files (a.safetensors, b.pt): name the one"), "{error}");
+    assert!(error.contains("2 weights files (a.safetensors, b.pt); pass the path"), "{error}");
 }
 
 #[test]
-fn forms_of_other_programs_are_called_by_name() {
+fn unsupported_formats_are_named() {
     for (name, content, expected) in [
         ("model.gguf", "GGUF\x03", "gguf_file=name"),
         ("model.onnx", "\x08\x07", "ONNX"),
@@ -238,7 +238,7 @@ fn forms_of_other_programs_are_called_by_name() {
 }
 
 #[test]
-fn a_name_on_the_hub_that_is_no_path_is_told_how_to_get() {
+fn a_missing_path_that_looks_like_a_hub_name_gives_the_download_command() {
     let error = refusal(Path::new("openai/clip-vit-base-patch16"));
     let command = "hf download openai/clip-vit-base-patch16 --local-dir clip-vit-base-patch16";
     assert!(error.contains(command), "{error}");
@@ -247,7 +247,7 @@ fn a_name_on_the_hub_that_is_no_path_is_told_how_to_get() {
 }
 
 #[test]
-fn values_that_are_not_finite_are_refused_with_their_place() {
+fn values_that_are_not_finite_are_refused_with_their_index() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
     let values = Tensor::from_slice(&[1.0, 2.0, f64::NAN, 3.0, f64::INFINITY, 1e300]).view([2, 3]);

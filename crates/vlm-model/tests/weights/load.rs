@@ -7,7 +7,7 @@ fn zeros(shape: &[i64], kind: Kind) -> Tensor {
     Tensor::zeros(shape, (kind, Device::Cpu))
 }
 
-/// `a` `[2]`, `b` `[2, 2]` and its second name `c`, on the disk.
+/// A file with `a` `[2]`, `b` `[2, 2]` and `c`, which is tied to `b`.
 fn weights(folder: &tempfile::TempDir) -> Weights {
     let path = folder.path().join("w.pth");
     let b = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]).reshape([2, 2]);
@@ -18,19 +18,19 @@ fn weights(folder: &tempfile::TempDir) -> Weights {
 }
 
 #[test]
-fn variables_are_filled_in_their_own_dtype() {
+fn parameters_are_loaded_in_their_own_dtype() {
     let folder = tempfile::tempdir().unwrap();
     let a = zeros(&[2], Kind::BFloat16).set_requires_grad(true);
     let variables = named(vec![("a", a.shallow_clone()), ("b", zeros(&[2, 2], Kind::Float))]);
     let report = weights(&folder).load_into(&variables, |_| false).unwrap();
     assert_eq!(Vec::<f64>::try_from(a.to_kind(Kind::Double).detach()).unwrap(), [5.0, 6.0]);
     assert_eq!((report.num_loaded, report.converted), (2, vec![("a".to_owned(), Kind::Float)]));
-    assert!(report.surplus.is_empty(), "c is another name of b: {:?}", report.surplus);
+    assert!(report.surplus.is_empty(), "c is tied to b: {:?}", report.surplus);
     assert!(a.requires_grad());
 }
 
 #[test]
-fn missing_and_misshapen_variables_are_named_and_nothing_is_loaded() {
+fn missing_and_misshapen_parameters_are_named_and_nothing_is_loaded() {
     let folder = tempfile::tempdir().unwrap();
     let a = zeros(&[2], Kind::Float);
     let variables = named(vec![
@@ -49,7 +49,7 @@ fn missing_and_misshapen_variables_are_named_and_nothing_is_loaded() {
 }
 
 #[test]
-fn allowed_absences_and_surplus_names_are_reported() {
+fn allowed_missing_and_surplus_names_are_reported() {
     let folder = tempfile::tempdir().unwrap();
     let variables = named(vec![
         ("b", zeros(&[2, 2], Kind::Float)),
@@ -63,7 +63,7 @@ fn allowed_absences_and_surplus_names_are_reported() {
 }
 
 #[test]
-fn names_that_are_not_there_are_errors() {
+fn a_name_that_the_file_does_not_have_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     let error = weights(&folder).get("x").unwrap_err().to_string();
     assert!(error.ends_with("w.pth: there is no tensor \"x\""), "{error}");

@@ -1,4 +1,5 @@
-//! Weight files: what is written is read again bit for bit, what strangers send is refused in words.
+//! Weights files: tensors are read back bit by bit as they were written, and malicious or damaged
+//! files are refused with the reason.
 
 mod forge;
 mod forms;
@@ -16,12 +17,12 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(name)
 }
 
-/// Name and tensor pairs.
+/// Pairs of name and tensor.
 fn named(tensors: Vec<(&str, Tensor)>) -> Vec<(String, Tensor)> {
     tensors.into_iter().map(|(name, tensor)| (name.to_owned(), tensor)).collect()
 }
 
-/// What opening the file complains of.
+/// The error of opening the file.
 fn refusal(path: &Path) -> String {
     match Weights::open(path) {
         Ok(_) => panic!("{} was accepted", path.display()),

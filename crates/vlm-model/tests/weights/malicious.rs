@@ -8,7 +8,7 @@ use zip::{CompressionMethod, ZipWriter};
 use crate::forge::{Pickle, archive, patch, pth};
 use crate::refusal;
 
-/// What a `.pth` with this pickle is refused for.
+/// The error of opening a `.pth` with this pickle.
 fn refused(pickle: &Pickle) -> String {
     let folder = tempfile::tempdir().unwrap();
     refusal(&pth(&folder.path().join("w.pth"), pickle))
@@ -19,30 +19,30 @@ fn assert_says(message: &str, expected: &str) {
 }
 
 #[test]
-fn the_forge_makes_readable_files() {
+fn forged_files_without_a_defect_can_be_read() {
     let folder = tempfile::tempdir().unwrap();
     let path = pth(&folder.path().join("w.pth"), &Pickle::one_tensor("a"));
     assert_eq!(Weights::open(&path).unwrap().get("a").unwrap().size(), [4]);
 }
 
 #[test]
-fn functions_of_the_system_are_refused_by_name() {
+fn other_functions_and_classes_are_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let victim = folder.path().join("touched");
     let command = format!("touch {}", victim.display());
     let pickle = Pickle::new().global("os", "system").raw(b"(").text(&command).raw(b"tR.");
-    assert_says(&refused(&pickle), "the pickle wants os.system, which weights do not need");
+    assert_says(&refused(&pickle), "the pickle uses os.system, which weights do not need");
     assert!(!victim.exists());
-    // The newer spelling, through the stack.
+    // The newer opcode, with the name on the stack.
     let pickle = Pickle::new().text("builtins").text("eval").raw(b"\x93.");
     assert_says(&refused(&pickle), "builtins.eval");
-    // Even beside good tensors, even when never called.
+    // A class that is not called.
     let pickle = Pickle::new().raw(b"}(").text("a").global("torch.nn", "Linear").raw(b"u.");
     assert_says(&refused(&pickle), "torch.nn.Linear");
 }
 
 #[test]
-fn tensors_that_leave_their_storage_are_refused() {
+fn tensors_that_exceed_their_storage_are_refused() {
     let cases: [(i64, &[i64], &[i64]); 6] = [
         (0, &[5], &[1]),
         (1, &[4], &[1]),
@@ -89,20 +89,20 @@ fn persistent_ids_of_other_kinds_are_refused() {
 #[test]
 fn pickles_without_tensors_are_refused() {
     assert_says(&refused(&Pickle::new().int(3).raw(b".")), "it holds an integer; expected a dict");
-    assert_says(&refused(&Pickle::new().raw(b"}.")), "there are no named tensors in it");
+    assert_says(&refused(&Pickle::new().raw(b"}.")), "it has no named tensors");
     let far_down = "abcd"
         .chars()
         .fold(Pickle::new().raw(b"}("), |pickle, key| pickle.text(&key.to_string()).raw(b"}("));
     let far_down = far_down.text("e").tensor("0", 4, 0, &[4], &[1]).raw(b"uuuuu.");
     assert_says(
         &refused(&far_down),
-        "neither at the top nor in the dicts below; found the keys \"a\"",
+        "neither at the top nor in nested dicts; found the keys \"a\"",
     );
     let one = |pickle: Pickle, key: &str| {
         pickle.text(key).raw(b"}(").text("w").tensor("0", 4, 0, &[4], &[1]).raw(b"u")
     };
     let two = one(one(Pickle::new().raw(b"}("), "generator"), "critic").raw(b"u.");
-    assert_says(&refused(&two), "several dicts in it hold tensors (generator, critic)");
+    assert_says(&refused(&two), "several of its dicts have tensors (generator, critic)");
 }
 
 #[test]
@@ -115,13 +115,13 @@ fn truncated_files_are_refused_at_every_length() {
         let message = refusal(&path);
         assert!(message.contains("w.pth: "), "{message}");
     }
-    // A cut pickle in a whole zip.
+    // A truncated pickle in a complete zip archive.
     let pickle = Pickle(Pickle::one_tensor("a").0[..60].to_vec());
     assert_says(&refused(&pickle), "in the middle of a value");
 }
 
 #[test]
-fn changed_values_are_noticed() {
+fn changed_values_are_detected_by_their_checksum() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
     let values = [7u8; 16];
@@ -132,7 +132,7 @@ fn changed_values_are_noticed() {
 }
 
 #[test]
-fn bombs_are_refused_unopened() {
+fn zip_bombs_are_refused_without_unpacking() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
     let mut zip = ZipWriter::new(fs::File::create(&path).unwrap());
@@ -142,7 +142,7 @@ fn bombs_are_refused_unopened() {
     zip.finish().unwrap();
     assert_says(&refusal(&path), "record w/data.pkl claims to unpack");
 
-    // A stored record that claims 4 GB less one byte in the central directory and its own header.
+    // An uncompressed record whose headers claim almost 4 GB.
     let path = pth(&path, &Pickle::one_tensor("a"));
     let size = (Pickle::one_tensor("a").0.len() as u32).to_le_bytes();
     patch(&path, &[size, size].concat(), &[0xfe, 0xff, 0xff, 0xff, 0xfe, 0xff, 0xff, 0xff]);
@@ -150,7 +150,7 @@ fn bombs_are_refused_unopened() {
 }
 
 #[test]
-fn record_names_that_climb_are_refused() {
+fn record_names_that_leave_the_archive_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
     for name in ["../../evil", "/etc/evil", "w/../../evil", "w\\..\\evil"] {
@@ -160,7 +160,7 @@ fn record_names_that_climb_are_refused() {
 }
 
 #[test]
-fn other_archives_are_told_apart() {
+fn other_archives_are_recognised() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
     let pickle = Pickle::one_tensor("a").0;
@@ -175,7 +175,7 @@ fn other_archives_are_told_apart() {
 }
 
 #[test]
-fn other_files_are_told_apart() {
+fn other_files_are_recognised() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.safetensors");
     let cases: [(&[u8], &str); 7] = [
@@ -195,15 +195,15 @@ fn other_files_are_told_apart() {
 }
 
 #[test]
-fn a_named_pipe_is_refused_and_not_waited_for() {
+fn a_named_pipe_is_refused_without_waiting() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
     assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
-    assert_says(&refusal(&path), "w.pth: it is no regular file");
+    assert_says(&refusal(&path), "w.pth: it is not a regular file");
 }
 
 #[test]
-fn safetensors_headers_that_lie_are_refused() {
+fn inconsistent_safetensors_headers_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.safetensors");
     let write = |header: &str, data: usize| {
@@ -223,7 +223,7 @@ fn safetensors_headers_that_lie_are_refused() {
 }
 
 #[test]
-fn ties_that_are_none_are_refused() {
+fn wrong_ties_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.safetensors");
     let write = |tied: &str| {
@@ -236,17 +236,17 @@ fn ties_that_are_none_are_refused() {
         fs::write(&path, bytes).unwrap();
     };
     write(r#"{\"b\":\"a\"}"#);
-    assert_says(&refusal(&path), "it says that \"b\" is \"a\", but the two differ");
+    assert_says(&refusal(&path), "it ties \"b\" to \"a\", but the two differ");
     write(r#"{\"b\":\"b\"}"#);
     assert_says(&refusal(&path), "but the two differ");
     write(r#"{\"b\":\"c\"}"#);
-    assert_says(&refusal(&path), "which are not both there");
+    assert_says(&refusal(&path), "but does not have both");
     write("b = a");
     assert_says(&refusal(&path), "the metadata \"vlm.tied\"");
 }
 
 #[test]
-fn indices_that_leave_their_folder_are_refused() {
+fn indices_that_refer_to_another_folder_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let outside = folder.path().join("secret.safetensors");
     fs::write(&outside, b"not to be read").unwrap();

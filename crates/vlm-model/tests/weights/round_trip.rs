@@ -6,7 +6,7 @@ use vlm_model::weights::{Format, Weights, save, save_shards};
 use crate::forge::{Pickle, pth};
 use crate::{golden, named};
 
-/// One of each dtype, awkward shapes, and a tied pair.
+/// A tensor of each dtype, tensors of unusual shapes and strides, and a tied pair.
 fn samples() -> Vec<(String, Tensor)> {
     tch::manual_seed(3);
     let normal = Tensor::randn([3, 5], (Kind::Float, Device::Cpu));
@@ -46,7 +46,7 @@ fn assert_same_bits(name: &str, a: &Tensor, b: &Tensor) {
     );
 }
 
-/// Saves and reads; the bits, shapes and dtypes of every name agree.
+/// Saves and opens the samples, and checks that values, shapes and dtypes are the same bit by bit.
 fn round_trip(path: &Path, format: Format) -> Weights {
     let tensors = samples();
     save(path, &tensors, format).unwrap();
@@ -71,7 +71,7 @@ fn pth_keeps_every_bit_and_ties() {
         .collect();
     assert_eq!(shared, [("output.weight", "tok_embeddings.weight")]);
     assert_eq!(weights.names().next(), Some("tok_embeddings.weight"));
-    // Tied still when written and read again.
+    // The pair is still tied when it is written and read again.
     let again = folder.path().join("again.pth");
     save(&again, &weights.all().unwrap(), Format::Pth).unwrap();
     let info = Weights::open(&again).unwrap().find("output.weight").cloned().unwrap();
@@ -83,7 +83,7 @@ fn safetensors_keeps_every_bit() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.safetensors");
     round_trip(&path, Format::Safetensors);
-    // The independent reader agrees.
+    // An independent reader finds the same values.
     let read = Tensor::read_safetensors(&path).unwrap();
     let tensors = samples();
     assert_eq!(read.len(), tensors.len());
@@ -94,7 +94,7 @@ fn safetensors_keeps_every_bit() {
 }
 
 #[test]
-fn safetensors_written_here_say_what_is_tied() {
+fn tied_tensors_stay_tied_in_safetensors() {
     let folder = tempfile::tempdir().unwrap();
     let (first, second) = (folder.path().join("w.safetensors"), folder.path().join("w.pth"));
     save(&first, &samples(), Format::Safetensors).unwrap();
@@ -103,7 +103,7 @@ fn safetensors_written_here_say_what_is_tied() {
         info.shared_with
     };
     assert_eq!(shared_with(&first).as_deref(), Some("tok_embeddings.weight"));
-    // And so they are one again where the format can say it.
+    // Converted to `.pth`, they are tied there too.
     save(&second, &Weights::open(&first).unwrap().all().unwrap(), Format::Pth).unwrap();
     assert_eq!(shared_with(&second).as_deref(), Some("tok_embeddings.weight"));
 }
@@ -122,10 +122,10 @@ fn the_same_tensors_make_the_same_file() {
 }
 
 #[test]
-fn shards_hold_what_one_file_holds() {
+fn shards_have_the_same_tensors_as_one_file() {
     let tensors = samples();
     let folders: Vec<_> = (0..3).map(|_| tempfile::tempdir().unwrap()).collect();
-    // All in one; a few; one a tensor, the tied pair together.
+    // One file; a few shards; a shard for each tensor, with the tied pair in one.
     for (folder, (max_bytes, num_files)) in folders.iter().zip([(1 << 20, 1), (200, 4), (1, 15)]) {
         save_shards(folder.path(), &tensors, max_bytes).unwrap();
         let names = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name());
@@ -144,7 +144,7 @@ fn shards_hold_what_one_file_holds() {
 }
 
 #[test]
-fn tensors_read_have_memory_of_their_own() {
+fn tensors_that_are_read_share_no_memory() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
     save(&path, &samples(), Format::Pth).unwrap();
@@ -154,7 +154,7 @@ fn tensors_read_have_memory_of_their_own() {
 }
 
 #[test]
-fn pythons_pth_equals_its_safetensors() {
+fn pth_and_safetensors_written_by_python_have_the_same_values() {
     let pth = Weights::open(&golden("dense/lm_vlm.pth")).unwrap();
     let safe = Weights::open(&golden("dense/lm_vlm.safetensors")).unwrap();
     let (mut a, mut b): (Vec<_>, Vec<_>) = (pth.names().collect(), safe.names().collect());
@@ -170,7 +170,7 @@ fn pythons_pth_equals_its_safetensors() {
 }
 
 #[test]
-fn content_decides_and_not_the_name() {
+fn format_is_recognised_by_content_and_not_by_name() {
     let folder = tempfile::tempdir().unwrap();
     for (name, format) in
         [("pytorch_model.bin", Format::Safetensors), ("model.safetensors", Format::Pth)]
@@ -179,11 +179,12 @@ fn content_decides_and_not_the_name() {
         save(&path, &samples(), format).unwrap();
         assert_eq!(Weights::open(&path).unwrap().infos().len(), samples().len());
     }
-    // Of a folder, the usual name counts; one name in both formats is one.
+    // In a folder, the default name takes precedence.
     assert_eq!(
         Weights::open(folder.path()).unwrap().path(),
         folder.path().join("model.safetensors")
     );
+    // Of one name in both formats, the `.pth` is opened.
     let run = tempfile::tempdir().unwrap();
     for (name, format) in [("w.safetensors", Format::Safetensors), ("w.pth", Format::Pth)] {
         save(&run.path().join(name), &samples(), format).unwrap();
@@ -192,7 +193,7 @@ fn content_decides_and_not_the_name() {
 }
 
 #[test]
-fn parts_are_read_through_their_index() {
+fn shards_are_read_through_their_index() {
     let folder = tempfile::tempdir().unwrap();
     let at = |name: &str| folder.path().join(name);
     let tensors = samples();
@@ -220,13 +221,13 @@ fn parts_are_read_through_their_index() {
     write_index(&wrong);
     let error = Weights::open(folder.path()).unwrap_err().to_string();
     assert!(
-        error.ends_with("the index says that tensor \"ghost\" is here, but it is not"),
+        error.ends_with("the index lists tensor \"ghost\" in this file; it is not there"),
         "{error}"
     );
 }
 
 #[test]
-fn thousands_of_tensors_come_back_from_either_format() {
+fn thousands_of_tensors_are_read_back_in_both_formats() {
     let folder = tempfile::tempdir().unwrap();
     let own = |k: i64| (format!("model.layers.{k}.mlp.experts.{k}.gate.weight"), Tensor::from(k));
     let tensors: Vec<_> = (0..2000).map(own).collect();
@@ -244,7 +245,7 @@ fn thousands_of_tensors_come_back_from_either_format() {
 }
 
 #[test]
-fn weights_one_level_down_are_found_and_said_to_be() {
+fn weights_in_a_nested_dict_are_found_and_its_key_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let model = Pickle::new().raw(b"}(").text("epoch").int(3).text("model").raw(b"}(").text("a");
     let pickle = model.tensor("0", 4, 0, &[2, 2], &[2, 1]).raw(b"uu.");
@@ -257,7 +258,7 @@ fn weights_one_level_down_are_found_and_said_to_be() {
 }
 
 #[test]
-fn summary_adds_in_f64() {
+fn summary_sums_in_float64() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
     let half = Tensor::from_slice(&[60000f32, 60000.0]).to_kind(Kind::Half);
@@ -269,9 +270,9 @@ fn summary_adds_in_f64() {
 }
 
 #[test]
-fn formats_follow_the_name_to_be_written() {
+fn format_to_write_follows_from_the_extension() {
     assert_eq!(Format::of(Path::new("a/w.pth")).unwrap(), Format::Pth);
     assert_eq!(Format::of(Path::new("w.safetensors")).unwrap(), Format::Safetensors);
     let error = Format::of(Path::new("w.onnx")).unwrap_err().to_string();
-    assert_eq!(error, "w.onnx: its name should end in .pth or .safetensors");
+    assert_eq!(error, "w.onnx: its name must end in .pth or .safetensors");
 }

@@ -5,19 +5,19 @@ use vlm_torch::{autocast, is_autocast};
 
 use crate::random;
 
-/// The dtype in which a product of two f32 matrices comes out here and now.
+/// The dtype of a product of two float32 matrices under the current autocast state.
 fn matmul_kind() -> Kind {
     random(&[4, 4]).matmul(&random(&[4, 4])).kind()
 }
 
 #[test]
-fn products_are_bf16_inside_and_f32_outside() {
+fn products_are_bfloat16_inside_and_float32_outside() {
     assert_eq!(autocast(Device::Cpu, Some(Kind::BFloat16), matmul_kind).unwrap(), Kind::BFloat16);
     assert_eq!(matmul_kind(), Kind::Float);
 }
 
 #[test]
-fn nested_scopes_restore_the_outer_one() {
+fn nested_scopes_restore_the_outer_state() {
     assert!(!is_autocast(Device::Cpu).unwrap());
     autocast(Device::Cpu, Some(Kind::BFloat16), || {
         assert!(is_autocast(Device::Cpu).unwrap());
@@ -29,7 +29,7 @@ fn nested_scopes_restore_the_outer_one() {
 }
 
 #[test]
-fn panic_inside_restores_the_state() {
+fn the_state_is_restored_after_a_panic() {
     let panicked = catch_unwind(AssertUnwindSafe(|| {
         autocast(Device::Cpu, Some(Kind::BFloat16), || panic!("inside the scope"))
     }));
@@ -38,7 +38,7 @@ fn panic_inside_restores_the_state() {
 }
 
 #[test]
-fn other_kinds_and_devices_are_refused() {
+fn unsupported_kinds_and_devices_are_refused() {
     let error = autocast(Device::Cpu, Some(Kind::Int64), || ()).unwrap_err().to_string();
     assert_eq!(error, "autocast: kind Int64; expected BFloat16 or Half");
     assert!(autocast(Device::Mps, None, || ()).is_err());

@@ -2,7 +2,7 @@ use tch::{Kind, Tensor};
 use vlm_torch::{tensor_from_bytes, tensor_to_bytes};
 
 #[test]
-fn every_kind_survives_the_round_trip() {
+fn every_kind_is_read_back_as_it_was_written() {
     let kinds = [
         Kind::Float,
         Kind::Double,
@@ -35,7 +35,7 @@ fn bytes_are_little_endian_and_row_major() {
 }
 
 #[test]
-fn scalars_and_empty_tensors_work() {
+fn scalars_and_empty_tensors_are_supported() {
     let scalar = tensor_from_bytes(&2f32.to_le_bytes(), &[], Kind::Float).unwrap();
     assert_eq!((scalar.dim(), f64::try_from(&scalar).unwrap()), (0, 2.0));
     let empty = tensor_from_bytes(&[], &[0, 3], Kind::Half).unwrap();
@@ -43,7 +43,7 @@ fn scalars_and_empty_tensors_work() {
 }
 
 #[test]
-fn lengths_that_do_not_fit_are_errors() {
+fn wrong_lengths_and_shapes_are_errors() {
     let error = tensor_from_bytes(&[0; 7], &[2], Kind::Float).unwrap_err().to_string();
     assert_eq!(error, "tensor_from_bytes: [2] of Float takes 8 bytes, found 7");
     assert!(tensor_from_bytes(&[], &[-1], Kind::Float).is_err());

@@ -6,7 +6,7 @@ use vlm_torch::{autocast, checkpoint, checkpoint_many};
 
 use crate::random;
 
-/// A layer with a weight; the weight is used outside of the checkpoint, too.
+/// A layer whose weight is also used outside of the checkpoint.
 struct Layer {
     x: Tensor,
     weight: Tensor,
@@ -35,7 +35,7 @@ impl Layer {
             .unwrap()
     }
 
-    /// Gradients of a loss that also takes the weight by a way around the block.
+    /// Gradients of a loss that depends on the weight also outside of the block.
     fn gradients(&self, run: impl Fn(&Self) -> Tensor) -> Vec<Tensor> {
         let loss = run(self).matmul(&self.weight).square().sum(Kind::Float);
         Tensor::run_backward(&[loss], &[&self.x, &self.weight], false, false)
@@ -43,17 +43,17 @@ impl Layer {
 }
 
 #[test]
-fn gradients_equal_the_plain_ones_exactly() {
+fn gradients_equal_those_without_checkpointing_exactly() {
     let layer = Layer::new();
     let (plain, again) = (layer.gradients(Layer::plain), layer.gradients(Layer::checkpointed));
     assert!(plain.iter().zip(&again).all(|(a, b)| a.equal(b)));
 }
 
 #[test]
-fn recomputation_sees_the_autocast_state_of_the_forward_pass() {
+fn recomputation_has_the_autocast_state_of_the_forward_pass() {
     let layer = Layer::new();
     let bf16 = |run: fn(&Layer) -> Tensor| {
-        // The backward pass runs outside of the scope, as it should.
+        // The backward pass runs outside of the autocast scope, as PyTorch recommends.
         let loss =
             autocast(Device::Cpu, Some(Kind::BFloat16), || run(&layer).matmul(&layer.weight))
                 .unwrap();
@@ -62,8 +62,8 @@ fn recomputation_sees_the_autocast_state_of_the_forward_pass() {
     };
     let (plain, again) = (bf16(Layer::plain), bf16(Layer::checkpointed));
     assert!(plain[0].equal(&again[0]));
-    // The weight's two bf16 gradients are added in f32 here and in bf16 where the cast is shared:
-    // bf16 keeps 8 bits.
+    // The weight's two bfloat16 gradients are added in float32 with checkpointing, and in bfloat16,
+    // which has 8 bits of precision, where the cast weight is shared.
     let scale = f64::try_from(plain[1].abs().max()).unwrap();
     let difference = f64::try_from((&plain[1] - &again[1]).abs().max()).unwrap();
     assert!(difference <= scale / 64.0, "{difference} of {scale}");
@@ -73,7 +73,7 @@ fn recomputation_sees_the_autocast_state_of_the_forward_pass() {
 }
 
 #[test]
-fn function_runs_twice_with_gradients_and_once_without() {
+fn the_function_runs_twice_with_gradients_and_once_without() {
     let layer = Layer::new();
     let calls = Arc::new(AtomicUsize::new(0));
     let run = |layer: &Layer| {
@@ -106,7 +106,7 @@ fn inputs_without_gradients_may_be_integers() {
 }
 
 #[test]
-fn panic_in_the_function_is_an_error_in_either_pass() {
+fn a_panic_in_the_function_is_an_error_in_both_passes() {
     let x = random(&[2]).set_requires_grad(true);
     let error = checkpoint(&[&x], &[], |_| panic!("bad block")).unwrap_err().to_string();
     assert_eq!(error, "checkpoint: the checkpointed function panicked: bad block");
@@ -125,7 +125,7 @@ fn panic_in_the_function_is_an_error_in_either_pass() {
 }
 
 #[test]
-fn second_backward_pass_is_refused() {
+fn a_second_backward_pass_is_refused() {
     let x = random(&[2]).set_requires_grad(true);
     let loss = checkpoint(&[&x], &[], |inputs| inputs[0].square()).unwrap().sum(Kind::Float);
     loss.backward();
@@ -134,7 +134,7 @@ fn second_backward_pass_is_refused() {
 }
 
 #[test]
-fn backward_pass_may_run_on_another_thread() {
+fn the_backward_pass_may_run_on_another_thread() {
     let layer = Layer::new();
     let plain = layer.gradients(Layer::plain);
     let loss = layer.checkpointed().matmul(&layer.weight).square().sum(Kind::Float);
@@ -145,7 +145,7 @@ fn backward_pass_may_run_on_another_thread() {
 }
 
 #[test]
-fn several_results_have_the_plain_gradients_also_when_one_is_not_used() {
+fn several_results_have_correct_gradients_also_if_one_is_not_used() {
     let layer = Layer::new();
     let outputs = |x: &Tensor, weight: &Tensor| {
         let first = Layer::block(x, weight);

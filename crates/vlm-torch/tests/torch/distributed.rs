@@ -21,12 +21,12 @@ fn options(port: u16, rank: usize, timeout: Duration) -> GroupOptions {
         is_server: rank == 0,
         timeout,
         is_on_one_machine: true,
-        // Nobody else's rank takes part, should it come to this port.
+        // With a prefix of its own, the group is separate from that of another process.
         prefix: format!("{}/{port}", std::process::id()),
     }
 }
 
-/// Below those that the system hands out, so that nobody is given it in the meantime.
+/// A free port below those that the system assigns, so that no other process gets it meanwhile.
 fn free_port() -> u16 {
     static NUM_DRAWN: AtomicU32 = AtomicU32::new(0);
     loop {
@@ -39,14 +39,14 @@ fn free_port() -> u16 {
     }
 }
 
-/// Runs one thread a rank, each with a group of its own, as processes would.
+/// Runs `run` in one thread per rank; each connects to the group as a process would.
 fn on_two_ranks<T: Send + 'static>(run: fn(&ProcessGroup) -> T) -> Vec<T> {
     let port = free_port();
     let start = |rank| {
         thread::spawn(move || {
             let options = options(port, rank, Duration::from_secs(20));
             let group = ProcessGroup::connect(&options).unwrap();
-            // Whoever left before the other has connected would be missed by it.
+            // A rank must not end before the other one has connected.
             group.barrier().unwrap();
             run(&group)
         })
@@ -77,22 +77,23 @@ fn bytes_of_any_length_are_gathered_and_broadcast() {
     let found = on_two_ranks(|group| {
         let own = vec![7u8; 3 * group.rank()];
         let gathered = group.all_gather_bytes(&own).unwrap();
-        let told = group.broadcast_bytes(if group.rank() == 1 { b"one" } else { b"" }, 1).unwrap();
-        let nothing = group.broadcast_bytes(b"", 0).unwrap();
-        (gathered, told, nothing)
+        let own: &[u8] = if group.rank() == 1 { b"one" } else { b"" };
+        let broadcast = group.broadcast_bytes(own, 1).unwrap();
+        let empty = group.broadcast_bytes(b"", 0).unwrap();
+        (gathered, broadcast, empty)
     });
     let expected = (vec![vec![], vec![7; 3]], b"one".to_vec(), vec![]);
     assert_eq!(found, vec![expected; RANKS]);
 }
 
 #[test]
-fn values_in_the_store_are_seen_by_the_other_rank() {
+fn values_in_the_store_are_read_by_the_other_rank() {
     let found = on_two_ranks(|group| {
         let store = Store::connect(group.options(), Duration::from_secs(20)).unwrap();
-        assert_eq!(store.get("nobody set this").unwrap(), None);
+        assert_eq!(store.get("a key that is not set").unwrap(), None);
         let own = format!("rank/{}", group.rank());
         store.set(&own, &[group.rank() as u8, 0, 9]).unwrap();
-        // Setting does not wait for the store to have it; what is asked after it does.
+        // The next read of the same client returns the value.
         assert!(store.get(&own).unwrap().is_some());
         group.barrier().unwrap();
         let other = store.get(&format!("rank/{}", 1 - group.rank())).unwrap();
@@ -103,7 +104,7 @@ fn values_in_the_store_are_seen_by_the_other_rank() {
 }
 
 #[test]
-fn rank_that_goes_away_is_an_error_that_says_who_noticed() {
+fn the_end_of_a_rank_is_an_error_that_names_the_reporting_rank() {
     let errors = on_two_ranks(|group| {
         if group.rank() == 1 {
             return None;
@@ -118,19 +119,19 @@ fn rank_that_goes_away_is_an_error_that_says_who_noticed() {
 }
 
 #[test]
-fn rank_that_never_comes_is_an_error_after_the_timeout() {
+fn a_rank_that_does_not_connect_is_an_error_after_the_timeout() {
     let port = free_port();
     let error = ProcessGroup::connect(&options(port, 0, Duration::from_millis(500)))
         .unwrap_err()
         .to_string();
     assert!(error.starts_with("rank 0 of 2: connect: "), "{error}");
     let error = ProcessGroup::connect(&options(port, 2, Duration::ZERO)).unwrap_err().to_string();
-    assert_eq!(error, "connect to the process group: rank 2 of 2; ranks start at 0");
+    assert_eq!(error, "connect to the process group: rank is 2; expected less than 2");
 }
 
-/// Two layers, the first one checkpointed, and a parameter that is never used.
+/// The parameters of two layers, and one that is not used.
 fn params() -> Vec<(String, Tensor)> {
-    // Not drawn: libtorch's generator is one for all threads.
+    // The values are not random, because all threads share libtorch's generator.
     let weight = |phase: f64| {
         let angles = Tensor::arange(64, (Kind::Float, Device::Cpu)) * 0.7 + phase;
         angles.sin().reshape([8, 8]).set_requires_grad(true)
@@ -165,7 +166,7 @@ fn reduced_gradients_are_the_average_over_ranks_and_accumulated_steps() {
         let reducer = Reducer::new(group, &params, &options).unwrap();
         let tensors: Vec<_> = params.iter().map(|(_, param)| param.shallow_clone()).collect();
         let mut found = Vec::new();
-        // The buckets are arranged anew after the first step, so that one step would not show all.
+        // The buckets are rebuilt after the first step, so one step does not test everything.
         for _ in 0..3 {
             set_grad_none(&tensors).unwrap();
             loss(&params, group.rank()).backward();
@@ -176,7 +177,7 @@ fn reduced_gradients_are_the_average_over_ranks_and_accumulated_steps() {
             found.push(gradients(&params));
         }
         let bytes: usize = params.iter().map(|(_, p)| p.numel() * 4).sum();
-        // "first" and "second" have 64 numbers each: no bucket of 256 bytes holds two.
+        // Each parameter has 64 numbers, so a bucket of 256 bytes has only one of them.
         assert_eq!(reducer.bucket_bytes().unwrap(), (bytes as u64, 3));
         let times = reducer.times().unwrap();
         assert!(times.communication > Duration::ZERO && times.hidden <= times.communication);
@@ -190,7 +191,7 @@ fn reduced_gradients_are_the_average_over_ranks_and_accumulated_steps() {
     for step in found.iter().flatten() {
         assert_eq!(step.len(), expected.len());
         for (a, b) in step.iter().flatten().zip(expected.iter().flatten()) {
-            // Four f32 numbers of order one are added in two orders.
+            // Four float32 numbers of order one are added in two orders.
             assert!((a - b).abs() <= 1e-6, "{a} instead of {b}");
         }
     }
@@ -202,12 +203,12 @@ fn frozen_parameters_are_refused_by_name() {
         let frozen = [("frozen".to_owned(), Tensor::from_slice(&[1f32]))];
         Reducer::new(group, &frozen, &ReducerOptions::default()).unwrap_err().to_string()
     });
-    assert_eq!(errors[0], "Reducer::new: parameter \"frozen\" wants no gradient");
+    assert_eq!(errors[0], "Reducer::new: parameter \"frozen\" does not require a gradient");
 }
 
 #[test]
-fn nccl_that_is_not_here_is_an_error_that_says_what_builds_it() {
-    // Where set-up has built the plugin, or VLM_NCCL_PLUGIN names it, the error is NCCL's own.
+fn a_missing_nccl_plugin_is_an_error_that_says_how_to_build_it() {
+    // If the plugin is installed, or VLM_NCCL_PLUGIN is set, the error is NCCL's.
     vlm_torch::load_cuda().unwrap();
     let errors = on_two_ranks(|group| {
         if tch::Cuda::is_available() {
@@ -216,7 +217,7 @@ fn nccl_that_is_not_here_is_an_error_that_says_what_builds_it() {
         Some(group.add_nccl(0).unwrap_err().to_string())
     });
     for error in errors.into_iter().flatten() {
-        // The last: a plugin where libtorch_cuda.so is not.
+        // "undefined symbol" is the error of a plugin without libtorch_cuda.so.
         let reasons = ["cargo xtask setup", "no GPUs found", "undefined symbol"];
         assert!(reasons.iter().any(|reason| error.contains(reason)), "{error}");
     }

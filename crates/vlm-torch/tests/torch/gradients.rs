@@ -3,7 +3,7 @@ use vlm_torch::{clip_grad_norm, set_grad_none, unscale_gradients};
 
 use crate::{leaf, values};
 
-/// Gradients 3·1 and 4·1: the norm of [3, 4] is 5.
+/// Parameters with the gradients 3 and 4, whose norm is 5, and one without a gradient.
 fn three_and_four() -> Vec<Tensor> {
     let params = vec![leaf(&[1.0]), leaf(&[1.0]), leaf(&[1.0])];
     (&params[0] * 3.0 + &params[1] * 4.0).sum(Kind::Float).backward();
@@ -11,7 +11,7 @@ fn three_and_four() -> Vec<Tensor> {
 }
 
 #[test]
-fn clipping_returns_the_norm_before_and_scales_to_the_limit() {
+fn clipping_returns_the_norm_before_and_scales_to_the_maximum() {
     let params = three_and_four();
     let norm = clip_grad_norm(&params, 1.0).unwrap();
     assert_eq!(norm, 5.0);
@@ -24,20 +24,20 @@ fn clipping_returns_the_norm_before_and_scales_to_the_limit() {
 }
 
 #[test]
-fn clipping_leaves_small_gradients_alone() {
+fn clipping_does_not_change_small_gradients() {
     let params = three_and_four();
     assert_eq!(clip_grad_norm(&params, 10.0).unwrap(), 5.0);
     assert_eq!(values(&params[0].grad()), [3.0]);
 }
 
 #[test]
-fn clipping_nothing_is_a_norm_of_zero() {
+fn the_norm_of_no_gradients_is_zero() {
     assert_eq!(clip_grad_norm(&[], 1.0).unwrap(), 0.0);
     assert_eq!(clip_grad_norm(&[leaf(&[1.0])], 1.0).unwrap(), 0.0);
 }
 
 #[test]
-fn clipping_mixes_dtypes() {
+fn clipping_supports_mixed_dtypes() {
     let (single, half) =
         (leaf(&[1.0]), leaf(&[1.0]).detach().to_kind(Kind::BFloat16).set_requires_grad(true));
     (&single * 3.0 + half.to_kind(Kind::Float) * 4.0).sum(Kind::Float).backward();
@@ -46,21 +46,21 @@ fn clipping_mixes_dtypes() {
 }
 
 #[test]
-fn norm_that_is_not_finite_is_returned_as_such() {
+fn a_norm_that_is_not_finite_is_returned() {
     let param = leaf(&[1.0]);
     (&param * f64::INFINITY).sum(Kind::Float).backward();
     assert!(!clip_grad_norm(&[param], 1.0).unwrap().is_finite());
 }
 
 #[test]
-fn gradients_become_undefined() {
+fn set_grad_none_makes_gradients_undefined() {
     let params = three_and_four();
     set_grad_none(&params).unwrap();
     assert!(params.iter().all(|p| !p.grad().defined()));
 }
 
 #[test]
-fn unscaling_divides_and_reports_infinities() {
+fn unscaling_multiplies_gradients_and_reports_infinities() {
     let params = three_and_four();
     let mut found_inf = Tensor::from_slice(&[0f32]);
     unscale_gradients(&params, &Tensor::from_slice(&[0.5f32]), &mut found_inf).unwrap();

@@ -1,4 +1,5 @@
-//! What this crate promises, held against tch's own operations and PyTorch's numbers.
+//! Tests of this crate's public functions, compared with tch's own operations and PyTorch's
+//! numbers.
 
 mod autocast;
 mod bytes;
@@ -11,12 +12,12 @@ mod pth;
 
 use tch::{Device, Kind, Tensor};
 
-/// An f32 leaf that asks for gradients.
+/// A float32 leaf that requires a gradient.
 fn leaf(values: &[f32]) -> Tensor {
     Tensor::from_slice(values).set_requires_grad(true)
 }
 
-/// Seeded normal values on the CPU.
+/// Normal values on the CPU, from libtorch's generator.
 fn random(shape: &[i64]) -> Tensor {
     Tensor::randn(shape, (Kind::Float, Device::Cpu))
 }

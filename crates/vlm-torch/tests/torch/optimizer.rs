@@ -40,21 +40,21 @@ impl State {
 const AFTER_THREE_STEPS: [f64; 3] = [0.9678008556365967, -1.96480393409729, 2.9618070125579834];
 
 #[test]
-fn three_steps_equal_pytorchs() {
+fn three_steps_equal_pytorch() {
     let state = State::new(vec![Tensor::from_slice(&[1f32, -2.0, 3.0])]);
     for k in 1..=3 {
         let grad = Tensor::from_slice(&[0.1f32, -0.2, 0.3]) * f64::from(k);
         state.step(&[grad], LossScale::default()).unwrap();
     }
     for (found, expected) in values(&state.params[0]).iter().zip(AFTER_THREE_STEPS) {
-        // The fused kernel orders its f32 operations differently from the plain one.
+        // The fused kernel's order of float32 operations differs from that of the plain one.
         assert!((found - expected).abs() < 5e-7, "{found} instead of {expected}");
     }
     assert_eq!(values(&state.steps[0]), [3.0]);
 }
 
 #[test]
-fn infinite_gradients_skip_the_step_and_its_count() {
+fn infinite_gradients_skip_the_step_and_do_not_count_it() {
     let state = State::new(vec![Tensor::from_slice(&[1f32])]);
     let (found, scale) =
         (Tensor::from_slice(&[1f32]).squeeze(), Tensor::from_slice(&[2f32]).squeeze());
@@ -64,7 +64,7 @@ fn infinite_gradients_skip_the_step_and_its_count() {
 }
 
 #[test]
-fn dtypes_may_be_mixed_and_layouts_differ() {
+fn dtypes_may_be_mixed_and_gradients_may_have_other_strides() {
     let wide = Tensor::from_slice(&[1f32, 2.0, 3.0, 4.0]).reshape([2, 2]);
     let narrow = Tensor::from_slice(&[1f32, 2.0]).to_kind(Kind::BFloat16);
     let (mixed, alone) = (State::new(vec![wide.copy(), narrow]), State::new(vec![wide.copy()]));
@@ -78,7 +78,7 @@ fn dtypes_may_be_mixed_and_layouts_differ() {
 }
 
 #[test]
-fn mismatches_are_errors_that_name_the_parameter() {
+fn mismatches_are_errors_with_the_index_of_the_parameter() {
     let state = State::new(vec![Tensor::from_slice(&[1f32, 2.0])]);
     let error =
         state.step(&[Tensor::from_slice(&[1f32])], LossScale::default()).unwrap_err().to_string();

@@ -45,7 +45,7 @@ assert d['ünïcode'].dtype == torch.bool
 }
 
 #[test]
-fn nothing_but_the_file_is_left() {
+fn no_temporary_file_remains() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
     for _ in 0..2 {
@@ -57,14 +57,14 @@ fn nothing_but_the_file_is_left() {
 }
 
 #[test]
-fn failures_name_the_file_and_leave_nothing() {
+fn errors_name_the_file_and_leave_no_temporary_file() {
     let error = save_pth(Path::new("/nonexistent/w.pth"), &[]).unwrap_err().to_string();
     assert!(error.contains("/nonexistent/"), "{error}");
     let twice = named(vec![("w", random(&[1])), ("w", random(&[1]))]);
     let error = save_pth(Path::new("w.pth"), &twice).unwrap_err().to_string();
     assert_eq!(error, "save_pth: the name \"w\" occurs twice");
     if Path::new("/dev/full").exists() {
-        // A disk without room, by way of a link: the temporary name is the device's.
+        // The temporary name is a link to a device that behaves like a full disk.
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("w.pth");
         let temporary = folder.path().join(format!(".w.pth.tmp-{}", std::process::id()));

@@ -1,6 +1,6 @@
-//! A small vision-language model with random weights says something about a grey picture.
+//! Generates text about a grey image with a small vision-language model that has random weights.
 //!
-//! `cargo run --release -p vlm-model --example answer`
+//! `cargo run --release -p vlm-model --example generate`
 
 use tch::{Device, Kind, Tensor};
 use vlm_model::generate::{GenerateOptions, Prompt, generate};
@@ -19,12 +19,12 @@ fn main() -> Result<(), ModelError> {
         ..VisionConfig::default()
     };
     let model = Vlm::new(&lm, &vision, Device::Cpu)?;
-    println!("one picture takes the place of {} tokens", model.tokens_per_image());
+    println!("one image takes the place of {} tokens", model.tokens_per_image());
     let prompt = Prompt { input_ids: vec![1; 60], image_starts: vec![5] };
     let image = ImageInput::Pixels(Tensor::zeros([1, 3, 224, 224], (Kind::Float, Device::Cpu)));
     let sampling = Sampling { temperature: 0.7, top_p: 0.9, ..Sampling::default() };
     let options = GenerateOptions { max_new_tokens: 8, stop_token_ids: Vec::new(), sampling };
-    let answers = generate(&model, &[prompt], image, &options, &mut |_, _| ())?;
-    println!("token ids of its answer: {:?}", answers[0]);
+    let generated = generate(&model, &[prompt], image, &options, &mut |_, _| ())?;
+    println!("generated token ids: {:?}", generated[0]);
     Ok(())
 }

@@ -1,6 +1,6 @@
-//! For tests alone: in training the reference keeps its experts' outputs in float16, and with them
-//! their gradients. With that cast our experts give its numbers, so the cast is all that they differ
-//! by.
+//! For tests only: in training, the reference casts the outputs of its experts, and so their
+//! gradients, to float16. With the same cast our experts give the reference's numbers, which shows
+//! that the cast is the only difference.
 
 use std::cell::Cell;
 use std::collections::HashMap;
@@ -9,7 +9,7 @@ use tch::{IndexOp, Kind, Tensor};
 
 use fixtures::{Rows, max_difference, model, rows, tensors};
 
-#[allow(dead_code, reason = "other tests need the rest")]
+#[allow(dead_code, reason = "the golden tests use the other helpers")]
 #[path = "../tests/golden/fixtures.rs"]
 mod fixtures;
 
@@ -17,13 +17,13 @@ thread_local! {
     static CASTS: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The experts' outputs, rounded as the reference's where a test asks for it.
+/// The experts' outputs, rounded to float16 if the running test has set `CASTS`.
 pub(crate) fn cast(outputs: Tensor) -> Tensor {
     if CASTS.get() { outputs.to_kind(Kind::Half).to_kind(Kind::Float) } else { outputs }
 }
 
-/// How far logits, losses and gradients are from those of the untouched reference, the gradients as
-/// a share of each tensor's largest.
+/// The largest differences of logits, losses and gradients from the unchanged reference. Those of
+/// gradients are relative to the largest element of each tensor.
 struct Distance {
     logits: f64,
     cross_entropy: f64,
@@ -74,13 +74,13 @@ fn gradient_distance(
 }
 
 #[test]
-fn with_its_float16_cast_the_experts_give_the_references_numbers() {
+fn experts_with_the_references_float16_cast_equal_the_reference() {
     let Distance { logits, cross_entropy, aux_loss, gradients } = distance(true);
-    println!("with: {logits:.1e}, {cross_entropy:.1e}, {aux_loss:.1e}, {gradients:.1e}");
-    // Rounding turns a difference of float32's last bit into one of float16's, now and then.
+    println!("with the cast: {logits:.1e}, {cross_entropy:.1e}, {aux_loss:.1e}, {gradients:.1e}");
+    // Rounding sometimes turns a difference in the last bit of float32 into one of float16.
     assert!(logits <= 3e-4 && cross_entropy <= 1e-5 && aux_loss <= 1e-5 && gradients <= 1.5e-4);
-    // Without it they do not.
+    // Without the cast they differ.
     let Distance { logits, gradients, .. } = distance(false);
-    println!("without: {logits:.1e}, gradients {gradients:.1e}");
+    println!("without the cast: {logits:.1e}, gradients {gradients:.1e}");
     assert!(logits > 6e-4 && gradients > 3e-4);
 }
