@@ -68,7 +68,7 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     }
 
     eprintln!("check: rustdoc");
-    let doc = ["--workspace", "--no-deps", "--release", "--quiet"];
+    let doc = ["--workspace", "--lib", "--no-deps", "--release", "--quiet"];
     let status = workspace.cargo().arg("doc").args(doc).env("RUSTDOCFLAGS", "-D warnings").status();
     if !status.context("starting cargo doc")?.success() {
         failures.push("rustdoc".to_owned());
