@@ -21,7 +21,7 @@ use super::question::Question;
 use super::scene::Scene;
 use super::seeded_rng;
 use super::split::{Split, has_unseen_pair};
-use super::task::Task;
+use super::task::{FRACTION_OF_CAPTIONS, Task};
 
 /// Name of the file with the training rows.
 pub const TRAIN_FILE: &str = "train.jsonl";
@@ -39,8 +39,6 @@ const FORMAT_NAME: &str = "vlm demo scenes ";
 const FORMAT: &str = "vlm demo scenes 3";
 /// Fraction of the training images that have two objects, whose captions are harder to learn.
 const FRACTION_OF_TWO: f64 = 0.6;
-/// Fraction of the training rows that ask for the caption.
-const FRACTION_OF_CAPTIONS: f64 = 0.6;
 const IMAGES_PER_TASK: usize = 64;
 
 /// What a held-out row asks for.

@@ -6,9 +6,8 @@ use super::caption::Language;
 use super::question::Question;
 use super::scene::Scene;
 
-/// Fraction of the conversations of the language model's training that ask for the caption. Questions
-/// are the larger part, because colours are learned last.
-const FRACTION_OF_CAPTIONS: f64 = 0.4;
+/// Fraction of the rows and conversations that ask for the caption.
+pub(super) const FRACTION_OF_CAPTIONS: f64 = 0.6;
 
 /// The task of a user turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
