@@ -85,8 +85,7 @@ impl AdamW {
     }
 
     /// Updates the tensors from their gradients. `rate` maps a configured learning rate to the
-    /// current one (see [`crate::schedule::Schedule::rate`]). Tensors without a gradient are not
-    /// changed.
+    /// current one (see `Schedule::rate`). Tensors without a gradient are not changed.
     ///
     /// # Errors
     /// A failure of libtorch.

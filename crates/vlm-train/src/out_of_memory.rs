@@ -94,7 +94,7 @@ fn advice(message: &str, parts: Option<MemoryParts>) -> String {
 
 /// A readable message to report instead of an out-of-memory message of libtorch, which contains C++
 /// stack frames; `None` for any other message. The text before libtorch's message is kept. For
-/// commands that do not train; a training run uses [`with_memory_advice`].
+/// commands that do not train; a training run uses `with_memory_advice`.
 pub fn out_of_memory_message(message: &str) -> Option<String> {
     let shortage = shortage(message)?;
     let before = message.split("libtorch:").next().unwrap_or("").trim().trim_end_matches(':');
