@@ -24,8 +24,7 @@ pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
         }
         // An error is ignored: if the launcher was killed, standard error is closed, and the run
         // must still be saved.
-        let notice = "stopping after the current update, which is saved; send the signal again to \
-                      end at once\n";
+        let notice = "stopping after saving what is done; send the signal again to end at once\n";
         let _ = std::io::stderr().write_all(notice.as_bytes());
     })?;
     Ok(stop)

@@ -74,16 +74,7 @@ impl SharedBlock {
         Self { block: Arc::new(Mutex::new(Block::new(scope, config))), params: scope.tensors() }
     }
 
-    fn forward(
-        &self,
-        x_bth: &Tensor,
-        context: &ForwardContext,
-        cache: CacheSlot,
-    ) -> (Tensor, Option<Tensor>) {
-        lock(&self.block).forward(x_bth, context, cache)
-    }
-
-    /// As [`Self::forward`], with activation checkpointing: only `x_bth` is kept for the backward
+    /// As [`Block::forward`] without a cache, with activation checkpointing: only `x_bth` is kept for the backward
     /// pass, which computes the activations again.
     fn forward_checkpointed(
         &self,
@@ -241,7 +232,8 @@ impl CausalLm {
             let (output_bth, aux_loss) = if train && self.activation_checkpointing {
                 block.forward_checkpointed(&x_bth, context)
             } else {
-                block.forward(&x_bth, context, cache.as_deref_mut().map(|cache| (cache, index)))
+                let cache = cache.as_deref_mut().map(|cache| (cache, index));
+                lock(&block.block).forward(&x_bth, context, cache)
             };
             x_bth = output_bth;
             aux_losses.extend(aux_loss);

@@ -1,13 +1,13 @@
 //! Measures the preparation and opening of a data set and the making of batches from it, with
 //! generated data sets that are removed afterwards.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use vlm_data::{
     Batch, ChatTokenizer, FeatureCache, FeatureCacheWriter, FeatureKey, FeaturesDtype,
@@ -80,6 +80,7 @@ impl Rows<'_> {
     /// peak memory in bytes.
     fn prepare(&self, rows: &Path, output: &Path, tokens_per_image: usize) -> Result<(f64, u64)> {
         let started = Instant::now();
+        let log = self.scratch.join("prepare-data.log");
         let child = Command::new(std::env::current_exe()?)
             .arg("prepare-data")
             .arg("--input")
@@ -92,11 +93,14 @@ impl Rows<'_> {
             .args(["--image-token", ImagePlaceholder::default().token()])
             .args(["--tokens-per-image", &tokens_per_image.to_string()])
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(File::create(&log)?)
             .spawn()
             .context("starting prepare-data")?;
         let (status, peak_bytes) = sys::wait_with_peak_memory(child)?;
-        ensure!(status.success(), "prepare-data failed: {status}");
+        if !status.success() {
+            let log = fs::read_to_string(&log)?;
+            bail!("prepare-data failed ({status}):\n{}", log.trim_end());
+        }
         Ok((started.elapsed().as_secs_f64(), peak_bytes))
     }
 

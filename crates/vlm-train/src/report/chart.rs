@@ -1,18 +1,18 @@
-//! A curve as SVG: the values as they are, or their range where there are too many to draw, and
-//! above them, where they are noisy, a smoothed line.
+//! Draws a curve as SVG. A long curve is drawn as the mean and range of groups of points, and a noisy
+//! one also as a smoothed line.
 
 use std::fmt::Write;
 
 const WIDTH: f64 = 480.0;
 const HEIGHT: f64 = 220.0;
-/// Room for the numbers of the axes.
+/// Margins, in which the numbers of the axes are written.
 const LEFT: f64 = 52.0;
 const RIGHT: f64 = 10.0;
 const TOP: f64 = 10.0;
 const BOTTOM: f64 = 24.0;
-/// More points than these are put together: a screen shows no more.
+/// A curve with more points is reduced to this many groups of points.
 const MAX_POINTS: usize = 400;
-/// Weight of the past in the smoothed line.
+/// Decay of the exponential moving average.
 const SMOOTHING: f64 = 0.9;
 
 /// The curve of `points`, `(x, y)` with x rising. There must be two or more. `title` is for screen
@@ -73,7 +73,7 @@ pub(super) fn draw(title: &'static str, points: &[(f64, f64)], is_noisy: bool) -
     )
 }
 
-/// Neighbouring points put together.
+/// A group of neighbouring points.
 struct Bin {
     x: f64,
     low: f64,
@@ -96,8 +96,8 @@ fn bins(points: &[(f64, f64)]) -> Vec<Bin> {
     points.chunks(size).map(bin).collect()
 }
 
-/// Exponential mean, without the pull of a first value that stood for a past there was not
-/// (Kingma and Ba 2015, section 3). A curve of few points stays as it is.
+/// The exponential moving average with bias correction (Kingma and Ba 2015, section 3). A curve with
+/// fewer than 20 points is not smoothed.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     if points.len() < 20 {
         return points.to_vec();
@@ -134,7 +134,7 @@ fn ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     (first..=last).map(|index| index as f64 * step).collect()
 }
 
-/// A number in few characters.
+/// A number with at most four significant digits.
 pub(super) fn short(value: f64) -> String {
     let size = value.abs();
     let text = match size {

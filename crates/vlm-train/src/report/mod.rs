@@ -49,10 +49,10 @@ fn as_base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Err
 
 /// Columns of the log that are drawn: name, title, unit, and whether the curve is smoothed.
 const CURVES: [(&str, &str, &str, bool); 6] = [
-    ("loss", "Loss", "nats a supervised token", true),
+    ("loss", "Loss", "nats per supervised token", true),
     ("lr", "Learning rate", "", false),
     ("grad_norm", "Gradient norm", "before clipping", true),
-    ("samples_per_sec", "Throughput", "rows a second", true),
+    ("samples_per_sec", "Throughput", "rows per second", true),
     ("step_ms", "Step", "milliseconds", true),
     ("peak_memory_bytes", "Peak memory", "GiB", false),
 ];
@@ -108,7 +108,7 @@ fn tiles(summary: &Value) -> Vec<(String, String)> {
     add("captions exact, two objects", exact("heldout_exact_two_after"));
     add("steps", number("steps").map(chart::short));
     add("rows", number("samples").map(chart::short));
-    add("rows a second", number("samples_per_sec").map(|rate| format!("{rate:.1}")));
+    add("rows per second", number("samples_per_sec").map(|rate| format!("{rate:.1}")));
     add("time", number("wall_secs").map(duration));
     add("peak memory", number("peak_memory_bytes").map(|b| format!("{:.2} GiB", b / GIB)));
     add("trained parameters", number("trainable_parameters").map(|n| format!("{:.2} M", n / 1e6)));

@@ -8,6 +8,7 @@ mod rows;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
+use std::mem;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -140,6 +141,8 @@ pub fn make(
         num_bytes: 0,
         damaged: BTreeMap::new(),
     };
+    // Which of the shared image files exist.
+    let mut is_written = vec![false; args.picture_files.unwrap_or(0)];
     for row in 0..args.rows {
         let mut draw = Draw::new(args.seed, row);
         let has_image = !draw.happens(args.text_share);
@@ -156,15 +159,14 @@ pub fn make(
             Some(damage) => damager.damage(damage, &numbered(jpeg, number)),
         };
         let name = has_image.then(|| name_of(number, damage));
-        if args.form != Form::Parquet
-            && args.picture_files.is_none_or(|files| row < files)
-            && let (Some(name), Some(bytes)) = (&name, &bytes)
+        if let (Some(name), Some(bytes)) = (&name, &bytes)
+            && !is_written.get_mut(number).is_some_and(|written| mem::replace(written, true))
         {
-            write_image(&args.output.join(name), number, bytes)?;
-        }
-        if args.picture_files.is_none_or(|files| row < files) {
-            made.num_images += usize::from(bytes.is_some());
-            made.num_bytes += bytes.as_ref().map_or(0, Vec::len) as u64;
+            if args.form != Form::Parquet {
+                write_image(&args.output.join(name), number, bytes)?;
+            }
+            made.num_images += 1;
+            made.num_bytes += bytes.len() as u64;
         }
         if let Some(damage) = damage {
             *made.damaged.entry(damage).or_default() += 1;
@@ -235,6 +237,25 @@ mod tests {
             picture_files: None,
             picture_side: 24,
             seed: 3,
+        }
+    }
+
+    #[test]
+    fn rows_that_share_image_files_have_all_of_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let shared = DatasetArgs {
+            damaged_share: 0.0,
+            text_share: 0.5,
+            picture_files: Some(8),
+            ..args(folder.path(), Form::Jsonl)
+        };
+        let made = make(&Workspace::locate(), &shared, &mut |_| ()).unwrap();
+        assert_eq!(made.num_images, 8);
+        let rows = vlm_data::open_source(&made.rows, None).unwrap();
+        for index in 0..rows.len() {
+            for (k, image) in rows.row(index).unwrap().images.iter().enumerate() {
+                rows.image_bytes(index, k, image).unwrap();
+            }
         }
     }
 
