@@ -28,7 +28,7 @@ struct Fixture {
     tests: &'static [&'static str],
 }
 
-const FIXTURES: [Fixture; 3] = [
+const FIXTURES: [Fixture; 4] = [
     Fixture {
         what: "MiniMind's tokenizer",
         variable: "VLM_MINIMIND_TOKENIZER",
@@ -40,6 +40,12 @@ const FIXTURES: [Fixture; 3] = [
         variable: "VLM_PYTHON",
         find: has_python_with_torch,
         tests: &["python_"],
+    },
+    Fixture {
+        what: "a Python with transformers 5",
+        variable: "VLM_TRANSFORMERS_PYTHON",
+        find: has_python_with_transformers,
+        tests: &["transformers_"],
     },
     Fixture {
         what: "torchrun",
@@ -110,8 +116,19 @@ fn has_minimind_tokenizer(workspace: &Workspace) -> bool {
 }
 
 fn has_python_with_torch(_: &Workspace) -> bool {
-    let python = env::var_os("VLM_PYTHON").unwrap_or_else(|| "python3".into());
-    let output = Command::new(python).args(["-c", "import torch"]).output();
+    python_runs("VLM_PYTHON", "import torch")
+}
+
+fn has_python_with_transformers(_: &Workspace) -> bool {
+    let needed = "import torch, torchvision, num2words, transformers\n\
+                  assert int(transformers.__version__.split('.')[0]) >= 5";
+    python_runs("VLM_TRANSFORMERS_PYTHON", needed)
+}
+
+/// Whether the Python that `variable` names, else `python3`, runs a program.
+fn python_runs(variable: &str, program: &str) -> bool {
+    let python = env::var_os(variable).unwrap_or_else(|| "python3".into());
+    let output = Command::new(python).args(["-c", program]).output();
     output.is_ok_and(|output| output.status.success())
 }
 

@@ -1,11 +1,12 @@
-//! `vlm convert`: writes weights in another format, or exports a model in Hugging Face format.
+//! `vlm convert`: writes weights in another format, or exports a model for this program or for
+//! others.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use vlm_infer::{ExportSource, export_hf, is_exported_name};
+use vlm_infer::{Container, ExportSource, export_hf, export_to, is_exported_name};
 use vlm_model::weights::{self, Format, Weights, WeightsError, save_shards};
 
 use crate::error::CliError;
@@ -17,8 +18,16 @@ pub struct ConvertArgs {
     pub input: PathBuf,
     /// File to write, which ends in .pth or .safetensors; or a folder for model.safetensors or its
     /// shards.
-    #[arg(required_unless_present = "export_hf", conflicts_with = "export_hf")]
+    #[arg(required_unless_present_any = ["export_hf", "to"], conflicts_with = "export_hf")]
     pub output: Option<PathBuf>,
+    /// Export the whole model for other programs: llava, smolvlm or lfm2-vl for transformers, gguf
+    /// for llama.cpp, auto for the first of these that holds the model exactly. Without an output
+    /// folder, its name is that of the input with the container's name, such as out/first-llava.
+    #[arg(long, value_name = "CONTAINER", value_parser = parse_container)]
+    pub to: Option<Target>,
+    /// With --to gguf: export only the language model.
+    #[arg(long, requires = "to")]
+    pub without_vision: bool,
     /// Largest size of a file, such as 500MB, 5GB or a number of bytes; larger weights are split
     /// into shards with an index. Only for a folder [default: 5GB].
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -31,13 +40,13 @@ pub struct ConvertArgs {
     /// folder.
     #[arg(long, value_name = "DIR")]
     pub export_hf: Option<PathBuf>,
-    /// With --export-hf: folder of the tokenizer [default: the one that the model was trained
-    /// with].
-    #[arg(long, value_name = "DIR", requires = "export_hf")]
+    /// With --export-hf or --to: folder of the tokenizer [default: the one that the model was
+    /// trained with].
+    #[arg(long, value_name = "DIR")]
     pub tokenizer: Option<PathBuf>,
-    /// With --export-hf: folder of the vision encoder [default: the one that the model was trained
-    /// with].
-    #[arg(long, value_name = "DIR", requires = "export_hf")]
+    /// With --export-hf or --to: folder of the vision encoder [default: the one that the model was
+    /// trained with].
+    #[arg(long, value_name = "DIR")]
     pub vision: Option<PathBuf>,
 }
 
@@ -47,17 +56,29 @@ const DEFAULT_SHARD_BYTES: u64 = 5_000_000_000;
 /// Runs the command.
 pub fn run(args: &ConvertArgs) -> Result<()> {
     let shard_bytes = args.max_shard_size.unwrap_or(DEFAULT_SHARD_BYTES);
+    let source = ExportSource {
+        model: args.input.clone(),
+        vision: args.vision.clone(),
+        tokenizer: args.tokenizer.clone(),
+        without_vision: args.without_vision,
+    };
+    if let Some(target) = args.to {
+        return run_export(args, &source, target, shard_bytes);
+    }
     if let Some(folder) = &args.export_hf {
         check_folder(folder, args.force)?;
-        let source = ExportSource {
-            model: args.input.clone(),
-            vision: args.vision.clone(),
-            tokenizer: args.tokenizer.clone(),
-        };
         create_parent(folder)?;
         export_hf(&source, folder, shard_bytes)?;
         println!("{}", folder.display());
         return Ok(());
+    }
+    if args.vision.is_some() || args.tokenizer.is_some() {
+        return Err(CliError::Usage(
+            "--vision and --tokenizer are for --export-hf and --to; weights are converted without \
+             them"
+                .into(),
+        )
+        .into());
     }
     let output = args.output.as_deref().unwrap_or(Path::new(""));
     let format = format_of(output, args)?;
@@ -75,6 +96,68 @@ pub fn run(args: &ConvertArgs) -> Result<()> {
     }
     println!("{}: {} tensors", output.display(), tensors.len());
     Ok(())
+}
+
+/// Runs the command with `--to`.
+fn run_export(
+    args: &ConvertArgs,
+    source: &ExportSource,
+    target: Target,
+    shard_bytes: u64,
+) -> Result<()> {
+    let container = match target {
+        Target::Auto => None,
+        Target::Container(container) => Some(container),
+    };
+    if args.without_vision && container.is_some_and(|container| container != Container::Gguf) {
+        return Err(CliError::Usage(
+            "--without-vision is for --to gguf; --export-hf exports a language model alone".into(),
+        )
+        .into());
+    }
+    let folder = match &args.output {
+        Some(folder) => folder.clone(),
+        None => default_output(&args.input, container)?,
+    };
+    check_folder(&folder, args.force)?;
+    create_parent(&folder)?;
+    let container = export_to(source, container, &folder, shard_bytes)?;
+    println!("{} ({})", folder.display(), container.name());
+    Ok(())
+}
+
+/// The input's path without extension, with the container's name.
+fn default_output(input: &Path, container: Option<Container>) -> Result<PathBuf> {
+    let stem = if input.is_dir() { input.file_name() } else { input.file_stem() };
+    let Some(stem) = stem else {
+        return Err(CliError::Usage(format!(
+            "{} has no name that the output could be called by; give an output folder",
+            input.display()
+        ))
+        .into());
+    };
+    let container = container.map_or("exported", Container::name);
+    Ok(input.with_file_name(format!("{}-{container}", stem.to_string_lossy())))
+}
+
+/// The value of `--to`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// The first container that holds the model exactly.
+    Auto,
+    /// This container.
+    Container(Container),
+}
+
+fn parse_container(text: &str) -> Result<Target, String> {
+    if text == "auto" {
+        return Ok(Target::Auto);
+    }
+    let found = Container::ALL.into_iter().find(|container| container.name() == text);
+    found.map(Target::Container).ok_or_else(|| {
+        let names: Vec<_> = Container::ALL.into_iter().map(Container::name).collect();
+        format!("expected {} or auto", names.join(", "))
+    })
 }
 
 /// Creates the folder that contains the output.

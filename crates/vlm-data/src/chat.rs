@@ -1,6 +1,7 @@
 //! Makes token ids of conversations with a chat template and a tokenizer, and finds the tokens that
 //! are learned.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -25,6 +26,10 @@ pub struct ChatTokenizer {
     template: ChatTemplate,
     supervision: Supervision,
     placeholder: ImagePlaceholder,
+    /// Source of the template.
+    chat_template: String,
+    /// The tokenizer's special tokens by name.
+    special_tokens: BTreeMap<String, String>,
     vocab_size: usize,
     image_token_id: i64,
     pad_token_id: i64,
@@ -108,6 +113,8 @@ impl ChatTokenizer {
         let mut opened = Self {
             vocab_size: highest_id as usize + 1,
             hash: files.hash(&supervision.description),
+            chat_template: files.chat_template,
+            special_tokens: files.special_tokens,
             tokenizer,
             template,
             supervision,
@@ -158,6 +165,35 @@ impl ChatTokenizer {
     /// The id with which short rows are padded: the tokenizer's `pad_token`, or 0 if it has none.
     pub fn pad_token_id(&self) -> i64 {
         self.pad_token_id
+    }
+
+    /// Jinja source of the chat template.
+    pub fn chat_template(&self) -> &str {
+        &self.chat_template
+    }
+
+    /// The text that the chat template writes for an image part, if it takes contents as lists of
+    /// text and image parts.
+    pub fn content_parts_image(&self) -> Option<&str> {
+        match &self.supervision.profile.form {
+            ContentForm::Parts { image_text, core } => image_text.get(core.clone()),
+            ContentForm::Text | ContentForm::TextPart => None,
+        }
+    }
+
+    /// Whether the chat template takes contents as lists of one text part.
+    pub fn takes_text_part(&self) -> bool {
+        self.supervision.profile.form == ContentForm::TextPart
+    }
+
+    /// The special tokens by name, such as `eos_token`, from all files of the tokenizer.
+    pub fn special_tokens(&self) -> &BTreeMap<String, String> {
+        &self.special_tokens
+    }
+
+    /// The id of a token; `None` if the vocabulary does not have it.
+    pub fn token_to_id(&self, token: &str) -> Option<i64> {
+        self.tokenizer.token_to_id(token).map(i64::from)
     }
 
     /// The id of the tokenizer's `eos_token`, which ends a text.

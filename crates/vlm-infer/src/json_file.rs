@@ -1,9 +1,10 @@
-//! Writes JSON files atomically.
+//! Reads JSON files, and writes them atomically.
 
 use std::io::Write;
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::InferError;
 
@@ -18,4 +19,13 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> Result<(), InferError>
     vlm_torch::write_atomically(path, |file| {
         file.write_all(&text).map_err(InferError::io(path, "write it"))
     })
+}
+
+/// The contents of a JSON file.
+///
+/// # Errors
+/// The file cannot be read or is not JSON.
+pub(crate) fn read_json(path: &Path) -> Result<Value, InferError> {
+    let text = std::fs::read_to_string(path).map_err(InferError::io(path, "read it"))?;
+    serde_json::from_str(&text).map_err(|error| InferError::at(path, error))
 }

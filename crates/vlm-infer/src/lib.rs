@@ -26,7 +26,7 @@ mod vision_language_model;
 pub use assemble::{ModelFiles, Shapes, build_encoder, build_model, open_tokenizer, settle_shapes};
 pub use device::select_device;
 pub use error::{ErrorKind, InferError};
-pub use export::{ExportSource, export_hf, is_exported_name};
+pub use export::{Container, ExportSource, export_hf, export_to, is_exported_name};
 pub use generator::{Generator, PreparedPrompt, user_turn};
 pub use json_file::write_json;
 pub use model_folder::{part_of_run, shape_of_run, weights_name, weights_of_run};

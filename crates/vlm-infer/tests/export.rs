@@ -67,8 +67,12 @@ fn export(model: &Vlm, hf: &Path) {
     let tensors = with_tied_output(model.params().named(), lm);
     save(&own.join("model.safetensors"), &tensors, Format::Safetensors).unwrap();
     std::fs::write(own.join("config.json"), lm.to_json().to_string()).unwrap();
-    let source =
-        ExportSource { model: own, vision: Some(vision_tower()), tokenizer: Some(demo_start()) };
+    let source = ExportSource {
+        model: own,
+        vision: Some(vision_tower()),
+        tokenizer: Some(demo_start()),
+        without_vision: false,
+    };
     export_hf(&source, hf, 100_000).unwrap();
 }
 

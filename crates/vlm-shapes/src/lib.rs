@@ -32,6 +32,7 @@ mod projector;
 mod request;
 mod rope;
 mod tensors;
+mod transformers_form;
 mod vision;
 
 pub use error::ShapeError;

@@ -7,6 +7,7 @@
 mod archive;
 mod error;
 mod foreign;
+mod gguf;
 mod load;
 mod open;
 mod pickle;
@@ -23,6 +24,7 @@ use tch::{Kind, Tensor};
 use vlm_torch::Heartbeat;
 
 pub use error::WeightsError;
+pub use gguf::{GgufValue, save_gguf};
 pub use load::{LoadReport, Misshapen};
 pub use shards::save_shards;
 

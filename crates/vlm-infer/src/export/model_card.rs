@@ -1,0 +1,162 @@
+//! Writes the `README.md` of an exported model: what it is, what it was trained on and how it is
+//! used.
+
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+use vlm_model::VisionFamily;
+
+use super::ExportSource;
+use super::container::{Container, Joined};
+use crate::InferError;
+
+/// Writes `README.md` to `folder`.
+///
+/// # Errors
+/// A failure of the file system, with the path.
+pub(super) fn write(
+    joined: &Joined,
+    container: Container,
+    source: &ExportSource,
+    folder: &Path,
+) -> Result<(), InferError> {
+    let path = folder.join("README.md");
+    let text = text(joined, container, source);
+    fs::write(&path, text).map_err(InferError::io(&path, "write it"))
+}
+
+fn text(joined: &Joined, container: Container, source: &ExportSource) -> String {
+    let mut card = String::from("---\npipeline_tag: image-text-to-text\n");
+    if container != Container::Gguf {
+        card += "library_name: transformers\n";
+    }
+    card += "tags: [vision-language-model]\n---\n\n# A small vision-language model\n\n";
+    card += &parts(joined);
+    card += &training(joined, &source.model);
+    card += &usage(joined, container);
+    card += &origin(source, container);
+    card
+}
+
+fn parts(joined: &Joined) -> String {
+    let (lm, vision) = (&joined.parts.lm, joined.vision);
+    let encoder = match vision.family {
+        VisionFamily::Clip => "CLIP",
+        VisionFamily::Siglip => "SigLIP",
+    };
+    let experts = match lm.use_moe {
+        true => format!(", {} experts", lm.moe.n_routed_experts),
+        false => String::new(),
+    };
+    format!(
+        "| part | |\n|---|---|\n\
+         | language model | {} blocks, hidden size {}, {} query heads, {} key and value heads, {} \
+         tokens{experts} |\n\
+         | vision encoder | {encoder}, {} blocks, width {}, images of {size} × {size}, patches of \
+         {} |\n\
+         | projector | {}, {} tokens per image |\n\n",
+        lm.n_layers,
+        lm.dim,
+        lm.n_heads,
+        lm.n_kv_heads,
+        lm.vocab_size,
+        vision.num_hidden_layers,
+        vision.hidden_size,
+        vision.patch_size,
+        serde_json::to_value(joined.projector.kind).unwrap_or_default().as_str().unwrap_or(""),
+        joined.projector.tokens_per_image,
+        size = vision.image_size,
+    )
+}
+
+/// The settings of the run, and its result from `summary.json` in the folder of the model.
+fn training(joined: &Joined, model: &Path) -> String {
+    let run = &joined.parts.run;
+    if run.is_null() {
+        return "## Training\nThe settings of the training are unknown.\n\n".into();
+    }
+    let mut section = String::from("## Training\n| setting | value |\n|---|---|\n");
+    for part in ["data", "optim"] {
+        for (key, value) in run[part].as_object().into_iter().flatten() {
+            if !value.is_null() {
+                // Writing to a String does not fail.
+                let _ = writeln!(section, "| `{key}` | `{value}` |");
+            }
+        }
+    }
+    let folder = if model.is_dir() { model } else { model.parent().unwrap_or(model) };
+    let summary = fs::read_to_string(folder.join("summary.json")).unwrap_or_default();
+    let summary: Value = serde_json::from_str(&summary).unwrap_or_default();
+    for (key, value) in summary.as_object().into_iter().flatten() {
+        if value.is_number() && !value.is_null() {
+            let _ = writeln!(section, "| result: `{key}` | {value} |");
+        }
+    }
+    section + "\n"
+}
+
+fn usage(joined: &Joined, container: Container) -> String {
+    let size = joined.vision.image_size;
+    if container == Container::Gguf {
+        return "## Use with llama.cpp\n```\nllama-server --model model.gguf --mmproj mmproj.gguf \
+                --jinja\n```\nThe server writes no line break behind an image, but the model was \
+                trained with one: begin the question with a line break.\n\n"
+            .into();
+    }
+    let version = match container {
+        Container::SmolVlm => {
+            "transformers 5 or later is needed: version 4 computes the encoder's positions \
+             differently. The package num2words must be installed."
+        }
+        Container::Lfm2Vl => "transformers 5 or later is needed.",
+        Container::Llava | Container::Gguf => "transformers 4.57 or later is needed.",
+    };
+    let filter = match joined.preprocessing["resample"].as_i64() {
+        Some(0) => "NEAREST",
+        Some(1) => "LANCZOS",
+        Some(2) => "BILINEAR",
+        _ => "BICUBIC",
+    };
+    let resize = match container {
+        // The processor of this container preprocesses as in training.
+        Container::Llava | Container::Gguf => String::new(),
+        _ => format!("image = image.resize(({size}, {size}), Image.Resampling.{filter})\n"),
+    };
+    let note = match resize.is_empty() {
+        true => "",
+        false => {
+            " The processor of this class keeps the aspect ratio of an image, but the model was \
+             trained with images that are resized to a square: resize them first, as below."
+        }
+    };
+    format!(
+        "## Use with transformers\n{version}{note}\n```python\nfrom PIL import Image\nfrom \
+         transformers import AutoModelForImageTextToText, AutoProcessor\n\nprocessor = \
+         AutoProcessor.from_pretrained(\"FOLDER\")\nmodel = \
+         AutoModelForImageTextToText.from_pretrained(\"FOLDER\")\nimage = \
+         Image.open(\"IMAGE\").convert(\"RGB\")\n{resize}messages = [{{\"role\": \"user\", \
+         \"content\": [{{\"type\": \"image\"}}, {{\"type\": \"text\", \"text\": \"Describe the \
+         image.\"}}]}}]\nprompt = processor.apply_chat_template(messages, \
+         add_generation_prompt=True)\ninputs = processor(images=image, text=prompt, \
+         return_tensors=\"pt\")\nids = model.generate(**inputs, max_new_tokens=64)\n\
+         print(processor.decode(ids[0][inputs[\"input_ids\"].shape[1]:], \
+         skip_special_tokens=True))\n```\n{}\n",
+        match container {
+            Container::Llava =>
+                "vLLM has no `linear` activation for the projector of LLaVA and refuses this \
+                 model.\n",
+            _ => "",
+        }
+    )
+}
+
+fn origin(source: &ExportSource, container: Container) -> String {
+    format!(
+        "## Origin\nWritten by `vlm convert {} --to {}`, version {}.\n",
+        source.model.display(),
+        container.name(),
+        env!("CARGO_PKG_VERSION")
+    )
+}
