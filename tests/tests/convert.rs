@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use crate::support::{golden, vlm};
+use crate::support::{demo_start, golden, vlm};
 
 fn text(path: &Path) -> &str {
     path.to_str().unwrap()
@@ -111,6 +111,41 @@ fn nothing_is_overwritten_without_force() {
     // No temporary file remains.
     let num_files = fs::read_dir(folder.path()).unwrap().count();
     assert_eq!(num_files, 3);
+}
+
+#[test]
+fn a_whole_model_is_exported_to_the_container_that_holds_it_and_others_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let own = folder.path().join("own");
+    vlm(&[
+        "init",
+        "--out-dir",
+        text(&own),
+        "--dim",
+        "32",
+        "--n-layers",
+        "1",
+        "--n-heads",
+        "2",
+        "--n-kv-heads",
+        "1",
+        "--vocab-size",
+        "689",
+        "--vision",
+        "none",
+    ])
+    .assert_success();
+    let (start, own) = (demo_start(""), text(&own));
+    let parts = ["--tokenizer", text(&start)];
+    let to = |more: &[&str]| vlm(&[&["convert", own], more, &parts].concat());
+    // A language model alone.
+    to(&["--to", "llava"]).assert_error(2, &["for transformers use --export-hf"]);
+    to(&["--to", "auto"]).assert_success();
+    assert!(folder.path().join("own-gguf/model.gguf").is_file());
+    to(&["--to", "auto"]).assert_error(2, &["own-gguf already exists", "--force"]);
+    to(&["--to", "gguf", "--force"]).assert_success();
+    to(&["--to", "onnx"]).assert_error(2, &["expected llava, smolvlm, lfm2-vl, gguf or auto"]);
+    to(&["--to", "llava", "--without-vision"]).assert_error(2, &["for --to gguf"]);
 }
 
 /// Writes a zip archive like those of `torch.save`, with these records.

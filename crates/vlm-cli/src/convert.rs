@@ -105,29 +105,30 @@ fn run_export(
     target: Target,
     shard_bytes: u64,
 ) -> Result<()> {
-    let container = match target {
+    let given = match target {
         Target::Auto => None,
         Target::Container(container) => Some(container),
     };
-    if args.without_vision && container.is_some_and(|container| container != Container::Gguf) {
+    if args.without_vision && given.is_some_and(|container| container != Container::Gguf) {
         return Err(CliError::Usage(
             "--without-vision is for --to gguf; --export-hf exports a language model alone".into(),
         )
         .into());
     }
+    let container = given.map_or_else(|| Container::for_model(source), Ok)?;
     let folder = match &args.output {
         Some(folder) => folder.clone(),
         None => default_output(&args.input, container)?,
     };
     check_folder(&folder, args.force)?;
     create_parent(&folder)?;
-    let container = export_to(source, container, &folder, shard_bytes)?;
-    println!("{} ({})", folder.display(), container.name());
+    export_to(source, container, &folder, shard_bytes)?;
+    println!("{}", folder.display());
     Ok(())
 }
 
 /// The input's path without extension, with the container's name.
-fn default_output(input: &Path, container: Option<Container>) -> Result<PathBuf> {
+fn default_output(input: &Path, container: Container) -> Result<PathBuf> {
     let stem = if input.is_dir() { input.file_name() } else { input.file_stem() };
     let Some(stem) = stem else {
         return Err(CliError::Usage(format!(
@@ -136,8 +137,8 @@ fn default_output(input: &Path, container: Option<Container>) -> Result<PathBuf>
         ))
         .into());
     };
-    let container = container.map_or("exported", Container::name);
-    Ok(input.with_file_name(format!("{}-{container}", stem.to_string_lossy())))
+    let name = format!("{}-{}", stem.to_string_lossy(), container.name());
+    Ok(input.with_file_name(name))
 }
 
 /// The value of `--to`.

@@ -4,9 +4,9 @@
 use crate::file::find;
 
 /// Flags of commands that do not train.
-const OTHER_FLAGS: [&str; 7] = [
+const OTHER_FLAGS: [&str; 9] = [
     "features_dtype", "max_new_tokens", "model", "output", "recipe", "rows_per_shard",
-    "tokens_per_image",
+    "tokens_per_image", "export_hf", "without_vision",
 ];
 
 /// Whether `name`, written with underscores, is a setting of a training or a flag of another

@@ -141,7 +141,8 @@ fn compare(lm: &LmConfig, family: VisionFamily, kind: ProjectorKind, container: 
     let exported = folder.path().join("exported");
     let source =
         ExportSource { model: hf.clone(), vision: None, tokenizer: None, without_vision: false };
-    assert_eq!(export_to(&source, None, &exported, u64::MAX).unwrap(), container);
+    assert_eq!(Container::for_model(&source).unwrap(), container);
+    export_to(&source, container, &exported, u64::MAX).unwrap();
     // Only LLaVA's processor preprocesses images that are not square as this program does.
     let width = if container == Container::Llava { 48 } else { SIDE as u32 };
     let expected = folder.path().join("expected");
@@ -214,7 +215,7 @@ fn a_container_is_complete_and_its_experts_are_joined() {
     let source =
         ExportSource { model: hf.clone(), vision: None, tokenizer: None, without_vision: false };
     let to = folder.path().join("llava");
-    export_to(&source, Some(Container::Llava), &to, u64::MAX).unwrap();
+    export_to(&source, Container::Llava, &to, u64::MAX).unwrap();
     for name in [
         "README.md", "chat_template.jinja", "config.json", "generation_config.json",
         "model.safetensors", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
@@ -235,7 +236,7 @@ fn a_container_is_complete_and_its_experts_are_joined() {
     let table = exported.get(name).unwrap();
     assert_eq!(table.size(), [690, 32]);
 
-    let error = export_to(&source, Some(Container::Lfm2Vl), &to, u64::MAX).unwrap_err();
+    let error = export_to(&source, Container::Lfm2Vl, &to, u64::MAX).unwrap_err();
     assert!(error.to_string().contains("use llava"), "{error}");
 }
 
@@ -247,7 +248,7 @@ fn gguf_files_hold_all_tensors() {
     let mut source =
         ExportSource { model: hf, vision: None, tokenizer: None, without_vision: false };
     let to = folder.path().join("gguf");
-    export_to(&source, Some(Container::Gguf), &to, u64::MAX).unwrap();
+    export_to(&source, Container::Gguf, &to, u64::MAX).unwrap();
     let count = |name: &str| {
         let bytes = std::fs::read(to.join(name)).unwrap();
         assert_eq!(&bytes[..4], b"GGUF");
@@ -259,7 +260,7 @@ fn gguf_files_hold_all_tensors() {
     assert_eq!(count("mmproj.gguf"), 3 + 2 * 16 + 2 + 4);
     source.without_vision = true;
     let alone = folder.path().join("alone");
-    export_to(&source, Some(Container::Gguf), &alone, u64::MAX).unwrap();
+    export_to(&source, Container::Gguf, &alone, u64::MAX).unwrap();
     assert!(!alone.join("mmproj.gguf").exists());
     assert_eq!(
         std::fs::read(alone.join("model.gguf")).unwrap(),

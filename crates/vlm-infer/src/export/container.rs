@@ -90,7 +90,19 @@ impl Container {
         }
     }
 
-    /// The container for a model: the first one that holds it exactly.
+    /// The container for the model of `source`: the first of [`Self::ALL`] that holds it exactly.
+    ///
+    /// # Errors
+    /// No container holds it, with the reason; a part that cannot be found or read.
+    pub fn for_model(source: &ExportSource) -> Result<Self, InferError> {
+        let parts = Parts::find(source)?;
+        match &parts.vision {
+            Some((_, vision)) => Self::choose(vision, projector_kind(&parts)),
+            None => Ok(Self::Gguf),
+        }
+    }
+
+    /// The first container that holds a model with this encoder and projector exactly.
     ///
     /// # Errors
     /// No container holds it; the message says why.
@@ -199,51 +211,48 @@ impl Joined<'_> {
     }
 }
 
-/// Writes the folder `target` with the model in a container: the given one, or with `None` the
-/// first of [`Container::ALL`] that holds the model exactly. Returns the container. Values and
-/// dtypes are those of the source; shards have at most `max_shard_bytes` bytes. The folder is
-/// written atomically; an existing one is replaced.
+/// The kind of the projector of a vision-language model.
+fn projector_kind(parts: &Parts) -> ProjectorKind {
+    // `Parts::find` has checked that there is one.
+    projector_of(&parts.weights).unwrap_or(ProjectorKind::Linear)
+}
+
+/// Writes the folder `target` with the model in a container. Values and dtypes are those of the
+/// source; shards have at most `max_shard_bytes` bytes. The folder is written atomically; an
+/// existing one is replaced.
 ///
 /// # Errors
 /// The container does not hold the model exactly, with the reason; a part that cannot be found or
 /// read; a failure of the file system.
 pub fn export_to(
     source: &ExportSource,
-    container: Option<Container>,
+    container: Container,
     target: &Path,
     max_shard_bytes: u64,
-) -> Result<Container, InferError> {
+) -> Result<(), InferError> {
     let parts = Parts::find(source)?;
     let Some((folder, vision)) = &parts.vision else {
-        if container.unwrap_or(Container::Gguf) != Container::Gguf {
+        if container != Container::Gguf {
             return Err(InferError::unusable(format!(
                 "{} is a language model without a projector, which only the container gguf holds; \
                  for transformers use `export_hf`",
                 source.model.display()
             )));
         }
-        vlm_torch::write_folder_atomically(target, |to| gguf::write(&parts, None, to))?;
-        return Ok(Container::Gguf);
+        return vlm_torch::write_folder_atomically(target, |to| gguf::write(&parts, None, to));
     };
-    let kind = projector_of(&parts.weights).unwrap_or(ProjectorKind::Linear);
-    let chosen = match container {
-        Some(container) => container,
-        None => Container::choose(vision, kind)?,
-    };
-    if let Some(reason) = chosen.reason_against(vision, kind) {
-        return Err(refusal(chosen, &reason, vision, kind));
+    let kind = projector_kind(&parts);
+    if let Some(reason) = container.reason_against(vision, kind) {
+        return Err(refusal(container, &reason, vision, kind));
     }
-    let joined = join(&parts, folder, vision, kind, chosen)?;
-    let (joined, chat) = joined;
+    let (joined, chat) = join(&parts, folder, vision, kind, container)?;
     vlm_torch::write_folder_atomically(target, |to| {
-        model_card::write(&joined, chosen, source, to)?;
-        if chosen == Container::Gguf {
-            return gguf::write(&parts, Some(&joined), to);
-        }
-        let folder = match chosen {
+        model_card::write(&joined, container, source, to)?;
+        let folder = match container {
             Container::Llava => llava::folder(&joined)?,
             Container::SmolVlm => smolvlm::folder(&joined)?,
-            Container::Lfm2Vl | Container::Gguf => lfm2_vl::folder(&joined)?,
+            Container::Lfm2Vl => lfm2_vl::folder(&joined)?,
+            Container::Gguf => return gguf::write(&parts, Some(&joined), to),
         };
         save_shards(to, &folder.tensors, max_shard_bytes)?;
         write_json(&to.join("config.json"), &folder.config)?;
@@ -252,8 +261,7 @@ pub fn export_to(
         write_json(&to.join(GENERATION_CONFIG), &generation_config(&joined))?;
         chat.write(to)?;
         check_prompt(&joined, &chat, to)
-    })?;
-    Ok(chosen)
+    })
 }
 
 fn refusal(

@@ -71,7 +71,10 @@ fn parts(joined: &Joined) -> String {
     )
 }
 
-/// The settings of the run, and its result from `summary.json` in the folder of the model.
+/// Numbers of `summary.json` that depend on the machine.
+const OF_THE_MACHINE: [&str; 3] = ["wall_secs", "samples_per_sec", "peak_memory_bytes"];
+
+/// The settings of the run, and its results from `summary.json` in the folder of the model.
 fn training(joined: &Joined, model: &Path) -> String {
     let run = &joined.parts.run;
     if run.is_null() {
@@ -80,21 +83,43 @@ fn training(joined: &Joined, model: &Path) -> String {
     let mut section = String::from("## Training\n| setting | value |\n|---|---|\n");
     for part in ["data", "optim"] {
         for (key, value) in run[part].as_object().into_iter().flatten() {
-            if !value.is_null() {
+            if let Some(value) = setting(key, value) {
                 // Writing to a String does not fail.
-                let _ = writeln!(section, "| `{key}` | `{value}` |");
+                let _ = writeln!(section, "| `{key}` | {value} |");
             }
         }
     }
     let folder = if model.is_dir() { model } else { model.parent().unwrap_or(model) };
     let summary = fs::read_to_string(folder.join("summary.json")).unwrap_or_default();
     let summary: Value = serde_json::from_str(&summary).unwrap_or_default();
-    for (key, value) in summary.as_object().into_iter().flatten() {
-        if value.is_number() && !value.is_null() {
-            let _ = writeln!(section, "| result: `{key}` | {value} |");
-        }
+    let results: Vec<_> = summary
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(key, value)| value.is_number() && !OF_THE_MACHINE.contains(&key.as_str()))
+        .collect();
+    if !results.is_empty() {
+        section += "\n| result | value |\n|---|---|\n";
+    }
+    for (key, value) in results {
+        let _ = writeln!(section, "| `{key}` | {value} |");
     }
     section + "\n"
+}
+
+/// A setting as text; `None` if it is not set. Of a path only the last part is published.
+fn setting(key: &str, value: &Value) -> Option<String> {
+    match value {
+        Value::Null => None,
+        Value::String(text) if text.is_empty() => None,
+        Value::Array(list) if list.is_empty() => None,
+        Value::String(path) if key.ends_with("_path") => {
+            let name = Path::new(path).file_name()?;
+            Some(name.to_string_lossy().into_owned())
+        }
+        Value::String(text) => Some(text.clone()),
+        other => Some(other.to_string()),
+    }
 }
 
 fn usage(joined: &Joined, container: Container) -> String {
@@ -122,17 +147,20 @@ fn usage(joined: &Joined, container: Container) -> String {
     let resize = match container {
         // The processor of this container preprocesses as in training.
         Container::Llava | Container::Gguf => String::new(),
+        _ if joined.preprocessing["do_center_crop"] == true => {
+            format!("image = ImageOps.fit(image, ({size}, {size}), Image.Resampling.{filter})\n")
+        }
         _ => format!("image = image.resize(({size}, {size}), Image.Resampling.{filter})\n"),
     };
     let note = match resize.is_empty() {
         true => "",
         false => {
             " The processor of this class keeps the aspect ratio of an image, but the model was \
-             trained with images that are resized to a square: resize them first, as below."
+             trained with square images: make them square first, as below."
         }
     };
     format!(
-        "## Use with transformers\n{version}{note}\n```python\nfrom PIL import Image\nfrom \
+        "## Use with transformers\n{version}{note}\n```python\nfrom PIL import Image, ImageOps\nfrom \
          transformers import AutoModelForImageTextToText, AutoProcessor\n\nprocessor = \
          AutoProcessor.from_pretrained(\"FOLDER\")\nmodel = \
          AutoModelForImageTextToText.from_pretrained(\"FOLDER\")\nimage = \
