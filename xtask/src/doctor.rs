@@ -1,11 +1,13 @@
 //! `cargo xtask doctor`: reports what this machine has and whether training can run on it. It
 //! changes nothing.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::Result;
+use vlm_display::{Align, Table};
 
 use crate::cache::{cache_dir, gigabytes, libtorch_entry};
 use crate::gpu;
@@ -23,24 +25,21 @@ const MIN_MEMORY_BYTES: u64 = 3_000_000_000;
 const MIN_DISK_BYTES: u64 = 3_000_000_000;
 
 /// What was found, warnings, and problems that keep training from running.
-#[derive(Default)]
 struct Report {
-    lines: Vec<(&'static str, String)>,
+    table: Table,
     warnings: Vec<String>,
     problems: Vec<String>,
 }
 
 /// Prints the report. The exit code is 1 if training cannot run.
 pub fn run(workspace: &Workspace) -> Result<ExitCode> {
-    let mut report = Report::default();
+    let table = Table::new(&[Align::Left]);
+    let mut report = Report { table, warnings: Vec::new(), problems: Vec::new() };
     report.toolchain(workspace);
     report.libtorch(workspace);
     report.gpus();
     report.machine(workspace);
-    for (what, found) in &report.lines {
-        println!("{what:<14} {found}");
-    }
-    println!();
+    println!("{}", report.table);
     for warning in &report.warnings {
         println!("warning: {warning}");
     }
@@ -56,8 +55,8 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
 }
 
 impl Report {
-    fn line(&mut self, what: &'static str, found: impl Into<String>) {
-        self.lines.push((what, found.into()));
+    fn line(&mut self, what: &str, found: impl Display) {
+        self.table.push(&[&what, &found]);
     }
 
     fn toolchain(&mut self, workspace: &Workspace) {

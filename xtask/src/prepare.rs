@@ -192,7 +192,7 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     let num_done = source.len() - started_at.unwrap_or(0);
     let seconds = bar.elapsed().as_secs_f64();
     let peak = sys::peak_resident_bytes().unwrap_or(0) as f64 / 1e6;
-    println!(
+    print!(
         "{}: {num_done} rows in {seconds:.1} s ({:.0} rows/s), peak memory {peak:.0} MB\n{}",
         settings.output.display(),
         num_done as f64 / seconds.max(1e-3),
