@@ -6,13 +6,13 @@ use std::sync::Arc;
 use crate::arrow::ArrowTable;
 use crate::csv::{self, CsvTable};
 use crate::error::DataError;
+use crate::file_source::RowFile;
 use crate::folder::FolderFiles;
 use crate::form;
 use crate::json_list::JsonList;
 use crate::jsonl::JsonLines;
 use crate::mixture::Concatenation;
 use crate::parquet::{self, PageCache, ParquetTable};
-use crate::plain_file::PlainFile;
 use crate::rated::RatingFilter;
 use crate::row_options::RowOptions;
 use crate::row_text::without_mark;
@@ -65,36 +65,32 @@ struct Opener<'a> {
 
 impl Opener<'_> {
     fn file(&self, path: &Path) -> Result<Arc<dyn RowSource>, DataError> {
-        let (root, options) = (self.images_root, &self.options);
-        let plain = PlainFile::open(path, options)?;
-        let start = plain.start()?;
+        let file = RowFile::open(path, self.images_root, &self.options)?;
+        let start = file.plain.start()?;
         let unsupported = |found: &str| DataError::content(path, format!("{found}; {SUPPORTED}"));
         Ok(match Format::detect(&start) {
             Format::Empty => {
                 return Err(unsupported("this file is empty and holds no rows; download it again"));
             }
-            Format::Parquet if plain.encodings.is_empty() => {
-                let cache = Arc::clone(&self.cache);
-                Arc::new(ParquetTable::open(path, root, options, cache)?)
+            Format::Parquet if file.plain.encodings.is_empty() => {
+                Arc::new(ParquetTable::open(file, Arc::clone(&self.cache))?)
             }
             Format::Parquet => {
                 return Err(unsupported("found a compressed Parquet file; unpack it"));
             }
-            Format::ArrowFile | Format::ArrowStream => {
-                Arc::new(ArrowTable::open(plain, root, options)?)
-            }
-            Format::Tar => Arc::new(WebDatasetSource::open(plain, options)?),
-            Format::List => Arc::new(JsonList::open(plain, root, options)?),
-            Format::Object if is_lines(&start) => Arc::new(JsonLines::open(plain, root, options)?),
-            Format::Object => Arc::new(JsonList::open_objects(plain, root, options)?),
+            Format::ArrowFile | Format::ArrowStream => Arc::new(ArrowTable::open(file)?),
+            Format::Tar => Arc::new(WebDatasetSource::open(file)?),
+            Format::List => Arc::new(JsonList::open(file)?),
+            Format::Object if is_lines(&start) => Arc::new(JsonLines::open(file)?),
+            Format::Object => Arc::new(JsonList::open_objects(file)?),
             Format::Unsupported(found, advice) => {
                 return Err(unsupported(&format!("found {found}: {advice}")));
             }
             Format::Text if is_named(path, &["csv", "tsv"]) || csv::header(&start).is_some() => {
-                Arc::new(CsvTable::open(plain, root, options)?)
+                Arc::new(CsvTable::open(file)?)
             }
             Format::Text if is_named(path, &["jsonl", "ndjson"]) => {
-                Arc::new(JsonLines::open(plain, root, options)?)
+                Arc::new(JsonLines::open(file)?)
             }
             Format::Text => {
                 let begins = String::from_utf8_lossy(&start[..start.len().min(40)]).into_owned();

@@ -5,18 +5,15 @@
 //! kept.
 
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::error::DataError;
-use crate::file_source;
+use crate::file_source::{self, RowFile};
 use crate::form;
-use crate::plain_file::PlainFile;
 use crate::record::{Field, Record};
 use crate::reject::{Reject, RejectReason};
 use crate::row_error::RowError;
-use crate::row_options::RowOptions;
 use crate::row_reader::RowReader;
 use crate::row_text::{ByteRange, RowTexts, file_name};
 use crate::rows::{Row, RowImage, Turn};
@@ -41,10 +38,13 @@ impl WebDatasetSource {
     ///
     /// # Errors
     /// A file that cannot be read, is not a tar archive, is truncated, or has no sample.
-    pub(crate) fn open(plain: PlainFile, options: &Arc<RowOptions>) -> Result<Self, DataError> {
+    pub(crate) fn open(file: RowFile) -> Result<Self, DataError> {
+        // The images are members of the archive.
+        let file = RowFile { images_root: None, ..file };
+        let RowFile { plain, options, .. } = &file;
         let length =
             plain.file.metadata().map_err(DataError::io(&plain.path, "open the archive"))?;
-        let Index { samples, images } = index(&plain, length.len(), options)?;
+        let Index { samples, images } = index(plain, length.len(), options)?;
         if samples.is_empty() {
             return Err(DataError::content(
                 &plain.path,
@@ -52,9 +52,9 @@ impl WebDatasetSource {
                  KEY.txt",
             ));
         }
-        let reader = RowReader::new(&plain.path, None, options)?;
-        let format = plain.format("WebDataset");
-        Ok(Self { texts: RowTexts::new(plain, options), samples, images, reader, format })
+        let (reader, format) = (file.row_reader()?, plain.format("WebDataset"));
+        let texts = RowTexts::new(file.plain, &file.options);
+        Ok(Self { texts, samples, images, reader, format })
     }
 
     fn members(&self, index: usize) -> &[ByteRange] {
@@ -221,12 +221,14 @@ fn missing(name: &str) -> Reject {
 mod tests {
     use std::fs::File;
     use std::path::Path;
+    use std::sync::Arc;
 
     use super::*;
     use crate::row_error::failing_file;
+    use crate::row_options::RowOptions;
 
     fn open(path: &Path, options: RowOptions) -> Result<WebDatasetSource, DataError> {
-        WebDatasetSource::open(PlainFile::open(path, &options)?, &Arc::new(options))
+        WebDatasetSource::open(RowFile::open(path, None, &Arc::new(options))?)
     }
 
     fn write_tar(path: &Path, members: &[(&str, &[u8])]) {

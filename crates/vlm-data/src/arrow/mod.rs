@@ -8,20 +8,18 @@ pub(crate) mod batches;
 mod layout;
 mod values;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use batches::Batches;
 use layout::Layout;
 
 use crate::error::DataError;
-use crate::file_source::{Columns, FileSource, RecordReader};
+use crate::file_source::{Columns, FileSource, RecordReader, RowFile};
 use crate::form;
-use crate::plain_file::PlainFile;
 use crate::record::Record;
 use crate::reject::Reject;
 use crate::row_error::{ReadError, RowError};
-use crate::row_options::RowOptions;
+use crate::row_reader::RowReader;
 use crate::table_columns;
 
 /// The rows of one Arrow file or stream.
@@ -44,11 +42,8 @@ impl ArrowTable {
     ///
     /// # Errors
     /// A file that is damaged, has no rows, or has no columns of a known form.
-    pub(crate) fn open(
-        plain: PlainFile,
-        images_root: Option<&Path>,
-        options: &Arc<RowOptions>,
-    ) -> Result<FileSource<Self>, DataError> {
+    pub(crate) fn open(file: RowFile) -> Result<FileSource<Self>, DataError> {
+        let RowFile { plain, images_root, options } = file;
         let (path, format) = (plain.path.clone(), plain.format("Arrow"));
         let wrong = |problem: String| DataError::content(&path, problem);
         let (batches, schema) = Batches::open(plain.file).map_err(|e| match e {
@@ -62,7 +57,7 @@ impl ArrowTable {
         }
         let all = layout::columns(&schema).map_err(wrong)?;
         let described: Vec<_> = all.iter().map(Layout::table_column).collect();
-        let options = table_columns::resolve_options(&described, &layout::describe(&all), options)
+        let options = table_columns::resolve_options(&described, &layout::describe(&all), &options)
             .map_err(wrong)?;
         let is_known = |column: &Layout| form::is_known_column(column.name(), &options);
         let used = |layout: Layout| UsedColumn {
@@ -70,8 +65,9 @@ impl ArrowTable {
             layout,
         };
         let columns = all.into_iter().filter(is_known).map(used).collect();
+        let reader = RowReader::new(&path, images_root, &options)?;
         let records = Self { batches, columns, path: path.clone() };
-        FileSource::new(&path, records, format, images_root, &options)
+        Ok(FileSource { path, records, reader, format })
     }
 }
 

@@ -11,7 +11,7 @@ mod assemble;
 mod levels;
 mod pages;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use parquet::basic::{ConvertedType, Type};
@@ -22,13 +22,13 @@ use levels::PageRows;
 use pages::{Column, Pages};
 
 use crate::error::DataError;
-use crate::file_source::{Columns, FileSource, RecordReader};
+use crate::file_source::{Columns, FileSource, RecordReader, RowFile};
 use crate::form;
 use crate::recent_cache::RecentCache;
 use crate::record::{Field, Record};
 use crate::reject::Reject;
 use crate::row_error::{ReadError, RowError};
-use crate::row_options::RowOptions;
+use crate::row_reader::RowReader;
 use crate::table_columns::{self, TableColumn};
 
 /// Decoded pages by file, column, row group and page.
@@ -57,25 +57,25 @@ struct UsedColumn {
 }
 
 impl ParquetTable {
-    /// Opens `path` and chooses the columns.
+    /// Reads the footer and chooses the columns.
     ///
     /// # Errors
     /// A file that cannot be read, is not Parquet, has no rows, or has no columns of a known form.
     pub(crate) fn open(
-        path: &Path,
-        images_root: Option<&Path>,
-        options: &Arc<RowOptions>,
+        file: RowFile,
         cache: Arc<PageCache>,
     ) -> Result<FileSource<Self>, DataError> {
-        let pages = Pages::open(path)?;
+        let RowFile { plain, images_root, options } = file;
+        let path = plain.path;
+        let pages = Pages::open(&path)?;
         if pages.num_rows() == 0 {
-            return Err(DataError::content(path, "no rows in this file"));
+            return Err(DataError::content(&path, "no rows in this file"));
         }
-        let wrong = |problem: String| DataError::content(path, problem);
+        let wrong = |problem: String| DataError::content(&path, problem);
         let schema = pages.schema();
         let top = assemble::top_columns(schema).map_err(wrong)?;
         let described: Vec<_> = top.iter().map(|column| table_column(column, schema)).collect();
-        let options = table_columns::resolve_options(&described, &describe(schema), options)
+        let options = table_columns::resolve_options(&described, &describe(schema), &options)
             .map_err(wrong)?;
         let leaf = |leaf| Column::new(leaf, &schema.column(leaf));
         let used = |top: TopColumn| UsedColumn {
@@ -92,8 +92,9 @@ impl ParquetTable {
         if let Some((name, problem)) = problem {
             return Err(wrong(format!("the column {name:?} {problem}")));
         }
-        let records = Self { path: path.to_owned(), pages, columns, cache };
-        FileSource::new(path, records, "Parquet".into(), images_root, &options)
+        let reader = RowReader::new(&path, images_root, &options)?;
+        let records = Self { path: path.clone(), pages, columns, cache };
+        Ok(FileSource { path, records, reader, format: "Parquet".into() })
     }
 
     fn value(&self, column: &UsedColumn, index: usize) -> Result<Field, RowError> {
