@@ -1,4 +1,4 @@
-//! Names of settings in messages. Libraries write them in backticks with underscores, such as
+//! Names of settings in messages and descriptions. Libraries write them in backticks with underscores, such as
 //! `max_seq_len`; programs with a command line show the flag instead.
 
 use crate::file::find;
@@ -41,6 +41,15 @@ pub fn with_flags(message: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings;
+
+    #[test]
+    fn descriptions_of_settings_name_no_flags() {
+        for setting in settings() {
+            let texts = [setting.doc.as_str(), setting.traits.default_text.unwrap_or_default()];
+            assert!(!texts.concat().contains("--"), "{}: {texts:?}", setting.name);
+        }
+    }
 
     #[test]
     fn settings_in_backticks_are_shown_as_flags() {
