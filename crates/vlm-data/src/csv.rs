@@ -3,6 +3,8 @@
 
 use std::io::BufRead;
 
+use vlm_display::count;
+
 use crate::error::DataError;
 use crate::file_source::{Columns, FileSource, RecordReader, RowFile};
 use crate::form;
@@ -35,8 +37,8 @@ fn any_header(start: &[u8]) -> Option<(Vec<String>, u8)> {
     let start = without_mark(start);
     let end = start.iter().position(|&byte| byte == b'\n').unwrap_or(start.len());
     let line = std::str::from_utf8(start[..end].trim_ascii_end()).ok()?;
-    let count = |delimiter: u8| line.bytes().filter(|&byte| byte == delimiter).count();
-    let delimiter = DELIMITERS.into_iter().rev().max_by_key(|&delimiter| count(delimiter))?;
+    let occurrences = |delimiter: u8| line.bytes().filter(|&byte| byte == delimiter).count();
+    let delimiter = DELIMITERS.into_iter().rev().max_by_key(|&delimiter| occurrences(delimiter))?;
     let columns = values(line, delimiter)?;
     Some((columns.into_iter().map(|name| name.trim().to_owned()).collect(), delimiter))
 }
@@ -82,7 +84,8 @@ impl RecordReader for CsvTable {
         let values = values(&text, self.delimiter)
             .ok_or_else(|| Reject::invalid_row("text after a closing quotation mark"))?;
         if values.len() != self.columns.len() {
-            let problem = format!("{} values for {} columns", values.len(), self.columns.len());
+            let columns = count(self.columns.len(), "column");
+            let problem = format!("{} for {columns}", count(values.len(), "value"));
             return Err(Reject::invalid_row(problem).into());
         }
         let field = |value: String| if value.is_empty() { Field::Null } else { Field::Text(value) };

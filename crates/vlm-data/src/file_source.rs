@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use vlm_display::count;
 
 use crate::error::DataError;
 use crate::form;
@@ -166,18 +167,19 @@ pub(crate) fn describe(
     for index in 0..num_read {
         let form = record(index).map_or("unreadable".to_owned(), |record| form::describe(&record));
         match forms.iter_mut().find(|(known, _)| *known == form) {
-            Some((_, count)) => *count += 1,
+            Some((_, rows)) => *rows += 1,
             None => forms.push((form, 1)),
         }
         num_images += source.row(index).map_or(0, |row| row.images.len());
     }
     let forms: Vec<String> = match &forms[..] {
         [(form, _)] => vec![form.clone()],
-        several => several.iter().map(|(form, count)| format!("{form} ({count})")).collect(),
+        several => several.iter().map(|(form, rows)| format!("{form} ({rows})")).collect(),
     };
     format!(
-        "{format}, {} rows; the first {num_read}: {}, {num_images} images",
-        source.len(),
-        forms.join("; ")
+        "{format}, {}; the first {num_read}: {}, {}",
+        count(source.len(), "row"),
+        forms.join("; "),
+        count(num_images, "image")
     )
 }

@@ -5,6 +5,8 @@
 
 use std::io::BufRead;
 
+use vlm_display::count;
+
 use crate::error::DataError;
 use crate::file_source::{Columns, FileSource, RecordReader, RowFile};
 use crate::json_objects::ObjectScan;
@@ -178,17 +180,16 @@ impl Scan {
     }
 
     fn finish(self) -> Result<Vec<ByteRange>, String> {
-        let num_rows = self.elements.len();
         if self.offset == 0 || (self.depth == 0 && !self.is_over) {
             return Err("expected a JSON list, found no rows".into());
         }
         if !self.is_over {
             return Err(format!(
-                "the file ends within its list, after {num_rows} complete rows: it is truncated; \
-                 fetch it again"
+                "the file ends within its list, after {}: it is truncated; fetch it again",
+                count(self.elements.len(), "complete row")
             ));
         }
-        if num_rows == 0 {
+        if self.elements.is_empty() {
             return Err("the list has no rows".into());
         }
         Ok(self.elements)

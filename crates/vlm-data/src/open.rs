@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use vlm_display::count;
+
 use crate::arrow::ArrowTable;
 use crate::csv::{self, CsvTable};
 use crate::error::DataError;
@@ -133,12 +135,14 @@ impl Opener<'_> {
         if files.is_empty() {
             let found = match other {
                 Some(file) if form::is_image_name(&file.to_string_lossy()) => format!(
-                    "found {num_others} files, among them images such as {}, but no file of rows \
-                     (such as metadata.jsonl with \"file_name\" and \"text\")",
+                    "found {}, among them images such as {}, but no file of rows (such as \
+                     metadata.jsonl with \"file_name\" and \"text\")",
+                    count(num_others, "file"),
                     file.display()
                 ),
                 Some(file) => format!(
-                    "found {num_others} files such as {}, but no file of rows",
+                    "found {} such as {}, but no file of rows",
+                    count(num_others, "file"),
                     file.display()
                 ),
                 None => "the folder is empty".to_owned(),
@@ -147,9 +151,9 @@ impl Opener<'_> {
         }
         if let [first, ..] = &held_out[..] {
             tracing::warn!(
-                "{}: {} files of a held-out part are left out ({}, …); to train on them, name them",
+                "{}: leaving out {} of a held-out part ({}, …); name a file to train on it",
                 path.display(),
-                held_out.len(),
+                count(held_out.len(), "file"),
                 first.display()
             );
         }

@@ -339,7 +339,7 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..4000]).unwrap();
         let error = open(&path, RowOptions::default()).unwrap_err().to_string();
-        assert!(error.contains("a.tar: broken after 1 samples"), "{error}");
+        assert!(error.contains("a.tar: broken after 1 sample:"), "{error}");
         std::fs::write(&path, b"no archive").unwrap();
         assert!(open(&path, RowOptions::default()).is_err());
     }

@@ -14,6 +14,7 @@ use crate::lm::{CausalLm, LmOutput};
 use crate::params::ParamStore;
 use crate::projector::Projector;
 use crate::vision::VisionEncoder;
+use vlm_display::count;
 use vlm_shapes::{FreezePolicy, LmConfig, ProjectorConfig, VisionConfig};
 
 /// The images of a batch.
@@ -252,7 +253,8 @@ impl Vlm {
         let num_images = features_npv.as_ref().map_or(0, |f| f.size()[0]);
         if num_images != batch.image_starts.len() as i64 {
             return Err(ModelError::Shape(format!(
-                "the batch has {num_images} images, but positions for {}",
+                "the batch has {}, but positions for {}",
+                count(num_images, "image"),
                 batch.image_starts.len()
             )));
         }
@@ -274,9 +276,10 @@ impl Vlm {
                 Some((row_start, _)) => flat_starts.push(row_start + start),
                 None => {
                     return Err(ModelError::Shape(format!(
-                        "an image of {run} tokens at row {row}, position {start} does not fit into \
-                         a batch of {} rows{}",
-                        rows.len(),
+                        "an image of {} at row {row}, position {start} does not fit into \
+                         a batch of {}{}",
+                        count(run, "token"),
+                        count(rows.len(), "row"),
                         of_row.map_or(String::new(), |(_, len)| format!(" ({len} tokens there)")),
                     )));
                 }

@@ -14,6 +14,7 @@ use vlm_data::{
     ImagePlaceholder, ImageProcessor, ImageReading, Loader, LoaderConfig, RowSource, open_source,
 };
 use vlm_display::Table;
+use vlm_display::count;
 
 use super::dataset::{self, DatasetArgs, Form};
 use super::{DataArgs, Part, target};
@@ -72,7 +73,7 @@ impl Rows<'_> {
             seed: 0,
         };
         change(&mut args);
-        eprintln!("making {} rows ({name})", args.rows);
+        eprintln!("making {} ({name})", count(args.rows, "row"));
         Ok(dataset::make(self.workspace, &args, &mut |_| ())?.rows)
     }
 
@@ -117,7 +118,7 @@ impl Rows<'_> {
             let output = self.scratch.join("prepared");
             let (seconds, peak) = self.prepare(&input, &output, DEMO_TOKENS)?;
             let (speed, megabytes) = (rows as f64 / seconds, peak as f64 / 1e6);
-            let what = format!("prepare-data, {rows} rows with small images");
+            let what = format!("prepare-data, {} with small images", count(rows, "row"));
             table.push(&[&what, &format!("{speed:.0} rows/s, peak {megabytes:.0} MB")]);
             peaks.push(megabytes);
             fs::remove_dir_all(self.scratch.join("to-prepare"))?;
@@ -133,7 +134,7 @@ impl Rows<'_> {
         ]);
         let opened = open_in_process(&self.scratch.join("prepared"))?;
         table.push(&[
-            &format!("opening {} prepared rows", opened.num_rows),
+            &format!("opening {}", count(opened.num_rows, "prepared row")),
             &format!("{:.1} ms", opened.milliseconds),
             &target("< 100 ms", opened.milliseconds < 100.0),
         ]);

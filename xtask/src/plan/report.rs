@@ -1,7 +1,7 @@
 //! Prints a plan as text or JSON: the counts, the estimates, and the rates behind them.
 
 use serde_json::{Value, json};
-use vlm_display::{Align, Table};
+use vlm_display::{Align, Table, count};
 
 use super::Plan;
 use super::cost::{NETWORK_SHARE, bytes_per_update, num_trained};
@@ -60,10 +60,10 @@ pub fn text(plan: &Plan) -> String {
     add(
         "rate",
         format!(
-            "{} samples/s; {} rows × {} epochs in {}",
+            "{} samples/s; {} × {} in {}",
             short(rate),
-            plan.rows,
-            plan.epochs,
+            count(plan.rows, "row"),
+            count(plan.epochs, "epoch"),
             duration(secs)
         ),
     );
@@ -110,8 +110,11 @@ pub fn text(plan: &Plan) -> String {
     }
     add("based on", constants(plan));
     let load = format!(
-        "{} × {}, {dtype}, {} rows of {} tokens each",
-        load.gpus, device.name, load.batch_size, load.seq_len
+        "{} × {}, {dtype}, {} of {} each",
+        load.gpus,
+        device.name,
+        count(load.batch_size, "row"),
+        count(load.seq_len, "token")
     );
     let warning = match memory.total() as f64 > device.memory_bytes {
         true => {

@@ -1,6 +1,8 @@
 //! Finds the images that a row declares besides its text, under any key, and declared media that
 //! are not trained on. A declared image is either used or the row is rejected; it is never ignored.
 
+use vlm_display::count;
+
 use super::context::FormContext;
 use super::image_value;
 use super::keys::{self, KeyKind};
@@ -113,11 +115,11 @@ fn combine(mut declared: Vec<Declared<'_>>) -> Result<Vec<RowImage>, Reject> {
         return Err(Reject::new(
             RejectReason::AmbiguousImages,
             format!(
-                "{} images under {:?} and {} others under {key:?}; put all of them into one list, \
-                 and remove the other key",
-                main.1.len(),
+                "{} under {:?} and {} under {key:?}; put all of them into one list, and remove the \
+                 other key",
+                count(main.1.len(), "image"),
                 main.0,
-                images.len()
+                count(images.len(), "other")
             ),
         ));
     }

@@ -31,6 +31,7 @@ use crate::row_options::RowOptions;
 use crate::rows::{Role, Row, RowImage, Turn};
 use parts::PartImages;
 use question::Question;
+use vlm_display::count;
 
 /// The row in `record`.
 ///
@@ -69,9 +70,8 @@ pub(crate) fn row(record: &Record, context: &FormContext<'_>) -> Result<Row, Rej
             return Err(Reject::new(
                 RejectReason::AmbiguousImages,
                 format!(
-                    "{} images beside the turns and {} in them as <img>…</img>; keep only one of \
-                     the two",
-                    images.len(),
+                    "{} beside the turns and {} in them as <img>…</img>; keep only one of the two",
+                    count(images.len(), "image"),
                     named.len()
                 ),
             ));
@@ -212,10 +212,11 @@ fn join(declared: Vec<RowImage>, parts: PartImages) -> Result<Vec<RowImage>, Rej
         return Err(Reject::new(
             RejectReason::AmbiguousImages,
             format!(
-                "{num_parts} image parts in the turns, {} of them with an image, and {} images \
-                 beside the turns; put all images either into the parts or beside the turns",
+                "{} in the turns, {} of them with an image, and {} beside the turns; put all images \
+                 either into the parts or beside the turns",
+                count(num_parts, "image part"),
                 carried.len(),
-                declared.len()
+                count(declared.len(), "image")
             ),
         ));
     }

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use vlm_display::count;
+
 use crate::reject::{Reject, RejectReason};
 use crate::rows::{IMAGE_TAG, Role, RowImage, Turn, shows_images};
 
@@ -131,9 +133,9 @@ pub(super) fn place(turns: &mut [Turn], images: &mut Vec<RowImage>) -> Result<()
         return Err(Reject::new(
             RejectReason::PlaceholderWithoutImage,
             format!(
-                "{} images but {} tags like {:?}; write one {IMAGE_TAG} for each image",
-                images.len(),
-                found.len(),
+                "{} but {} like {:?}; write one {IMAGE_TAG} for each image",
+                count(images.len(), "image"),
+                count(found.len(), "tag"),
                 &turns[*k].content[tag.range.clone()]
             ),
         ));
@@ -158,7 +160,10 @@ fn reorder(images: &mut Vec<RowImage>, found: &[(usize, Tag)]) -> Result<(), Rej
     if !sorted.iter().copied().eq(first..first + images.len()) {
         return Err(Reject::new(
             RejectReason::PlaceholderWithoutImage,
-            format!("{} images, but the numbers of the tags are {numbers:?}", images.len()),
+            format!(
+                "{}, but the numbers of the tags are {numbers:?}",
+                count(images.len(), "image")
+            ),
         ));
     }
     *images = numbers.iter().map(|&number| images[number - first].clone()).collect();
@@ -170,8 +175,8 @@ fn in_front(turns: &mut [Turn], num_images: usize) -> Result<(), Reject> {
         return Err(Reject::new(
             RejectReason::ImageWithoutPlaceholder,
             format!(
-                "{num_images} images, but no {IMAGE_TAG} in the turns and no user turn to put the \
-                 images before"
+                "{}, but no {IMAGE_TAG} in the turns and no user turn to put images before",
+                count(num_images, "image")
             ),
         ));
     };

@@ -1,6 +1,8 @@
 //! Rows with a list of turns: ShareGPT's and LLaVA's `conversations`, OpenAI's `messages`,
 //! the_cauldron's `texts`, and pairs of a question and an answer.
 
+use vlm_display::count;
+
 use super::context::{FormContext, is_rating};
 use super::parts::{self, PartImages};
 use super::{image_value, keys, roles};
@@ -93,8 +95,8 @@ fn transposed(columns: &Record, key: &str) -> Result<Field, Reject> {
             rows.resize_with(values.len(), Record::default);
         }
         if rows.len() != values.len() {
-            let problem =
-                format!("the lists of \"{key}\" differ: {} and {} turns", rows.len(), values.len());
+            let turns = count(values.len(), "turn");
+            let problem = format!("the lists of \"{key}\" differ: {} and {turns}", rows.len());
             return Err(Reject::invalid_row(problem));
         }
         for (row, value) in rows.iter_mut().zip(values) {
@@ -196,8 +198,8 @@ impl Reader<'_, '_> {
                 return Err(Reject::new(
                     RejectReason::PlaceholderWithoutImage,
                     format!(
-                        "turn {index} has {} images but {num_tags} {IMAGE_TAG}",
-                        shown_here.len()
+                        "turn {index} has {} but {num_tags} {IMAGE_TAG}",
+                        count(shown_here.len(), "image")
                     ),
                 ));
             }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use vlm_display::{Align, Table};
+use vlm_display::{Align, Table, count};
 
 use super::manifest::Manifest;
 use crate::reject_budget::count_by_reason;
@@ -31,32 +31,30 @@ impl Manifest {
         let mut table = Table::new(&[Align::Left]);
         let mut add = |name: &str, value: String| table.push(&[&name, &value]);
         let megabytes = shards.iter().map(|shard| shard.num_bytes).sum::<u64>() as f64 / 1e6;
-        let num_shards = shards.len();
-        add(
-            "rows",
-            format!("{num_rows} of {num_source_rows}, in {num_shards} shards, {megabytes:.1} MB"),
-        );
+        let num_shards = count(shards.len(), "shard");
+        add("rows", format!("{num_rows} of {num_source_rows}, in {num_shards}, {megabytes:.1} MB"));
         if let Some([min, median, p95, max]) = spread(&statistics.rows_by_tokens) {
             let tokens = statistics.num_tokens;
             add(
                 "tokens",
                 format!(
-                    "{tokens}; a row: {min} min, {median} median, {p95} at 95%, {max} max; {} rows \
-                     cut at {limit}",
-                    statistics.num_cut
+                    "{tokens}; a row: {min} min, {median} median, {p95} at 95%, {max} max; {} cut \
+                     at {limit}",
+                    count(statistics.num_cut, "row")
                 ),
             );
             let supervised = statistics.num_supervised;
             let percent = 100.0 * supervised as f64 / tokens as f64;
-            add("supervised", format!("{supervised} tokens ({percent:.1}%)"));
+            add("supervised", format!("{} ({percent:.1}%)", count(supervised, "token")));
         }
         let short = spread(&statistics.images_by_short_side);
         let long = spread(&statistics.images_by_long_side);
         let images = match short.zip(long) {
             Some(([min_short, short, _, max_short], [min_long, long, _, max_long])) => format!(
                 "{}; shorter side {min_short} min, {short} median, {max_short} max; longer side \
-                 {min_long} min, {long} median, {max_long} max; {} tokens each",
-                statistics.num_images, made_with.tokens_per_image
+                 {min_long} min, {long} median, {max_long} max; {} each",
+                statistics.num_images,
+                count(made_with.tokens_per_image, "token")
             ),
             None => "none".to_owned(),
         };
@@ -65,7 +63,8 @@ impl Manifest {
             counts if counts.is_empty() => counts,
             counts => format!(" ({counts})"),
         };
-        add("rejected", format!("{} rows{by_reason}", rejected.values().sum::<usize>()));
+        let num_rejected: usize = rejected.values().sum();
+        add("rejected", format!("{}{by_reason}", count(num_rejected, "row")));
         let waste = statistics.padding_waste(batch_size, limit);
         add(
             "padding",

@@ -3,6 +3,7 @@
 use std::fs;
 
 use tch::Device;
+use vlm_display::count;
 
 use super::launch_env::LaunchEnv;
 
@@ -11,7 +12,7 @@ use super::launch_env::LaunchEnv;
 pub(super) fn log(env: &LaunchEnv, device: Device, nccl: Option<&str>) {
     let device = match device {
         Device::Cuda(index) => format!("cuda:{index}"),
-        _ => format!("CPU, {} threads", tch::get_num_threads()),
+        _ => format!("CPU, {}", count(tch::get_num_threads(), "thread")),
     };
     let backend = match nccl {
         Some(version) => format!("gloo for the CPU, NCCL {version} for CUDA"),
