@@ -15,26 +15,18 @@ use layout::Layout;
 
 use crate::error::DataError;
 use crate::file_source::{Columns, FileSource, RecordReader, RowFile};
-use crate::form;
 use crate::record::Record;
-use crate::reject::Reject;
 use crate::row_error::{ReadError, RowError};
 use crate::row_reader::RowReader;
-use crate::table_columns;
+use crate::table_columns::{self, UsedColumns};
 
 /// The rows of one Arrow file or stream.
 #[derive(Debug)]
 pub(crate) struct ArrowTable {
     batches: Batches,
     /// The columns that rows are read from.
-    columns: Vec<UsedColumn>,
+    columns: UsedColumns<Layout>,
     path: PathBuf,
-}
-
-#[derive(Debug)]
-struct UsedColumn {
-    layout: Layout,
-    holds_images: bool,
 }
 
 impl ArrowTable {
@@ -59,12 +51,8 @@ impl ArrowTable {
         let described: Vec<_> = all.iter().map(Layout::table_column).collect();
         let options = table_columns::resolve_options(&described, &layout::describe(&all), &options)
             .map_err(wrong)?;
-        let is_known = |column: &Layout| form::is_known_column(column.name(), &options);
-        let used = |layout: Layout| UsedColumn {
-            holds_images: form::is_image_column(layout.name(), &options.image_keys),
-            layout,
-        };
-        let columns = all.into_iter().filter(is_known).map(used).collect();
+        let named = all.into_iter().map(|layout| (layout.name().to_owned(), layout));
+        let columns = UsedColumns::of(named, &options);
         let reader = RowReader::new(&path, images_root, &options)?;
         let records = Self { batches, columns, path: path.clone() };
         Ok(FileSource { path, records, reader, format })
@@ -79,19 +67,7 @@ impl RecordReader for ArrowTable {
     }
 
     fn record(&self, index: usize, columns: Columns) -> Result<Record, RowError> {
-        let is_read = |column: &&UsedColumn| columns == Columns::All || !column.holds_images;
-        let value = |UsedColumn { layout, .. }: &UsedColumn| {
-            let rejected = |problem: String| {
-                let problem = format!("column {:?}: {problem}", layout.name());
-                Reject::invalid_row(problem)
-            };
-            let value = values::value(&self.batches, layout, index);
-            Ok((
-                layout.name().to_owned(),
-                value.map_err(|e| e.into_row_error(&self.path, rejected))?,
-            ))
-        };
-        let values: Result<_, RowError> = self.columns.iter().filter(is_read).map(value).collect();
-        Ok(Record(values?))
+        let value = |layout: &Layout| values::value(&self.batches, layout, index);
+        self.columns.record(&self.path, columns, value)
     }
 }

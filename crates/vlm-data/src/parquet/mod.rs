@@ -23,13 +23,11 @@ use pages::{Column, Pages};
 
 use crate::error::DataError;
 use crate::file_source::{Columns, FileSource, RecordReader, RowFile};
-use crate::form;
 use crate::recent_cache::RecentCache;
 use crate::record::{Field, Record};
-use crate::reject::Reject;
 use crate::row_error::{ReadError, RowError};
 use crate::row_reader::RowReader;
-use crate::table_columns::{self, TableColumn};
+use crate::table_columns::{self, TableColumn, UsedColumns};
 
 /// Decoded pages by file, column, row group and page.
 pub(crate) type PageCache = RecentCache<(usize, usize, usize, usize), PageRows>;
@@ -45,7 +43,7 @@ pub(crate) struct ParquetTable {
     path: PathBuf,
     pages: Pages,
     /// The columns that rows are read from.
-    columns: Vec<UsedColumn>,
+    columns: UsedColumns<UsedColumn>,
     cache: Arc<PageCache>,
 }
 
@@ -53,7 +51,6 @@ pub(crate) struct ParquetTable {
 struct UsedColumn {
     top: TopColumn,
     leaves: Vec<Column>,
-    holds_images: bool,
 }
 
 impl ParquetTable {
@@ -78,13 +75,11 @@ impl ParquetTable {
         let options = table_columns::resolve_options(&described, &describe(schema), &options)
             .map_err(wrong)?;
         let leaf = |leaf| Column::new(leaf, &schema.column(leaf));
-        let used = |top: TopColumn| UsedColumn {
-            leaves: top.leaves.clone().map(leaf).collect(),
-            holds_images: form::is_image_column(&top.name, &options.image_keys),
-            top,
-        };
-        let is_known = |column: &TopColumn| form::is_known_column(&column.name, &options);
-        let columns: Vec<_> = top.into_iter().filter(is_known).map(used).collect();
+        let named = top.into_iter().map(|top| {
+            let leaves = top.leaves.clone().map(leaf).collect();
+            (top.name.clone(), UsedColumn { leaves, top })
+        });
+        let columns = UsedColumns::of(named, &options);
         let problem = columns
             .iter()
             .flat_map(|column| &column.leaves)
@@ -97,15 +92,11 @@ impl ParquetTable {
         Ok(FileSource { path, records, reader, format: "Parquet".into() })
     }
 
-    fn value(&self, column: &UsedColumn, index: usize) -> Result<Field, RowError> {
-        let unreadable = |e: ReadError| {
-            let problem = |e: String| format!("column {:?}: {e}", column.top.name);
-            e.into_row_error(&self.path, |e| Reject::invalid_row(problem(e)))
-        };
+    fn value(&self, column: &UsedColumn, index: usize) -> Result<Field, ReadError> {
         let pages = column.leaves.iter().map(|leaf| self.page(leaf, index));
-        let pages = pages.collect::<Result<Vec<_>, ReadError>>().map_err(unreadable)?;
+        let pages = pages.collect::<Result<Vec<_>, ReadError>>()?;
         let cells: Vec<_> = pages.iter().map(|(page, row)| page.row(*row)).collect();
-        column.top.assemble(&cells).map_err(|problem| unreadable(problem.into()))
+        Ok(column.top.assemble(&cells)?)
     }
 
     /// The page of a leaf column in which row `index` begins, and the row's index in that page.
@@ -125,10 +116,7 @@ impl RecordReader for ParquetTable {
     }
 
     fn record(&self, index: usize, columns: Columns) -> Result<Record, RowError> {
-        let is_read = |column: &&UsedColumn| columns == Columns::All || !column.holds_images;
-        let value = |column: &UsedColumn| Ok((column.top.name.clone(), self.value(column, index)?));
-        let values: Result<_, RowError> = self.columns.iter().filter(is_read).map(value).collect();
-        Ok(Record(values?))
+        self.columns.record(&self.path, columns, |column| self.value(column, index))
     }
 }
 

@@ -14,6 +14,7 @@ use serde_json::Value;
 use vlm_display::{Align, Table};
 
 use crate::TrainError;
+use crate::leaves::leaves;
 use page::{Chart, Page};
 
 /// Name of the page in a run's folder.
@@ -152,22 +153,14 @@ fn rejected_by_reason(rejected: &[Value]) -> Table {
 
 /// The leaves of a tree with their paths.
 fn flat(tree: &Value) -> Table {
-    fn walk(prefix: &str, value: &Value, found: &mut Table) {
+    let mut table = Table::new(&[Align::Left]);
+    for (path, value) in leaves(tree) {
         match value {
-            Value::Object(map) => {
-                let join = |name: &str| match prefix {
-                    "" => name.to_owned(),
-                    prefix => format!("{prefix}.{name}"),
-                };
-                map.iter().for_each(|(name, value)| walk(&join(name), value, found));
-            }
-            Value::String(text) => found.push(&[&prefix, text]),
-            other => found.push(&[&prefix, other]),
+            Value::String(text) => table.push(&[&path, text]),
+            other => table.push(&[&path, other]),
         }
     }
-    let mut found = Table::new(&[Align::Left]);
-    walk("", tree, &mut found);
-    found
+    table
 }
 
 fn read_json(path: &Path) -> Result<Value, TrainError> {
