@@ -12,7 +12,7 @@ use crate::error::DataError;
 use crate::file_source::{self, RowFile};
 use crate::form;
 use crate::record::{Field, Record};
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_error::RowError;
 use crate::row_reader::RowReader;
 use crate::row_text::{ByteRange, RowTexts, file_name};
@@ -83,10 +83,11 @@ impl WebDatasetSource {
             .map(|name| {
                 let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
                 held.iter().position(|held| held == name).ok_or_else(|| {
-                    Reject::new(
-                        RejectReason::MissingImage,
-                        format!("no {:?} in the sample, which holds {}", name, held.join(", ")),
-                    )
+                    Reject::missing_image(format!(
+                        "no {:?} in the sample, which holds {}",
+                        name,
+                        held.join(", ")
+                    ))
                 })
             })
             .collect()
@@ -99,10 +100,7 @@ impl WebDatasetSource {
             return Err(Reject::no_such_row(index, self.samples.len()).into());
         };
         if sample.has_other_media {
-            return Err(RowError::Reject(Reject::new(
-                RejectReason::UnsupportedMedia,
-                "the sample has video or audio; only images and text are supported",
-            )));
+            return Err(Reject::unsupported_media("the sample has video or audio").into());
         }
         let mut record = match sample.json {
             None => Record::default(),
@@ -160,15 +158,11 @@ impl WebDatasetSource {
     fn read_image(&self, member: ByteRange) -> Result<Bytes, RowError> {
         let max_bytes = self.reader.options().max_image_bytes;
         if member.bytes > max_bytes {
-            return Err(RowError::Reject(Reject::new(
-                RejectReason::ImageTooLarge,
-                format!("the image has {} bytes; the limit is {max_bytes}", member.bytes),
-            )));
+            return Err(Reject::image_too_large("the image", member.bytes, max_bytes).into());
         }
         let mut bytes = vec![0; member.bytes as usize];
-        let unreadable = |e: String| {
-            Reject::new(RejectReason::UnreadableImage, format!("{:?}: {e}", self.name_of(member)))
-        };
+        let unreadable =
+            |e: String| Reject::unreadable_image(format!("{:?}: {e}", self.name_of(member)));
         self.texts
             .file
             .read_exact_at(&mut bytes, member.offset)
@@ -214,7 +208,7 @@ impl RowSource for WebDatasetSource {
 }
 
 fn missing(name: &str) -> Reject {
-    Reject::new(RejectReason::MissingImage, format!("no {name:?} in the sample"))
+    Reject::missing_image(format!("no {name:?} in the sample"))
 }
 
 #[cfg(test)]
@@ -224,6 +218,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::reject::RejectReason;
     use crate::row_error::failing_file;
     use crate::row_options::RowOptions;
 

@@ -67,14 +67,11 @@ pub(crate) fn row(record: &Record, context: &FormContext<'_>) -> Result<Row, Rej
         (true, false) => named,
         (false, false) if images.len() == named.len() => images,
         (false, false) => {
-            return Err(Reject::new(
-                RejectReason::AmbiguousImages,
-                format!(
-                    "{} beside the turns and {} in them as <img>…</img>; keep only one of the two",
-                    count(images.len(), "image"),
-                    named.len()
-                ),
-            ));
+            return Err(Reject::ambiguous_images(format!(
+                "{} beside the turns and {} in them as <img>…</img>; keep only one of the two",
+                count(images.len(), "image"),
+                named.len()
+            )));
         }
     };
     if is_blank_filler(&turns, &images) {
@@ -209,16 +206,13 @@ fn join(declared: Vec<RowImage>, parts: PartImages) -> Result<Vec<RowImage>, Rej
         declared.iter().map(name).eq(carried.iter().map(name))
     };
     if carried.len() < num_parts || !(declared.is_empty() || is_same()) {
-        return Err(Reject::new(
-            RejectReason::AmbiguousImages,
-            format!(
-                "{} in the turns, {} of them with an image, and {} beside the turns; put all images \
+        return Err(Reject::ambiguous_images(format!(
+            "{} in the turns, {} of them with an image, and {} beside the turns; put all images \
                  either into the parts or beside the turns",
-                count(num_parts, "image part"),
-                carried.len(),
-                count(declared.len(), "image")
-            ),
-        ));
+            count(num_parts, "image part"),
+            carried.len(),
+            count(declared.len(), "image")
+        )));
     }
     Ok(carried)
 }
