@@ -193,14 +193,14 @@ mod tests {
 
     use clap::Parser;
     use serde_json::json;
-    use vlm_config::TrainConfig;
+    use vlm_config::{TrainConfig, with_dashes};
 
     use super::*;
-    use crate::args::{Cli, Command, with_dashes};
+    use crate::args::{Cli, Command};
 
     fn layers(args: &[&str]) -> Layers {
         let all = ["vlm", "pretrain"].iter().chain(args).map(OsString::from);
-        match Cli::try_parse_from(with_dashes(all)).unwrap().command {
+        match Cli::try_parse_from(all.map(with_dashes)).unwrap().command {
             Command::Pretrain(args) => args.0.layers().unwrap(),
             other => panic!("{other:?}"),
         }

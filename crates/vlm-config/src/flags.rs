@@ -1,6 +1,8 @@
 //! Names of settings in messages and descriptions. Libraries write them in backticks with underscores, such as
 //! `max_seq_len`; programs with a command line show the flag instead.
 
+use std::ffi::OsString;
+
 use crate::file::find;
 
 /// Flags of commands that do not train.
@@ -36,6 +38,16 @@ pub fn with_flags(message: &str) -> String {
         }
     }
     shown
+}
+
+/// Replaces underscores in the name of a flag by dashes, because the reference has flags such as
+/// `--data_path`: `--n_layers=8` becomes `--n-layers=8`. Other arguments are not changed.
+pub fn with_dashes(arg: OsString) -> OsString {
+    let Some(flag) = arg.to_str().filter(|text| text.starts_with("--")) else { return arg };
+    match flag.split_once('=') {
+        Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
+        None => flag.replace('_', "-").into(),
+    }
 }
 
 #[cfg(test)]

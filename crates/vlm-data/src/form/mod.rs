@@ -26,7 +26,7 @@ use std::sync::Once;
 
 use crate::decode::{ImageLimits, RgbImage, image_size};
 use crate::record::{Field, Record};
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_options::RowOptions;
 use crate::rows::{Role, Row, RowImage, Turn};
 use parts::PartImages;
@@ -109,7 +109,7 @@ pub(crate) fn take_images(
 /// The turns of a list of turns that was parsed from JSON text.
 ///
 /// # Errors
-/// [`RejectReason::InvalidRow`].
+/// [`InvalidRow`](crate::RejectReason::InvalidRow).
 pub(crate) fn turns_alone(list: &Field, context: &FormContext<'_>) -> Result<Vec<Turn>, Reject> {
     let record = Record::default();
     turns::turns(list, "conversations", &record, context, &mut PartImages::new())
@@ -295,7 +295,7 @@ impl Row {
     /// in which a file of the whole name could be.
     ///
     /// # Errors
-    /// A row that cannot be used; see [`RejectReason`].
+    /// A row that cannot be used; see [`crate::RejectReason`].
     pub fn from_json(text: &str) -> Result<Self, Reject> {
         let options = RowOptions::default();
         let record =
@@ -306,7 +306,7 @@ impl Row {
     /// Parses turns alone: a JSON list of them, or an object that has it as `conversations`.
     ///
     /// # Errors
-    /// [`RejectReason::InvalidRow`].
+    /// [`InvalidRow`](crate::RejectReason::InvalidRow).
     pub fn turns_from_json(text: &str) -> Result<Vec<Turn>, Reject> {
         let options = RowOptions::default();
         let context = FormContext { options: &options, root: None };
@@ -323,6 +323,7 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reject::RejectReason;
 
     fn roles(text: &str) -> Vec<&'static str> {
         Row::from_json(text).unwrap().turns.iter().map(|turn| turn.role.name()).collect()

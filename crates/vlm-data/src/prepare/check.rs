@@ -9,7 +9,7 @@ use image::{ExtendedColorType, ImageEncoder};
 use super::settings::ImageStore;
 use crate::chat::ChatTokenizer;
 use crate::decode::{ImageLimits, RgbImage, image_size};
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_error::RowError;
 use crate::rows::RowImage;
 use crate::shards::ShardRow;
