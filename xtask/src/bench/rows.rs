@@ -18,6 +18,7 @@ use vlm_display::count;
 
 use super::dataset::{self, DatasetArgs, Form};
 use super::{DataArgs, Part, target};
+use crate::program::output_of;
 use crate::sys;
 use crate::workspace::Workspace;
 
@@ -338,9 +339,8 @@ struct Opened {
 /// Opens the data set in a new process, whose memory holds nothing else.
 fn open_in_process(dir: &Path) -> Result<Opened> {
     let mut command = Command::new(std::env::current_exe()?);
-    let output = command.args(["bench", "open-dataset"]).arg(dir).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).context("reading the output of open-dataset")
+    let output = output_of(command.args(["bench", "open-dataset"]).arg(dir), "open-dataset")?;
+    serde_json::from_str(&output).context("reading the output of open-dataset")
 }
 
 /// `cargo xtask bench open-dataset`: opens a data set and prints the time and memory as JSON.

@@ -4,9 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::Finding;
+use crate::program::output_of;
 use crate::workspace::Workspace;
 
 /// A crate, its manifest, and what must not be among all its dependencies.
@@ -99,16 +100,8 @@ pub fn check(workspace: &Workspace) -> Result<Vec<Finding>> {
 }
 
 fn dependency_names(workspace: &Workspace, package: &str) -> Result<String> {
-    let output = workspace
-        .cargo()
-        .args(["tree", "--package", package, "--edges", "normal", "--prefix", "none"])
-        .output()
-        .context("starting cargo tree")?;
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!("cargo tree --package {package} failed ({}):\n{stderr}", output.status);
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let args = ["tree", "--package", package, "--edges", "normal", "--prefix", "none"];
+    output_of(workspace.cargo().args(args), &format!("cargo tree --package {package}"))
 }
 
 /// `tree` has one package a line, its name first; the crate itself is the first line.

@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use tch::{Device, Tensor};
+use tch::Tensor;
 use vlm_display::count;
 use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{self, Format};
@@ -11,6 +11,7 @@ use vlm_torch::Heartbeat;
 
 use super::{Run, Summary};
 use crate::TrainError;
+use crate::machine::device_name;
 use crate::parallel::Phase;
 use crate::report::HeldOutSection;
 use crate::trainer::Trainer;
@@ -140,10 +141,7 @@ impl Run {
 
     /// Logs the number of trained parameters, the size of the dataset, the device and the out-dir.
     pub(super) fn announce(&self, num_trainable: i64) {
-        let device = match self.model.device() {
-            Device::Cpu => format!("CPU, {}", count(tch::get_num_threads(), "thread")),
-            other => format!("{other:?}"),
-        };
+        let device = device_name(self.model.device());
         let encoder = match self.model.vision_params().num_elements() as f64 / 1e6 {
             0.0 => "cached features replace the vision encoder".to_owned(),
             millions if self.config.model.freeze.train_vision => {
