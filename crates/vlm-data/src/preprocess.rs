@@ -104,13 +104,6 @@ impl ImageProcessor {
         Self { config, limits: ImageLimits::default(), levels, hash }
     }
 
-    /// The same processor with other limits on the size of images.
-    #[must_use]
-    pub fn with_limits(mut self, limits: ImageLimits) -> Self {
-        self.limits = limits;
-        self
-    }
-
     /// S in pixels.
     pub fn image_size(&self) -> usize {
         self.config.side as usize
