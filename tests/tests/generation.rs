@@ -161,7 +161,7 @@ fn invalid_requests_are_usage_errors() {
     with_model("generate", &["--prompt", "x", "--image", "none.png"])
         .assert_error(2, &["none.png"]);
     with_model("generate", &["--prompt", "<image> and <image>", "--image", &image(0)])
-        .assert_error(2, &["1 images, but 2 <image>"]);
+        .assert_error(2, &["1 image, but 2 <image>"]);
     with_model("generate", &["--prompt", "x", "--top-p", "1.5"])
         .assert_error(2, &["`top_p` is 1.5"]);
     with_model("generate", &["--prompt", "x", "--output", "y"]).assert_error(2, &["--output"]);

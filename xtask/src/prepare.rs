@@ -13,6 +13,7 @@ use vlm_data::{
     ChatTokenizer, DEFAULT_MAX_REJECTED_FRACTION, DataError, DataPaths, ImageLimits,
     ImagePlaceholder, ImageProcessor, ImageStore, PrepareSettings, RowOptions, prepare,
 };
+use vlm_display::count;
 use vlm_shapes::{ProjectorConfig, ProjectorKind, ShapeError, VisionConfig};
 
 use crate::workspace::{Workspace, usage_error};
@@ -153,9 +154,11 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     let source =
         paths.open_with(images_path.as_deref(), &row_options).map_err(usage_or_disk_error)?;
     eprintln!(
-        "{} rows to {}, cut at {max_seq_len} tokens; an image takes {tokens_per_image} tokens {:?}",
-        source.len(),
+        "{} to {}, cut at {}; an image takes {} {:?}",
+        count(source.len(), "row"),
         args.output.display(),
+        count(max_seq_len, "token"),
+        count(tokens_per_image, "token"),
         tokenizer.placeholder().token(),
     );
     for line in source.describe() {
@@ -192,9 +195,10 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     let num_done = source.len() - started_at.unwrap_or(0);
     let seconds = bar.elapsed().as_secs_f64();
     let peak = sys::peak_resident_bytes().unwrap_or(0) as f64 / 1e6;
-    println!(
-        "{}: {num_done} rows in {seconds:.1} s ({:.0} rows/s), peak memory {peak:.0} MB\n{}",
+    print!(
+        "{}: {} in {seconds:.1} s ({:.0} rows/s), peak memory {peak:.0} MB\n{}",
         settings.output.display(),
+        count(num_done, "row"),
         num_done as f64 / seconds.max(1e-3),
         manifest.report(args.batch_size.or_else(|| count_of_run("optim.batch_size")).unwrap_or(16))
     );

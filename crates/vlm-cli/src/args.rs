@@ -1,6 +1,5 @@
 //! The command line: the commands of `vlm`, and helpers to read flags.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -73,18 +72,6 @@ pub struct DemoWeightsArgs {
     /// Number of chats that the language model is trained on [default: 100000].
     #[arg(long, value_name = "N")]
     pub num_chats: Option<usize>,
-}
-
-/// Replaces underscores in flags by dashes, because the reference has flags such as `--data_path`.
-pub fn with_dashes(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let respell = |arg: OsString| {
-        let Some(flag) = arg.to_str().filter(|text| text.starts_with("--")) else { return arg };
-        match flag.split_once('=') {
-            Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
-            None => flag.replace('_', "-").into(),
-        }
-    };
-    args.map(respell).collect()
 }
 
 /// Parses the value of a flag that is true or false.

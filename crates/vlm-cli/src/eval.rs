@@ -6,6 +6,7 @@ use std::thread::available_parallelism;
 use anyhow::Result;
 use clap::Args;
 use vlm_data::{DEFAULT_MAX_REJECTED_FRACTION, open_source_with};
+use vlm_display::{Align, Table};
 use vlm_infer::evaluation::{EvalOptions, EvalReport, Evaluator};
 
 use crate::generate::at_least_one;
@@ -82,21 +83,20 @@ pub fn run(args: &EvalArgs) -> Result<()> {
     Ok(())
 }
 
-fn table(report: &EvalReport) -> String {
+fn table(report: &EvalReport) -> Table {
     let number = |value: Option<f64>| value.map_or("–".to_owned(), |value| format!("{value:.4}"));
     let percent = |value: Option<f64>| {
         value.map_or("–".to_owned(), |value| format!("{:.1}%", 100.0 * value))
     };
-    let lines = [
-        ("rows", report.rows.to_string()),
-        ("rejected rows", report.rejected_rows.to_string()),
-        ("supervised tokens", report.supervised_tokens.to_string()),
-        ("loss (nats per token)", number(report.loss)),
-        ("perplexity", number(report.perplexity)),
-        ("generated captions", report.captions.to_string()),
-        ("exact matches", percent(report.exact)),
-        ("token F1", percent(report.token_f1)),
-        ("seconds", format!("{:.1}", report.secs)),
-    ];
-    lines.into_iter().map(|(name, value)| format!("{name:<26}{value:>12}\n")).collect()
+    let mut table = Table::new(&[Align::Left, Align::Right]);
+    table.push(&[&"rows", &report.rows]);
+    table.push(&[&"rejected rows", &report.rejected_rows]);
+    table.push(&[&"supervised tokens", &report.supervised_tokens]);
+    table.push(&[&"loss (nats per token)", &number(report.loss)]);
+    table.push(&[&"perplexity", &number(report.perplexity)]);
+    table.push(&[&"generated captions", &report.captions]);
+    table.push(&[&"exact matches", &percent(report.exact)]);
+    table.push(&[&"token F1", &percent(report.token_f1)]);
+    table.push(&[&"seconds", &format!("{:.1}", report.secs)]);
+    table
 }

@@ -8,14 +8,12 @@ use anyhow::{Result, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
 use vlm_data::{MANIFEST_FILE, Manifest, open_source_with, verify};
+use vlm_display::{Align, Table};
 use vlm_model::weights::{Weights, WeightsError};
 use vlm_model::{LmConfig, VisionConfig};
 
 use crate::error::CliError;
 use crate::row_args::RowArgs;
-
-/// Largest width of the column of names. A line with a longer name is not aligned.
-const MAX_NAME_WIDTH: usize = 80;
 
 /// Flags of `vlm inspect`.
 #[derive(Debug, Args)]
@@ -44,7 +42,7 @@ pub fn run(args: &InspectArgs) -> Result<()> {
         if args.json {
             println!("{}", serde_json::to_string(&manifest)?);
         } else {
-            println!("{}\n{}", args.file.display(), manifest.report(args.batch_size));
+            print!("{}\n{}", args.file.display(), manifest.report(args.batch_size));
         }
         if args.verify {
             // Damaged data is a failure and not a usage error.
@@ -89,19 +87,16 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     if let Some(key) = weights.nested_under() {
         println!("under the key {key:?}:");
     }
-    let width = rows.iter().map(|row| row.info.name.len()).max().unwrap_or(0).min(MAX_NAME_WIDTH);
+    let mut table = Table::new(&[Align::Left, Align::Right, Align::Left]);
     for row in &rows {
         let info = &row.info;
         let shape = format!("{:?}", info.shape);
+        let sum = format!("sum {:.6}", row.sum);
         let shared = info.shared_with.as_ref();
-        let shared = shared.map_or(String::new(), |name| format!("  = {}", plain(name)));
-        println!(
-            "{:width$}  {shape:>18}  {:8}  sum {:.6}{shared}",
-            plain(&info.name),
-            dtype(info.kind),
-            row.sum
-        );
+        let shared = shared.map_or(String::new(), |name| format!("= {}", plain(name)));
+        table.push(&[&plain(&info.name), &shape, &dtype(info.kind), &sum, &shared]);
     }
+    print!("{table}");
     let owned = rows.iter().filter(|row| row.info.shared_with.is_none());
     let elements: i64 = owned.map(|row| row.info.shape.iter().product::<i64>()).sum();
     println!("{} tensors, {elements} elements", rows.len());

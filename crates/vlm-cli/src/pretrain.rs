@@ -7,6 +7,7 @@ use anyhow::Result;
 use serde_json::Value;
 use vlm_config::{Layers, Stage, settings};
 use vlm_data::{DataPaths, count_by_reason};
+use vlm_display::count;
 use vlm_infer::{part_of_run, shape_of_run, weights_of_run};
 use vlm_train::parallel::LaunchEnv;
 use vlm_train::{Run, TrainConfig};
@@ -41,16 +42,21 @@ pub fn report(run: &Run, summary: &vlm_train::Summary) {
     let loss = summary.final_loss.map_or("none".into(), |loss| format!("{loss:.4}"));
     let out = run.out_dir();
     let rejected = match summary.rejected_rows {
-        0 => "0 rejected rows".to_owned(),
-        count => format!(
-            "{count} rejected rows ({}): {}",
+        0 => count(0, "rejected row"),
+        number => format!(
+            "{} ({}): {}",
+            count(number, "rejected row"),
             count_by_reason(&summary.rejected_by_reason),
             out.join("rejected.jsonl").display()
         ),
     };
     println!(
-        "{}: {} steps, {} rows in {:.1} s ({:.1} rows/s), last loss {loss}, {rejected}",
-        summary.status, summary.steps, summary.samples, summary.wall_secs, summary.samples_per_sec,
+        "{}: {}, {} in {:.1} s ({:.1} rows/s), last loss {loss}, {rejected}",
+        summary.status,
+        count(summary.steps, "step"),
+        count(summary.samples, "row"),
+        summary.wall_secs,
+        summary.samples_per_sec,
     );
     println!("weights: {}", out.join(format!("{}.pth", run.weights_name())).display());
     if summary.status == "interrupted" {

@@ -109,15 +109,15 @@ settings! {
         /// is rejected.
         max_seq_len: usize = 640, shown("TOKENS").at_least(1.0).decides_numbers();
         /// How rows of different lengths are batched: padded to the longest row of the micro-batch
-        /// (longest), padded to max-seq-len as in the reference (max), or packed without padding
-        /// (none, the same as --pack).
+        /// (longest), padded to `max_seq_len` as in the reference (max), or packed without padding
+        /// (none, the same as `pack`).
         padding: Padding = Padding::Longest, shown("MODE").decides_numbers();
         /// Shuffle the rows in each epoch. The order depends on the seed and the epoch.
         shuffle: bool = true, switch().negatable().decides_numbers();
         /// Number of shuffled rows within which rows of similar length are batched together, to
         /// save padding; 0 turns this off.
         bucket_window: usize = DEFAULT_BUCKET_WINDOW, shown("ROWS")
-            .default_is("2048, and 0 with --no-shuffle")
+            .default_is("2048, and 0 with `no_shuffle`")
             .decides_numbers();
         /// Leave out the last batch of an epoch if it is not full.
         drop_last: bool = false, switch().negatable().decides_numbers();
@@ -263,24 +263,24 @@ settings! {
         /// Learning rate of the projector.
         lr_projector: Option<f64> = None, shown("RATE")
             .above(0.0)
-            .default_is("--learning-rate")
+            .default_is("`learning_rate`")
             .decides_numbers()
             .newly_added();
         /// Learning rate of the trained parts of the language model.
         lr_lm: Option<f64> = None, shown("RATE")
             .above(0.0)
-            .default_is("--learning-rate")
+            .default_is("`learning_rate`")
             .decides_numbers()
             .newly_added();
         /// Learning rate of the vision encoder, if it is trained.
         lr_vision: Option<f64> = None, shown("RATE")
             .above(0.0)
-            .default_is("--learning-rate")
+            .default_is("`learning_rate`")
             .decides_numbers()
             .newly_added();
         /// Schedule of the learning rate: a cosine from 1.1 to 0.1 times the rate, as in MiniMind-V
-        /// of April 2025 (reference); a decay from the rate to min-lr-ratio times the rate, as a
-        /// cosine (cosine) or linearly (linear); a constant rate with a linear decay at the end
+        /// of April 2025 (reference); a decay from the rate to `min_lr_ratio` times the rate, as
+        /// a cosine (cosine) or linearly (linear); a constant rate with a linear decay at the end
         /// (wsd: warm-up, stable, decay); or a constant rate (constant).
         lr_schedule: LrSchedule = LrSchedule::Reference, shown("KIND")
             .decides_numbers()
@@ -358,7 +358,7 @@ settings! {
         interval: Option<u64> = None, shown("STEPS")
             .named("eval-interval")
             .at_least(1.0)
-            .default_is("--save-interval")
+            .default_is("`save_interval`")
             .same_on_all_ranks();
         /// Number of evaluation rows for which captions are generated.
         max_captions: usize = 50, shown("N").named("eval-captions");
@@ -433,7 +433,7 @@ impl From<Resume> for PathBuf {
 settings_of! {
     declared_shorthands: Shorthands, at "data" under "Data" {
         /// Pack the rows of a micro-batch without padding. Each row attends only to itself, so the
-        /// losses are the same with less computation. The same as --padding none.
+        /// losses are the same with less computation. The same as `padding = none`.
         pack: Option<bool>, switch().default_is("no");
     }
 }

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use tokenizers::Tokenizer;
+use vlm_display::count;
 
 use crate::encoded_row::EncodedRow;
 use crate::error::DataError;
@@ -333,6 +334,7 @@ fn check_image_tags(turns: &[Turn], num_images: usize) -> Result<(), Reject> {
         std::cmp::Ordering::Less => RejectReason::ImageWithoutPlaceholder,
         std::cmp::Ordering::Greater => RejectReason::PlaceholderWithoutImage,
     };
-    let detail = format!("{num_images} images, but {num_tags} {IMAGE_TAG} in the turns");
+    let images = count(num_images, "image");
+    let detail = format!("{images}, but {num_tags} {IMAGE_TAG} in the turns");
     Err(Reject::new(reason, detail))
 }

@@ -4,6 +4,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use vlm_display::count;
+
 use crate::batch::{Batch, Padding};
 use crate::chat::ChatTokenizer;
 use crate::error::DataError;
@@ -95,8 +97,9 @@ impl LoaderConfig {
         }
         if self.rank >= self.world_size {
             return settings(format!(
-                "rank {} of {} processes is out of range; ranks count from 0",
-                self.rank, self.world_size
+                "rank {} of {} is out of range; ranks count from 0",
+                self.rank,
+                count(self.world_size, "process")
             ));
         }
         if self.max_seq_len < 2 {
@@ -113,8 +116,8 @@ impl LoaderConfig {
         }
         if self.order().num_batches(num_rows) == 0 {
             return settings(format!(
-                "{num_rows} rows are not enough for one full batch of {}; lower `batch_size`, or \
-                 turn off `drop_last`",
+                "{} cannot fill one batch of {}; lower `batch_size`, or turn off `drop_last`",
+                count(num_rows, "row"),
                 self.order().global_batch_size
             ));
         }

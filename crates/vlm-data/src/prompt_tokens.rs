@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use tokenizers::Tokenizer;
+use vlm_display::count;
 
 use crate::marked::MarkedPrompt;
 use crate::reject::{Reject, RejectReason};
@@ -71,11 +72,11 @@ impl EncodedPrompt {
                 return Err(Reject::new(
                     RejectReason::TokenizerFailed,
                     format!(
-                        "expected {1} tokens with id {2} for an image's placeholder, but the \
-                         tokenizer makes {0} tokens",
-                        run.len(),
-                        image.count,
-                        image.id
+                        "expected {} with id {} for an image's placeholder, but the tokenizer makes \
+                         {}",
+                        count(image.count, "token"),
+                        image.id,
+                        count(run.len(), "token")
                     ),
                 ));
             }
@@ -105,12 +106,12 @@ fn check_strays(ids: &[i64], image_starts: &[usize], image: &ImageTokens) -> Res
             return Err(Reject::new(
                 RejectReason::PlaceholderInText,
                 format!(
-                    "{} adjacent {:?}, but there are {num_images} images of \
-                     {} tokens here; remove them from the text, or separate \
-                     them",
+                    "{} adjacent {:?}, but the images here are {} of {}; remove them from the text, \
+                     or separate them",
                     run.len(),
                     image.text,
-                    image.count,
+                    num_images,
+                    count(image.count, "token"),
                 ),
             ));
         }

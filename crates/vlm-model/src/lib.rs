@@ -42,6 +42,7 @@ mod indices;
 mod kv_cache;
 pub mod layers;
 pub mod lm;
+mod model_batch;
 mod packed_rows;
 pub mod params;
 pub mod part_files;
@@ -56,8 +57,9 @@ pub mod weights;
 
 pub use error::ModelError;
 pub use kv_cache::KvCache;
+pub use model_batch::{ImageInput, ModelBatch};
 pub use projector::Projector;
-pub use vlm::{ImageInput, LossSum, ModelBatch, Vlm};
+pub use vlm::{LossSum, Vlm};
 pub use vlm_shapes::{
     self as config, FreezePolicy, LmConfig, LmFamily, MoeConfig, ProjectorConfig, ProjectorKind,
     ShapeError, VisionConfig, VisionFamily, is_projector, names,

@@ -6,67 +6,16 @@
 //! Dimensions: B batch · T tokens · N images · P patches · V vision width · H hidden size
 
 use tch::{Device, Kind, Reduction, Tensor};
+use vlm_display::count;
+use vlm_shapes::{FreezePolicy, LmConfig, ProjectorConfig, VisionConfig};
 
-use crate::ModelError;
 use crate::indices::index_tensor;
 use crate::kv_cache::KvCache;
 use crate::lm::{CausalLm, LmOutput};
 use crate::params::ParamStore;
 use crate::projector::Projector;
 use crate::vision::VisionEncoder;
-use vlm_shapes::{FreezePolicy, LmConfig, ProjectorConfig, VisionConfig};
-
-/// The images of a batch.
-#[derive(Debug)]
-pub enum ImageInput {
-    /// The batch has no images.
-    None,
-    /// Normalised pixels `[N, 3, S, S]`, which the model's vision encoder encodes.
-    Pixels(Tensor),
-    /// Patch features `[N, P, V]` that the vision encoder computed before.
-    Features(Tensor),
-}
-
-/// A batch on the model's device.
-#[derive(Debug)]
-pub struct ModelBatch {
-    /// Token ids `[B, T]`, i64, padded on the right; or, of a packed batch, `[1, sum of lengths]`.
-    pub input_ids: Tensor,
-    /// The rows' lengths, `[B]`, if the batch is packed, that is, if its rows are concatenated.
-    pub packed_lengths: Option<Vec<i64>>,
-    /// The images, in the order of `image_starts`.
-    pub images: ImageInput,
-    /// Position of each image's first placeholder: `(row, position in the row)`.
-    pub image_starts: Vec<(i64, i64)>,
-}
-
-impl ModelBatch {
-    /// Index of each row's first token in the flattened ids, and its number of tokens.
-    ///
-    /// # Errors
-    /// The shape of `input_ids` is wrong.
-    fn rows(&self) -> Result<Vec<(i64, i64)>, ModelError> {
-        let size = self.input_ids.size();
-        match (&self.packed_lengths, size.as_slice()) {
-            (None, &[rows, len]) => Ok((0..rows).map(|row| (row * len, len)).collect()),
-            (Some(lengths), &[1, total]) if lengths.iter().sum::<i64>() == total => {
-                let start = |end: &mut i64, &len: &i64| {
-                    *end += len;
-                    Some((*end - len, len))
-                };
-                Ok(lengths.iter().scan(0, start).collect())
-            }
-            (None, _) => {
-                Err(ModelError::Shape(format!("input_ids have shape {size:?}; expected [B, T]")))
-            }
-            (Some(lengths), _) => Err(ModelError::Shape(format!(
-                "input_ids have shape {size:?}; expected [1, {}], for packed rows of {lengths:?} \
-                 tokens",
-                lengths.iter().sum::<i64>()
-            ))),
-        }
-    }
-}
+use crate::{ImageInput, ModelBatch, ModelError};
 
 /// The loss of a batch, summed over its supervised positions.
 #[derive(Debug)]
@@ -252,7 +201,8 @@ impl Vlm {
         let num_images = features_npv.as_ref().map_or(0, |f| f.size()[0]);
         if num_images != batch.image_starts.len() as i64 {
             return Err(ModelError::Shape(format!(
-                "the batch has {num_images} images, but positions for {}",
+                "the batch has {}, but positions for {}",
+                count(num_images, "image"),
                 batch.image_starts.len()
             )));
         }
@@ -274,9 +224,10 @@ impl Vlm {
                 Some((row_start, _)) => flat_starts.push(row_start + start),
                 None => {
                     return Err(ModelError::Shape(format!(
-                        "an image of {run} tokens at row {row}, position {start} does not fit into \
-                         a batch of {} rows{}",
-                        rows.len(),
+                        "an image of {} at row {row}, position {start} does not fit into \
+                         a batch of {}{}",
+                        count(run, "token"),
+                        count(rows.len(), "row"),
                         of_row.map_or(String::new(), |(_, len)| format!(" ({len} tokens there)")),
                     )));
                 }

@@ -12,6 +12,7 @@ mod error;
 mod event_file;
 mod events;
 mod leaves;
+mod machine;
 mod meter;
 mod metrics;
 pub mod optimizer;

@@ -9,7 +9,7 @@ use image::{ExtendedColorType, ImageEncoder};
 use super::settings::ImageStore;
 use crate::chat::ChatTokenizer;
 use crate::decode::{ImageLimits, RgbImage, image_size};
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_error::RowError;
 use crate::rows::RowImage;
 use crate::shards::ShardRow;
@@ -85,6 +85,6 @@ fn png(pixels: &[u8], side: u32) -> Result<Vec<u8>, Reject> {
     let mut bytes = Vec::with_capacity(pixels.len() / 2);
     PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
         .write_image(pixels, side, side, ExtendedColorType::Rgb8)
-        .map_err(|e| Reject::new(RejectReason::UnreadableImage, format!("as PNG: {e}")))?;
+        .map_err(|e| Reject::unreadable_image(format!("as PNG: {e}")))?;
     Ok(bytes)
 }

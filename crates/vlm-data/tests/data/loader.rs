@@ -202,7 +202,7 @@ fn settings_that_make_no_batch_are_refused() {
         c.batch_size = 24;
         c.drop_last = true;
     });
-    assert!(refused(config).contains("23 rows are not enough for one full batch of 24"));
+    assert!(refused(config).contains("23 rows cannot fill one batch of 24"));
 }
 
 /// Rows that are counted as they are read; one of them may panic.

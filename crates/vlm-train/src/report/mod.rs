@@ -3,7 +3,6 @@
 
 mod chart;
 mod page;
-mod table;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,10 +11,11 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
+use vlm_display::{Align, Table};
 
 use crate::TrainError;
+use crate::leaves::leaves;
 use page::{Chart, Page};
-pub use table::Table;
 
 /// Name of the page in a run's folder.
 pub const FILE_NAME: &str = "report.html";
@@ -89,8 +89,8 @@ fn compose(out_dir: &Path, held_out: Option<&HeldOutSection>) -> Result<String, 
         charts: charts.collect(),
         held_out,
         rejected: (!rejected.is_empty()).then(|| rejected_by_reason(&rejected)),
-        summary: Table::of_pairs(flat(&summary)),
-        settings: Table::of_pairs(flat(&config)),
+        summary: flat(&summary),
+        settings: flat(&config),
     };
     page.to_html().map_err(|error| TrainError::Failed(format!("{FILE_NAME}: {error}")))
 }
@@ -143,40 +143,24 @@ fn rejected_by_reason(rejected: &[Value]) -> Table {
     let mut rows: Vec<_> = reasons.into_iter().collect();
     rows.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    Table {
-        head: ["reason", "rows", "for example", ""].map(str::to_owned).into(),
-        rows: rows
-            .into_iter()
-            .map(|(reason, (count, first))| {
-                vec![
-                    reason.to_owned(),
-                    count.to_string(),
-                    text(&first["location"]),
-                    text(&first["detail"]),
-                ]
-            })
-            .collect(),
+    let head = ["reason", "rows", "for example", ""];
+    let mut table = Table::new(&[Align::Left, Align::Right, Align::Left]).with_head(&head);
+    for (reason, (count, first)) in rows {
+        table.push(&[&reason, &count, &text(&first["location"]), &text(&first["detail"])]);
     }
+    table
 }
 
 /// The leaves of a tree with their paths.
-fn flat(tree: &Value) -> Vec<(String, String)> {
-    fn walk(prefix: &str, value: &Value, found: &mut Vec<(String, String)>) {
+fn flat(tree: &Value) -> Table {
+    let mut table = Table::new(&[Align::Left]);
+    for (path, value) in leaves(tree) {
         match value {
-            Value::Object(map) => {
-                let join = |name: &str| match prefix {
-                    "" => name.to_owned(),
-                    prefix => format!("{prefix}.{name}"),
-                };
-                map.iter().for_each(|(name, value)| walk(&join(name), value, found));
-            }
-            Value::String(text) => found.push((prefix.to_owned(), text.clone())),
-            other => found.push((prefix.to_owned(), other.to_string())),
+            Value::String(text) => table.push(&[&path, text]),
+            other => table.push(&[&path, other]),
         }
     }
-    let mut found = Vec::new();
-    walk("", tree, &mut found);
-    found
+    table
 }
 
 fn read_json(path: &Path) -> Result<Value, TrainError> {
@@ -244,7 +228,8 @@ mod tests {
             expected: "A star.".into(),
             generated: "A ring.".into(),
         };
-        let scores = Table { head: vec!["rows".into()], rows: vec![vec!["95.0%".into()]] };
+        let mut scores = Table::new(&[Align::Right]).with_head(&["rows"]);
+        scores.push(&[&"95.0%"]);
         let section = HeldOutSection { scores, examples: vec![example] };
         write(folder.path(), Some(&section)).unwrap();
         let page = fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();

@@ -3,7 +3,9 @@
 use minijinja::{AutoEscape, Environment};
 use serde::Serialize;
 
-use super::{HeldOutSection, Table};
+use vlm_display::Table;
+
+use super::HeldOutSection;
 
 /// What the page shows.
 #[derive(Debug, Serialize)]

@@ -15,6 +15,7 @@ use crate::cache_features::{feature_key, usage};
 use crate::config::{ModelConfig, TrainConfig};
 use crate::parallel::{LaunchEnv, World};
 use crate::rank_device;
+use vlm_display::count;
 use vlm_infer::evaluation::{EvalOptions, Evaluator};
 use vlm_infer::image_processor;
 use vlm_infer::{Dtype, default_dtype};
@@ -123,7 +124,8 @@ fn images(
     // The stored type of the features may be any; the type of this key is not compared.
     let wanted = feature_key(&config.vision, &shapes.vision, processor, FeaturesDtype::Float32)?;
     let cache = FeatureCache::open(folder, &wanted).map_err(usage)?;
-    tracing::info!("using the features of {} images in {}", cache.num_images(), folder.display());
+    let images = count(cache.num_images(), "image");
+    tracing::info!("using the features of {images} in {}", folder.display());
     Ok(ImageReading::Features(Arc::new(cache)))
 }
 

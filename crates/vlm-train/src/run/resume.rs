@@ -1,6 +1,7 @@
 //! Finds the checkpoint that a run continues from, and restores its state.
 
 use serde_json::Value;
+use vlm_display::count;
 
 use super::Run;
 use super::identity::{compare, epochs};
@@ -49,9 +50,9 @@ impl Run {
         };
         tracing::info!(
             "`epochs` was {before} and is now {}: the learning rate now follows the schedule of a \
-             run of {} steps: {:.3e} at step {}, after {:.3e} at step {step}",
+             run of {}: {:.3e} at step {}, after {:.3e} at step {step}",
             optim.epochs,
-            optim.epochs * steps,
+            count(optim.epochs * steps, "step"),
             rate(optim.epochs, step),
             step + 1,
             rate(before, step.saturating_sub(1)),
