@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use base64::URL_SAFE_NO_PAD;
-use sha2::{Digest, Sha256};
+use digest::Digest;
+use sha2::Sha256;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
