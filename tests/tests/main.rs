@@ -8,6 +8,7 @@ mod convert;
 mod end_of_turn;
 mod families;
 mod generation;
+mod inspecting;
 mod launching;
 mod loading;
 mod overfit;

@@ -344,8 +344,8 @@ settings! {
     /// Evaluation during the training, on rows that the model is not trained on.
     EvalConfig at "eval" under "Evaluation" {
         parts {}
-        /// Rows on which the model is evaluated during and after the training: loss, perplexity and
-        /// captions. The evaluation does not change the training.
+        /// Rows on which the model is evaluated during and after the training: loss, perplexity,
+        /// image gain and captions. The evaluation does not change the training.
         data_path: Option<PathBuf> = None, shown("PATH")
             .named("eval-data")
             .of_data("rows to evaluate on");
@@ -362,6 +362,9 @@ settings! {
             .same_on_all_ranks();
         /// Number of evaluation rows for which captions are generated.
         max_captions: usize = 50, shown("N").named("eval-captions");
+        /// Number of evaluation rows, the first ones, that are answered in each evaluation: question,
+        /// expected and generated answer are written to samples.jsonl. 0 turns this off.
+        num_samples: usize = 4, shown("N").named("eval-samples");
         /// Largest number of tokens of a generated caption.
         max_new_tokens: usize = 128, shown("TOKENS").named("eval-max-new-tokens").at_least(1.0);
     }

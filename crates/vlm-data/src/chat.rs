@@ -2,6 +2,7 @@
 //! are learned.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -305,6 +306,28 @@ impl ChatTokenizer {
     pub fn decode(&self, ids: &[i64]) -> String {
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
         self.tokenizer.decode(&ids, true).unwrap_or_default()
+    }
+
+    /// The text of the tokens `range` of `ids`, with special tokens, as it is within the text of all
+    /// of them.
+    pub fn decode_range(&self, ids: &[i64], range: Range<usize>) -> String {
+        let decode = |ids: &[i64]| {
+            let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+            self.tokenizer.decode(&ids, false).unwrap_or_default()
+        };
+        // Some tokenizers write no space before the first token of a text.
+        let (before, all) = (decode(&ids[..range.start]), decode(&ids[..range.end]));
+        match all.strip_prefix(&before) {
+            Some(text) => text.to_owned(),
+            // The range begins within a character.
+            None => decode(&ids[range]),
+        }
+    }
+
+    /// The entries of `ids` in the vocabulary; empty for an id outside of it.
+    pub fn tokens(&self, ids: &[i64]) -> Vec<String> {
+        let token = |&id: &i64| self.tokenizer.id_to_token(u32::try_from(id).ok()?);
+        ids.iter().map(|id| token(id).unwrap_or_default()).collect()
     }
 
     fn image_tokens(&self, count: usize) -> ImageTokens<'_> {

@@ -10,8 +10,10 @@ use crate::batch::{Batch, Padding};
 use crate::chat::ChatTokenizer;
 use crate::error::DataError;
 use crate::fingerprint::fingerprint;
+use crate::loaded_row::LoadedRow;
 use crate::order::{EpochOrder, OrderConfig, rows_of_rank};
 use crate::ordered_map::OrderedMap;
+use crate::reject::Rejected;
 use crate::reject_budget::{DEFAULT_MAX_REJECTED_FRACTION, RejectBudget};
 use crate::source::{Encoding, RowSource};
 use crate::windows::BucketWindows;
@@ -187,6 +189,15 @@ impl Loader {
     /// The location of row `index` for messages: `captions.jsonl:17`.
     pub fn locate(&self, index: usize) -> String {
         self.maker.source.locate(index)
+    }
+
+    /// Row `index` as it goes into a batch, or why it is rejected. The images must be read as
+    /// pixels ([`ImageReading::Pixels`]).
+    ///
+    /// # Errors
+    /// A disk that fails; a loader that does not preprocess images.
+    pub fn load_row(&self, index: usize) -> Result<Result<LoadedRow, Rejected>, DataError> {
+        self.maker.load(index)
     }
 
     /// The rows of batch `index` of `epoch` on all ranks together.

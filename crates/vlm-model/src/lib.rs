@@ -59,7 +59,7 @@ pub use error::ModelError;
 pub use kv_cache::KvCache;
 pub use model_batch::{ImageInput, ModelBatch};
 pub use projector::Projector;
-pub use vlm::{LossSum, Vlm};
+pub use vlm::{LossSum, RowLosses, Vlm};
 pub use vlm_shapes::{
     self as config, FreezePolicy, LmConfig, LmFamily, MoeConfig, ProjectorConfig, ProjectorKind,
     ShapeError, VisionConfig, VisionFamily, is_projector, names,

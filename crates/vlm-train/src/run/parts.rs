@@ -162,6 +162,7 @@ fn evaluator(
         max_seq_len: config.data.max_seq_len,
         num_workers: config.data.num_workers,
         max_captions: config.eval.max_captions,
+        num_samples: config.eval.num_samples,
         max_new_tokens: config.eval.max_new_tokens,
         // Rejected rows of an evaluation do not end the training; they are counted in its results.
         max_rejected_fraction: 1.0,
