@@ -49,7 +49,7 @@ impl TokenizerFiles {
         for name in SPECIAL_TOKENS {
             let token = special_token(&config, name).or_else(|| special_token(&map, name));
             let of_id =
-                || token_of_id(&tokenizer, *ids(&generation, &format!("{name}_id")).first()?);
+                || find_token(&tokenizer, *ids(&generation, &format!("{name}_id")).first()?);
             if let Some(token) = token.or_else(of_id) {
                 special_tokens.insert(name.to_owned(), token);
             }
@@ -104,6 +104,14 @@ pub(crate) fn generation_eos_ids(dir: &Path) -> Result<Vec<i64>, DataError> {
     Ok(ids(&read_json_if_there(&dir.join(GENERATION_CONFIG))?, EOS_TOKEN_ID))
 }
 
+/// The token with the number `id` of the tokenizer in the folder `dir`, if it has one.
+///
+/// # Errors
+/// `tokenizer.json` cannot be read or is not JSON.
+pub fn token_of_id(dir: &Path, id: i64) -> Result<Option<String>, DataError> {
+    Ok(find_token(&read_json(&dir.join("tokenizer.json"))?, id))
+}
+
 /// An id or a list of ids.
 fn ids(config: &Value, name: &str) -> Vec<i64> {
     match &config[name] {
@@ -112,7 +120,7 @@ fn ids(config: &Value, name: &str) -> Vec<i64> {
     }
 }
 
-fn token_of_id(tokenizer: &Value, id: i64) -> Option<String> {
+fn find_token(tokenizer: &Value, id: i64) -> Option<String> {
     let added = tokenizer["added_tokens"].as_array()?;
     let of_added = added.iter().find(|token| token["id"] == id);
     if let Some(token) = of_added {

@@ -1,16 +1,15 @@
 //! Loads a trained model with its tokenizer and image preprocessing.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use vlm_data::{ChatTokenizer, ImageProcessor};
-use vlm_model::part_files::open_language_model;
 use vlm_model::sampling::Sampling;
 use vlm_model::{Vlm, is_projector};
 use vlm_shapes::{Dtype, ShapeRequest};
 
 use crate::InferError;
-use crate::assemble::{ModelFiles, build_model, open_tokenizer, settle_shapes};
+use crate::assemble::{ModelFiles, build_model, open_lm, open_tokenizer, settle_shapes};
 use crate::device::select_device;
 use crate::generator::Generator;
 use crate::model_folder::ModelFolder;
@@ -90,7 +89,7 @@ impl VisionLanguageModel {
         let tokenizer = Arc::new(tokenizer);
         let shapes = settle_shapes(&files, &ShapeRequest::default(), &tokenizer, 0)?;
         let processor = Arc::new(image_processor(&files.vision, &shapes.vision)?);
-        require_projector(&weights)?;
+        require_projector(&files)?;
         let model = build_model(&files, &shapes, true, 0, device)?;
         model.params().set_trainable(|_| false);
         model.vision_params().set_trainable(|_| false);
@@ -114,11 +113,16 @@ impl VisionLanguageModel {
     }
 }
 
-/// Returns an error if the weights have no projector: with a random one, the generated text would
-/// not depend on the image.
-fn require_projector(path: &Path) -> Result<(), InferError> {
-    let weights = open_language_model(path).map_err(InferError::file)?;
-    if weights.names().any(is_projector) {
+/// Checks that the weights of the language model are those of a whole model, with a projector: with
+/// a random one, the generated text would not depend on the image.
+///
+/// # Errors
+/// They have no projector.
+pub fn require_projector(files: &ModelFiles) -> Result<(), InferError> {
+    let Some(path) = &files.lm else {
+        return Err(InferError::setting("lm", "`lm`: random weights have no trained projector"));
+    };
+    if open_lm(path, &files.vision)?.names().any(is_projector) {
         return Ok(());
     }
     Err(InferError::unusable(format!(
