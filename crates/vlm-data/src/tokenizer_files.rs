@@ -25,8 +25,37 @@ pub(crate) struct TokenizerFiles {
     pub(crate) chat_template: String,
     /// Each of [`SPECIAL_TOKENS`] that the tokenizer has.
     pub(crate) special_tokens: BTreeMap<String, String>,
+    /// What the processor of the tokenizer's model writes around every image.
+    pub(crate) image_tags: Option<ImageTags>,
     /// `eos_token_id` of `generation_config.json`: further ids that end an answer.
     pub(crate) generation_eos_ids: Vec<i64>,
+}
+
+/// What a processor writes around an image, as SmolVLM's and nanoVLM's do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ImageTags {
+    /// The token that stands for an image.
+    pub(crate) image_token: String,
+    pub(crate) before: String,
+    pub(crate) after: String,
+}
+
+impl ImageTags {
+    /// The tags that `tokenizer_config.json` names, at its top or in one of the objects that
+    /// transformers 4 and 5 write; `None` if there are none.
+    fn read(config: &Value) -> Option<Self> {
+        let within = ["extra_special_tokens", "model_specific_special_tokens"];
+        let places = || within.iter().map(|key| &config[*key]).chain([config]);
+        let token =
+            |name: &str| places().find_map(|place| special_token(place, name)).unwrap_or_default();
+        let (fake, global) = (token("fake_image_token"), token("global_image_token"));
+        let tags = Self {
+            image_token: token("image_token"),
+            before: format!("{fake}{global}"),
+            after: fake,
+        };
+        (!tags.image_token.is_empty() && !tags.before.is_empty()).then_some(tags)
+    }
 }
 
 impl TokenizerFiles {
@@ -62,6 +91,7 @@ impl TokenizerFiles {
         Ok(Self {
             chat_template: chat_template(dir, &config)?,
             special_tokens,
+            image_tags: ImageTags::read(&config),
             generation_eos_ids: ids(&generation, EOS_TOKEN_ID),
             tokenizer,
         })
@@ -87,6 +117,7 @@ impl TokenizerFiles {
         ];
         // It is left out if empty, so that data prepared before it was included keeps its hash.
         parts.extend((!supervision.is_empty()).then(|| supervision.to_owned()));
+        parts.extend(self.image_tags.as_ref().map(|tags| format!("{tags:?}")));
         for part in parts {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());

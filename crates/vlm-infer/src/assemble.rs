@@ -11,9 +11,7 @@ use vlm_model::detect::{
 };
 use vlm_model::names::LmNames;
 use vlm_model::params::ParamStore;
-use vlm_model::part_files::{
-    listed, open_language_model, open_language_model_alone, open_vision_encoder,
-};
+use vlm_model::part_files::{listed, open_language_model, open_vision_encoder};
 use vlm_model::vision::{VisionEncoder, is_beside_encoder};
 use vlm_model::weights::{Weights, require_there};
 use vlm_model::{
@@ -24,7 +22,7 @@ use vlm_model::{
 use vlm_shapes::ShapeRequest;
 
 use crate::InferError;
-use crate::foreign::{foreign_placeholder, warn_of_differences};
+use crate::foreign::{foreign_placeholder, open_lm, warn_of_differences, warn_of_missing_tags};
 
 /// The files that a model is made of.
 #[derive(Debug, Clone, Default)]
@@ -119,7 +117,9 @@ fn open_with_placeholder(files: &ModelFiles) -> Result<ChatTokenizer, InferError
         return Ok(ChatTokenizer::with_placeholder(&files.tokenizer, placeholder)?);
     }
     if let Some(placeholder) = foreign_placeholder(files)? {
-        return Ok(ChatTokenizer::with_placeholder(&files.tokenizer, placeholder)?);
+        let tokenizer = ChatTokenizer::with_placeholder(&files.tokenizer, placeholder)?;
+        warn_of_missing_tags(files, &tokenizer);
+        return Ok(tokenizer);
     }
     let family = match &files.lm {
         Some(path) => starting_shape(path)?.0.family,
@@ -235,31 +235,6 @@ pub fn build_model(
         load_vision(&files.vision, vision.family, model.vision_params())?;
     }
     Ok(model)
-}
-
-/// Opens the weights of a language model. The projector of a [`ForeignModel`] is used only with
-/// that model's own vision encoder, `vision`.
-pub(crate) fn open_lm(path: &Path, vision: &Path) -> Result<Weights, InferError> {
-    let weights = if ForeignModel::beside(path).is_none() || is_same_folder(path, vision) {
-        open_language_model(path)
-    } else {
-        tracing::info!(
-            "{}: its projector is not used, because it is for its own vision encoder",
-            path.display()
-        );
-        open_language_model_alone(path)
-    };
-    weights.map_err(InferError::file)
-}
-
-/// Whether `weights`, a folder or a file in it, is in the folder `other`.
-pub(crate) fn is_same_folder(weights: &Path, other: &Path) -> bool {
-    let folder = if weights.is_dir() { Some(weights) } else { weights.parent() };
-    let folder = folder.map(|folder| if folder == Path::new("") { Path::new(".") } else { folder });
-    match (folder.map(Path::canonicalize), other.canonicalize()) {
-        (Some(Ok(folder)), Ok(other)) => folder == other,
-        _ => false,
-    }
 }
 
 fn load_lm(path: &Path, vision: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), InferError> {

@@ -118,8 +118,17 @@ fn find_weights(model: &Path, config: &Value) -> Result<PathBuf, InferError> {
 /// The folder of the part `vision` or `tokenizer` that belongs to the weights of a run: in the
 /// folder of the weights, or the one that `config.json` names. `None` if it cannot be found.
 pub fn part_of_run(weights: &Path, part: &str) -> Option<PathBuf> {
-    let folder = if weights.is_dir() { weights } else { weights.parent()? };
-    find_part(folder, &read_config(folder).ok()?, part).ok()
+    part_of_model(weights, part).ok()
+}
+
+/// As [`part_of_run`], for any model; the error says where the part is to be found.
+///
+/// # Errors
+/// The part cannot be found; `config.json` cannot be read.
+pub fn part_of_model(weights: &Path, part: &str) -> Result<PathBuf, InferError> {
+    let folder = if weights.is_dir() { Some(weights) } else { weights.parent() };
+    let folder = folder.unwrap_or(Path::new("."));
+    find_part(folder, &read_config(folder)?, part)
 }
 
 /// The weights file of the run in `folder`, that of the latest stage; `None` if `folder` is not the

@@ -9,8 +9,9 @@ use vlm_model::{Vlm, is_projector};
 use vlm_shapes::{Dtype, ShapeRequest};
 
 use crate::InferError;
-use crate::assemble::{ModelFiles, build_model, open_lm, open_tokenizer, settle_shapes};
+use crate::assemble::{ModelFiles, build_model, open_tokenizer, settle_shapes};
 use crate::device::select_device;
+use crate::foreign::open_lm;
 use crate::generator::Generator;
 use crate::model_folder::ModelFolder;
 use crate::precision::default_dtype;
@@ -20,8 +21,8 @@ use crate::preprocessor::image_processor;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LoadOptions {
-    /// The folder of a run, an exported folder in Hugging Face format, or a weights file in the
-    /// folder of its run.
+    /// The folder of a run, an exported folder in Hugging Face format, a weights file in the folder
+    /// of its run, or the folder of a whole model of another program (docs/models.md lists them).
     pub model: PathBuf,
     /// Folder of the vision encoder; `None` for the one in the folder of the model, or else the one
     /// that its `config.json` names.

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use vlm_infer::{
     InferError, LoadOptions, ModelFiles, ShapeRequest, VisionLanguageModel, build_model,
-    image_processor, open_tokenizer, settle_shapes, write_preprocessor,
+    image_processor, open_tokenizer, settle_shapes, user_turn, write_preprocessor,
 };
 use vlm_model::part_files::{open_language_model, open_vision_encoder};
 use vlm_model::weights::{Format, Weights, save};
@@ -229,6 +229,33 @@ fn processors_of_tiles_are_read_as_one_tile() {
         assert_eq!(settings["image_mean"], json!([0.5, 0.5, 0.5]), "{name}");
         assert_eq!(settings["image_processor_type"], "SiglipImageProcessor", "{name}");
     }
+}
+
+#[test]
+fn tokens_around_an_image_are_in_the_prompt_if_the_tokenizer_names_them() {
+    let folder = whole_folder("smolvlm");
+    let path = folder.path().join("tokenizer_config.json");
+    let turns = [user_turn("<image>Hi", 1)];
+    let prompt = || {
+        let tokenizer = open(folder.path()).unwrap().tokenizer;
+        let (ids, starts) = tokenizer.encode_prompt(&turns, 1, 4).unwrap();
+        let id = |token| tokenizer.token_to_id(token).unwrap();
+        let tags = (id("<fake_token_around_image>"), id("<global-img>"));
+        (ids, starts[0], tags, tokenizer.hash().to_owned())
+    };
+    let (without, start, (fake, global), hash) = prompt();
+    let mut config: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    config["extra_special_tokens"] = json!({
+        "image_token": "<image>", "fake_image_token": "<fake_token_around_image>",
+        "global_image_token": "<global-img>",
+    });
+    fs::write(&path, config.to_string()).unwrap();
+    let (with, tagged_start, _, tagged_hash) = prompt();
+    let (before, image_and_rest) = without.split_at(start);
+    let (image, rest) = image_and_rest.split_at(4);
+    assert_eq!(with, [before, &[fake, global], image, &[fake], rest].concat());
+    assert_eq!(tagged_start, start + 2);
+    assert_ne!(hash, tagged_hash);
 }
 
 #[test]

@@ -1,11 +1,11 @@
 //! The names of the tensors in whole vision-language models of other programs, one table for each
-//! [`Container`], and how they are read under this crate's own names.
+//! [`ForeignFormat`], and how they are read under this crate's own names.
 //!
 //! What a container describes is in `vlm-shapes`; nothing here depends on the arithmetic.
 
 use tch::Tensor;
 
-use vlm_shapes::{Container, ForeignModel, LmFamily, LmNames, ProjectorKind, ShapeError};
+use vlm_shapes::{ForeignFormat, ForeignModel, LmFamily, LmNames, ProjectorKind, ShapeError};
 
 use crate::vision;
 use crate::weights::{Transform, Weights, WeightsError};
@@ -21,8 +21,9 @@ struct Part {
 struct Layout {
     language: Part,
     vision: Part,
-    /// The projector's layers, in the order of [`projector_names`].
-    projector: &'static [&'static str],
+    /// For each kind of projector the names of its layers, without `model.` at the beginning, and
+    /// their names in this crate.
+    projectors: &'static [(ProjectorKind, &'static [(&'static str, &'static str)])],
 }
 
 const LLAVA: Layout = Layout {
@@ -44,7 +45,16 @@ const LLAVA: Layout = Layout {
         ],
         components: &[],
     },
-    projector: &["multi_modal_projector.linear_1", "multi_modal_projector.linear_2"],
+    projectors: &[
+        (
+            ProjectorKind::Mlp2xGelu,
+            &[
+                ("multi_modal_projector.linear_1", "vision_proj.linear_1"),
+                ("multi_modal_projector.linear_2", "vision_proj.linear_2"),
+            ],
+        ),
+        (ProjectorKind::Linear, &[("multi_modal_projector.linear_1", "vision_proj.vision_proj.0")]),
+    ],
 };
 
 const IDEFICS3: Layout = Layout {
@@ -53,7 +63,10 @@ const IDEFICS3: Layout = Layout {
         components: &[],
     },
     vision: Part { prefixes: &[("model.vision_model.", "vision_model.")], components: &[] },
-    projector: &["connector.modality_projection.proj"],
+    projectors: &[(
+        ProjectorKind::PixelShuffle,
+        &[("connector.modality_projection.proj", "vision_proj.proj")],
+    )],
 };
 
 const LFM2_VL: Layout = Layout {
@@ -68,10 +81,16 @@ const LFM2_VL: Layout = Layout {
         ],
         components: &[],
     },
-    projector: &[
-        "multi_modal_projector.layer_norm",
-        "multi_modal_projector.linear_1",
-        "multi_modal_projector.linear_2",
+    projectors: &[
+        (
+            ProjectorKind::Mlp,
+            &[
+                ("multi_modal_projector.layer_norm", "vision_proj.mlp.0"),
+                ("multi_modal_projector.linear_1", "vision_proj.mlp.1"),
+                ("multi_modal_projector.linear_2", "vision_proj.mlp.3"),
+            ],
+        ),
+        (ProjectorKind::Linear, &[("multi_modal_projector.linear_1", "vision_proj.vision_proj.0")]),
     ],
 };
 
@@ -99,33 +118,30 @@ const NANOVLM: Layout = Layout {
             ("attn", "self_attn"),
         ],
     },
-    projector: &["MP.proj"],
+    projectors: &[(ProjectorKind::PixelShuffle, &[("MP.proj", "vision_proj.proj")])],
 };
 
 /// A tensor in which other programs stack the query, key and value layers, and their names.
 const STACKED: (&str, [&str; 3]) = ("qkv_proj", ["q_proj", "k_proj", "v_proj"]);
 
-/// Names of a shared expert in Qwen2-MoE, and of the gate that its output is multiplied with.
-const SHARED_EXPERT: (&str, &str) = ("shared_expert", "shared_experts.0");
+/// Names of the shared expert in Qwen2-MoE, of MiniMind2's shared experts, and of the gate that the
+/// output of the former is multiplied with.
+const SHARED_EXPERT: &str = "shared_expert";
+const SHARED_EXPERTS: &str = "shared_experts";
 const SHARED_GATE: &str = "shared_expert_gate";
 
-/// The names of a projector's layers in this crate, in the order in which they are applied.
-fn projector_names(kind: ProjectorKind) -> &'static [&'static str] {
-    match kind {
-        ProjectorKind::Linear => &["vision_proj.vision_proj.0"],
-        ProjectorKind::Mlp => &["vision_proj.mlp.0", "vision_proj.mlp.1", "vision_proj.mlp.3"],
-        ProjectorKind::MergedMlp => &["vision_proj.mlp.0", "vision_proj.mlp.2"],
-        ProjectorKind::PixelShuffle => &["vision_proj.proj"],
-        ProjectorKind::Mlp2xGelu => &["vision_proj.linear_1", "vision_proj.linear_2"],
-    }
-}
+/// The module around all layers of a projector, of which some are not read.
+const PROJECTORS: [&str; 3] = ["multi_modal_projector.", "connector.", "MP."];
 
-fn layout(container: Container) -> &'static Layout {
-    match container {
-        Container::Llava => &LLAVA,
-        Container::Idefics3 => &IDEFICS3,
-        Container::Lfm2Vl => &LFM2_VL,
-        Container::NanoVlm => &NANOVLM,
+/// The layer after a linear projector, which must change nothing.
+const IDENTITY: &str = "multi_modal_projector.linear_2.";
+
+fn layout(format: ForeignFormat) -> &'static Layout {
+    match format {
+        ForeignFormat::Llava => &LLAVA,
+        ForeignFormat::Idefics3 => &IDEFICS3,
+        ForeignFormat::Lfm2Vl => &LFM2_VL,
+        ForeignFormat::NanoVlm => &NANOVLM,
     }
 }
 
@@ -150,37 +166,57 @@ fn replace_component(name: &str, old: &str, new: &str) -> String {
     dotted.trim_matches('.').to_owned()
 }
 
-/// Only the language model of a whole model, under the names of [`LmNames`], and with `projector`
-/// the projector under its own names. Tensors of an unknown purpose keep their names.
+/// The language model of a whole model, under the names of [`LmNames`], and with `projector` the
+/// projector under its own names. Tensors of an unknown purpose keep their names.
 ///
 /// # Errors
-/// The projector is not supported; two tensors would get the same name.
+/// A tensor that is left out would change the result; two tensors would get the same name.
 pub(crate) fn language_model(
     weights: Weights,
     model: &ForeignModel,
     projector: Option<ProjectorKind>,
 ) -> Result<Weights, WeightsError> {
-    let layout = layout(model.container());
-    let is_gated = model.has_gated_shared_expert();
-    let checked = if is_gated { check_shared_experts(&weights)? } else { Vec::new() };
-    let mut dropped = checked;
-    let names = projector.map_or(&[][..], projector_names);
+    let layout = layout(model.format());
+    let shared =
+        model.gated_shared_experts().map_err(|error| weights.refused(error.to_string()))?;
+    let mut dropped = match shared {
+        Some(_) => check_shared_experts(&weights, layout)?,
+        None => Vec::new(),
+    };
     if projector == Some(ProjectorKind::Linear) {
-        dropped.extend(check_identity(&weights, layout.projector.last().copied())?);
+        dropped.extend(check_identity(&weights)?);
     }
+    let of_kind =
+        |(kind, layers): &(ProjectorKind, _)| (Some(*kind) == projector).then_some(*layers);
+    let layers: &[(&str, &str)] = layout.projectors.iter().find_map(of_kind).unwrap_or(&[]);
     let weights = weights.derived(|info| {
         let name = info.name.as_str();
         if dropped.iter().any(|dropped| dropped == name) || layout.vision.rename(name).is_some() {
             return Vec::new();
         }
-        if let Some((layer, rest)) = layer_of(layout.projector, name) {
-            let new = names.get(layer).map(|new| (format!("{new}.{rest}"), Transform::Keep));
-            return new.into_iter().collect();
+        let inner = inner_name(name);
+        if projector.is_none() && PROJECTORS.iter().any(|module| inner.starts_with(module)) {
+            return Vec::new();
+        }
+        let layer = layers.iter().find_map(|(old, new)| {
+            let rest = inner.strip_prefix(old).filter(|rest| rest.starts_with('.'))?;
+            Some(format!("{new}{rest}"))
+        });
+        if let Some(new) = layer {
+            return vec![(new, Vec::new())];
         }
         let new = layout.language.rename(name).unwrap_or_else(|| name.to_owned());
-        vec![if is_gated { without_gate(new) } else { (new, Transform::Keep) }]
+        match shared {
+            Some(count) => without_gate(new, count),
+            None => vec![(new, Vec::new())],
+        }
     })?;
     with_embeddings(weights)
+}
+
+/// The name of a tensor without the module around all parts, which some versions have.
+fn inner_name(name: &str) -> &str {
+    name.strip_prefix("model.").unwrap_or(name)
 }
 
 /// The vision encoder of a whole model under Hugging Face's names of CLIP and SigLIP, without the
@@ -193,7 +229,7 @@ pub(crate) fn vision_encoder(
     model: &ForeignModel,
 ) -> Result<Weights, WeightsError> {
     let config = model.vision().map_err(|error| weights.refused(error.to_string()))?;
-    let layout = layout(model.container());
+    let layout = layout(model.format());
     let kernel = format!("{}{}.weight", vision::scope(), vision::PATCH_EMBEDDING);
     let blocks = format!("{}encoder.layers.", vision::scope());
     let is_used = |name: &str| {
@@ -208,56 +244,49 @@ pub(crate) fn vision_encoder(
         let (stacked, parts) = STACKED;
         if name.split('.').any(|component| component == stacked) {
             let part = |(index, part): (usize, &&str)| {
-                let transform = Transform::Chunk { index: index as i64, count: 3 };
-                (replace_component(&name, stacked, part), transform)
+                let transform = Transform::Chunk { dim: 0, index: index as i64, count: 3 };
+                (replace_component(&name, stacked, part), vec![transform])
             };
             return parts.iter().enumerate().map(part).collect();
         }
         let is_matrix = info.shape.len() == 2;
         let is_table = name.ends_with("position_embedding.weight") && info.shape.len() == 3;
-        let transform = match (name == kernel && is_matrix, is_table) {
-            (true, _) => Transform::PatchKernel,
-            (false, true) => Transform::WithoutFirst,
-            (false, false) => Transform::Keep,
+        let transforms = match (name == kernel && is_matrix, is_table) {
+            (true, _) => vec![Transform::PatchKernel],
+            (false, true) => vec![Transform::WithoutFirst],
+            (false, false) => Vec::new(),
         };
-        vec![(name, transform)]
+        vec![(name, transforms)]
     })
 }
 
-/// The number of the projector's layer that the tensor `name` belongs to, and the rest of its name.
-/// The names may begin with `model.`.
-fn layer_of<'a>(layers: &[&str], name: &'a str) -> Option<(usize, &'a str)> {
-    let name = name.strip_prefix("model.").unwrap_or(name);
-    layers
-        .iter()
-        .enumerate()
-        .find_map(|(index, layer)| Some((index, name.strip_prefix(layer)?.strip_prefix('.')?)))
-}
-
-/// Under which name and how a tensor of a block with a gated shared expert is read: the gate is one
-/// half, which the last layer of the expert takes in.
-fn without_gate(name: String) -> (String, Transform) {
-    let (old, new) = SHARED_EXPERT;
-    if !name.split('.').any(|component| component == old) {
-        return (name, Transform::Keep);
+/// Under which names and how a tensor of a block with a gated shared expert is read: the gate is one
+/// half, which the last layer of the expert takes in, and the expert is `count` experts side by
+/// side.
+fn without_gate(name: String, count: i64) -> Vec<(String, Vec<Transform>)> {
+    if !name.split('.').any(|component| component == SHARED_EXPERT) {
+        return vec![(name, Vec::new())];
     }
-    let transform = match name.contains(".down_proj.") {
-        true => Transform::Scale(0.5),
-        false => Transform::Keep,
+    let is_last = name.contains(".down_proj.");
+    let part = |index| {
+        let dim = usize::from(is_last);
+        let mut transforms = vec![Transform::Chunk { dim, index, count }];
+        transforms.extend(is_last.then_some(Transform::Half));
+        let new = format!("{SHARED_EXPERTS}.{index}");
+        (replace_component(&name, SHARED_EXPERT, &new), transforms)
     };
-    (replace_component(&name, old, new), transform)
+    (0..count).map(part).collect()
 }
 
 /// Checks that the gates of the shared experts are constant and that the query, key and value
 /// layers have no biases, as MiniMind2 has none. Returns the names of these tensors.
-fn check_shared_experts(weights: &Weights) -> Result<Vec<String>, WeightsError> {
+fn check_shared_experts(weights: &Weights, layout: &Layout) -> Result<Vec<String>, WeightsError> {
     let is_gate = |name: &str| name.ends_with(&format!("{SHARED_GATE}.weight"));
     let is_bias = |name: &str| {
         STACKED.1.iter().any(|layer| name.ends_with(&format!("self_attn.{layer}.bias")))
     };
-    let is_vision = |name: &str| name.contains("vision_");
     let mut checked = Vec::new();
-    for name in weights.names().filter(|name| !is_vision(name)) {
+    for name in weights.names().filter(|name| layout.vision.rename(name).is_none()) {
         if !is_gate(name) && !is_bias(name) {
             continue;
         }
@@ -273,15 +302,11 @@ fn check_shared_experts(weights: &Weights) -> Result<Vec<String>, WeightsError> 
     Ok(checked)
 }
 
-/// Checks that the layer `layer` of a projector changes nothing: its weight is the identity and its
-/// bias zero. Returns the names of its tensors.
-fn check_identity(weights: &Weights, layer: Option<&str>) -> Result<Vec<String>, WeightsError> {
-    let layer = [layer.unwrap_or_default()];
-    let names: Vec<String> = weights
-        .names()
-        .filter(|name| layer_of(&layer, name).is_some())
-        .map(str::to_owned)
-        .collect();
+/// Checks that the layer after a linear projector changes nothing: its weight is the identity and
+/// its bias zero. Returns the names of its tensors.
+fn check_identity(weights: &Weights) -> Result<Vec<String>, WeightsError> {
+    let is_one = |name: &&str| inner_name(name).starts_with(IDENTITY);
+    let names: Vec<String> = weights.names().filter(is_one).map(str::to_owned).collect();
     for name in &names {
         let tensor = weights.get(name)?;
         let is_neutral = match tensor.size().as_slice() {

@@ -62,6 +62,6 @@ pub use model_batch::{ImageInput, ModelBatch};
 pub use projector::Projector;
 pub use vlm::{LossSum, Vlm};
 pub use vlm_shapes::{
-    self as config, ForeignModel, FreezePolicy, ImageToken, LmConfig, LmFamily, MoeConfig,
-    ProjectorConfig, ProjectorKind, ShapeError, VisionConfig, VisionFamily, is_projector, names,
+    self as config, ForeignModel, FreezePolicy, LmConfig, LmFamily, MoeConfig, ProjectorConfig,
+    ProjectorKind, ShapeError, VisionConfig, VisionFamily, is_projector, names,
 };

@@ -37,7 +37,7 @@ mod transformers_form;
 mod vision;
 
 pub use error::ShapeError;
-pub use foreign::{Container, ForeignModel, ImageToken};
+pub use foreign::{ForeignFormat, ForeignModel};
 pub use freeze::FreezePolicy;
 pub use lm::{LmConfig, LmFamily, LoadBalance, MoeConfig};
 pub use names::LmNames;

@@ -132,7 +132,8 @@ impl VisionConfig {
     pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ShapeError> {
         let json = read_json(path)?;
         if let Some(model) = ForeignModel::of(&json) {
-            return model.unread_keys().map_err(in_file(path));
+            // Keys that are not supported are an error only if the whole model is used.
+            return Ok(model.unread_keys().unwrap_or_default());
         }
         let within = &json["vision_config"];
         check_keys(if within.is_object() { within } else { &json }).map_err(in_file(path))

@@ -10,17 +10,17 @@ use super::{TensorInfo, Weights, WeightsError};
 /// What is done with a tensor after it is read from its file.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Transform {
-    /// Nothing.
-    Keep,
-    /// Part `index` of `count` equal parts of the first dimension.
+    /// Part `index` of `count` equal parts of the dimension `dim`.
     Chunk {
+        /// The dimension.
+        dim: usize,
         /// Number of the part, from 0.
         index: i64,
         /// Number of parts.
         count: i64,
     },
-    /// All elements are multiplied by this number.
-    Scale(f64),
+    /// All elements are halved, which is exact.
+    Half,
     /// `[1, …]` → `[…]`.
     WithoutFirst,
     /// The kernel of a patch embedding, stored as a matrix with the channels last: `[V, p · p · 3]`
@@ -37,10 +37,10 @@ impl Transform {
     fn shape(self, shape: &[i64]) -> Option<Vec<i64>> {
         let mut shape = shape.to_vec();
         match self {
-            Self::Keep | Self::Scale(_) => {}
-            Self::Chunk { count, .. } => {
-                let first = shape.first_mut().filter(|first| **first % count == 0)?;
-                *first /= count;
+            Self::Half => {}
+            Self::Chunk { dim, count, .. } => {
+                let length = shape.get_mut(dim).filter(|length| **length % count == 0)?;
+                *length /= count;
             }
             Self::WithoutFirst => {
                 shape.first().filter(|&&first| first == 1)?;
@@ -57,13 +57,12 @@ impl Transform {
 
     pub(super) fn apply(self, tensor: &Tensor) -> Result<Tensor, TchError> {
         match self {
-            Self::Keep => Ok(tensor.shallow_clone()),
-            Self::Chunk { index, count } => {
-                let length = tensor.size()[0] / count;
+            Self::Chunk { dim, index, count } => {
+                let length = tensor.size().get(dim).map_or(0, |length| length / count);
                 // A copy, so that it does not share its memory with the other parts.
-                Ok(tensor.f_narrow(0, index * length, length)?.copy())
+                Ok(tensor.f_narrow(dim as i64, index * length, length)?.copy())
             }
-            Self::Scale(factor) => tensor.f_mul_scalar(factor),
+            Self::Half => tensor.f_mul_scalar(0.5),
             Self::WithoutFirst => tensor.f_squeeze_dim(0),
             Self::PatchKernel => {
                 let (width, pixels) = tensor.size2()?;
@@ -82,22 +81,25 @@ fn patch_side(elements: i64) -> Option<i64> {
 }
 
 impl Weights {
-    /// Replaces every tensor by those that `derive` makes of it, under their new names; with an
-    /// empty list it is left out. No values are read.
+    /// Replaces every tensor by those that `derive` makes of it: their names, and the transforms that
+    /// are applied one after another. With an empty list it is left out. No values are read.
     ///
     /// # Errors
     /// Two tensors would get the same name, or a tensor does not have the shape that a transform
     /// needs.
     pub fn derived(
         mut self,
-        derive: impl Fn(&TensorInfo) -> Vec<(String, Transform)>,
+        derive: impl Fn(&TensorInfo) -> Vec<(String, Vec<Transform>)>,
     ) -> Result<Self, WeightsError> {
         let mut infos = Vec::new();
         let (mut places, mut transforms, mut by_name) = (Vec::new(), Vec::new(), HashMap::new());
         let mut new_names: HashMap<&str, String> = HashMap::new();
         for (index, info) in self.infos.iter().enumerate() {
-            for (name, transform) in derive(info) {
-                let Some(shape) = transform.shape(&info.shape) else {
+            for (name, added) in derive(info) {
+                let shape = added
+                    .iter()
+                    .try_fold(info.shape.clone(), |shape, transform| transform.shape(&shape));
+                let Some(shape) = shape else {
                     return Err(self.refused(format!(
                         "its tensor {:?} has the shape {:?}, from which {name:?} cannot be made",
                         info.name, info.shape
@@ -105,13 +107,12 @@ impl Weights {
                 };
                 let mut chain = self.transforms[index].clone();
                 let mut shared_with = None;
-                if transform == Transform::Keep {
+                if added.is_empty() {
                     let first = info.shared_with.as_deref();
                     shared_with = first.and_then(|first| new_names.get(first).cloned());
                     new_names.insert(&info.name, name.clone());
-                } else {
-                    chain.push(transform);
                 }
+                chain.extend(added);
                 if by_name.insert(name.clone(), infos.len()).is_some() {
                     return Err(self.refused(format!(
                         "its tensor {:?} is read as {name:?}, which another tensor is, too",
@@ -143,16 +144,17 @@ mod tests {
             Tensor::arange(count, (Kind::Float, Device::Cpu)).view(shape)
         };
         for (shape, transform) in [
-            (vec![6, 2], Transform::Chunk { index: 2, count: 3 }),
-            (vec![6], Transform::Chunk { index: 1, count: 3 }),
-            (vec![2, 2], Transform::Scale(0.5)),
+            (vec![6, 2], Transform::Chunk { dim: 0, index: 2, count: 3 }),
+            (vec![2, 6], Transform::Chunk { dim: 1, index: 1, count: 2 }),
+            (vec![6], Transform::Chunk { dim: 0, index: 1, count: 3 }),
+            (vec![2, 2], Transform::Half),
             (vec![1, 4, 2], Transform::WithoutFirst),
             (vec![2, 12], Transform::PatchKernel),
         ] {
             let found = transform.apply(&stored(&shape)).unwrap();
             assert_eq!(Some(found.size()), transform.shape(&shape), "{transform:?}");
         }
-        assert_eq!(Transform::Chunk { index: 0, count: 3 }.shape(&[7]), None);
+        assert_eq!(Transform::Chunk { dim: 0, index: 0, count: 3 }.shape(&[7]), None);
         assert_eq!(Transform::WithoutFirst.shape(&[2, 3]), None);
         assert_eq!(Transform::PatchKernel.shape(&[2, 13]), None);
     }

@@ -1,8 +1,8 @@
 //! Whole vision-language models of other programs: how their `config.json` describes the language
 //! model, the vision encoder and the projector, in terms of this crate's own configurations.
 //!
-//! Each form of `config.json` is a [`Container`] with a file of its own. What a container cannot
-//! express with the parts of this program is refused by name. The names of the tensors are not
+//! Each [`ForeignFormat`] has a file of its own. What cannot be computed with the parts of this
+//! program is refused by name. The names of the tensors are not
 //! here, but in `vlm-model`.
 
 mod idefics3;
@@ -19,9 +19,9 @@ use serde_json::Value;
 use crate::keys::{self, Neutral};
 use crate::{ProjectorConfig, ShapeError, VisionConfig};
 
-/// A published form of a whole vision-language model.
+/// A published format of a whole vision-language model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Container {
+pub enum ForeignFormat {
     /// LLaVA and LLaVA-1.5 (Liu et al. 2023) in Hugging Face's form, `LlavaForConditionalGeneration`.
     Llava,
     /// Idefics3 (Laurençon et al. 2024) and SmolVLM (Marafioti et al. 2025), which have the same
@@ -33,54 +33,45 @@ pub enum Container {
     NanoVlm,
 }
 
-/// The token that stands for an image in a prompt.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ImageToken {
-    /// The token with this id.
-    Id(i64),
-    /// The token with this spelling.
-    Text(String),
-}
-
 /// The `config.json` of a whole vision-language model of another program.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ForeignModel {
-    container: Container,
+    format: ForeignFormat,
     json: Value,
 }
 
-/// The parts of a container's configuration besides the language model.
+/// The parts of a whole model besides the language model.
 struct Parts {
     vision: VisionConfig,
     projector: ProjectorConfig,
 }
 
-/// The keys at the top of a container's `config.json`.
+/// The keys at the top of a format's `config.json`.
 struct TopKeys {
     /// Keys that are read.
     read: &'static [&'static str],
-    /// Keys with the only supported values. A key that is left out has the container's default,
-    /// which its own file checks.
+    /// Keys with the only supported values. A key that is left out has the format's default, which
+    /// its own file checks.
     must_be: &'static [(&'static str, &'static [Neutral])],
 }
 
-/// Keys at the top of every container in Hugging Face's form.
+/// Keys at the top of every format of transformers.
 const COMMON_KEYS: [&str; 8] = [
     "text_config", "vision_config", "image_token_id", "image_token_index", "tie_word_embeddings",
     "vocab_size", "ignore_index", "image_seq_length",
 ];
 
 impl ForeignModel {
-    /// The model that the content of a `config.json` describes; `None` if it is none of the
-    /// containers.
+    /// The model that the content of a `config.json` describes; `None` if it has none of
+    /// the formats.
     pub fn of(json: &Value) -> Option<Self> {
-        let container = Container::of(json)?;
-        Some(Self { container, json: json.clone() })
+        let format = ForeignFormat::of(json)?;
+        Some(Self { format, json: json.clone() })
     }
 
     /// The model that `config.json` in the folder of the weights describes: `weights` is a folder
-    /// or a file in it. `None` if there is no such file, or if it describes none of the
-    /// containers.
+    /// or a file in it. `None` if there is no such file, or if it has none of the
+    /// formats.
     pub fn beside(weights: &Path) -> Option<Self> {
         let folder = if weights.is_dir() { weights } else { weights.parent()? };
         // A file that is damaged is reported by the readers of the parts.
@@ -88,12 +79,12 @@ impl ForeignModel {
         Self::of(&serde_json::from_str(&text).ok()?)
     }
 
-    /// The form of the model.
-    pub fn container(&self) -> Container {
-        self.container
+    /// The format of the model.
+    pub fn format(&self) -> ForeignFormat {
+        self.format
     }
 
-    /// The name of the form, as `model_type` spells it.
+    /// The name of the format, as `model_type` spells it.
     pub fn name(&self) -> &str {
         self.json["model_type"].as_str().unwrap_or("nanoVLM")
     }
@@ -103,16 +94,22 @@ impl ForeignModel {
     /// # Errors
     /// A setting is not supported; the message names it.
     pub fn language(&self) -> Result<Value, ShapeError> {
-        match self.container {
-            Container::NanoVlm => nanovlm::language(&self.json),
-            container => text::language(&self.json, container),
+        match self.format {
+            ForeignFormat::NanoVlm => nanovlm::language(&self.json),
+            format => text::language(&self.json, format),
         }
     }
 
-    /// Whether the language model's blocks have a shared expert with a gate, as Qwen2-MoE has. It
-    /// is read as MiniMind2's shared expert, which has none: the gate is constant.
-    pub fn has_gated_shared_expert(&self) -> bool {
-        self.json["text_config"]["model_type"] == text::QWEN2_MOE
+    /// Number of MiniMind2's shared experts that the gated shared expert of a block is read as, if
+    /// the language model has one, as Qwen2-MoE has. MiniMind2's have no gate: it must be constant.
+    ///
+    /// # Errors
+    /// As [`Self::language`].
+    pub fn gated_shared_experts(&self) -> Result<Option<i64>, ShapeError> {
+        match self.json["text_config"]["model_type"] == text::QWEN2_MOE {
+            true => Ok(self.language()?["n_shared_experts"].as_i64()),
+            false => Ok(None),
+        }
     }
 
     /// The vision encoder: the part of it that computes the features for the projector.
@@ -120,9 +117,9 @@ impl ForeignModel {
     /// # Errors
     /// The encoder is not supported.
     pub fn vision(&self) -> Result<VisionConfig, ShapeError> {
-        match self.container {
+        match self.format {
             // An encoder that LLaVA's projector cannot be used with may be used without it.
-            Container::Llava => llava::vision(&self.json),
+            ForeignFormat::Llava => llava::vision(&self.json),
             _ => Ok(self.parts()?.vision),
         }
     }
@@ -141,54 +138,51 @@ impl ForeignModel {
     /// # Errors
     /// A key may change what the model computes.
     pub fn unread_keys(&self) -> Result<Vec<String>, ShapeError> {
-        let TopKeys { read, must_be } = match self.container {
-            Container::Llava => llava::KEYS,
-            Container::Idefics3 => idefics3::KEYS,
-            Container::Lfm2Vl => lfm2_vl::KEYS,
-            Container::NanoVlm => nanovlm::KEYS,
+        let TopKeys { read, must_be } = match self.format {
+            ForeignFormat::Llava => llava::KEYS,
+            ForeignFormat::Idefics3 => idefics3::KEYS,
+            ForeignFormat::Lfm2Vl => lfm2_vl::KEYS,
+            ForeignFormat::NanoVlm => nanovlm::KEYS,
         };
         let read = [read, &COMMON_KEYS].concat();
         self.json.as_object().map_or(Ok(Vec::new()), |top| keys::check_whole(top, &read, must_be))
     }
 
-    /// The token that stands for an image; `None` if `config.json` does not name one.
-    pub fn image_token(&self) -> Option<ImageToken> {
-        if let Some(text) = self.json["vlm_extra_tokens"]["image_token"].as_str() {
-            return Some(ImageToken::Text(text.to_owned()));
-        }
-        let ids = ["image_token_id", "image_token_index"];
-        ids.iter().find_map(|key| self.json[*key].as_i64()).map(ImageToken::Id)
+    /// The id of the token that stands for an image; `None` if `config.json` has none.
+    pub fn image_token_id(&self) -> Option<i64> {
+        let names = ["image_token_id", "image_token_index"];
+        names.iter().find_map(|name| self.json[*name].as_i64())
     }
 
-    /// What a model of this form does besides what is read here, as a sentence for a warning;
+    /// What a model of this format does besides what is read here, as a sentence for a warning;
     /// `None` if it is read as it is.
     pub fn difference(&self) -> Option<String> {
-        match self.container {
-            Container::NanoVlm => nanovlm::difference(&self.json),
+        match self.format {
+            ForeignFormat::NanoVlm => nanovlm::difference(&self.json),
             _ => None,
         }
     }
 
     /// How to make the tokenizer of a model whose folder has none, for a message.
     pub fn tokenizer_advice(&self) -> Option<String> {
-        match self.container {
-            Container::NanoVlm => Some(nanovlm::tokenizer_advice(&self.json)),
+        match self.format {
+            ForeignFormat::NanoVlm => Some(nanovlm::tokenizer_advice(&self.json)),
             _ => None,
         }
     }
 
     fn parts(&self) -> Result<Parts, ShapeError> {
         self.unread_keys()?;
-        match self.container {
-            Container::Llava => llava::parts(&self.json),
-            Container::Idefics3 => idefics3::parts(&self.json),
-            Container::Lfm2Vl => lfm2_vl::parts(&self.json),
-            Container::NanoVlm => nanovlm::parts(&self.json),
+        match self.format {
+            ForeignFormat::Llava => llava::parts(&self.json),
+            ForeignFormat::Idefics3 => idefics3::parts(&self.json),
+            ForeignFormat::Lfm2Vl => lfm2_vl::parts(&self.json),
+            ForeignFormat::NanoVlm => nanovlm::parts(&self.json),
         }
     }
 }
 
-impl Container {
+impl ForeignFormat {
     fn of(json: &Value) -> Option<Self> {
         match json["model_type"].as_str() {
             None if nanovlm::is_one(json) => Some(Self::NanoVlm),

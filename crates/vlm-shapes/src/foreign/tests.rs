@@ -134,7 +134,7 @@ fn published_configurations_are_read_with_the_defaults_of_their_classes() {
     assert_eq!((vision.num_hidden_layers, vision.num_patches()), (23, 576));
     let projector = model(&json).projector().unwrap();
     assert_eq!((projector.kind, projector.tokens_per_image), (ProjectorKind::Mlp2xGelu, 576));
-    assert_eq!(model(&json).image_token(), Some(ImageToken::Id(32000)));
+    assert_eq!(model(&json).image_token_id(), Some(32000));
 
     let json = smolvlm();
     let lm = LmConfig::from_json(&json).unwrap();
@@ -148,13 +148,17 @@ fn published_configurations_are_read_with_the_defaults_of_their_classes() {
     assert!(LmConfig::from_json(&json).unwrap().qk_norm);
     assert_eq!(VisionConfig::from_json(&json).unwrap().image_size, 224);
     assert_eq!(model(&json).projector().unwrap().kind, ProjectorKind::Mlp);
+    let mut linear = json;
+    linear["projector_hidden_act"] = json!("linear");
+    linear["projector_use_layernorm"] = json!(false);
+    assert_eq!(model(&linear).projector().unwrap().kind, ProjectorKind::Linear);
 
     let json = nanovlm();
     assert!(LmConfig::is_language_model(&json));
     let lm = LmConfig::from_json(&json).unwrap();
     assert_eq!((lm.vocab_size, lm.n_layers, lm.rope_theta), (49218, 32, 1e5));
     assert_eq!(model(&json).projector().unwrap().tokens_per_image, 64);
-    assert_eq!(model(&json).image_token(), Some(ImageToken::Text("<|image|>".into())));
+    assert_eq!(model(&json).image_token_id(), None);
     assert!(model(&json).difference().unwrap().contains("tiles"));
     let advice = model(&json).tokenizer_advice().unwrap();
     assert!(advice.contains("\"HuggingFaceTB/SmolLM2-360M-Instruct\""), "{advice}");
@@ -178,6 +182,9 @@ fn qwens_experts_are_read_as_those_of_minimind() {
     let lm = LmConfig::from_json(&json).unwrap();
     assert_eq!((lm.family, lm.qk_norm, lm.qkv_bias), (LmFamily::MiniMind2, false, false));
     assert_eq!((lm.num_shared_experts(), lm.moe.aux_loss_alpha), (1, 0.1));
+    assert_eq!(model(&json).gated_shared_experts().unwrap(), Some(1));
+    json["text_config"]["shared_expert_intermediate_size"] = json!(2 * 1408);
+    assert_eq!(LmConfig::from_json(&json).unwrap().num_shared_experts(), 2);
     let refusal = |model_type: &str, key: &str, value: Value| {
         let mut json = experts(model_type);
         json["text_config"][key] = value;

@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::Container;
+use super::ForeignFormat;
 use crate::ShapeError;
 use crate::keys::{Neutral, unsupported};
 
@@ -25,9 +25,9 @@ const WITHOUT_EFFECT: [&str; 4] =
 ///
 /// # Errors
 /// A language model that is not supported, or experts that cannot be computed exactly.
-pub(super) fn language(json: &Value, container: Container) -> Result<Value, ShapeError> {
+pub(super) fn language(json: &Value, format: ForeignFormat) -> Result<Value, ShapeError> {
     let mut text = json["text_config"].as_object().cloned().unwrap_or_default();
-    let default_type = if container == Container::Lfm2Vl { "lfm2" } else { "llama" };
+    let default_type = if format == ForeignFormat::Lfm2Vl { "lfm2" } else { "llama" };
     let model_type = text["model_type"].as_str().unwrap_or(default_type).to_owned();
     if !SUPPORTED.contains(&model_type.as_str()) {
         return Err(ShapeError::Config(format!(
@@ -37,7 +37,7 @@ pub(super) fn language(json: &Value, container: Container) -> Result<Value, Shap
         )));
     }
     text.insert("model_type".into(), json!(model_type));
-    if container == Container::Idefics3 {
+    if format == ForeignFormat::Idefics3 {
         text.retain(|key, _| !WITHOUT_EFFECT.contains(&key.as_str()));
         fill(&mut text, "rms_norm_eps", json!(1e-5));
     }
@@ -59,7 +59,7 @@ pub(super) fn language(json: &Value, container: Container) -> Result<Value, Shap
     let is_tied = |tie: Option<&Value>| tie.and_then(Value::as_bool);
     let (within, top) = (is_tied(text.get("tie_word_embeddings")), &json["tie_word_embeddings"]);
     let top = is_tied(Some(top)).or(is_tied(Some(&json["tie_embedding"])));
-    let default = container == Container::Lfm2Vl;
+    let default = format == ForeignFormat::Lfm2Vl;
     let tied = within == Some(true) || top.unwrap_or(default && within.is_none());
     text.insert("tie_word_embeddings".into(), json!(tied));
     if [QWEN2_MOE, QWEN3_MOE].contains(&model_type.as_str()) {
@@ -111,15 +111,7 @@ fn as_minimind(
         fill(&mut text, "rope_theta", json!(1e4));
     }
     if is_qwen2 {
-        let (shared, width) =
-            (text.remove("shared_expert_intermediate_size"), &text["moe_intermediate_size"]);
-        if shared.as_ref().is_some_and(|shared| shared != width) {
-            return Err(ShapeError::Config(format!(
-                "shared_expert_intermediate_size is {} and moe_intermediate_size {width}; shared \
-                 experts of another width are not supported",
-                shared.unwrap_or_default()
-            )));
-        }
+        let num_shared = num_shared_experts(&mut text)?;
         if text["norm_topk_prob"] == true && text["num_experts_per_tok"] == 1 {
             return Err(ShapeError::Config(
                 "norm_topk_prob is true with one expert per token, which is not supported for \
@@ -129,11 +121,26 @@ fn as_minimind(
         }
         let experts = text.remove("num_experts").unwrap_or_default();
         text.insert("n_routed_experts".into(), experts);
-        text.insert("n_shared_experts".into(), json!(1));
+        text.insert("n_shared_experts".into(), json!(num_shared));
         let coefficient = text.remove("router_aux_loss_coef").unwrap_or_default();
         text.insert("aux_loss_alpha".into(), coefficient);
     }
     text.insert("model_type".into(), json!("minimind"));
     text.insert("use_moe".into(), json!(true));
     Ok(text)
+}
+
+/// Removes the width of Qwen2's shared expert, and returns the number of MiniMind2's shared experts
+/// that are as wide together.
+fn num_shared_experts(text: &mut Map<String, Value>) -> Result<i64, ShapeError> {
+    let shared = text.remove("shared_expert_intermediate_size").unwrap_or_default();
+    let width = text["moe_intermediate_size"].as_i64().unwrap_or(0).max(1);
+    let shared = shared.as_i64().unwrap_or(width);
+    if shared < 1 || shared % width != 0 {
+        return Err(ShapeError::Config(format!(
+            "shared_expert_intermediate_size is {shared}; expected a multiple of \
+             moe_intermediate_size {width}"
+        )));
+    }
+    Ok(shared / width)
 }
