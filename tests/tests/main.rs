@@ -23,3 +23,4 @@ mod support;
 mod survival;
 mod two_machines;
 mod waiting;
+mod whole_models;
