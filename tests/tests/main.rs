@@ -24,3 +24,4 @@ mod support;
 mod survival;
 mod two_machines;
 mod waiting;
+mod whole_models;

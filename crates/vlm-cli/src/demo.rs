@@ -15,7 +15,7 @@ use vlm_train::report::HeldOutSection;
 
 use crate::args::DemoWeightsArgs;
 use crate::error::CliError;
-use crate::pretrain::{configuration, report};
+use crate::pretrain::{INIT_FROM, configuration, report};
 use crate::progress::TrainingProgress;
 
 /// Runs the demo: a training run, with an evaluation on the held-out rows before and after it.
@@ -140,6 +140,10 @@ fn add_demo_defaults(layers: &mut Layers, data: &Path, files: &DemoFiles) {
         ("log-interval", defaults::LOG_INTERVAL.into()),
         ("save-interval", defaults::SAVE_INTERVAL.into()),
     ];
-    let entries = defaults.into_iter().filter_map(|(name, value)| Some((find(name)?.0, value)));
+    // A whole model to start from has its own parts.
+    let is_whole = layers.get(INIT_FROM).is_some();
+    let is_part = |name: &str| ["lm", "vision", "tokenizer"].contains(&name);
+    let used = defaults.into_iter().filter(|(name, _)| !is_whole || !is_part(name));
+    let entries = used.filter_map(|(name, value)| Some((find(name)?.0, value)));
     layers.add(&Origin::Demo, entries.collect());
 }

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use vlm_data::{MANIFEST_FILE, Manifest, open_source_with, verify};
 use vlm_display::{Align, Table};
 use vlm_model::weights::{Weights, WeightsError};
-use vlm_model::{LmConfig, VisionConfig};
+use vlm_model::{ForeignModel, LmConfig, VisionConfig};
 
 use crate::error::CliError;
 use crate::inspect_row::{self, InspectRowArgs};
@@ -174,7 +174,15 @@ fn describe_config(folder: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(&path).unwrap_or_default();
     let Ok(json) = serde_json::from_str::<Value>(&text) else { return Vec::new() };
     let mut lines = Vec::new();
-    if let Ok(lm) = LmConfig::from_json(&json) {
+    let foreign = ForeignModel::of(&json);
+    if let Some(model) = &foreign {
+        lines.push(format!("whole model of the form {}", model.name()));
+    }
+    let lm = LmConfig::from_json(&json);
+    if let (Some(_), Err(error)) = (&foreign, &lm) {
+        lines.push(format!("language model: not supported: {error}"));
+    }
+    if let Ok(lm) = lm {
         lines.push(format!(
             "language model: {:?}{}, hidden size {}, {} blocks, {} heads of {} ({} for keys and \
              values), feed-forward {}, vocabulary {}",
@@ -192,7 +200,7 @@ fn describe_config(folder: &Path) -> Vec<String> {
     // The config.json of an encoder, or that of a run, which describes the encoder under `vision`.
     let tower = if json["vision"].is_object() { &json["vision"] } else { &json };
     if let Some(vision) =
-        VisionConfig::from_json(tower).ok().filter(|_| !tower["model_type"].is_null())
+        VisionConfig::from_json(tower).ok().filter(|_| foreign.is_some() || has_type(tower))
     {
         lines.push(format!(
             "vision encoder: {:?}, width {}, {} blocks, {} patches of {} pixels",
@@ -203,6 +211,15 @@ fn describe_config(folder: &Path) -> Vec<String> {
             vision.patch_size
         ));
     }
+    match foreign.as_ref().map(ForeignModel::projector) {
+        Some(Ok(projector)) => lines.push(format!(
+            "projector: {}, {} tokens per image",
+            json!(projector.kind).as_str().unwrap_or_default(),
+            projector.tokens_per_image
+        )),
+        Some(Err(error)) => lines.push(format!("projector: not supported: {error}")),
+        None => {}
+    }
     if let Some(tokens) = json["projector"]["tokens_per_image"].as_i64() {
         let kind = json["projector"]["kind"].as_str().unwrap_or_default();
         let token = json["image_token"].as_str().unwrap_or_default();
@@ -212,6 +229,11 @@ fn describe_config(folder: &Path) -> Vec<String> {
         lines.insert(0, format!("{}:", path.display()));
     }
     lines
+}
+
+/// Whether the configuration names its class.
+fn has_type(json: &Value) -> bool {
+    !json["model_type"].is_null()
 }
 
 /// The name of a type, as PyTorch and Hugging Face write it.

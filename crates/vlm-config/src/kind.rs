@@ -58,7 +58,9 @@ kinds! {
     DataPaths => Kind::Paths,
     Vec<String> => Kind::Words,
     Padding => Kind::Choice(&["longest", "max", "none"]),
-    ProjectorKind => Kind::Choice(&["linear", "mlp", "merged-mlp", "pixel-shuffle"]),
+    ProjectorKind => Kind::Choice(&[
+        "linear", "mlp", "merged-mlp", "pixel-shuffle", "mlp2x-gelu",
+    ]),
     Dtype => Kind::Choice(&["float32", "bfloat16", "float16"]),
     LossAverage => Kind::Choice(&["batch", "token"]),
     LrSchedule => Kind::Choice(&["reference", "cosine", "wsd", "constant", "linear"]),

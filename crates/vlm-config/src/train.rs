@@ -144,6 +144,12 @@ settings! {
             /// The parts that are trained besides the projector.
             freeze: FreezePolicy,
         }
+        /// Whole vision-language model to start from: a folder of transformers (LLaVA, SmolVLM,
+        /// Idefics3, LFM2-VL; docs/models.md lists the forms) or of nanoVLM, the out-dir of a run,
+        /// or a folder of `vlm convert`. It is the same as giving its parts with --lm, --vision and
+        /// --tokenizer, and its projector is needed; --vision and --tokenizer have precedence.
+        init_from: Option<PathBuf> = None, shown("DIR")
+            .of_model("a folder with a whole vision-language model");
         /// Weights of the language model: a .pth or .safetensors file, a folder with one, the
         /// out-dir of a run, or "none" for random weights.
         lm: Option<PathBuf> = None, shown("PATH|none")
@@ -169,7 +175,8 @@ settings! {
             .default_is("that of the language model's family");
         /// Type of the projector, which maps patch features to token embeddings: linear (one
         /// layer), mlp (norm and two layers), merged-mlp (two layers, 256 patches to 64 tokens),
-        /// pixel-shuffle (one layer, several patches to one token, as in nanoVLM).
+        /// pixel-shuffle (one layer, several patches to one token, as in nanoVLM), mlp2x-gelu (two
+        /// layers, as in LLaVA-1.5).
         projector: Option<ProjectorKind> = None, shown("KIND")
             .default_is("that of the weights, else of the language model's family");
         /// Keep only the input of each block and compute the block again in the backward pass. This

@@ -98,6 +98,12 @@ impl ChatTokenizer {
                 spelled.join(" or ")
             ))
         })?;
+        let placeholder = match &files.image_tags {
+            Some(tags) if tags.image_token == placeholder.token() => {
+                placeholder.between(tags.before.clone(), tags.after.clone())
+            }
+            _ => placeholder,
+        };
         let template = ChatTemplate::new(&files.chat_template, files.special_tokens.clone())
             .map_err(|e| problem(format!("the chat template cannot be used: {e}")))?;
         let mut stop_token_ids = vec![eos_token_id];
@@ -331,7 +337,12 @@ impl ChatTokenizer {
     }
 
     fn image_tokens(&self, count: usize) -> ImageTokens<'_> {
-        ImageTokens { id: self.image_token_id, text: self.placeholder.token(), count }
+        ImageTokens {
+            id: self.image_token_id,
+            text: self.placeholder.token(),
+            count,
+            has_tags: self.placeholder.has_tags(),
+        }
     }
 
     fn conversation<'a>(&'a self, turns: &'a [Turn], image: &'a str) -> Conversation<'a> {

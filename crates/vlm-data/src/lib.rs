@@ -118,4 +118,5 @@ pub use shards::{MANIFEST_FILE, Manifest, ShardEntry};
 pub use source::{Encoding, PreparedRow, RowSource};
 pub use statistics::{PaddingWaste, Statistics};
 pub use text_stream::TextStream;
+pub use tokenizer_files::token_of_id;
 pub use worker::ImageReading;

@@ -85,6 +85,19 @@ impl ImageProcessor {
         PreprocessConfig::of_class(class, image_size).map(Self::new).map_err(DataError::Settings)
     }
 
+    /// Reads `settings` in the form of `preprocessor_config.json`; `class` is used if they do not
+    /// name one. `path` is the file or folder that they come from, for messages.
+    ///
+    /// # Errors
+    /// Settings that do not give squares of one size.
+    pub fn from_settings(
+        path: &Path,
+        settings: &serde_json::Value,
+        class: ImageProcessorClass,
+    ) -> Result<Self, DataError> {
+        Self::parse(path, &settings.to_string(), class)
+    }
+
     /// The settings as `preprocessor_config.json`, with every setting written out.
     pub fn settings(&self) -> serde_json::Value {
         self.config.to_json()

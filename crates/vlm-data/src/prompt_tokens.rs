@@ -45,6 +45,8 @@ pub(crate) struct ImageTokens<'a> {
     pub(crate) id: i64,
     pub(crate) text: &'a str,
     pub(crate) count: usize,
+    /// Whether every image has further tokens around it.
+    pub(crate) has_tags: bool,
 }
 
 /// A prompt's tokens, with the first token of each image.
@@ -67,8 +69,16 @@ impl EncodedPrompt {
         let mut image_starts = Vec::with_capacity(prompt.images.len());
         for range in &prompt.images {
             let first = tokens.at(range.start);
-            let run = &tokens.ids[first..tokens.at(range.end)];
-            if run.len() != image.count || run.iter().any(|&id| id != image.id) {
+            let written = &tokens.ids[first..tokens.at(range.end)];
+            // There may be other tokens before and after the image.
+            let before = written.iter().take_while(|&&id| id != image.id).count();
+            let run = &written[before..];
+            let run = &run[..run.iter().rposition(|&id| id == image.id).map_or(0, |last| last + 1)];
+            let is_bare = before == 0 && run.len() == written.len();
+            if run.len() != image.count
+                || run.iter().any(|&id| id != image.id)
+                || !is_bare && !image.has_tags
+            {
                 return Err(Reject::new(
                     RejectReason::TokenizerFailed,
                     format!(
@@ -76,11 +86,11 @@ impl EncodedPrompt {
                          {}",
                         count(image.count, "token"),
                         image.id,
-                        count(run.len(), "token")
+                        count(written.len(), "token")
                     ),
                 ));
             }
-            image_starts.push(first);
+            image_starts.push(first + before);
         }
         check_strays(&tokens.ids, &image_starts, image)?;
         Ok(Self { tokens, image_starts })

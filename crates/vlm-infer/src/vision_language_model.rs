@@ -1,17 +1,17 @@
 //! Loads a trained model with its tokenizer and image preprocessing.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use vlm_data::{ChatTokenizer, ImageProcessor};
-use vlm_model::part_files::open_language_model;
 use vlm_model::sampling::Sampling;
 use vlm_model::{Vlm, is_projector};
 use vlm_shapes::Dtype;
 
 use crate::InferError;
-use crate::assemble::build_model;
+use crate::assemble::{ModelFiles, build_model};
 use crate::device::select_device;
+use crate::foreign::open_lm;
 use crate::generator::Generator;
 use crate::model_inputs::ModelInputs;
 use crate::precision::default_dtype;
@@ -20,8 +20,8 @@ use crate::precision::default_dtype;
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct LoadOptions {
-    /// The folder of a run, an exported folder in Hugging Face format, or a weights file in the
-    /// folder of its run.
+    /// The folder of a run, an exported folder in Hugging Face format, a weights file in the folder
+    /// of its run, or the folder of a whole model of another program (docs/models.md lists them).
     pub model: PathBuf,
     /// Folder of the vision encoder; `None` for the one in the folder of the model, or else the one
     /// that its `config.json` names.
@@ -87,7 +87,7 @@ impl VisionLanguageModel {
         let device = select_device(&options.device)?;
         let ModelInputs { tokenizer, processor, shapes, files, .. } = ModelInputs::open(options)?;
         let weights = files.lm.clone().unwrap_or_else(|| options.model.clone());
-        require_projector(&weights)?;
+        require_projector(&files)?;
         let model = build_model(&files, &shapes, true, 0, device)?;
         model.params().set_trainable(|_| false);
         model.vision_params().set_trainable(|_| false);
@@ -111,11 +111,16 @@ impl VisionLanguageModel {
     }
 }
 
-/// Returns an error if the weights have no projector: with a random one, the generated text would
-/// not depend on the image.
-fn require_projector(path: &Path) -> Result<(), InferError> {
-    let weights = open_language_model(path).map_err(InferError::file)?;
-    if weights.names().any(is_projector) {
+/// Checks that the weights of the language model are those of a whole model, with a projector: with
+/// a random one, the generated text would not depend on the image.
+///
+/// # Errors
+/// They have no projector.
+pub fn require_projector(files: &ModelFiles) -> Result<(), InferError> {
+    let Some(path) = &files.lm else {
+        return Err(InferError::setting("lm", "`lm`: random weights have no trained projector"));
+    };
+    if open_lm(path, &files.vision)?.names().any(is_projector) {
         return Ok(());
     }
     Err(InferError::unusable(format!(

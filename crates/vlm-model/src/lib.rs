@@ -33,6 +33,7 @@
 extern crate self as vlm_model;
 
 mod attention;
+mod containers;
 pub mod detect;
 mod error;
 mod feed_forward;
@@ -61,6 +62,6 @@ pub use model_batch::{ImageInput, ModelBatch};
 pub use projector::Projector;
 pub use vlm::{LossSum, RowLosses, Vlm};
 pub use vlm_shapes::{
-    self as config, FreezePolicy, LmConfig, LmFamily, MoeConfig, ProjectorConfig, ProjectorKind,
-    ShapeError, VisionConfig, VisionFamily, is_projector, names,
+    self as config, ForeignModel, FreezePolicy, LmConfig, LmFamily, MoeConfig, ProjectorConfig,
+    ProjectorKind, ShapeError, VisionConfig, VisionFamily, is_projector, names,
 };

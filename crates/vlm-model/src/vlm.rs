@@ -417,7 +417,7 @@ mod tests {
         ];
         for (index, lm) in configs.iter().enumerate() {
             let vision = &towers[index % 2];
-            let projector = ProjectorConfig::new(ProjectorKind::ALL[index % 4], vision).unwrap();
+            let projector = ProjectorConfig::new(ProjectorKind::ALL[index % 5], vision).unwrap();
             let model = Vlm::with_projector(lm, vision, &projector, Device::Cpu).unwrap();
             let listed = [lm.tensors(), projector.tensors(vision, lm.dim)].concat();
             assert_eq!(shapes(model.params()), listed, "{lm:?}, {projector:?}");

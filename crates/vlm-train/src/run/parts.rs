@@ -19,7 +19,7 @@ use vlm_display::count;
 use vlm_infer::evaluation::{EvalOptions, Evaluator};
 use vlm_infer::image_processor;
 use vlm_infer::{Dtype, default_dtype};
-use vlm_infer::{ModelFiles, Shapes, open_tokenizer, settle_shapes};
+use vlm_infer::{ModelFiles, Shapes, open_tokenizer, require_projector, settle_shapes};
 
 /// The parts of a run that need neither model weights nor the out-dir.
 pub(super) struct Parts {
@@ -47,6 +47,9 @@ impl Parts {
             tch::set_num_threads(threads);
         }
         let files = model_files(&config.model);
+        if config.model.init_from.is_some() {
+            require_projector(&files)?;
+        }
         let tokenizer = Arc::new(open_tokenizer(&files)?);
         let request = &config.model.shape;
         let shapes = settle_shapes(&files, request, &tokenizer, config.data.max_seq_len)?;
