@@ -146,8 +146,8 @@ settings! {
         }
         /// Whole vision-language model to start from: a folder of transformers (LLaVA, SmolVLM,
         /// Idefics3, LFM2-VL; docs/models.md lists the forms) or of nanoVLM, the out-dir of a run,
-        /// or a folder of `vlm convert`. It is the same as giving its parts with --lm, --vision and
-        /// --tokenizer, and its projector is needed; --vision and --tokenizer have precedence.
+        /// or a folder of `vlm convert`. It is the same as giving its parts with `lm`, `vision` and
+        /// `tokenizer`, and its projector is needed; `vision` and `tokenizer` have precedence.
         init_from: Option<PathBuf> = None, shown("DIR")
             .of_model("a folder with a whole vision-language model");
         /// Weights of the language model: a .pth or .safetensors file, a folder with one, the
