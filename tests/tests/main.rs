@@ -10,6 +10,7 @@ mod families;
 mod generation;
 mod launching;
 mod loading;
+mod minimind3v;
 mod overfit;
 mod parallel;
 mod planning;
