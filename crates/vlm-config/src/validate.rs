@@ -155,3 +155,34 @@ impl OptimConfig {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(change: impl FnOnce(&mut DataConfig)) -> String {
+        let mut config = TrainConfig::default();
+        change(&mut config.data);
+        config.validate().err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn system_prompts_and_the_fraction_of_rows_that_get_one_need_each_other() {
+        let prompts = || vec!["Be brief.".to_owned()];
+        assert!(error(|data| data.add_system_ratio = Some(0.2)).contains("there are none"));
+        assert!(error(|data| data.system_prompt = prompts()).contains("has no effect"));
+        let blank = error(|data| {
+            data.add_system_ratio = Some(0.2);
+            data.system_prompt = vec![" ".into()];
+        });
+        assert!(blank.contains("a blank text"), "{blank}");
+        // A recipe's prompts stay when a flag turns them off.
+        for ratio in [0.0, 0.2] {
+            let found = error(|data| {
+                data.add_system_ratio = Some(ratio);
+                data.system_prompt = prompts();
+            });
+            assert_eq!(found, "");
+        }
+    }
+}

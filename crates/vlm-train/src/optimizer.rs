@@ -249,6 +249,23 @@ mod tests {
     }
 
     #[test]
+    fn a_gradient_of_zero_changes_a_tensor_by_momentum_and_no_gradient_does_not() {
+        for (zeroes, expected) in [(false, 0.9), (true, 0.833)] {
+            let mut optim = OptimConfig::default();
+            optim.learning_rate = 0.1;
+            optim.weight_decay = 0.0;
+            optim.zero_unused_gradients = zeroes;
+            let mut optimizer = optimizer(&optim);
+            optimizer.step(|rate| rate).unwrap();
+            vlm_torch::set_grad_none(&optimizer.params()).unwrap();
+            optimizer.step(|rate| rate).unwrap();
+            // torch 2.11: two steps of AdamW([p], lr=0.1, weight_decay=0) with p.grad = 1 and 0.
+            let found = values(&optimizer)[0];
+            assert!((found - expected).abs() < 1e-4, "{found} with {zeroes}");
+        }
+    }
+
+    #[test]
     fn the_moving_average_is_updated_and_restored_with_the_state() {
         let mut optim = OptimConfig::default();
         optim.learning_rate = 0.1;
