@@ -191,7 +191,7 @@ fn a_run_with_too_many_rejected_rows_fails_with_the_reasons() {
     run(&one, "none", &["--max-rejected-fraction", "0"]).assert_error(1, &["the limit is 0"]);
     let ended = run(&one, "one", &[]);
     ended.assert_success();
-    let message = "1 rejected rows (1 missing-image): ";
+    let message = "1 rejected row (1 missing-image): ";
     assert!(
         ended.stdout.contains(message) && ended.stdout.contains("rejected.jsonl"),
         "{}",

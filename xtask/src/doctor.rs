@@ -1,18 +1,21 @@
 //! `cargo xtask doctor`: reports what this machine has and whether training can run on it. It
 //! changes nothing.
 
+use std::fmt::Display;
 use std::fs;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::Result;
+use vlm_display::{Align, Table};
 
 use crate::cache::{cache_dir, gigabytes, libtorch_entry};
+use crate::cxx;
 use crate::gpu;
 use crate::libtorch::{Flavour, Libtorch, VERSION};
+use crate::program::{first_line, output_of};
 use crate::python::Python;
 use crate::setup;
-use crate::smoke_test;
 use crate::sys;
 use crate::workspace::Workspace;
 
@@ -23,24 +26,21 @@ const MIN_MEMORY_BYTES: u64 = 3_000_000_000;
 const MIN_DISK_BYTES: u64 = 3_000_000_000;
 
 /// What was found, warnings, and problems that keep training from running.
-#[derive(Default)]
 struct Report {
-    lines: Vec<(&'static str, String)>,
+    table: Table,
     warnings: Vec<String>,
     problems: Vec<String>,
 }
 
 /// Prints the report. The exit code is 1 if training cannot run.
 pub fn run(workspace: &Workspace) -> Result<ExitCode> {
-    let mut report = Report::default();
+    let table = Table::new(&[Align::Left]);
+    let mut report = Report { table, warnings: Vec::new(), problems: Vec::new() };
     report.toolchain(workspace);
     report.libtorch(workspace);
     report.gpus();
     report.machine(workspace);
-    for (what, found) in &report.lines {
-        println!("{what:<14} {found}");
-    }
-    println!();
+    println!("{}", report.table);
     for warning in &report.warnings {
         println!("warning: {warning}");
     }
@@ -56,8 +56,8 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
 }
 
 impl Report {
-    fn line(&mut self, what: &'static str, found: impl Into<String>) {
-        self.lines.push((what, found.into()));
+    fn line(&mut self, what: &str, found: impl Display) {
+        self.table.push(&[&what, &found]);
     }
 
     fn toolchain(&mut self, workspace: &Workspace) {
@@ -66,7 +66,7 @@ impl Report {
         let rustc = first_line(Command::new(rustc).current_dir(workspace.root()).arg("--version"));
         self.line("rustc", rustc.unwrap_or_else(|| "not found".to_owned()));
         self.line("cargo", cargo.unwrap_or_else(|| "not found".to_owned()));
-        match smoke_test::cxx_version() {
+        match cxx::version() {
             Ok(version) => self.line("C++ compiler", version),
             Err(error) => {
                 self.line("C++ compiler", "none");
@@ -137,13 +137,9 @@ impl Report {
             version.unwrap_or_else(|| format!("{gpu_file}, version unknown")),
         );
         let query = ["--query-gpu=name,memory.total", "--format=csv,noheader"];
-        match Command::new("nvidia-smi").args(query).output() {
-            Ok(output) if output.status.success() => {
-                for gpu in String::from_utf8_lossy(&output.stdout).lines() {
-                    self.line("GPU", gpu.to_owned());
-                }
-            }
-            _ => self.line("GPU", "unknown: nvidia-smi failed"),
+        match output_of(Command::new("nvidia-smi").args(query), "listing GPUs") {
+            Ok(gpus) => gpus.lines().for_each(|gpu| self.line("GPU", gpu)),
+            Err(_) => self.line("GPU", "unknown: nvidia-smi failed"),
         }
     }
 
@@ -185,13 +181,6 @@ impl Report {
             Err(error) => self.line(what, format!("{}: {error}", path.display())),
         }
     }
-}
-
-/// The first line that a program prints; `None` if it cannot be started or fails.
-fn first_line(command: &mut Command) -> Option<String> {
-    let output = command.output().ok()?;
-    let first = String::from_utf8_lossy(&output.stdout).lines().next()?.to_owned();
-    output.status.success().then_some(first)
 }
 
 fn describe_pythons(pythons: &[Python]) -> String {

@@ -4,11 +4,11 @@
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::smoke_test::cxx_compiler;
+use crate::cxx;
 use crate::workspace::Workspace;
 
 /// The flag of `cargo xtask test`; it is not passed to cargo.
@@ -47,7 +47,7 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
     for (names, library) in LIBRARIES {
         let library = folder.join(library);
         let sources: Vec<PathBuf> = names.iter().map(|name| sources.join(name)).collect();
-        if !sources.iter().all(|source| is_newer(&library, source)) {
+        if !sources.iter().all(|source| cxx::is_newer(&library, source)) {
             eprintln!("test: compiling {}", names.join(" and "));
             compilers.push((names, compile(workspace, &sources, &library)?));
         }
@@ -64,10 +64,7 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
 fn compile(workspace: &Workspace, sources: &[PathBuf], library: &Path) -> Result<Child> {
     let torch = workspace.libtorch_link().join("torch");
     let (include, lib) = (torch.join("include"), torch.join("lib"));
-    let compiler = cxx_compiler();
-    let mut words = compiler.split_whitespace();
-    Command::new(words.next().unwrap_or("c++"))
-        .args(words)
+    cxx::compiler()
         .args(["-shared", "-fPIC", "-std=c++17", "-O1", "-w"])
         .args(["-DUSE_DISTRIBUTED", "-DUSE_C10D_GLOO", "-D_GLIBCXX_USE_CXX11_ABI=1"])
         .args([Path::new("-I"), &include, Path::new("-I")])
@@ -80,10 +77,5 @@ fn compile(workspace: &Workspace, sources: &[PathBuf], library: &Path) -> Result
         .arg(library)
         .stdin(Stdio::null())
         .spawn()
-        .with_context(|| format!("starting the C++ compiler {compiler}"))
-}
-
-fn is_newer(library: &Path, source: &Path) -> bool {
-    let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    matches!((modified(library), modified(source)), (Some(a), Some(b)) if a >= b)
+        .with_context(|| format!("starting the C++ compiler {}", cxx::name()))
 }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::{Context, Result};
-use vlm_config::{Layers, Setting, Stage, settings, shown_value};
+use vlm_config::{Layers, Setting, Stage, settings, shown_value, with_flags};
 
 use crate::workspace::Workspace;
 
@@ -68,8 +68,8 @@ fn row(setting: &Setting, sft: &Layers) -> String {
         Some(range) => format!(" It is {range}."),
         None => String::new(),
     };
-    let escaped = |text: &str| text.replace('|', "\\|").replace('<', "\\<");
-    format!("| {names} | {} | {}{range} |", escaped(&default), escaped(&setting.doc))
+    let shown = |text: &str| with_flags(text).replace('|', "\\|").replace('<', "\\<");
+    format!("| {names} | {} | {}{range} |", shown(&default), shown(&setting.doc))
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::libtorch::{Flavour, Libtorch};
+use crate::program::first_line;
 
 /// Files that exist on a machine with a GPU, relative to the root of the file system: the driver's
 /// version file, its device files (containers often have only these), and WSL2's bridge to the
@@ -35,9 +36,7 @@ pub fn driver() -> Option<(u32, String)> {
     let from_record = record.as_deref().and_then(version_in_record);
     let from_tool = || {
         let query = ["--query-gpu=driver_version", "--format=csv,noheader"];
-        let output = Command::new("nvidia-smi").args(query).output().ok()?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        let version = text.lines().next()?.trim().to_owned();
+        let version = first_line(Command::new("nvidia-smi").args(query))?.trim().to_owned();
         Some((major(&version)?, version))
     };
     from_record.or_else(from_tool)

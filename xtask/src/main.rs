@@ -9,7 +9,9 @@ mod console;
 mod bench;
 mod cache;
 mod check;
+mod cxx;
 mod demo;
+mod dist;
 mod doctor;
 mod fake_cuda;
 mod flags_page;
@@ -21,6 +23,7 @@ mod nccl;
 mod pip;
 mod plan;
 mod prepare;
+mod program;
 mod python;
 mod run_tests;
 mod setup;
@@ -80,6 +83,8 @@ enum Command {
     /// Build everything and run the tests; arguments are passed to `cargo test`. With --fake-cuda
     /// run the tests on a CUDA device without a GPU
     Test(Passed),
+    /// Pack the program for machines without Rust: a Python wheel, and a tarball with libtorch
+    Dist(dist::DistArgs),
     /// Write the tables of docs/flags.md from the list of settings
     Docs,
     /// Check formatting, the rules of this repository, and lints
@@ -147,6 +152,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Vlm(passed) => launch::vlm(workspace, None, passed.args),
         Command::Test(passed) => run_tests::run(workspace, passed.args),
         Command::Docs => flags_page::write(workspace).map(|()| ExitCode::SUCCESS),
+        Command::Dist(args) => dist::run(workspace, &args).map(|()| ExitCode::SUCCESS),
         Command::Check => check::run(workspace),
         Command::Bench(bench) => bench::run(workspace, bench),
     }

@@ -6,16 +6,16 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
 use crate::cache::Cache;
+use crate::cxx;
 use crate::libtorch::Libtorch;
 use crate::pip;
+use crate::program::output_of;
 use crate::python::Python;
-use crate::smoke_test::{cxx_compiler, require_success};
 use crate::workspace::Workspace;
 
 const SOURCE: &str = "crates/vlm-torch/nccl/plugin.cpp";
@@ -58,7 +58,7 @@ pub fn build(
     };
     let folder = parent.join("nccl");
     let library = folder.join(LIBRARY);
-    if is_newer(&library, &source) {
+    if cxx::is_newer(&library, &source) {
         return Ok(());
     }
     let start = Instant::now();
@@ -67,27 +67,18 @@ pub fn build(
     let includes = includes(cache, libtorch, pythons, &folder)?;
     // Another checkout may be loading the old library, so the new one is renamed into place.
     let partial = folder.join(format!("{LIBRARY}.partial-{}", std::process::id()));
-    let compiler = cxx_compiler();
-    let mut words = compiler.split_whitespace();
-    let compiled = Command::new(words.next().unwrap_or("c++"))
-        .args(words)
+    let mut compiler = cxx::compiler();
+    compiler
         .args(["-shared", "-fPIC", "-std=c++17", "-O2", "-w"])
         .args(["-DUSE_DISTRIBUTED", "-DUSE_C10D_NCCL", "-D_GLIBCXX_USE_CXX11_ABI=1"])
         .args(includes.iter().flat_map(|dir| [Path::new("-I"), dir.as_path()]))
         .arg(&source)
         .arg("-o")
-        .arg(&partial)
-        .output()
-        .with_context(|| format!("starting the C++ compiler {compiler}"))?;
-    require_success(&compiled, &format!("compiling {}", source.display()))?;
+        .arg(&partial);
+    output_of(&mut compiler, &format!("compiling {}", source.display()))?;
     fs::rename(&partial, &library).with_context(|| format!("writing {}", library.display()))?;
     eprintln!("setup: {} ({:.0} s)", library.display(), start.elapsed().as_secs_f64());
     Ok(())
-}
-
-fn is_newer(library: &Path, source: &Path) -> bool {
-    let modified = |path: &Path| fs::metadata(path).and_then(|meta| meta.modified()).ok();
-    matches!((modified(library), modified(source)), (Some(a), Some(b)) if a >= b)
 }
 
 /// The include folders: those of torch, of its packages, of the packages that are installed here
@@ -130,22 +121,4 @@ fn includes(
     // Last, so that real headers are preferred.
     found.push(stubs);
     Ok(found)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn library_is_rebuilt_after_a_change_of_its_source() {
-        let folder = tempfile::tempdir().unwrap();
-        let [source, library] = ["plugin.cpp", LIBRARY].map(|name| folder.path().join(name));
-        fs::write(&source, "").unwrap();
-        assert!(!is_newer(&library, &source));
-        fs::write(&library, "").unwrap();
-        assert!(is_newer(&library, &source));
-        let later = std::time::SystemTime::now() + std::time::Duration::from_secs(60);
-        fs::File::options().write(true).open(&source).unwrap().set_modified(later).unwrap();
-        assert!(!is_newer(&library, &source));
-    }
 }

@@ -94,10 +94,28 @@ fn fill_cpu(cache: &Cache, python: &Python, folder: &Path) -> Result<()> {
         fs::rename(&from, &to)
             .with_context(|| format!("expected {file} in the wheels of torch {VERSION}"))?;
     }
+    keep_licenses(&wheels, folder)?;
     let script = folder.join("torch/lib/libtorch.so");
     fs::write(&script, link_farm::LINKER_SCRIPT)
         .with_context(|| format!("writing {}", script.display()))?;
     fs::remove_dir_all(&wheels).with_context(|| format!("removing {}", wheels.display()))
+}
+
+/// Moves the licences of the wheels to `folder/licenses`, one folder for each package: whoever
+/// passes libtorch on must pass them on, too.
+fn keep_licenses(wheels: &Path, folder: &Path) -> Result<()> {
+    let listing = || format!("listing {}", wheels.display());
+    for entry in fs::read_dir(wheels).with_context(listing)? {
+        let entry = entry.with_context(listing)?;
+        let (from, name) = (entry.path().join("licenses"), entry.file_name());
+        if from.is_dir() {
+            let to = folder.join("licenses").join(name);
+            fs::create_dir_all(folder.join("licenses"))
+                .and_then(|()| fs::rename(&from, &to))
+                .with_context(|| format!("moving {}", from.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Keeps the complete wheels, with a link farm beside them to which programs are linked.

@@ -13,7 +13,8 @@ use vlm_data::{
     ChatTokenizer, DEFAULT_MAX_REJECTED_FRACTION, DataError, DataPaths, ImageLimits,
     ImagePlaceholder, ImageProcessor, ImageStore, PrepareSettings, RowOptions, prepare,
 };
-use vlm_shapes::{ProjectorConfig, ProjectorKind, ShapeError, VisionConfig};
+use vlm_display::count;
+use vlm_shapes::{ForeignModel, ProjectorConfig, ProjectorKind, ShapeError, VisionConfig};
 
 use crate::workspace::{Workspace, usage_error};
 use crate::{demo, sys};
@@ -107,9 +108,11 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         usage_error("the file of --config has no data-path; give the rows with --input")
     })?;
     let demo_start = workspace.data_dir().join("demo-start");
-    // The folder of an exported model has all parts.
+    // The folder of an exported model, or of a whole model of another program, has all parts.
+    let lm = of_run("model.init_from").or_else(|| of_run("model.lm"));
+    let foreign = lm.as_deref().and_then(ForeignModel::beside);
     let within_lm = |name: &str, file: &str| {
-        let folder = of_run("model.lm")?.join(name);
+        let folder = lm.as_ref()?.join(name);
         folder.join(file).is_file().then_some(folder)
     };
     let tokenizer_dir = args.tokenizer.or_else(|| of_run("model.tokenizer"));
@@ -120,10 +123,13 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     let image_token = args.image_token.as_deref().or(image_token.as_ref().and_then(Value::as_str));
     let tokenizer = tokenizer(&tokenizer_dir, image_token).map_err(usage_or_disk_error)?;
     let vision = args.vision.or_else(|| of_run("model.vision"));
+    let is_whole = vision.is_none() && foreign.is_some();
     let vision = vision.or_else(|| within_lm("vision", "config.json"));
+    let vision = vision.or_else(|| lm.clone().filter(|_| is_whole));
     let vision = vision.or_else(|| is_demo.then(|| demo_start.join("vision")));
     let tokens_per_image = match (args.tokens_per_image, &vision) {
         (Some(count), _) => count,
+        (None, Some(_)) if is_whole => tokens_of_whole(foreign.as_ref())?,
         (None, Some(vision)) => tokens_per_image(vision, projector_of(run.as_ref()))?,
         (None, None) => {
             return Err(usage_error(
@@ -153,9 +159,11 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     let source =
         paths.open_with(images_path.as_deref(), &row_options).map_err(usage_or_disk_error)?;
     eprintln!(
-        "{} rows to {}, cut at {max_seq_len} tokens; an image takes {tokens_per_image} tokens {:?}",
-        source.len(),
+        "{} to {}, cut at {}; an image takes {} {:?}",
+        count(source.len(), "row"),
         args.output.display(),
+        count(max_seq_len, "token"),
+        count(tokens_per_image, "token"),
         tokenizer.placeholder().token(),
     );
     for line in source.describe() {
@@ -192,9 +200,10 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     let num_done = source.len() - started_at.unwrap_or(0);
     let seconds = bar.elapsed().as_secs_f64();
     let peak = sys::peak_resident_bytes().unwrap_or(0) as f64 / 1e6;
-    println!(
-        "{}: {num_done} rows in {seconds:.1} s ({:.0} rows/s), peak memory {peak:.0} MB\n{}",
+    print!(
+        "{}: {} in {seconds:.1} s ({:.0} rows/s), peak memory {peak:.0} MB\n{}",
         settings.output.display(),
+        count(num_done, "row"),
         num_done as f64 / seconds.max(1e-3),
         manifest.report(args.batch_size.or_else(|| count_of_run("optim.batch_size")).unwrap_or(16))
     );
@@ -273,6 +282,17 @@ fn tokens_per_image(vision: &Path, projector: ProjectorKind) -> Result<usize> {
     let vision = VisionConfig::from_file(&path).map_err(wrong)?;
     let projector = ProjectorConfig::new(projector, &vision).map_err(wrong)?;
     usize::try_from(projector.tokens_per_image).context("number of tokens per image")
+}
+
+/// Number of tokens per image of a whole model of another program.
+///
+/// # Errors
+/// Its projector is not supported.
+fn tokens_of_whole(model: Option<&ForeignModel>) -> Result<usize> {
+    let wrong = |problem: ShapeError| usage_error(format!("{problem}; or give --tokens-per-image"));
+    let projector = model.map(ForeignModel::projector).transpose().map_err(wrong)?;
+    let tokens = projector.map_or(0, |projector| projector.tokens_per_image);
+    usize::try_from(tokens).context("number of tokens per image")
 }
 
 /// A usage error, unless a disk failed.

@@ -4,6 +4,8 @@
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::program::output_of;
+
 /// Script that prints each property as a line `key value`. `find_spec` finds a package without
 /// importing it: importing torch takes seconds and may fail.
 const PROBE_SCRIPT: &str = "
@@ -40,10 +42,10 @@ impl Python {
     }
 
     fn probe(program: &str) -> Option<Self> {
-        let output = Command::new(program).args(["-c", PROBE_SCRIPT]).output().ok()?;
         // Python 2 fails at the import.
-        output.status.success().then_some(())?;
-        parse_probe(program, &String::from_utf8_lossy(&output.stdout))
+        let printed =
+            output_of(Command::new(program).args(["-c", PROBE_SCRIPT]), "looking for torch");
+        parse_probe(program, &printed.ok()?)
     }
 
     /// The version as text, such as `3.11.7`.

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, anyhow, bail};
 
 use crate::cache::{Cache, cache_dir, libtorch_entry};
+use crate::cxx;
 use crate::gpu;
 use crate::libtorch::{Flavour, Libtorch, VERSION};
 use crate::link_farm;
@@ -68,7 +69,7 @@ pub fn linked(workspace: &Workspace) -> Result<Libtorch> {
 /// No libtorch was found that can be used, and none could be installed.
 pub fn run(workspace: &Workspace, request: &Request) -> Result<()> {
     // Checked first: without a compiler a download would be useless.
-    smoke_test::cxx_version()?;
+    cxx::version()?;
     let cache = Cache::lock()?;
     let named = request.from.clone().or_else(|| exported_libtorch(workspace));
     match named {

@@ -1,15 +1,16 @@
 //! Tests that a libtorch works on this machine: compiles a small program against it with the
 //! system's C++ compiler and runs it. A checkout does this once for a libtorch.
 
-use std::env;
 use std::fs;
 use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::process::Command;
 use std::time::{Instant, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 
+use crate::cxx;
 use crate::libtorch::Libtorch;
+use crate::program::output_of;
 use crate::workspace::Workspace;
 
 /// The program. It calls `toString`, which returns a `std::string`, so that linking fails if
@@ -20,11 +21,6 @@ const PROGRAM: &str = "\
 int main() { auto t = at::ones({2, 3}).sum(); std::cout << t.toString() << ' ' << t.item<float>(); }
 ";
 const EXPECTED_OUTPUT: &str = "CPUFloatType 6";
-
-/// The C++ compiler, which also compiles the bindings: `CXX`, else `c++`.
-pub fn cxx_compiler() -> String {
-    env::var("CXX").ok().filter(|name| !name.is_empty()).unwrap_or_else(|| "c++".to_owned())
-}
 
 /// Compiles and runs the program, unless it has already succeeded with the same library.
 ///
@@ -52,13 +48,10 @@ fn compile_and_run(libtorch: &Libtorch) -> Result<()> {
     let binary = folder.path().join("smoke_test");
     fs::write(&source, PROGRAM).with_context(|| format!("writing {}", source.display()))?;
 
-    let compiler = cxx_compiler();
     let include = libtorch.torch_dir.join("include");
     let lib = libtorch.torch_dir.join("lib");
-    // CXX may carry arguments, as in `ccache g++`.
-    let mut words = compiler.split_whitespace();
-    let compiled = Command::new(words.next().unwrap_or("c++"))
-        .args(words)
+    let mut compiler = cxx::compiler();
+    compiler
         .args(["-std=c++17", "-D_GLIBCXX_USE_CXX11_ABI=1", "-o"])
         .args([&binary, &source])
         .arg("-I")
@@ -66,14 +59,11 @@ fn compile_and_run(libtorch: &Libtorch) -> Result<()> {
         .arg("-L")
         .arg(&lib)
         .args(["-ltorch_cpu", "-ltorch", "-lc10", "-lgomp"])
-        .arg(format!("-Wl,-rpath,{}", lib.display()))
-        .output();
-    let compiled = compiled.with_context(|| format!("starting the C++ compiler {compiler}"))?;
-    require_success(&compiled, &format!("compiling against {}", libtorch.torch_dir.display()))?;
+        .arg(format!("-Wl,-rpath,{}", lib.display()));
+    output_of(&mut compiler, &format!("compiling against {}", libtorch.torch_dir.display()))?;
 
-    let ran = Command::new(&binary).output().context("starting the compiled program")?;
-    require_success(&ran, &format!("running a program built against {}", lib.display()))?;
-    let printed = String::from_utf8_lossy(&ran.stdout);
+    let running = format!("running a program built against {}", lib.display());
+    let printed = output_of(&mut Command::new(&binary), &running)?;
     if printed != EXPECTED_OUTPUT {
         bail!(
             "the program built against {} printed {printed:?}, expected {EXPECTED_OUTPUT:?}",
@@ -81,20 +71,6 @@ fn compile_and_run(libtorch: &Libtorch) -> Result<()> {
         );
     }
     Ok(())
-}
-
-/// Checks that a program succeeded.
-///
-/// # Errors
-/// It failed; the error has its last lines on standard error. `doing` says what it was for.
-pub fn require_success(output: &Output, doing: &str) -> Result<()> {
-    if output.status.success() {
-        return Ok(());
-    }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    let lines: Vec<&str> = stderr.lines().collect();
-    let tail = &lines[lines.len().saturating_sub(20)..];
-    bail!("{doing} failed ({}):\n{}", output.status, tail.join("\n"))
 }
 
 /// Text that identifies the library and the compiler; it differs if either has changed.
@@ -113,26 +89,6 @@ fn stamp_of(libtorch: &Libtorch) -> Result<String> {
         resolved.display(),
         meta.len(),
         modified.map_or(0, |time| time.as_secs()),
-        cxx_compiler(),
+        cxx::name(),
     ))
-}
-
-/// The first line of the C++ compiler's `--version`.
-///
-/// # Errors
-/// The compiler cannot be started.
-pub fn cxx_version() -> Result<String> {
-    let compiler = cxx_compiler();
-    let mut words = compiler.split_whitespace();
-    let output = Command::new(words.next().unwrap_or("c++")).args(words).arg("--version").output();
-    match output {
-        Ok(output) if output.status.success() => {
-            let text = String::from_utf8_lossy(&output.stdout);
-            Ok(text.lines().next().unwrap_or(&compiler).to_owned())
-        }
-        _ => bail!(
-            "the C++ compiler {compiler} cannot be started: install one (`build-essential` on \
-             Debian and Ubuntu, `gcc-c++` on Fedora), or set CXX"
-        ),
-    }
 }

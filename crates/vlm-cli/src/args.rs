@@ -1,6 +1,5 @@
 //! The command line: the commands of `vlm`, and helpers to read flags.
 
-use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
@@ -40,11 +39,11 @@ pub enum Command {
     /// Generate text about images with a trained model: for one prompt, for many, or in a
     /// conversation.
     Generate(Box<crate::generate::GenerateArgs>),
-    /// Evaluate a trained model on rows: loss, perplexity, captions.
+    /// Evaluate a trained model on rows: loss, perplexity, image gain, captions.
     Eval(Box<crate::eval::EvalArgs>),
-    /// Show names, shapes, types and sums of the tensors in a weights file, or the rows of a
-    /// dataset.
-    Inspect(crate::inspect::InspectArgs),
+    /// Show names, shapes, types and sums of the tensors in a weights file, the rows of a dataset,
+    /// or what the model sees of one row.
+    Inspect(Box<crate::inspect::InspectArgs>),
     /// Write weights in another format, with the same names, types and values; or export a model as
     /// a folder in Hugging Face format.
     Convert(crate::convert::ConvertArgs),
@@ -73,18 +72,6 @@ pub struct DemoWeightsArgs {
     /// Number of chats that the language model is trained on [default: 100000].
     #[arg(long, value_name = "N")]
     pub num_chats: Option<usize>,
-}
-
-/// Replaces underscores in flags by dashes, because the reference has flags such as `--data_path`.
-pub fn with_dashes(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
-    let respell = |arg: OsString| {
-        let Some(flag) = arg.to_str().filter(|text| text.starts_with("--")) else { return arg };
-        match flag.split_once('=') {
-            Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
-            None => flag.replace('_', "-").into(),
-        }
-    };
-    args.map(respell).collect()
 }
 
 /// Parses the value of a flag that is true or false.

@@ -7,6 +7,7 @@ use std::thread::available_parallelism;
 use anyhow::Result;
 use clap::Args;
 use vlm_data::FeaturesDtype;
+use vlm_display::count;
 use vlm_infer::select_device;
 use vlm_train::cache_features::{CacheFeaturesConfig, Estimate, Progress, cache_features};
 
@@ -78,20 +79,20 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
     let bar = progress_bar("{bar:24} {pos}/{len} rows  {msg}  left {eta}");
     let mut show = |progress: Progress| {
         bar.set_length(progress.num_rows as u64);
-        bar.set_message(format!("{} images", progress.num_images));
+        bar.set_message(count(progress.num_images, "image"));
         bar.set_position(progress.rows as u64);
     };
     let cached = cache_features(config, &stop, &mut announce, &mut show);
     bar.finish_and_clear();
     let cached = cached?;
     println!(
-        "{}: {} images in {} ({}), {} of them new; {} rejected rows",
+        "{}: {} in {} ({}), {} of them new; {}",
         if cached.is_finished { "finished" } else { "interrupted" },
-        cached.num_images,
+        count(cached.num_images, "image"),
         output.display(),
         size(cached.bytes),
         cached.num_new,
-        cached.rejected_rows,
+        count(cached.rejected_rows, "rejected row"),
     );
     if !cached.is_finished {
         println!("run the same command again to continue");
@@ -102,10 +103,10 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
 fn announce(estimate: &Estimate) {
     let Estimate { images, num_done, bytes, time } = estimate;
     println!(
-        "{} rows with {} images, at most {} distinct; {num_done} are in the cache; its final size \
-         is {}; encoding the other images takes about {}",
-        images.rows,
-        images.references,
+        "{} with {}, at most {} distinct; in the cache: {num_done}; its final size is {}; \
+         encoding the other images takes about {}",
+        count(images.rows, "row"),
+        count(images.references, "image"),
         images.distinct,
         size(*bytes),
         duration(time.as_secs()),

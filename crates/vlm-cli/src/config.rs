@@ -4,6 +4,7 @@
 use anyhow::Result;
 use clap::Subcommand;
 use vlm_config::{Kind, RECIPES, json_schema, shown_value};
+use vlm_display::{Align, Table};
 
 use crate::error::CliError;
 use crate::pretrain;
@@ -79,9 +80,11 @@ fn show(args: &SettingsArgs) -> Result<()> {
 
 fn recipes(name: Option<&str>) -> Result<()> {
     let Some(name) = name else {
+        let mut table = Table::new(&[Align::Left]);
         for recipe in RECIPES {
-            println!("{:<16} {}", recipe.name, recipe.description());
+            table.push(&[&recipe.name, &recipe.description()]);
         }
+        print!("{table}");
         return Ok(());
     };
     let recipe = RECIPES.iter().find(|recipe| recipe.name == name).ok_or_else(|| {

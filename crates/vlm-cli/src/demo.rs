@@ -15,7 +15,7 @@ use vlm_train::report::HeldOutSection;
 
 use crate::args::DemoWeightsArgs;
 use crate::error::CliError;
-use crate::pretrain::{configuration, report};
+use crate::pretrain::{INIT_FROM, configuration, report};
 use crate::progress::TrainingProgress;
 
 /// Runs the demo: a training run, with an evaluation on the held-out rows before and after it.
@@ -26,7 +26,7 @@ pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
         return Err(CliError::Usage(message.into()).into());
     }
     let data = data_dir();
-    let files = prepare_dataset(&data.join("demo"))?;
+    let files = prepare_dataset(&dataset_dir(&data))?;
     add_demo_defaults(&mut layers, &data, &files);
     let mut run = Run::prepare(configuration(layers)?)?;
     let evaluated = run.on_first_rank(stop, |continues| -> Result<_> {
@@ -84,11 +84,34 @@ pub fn make_weights(args: &DemoWeightsArgs) -> Result<()> {
         .with_context(|| format!("training the starting weights in {}", output.display()))
 }
 
-/// The `data` folder: that in `VLM_DATA_DIR`, or the one of the checkout that this program was
-/// built in.
+/// The folder of the demo's starting weights: that in `VLM_DATA_DIR`, or the one of the package
+/// that contains this program, or the one of the checkout that it was built in.
 fn data_dir() -> PathBuf {
-    let of_checkout = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data");
-    std::env::var_os("VLM_DATA_DIR").map_or_else(of_checkout, PathBuf::from)
+    let given = std::env::var_os("VLM_DATA_DIR").map(PathBuf::from);
+    given.or_else(packaged_data_dir).unwrap_or_else(|| {
+        // Of a path that is not normalised, errors would be hard to read.
+        let of_checkout = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data");
+        of_checkout.canonicalize().unwrap_or(of_checkout)
+    })
+}
+
+/// The folder `data` beside the program's `bin`, in a package.
+fn packaged_data_dir() -> Option<PathBuf> {
+    let program = std::env::current_exe().ok()?;
+    let data = program.parent()?.parent()?.join("data");
+    data.join("demo-start").is_dir().then_some(data)
+}
+
+/// The folder of the demo's data set: in `data`, or for a package, which may not be writable, in
+/// the user's cache.
+fn dataset_dir(data: &Path) -> PathBuf {
+    if packaged_data_dir().as_deref() != Some(data) {
+        return data.join("demo");
+    }
+    let from = |variable: &str| std::env::var_os(variable).filter(|value| !value.is_empty());
+    let cache = from("XDG_CACHE_HOME").map(PathBuf::from);
+    let cache = cache.or_else(|| Some(PathBuf::from(from("HOME")?).join(".cache")));
+    cache.unwrap_or_else(std::env::temp_dir).join("vlm/demo")
 }
 
 /// The demo's dataset, which is drawn on first use.
@@ -117,6 +140,10 @@ fn add_demo_defaults(layers: &mut Layers, data: &Path, files: &DemoFiles) {
         ("log-interval", defaults::LOG_INTERVAL.into()),
         ("save-interval", defaults::SAVE_INTERVAL.into()),
     ];
-    let entries = defaults.into_iter().filter_map(|(name, value)| Some((find(name)?.0, value)));
+    // A whole model to start from has its own parts.
+    let is_whole = layers.get(INIT_FROM).is_some();
+    let is_part = |name: &str| ["lm", "vision", "tokenizer"].contains(&name);
+    let used = defaults.into_iter().filter(|(name, _)| !is_whole || !is_part(name));
+    let entries = used.filter_map(|(name, value)| Some((find(name)?.0, value)));
     layers.add(&Origin::Demo, entries.collect());
 }

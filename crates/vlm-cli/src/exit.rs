@@ -82,16 +82,14 @@ const MAX_WORD: usize = 300;
 
 /// The text with each longer word shortened, and the length of the word in parentheses.
 fn with_short_words(text: &str) -> String {
-    let shorten = |word: &str| {
-        let length = word.trim_end().chars().count();
-        if length <= MAX_WORD {
+    let short = |word: &str| {
+        let (shown, end) = word.split_at(word.trim_end().len());
+        if shown.chars().count() <= MAX_WORD {
             return word.to_owned();
         }
-        let start: String = word.chars().take(MAX_WORD / 3).collect();
-        let end = &word[word.trim_end().len()..];
-        format!("{start}… ({length} characters){end}")
+        vlm_display::shorten(shown, MAX_WORD / 3) + end
     };
-    text.split_inclusive(char::is_whitespace).map(shorten).collect()
+    text.split_inclusive(char::is_whitespace).map(short).collect()
 }
 
 /// Whether an I/O error that fulfils `is_wanted` is among the sources of the error.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::Result;
 use clap::Args;
 use vlm_data::{Role, Turn, open_source_with};
+use vlm_display::count;
 use vlm_infer::{Generator, InferError, user_turn};
 use vlm_model::ImageInput;
 use vlm_model::generate::Prompt;
@@ -129,7 +130,8 @@ impl Printed {
     /// The speed of the generation, for the log.
     pub fn speed(&self) -> String {
         let rate = self.num_tokens as f64 / self.secs.max(1e-9);
-        format!("{} tokens in {:.2} s ({rate:.0} tokens/s)", self.num_tokens, self.secs)
+        let tokens = count(self.num_tokens, "token");
+        format!("{tokens} in {:.2} s ({rate:.0} tokens/s)", self.secs)
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use vlm_data::{RowSource, Turn};
+use vlm_display::count;
 use vlm_infer::{Generator, InferError, user_turn};
 
 use crate::error::CliError;
@@ -113,7 +114,8 @@ impl Lines {
     fn finish(mut self) -> Result<()> {
         self.out.flush().with_context(|| format!("writing to {}", self.name))?;
         let secs = self.started.elapsed().as_secs_f64();
-        tracing::info!("wrote {} lines to {} in {secs:.1} s", self.num_lines, self.name);
+        let lines = count(self.num_lines, "line");
+        tracing::info!("wrote {lines} to {} in {secs:.1} s", self.name);
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 use serde_json::Value;
 use tch::{Device, Tensor};
 use vlm_data::{ImageProcessor, ImageProcessorClass};
+use vlm_infer::write_json;
 use vlm_model::lm::{CausalLm, with_tied_output};
 use vlm_model::params::ParamStore;
 use vlm_model::vision::VisionEncoder;
@@ -125,7 +126,7 @@ fn write_vision(folder: &Path, config: &VisionConfig, named: &[(String, Tensor)]
     std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
     weights::save(&folder.join("model.safetensors"), named, Format::Safetensors)?;
     write_json(&folder.join("config.json"), &config.to_json())?;
-    write_json(&folder.join("preprocessor_config.json"), &preprocessor(config)?)
+    Ok(write_json(&folder.join("preprocessor_config.json"), &preprocessor(config)?)?)
 }
 
 /// The contents of `preprocessor_config.json`, as CLIP and SigLIP have it.
@@ -155,9 +156,4 @@ fn vision_config(name: &str) -> Result<Option<VisionConfig>> {
         ))
         .into()),
     }
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)? + "\n";
-    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
 }

@@ -8,14 +8,13 @@ use anyhow::{Result, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
 use vlm_data::{MANIFEST_FILE, Manifest, open_source_with, verify};
+use vlm_display::{Align, Table};
 use vlm_model::weights::{Weights, WeightsError};
-use vlm_model::{LmConfig, VisionConfig};
+use vlm_model::{ForeignModel, LmConfig, VisionConfig};
 
 use crate::error::CliError;
+use crate::inspect_row::{self, InspectRowArgs};
 use crate::row_args::RowArgs;
-
-/// Largest width of the column of names. A line with a longer name is not aligned.
-const MAX_NAME_WIDTH: usize = 80;
 
 /// Flags of `vlm inspect`.
 #[derive(Debug, Args)]
@@ -23,28 +22,34 @@ pub struct InspectArgs {
     /// A .pth or .safetensors file, an index of shards, a folder with one of these, a folder of
     /// prepared rows, or a dataset.
     pub file: PathBuf,
-    /// Print JSON: one object for each tensor, or the manifest of prepared rows.
+    /// Print JSON: one object for each tensor, the manifest of prepared rows, or one object for the
+    /// row of --row.
     #[arg(long)]
     pub json: bool,
     /// For prepared rows: read every shard and verify its checksum.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "row")]
     pub verify: bool,
     /// For prepared rows: batch size for the estimate of the padding.
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch_size: usize,
+    #[command(flatten)]
+    pub one_row: InspectRowArgs,
     #[command(flatten)]
     pub rows: RowArgs,
 }
 
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<()> {
+    if let Some(row) = args.one_row.row {
+        return inspect_row::run(&args.one_row, row, &args.file, &args.rows, args.json);
+    }
     if args.file.join(MANIFEST_FILE).exists() {
         args.rows.refuse("the rows were prepared with their own settings")?;
         let manifest = Manifest::read(&args.file)?;
         if args.json {
             println!("{}", serde_json::to_string(&manifest)?);
         } else {
-            println!("{}\n{}", args.file.display(), manifest.report(args.batch_size));
+            print!("{}\n{}", args.file.display(), manifest.report(args.batch_size));
         }
         if args.verify {
             // Damaged data is a failure and not a usage error.
@@ -89,19 +94,16 @@ pub fn run(args: &InspectArgs) -> Result<()> {
     if let Some(key) = weights.nested_under() {
         println!("under the key {key:?}:");
     }
-    let width = rows.iter().map(|row| row.info.name.len()).max().unwrap_or(0).min(MAX_NAME_WIDTH);
+    let mut table = Table::new(&[Align::Left, Align::Right, Align::Left]);
     for row in &rows {
         let info = &row.info;
         let shape = format!("{:?}", info.shape);
+        let sum = format!("sum {:.6}", row.sum);
         let shared = info.shared_with.as_ref();
-        let shared = shared.map_or(String::new(), |name| format!("  = {}", plain(name)));
-        println!(
-            "{:width$}  {shape:>18}  {:8}  sum {:.6}{shared}",
-            plain(&info.name),
-            dtype(info.kind),
-            row.sum
-        );
+        let shared = shared.map_or(String::new(), |name| format!("= {}", plain(name)));
+        table.push(&[&plain(&info.name), &shape, &dtype(info.kind), &sum, &shared]);
     }
+    print!("{table}");
     let owned = rows.iter().filter(|row| row.info.shared_with.is_none());
     let elements: i64 = owned.map(|row| row.info.shape.iter().product::<i64>()).sum();
     println!("{} tensors, {elements} elements", rows.len());
@@ -157,7 +159,7 @@ fn inspect_rows(args: &InspectArgs, not_weights: WeightsError) -> Result<()> {
 }
 
 /// A name with control characters escaped, because they could change the terminal.
-fn plain(name: &str) -> Cow<'_, str> {
+pub fn plain(name: &str) -> Cow<'_, str> {
     if name.chars().any(char::is_control) {
         name.escape_debug().to_string().into()
     } else {
@@ -172,7 +174,15 @@ fn describe_config(folder: &Path) -> Vec<String> {
     let text = std::fs::read_to_string(&path).unwrap_or_default();
     let Ok(json) = serde_json::from_str::<Value>(&text) else { return Vec::new() };
     let mut lines = Vec::new();
-    if let Ok(lm) = LmConfig::from_json(&json) {
+    let foreign = ForeignModel::of(&json);
+    if let Some(model) = &foreign {
+        lines.push(format!("whole model of the form {}", model.name()));
+    }
+    let lm = LmConfig::from_json(&json);
+    if let (Some(_), Err(error)) = (&foreign, &lm) {
+        lines.push(format!("language model: not supported: {error}"));
+    }
+    if let Ok(lm) = lm {
         lines.push(format!(
             "language model: {:?}{}, hidden size {}, {} blocks, {} heads of {} ({} for keys and \
              values), feed-forward {}, vocabulary {}",
@@ -190,7 +200,7 @@ fn describe_config(folder: &Path) -> Vec<String> {
     // The config.json of an encoder, or that of a run, which describes the encoder under `vision`.
     let tower = if json["vision"].is_object() { &json["vision"] } else { &json };
     if let Some(vision) =
-        VisionConfig::from_json(tower).ok().filter(|_| !tower["model_type"].is_null())
+        VisionConfig::from_json(tower).ok().filter(|_| foreign.is_some() || has_type(tower))
     {
         lines.push(format!(
             "vision encoder: {:?}, width {}, {} blocks, {} patches of {} pixels",
@@ -201,6 +211,15 @@ fn describe_config(folder: &Path) -> Vec<String> {
             vision.patch_size
         ));
     }
+    match foreign.as_ref().map(ForeignModel::projector) {
+        Some(Ok(projector)) => lines.push(format!(
+            "projector: {}, {} tokens per image",
+            json!(projector.kind).as_str().unwrap_or_default(),
+            projector.tokens_per_image
+        )),
+        Some(Err(error)) => lines.push(format!("projector: not supported: {error}")),
+        None => {}
+    }
     if let Some(tokens) = json["projector"]["tokens_per_image"].as_i64() {
         let kind = json["projector"]["kind"].as_str().unwrap_or_default();
         let token = json["image_token"].as_str().unwrap_or_default();
@@ -210,6 +229,11 @@ fn describe_config(folder: &Path) -> Vec<String> {
         lines.insert(0, format!("{}:", path.display()));
     }
     lines
+}
+
+/// Whether the configuration names its class.
+fn has_type(json: &Value) -> bool {
+    !json["model_type"].is_null()
 }
 
 /// The name of a type, as PyTorch and Hugging Face write it.

@@ -18,23 +18,27 @@ mod generate_rows;
 mod init;
 mod inputs;
 mod inspect;
+mod inspect_row;
 mod interrupt;
 mod model_args;
 mod openmp_wait;
+mod per_row;
 mod pretrain;
 mod progress;
 mod row_args;
+mod row_view;
 mod settings_args;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use vlm_config::with_dashes;
 
-use args::{Cli, Command, with_dashes};
+use args::{Cli, Command};
 
 fn main() -> ExitCode {
     exit::report_panics_as_errors();
-    let cli = Cli::try_parse_from(with_dashes(std::env::args_os()))
+    let cli = Cli::try_parse_from(std::env::args_os().map(with_dashes))
         .unwrap_or_else(|error| foreign_flags::explain(error).exit());
     exit::start_log(cli.verbose);
     if cli.command.computes() {

@@ -11,7 +11,8 @@ use crate::args::parse_named;
 /// Flags for a trained model, its device and its type.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// The --out-dir of a run, an exported folder, or a weights file of a run.
+    /// The --out-dir of a run, an exported folder, a weights file of a run, or the folder of a whole
+    /// model of another program (LLaVA, SmolVLM, Idefics3, LFM2-VL, nanoVLM).
     #[arg(long, value_name = "DIR|FILE", default_value = "out")]
     pub model: PathBuf,
     /// Folder of the vision encoder, in Hugging Face format [default: the one that the model was

@@ -5,9 +5,10 @@ use std::thread::available_parallelism;
 
 use anyhow::Result;
 use serde_json::Value;
-use vlm_config::{Layers, Stage, settings};
+use vlm_config::{Layers, Origin, Stage, find, settings};
 use vlm_data::{DataPaths, count_by_reason};
-use vlm_infer::{part_of_run, shape_of_run, weights_of_run};
+use vlm_display::count;
+use vlm_infer::{part_of_model, part_of_run, shape_of_run, weights_of_run};
 use vlm_train::parallel::LaunchEnv;
 use vlm_train::{Run, TrainConfig};
 
@@ -41,16 +42,21 @@ pub fn report(run: &Run, summary: &vlm_train::Summary) {
     let loss = summary.final_loss.map_or("none".into(), |loss| format!("{loss:.4}"));
     let out = run.out_dir();
     let rejected = match summary.rejected_rows {
-        0 => "0 rejected rows".to_owned(),
-        count => format!(
-            "{count} rejected rows ({}): {}",
+        0 => count(0, "rejected row"),
+        number => format!(
+            "{} ({}): {}",
+            count(number, "rejected row"),
             count_by_reason(&summary.rejected_by_reason),
             out.join("rejected.jsonl").display()
         ),
     };
     println!(
-        "{}: {} steps, {} rows in {:.1} s ({:.1} rows/s), last loss {loss}, {rejected}",
-        summary.status, summary.steps, summary.samples, summary.wall_secs, summary.samples_per_sec,
+        "{}: {}, {} in {:.1} s ({:.1} rows/s), last loss {loss}, {rejected}",
+        summary.status,
+        count(summary.steps, "step"),
+        count(summary.samples, "row"),
+        summary.wall_secs,
+        summary.samples_per_sec,
     );
     println!("weights: {}", out.join(format!("{}.pth", run.weights_name())).display());
     if summary.status == "interrupted" {
@@ -79,6 +85,10 @@ pub fn derive(layers: &mut Layers) -> Result<()> {
 pub fn configuration(mut layers: Layers) -> Result<TrainConfig> {
     derive(&mut layers)?;
     let is_alone = is_alone(LaunchEnv::read()?.as_ref());
+    if is_alone && let Some(folder) = layers.path(INIT_FROM) {
+        require_setting(INIT_FROM, &folder)?;
+    }
+    start_from_whole_model(&mut layers)?;
     if is_alone {
         require_rows_and_model(&layers)?;
     }
@@ -92,7 +102,16 @@ pub fn configuration(mut layers: Layers) -> Result<TrainConfig> {
         let exported = exported.filter(|folder| folder.join(mark).is_file());
         let found = exported.or_else(|| part_of_run(lm.as_deref()?, part));
         if let Some(found) = found {
-            layers.derive(&format!("model.{part}"), text_of(&found), "that of --lm");
+            let from = match layers.get(INIT_FROM) {
+                Some(_) => "that of --init-from",
+                None => "that of --lm",
+            };
+            layers.derive(&format!("model.{part}"), text_of(&found), from);
+        }
+        // The message says where this model's part is.
+        if let (Some(folder), None) = (layers.path(INIT_FROM), layers.get(&format!("model.{part}")))
+        {
+            part_of_model(&folder, part)?;
         }
     }
     for (path, what) in [
@@ -116,6 +135,43 @@ pub fn configuration(mut layers: Layers) -> Result<TrainConfig> {
         require_other_paths(&layers)?;
     }
     Ok(config)
+}
+
+/// Path of the setting `init-from`.
+pub const INIT_FROM: &str = "model.init_from";
+
+/// Makes the weights of the whole model that `init-from` names those of the language model. Its
+/// encoder and tokenizer are then found as those of `lm`.
+///
+/// # Errors
+/// Settings that name other weights or another projector than the whole model has.
+fn start_from_whole_model(layers: &mut Layers) -> Result<(), CliError> {
+    let Some(folder) = layers.path(INIT_FROM) else { return Ok(()) };
+    let weights = weights_of_run(&folder).unwrap_or_else(|| folder.clone());
+    // A file with the settings of a run, such as its config.json, has both.
+    let is_same = |lm: &Path| lm == weights || lm == folder;
+    if let Some(lm) = layers.path("model.lm").filter(|_| layers.is_given("model.lm"))
+        && !is_same(&lm)
+    {
+        return Err(CliError::Usage(format!(
+            "--init-from {} and --lm {} both name the weights to start from; leave one of them \
+             out (--lm starts from a language model, --vision names its encoder)",
+            folder.display(),
+            lm.display()
+        )));
+    }
+    if layers.is_given("model.projector") && !layers.is_given("model.lm") {
+        return Err(CliError::Usage(format!(
+            "--init-from {} starts from the projector of that model, which --projector would \
+             replace by a random one; leave --projector out, or give the parts with --lm, --vision \
+             and --tokenizer",
+            folder.display()
+        )));
+    }
+    let entry = find("lm").map(|(setting, _)| (setting, text_of(&weights)));
+    let origin = layers.origin(INIT_FROM).cloned().unwrap_or(Origin::Flag);
+    layers.add(&origin, entry.into_iter().collect());
+    Ok(())
 }
 
 fn text_of(path: &Path) -> Value {
@@ -149,7 +205,7 @@ fn require_rows_and_model(layers: &Layers) -> Result<(), CliError> {
 /// Checks that all other paths exist, in the order of the help text.
 fn require_other_paths(layers: &Layers) -> Result<(), CliError> {
     for setting in settings().iter().filter(|setting| setting.traits.path.is_some()) {
-        if ["data.data_path", "model.lm"].contains(&setting.path.as_str()) {
+        if ["data.data_path", "model.lm", INIT_FROM].contains(&setting.path.as_str()) {
             continue;
         }
         if let Some(path) = layers.path(&setting.path) {

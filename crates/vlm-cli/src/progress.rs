@@ -4,6 +4,7 @@
 use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
+use vlm_display::count;
 use vlm_train::{EvalLine, Event, EventSink, LogLine, StepReport, TrainError};
 
 /// A progress bar of the given style on standard error; hidden if that is not a terminal.
@@ -84,16 +85,18 @@ fn step_line(line: &LogLine) -> String {
 fn evaluation_line(line: &EvalLine) -> String {
     let rejected = match line.eval_rejected_rows {
         0 => String::new(),
-        count => format!(", {count} rejected"),
+        rows => format!(", {rows} rejected"),
     };
+    let image_gain =
+        line.eval_image_gain.map_or(String::new(), |gain| format!("  image gain {gain:.4}"));
     format!(
-        "step {}  held-out loss {}  exact {}  token F1 {}  ({} rows, {} captions{rejected})",
+        "step {}  held-out loss {}{image_gain}  exact {}  token F1 {}  ({}, {}{rejected})",
         line.step,
         decimal(line.eval_loss),
         decimal(line.eval_exact),
         decimal(line.eval_token_f1),
-        line.eval_rows,
-        line.eval_captions,
+        count(line.eval_rows, "row"),
+        count(line.eval_captions, "caption"),
     )
 }
 

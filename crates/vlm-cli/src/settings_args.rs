@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
 use serde_json::Value;
-use vlm_config::{ConfigError, Entries, Kind, Layers, Origin, Setting, Stage, settings};
+use vlm_config::{
+    ConfigError, Entries, Kind, Layers, Origin, Setting, Stage, settings, with_flags,
+};
 
 /// The parsed flags of a training: a recipe, a configuration file, and settings.
 #[derive(Debug, Clone)]
@@ -126,7 +128,7 @@ fn flag(setting: &'static Setting, default: Option<String>) -> Arg {
         .value_name(setting.traits.value_name)
         .value_parser(ValueParser::new(parser))
         .allow_negative_numbers(setting.kind == Kind::Number)
-        .help(format!("{}{default}", setting.doc.trim_end_matches('.')));
+        .help(with_flags(&format!("{}{default}", setting.doc.trim_end_matches('.'))));
     match setting.kind {
         Kind::Paths | Kind::Words => arg.num_args(1..).action(ArgAction::Append),
         Kind::Bool => {
@@ -191,14 +193,14 @@ mod tests {
 
     use clap::Parser;
     use serde_json::json;
-    use vlm_config::TrainConfig;
+    use vlm_config::{TrainConfig, with_dashes};
 
     use super::*;
-    use crate::args::{Cli, Command, with_dashes};
+    use crate::args::{Cli, Command};
 
     fn layers(args: &[&str]) -> Layers {
         let all = ["vlm", "pretrain"].iter().chain(args).map(OsString::from);
-        match Cli::try_parse_from(with_dashes(all)).unwrap().command {
+        match Cli::try_parse_from(all.map(with_dashes)).unwrap().command {
             Command::Pretrain(args) => args.0.layers().unwrap(),
             other => panic!("{other:?}"),
         }

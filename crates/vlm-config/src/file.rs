@@ -4,9 +4,10 @@
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use vlm_display::shorten;
 
 use crate::error::ConfigError;
-use crate::kind::shorten;
+use crate::kind::MAX_SHOWN;
 use crate::setting::Setting;
 use crate::train::{Stage, settings};
 
@@ -146,7 +147,7 @@ impl Reader {
             let names: Vec<&str> = settings().iter().map(|setting| setting.name.as_str()).collect();
             return Err(format!(
                 "unknown setting `{}`; the settings are {}",
-                shorten(key),
+                shorten(key, MAX_SHOWN),
                 names.join(", ")
             ));
         };
@@ -181,14 +182,7 @@ const MAX_LINE: usize = 160;
 /// `message`, which repeats a line of the file, with each line shortened to [`MAX_LINE`]
 /// characters.
 fn with_short_lines(message: &str) -> String {
-    let shorten = |line: &str| match line.chars().count() {
-        length if length <= MAX_LINE => line.to_owned(),
-        length => {
-            let start: String = line.chars().take(MAX_LINE).collect();
-            format!("{start}… ({length} characters)")
-        }
-    };
-    message.lines().map(shorten).collect::<Vec<_>>().join("\n")
+    message.lines().map(|line| shorten(line, MAX_LINE)).collect::<Vec<_>>().join("\n")
 }
 
 #[cfg(test)]

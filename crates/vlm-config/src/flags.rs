@@ -1,5 +1,7 @@
-//! Names of settings in messages. Libraries write them in backticks with underscores, such as
+//! Names of settings in messages and descriptions. Libraries write them in backticks with underscores, such as
 //! `max_seq_len`; programs with a command line show the flag instead.
+
+use std::ffi::OsString;
 
 use crate::file::find;
 
@@ -38,9 +40,28 @@ pub fn with_flags(message: &str) -> String {
     shown
 }
 
+/// Replaces underscores in the name of a flag by dashes, because the reference has flags such as
+/// `--data_path`: `--n_layers=8` becomes `--n-layers=8`. Other arguments are not changed.
+pub fn with_dashes(arg: OsString) -> OsString {
+    let Some(flag) = arg.to_str().filter(|text| text.starts_with("--")) else { return arg };
+    match flag.split_once('=') {
+        Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
+        None => flag.replace('_', "-").into(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::settings;
+
+    #[test]
+    fn descriptions_of_settings_name_no_flags() {
+        for setting in settings() {
+            let texts = [setting.doc.as_str(), setting.traits.default_text.unwrap_or_default()];
+            assert!(!texts.concat().contains("--"), "{}: {texts:?}", setting.name);
+        }
+    }
 
     #[test]
     fn settings_in_backticks_are_shown_as_flags() {

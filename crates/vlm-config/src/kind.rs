@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 use vlm_data::{DataPaths, Padding};
+use vlm_display::shorten;
 use vlm_shapes::{Dtype, ProjectorKind};
 
 use crate::train::{LossAverage, LrSchedule, Resume};
@@ -57,7 +58,9 @@ kinds! {
     DataPaths => Kind::Paths,
     Vec<String> => Kind::Words,
     Padding => Kind::Choice(&["longest", "max", "none"]),
-    ProjectorKind => Kind::Choice(&["linear", "mlp", "merged-mlp", "pixel-shuffle"]),
+    ProjectorKind => Kind::Choice(&[
+        "linear", "mlp", "merged-mlp", "pixel-shuffle", "mlp2x-gelu",
+    ]),
     Dtype => Kind::Choice(&["float32", "bfloat16", "float16"]),
     LossAverage => Kind::Choice(&["batch", "token"]),
     LrSchedule => Kind::Choice(&["reference", "cosine", "minimind-3v", "wsd", "constant", "linear"]),
@@ -129,7 +132,7 @@ impl Kind {
             Self::Choice(words) => value.as_str().is_some_and(|word| words.contains(&word)),
         };
         if !is_right {
-            let found = shorten(&value.to_string());
+            let found = shorten(&value.to_string(), MAX_SHOWN);
             return Err(format!("expected {}, found {found}", self.expected()));
         }
         match value {
@@ -160,14 +163,4 @@ impl Kind {
 }
 
 /// Largest number of characters of a value that a message shows.
-const MAX_SHOWN: usize = 120;
-
-/// `text`, shortened to [`MAX_SHOWN`] characters.
-pub(crate) fn shorten(text: &str) -> String {
-    let length = text.chars().count();
-    if length <= MAX_SHOWN {
-        return text.to_owned();
-    }
-    let start: String = text.chars().take(MAX_SHOWN).collect();
-    format!("{start}… ({length} characters)")
-}
+pub(crate) const MAX_SHOWN: usize = 120;

@@ -30,7 +30,7 @@ mod validate;
 
 pub use error::ConfigError;
 pub use file::{Entries, find, read_file};
-pub use flags::{is_named_setting, with_flags};
+pub use flags::{is_named_setting, with_dashes, with_flags};
 pub use identity::defaults_of_new_settings;
 pub use kind::Kind;
 pub use layers::{Layers, Origin};

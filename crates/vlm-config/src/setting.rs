@@ -15,7 +15,8 @@ pub struct Setting {
     pub name: String,
     /// Name of the opposite, such as `no-shuffle`, if there is one.
     pub opposite: Option<String>,
-    /// What the setting does, in whole sentences, without the default.
+    /// What the setting does, in whole sentences, without the default. Names other settings in
+    /// backticks, see [`crate::with_flags`].
     pub doc: String,
     /// Heading under which the setting is listed.
     pub heading: &'static str,
@@ -37,7 +38,7 @@ pub struct Traits {
     pub name: Option<&'static str>,
     /// Other accepted names.
     pub aliases: &'static [&'static str],
-    /// Description of the default, for defaults that are not one value.
+    /// Description of the default, for defaults that are not one value; names settings as `doc`.
     pub default_text: Option<&'static str>,
     /// Smallest value.
     pub at_least: Option<f64>,

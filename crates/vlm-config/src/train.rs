@@ -111,7 +111,7 @@ settings! {
             .at_most(1.0)
             .decides_numbers()
             .newly_added();
-        /// Fraction of the rows without a system turn that get one of the texts of system-prompt
+        /// Fraction of the rows without a system turn that get one of the texts of `system_prompt`
         /// as their system turn. Which rows these are depends on the seed and the epoch.
         add_system_ratio: Option<f64> = None, shown("FRACTION")
             .at_least(0.0)
@@ -119,7 +119,7 @@ settings! {
             .default_is("0")
             .decides_numbers()
             .newly_added();
-        /// System prompts for add-system-ratio, which are equally likely.
+        /// System prompts for `add_system_ratio`, which are equally likely.
         system_prompt: Vec<String> = Vec::new(), shown("TEXT")
             .default_is("none")
             .decides_numbers()
@@ -130,15 +130,15 @@ settings! {
         /// is rejected.
         max_seq_len: usize = 640, shown("TOKENS").at_least(1.0).decides_numbers();
         /// How rows of different lengths are batched: padded to the longest row of the micro-batch
-        /// (longest), padded to max-seq-len as in the reference (max), or packed without padding
-        /// (none, the same as --pack).
+        /// (longest), padded to `max_seq_len` as in the reference (max), or packed without padding
+        /// (none, the same as `pack`).
         padding: Padding = Padding::Longest, shown("MODE").decides_numbers();
         /// Shuffle the rows in each epoch. The order depends on the seed and the epoch.
         shuffle: bool = true, switch().negatable().decides_numbers();
         /// Number of shuffled rows within which rows of similar length are batched together, to
         /// save padding; 0 turns this off.
         bucket_window: usize = DEFAULT_BUCKET_WINDOW, shown("ROWS")
-            .default_is("2048, and 0 with --no-shuffle")
+            .default_is("2048, and 0 with `no_shuffle`")
             .decides_numbers();
         /// Leave out the last batch of an epoch if it is not full.
         drop_last: bool = false, switch().negatable().decides_numbers();
@@ -165,6 +165,12 @@ settings! {
             /// The parts that are trained besides the projector.
             freeze: FreezePolicy,
         }
+        /// Whole vision-language model to start from: a folder of transformers (LLaVA, SmolVLM,
+        /// Idefics3, LFM2-VL; docs/models.md lists the forms) or of nanoVLM, the out-dir of a run,
+        /// or a folder of `vlm convert`. It is the same as giving its parts with `lm`, `vision` and
+        /// `tokenizer`, and its projector is needed; `vision` and `tokenizer` have precedence.
+        init_from: Option<PathBuf> = None, shown("DIR")
+            .of_model("a folder with a whole vision-language model");
         /// Weights of the language model: a .pth or .safetensors file, a folder with one, the
         /// out-dir of a run, or "none" for random weights.
         lm: Option<PathBuf> = None, shown("PATH|none")
@@ -190,7 +196,8 @@ settings! {
             .default_is("that of the language model's family");
         /// Type of the projector, which maps patch features to token embeddings: linear (one
         /// layer), mlp (norm and two layers), merged-mlp (two layers, 256 patches to 64 tokens),
-        /// pixel-shuffle (one layer, several patches to one token, as in nanoVLM).
+        /// pixel-shuffle (one layer, several patches to one token, as in nanoVLM), mlp2x-gelu (two
+        /// layers, as in LLaVA-1.5).
         projector: Option<ProjectorKind> = None, shown("KIND")
             .default_is("that of the weights, else of the language model's family");
         /// Keep only the input of each block and compute the block again in the backward pass. This
@@ -288,23 +295,23 @@ settings! {
         /// Learning rate of the projector.
         lr_projector: Option<f64> = None, shown("RATE")
             .above(0.0)
-            .default_is("--learning-rate")
+            .default_is("`learning_rate`")
             .decides_numbers()
             .newly_added();
         /// Learning rate of the trained parts of the language model.
         lr_lm: Option<f64> = None, shown("RATE")
             .above(0.0)
-            .default_is("--learning-rate")
+            .default_is("`learning_rate`")
             .decides_numbers()
             .newly_added();
         /// Learning rate of the vision encoder, if it is trained.
         lr_vision: Option<f64> = None, shown("RATE")
             .above(0.0)
-            .default_is("--learning-rate")
+            .default_is("`learning_rate`")
             .decides_numbers()
             .newly_added();
         /// Schedule of the learning rate: a cosine from 1.1 to 0.1 times the rate, as in MiniMind-V
-        /// of April 2025 (reference); a decay from the rate to min-lr-ratio times the rate, as a
+        /// of April 2025 (reference); a decay from the rate to `min_lr_ratio` times the rate, as a
         /// cosine (cosine), as a cosine that is one step ahead, as in current MiniMind-V
         /// (minimind-3v), or linearly (linear); a constant rate with a linear decay at the end
         /// (wsd: warm-up, stable, decay); or a constant rate (constant).
@@ -374,8 +381,8 @@ settings! {
     /// Evaluation during the training, on rows that the model is not trained on.
     EvalConfig at "eval" under "Evaluation" {
         parts {}
-        /// Rows on which the model is evaluated during and after the training: loss, perplexity and
-        /// captions. The evaluation does not change the training.
+        /// Rows on which the model is evaluated during and after the training: loss, perplexity,
+        /// image gain and captions. The evaluation does not change the training.
         data_path: Option<PathBuf> = None, shown("PATH")
             .named("eval-data")
             .of_data("rows to evaluate on");
@@ -388,10 +395,13 @@ settings! {
         interval: Option<u64> = None, shown("STEPS")
             .named("eval-interval")
             .at_least(1.0)
-            .default_is("--save-interval")
+            .default_is("`save_interval`")
             .same_on_all_ranks();
         /// Number of evaluation rows for which captions are generated.
         max_captions: usize = 50, shown("N").named("eval-captions");
+        /// Number of evaluation rows, the first ones, that are answered in each evaluation: question,
+        /// expected and generated answer are written to samples.jsonl. 0 turns this off.
+        num_samples: usize = 4, shown("N").named("eval-samples");
         /// Largest number of tokens of a generated caption.
         max_new_tokens: usize = 128, shown("TOKENS").named("eval-max-new-tokens").at_least(1.0);
     }
@@ -463,7 +473,7 @@ impl From<Resume> for PathBuf {
 settings_of! {
     declared_shorthands: Shorthands, at "data" under "Data" {
         /// Pack the rows of a micro-batch without padding. Each row attends only to itself, so the
-        /// losses are the same with less computation. The same as --padding none.
+        /// losses are the same with less computation. The same as `padding = none`.
         pack: Option<bool>, switch().default_is("no");
     }
 }

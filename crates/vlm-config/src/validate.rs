@@ -39,8 +39,8 @@ impl TrainConfig {
         }
         if self.eval != EvalConfig::default() && self.eval.data_path.is_none() {
             return refuse(
-                "`eval_interval`, `eval_images_path`, `eval_captions` and `eval_max_new_tokens` \
-                 have no effect without `eval_data`",
+                "`eval_interval`, `eval_images_path`, `eval_captions`, `eval_samples` and \
+                 `eval_max_new_tokens` have no effect without `eval_data`",
             );
         }
         if self.optim.ema_decay.is_some() && self.model.freeze.train_vision {

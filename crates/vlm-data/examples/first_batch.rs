@@ -9,6 +9,7 @@ use anyhow::{Context, bail};
 use vlm_data::{
     Batch, ChatTokenizer, IGNORE_INDEX, ImageProcessor, Loader, LoaderConfig, open_source,
 };
+use vlm_display::count;
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -30,7 +31,8 @@ pub fn first_batch(args: &[String]) -> anyhow::Result<String> {
     let tokenizer = Arc::new(ChatTokenizer::from_dir(Path::new(tokenizer))?);
     let processor = Arc::new(ImageProcessor::from_file(Path::new(preprocessor))?);
     let loader = Loader::new(source, Arc::clone(&tokenizer), Some(processor), config)?;
-    let mut text = format!("{} rows, {} batches\n", loader.num_rows(), loader.batches_per_epoch());
+    let batches = count(loader.batches_per_epoch(), "batch");
+    let mut text = format!("{}, {batches}\n", count(loader.num_rows(), "row"));
     match loader.epoch(0, 0).next() {
         Some(batch) => text += &describe(&batch?, &loader, &tokenizer),
         None => text += "no batch\n",
@@ -39,7 +41,8 @@ pub fn first_batch(args: &[String]) -> anyhow::Result<String> {
 }
 
 fn describe(batch: &Batch, loader: &Loader, tokenizer: &ChatTokenizer) -> String {
-    let mut text = format!("batch of {} rows, {} tokens each\n", batch.batch_size, batch.seq_len);
+    let rows = count(batch.batch_size, "row");
+    let mut text = format!("batch of {rows}, {} each\n", count(batch.seq_len, "token"));
     for (k, &row) in batch.rows.iter().enumerate() {
         let labels = &batch.labels[k * batch.seq_len..(k + 1) * batch.seq_len];
         let learned: Vec<i64> =
@@ -47,10 +50,10 @@ fn describe(batch: &Batch, loader: &Loader, tokenizer: &ChatTokenizer) -> String
         let images: Vec<_> =
             batch.images.iter().filter(|image| image.row == k).map(|image| image.start).collect();
         text += &format!(
-            "{}: {} tokens, images at {images:?}, learns {} tokens: {:?}\n",
+            "{}: {}, images at {images:?}, learns {}: {:?}\n",
             loader.locate(row),
-            batch.lengths[k],
-            learned.len(),
+            count(batch.lengths[k], "token"),
+            count(learned.len(), "token"),
             tokenizer.decode(&learned)
         );
     }

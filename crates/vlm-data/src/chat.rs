@@ -2,10 +2,12 @@
 //! are learned.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use serde::Deserialize;
 use tokenizers::Tokenizer;
+use vlm_display::count;
 
 use crate::chat_draws::{ChatChanges, EMPTY_THINK};
 use crate::encoded_row::EncodedRow;
@@ -97,6 +99,12 @@ impl ChatTokenizer {
                 spelled.join(" or ")
             ))
         })?;
+        let placeholder = match &files.image_tags {
+            Some(tags) if tags.image_token == placeholder.token() => {
+                placeholder.between(tags.before.clone(), tags.after.clone())
+            }
+            _ => placeholder,
+        };
         let template = ChatTemplate::new(&files.chat_template, files.special_tokens.clone())
             .map_err(|e| problem(format!("the chat template cannot be used: {e}")))?;
         let mut stop_token_ids = vec![eos_token_id];
@@ -344,8 +352,35 @@ impl ChatTokenizer {
         self.tokenizer.decode(&ids, true).unwrap_or_default()
     }
 
+    /// The text of the tokens `range` of `ids`, with special tokens, as it is within the text of all
+    /// of them.
+    pub fn decode_range(&self, ids: &[i64], range: Range<usize>) -> String {
+        let decode = |ids: &[i64]| {
+            let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+            self.tokenizer.decode(&ids, false).unwrap_or_default()
+        };
+        // Some tokenizers write no space before the first token of a text.
+        let (before, all) = (decode(&ids[..range.start]), decode(&ids[..range.end]));
+        match all.strip_prefix(&before) {
+            Some(text) => text.to_owned(),
+            // The range begins within a character.
+            None => decode(&ids[range]),
+        }
+    }
+
+    /// The entries of `ids` in the vocabulary; empty for an id outside of it.
+    pub fn tokens(&self, ids: &[i64]) -> Vec<String> {
+        let token = |&id: &i64| self.tokenizer.id_to_token(u32::try_from(id).ok()?);
+        ids.iter().map(|id| token(id).unwrap_or_default()).collect()
+    }
+
     fn image_tokens(&self, count: usize) -> ImageTokens<'_> {
-        ImageTokens { id: self.image_token_id, text: self.placeholder.token(), count }
+        ImageTokens {
+            id: self.image_token_id,
+            text: self.placeholder.token(),
+            count,
+            has_tags: self.placeholder.has_tags(),
+        }
     }
 
     fn conversation<'a>(&'a self, turns: &'a [Turn], image: &'a str) -> Conversation<'a> {
@@ -371,6 +406,7 @@ fn check_image_tags(turns: &[Turn], num_images: usize) -> Result<(), Reject> {
         std::cmp::Ordering::Less => RejectReason::ImageWithoutPlaceholder,
         std::cmp::Ordering::Greater => RejectReason::PlaceholderWithoutImage,
     };
-    let detail = format!("{num_images} images, but {num_tags} {IMAGE_TAG} in the turns");
+    let images = count(num_images, "image");
+    let detail = format!("{images}, but {num_tags} {IMAGE_TAG} in the turns");
     Err(Reject::new(reason, detail))
 }

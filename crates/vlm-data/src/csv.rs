@@ -2,17 +2,15 @@
 //! Only the position of each record is kept in memory: sixteen bytes per row.
 
 use std::io::BufRead;
-use std::path::Path;
-use std::sync::Arc;
+
+use vlm_display::count;
 
 use crate::error::DataError;
-use crate::file_source::{Columns, FileSource, RecordReader};
+use crate::file_source::{Columns, FileSource, RecordReader, RowFile};
 use crate::form;
-use crate::plain_file::PlainFile;
 use crate::record::{Field, Record};
 use crate::reject::Reject;
 use crate::row_error::RowError;
-use crate::row_options::RowOptions;
 use crate::row_text::{ByteRange, RowTexts, skip_mark, without_mark};
 
 /// The delimiters that are recognised.
@@ -39,8 +37,8 @@ fn any_header(start: &[u8]) -> Option<(Vec<String>, u8)> {
     let start = without_mark(start);
     let end = start.iter().position(|&byte| byte == b'\n').unwrap_or(start.len());
     let line = std::str::from_utf8(start[..end].trim_ascii_end()).ok()?;
-    let count = |delimiter: u8| line.bytes().filter(|&byte| byte == delimiter).count();
-    let delimiter = DELIMITERS.into_iter().rev().max_by_key(|&delimiter| count(delimiter))?;
+    let occurrences = |delimiter: u8| line.bytes().filter(|&byte| byte == delimiter).count();
+    let delimiter = DELIMITERS.into_iter().rev().max_by_key(|&delimiter| occurrences(delimiter))?;
     let columns = values(line, delimiter)?;
     Some((columns.into_iter().map(|name| name.trim().to_owned()).collect(), delimiter))
 }
@@ -50,13 +48,9 @@ impl CsvTable {
     ///
     /// # Errors
     /// Columns of no known form, a file without rows, or a quotation mark that is not closed.
-    pub(crate) fn open(
-        plain: PlainFile,
-        images_root: Option<&Path>,
-        options: &Arc<RowOptions>,
-    ) -> Result<FileSource<Self>, DataError> {
-        let path = plain.path.clone();
-        let wrong = |problem: String| DataError::content(&path, problem);
+    pub(crate) fn open(file: RowFile) -> Result<FileSource<Self>, DataError> {
+        let plain = &file.plain;
+        let wrong = |problem: String| DataError::content(&plain.path, problem);
         let start = plain.start()?;
         let (columns, delimiter) =
             any_header(&start).ok_or_else(|| wrong("the first line names no columns".into()))?;
@@ -69,15 +63,14 @@ impl CsvTable {
             )));
         }
         let mut rows = scan(&mut plain.reader_from(0)?)
-            .map_err(DataError::io(&path, "read the rows"))?
+            .map_err(DataError::io(&plain.path, "read the rows"))?
             .map_err(wrong)?;
         rows.remove(0);
         if rows.is_empty() {
             return Err(wrong("has a line of column names, but no rows".into()));
         }
         let format = if delimiter == b'\t' { "TSV" } else { "CSV" };
-        let records = |texts| Self { texts, columns, delimiter, rows };
-        FileSource::from_plain_file(plain, format, images_root, options, records)
+        file.source(format, |texts| Self { texts, columns, delimiter, rows })
     }
 }
 
@@ -91,7 +84,8 @@ impl RecordReader for CsvTable {
         let values = values(&text, self.delimiter)
             .ok_or_else(|| Reject::invalid_row("text after a closing quotation mark"))?;
         if values.len() != self.columns.len() {
-            let problem = format!("{} values for {} columns", values.len(), self.columns.len());
+            let columns = count(self.columns.len(), "column");
+            let problem = format!("{} for {columns}", count(values.len(), "value"));
             return Err(Reject::invalid_row(problem).into());
         }
         let field = |value: String| if value.is_empty() { Field::Null } else { Field::Text(value) };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use serde::{Deserialize, Serialize};
+use vlm_display::count;
 
 use crate::error::DataError;
 use crate::file_hash::hash_file;
@@ -160,7 +161,8 @@ impl DataPaths {
             _ => {
                 let mixture = Mixture::new(sources)?;
                 for (path, (num_rows, num_drawn)) in self.0.iter().zip(mixture.counts()) {
-                    tracing::info!("{path}: {num_drawn} rows per epoch, from {num_rows}");
+                    let drawn = count(num_drawn, "row");
+                    tracing::info!("{path}: {drawn} per epoch, from {num_rows}");
                 }
                 Ok(Arc::new(mixture))
             }

@@ -66,9 +66,9 @@ impl RgbImage {
     pub(crate) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Self, Reject> {
         let mut reader = ImageReader::new(Cursor::new(bytes))
             .with_guessed_format()
-            .map_err(|e| unreadable(e.to_string()))?;
+            .map_err(|e| Reject::unreadable_image(e.to_string()))?;
         let Some(format) = reader.format().filter(|format| READ.contains(format)) else {
-            return Err(unreadable(not_read(bytes)));
+            return Err(Reject::unreadable_image(not_read(bytes)));
         };
         let mut decoder_limits = Limits::default();
         decoder_limits.max_alloc = Some(limits.max_pixels.saturating_mul(BYTES_PER_PIXEL));
@@ -77,13 +77,13 @@ impl RgbImage {
         limits.check(decoder.dimensions())?;
         let image = DynamicImage::from_decoder(decoder).map_err(|e| explain(format, &e))?;
         if matches!(image, DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_)) {
-            return Err(unreadable(
-                "expected integer samples, found 32-bit floating point; save it with 8 bits".into(),
+            return Err(Reject::unreadable_image(
+                "expected integer samples, found 32-bit floating point; save it with 8 bits",
             ));
         }
         let damage = (format == ImageFormat::Jpeg).then(|| jpeg_scan::damage(bytes)).flatten();
         if let Some(damage) = damage {
-            return Err(unreadable(damage.into()));
+            return Err(Reject::unreadable_image(damage));
         }
         Ok(Self { width: image.width(), height: image.height(), pixels: to_rgb(image) })
     }
@@ -92,7 +92,7 @@ impl RgbImage {
 impl ImageLimits {
     fn check(&self, (width, height): (u32, u32)) -> Result<(), Reject> {
         if width == 0 || height == 0 {
-            return Err(unreadable(format!("the image has {width}×{height} pixels")));
+            return Err(Reject::unreadable_image(format!("the image has {width}×{height} pixels")));
         }
         let pixels = u64::from(width) * u64::from(height);
         if width.max(height) > self.max_side || pixels > self.max_pixels {
@@ -175,12 +175,8 @@ fn explain(format: ImageFormat, error: &image::ImageError) -> Reject {
         image::ImageError::Limits(_) => {
             Reject::new(RejectReason::ImageTooLarge, format!("{format:?}: {error}"))
         }
-        _ => unreadable(format!("{format:?}: {error}")),
+        _ => Reject::unreadable_image(format!("{format:?}: {error}")),
     }
-}
-
-fn unreadable(detail: String) -> Reject {
-    Reject::new(RejectReason::UnreadableImage, detail)
 }
 
 #[cfg(test)]

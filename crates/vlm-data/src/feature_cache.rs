@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
+use vlm_display::count;
 
 use crate::batch::{Features, FeaturesDtype};
 use crate::error::DataError;
@@ -142,8 +143,9 @@ impl FeatureCache {
                 return Err(DataError::content(
                     &path,
                     format!(
-                        "expected {expected} bytes for {num_images} images, found {found}; make \
-                         the cache again with `vlm cache-features`"
+                        "expected {expected} bytes for {}, found {found}; make the cache again with \
+                         `vlm cache-features`",
+                        count(num_images, "image")
                     ),
                 ));
             }

@@ -6,6 +6,8 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use vlm_display::count;
+
 use crate::atomic_file::write_atomically;
 use crate::error::DataError;
 use crate::feature_cache::{
@@ -112,9 +114,9 @@ impl FeatureCacheWriter {
             return Err(DataError::content(
                 &path,
                 format!(
-                    "expected {} bytes for {} images, found {}",
+                    "expected {} bytes for {}, found {}",
                     hashes.len() * self.manifest.key.bytes_per_image(),
-                    hashes.len(),
+                    count(hashes.len(), "image"),
                     bytes.len()
                 ),
             ));

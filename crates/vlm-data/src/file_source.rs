@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use vlm_display::count;
 
 use crate::error::DataError;
 use crate::form;
@@ -51,45 +52,64 @@ pub(crate) trait RecordReader: Send + Sync {
     }
 }
 
-/// The rows of one file.
+/// A file whose rows are to be found by the reader of its format.
 #[derive(Debug)]
-pub(crate) struct FileSource<R> {
-    path: PathBuf,
-    pub(crate) records: R,
-    reader: RowReader,
-    /// The format's name for messages.
-    format: String,
+pub(crate) struct RowFile<'a> {
+    pub(crate) plain: PlainFile,
+    /// Folder that image names are relative to; `None` for the folder of the file.
+    pub(crate) images_root: Option<&'a Path>,
+    pub(crate) options: Arc<RowOptions>,
 }
 
-impl<R: RecordReader> FileSource<R> {
-    /// The rows that `records` reads from the file at `path`. Image names are relative to
-    /// `images_root`, or to the folder of `path` if it is `None`.
+impl<'a> RowFile<'a> {
+    /// Opens the file at `path` and removes its encodings.
+    ///
+    /// # Errors
+    /// As for [`PlainFile::open`].
+    pub(crate) fn open(
+        path: &Path,
+        images_root: Option<&'a Path>,
+        options: &Arc<RowOptions>,
+    ) -> Result<Self, DataError> {
+        let plain = PlainFile::open(path, options)?;
+        Ok(Self { plain, images_root, options: Arc::clone(options) })
+    }
+
+    /// What makes rows of the values in this file.
     ///
     /// # Errors
     /// A folder of images that does not exist.
-    pub(crate) fn new(
-        path: &Path,
-        records: R,
-        format: String,
-        images_root: Option<&Path>,
-        options: &Arc<RowOptions>,
-    ) -> Result<Self, DataError> {
-        let reader = RowReader::new(path, images_root, options)?;
-        Ok(Self { path: path.to_owned(), records, reader, format })
+    pub(crate) fn row_reader(&self) -> Result<RowReader, DataError> {
+        RowReader::new(&self.plain.path, self.images_root, &self.options)
     }
 
-    /// Like [`Self::new`], for the rows that `records` finds in `plain`.
-    pub(crate) fn from_plain_file(
-        plain: PlainFile,
+    /// The rows that `records` reads as text from this file of `format`.
+    ///
+    /// # Errors
+    /// As for [`Self::row_reader`].
+    pub(crate) fn source<R>(
+        self,
         format: &str,
-        images_root: Option<&Path>,
-        options: &Arc<RowOptions>,
         records: impl FnOnce(RowTexts) -> R,
-    ) -> Result<Self, DataError> {
-        let (path, format) = (plain.path.clone(), plain.format(format));
-        Self::new(&path, records(RowTexts::new(plain, options)), format, images_root, options)
+    ) -> Result<FileSource<R>, DataError> {
+        let (reader, format) = (self.row_reader()?, self.plain.format(format));
+        let path = self.plain.path.clone();
+        let records = records(RowTexts::new(self.plain, &self.options));
+        Ok(FileSource { path, records, reader, format })
     }
+}
 
+/// The rows of one file.
+#[derive(Debug)]
+pub(crate) struct FileSource<R> {
+    pub(crate) path: PathBuf,
+    pub(crate) records: R,
+    pub(crate) reader: RowReader,
+    /// The format's name for messages.
+    pub(crate) format: String,
+}
+
+impl<R: RecordReader> FileSource<R> {
     fn record(&self, index: usize, columns: Columns) -> Result<Record, RowError> {
         if index >= self.len() {
             return Err(Reject::no_such_row(index, self.len()).into());
@@ -147,18 +167,19 @@ pub(crate) fn describe(
     for index in 0..num_read {
         let form = record(index).map_or("unreadable".to_owned(), |record| form::describe(&record));
         match forms.iter_mut().find(|(known, _)| *known == form) {
-            Some((_, count)) => *count += 1,
+            Some((_, rows)) => *rows += 1,
             None => forms.push((form, 1)),
         }
         num_images += source.row(index).map_or(0, |row| row.images.len());
     }
     let forms: Vec<String> = match &forms[..] {
         [(form, _)] => vec![form.clone()],
-        several => several.iter().map(|(form, count)| format!("{form} ({count})")).collect(),
+        several => several.iter().map(|(form, rows)| format!("{form} ({rows})")).collect(),
     };
     format!(
-        "{format}, {} rows; the first {num_read}: {}, {num_images} images",
-        source.len(),
-        forms.join("; ")
+        "{format}, {}; the first {num_read}: {}, {}",
+        count(source.len(), "row"),
+        forms.join("; "),
+        count(num_images, "image")
     )
 }

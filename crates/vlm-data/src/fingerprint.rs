@@ -56,7 +56,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::reject::{Reject, RejectReason};
+    use crate::reject::Reject;
     use crate::rows::{Role, Turn};
 
     struct Numbers(Vec<u32>);
@@ -72,7 +72,7 @@ mod tests {
         }
 
         fn image_bytes(&self, _: usize, _: usize, _: &RowImage) -> Result<Bytes, RowError> {
-            Err(Reject::new(RejectReason::MissingImage, "none").into())
+            Err(Reject::missing_image("none").into())
         }
 
         fn locate(&self, index: usize) -> String {

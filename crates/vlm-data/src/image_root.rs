@@ -81,10 +81,8 @@ impl ImageRoot {
         }
         if metadata.len() > self.max_bytes {
             let (size, limit) = (metadata.len(), self.max_bytes);
-            return Err(RowError::Reject(Reject::new(
-                RejectReason::ImageTooLarge,
-                format!("{:?} has {size} bytes; the limit is {limit}", shown(name)),
-            )));
+            let name = format!("{:?}", shown(name));
+            return Err(Reject::image_too_large(&name, size, limit).into());
         }
         let mut bytes = Vec::with_capacity(metadata.len() as usize);
         File::open(&path)
@@ -103,14 +101,11 @@ impl ImageRoot {
             && scheme != "file"
             && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric())
         {
-            return Err(RowError::Reject(Reject::new(
-                RejectReason::MissingImage,
-                format!(
-                    "{:?} is an address, and images are not downloaded: download them, and use the \
+            return Err(RowError::Reject(Reject::missing_image(format!(
+                "{:?} is an address, and images are not downloaded: download them, and use the \
                      names of the files",
-                    shown(name)
-                ),
-            )));
+                shown(name)
+            ))));
         }
         let relative = self.within(name)?;
         let joined = self.path.join(&relative);
@@ -208,10 +203,11 @@ impl ImageRoot {
                 "; {file:?} in it is a file, not a folder (a link that was copied as text?)"
             ))
         });
-        Reject::new(
-            RejectReason::MissingImage,
-            format!("no file {:?} in the images folder{}", shown(name), near.unwrap_or_default()),
-        )
+        Reject::missing_image(format!(
+            "no file {:?} in the images folder{}",
+            shown(name),
+            near.unwrap_or_default()
+        ))
     }
 
     /// A file in the same folder whose name differs only in case or extension.
@@ -234,7 +230,7 @@ fn outside(name: &str, problem: &str) -> Reject {
 }
 
 fn unreadable(name: &str, problem: String) -> Reject {
-    Reject::new(RejectReason::UnreadableImage, format!("{:?}: {problem}", shown(name)))
+    Reject::unreadable_image(format!("{:?}: {problem}", shown(name)))
 }
 
 #[cfg(test)]

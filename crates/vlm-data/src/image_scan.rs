@@ -13,7 +13,7 @@ use crate::error::DataError;
 use crate::feature_cache::ImageHash;
 use crate::ordered_map::panic_message;
 use crate::preprocess::ImageProcessor;
-use crate::reject::{Reject, RejectReason, Rejected};
+use crate::reject::{Reject, Rejected};
 use crate::row_error::RowError;
 use crate::rows::RowImage;
 use crate::source::{PreparedRow, RowSource};
@@ -172,7 +172,7 @@ impl Scanner {
             // A decoder that panics on a hostile file must not end the scan.
             let crop = catch_unwind(AssertUnwindSafe(|| self.processor.crop_u8(&bytes)));
             let crop = crop.unwrap_or_else(|panic| {
-                Err(Reject::new(RejectReason::UnreadableImage, panic_message(panic.as_ref())))
+                Err(Reject::unreadable_image(panic_message(panic.as_ref())))
             });
             let named = |e: Reject| Reject::new(e.reason, format!("{name:?}: {}", e.detail));
             (row, crop.map(|crop| (hash, crop)).map_err(named))

@@ -4,16 +4,15 @@
 //! per row.
 
 use std::io::BufRead;
-use std::path::Path;
-use std::sync::Arc;
+
+use vlm_display::count;
 
 use crate::error::DataError;
-use crate::file_source::{Columns, FileSource, RecordReader};
+use crate::file_source::{Columns, FileSource, RecordReader, RowFile};
 use crate::json_objects::ObjectScan;
 use crate::plain_file::PlainFile;
 use crate::record::Record;
 use crate::row_error::RowError;
-use crate::row_options::RowOptions;
 use crate::row_reader::json_record;
 use crate::row_text::{BYTE_ORDER_MARK, ByteRange, RowTexts};
 
@@ -29,14 +28,9 @@ impl JsonList {
     ///
     /// # Errors
     /// A file that cannot be read, or that is not one complete list with rows.
-    pub(crate) fn open(
-        plain: PlainFile,
-        images_root: Option<&Path>,
-        options: &Arc<RowOptions>,
-    ) -> Result<FileSource<Self>, DataError> {
-        let rows = scan_list(&plain, 0)?;
-        let records = |texts| Self { texts, rows };
-        FileSource::from_plain_file(plain, "a JSON list", images_root, options, records)
+    pub(crate) fn open(file: RowFile) -> Result<FileSource<Self>, DataError> {
+        let rows = scan_list(&file.plain, 0)?;
+        file.source("a JSON list", |texts| Self { texts, rows })
     }
 
     /// Finds the rows of a file that begins with an object and is not JSON lines: those of the list
@@ -44,23 +38,19 @@ impl JsonList {
     ///
     /// # Errors
     /// As for [`Self::open`]; an object with several lists of which none has a known name.
-    pub(crate) fn open_objects(
-        plain: PlainFile,
-        images_root: Option<&Path>,
-        options: &Arc<RowOptions>,
-    ) -> Result<FileSource<Self>, DataError> {
+    pub(crate) fn open_objects(file: RowFile) -> Result<FileSource<Self>, DataError> {
+        let plain = &file.plain;
         let mut scan = ObjectScan::default();
-        read_all(&plain, 0, |bytes| scan.take(bytes).map(|()| false))?;
+        read_all(plain, 0, |bytes| scan.take(bytes).map(|()| false))?;
         let wrong = |problem| DataError::content(&plain.path, problem);
         let objects = scan.finish().map_err(wrong)?;
         let (rows, format) = match objects.list().map_err(wrong)? {
             Some(list) => {
-                (scan_list(&plain, list.offset)?, format!("a JSON list under {:?}", list.key))
+                (scan_list(plain, list.offset)?, format!("a JSON list under {:?}", list.key))
             }
             None => (objects.rows, "JSON objects".to_owned()),
         };
-        let records = |texts| Self { texts, rows };
-        FileSource::from_plain_file(plain, &format, images_root, options, records)
+        file.source(&format, |texts| Self { texts, rows })
     }
 }
 
@@ -190,17 +180,16 @@ impl Scan {
     }
 
     fn finish(self) -> Result<Vec<ByteRange>, String> {
-        let num_rows = self.elements.len();
         if self.offset == 0 || (self.depth == 0 && !self.is_over) {
             return Err("expected a JSON list, found no rows".into());
         }
         if !self.is_over {
             return Err(format!(
-                "the file ends within its list, after {num_rows} complete rows: it is truncated; \
-                 fetch it again"
+                "the file ends within its list, after {}: it is truncated; fetch it again",
+                count(self.elements.len(), "complete row")
             ));
         }
-        if num_rows == 0 {
+        if self.elements.is_empty() {
             return Err("the list has no rows".into());
         }
         Ok(self.elements)
@@ -209,6 +198,8 @@ impl Scan {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::source::RowSource;
 
@@ -236,7 +227,7 @@ mod tests {
             ("  ", "no rows"),
             ("[ ]", "has no rows"),
             ("{}", "expected a JSON list"),
-            ("[{}, {\"a\"", "after 1 complete rows"),
+            ("[{}, {\"a\"", "after 1 complete row:"),
             ("[{}] x", "byte 5"),
         ] {
             let error = scan(text).unwrap_err();
@@ -250,9 +241,8 @@ mod tests {
         let open = |text: &str| {
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), text).unwrap();
-            let options = Arc::new(RowOptions::default());
-            let plain = PlainFile::open(file.path(), &options).unwrap();
-            let source = JsonList::open_objects(plain, None, &options);
+            let file = RowFile::open(file.path(), None, &Arc::default()).unwrap();
+            let source = JsonList::open_objects(file);
             source.map_err(|e| e.to_string()).map(|source| {
                 (0..source.len()).map(|k| source.row(k).unwrap().turns.len()).collect::<Vec<_>>()
             })
@@ -288,9 +278,8 @@ mod tests {
             {"from":"gpt","value":"a"}]}"#;
         std::fs::write(&path, format!("[{row},\n{row}]")).unwrap();
         std::fs::write(folder.path().join("a.jpg"), b"image bytes").unwrap();
-        let options = Arc::new(RowOptions::default());
-        let plain = PlainFile::open(&path, &options).unwrap();
-        let source = JsonList::open(plain, None, &options).unwrap();
+        let file = RowFile::open(&path, None, &Arc::default()).unwrap();
+        let source = JsonList::open(file).unwrap();
         assert_eq!((source.len(), source.locate(1)), (2, "chat.json[1]".to_owned()));
         let read = source.row(1).unwrap();
         assert_eq!(read.turns[1].content, "a");

@@ -2,15 +2,11 @@
 //! per row.
 
 use std::io::BufRead;
-use std::path::Path;
-use std::sync::Arc;
 
 use crate::error::DataError;
-use crate::file_source::{Columns, FileSource, RecordReader};
-use crate::plain_file::PlainFile;
+use crate::file_source::{Columns, FileSource, RecordReader, RowFile};
 use crate::record::Record;
 use crate::row_error::RowError;
-use crate::row_options::RowOptions;
 use crate::row_reader::json_record;
 use crate::row_text::{ByteRange, RowTexts, skip_mark};
 
@@ -33,11 +29,8 @@ impl JsonLines {
     ///
     /// # Errors
     /// A file that cannot be read or has no row.
-    pub(crate) fn open(
-        plain: PlainFile,
-        images_root: Option<&Path>,
-        options: &Arc<RowOptions>,
-    ) -> Result<FileSource<Self>, DataError> {
+    pub(crate) fn open(file: RowFile) -> Result<FileSource<Self>, DataError> {
+        let plain = &file.plain;
         let mut reader = plain.reader_from(0)?;
         let lines =
             index_lines(&mut reader).map_err(DataError::io(&plain.path, "read the rows"))?;
@@ -49,8 +42,7 @@ impl JsonLines {
                  \"content\": \"…\"}], \"image\": \"a.jpg\"}",
             ));
         }
-        let records = |texts| Self { texts, lines };
-        FileSource::from_plain_file(plain, "JSON lines", images_root, options, records)
+        file.source("JSON lines", |texts| Self { texts, lines })
     }
 }
 
@@ -105,6 +97,9 @@ fn index_lines(reader: &mut impl BufRead) -> std::io::Result<Vec<Line>> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
     use super::*;
     use crate::reject::RejectReason;
     use crate::row_error::failing_file;
@@ -112,8 +107,7 @@ mod tests {
     use crate::source::RowSource;
 
     fn open(path: &Path) -> Result<FileSource<JsonLines>, DataError> {
-        let options = Arc::default();
-        JsonLines::open(PlainFile::open(path, &options)?, None, &options)
+        JsonLines::open(RowFile::open(path, None, &Arc::default())?)
     }
 
     const ROW: &str = r#"{"conversations":[{"content":"好"}],"image":"a.jpg"}"#;

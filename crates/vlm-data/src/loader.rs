@@ -4,13 +4,17 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use vlm_display::count;
+
 use crate::batch::{Batch, Padding};
 use crate::chat::ChatTokenizer;
 use crate::chat_draws::ChatDraws;
 use crate::error::DataError;
 use crate::fingerprint::fingerprint;
+use crate::loaded_row::LoadedRow;
 use crate::order::{EpochOrder, OrderConfig, rows_of_rank};
 use crate::ordered_map::OrderedMap;
+use crate::reject::Rejected;
 use crate::reject_budget::{DEFAULT_MAX_REJECTED_FRACTION, RejectBudget};
 use crate::source::{Encoding, RowSource};
 use crate::windows::BucketWindows;
@@ -99,8 +103,9 @@ impl LoaderConfig {
         }
         if self.rank >= self.world_size {
             return settings(format!(
-                "rank {} of {} processes is out of range; ranks count from 0",
-                self.rank, self.world_size
+                "rank {} of {} is out of range; ranks count from 0",
+                self.rank,
+                count(self.world_size, "process")
             ));
         }
         if self.max_seq_len < 2 {
@@ -117,8 +122,8 @@ impl LoaderConfig {
         }
         if self.order().num_batches(num_rows) == 0 {
             return settings(format!(
-                "{num_rows} rows are not enough for one full batch of {}; lower `batch_size`, or \
-                 turn off `drop_last`",
+                "{} cannot fill one batch of {}; lower `batch_size`, or turn off `drop_last`",
+                count(num_rows, "row"),
                 self.order().global_batch_size
             ));
         }
@@ -190,6 +195,15 @@ impl Loader {
     /// The location of row `index` for messages: `captions.jsonl:17`.
     pub fn locate(&self, index: usize) -> String {
         self.maker.source.locate(index)
+    }
+
+    /// Row `index` as it goes into a batch, or why it is rejected. The images must be read as
+    /// pixels ([`ImageReading::Pixels`]).
+    ///
+    /// # Errors
+    /// A disk that fails; a loader that does not preprocess images.
+    pub fn load_row(&self, index: usize) -> Result<Result<LoadedRow, Rejected>, DataError> {
+        self.maker.load(index)
     }
 
     /// The rows of batch `index` of `epoch` on all ranks together.

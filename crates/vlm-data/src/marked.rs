@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use vlm_display::count;
+
 use crate::answer_start::{answer_start, before_spaces};
 use crate::chat_draws::EMPTY_THINK;
 use crate::mark_positions::{MarkPositions, left_out, refused};
@@ -165,7 +167,8 @@ impl MarkedPrompt {
 
 fn images_refused(written: usize, expected: usize) -> Reject {
     refused(format!(
-        "expected the {expected} images of the turns in order, but the chat template writes {written}"
+        "expected the {} of the turns in order, but the chat template writes {written}",
+        count(expected, "image")
     ))
 }
 

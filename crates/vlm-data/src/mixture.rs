@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use vlm_display::count;
 
 use crate::error::DataError;
 use crate::row_error::RowError;
@@ -205,7 +206,7 @@ impl<T: CompositeSource> RowSource for T {
         let mut described: Vec<String> =
             sources.iter().take(MAX_FILES).flat_map(|source| source.describe()).collect();
         if sources.len() > MAX_FILES {
-            described.push(format!("and {} more files", sources.len() - MAX_FILES));
+            described.push(format!("and {}", count(sources.len() - MAX_FILES, "more file")));
         }
         described
     }

@@ -3,16 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use vlm_display::count;
+
 use crate::arrow::ArrowTable;
 use crate::csv::{self, CsvTable};
 use crate::error::DataError;
+use crate::file_source::RowFile;
 use crate::folder::FolderFiles;
 use crate::form;
 use crate::json_list::JsonList;
 use crate::jsonl::JsonLines;
 use crate::mixture::Concatenation;
 use crate::parquet::{self, PageCache, ParquetTable};
-use crate::plain_file::PlainFile;
 use crate::rated::RatingFilter;
 use crate::row_options::RowOptions;
 use crate::row_text::without_mark;
@@ -65,36 +67,32 @@ struct Opener<'a> {
 
 impl Opener<'_> {
     fn file(&self, path: &Path) -> Result<Arc<dyn RowSource>, DataError> {
-        let (root, options) = (self.images_root, &self.options);
-        let plain = PlainFile::open(path, options)?;
-        let start = plain.start()?;
+        let file = RowFile::open(path, self.images_root, &self.options)?;
+        let start = file.plain.start()?;
         let unsupported = |found: &str| DataError::content(path, format!("{found}; {SUPPORTED}"));
         Ok(match Format::detect(&start) {
             Format::Empty => {
                 return Err(unsupported("this file is empty and holds no rows; download it again"));
             }
-            Format::Parquet if plain.encodings.is_empty() => {
-                let cache = Arc::clone(&self.cache);
-                Arc::new(ParquetTable::open(path, root, options, cache)?)
+            Format::Parquet if file.plain.encodings.is_empty() => {
+                Arc::new(ParquetTable::open(file, Arc::clone(&self.cache))?)
             }
             Format::Parquet => {
                 return Err(unsupported("found a compressed Parquet file; unpack it"));
             }
-            Format::ArrowFile | Format::ArrowStream => {
-                Arc::new(ArrowTable::open(plain, root, options)?)
-            }
-            Format::Tar => Arc::new(WebDatasetSource::open(plain, options)?),
-            Format::List => Arc::new(JsonList::open(plain, root, options)?),
-            Format::Object if is_lines(&start) => Arc::new(JsonLines::open(plain, root, options)?),
-            Format::Object => Arc::new(JsonList::open_objects(plain, root, options)?),
+            Format::ArrowFile | Format::ArrowStream => Arc::new(ArrowTable::open(file)?),
+            Format::Tar => Arc::new(WebDatasetSource::open(file)?),
+            Format::List => Arc::new(JsonList::open(file)?),
+            Format::Object if is_lines(&start) => Arc::new(JsonLines::open(file)?),
+            Format::Object => Arc::new(JsonList::open_objects(file)?),
             Format::Unsupported(found, advice) => {
                 return Err(unsupported(&format!("found {found}: {advice}")));
             }
             Format::Text if is_named(path, &["csv", "tsv"]) || csv::header(&start).is_some() => {
-                Arc::new(CsvTable::open(plain, root, options)?)
+                Arc::new(CsvTable::open(file)?)
             }
             Format::Text if is_named(path, &["jsonl", "ndjson"]) => {
-                Arc::new(JsonLines::open(plain, root, options)?)
+                Arc::new(JsonLines::open(file)?)
             }
             Format::Text => {
                 let begins = String::from_utf8_lossy(&start[..start.len().min(40)]).into_owned();
@@ -137,12 +135,14 @@ impl Opener<'_> {
         if files.is_empty() {
             let found = match other {
                 Some(file) if form::is_image_name(&file.to_string_lossy()) => format!(
-                    "found {num_others} files, among them images such as {}, but no file of rows \
-                     (such as metadata.jsonl with \"file_name\" and \"text\")",
+                    "found {}, among them images such as {}, but no file of rows (such as \
+                     metadata.jsonl with \"file_name\" and \"text\")",
+                    count(num_others, "file"),
                     file.display()
                 ),
                 Some(file) => format!(
-                    "found {num_others} files such as {}, but no file of rows",
+                    "found {} such as {}, but no file of rows",
+                    count(num_others, "file"),
                     file.display()
                 ),
                 None => "the folder is empty".to_owned(),
@@ -151,9 +151,9 @@ impl Opener<'_> {
         }
         if let [first, ..] = &held_out[..] {
             tracing::warn!(
-                "{}: {} files of a held-out part are left out ({}, …); to train on them, name them",
+                "{}: leaving out {} of a held-out part ({}, …); name a file to train on it",
                 path.display(),
-                held_out.len(),
+                count(held_out.len(), "file"),
                 first.display()
             );
         }

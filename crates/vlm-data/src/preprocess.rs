@@ -12,7 +12,7 @@ use crate::error::DataError;
 use crate::preprocess_config::{
     ImageProcessorClass, PreprocessConfig, Resize, has_image_processor,
 };
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 
 const CHANNELS: usize = 3;
 
@@ -85,6 +85,19 @@ impl ImageProcessor {
         PreprocessConfig::of_class(class, image_size).map(Self::new).map_err(DataError::Settings)
     }
 
+    /// Reads `settings` in the form of `preprocessor_config.json`; `class` is used if they do not
+    /// name one. `path` is the file or folder that they come from, for messages.
+    ///
+    /// # Errors
+    /// Settings that do not give squares of one size.
+    pub fn from_settings(
+        path: &Path,
+        settings: &serde_json::Value,
+        class: ImageProcessorClass,
+    ) -> Result<Self, DataError> {
+        Self::parse(path, &settings.to_string(), class)
+    }
+
     /// The settings as `preprocessor_config.json`, with every setting written out.
     pub fn settings(&self) -> serde_json::Value {
         self.config.to_json()
@@ -104,13 +117,6 @@ impl ImageProcessor {
         Self { config, limits: ImageLimits::default(), levels, hash }
     }
 
-    /// The same processor with other limits on the size of images.
-    #[must_use]
-    pub fn with_limits(mut self, limits: ImageLimits) -> Self {
-        self.limits = limits;
-        self
-    }
-
     /// S in pixels.
     pub fn image_size(&self) -> usize {
         self.config.side as usize
@@ -124,7 +130,8 @@ impl ImageProcessor {
     /// Encoded image `bytes` → `[3, S, S]`, normalized.
     ///
     /// # Errors
-    /// [`RejectReason::UnreadableImage`], [`RejectReason::ImageTooLarge`].
+    /// [`UnreadableImage`](crate::RejectReason::UnreadableImage),
+    /// [`ImageTooLarge`](crate::RejectReason::ImageTooLarge).
     pub fn preprocess(&self, bytes: &[u8]) -> Result<Vec<f32>, Reject> {
         Ok(self.normalize(&self.crop_u8(bytes)?))
     }
@@ -196,8 +203,7 @@ fn resize(
     to: (u32, u32),
     options: &ResizeOptions,
 ) -> Result<Vec<u8>, Reject> {
-    let failed =
-        |e: String| Reject::new(RejectReason::UnreadableImage, format!("cannot resize: {e}"));
+    let failed = |e: String| Reject::unreadable_image(format!("cannot resize: {e}"));
     // The typed interface: the other one compiles the kernels of every kind of pixel.
     let source = TypedImageRef::<U8x3>::from_buffer(width, height, &pixels)
         .map_err(|e| failed(e.to_string()))?;

@@ -45,6 +45,7 @@ struct File {
     do_normalize: Option<bool>,
     image_mean: Option<[f64; 3]>,
     image_std: Option<[f64; 3]>,
+    do_pad: Option<bool>,
 }
 
 #[derive(Deserialize, Clone, Copy)]
@@ -78,6 +79,8 @@ impl ImageProcessorClass {
     fn named(name: &str) -> Result<Self, String> {
         match name {
             _ if name.starts_with("CLIP") => Ok(Self::Clip),
+            // It is CLIP's, unless it pads images to squares first.
+            _ if name.starts_with(LLAVA) => Ok(Self::Clip),
             "SiglipImageProcessor" | "SiglipImageProcessorFast" | "SiglipImageProcessorPil" => {
                 Ok(Self::Siglip)
             }
@@ -87,6 +90,9 @@ impl ImageProcessorClass {
         }
     }
 }
+
+/// Start of the name of LLaVA's image processor, which CLIP's preceded.
+const LLAVA: &str = "LlavaImageProcessor";
 
 /// The settings of a class where the file has none.
 struct ClassDefaults {
@@ -134,6 +140,10 @@ impl PreprocessConfig {
         let file = if within.is_object() { within.clone() } else { json };
         let file: File = serde_json::from_value(file).map_err(unread)?;
         let kind = file.image_processor_type.as_ref().or(file.feature_extractor_type.as_ref());
+        let is_llava = kind.is_some_and(|kind| kind.starts_with(LLAVA));
+        if is_llava && file.do_pad == Some(true) {
+            return Err("do_pad is true, but padding images to squares is not supported".into());
+        }
         let class = kind.map_or(Ok(class), |kind| ImageProcessorClass::named(kind))?.defaults();
         let do_normalize = file.do_normalize.unwrap_or(true);
         let resample = file.resample.unwrap_or(BICUBIC);
@@ -342,6 +352,7 @@ mod tests {
             (r#"{"resample": 9}"#, "resample"),
             (r#"{"image_std": [1, 0, 1]}"#, "image_std"),
             (r#"{"image_processor_type": "ViTImageProcessor"}"#, "found ViT"),
+            (r#"{"image_processor_type": "LlavaImageProcessor", "do_pad": true}"#, "do_pad"),
             (r#"{"image_processor_type": "Siglip2ImageProcessor"}"#, "found Siglip2"),
             ("[]", "expected the settings"),
         ] {

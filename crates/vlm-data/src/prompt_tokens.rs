@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use tokenizers::Tokenizer;
+use vlm_display::count;
 
 use crate::marked::MarkedPrompt;
 use crate::reject::{Reject, RejectReason};
@@ -44,6 +45,8 @@ pub(crate) struct ImageTokens<'a> {
     pub(crate) id: i64,
     pub(crate) text: &'a str,
     pub(crate) count: usize,
+    /// Whether every image has further tokens around it.
+    pub(crate) has_tags: bool,
 }
 
 /// A prompt's tokens, with the first token of each image.
@@ -66,20 +69,28 @@ impl EncodedPrompt {
         let mut image_starts = Vec::with_capacity(prompt.images.len());
         for range in &prompt.images {
             let first = tokens.at(range.start);
-            let run = &tokens.ids[first..tokens.at(range.end)];
-            if run.len() != image.count || run.iter().any(|&id| id != image.id) {
+            let written = &tokens.ids[first..tokens.at(range.end)];
+            // There may be other tokens before and after the image.
+            let before = written.iter().take_while(|&&id| id != image.id).count();
+            let run = &written[before..];
+            let run = &run[..run.iter().rposition(|&id| id == image.id).map_or(0, |last| last + 1)];
+            let is_bare = before == 0 && run.len() == written.len();
+            if run.len() != image.count
+                || run.iter().any(|&id| id != image.id)
+                || !is_bare && !image.has_tags
+            {
                 return Err(Reject::new(
                     RejectReason::TokenizerFailed,
                     format!(
-                        "expected {1} tokens with id {2} for an image's placeholder, but the \
-                         tokenizer makes {0} tokens",
-                        run.len(),
-                        image.count,
-                        image.id
+                        "expected {} with id {} for an image's placeholder, but the tokenizer makes \
+                         {}",
+                        count(image.count, "token"),
+                        image.id,
+                        count(written.len(), "token")
                     ),
                 ));
             }
-            image_starts.push(first);
+            image_starts.push(first + before);
         }
         check_strays(&tokens.ids, &image_starts, image)?;
         Ok(Self { tokens, image_starts })
@@ -105,12 +116,12 @@ fn check_strays(ids: &[i64], image_starts: &[usize], image: &ImageTokens) -> Res
             return Err(Reject::new(
                 RejectReason::PlaceholderInText,
                 format!(
-                    "{} adjacent {:?}, but there are {num_images} images of \
-                     {} tokens here; remove them from the text, or separate \
-                     them",
+                    "{} adjacent {:?}, but the images here are {} of {}; remove them from the text, \
+                     or separate them",
                     run.len(),
                     image.text,
-                    image.count,
+                    num_images,
+                    count(image.count, "token"),
                 ),
             ));
         }

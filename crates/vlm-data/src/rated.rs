@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use rayon::prelude::*;
+use vlm_display::count;
 
 use crate::error::DataError;
 use crate::mixture::CompositeSource;
@@ -40,10 +41,12 @@ impl RatingFilter {
         let kept: Vec<u32> = kept?.into_iter().flatten().collect();
         if kept.is_empty() {
             return Err(DataError::Settings(format!(
-                "none of {num_rows} rows has a turn with the smallest rating in `min_rating`; lower it"
+                "none of {} has a turn with the smallest rating in `min_rating`; lower it",
+                count(num_rows, "row")
             )));
         }
-        tracing::info!("{} of {num_rows} rows have a turn with a high enough rating", kept.len());
+        let all = count(num_rows, "row");
+        tracing::info!("rows that have a turn with a high enough rating: {} of {all}", kept.len());
         Ok(Self { source, kept })
     }
 }

@@ -134,11 +134,7 @@ impl Field {
 
 /// `text` cut to a length that fits into a message.
 pub(crate) fn shown(text: &str) -> String {
-    const MAX_CHARS: usize = 120;
-    match text.char_indices().nth(MAX_CHARS) {
-        Some((end, _)) => format!("{}… ({} bytes)", &text[..end], text.len()),
-        None => text.to_owned(),
-    }
+    vlm_display::shorten(text, 120)
 }
 
 fn explain(text: &str, error: &serde_json::Error) -> String {

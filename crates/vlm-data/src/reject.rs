@@ -1,5 +1,7 @@
 //! Rejected rows, and the reasons for which a row is rejected.
 
+use std::fmt::Display;
+
 use serde::{Deserialize, Serialize};
 
 /// Reasons for which a row is not trained on. Their serialized names (kebab-case) are used in
@@ -92,6 +94,38 @@ impl Reject {
     /// A row that is not well-formed.
     pub(crate) fn invalid_row(detail: impl Into<String>) -> Self {
         Self::new(RejectReason::InvalidRow, detail)
+    }
+
+    /// Images that the row gives in two ways, or that cannot be told from other values.
+    pub(crate) fn ambiguous_images(detail: impl Into<String>) -> Self {
+        Self::new(RejectReason::AmbiguousImages, detail)
+    }
+
+    /// An image that is not where the row says.
+    pub(crate) fn missing_image(detail: impl Into<String>) -> Self {
+        Self::new(RejectReason::MissingImage, detail)
+    }
+
+    /// An image that cannot be read or decoded.
+    pub(crate) fn unreadable_image(detail: impl Into<String>) -> Self {
+        Self::new(RejectReason::UnreadableImage, detail)
+    }
+
+    /// Something of `what` that has more `bytes` than the `limit`.
+    pub(crate) fn image_too_large(what: &str, bytes: u64, limit: u64) -> Self {
+        let detail = format!("{what} has {bytes} bytes; the limit is {limit}");
+        Self::new(RejectReason::ImageTooLarge, detail)
+    }
+
+    /// More placeholders than images.
+    pub(crate) fn placeholder_without_image(detail: impl Into<String>) -> Self {
+        Self::new(RejectReason::PlaceholderWithoutImage, detail)
+    }
+
+    /// Video or audio; `found` is a sentence that says where.
+    pub(crate) fn unsupported_media(found: impl Display) -> Self {
+        let detail = format!("{found}; only images and text are supported");
+        Self::new(RejectReason::UnsupportedMedia, detail)
     }
 
     /// A row whose index is not below `num_rows`.

@@ -3,6 +3,8 @@
 
 use std::collections::BTreeMap;
 
+use vlm_display::count;
+
 use crate::error::DataError;
 use crate::reject::{RejectReason, Rejected};
 
@@ -138,8 +140,8 @@ impl RejectCounts<'_> {
             };
             (limit, " To allow more, raise `max_rejected_fraction`.")
         };
-        let mut message =
-            format!("{num_rejected} of {} rows cannot be used ({counts}){limit}.", self.num_rows);
+        let rows = count(self.num_rows, "row");
+        let mut message = format!("{num_rejected} of {rows} cannot be used ({counts}){limit}.");
         if !examples.is_empty() {
             message += " The first rejected rows:";
         }

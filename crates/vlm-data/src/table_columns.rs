@@ -1,9 +1,62 @@
 //! Chooses the columns of a table with a schema (Parquet, Arrow) from which rows are read.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use crate::file_source::Columns;
 use crate::form;
+use crate::record::{Field, Record};
+use crate::reject::Reject;
+use crate::row_error::{ReadError, RowError};
 use crate::row_options::RowOptions;
+
+/// The columns from which rows are read.
+#[derive(Debug)]
+pub(crate) struct UsedColumns<C>(Vec<UsedColumn<C>>);
+
+#[derive(Debug)]
+struct UsedColumn<C> {
+    name: String,
+    column: C,
+    holds_images: bool,
+}
+
+impl<C> UsedColumns<C> {
+    /// Those of the columns, each with its name, that are known to `options`.
+    pub(crate) fn of(all: impl Iterator<Item = (String, C)>, options: &RowOptions) -> Self {
+        let used = |(name, column): (String, C)| UsedColumn {
+            holds_images: form::is_image_column(&name, &options.image_keys),
+            name,
+            column,
+        };
+        Self(all.filter(|(name, _)| form::is_known_column(name, options)).map(used).collect())
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &C> {
+        self.0.iter().map(|used| &used.column)
+    }
+
+    /// The values of a row of the file at `path`; `value` reads that of a column.
+    ///
+    /// # Errors
+    /// A value that cannot be read; the message names its column.
+    pub(crate) fn record(
+        &self,
+        path: &Path,
+        columns: Columns,
+        value: impl Fn(&C) -> Result<Field, ReadError>,
+    ) -> Result<Record, RowError> {
+        let mut record = Record::default();
+        for UsedColumn { name, column, holds_images } in &self.0 {
+            if columns == Columns::All || !holds_images {
+                let rejected = |e: String| Reject::invalid_row(format!("column {name:?}: {e}"));
+                let value = value(column).map_err(|e| e.into_row_error(path, rejected))?;
+                record.0.push((name.clone(), value));
+            }
+        }
+        Ok(record)
+    }
+}
 
 /// The properties by which a column is chosen.
 #[derive(Debug)]

@@ -3,6 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
+use vlm_display::count;
+
 use crate::error::DataError;
 use crate::plain_file::PlainFile;
 use crate::row_options::RowOptions;
@@ -47,7 +49,8 @@ pub(crate) fn index(
     let path = &plain.path;
     let mut archive = tar::Archive::new(plain.reader_from(0)?);
     let cut_off = |num_samples: usize, problem: String| {
-        DataError::content(path, format!("broken after {num_samples} samples: {problem}"))
+        let samples = count(num_samples, "sample");
+        DataError::content(path, format!("broken after {samples}: {problem}"))
     };
     let entries = archive.entries_with_seek().map_err(|e| cut_off(0, e.to_string()))?;
     let mut samples: Vec<Sample> = Vec::new();

@@ -25,8 +25,37 @@ pub(crate) struct TokenizerFiles {
     pub(crate) chat_template: String,
     /// Each of [`SPECIAL_TOKENS`] that the tokenizer has.
     pub(crate) special_tokens: BTreeMap<String, String>,
+    /// What the processor of the tokenizer's model writes around every image.
+    pub(crate) image_tags: Option<ImageTags>,
     /// `eos_token_id` of `generation_config.json`: further ids that end an answer.
     pub(crate) generation_eos_ids: Vec<i64>,
+}
+
+/// What a processor writes around an image, as SmolVLM's and nanoVLM's do.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct ImageTags {
+    /// The token that stands for an image.
+    pub(crate) image_token: String,
+    pub(crate) before: String,
+    pub(crate) after: String,
+}
+
+impl ImageTags {
+    /// The tags that `tokenizer_config.json` names, at its top or in one of the objects that
+    /// transformers 4 and 5 write; `None` if there are none.
+    fn read(config: &Value) -> Option<Self> {
+        let within = ["extra_special_tokens", "model_specific_special_tokens"];
+        let places = || within.iter().map(|key| &config[*key]).chain([config]);
+        let token =
+            |name: &str| places().find_map(|place| special_token(place, name)).unwrap_or_default();
+        let (fake, global) = (token("fake_image_token"), token("global_image_token"));
+        let tags = Self {
+            image_token: token("image_token"),
+            before: format!("{fake}{global}"),
+            after: fake,
+        };
+        (!tags.image_token.is_empty() && !tags.before.is_empty()).then_some(tags)
+    }
 }
 
 impl TokenizerFiles {
@@ -49,7 +78,7 @@ impl TokenizerFiles {
         for name in SPECIAL_TOKENS {
             let token = special_token(&config, name).or_else(|| special_token(&map, name));
             let of_id =
-                || token_of_id(&tokenizer, *ids(&generation, &format!("{name}_id")).first()?);
+                || find_token(&tokenizer, *ids(&generation, &format!("{name}_id")).first()?);
             if let Some(token) = token.or_else(of_id) {
                 special_tokens.insert(name.to_owned(), token);
             }
@@ -62,6 +91,7 @@ impl TokenizerFiles {
         Ok(Self {
             chat_template: chat_template(dir, &config)?,
             special_tokens,
+            image_tags: ImageTags::read(&config),
             generation_eos_ids: ids(&generation, EOS_TOKEN_ID),
             tokenizer,
         })
@@ -87,6 +117,7 @@ impl TokenizerFiles {
         ];
         // It is left out if empty, so that data prepared before it was included keeps its hash.
         parts.extend((!supervision.is_empty()).then(|| supervision.to_owned()));
+        parts.extend(self.image_tags.as_ref().map(|tags| format!("{tags:?}")));
         for part in parts {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
@@ -104,6 +135,14 @@ pub(crate) fn generation_eos_ids(dir: &Path) -> Result<Vec<i64>, DataError> {
     Ok(ids(&read_json_if_there(&dir.join(GENERATION_CONFIG))?, EOS_TOKEN_ID))
 }
 
+/// The token with the number `id` of the tokenizer in the folder `dir`, if it has one.
+///
+/// # Errors
+/// `tokenizer.json` cannot be read or is not JSON.
+pub fn token_of_id(dir: &Path, id: i64) -> Result<Option<String>, DataError> {
+    Ok(find_token(&read_json(&dir.join("tokenizer.json"))?, id))
+}
+
 /// An id or a list of ids.
 fn ids(config: &Value, name: &str) -> Vec<i64> {
     match &config[name] {
@@ -112,7 +151,7 @@ fn ids(config: &Value, name: &str) -> Vec<i64> {
     }
 }
 
-fn token_of_id(tokenizer: &Value, id: i64) -> Option<String> {
+fn find_token(tokenizer: &Value, id: i64) -> Option<String> {
     let added = tokenizer["added_tokens"].as_array()?;
     let of_added = added.iter().find(|token| token["id"] == id);
     if let Some(token) = of_added {

@@ -5,18 +5,15 @@
 //! kept.
 
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
 
 use bytes::Bytes;
 
 use crate::error::DataError;
-use crate::file_source;
+use crate::file_source::{self, RowFile};
 use crate::form;
-use crate::plain_file::PlainFile;
 use crate::record::{Field, Record};
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_error::RowError;
-use crate::row_options::RowOptions;
 use crate::row_reader::RowReader;
 use crate::row_text::{ByteRange, RowTexts, file_name};
 use crate::rows::{Row, RowImage, Turn};
@@ -41,10 +38,13 @@ impl WebDatasetSource {
     ///
     /// # Errors
     /// A file that cannot be read, is not a tar archive, is truncated, or has no sample.
-    pub(crate) fn open(plain: PlainFile, options: &Arc<RowOptions>) -> Result<Self, DataError> {
+    pub(crate) fn open(file: RowFile) -> Result<Self, DataError> {
+        // The images are members of the archive.
+        let file = RowFile { images_root: None, ..file };
+        let RowFile { plain, options, .. } = &file;
         let length =
             plain.file.metadata().map_err(DataError::io(&plain.path, "open the archive"))?;
-        let Index { samples, images } = index(&plain, length.len(), options)?;
+        let Index { samples, images } = index(plain, length.len(), options)?;
         if samples.is_empty() {
             return Err(DataError::content(
                 &plain.path,
@@ -52,9 +52,9 @@ impl WebDatasetSource {
                  KEY.txt",
             ));
         }
-        let reader = RowReader::new(&plain.path, None, options)?;
-        let format = plain.format("WebDataset");
-        Ok(Self { texts: RowTexts::new(plain, options), samples, images, reader, format })
+        let (reader, format) = (file.row_reader()?, plain.format("WebDataset"));
+        let texts = RowTexts::new(file.plain, &file.options);
+        Ok(Self { texts, samples, images, reader, format })
     }
 
     fn members(&self, index: usize) -> &[ByteRange] {
@@ -83,10 +83,11 @@ impl WebDatasetSource {
             .map(|name| {
                 let name = name.rsplit(['/', '\\']).next().unwrap_or_default();
                 held.iter().position(|held| held == name).ok_or_else(|| {
-                    Reject::new(
-                        RejectReason::MissingImage,
-                        format!("no {:?} in the sample, which holds {}", name, held.join(", ")),
-                    )
+                    Reject::missing_image(format!(
+                        "no {:?} in the sample, which holds {}",
+                        name,
+                        held.join(", ")
+                    ))
                 })
             })
             .collect()
@@ -99,10 +100,7 @@ impl WebDatasetSource {
             return Err(Reject::no_such_row(index, self.samples.len()).into());
         };
         if sample.has_other_media {
-            return Err(RowError::Reject(Reject::new(
-                RejectReason::UnsupportedMedia,
-                "the sample has video or audio; only images and text are supported",
-            )));
+            return Err(Reject::unsupported_media("the sample has video or audio").into());
         }
         let mut record = match sample.json {
             None => Record::default(),
@@ -160,15 +158,11 @@ impl WebDatasetSource {
     fn read_image(&self, member: ByteRange) -> Result<Bytes, RowError> {
         let max_bytes = self.reader.options().max_image_bytes;
         if member.bytes > max_bytes {
-            return Err(RowError::Reject(Reject::new(
-                RejectReason::ImageTooLarge,
-                format!("the image has {} bytes; the limit is {max_bytes}", member.bytes),
-            )));
+            return Err(Reject::image_too_large("the image", member.bytes, max_bytes).into());
         }
         let mut bytes = vec![0; member.bytes as usize];
-        let unreadable = |e: String| {
-            Reject::new(RejectReason::UnreadableImage, format!("{:?}: {e}", self.name_of(member)))
-        };
+        let unreadable =
+            |e: String| Reject::unreadable_image(format!("{:?}: {e}", self.name_of(member)));
         self.texts
             .file
             .read_exact_at(&mut bytes, member.offset)
@@ -214,19 +208,22 @@ impl RowSource for WebDatasetSource {
 }
 
 fn missing(name: &str) -> Reject {
-    Reject::new(RejectReason::MissingImage, format!("no {name:?} in the sample"))
+    Reject::missing_image(format!("no {name:?} in the sample"))
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::File;
     use std::path::Path;
+    use std::sync::Arc;
 
     use super::*;
+    use crate::reject::RejectReason;
     use crate::row_error::failing_file;
+    use crate::row_options::RowOptions;
 
     fn open(path: &Path, options: RowOptions) -> Result<WebDatasetSource, DataError> {
-        WebDatasetSource::open(PlainFile::open(path, &options)?, &Arc::new(options))
+        WebDatasetSource::open(RowFile::open(path, None, &Arc::new(options))?)
     }
 
     fn write_tar(path: &Path, members: &[(&str, &[u8])]) {
@@ -337,7 +334,7 @@ mod tests {
         let whole = std::fs::read(&path).unwrap();
         std::fs::write(&path, &whole[..4000]).unwrap();
         let error = open(&path, RowOptions::default()).unwrap_err().to_string();
-        assert!(error.contains("a.tar: broken after 1 samples"), "{error}");
+        assert!(error.contains("a.tar: broken after 1 sample:"), "{error}");
         std::fs::write(&path, b"no archive").unwrap();
         assert!(open(&path, RowOptions::default()).is_err());
     }

@@ -9,9 +9,11 @@ use rayon::prelude::*;
 use crate::batch::{Batch, ImageData, Padding, Sample, SampleImages};
 use crate::chat::ChatTokenizer;
 use crate::chat_draws::ChatDraws;
+use crate::decode::image_size;
 use crate::encoded_row::EncodedRow;
 use crate::error::DataError;
 use crate::feature_cache::FeatureCache;
+use crate::loaded_row::{LoadedImage, LoadedRow};
 use crate::order::RowLength;
 use crate::preprocess::ImageProcessor;
 use crate::reject::{Reject, RejectReason, Rejected};
@@ -202,6 +204,34 @@ impl RowMaker {
         let encoded =
             self.tokenizer.encode_changed_row(&row, changes, tokens_per_image, max_seq_len)?;
         Ok((encoded, row.images))
+    }
+
+    /// Row `index` as [`Self::make`] makes it in the first epoch, with the names and sizes of its images.
+    pub(crate) fn load(&self, index: usize) -> Result<Result<LoadedRow, Rejected>, DataError> {
+        let ImageReading::Pixels(processor) = &self.images else {
+            return Err(DataError::Internal("the loader does not preprocess images".into()));
+        };
+        try_row(self.source.as_ref(), index, || {
+            let Sample { encoded, images: made, .. } = self.try_make(0, index)?;
+            let crops = match made {
+                SampleImages::Pixels(crops) => crops,
+                SampleImages::None | SampleImages::Cached(_) => Vec::new(),
+            };
+            let (_, images) = self.encode(0, index)?;
+            let load = |(k, (image, pixels)): (usize, (&RowImage, Vec<u8>))| {
+                let bytes = self.source.image_bytes(index, k, image)?;
+                let (width, height) = image_size(&bytes).unwrap_or_default();
+                let side = processor.image_size() as u32;
+                Ok(LoadedImage { name: image.name.clone(), width, height, side, pixels })
+            };
+            let images = images.iter().zip(crops).enumerate().map(load);
+            let images = images.collect::<Result<_, RowError>>()?;
+            let turns = self.source.turns(index)?;
+            let changes = self.chat_draws.of_row(self.seed, 0, index);
+            let num_tokens =
+                self.tokenizer.num_changed_tokens(&turns, changes, self.tokens_per_image)?;
+            Ok(LoadedRow { encoded, num_tokens, images })
+        })
     }
 
     fn collate(&self, index: usize, outcomes: Vec<Outcome>) -> Result<Batch, DataError> {

@@ -3,8 +3,8 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 use vlm_demo::{Asked, HeldOutGroup};
+use vlm_display::{Align, Table};
 use vlm_infer::text_score::{is_exact, words};
-use vlm_train::report::Table;
 
 /// Counts of correct rows and words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -135,12 +135,13 @@ impl DemoScores {
     pub fn table(&self) -> Table {
         let head = ["held-out rows, exact", "rows", "before", "after", "blank images"];
         let columns = [&self.before, &self.after, &self.blank];
-        let rows = LINES.iter().map(|(name, selects)| {
-            let exact = columns.map(|accuracy| percent(accuracy.of(selects).exact()));
-            let number = self.after.of(selects).num_rows.to_string();
-            [(*name).to_owned(), number].into_iter().chain(exact).collect()
-        });
-        Table { head: head.map(str::to_owned).into(), rows: rows.collect() }
+        let mut table = Table::new(&[Align::Left, Align::Right]).with_head(&head);
+        for (name, selects) in LINES {
+            let [before, after, blank] =
+                columns.map(|accuracy| percent(accuracy.of(selects).exact()));
+            table.push(&[&name, &self.after.of(selects).num_rows, &before, &after, &blank]);
+        }
+        table
     }
 }
 

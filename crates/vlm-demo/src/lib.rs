@@ -18,6 +18,7 @@
 
 mod caption;
 mod dataset;
+mod dataset_images;
 mod draw;
 mod layout;
 mod question;
@@ -27,9 +28,10 @@ mod task;
 
 pub use caption::Language;
 pub use dataset::{
-    Asked, DemoError, DemoFiles, HELD_OUT_FILE, HELD_OUT_PER_GROUP, HeldOutGroup, NUM_TRAIN_IMAGES,
-    TRAIN_FILE, demo_files, write_demo_dataset,
+    DemoError, DemoFiles, HELD_OUT_FILE, HELD_OUT_PER_GROUP, NUM_TRAIN_IMAGES, TRAIN_FILE,
+    demo_files, write_demo_dataset,
 };
+pub use dataset_images::{Asked, HeldOutGroup};
 pub use layout::{Background, CELL, GRID, IMAGE_SIZE, Layout, NUM_CELLS, PlacedObject};
 pub use question::Question;
 pub use scene::{Arrangement, Colour, Object, Place, Relation, Scene, Shape, Size};

@@ -6,20 +6,23 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tch::Device;
 use vlm_data::{ChatTokenizer, ImagePlaceholder};
-use vlm_model::detect::{adopt_shapes, check_tied, default_config_for, projector_of};
+use vlm_model::detect::{
+    adopt_shapes, check_tied, default_config_for, projector_config, projector_of,
+};
 use vlm_model::names::LmNames;
 use vlm_model::params::ParamStore;
 use vlm_model::part_files::{listed, open_language_model, open_vision_encoder};
 use vlm_model::vision::{VisionEncoder, is_beside_encoder};
 use vlm_model::weights::{Weights, require_there};
 use vlm_model::{
-    LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily, Vlm,
-    is_projector,
+    ForeignModel, LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily,
+    Vlm, is_projector,
 };
 
 use vlm_shapes::ShapeRequest;
 
 use crate::InferError;
+use crate::foreign::{foreign_placeholder, open_lm, warn_of_differences, warn_of_missing_tags};
 
 /// The files that a model is made of.
 #[derive(Debug, Clone, Default)]
@@ -113,6 +116,11 @@ fn open_with_placeholder(files: &ModelFiles) -> Result<ChatTokenizer, InferError
         let placeholder = ImagePlaceholder::new(token.as_str());
         return Ok(ChatTokenizer::with_placeholder(&files.tokenizer, placeholder)?);
     }
+    if let Some(placeholder) = foreign_placeholder(files)? {
+        let tokenizer = ChatTokenizer::with_placeholder(&files.tokenizer, placeholder)?;
+        warn_of_missing_tags(files, &tokenizer);
+        return Ok(tokenizer);
+    }
     let family = match &files.lm {
         Some(path) => starting_shape(path)?.0.family,
         None => LmFamily::default(),
@@ -174,17 +182,20 @@ pub fn settle_shapes(
         lm.vocab_size = tokenizer.vocab_size() as i64;
     }
     lm.validate().map_err(InferError::file)?;
-    let mut projector = files.projector;
+    let (mut projector, mut lm_weights) = (files.projector, None);
     if let Some(path) = &files.lm {
-        let weights = open_language_model(path).map_err(InferError::file)?;
+        let weights = open_lm(path, &files.vision)?;
         if let Some(path) = &config_path {
             warn_of_unread_keys(path, &LmConfig::unread_keys_of(path).map_err(InferError::file)?);
         }
+        warn_of_differences(path, &files.vision);
         adopt(&mut lm, &weights, config_path.as_deref())?;
         projector = projector.or(projector_of(&weights));
+        lm_weights = Some(weights);
     }
     let kind = projector.unwrap_or(ProjectorKind::default_for(lm.family));
-    let projector = ProjectorConfig::new(kind, &vision).map_err(InferError::file)?;
+    let weights = lm_weights.as_ref().filter(|weights| projector_of(weights) == Some(kind));
+    let projector = projector_config(kind, weights, &vision).map_err(InferError::file)?;
     if (tokenizer.vocab_size() as i64) > lm.vocab_size {
         return Err(InferError::unusable(format!(
             "the tokenizer {} has {} tokens, but the language model has {} embeddings; use the \
@@ -218,7 +229,7 @@ pub fn build_model(
         Vlm::without_encoder(lm, vision, projector, device)?
     };
     if let Some(path) = &files.lm {
-        load_lm(path, &model, projector.kind)?;
+        load_lm(path, &files.vision, &model, projector.kind)?;
     }
     if has_encoder {
         load_vision(&files.vision, vision.family, model.vision_params())?;
@@ -226,8 +237,8 @@ pub fn build_model(
     Ok(model)
 }
 
-fn load_lm(path: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), InferError> {
-    let weights = open_language_model(path).map_err(InferError::file)?;
+fn load_lm(path: &Path, vision: &Path, model: &Vlm, kind: ProjectorKind) -> Result<(), InferError> {
+    let weights = open_lm(path, vision)?;
     // A file with a projector of this type must have all of its tensors.
     let has_projector = projector_of(&weights) == Some(kind);
     let report = weights
@@ -379,6 +390,12 @@ pub(crate) fn adopt(
                 by_names.family, lm.family
             ),
         ));
+    }
+    // The two programs that write such a file differ in where they record tied embeddings, and
+    // leave out the output embeddings if they are tied.
+    if ForeignModel::beside(path).is_some() {
+        let output = LmNames::weight(lm.names().output);
+        lm.tie_word_embeddings |= weights.find(&output).is_none();
     }
     let asked = config
         .map_or("asked for".to_owned(), |path| format!("asked for (flags and {})", path.display()));

@@ -9,14 +9,18 @@
 //! ```
 
 mod assemble;
+mod batch_losses;
 mod device;
 pub mod device_batch;
 mod error;
 pub mod evaluation;
 mod export;
+mod foreign;
 mod generator;
+mod image_gain;
 mod json_file;
 mod model_folder;
+mod model_inputs;
 mod precision;
 mod preprocessor;
 mod row_completions;
@@ -29,9 +33,10 @@ pub use error::{ErrorKind, InferError};
 pub use export::{Container, ExportSource, export_hf, export_to, is_exported_name};
 pub use generator::{Generator, PreparedPrompt, user_turn};
 pub use json_file::write_json;
-pub use model_folder::{part_of_run, shape_of_run, weights_name, weights_of_run};
+pub use model_folder::{part_of_model, part_of_run, shape_of_run, weights_name, weights_of_run};
+pub use model_inputs::ModelInputs;
 pub use precision::{autocast_kind, default_dtype};
 pub use preprocessor::{image_processor, write_preprocessor};
 pub use row_completions::{Completion, OnCompletions};
-pub use vision_language_model::{LoadOptions, VisionLanguageModel};
+pub use vision_language_model::{LoadOptions, VisionLanguageModel, require_projector};
 pub use vlm_shapes::{Dtype, ShapeRequest};

@@ -5,8 +5,8 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use vlm_model::LmConfig;
 use vlm_model::weights::Weights;
+use vlm_model::{ForeignModel, LmConfig};
 
 use crate::InferError;
 
@@ -118,8 +118,17 @@ fn find_weights(model: &Path, config: &Value) -> Result<PathBuf, InferError> {
 /// The folder of the part `vision` or `tokenizer` that belongs to the weights of a run: in the
 /// folder of the weights, or the one that `config.json` names. `None` if it cannot be found.
 pub fn part_of_run(weights: &Path, part: &str) -> Option<PathBuf> {
-    let folder = if weights.is_dir() { weights } else { weights.parent()? };
-    find_part(folder, &read_config(folder).ok()?, part).ok()
+    part_of_model(weights, part).ok()
+}
+
+/// As [`part_of_run`], for any model; the error says where the part is to be found.
+///
+/// # Errors
+/// The part cannot be found; `config.json` cannot be read.
+pub fn part_of_model(weights: &Path, part: &str) -> Result<PathBuf, InferError> {
+    let folder = if weights.is_dir() { Some(weights) } else { weights.parent() };
+    let folder = folder.unwrap_or(Path::new("."));
+    find_part(folder, &read_config(folder)?, part)
 }
 
 /// The weights file of the run in `folder`, that of the latest stage; `None` if `folder` is not the
@@ -147,6 +156,10 @@ fn find_part(folder: &Path, config: &Value, name: &str) -> Result<PathBuf, Infer
     if own.join(mark).is_file() {
         return Ok(own);
     }
+    let foreign = ForeignModel::of(config);
+    if name == "vision" && foreign.is_some() {
+        return Ok(folder.to_owned());
+    }
     let named = config["run"]["model"][name].as_str().map(PathBuf::from);
     if let Some(path) = &named
         && path.is_dir()
@@ -159,6 +172,29 @@ fn find_part(folder: &Path, config: &Value, name: &str) -> Result<PathBuf, Infer
             folder.join("config.json").display(),
             path.display()
         ),
-        None => format!("{}: the {name} of the model is unknown; set `{name}`", folder.display()),
+        None => {
+            let advice = match name {
+                "tokenizer" => foreign.and_then(|model| model.tokenizer_advice()),
+                _ => encoder_advice(config),
+            };
+            format!(
+                "{}: the {name} of the model is unknown; set `{name}`{}",
+                folder.display(),
+                advice.map_or(String::new(), |advice| format!(". {advice}"))
+            )
+        }
     }))
+}
+
+/// The encoder that a `minimind-v` needs, whose folder does not hold it.
+fn encoder_advice(config: &Value) -> Option<String> {
+    let is_minimind_v = config["model_type"] == "minimind-v";
+    is_minimind_v.then(|| {
+        let width = config["image_hidden_size"].as_i64().unwrap_or(768);
+        format!(
+            "minimind-v does not hold its encoder: give the one that it was trained with, whose \
+             features have the width {width} (minimind-3v: SigLIP 2 base, patches of 32 pixels, \
+             images of 256)"
+        )
+    })
 }

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 
 use vlm_data::{ImageProcessor, ImageProcessorClass};
-use vlm_model::{VisionConfig, VisionFamily};
+use vlm_model::{ForeignModel, VisionConfig, VisionFamily};
 
 use crate::InferError;
+use crate::foreign::foreign_processor;
 use crate::json_file::write_json;
 
 /// Name of the file with the settings of the image processor.
@@ -23,6 +24,10 @@ pub fn image_processor(vision: &Path, config: &VisionConfig) -> Result<ImageProc
         VisionFamily::Siglip => (ImageProcessorClass::Siglip, "SiglipImageProcessor"),
     };
     let image_size = config.image_size;
+    if let Some(processor) = foreign_processor(vision, image_size)? {
+        check_size(&processor, vision, image_size)?;
+        return Ok(processor);
+    }
     let side = u32::try_from(image_size).unwrap_or(u32::MAX);
     let (processor, path) = ImageProcessor::from_folder(vision, class, side)?;
     let Some(path) = path else {
@@ -33,15 +38,21 @@ pub fn image_processor(vision: &Path, config: &VisionConfig) -> Result<ImageProc
         );
         return Ok(processor);
     };
-    if processor.image_size() as i64 != image_size {
-        return Err(InferError::unusable(format!(
-            "{} makes images of {size} × {size}, but the vision encoder in its folder takes \
-             {image_size} × {image_size}",
-            path.display(),
-            size = processor.image_size()
-        )));
-    }
+    check_size(&processor, &path, image_size)?;
     Ok(processor)
+}
+
+/// Checks that the processor in `path` makes images of the size that the encoder takes.
+fn check_size(processor: &ImageProcessor, path: &Path, image_size: i64) -> Result<(), InferError> {
+    let size = processor.image_size();
+    if size as i64 == image_size {
+        return Ok(());
+    }
+    Err(InferError::unusable(format!(
+        "{} makes images of {size} × {size}, but the vision encoder in its folder takes \
+         {image_size} × {image_size}",
+        path.display()
+    )))
 }
 
 /// Writes the image preprocessing of the encoder in the folder `from` to `preprocessor_config.json`
@@ -51,7 +62,8 @@ pub fn image_processor(vision: &Path, config: &VisionConfig) -> Result<ImageProc
 /// Settings that cannot be read; a failure of the file system, with the path.
 pub fn write_preprocessor(from: &Path, config: &VisionConfig, to: &Path) -> Result<(), InferError> {
     let source = from.join(PREPROCESSOR);
-    if source.is_file() {
+    // Other programs' processors are written in the form in which they are read here.
+    if source.is_file() && ForeignModel::beside(from).is_none() {
         fs::copy(&source, to.join(PREPROCESSOR)).map_err(InferError::io(&source, "copy it"))?;
         return Ok(());
     }

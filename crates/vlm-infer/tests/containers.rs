@@ -181,6 +181,8 @@ fn transformers_computes_the_same_for_a_clip_encoder_with_a_linear_projector() {
     ] {
         compare(&lm, VisionFamily::Clip, ProjectorKind::Linear, Container::Llava);
     }
+    let lm = language_model(LmFamily::Llama);
+    compare(&lm, VisionFamily::Clip, ProjectorKind::Mlp2xGelu, Container::Llava);
 }
 
 #[test]
@@ -266,4 +268,64 @@ fn gguf_files_hold_all_tensors() {
         std::fs::read(alone.join("model.gguf")).unwrap(),
         std::fs::read(to.join("model.gguf")).unwrap()
     );
+}
+
+/// The logits of a prompt about an image, and the generated text.
+fn logits_and_text(folder: &Path) -> (Tensor, String) {
+    let mut options = LoadOptions::new(folder);
+    options.device = "cpu".into();
+    let opened = VisionLanguageModel::open(&options).unwrap();
+    let mut generator = opened.generator();
+    generator.max_new_tokens = MAX_NEW_TOKENS;
+    let image =
+        RgbImage::from_fn(SIDE as u32, SIDE as u32, |x, y| Rgb([(x * 5) as u8, y as u8, 90]));
+    let mut png = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut png, image::ImageFormat::Png).unwrap();
+    let (turns, png) = ([user_turn(QUESTION, 1)], png.into_inner());
+    let prepared = generator.prepare(&turns, &[&png]).unwrap();
+    let batch = ModelBatch {
+        input_ids: Tensor::from_slice(&prepared.prompt.input_ids).unsqueeze(0),
+        packed_lengths: None,
+        images: generator.image_input(&prepared.pixels),
+        image_starts: vec![(0, prepared.prompt.image_starts[0])],
+    };
+    let hidden = tch::no_grad(|| opened.model.forward(&batch, None, false)).unwrap().hidden;
+    // The container has one token more, for images.
+    let logits = opened.model.lm().logits(&hidden).narrow(-1, 0, 689);
+    (logits, generator.generate(&turns, &[&png]).unwrap())
+}
+
+#[test]
+fn an_exported_container_is_read_again_as_the_same_model() {
+    let (clip, siglip) = (VisionFamily::Clip, VisionFamily::Siglip);
+    let minimind3 = language_model(LmFamily::MiniMind3);
+    let qwen2 = LmConfig { qkv_bias: true, ..language_model(LmFamily::Llama) };
+    for (lm, family, kind, container) in [
+        (language_model(LmFamily::MiniMind), clip, ProjectorKind::Linear, Container::Llava),
+        (qwen2.clone(), clip, ProjectorKind::Linear, Container::Llava),
+        (qwen2, clip, ProjectorKind::Mlp2xGelu, Container::Llava),
+        (experts(LmFamily::MiniMind, Some(1)), clip, ProjectorKind::Linear, Container::Llava),
+        (experts(LmFamily::MiniMind2, Some(2)), clip, ProjectorKind::Linear, Container::Llava),
+        (experts(LmFamily::MiniMind3, None), clip, ProjectorKind::Linear, Container::Llava),
+        (minimind3.clone(), siglip, ProjectorKind::Linear, Container::Lfm2Vl),
+        (minimind3.clone(), siglip, ProjectorKind::Mlp, Container::Lfm2Vl),
+        (minimind3, siglip, ProjectorKind::PixelShuffle, Container::SmolVlm),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let hf = write_model(&lm, &vision(family), kind, folder.path());
+        let source = ExportSource {
+            model: hf.clone(),
+            vision: None,
+            tokenizer: None,
+            without_vision: false,
+        };
+        let exported = folder.path().join("exported");
+        export_to(&source, container, &exported, u64::MAX).unwrap();
+        let ((logits, text), (expected, expected_text)) =
+            (logits_and_text(&exported), logits_and_text(&hf));
+        let difference = f64::try_from((logits - expected).abs().max()).unwrap();
+        println!("{:?} {kind:?} {container:?}: logits within {difference:.1e}", lm.family);
+        assert!(difference < 1e-5, "{:?} {kind:?} {container:?}: {difference:e}", lm.family);
+        assert_eq!(text, expected_text);
+    }
 }

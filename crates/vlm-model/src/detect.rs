@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use vlm_shapes::{LmConfig, LmFamily, LmNames, ProjectorKind};
+use vlm_shapes::{
+    LmConfig, LmFamily, LmNames, ProjectorConfig, ProjectorKind, ShapeError, VisionConfig,
+};
 
 use crate::ModelError;
 use crate::weights::{Weights, WeightsError};
@@ -52,6 +54,28 @@ pub fn family_of(weights: &Weights) -> Option<LmFamily> {
 pub fn projector_of(weights: &Weights) -> Option<ProjectorKind> {
     let is_there = |kind: &ProjectorKind| weights.find(kind.characteristic_weight()).is_some();
     ProjectorKind::ALL.into_iter().find(is_there)
+}
+
+/// The configuration of a projector of `kind` for the patch features of `vision`. The number of
+/// patches that a pixel-shuffle projector merges is that of `weights`, if they have such a
+/// projector, or else its default.
+///
+/// # Errors
+/// The number of patches cannot be merged by a projector of this kind.
+pub fn projector_config(
+    kind: ProjectorKind,
+    weights: Option<&Weights>,
+    vision: &VisionConfig,
+) -> Result<ProjectorConfig, ShapeError> {
+    let merged = weights
+        .filter(|_| kind == ProjectorKind::PixelShuffle)
+        .and_then(|weights| weights.shape(kind.characteristic_weight())?.get(1).copied());
+    // The width of a token is that of a patch times the number of patches in a square.
+    let square = merged.map(|merged| (merged as f64 / vision.hidden_size as f64).sqrt() as i64);
+    match square.filter(|square| square * square * vision.hidden_size == merged.unwrap_or(0)) {
+        Some(square) => ProjectorConfig::pixel_shuffle(square, vision),
+        None => ProjectorConfig::new(kind, vision),
+    }
 }
 
 /// A configuration for weights without a `config.json`: the default of the family that the names

@@ -5,7 +5,7 @@ use tch::{Device, IndexOp, Kind, Tensor};
 use crate::ModelError;
 use crate::kv_cache::KvCache;
 use crate::sampling::{Sampler, Sampling};
-use crate::vlm::{ImageInput, ModelBatch, Vlm};
+use crate::{ImageInput, ModelBatch, Vlm};
 
 /// Options of [`generate`].
 #[derive(Debug, Clone)]

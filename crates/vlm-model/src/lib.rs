@@ -33,6 +33,7 @@
 extern crate self as vlm_model;
 
 mod attention;
+mod containers;
 pub mod detect;
 mod error;
 mod feed_forward;
@@ -42,6 +43,7 @@ mod indices;
 mod kv_cache;
 pub mod layers;
 pub mod lm;
+mod model_batch;
 mod packed_rows;
 pub mod params;
 pub mod part_files;
@@ -56,9 +58,10 @@ pub mod weights;
 
 pub use error::ModelError;
 pub use kv_cache::KvCache;
+pub use model_batch::{ImageInput, ModelBatch};
 pub use projector::Projector;
-pub use vlm::{ImageInput, LossSum, ModelBatch, Vlm};
+pub use vlm::{LossSum, RowLosses, Vlm};
 pub use vlm_shapes::{
-    self as config, FreezePolicy, LmConfig, LmFamily, MoeConfig, ProjectorConfig, ProjectorKind,
-    ShapeError, VisionConfig, VisionFamily, is_projector, names,
+    self as config, ForeignModel, FreezePolicy, LmConfig, LmFamily, MoeConfig, ProjectorConfig,
+    ProjectorKind, ShapeError, VisionConfig, VisionFamily, is_projector, names,
 };

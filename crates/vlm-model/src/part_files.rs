@@ -8,8 +8,8 @@
 use std::path::Path;
 
 use crate::weights::{Weights, WeightsError};
-use crate::{LmFamily, vision};
-use vlm_shapes::LmNames;
+use crate::{LmFamily, containers, vision};
+use vlm_shapes::{ForeignModel, LmNames};
 
 /// Components that PyTorch's wrappers add to names, at any place.
 const WRAPPERS: [&str; 4] =
@@ -23,14 +23,34 @@ const LISTED_NAMES: usize = 6;
 
 /// Opens the weights of a language model, whose file may also hold other parts. The language
 /// model's tensors are renamed to the names of [`LmNames`]; those of other parts lose only the
-/// prefix that all tensors have.
+/// prefix that all tensors have. Of a [`ForeignModel`] the projector is read too, under this
+/// crate's names.
 ///
 /// # Errors
 /// As [`Weights::open`]. The file is a LoRA adapter, or has no embeddings of a supported name; the
-/// message lists its names.
+/// message lists its names. The projector of a [`ForeignModel`] is not supported.
 pub fn open_language_model(path: &Path) -> Result<Weights, WeightsError> {
     let weights = without_wrappers(Weights::open(path)?)?;
     refuse_adapter(&weights)?;
+    let Some(model) = ForeignModel::beside(path) else { return language_model(weights) };
+    let kind = containers::projector_of(&weights, &model)?;
+    language_model(containers::language_model(weights, &model, Some(kind))?)
+}
+
+/// As [`open_language_model`], without the projector of a [`ForeignModel`].
+///
+/// # Errors
+/// As [`open_language_model`].
+pub fn open_language_model_alone(path: &Path) -> Result<Weights, WeightsError> {
+    let weights = without_wrappers(Weights::open(path)?)?;
+    refuse_adapter(&weights)?;
+    match ForeignModel::beside(path) {
+        Some(model) => language_model(containers::language_model(weights, &model, None)?),
+        None => language_model(weights),
+    }
+}
+
+fn language_model(weights: Weights) -> Result<Weights, WeightsError> {
     let minimind = LmNames::of(LmFamily::MiniMind);
     let hugging_face = LmNames::of(LmFamily::Llama);
     if let Some(prefix) = prefix_before(&weights, minimind.embeddings)? {
@@ -76,8 +96,11 @@ pub fn open_language_model(path: &Path) -> Result<Weights, WeightsError> {
 /// As [`Weights::open`]. The file is a LoRA adapter, or has no supported encoder; the message lists
 /// its names.
 pub fn open_vision_encoder(path: &Path) -> Result<Weights, WeightsError> {
-    let weights = without_wrappers(Weights::open(path)?)?;
+    let mut weights = without_wrappers(Weights::open(path)?)?;
     refuse_adapter(&weights)?;
+    if let Some(model) = ForeignModel::beside(path) {
+        weights = containers::vision_encoder(weights, &model)?;
+    }
     let Some(prefix) = prefix_before(&weights, vision::PATCH_EMBEDDING)? else {
         return Err(weights.refused(format!(
             "it has no supported vision encoder; expected \"vision_model.{}.weight\", with any \

@@ -50,6 +50,11 @@ impl Projector {
                 let merged = config.merged_width(vision);
                 (None, linear(mlp.sub(0), merged), Some(linear(mlp.sub(2), hidden_size)))
             }
+            ProjectorKind::Mlp2xGelu => (
+                None,
+                linear(scope.sub("linear_1"), vision_dim),
+                Some(linear(scope.sub("linear_2"), hidden_size)),
+            ),
             ProjectorKind::PixelShuffle => {
                 let merged = config.merged_width(vision);
                 let bound = 1.0 / (merged as f64).sqrt();

@@ -6,67 +6,16 @@
 //! Dimensions: B batch · T tokens · N images · P patches · V vision width · H hidden size
 
 use tch::{Device, Kind, Reduction, Tensor};
+use vlm_display::count;
+use vlm_shapes::{FreezePolicy, LmConfig, ProjectorConfig, VisionConfig};
 
-use crate::ModelError;
 use crate::indices::index_tensor;
 use crate::kv_cache::KvCache;
 use crate::lm::{CausalLm, LmOutput};
 use crate::params::ParamStore;
 use crate::projector::Projector;
 use crate::vision::VisionEncoder;
-use vlm_shapes::{FreezePolicy, LmConfig, ProjectorConfig, VisionConfig};
-
-/// The images of a batch.
-#[derive(Debug)]
-pub enum ImageInput {
-    /// The batch has no images.
-    None,
-    /// Normalised pixels `[N, 3, S, S]`, which the model's vision encoder encodes.
-    Pixels(Tensor),
-    /// Patch features `[N, P, V]` that the vision encoder computed before.
-    Features(Tensor),
-}
-
-/// A batch on the model's device.
-#[derive(Debug)]
-pub struct ModelBatch {
-    /// Token ids `[B, T]`, i64, padded on the right; or, of a packed batch, `[1, sum of lengths]`.
-    pub input_ids: Tensor,
-    /// The rows' lengths, `[B]`, if the batch is packed, that is, if its rows are concatenated.
-    pub packed_lengths: Option<Vec<i64>>,
-    /// The images, in the order of `image_starts`.
-    pub images: ImageInput,
-    /// Position of each image's first placeholder: `(row, position in the row)`.
-    pub image_starts: Vec<(i64, i64)>,
-}
-
-impl ModelBatch {
-    /// Index of each row's first token in the flattened ids, and its number of tokens.
-    ///
-    /// # Errors
-    /// The shape of `input_ids` is wrong.
-    fn rows(&self) -> Result<Vec<(i64, i64)>, ModelError> {
-        let size = self.input_ids.size();
-        match (&self.packed_lengths, size.as_slice()) {
-            (None, &[rows, len]) => Ok((0..rows).map(|row| (row * len, len)).collect()),
-            (Some(lengths), &[1, total]) if lengths.iter().sum::<i64>() == total => {
-                let start = |end: &mut i64, &len: &i64| {
-                    *end += len;
-                    Some((*end - len, len))
-                };
-                Ok(lengths.iter().scan(0, start).collect())
-            }
-            (None, _) => {
-                Err(ModelError::Shape(format!("input_ids have shape {size:?}; expected [B, T]")))
-            }
-            (Some(lengths), _) => Err(ModelError::Shape(format!(
-                "input_ids have shape {size:?}; expected [1, {}], for packed rows of {lengths:?} \
-                 tokens",
-                lengths.iter().sum::<i64>()
-            ))),
-        }
-    }
-}
+use crate::{ImageInput, ModelBatch, ModelError};
 
 /// The loss of a batch, summed over its supervised positions.
 #[derive(Debug)]
@@ -77,6 +26,15 @@ pub struct LossSum {
     pub num_supervised: i64,
     /// The experts' auxiliary loss (scalar); only in training with experts.
     pub aux_loss: Option<Tensor>,
+}
+
+/// The losses of the rows of a batch.
+#[derive(Debug)]
+pub struct RowLosses {
+    /// Cross-entropy summed over the supervised positions of each row, in nats; `[B]`, f64.
+    pub sums: Tensor,
+    /// Number of supervised positions of each row; `[B]`, i64.
+    pub num_supervised: Tensor,
 }
 
 /// A vision-language model.
@@ -252,7 +210,8 @@ impl Vlm {
         let num_images = features_npv.as_ref().map_or(0, |f| f.size()[0]);
         if num_images != batch.image_starts.len() as i64 {
             return Err(ModelError::Shape(format!(
-                "the batch has {num_images} images, but positions for {}",
+                "the batch has {}, but positions for {}",
+                count(num_images, "image"),
                 batch.image_starts.len()
             )));
         }
@@ -274,9 +233,10 @@ impl Vlm {
                 Some((row_start, _)) => flat_starts.push(row_start + start),
                 None => {
                     return Err(ModelError::Shape(format!(
-                        "an image of {run} tokens at row {row}, position {start} does not fit into \
-                         a batch of {} rows{}",
-                        rows.len(),
+                        "an image of {} at row {row}, position {start} does not fit into \
+                         a batch of {}{}",
+                        count(run, "token"),
+                        count(rows.len(), "row"),
                         of_row.map_or(String::new(), |(_, len)| format!(" ({len} tokens there)")),
                     )));
                 }
@@ -350,6 +310,45 @@ impl Vlm {
         targets: &Tensor,
         train: bool,
     ) -> Result<LossSum, ModelError> {
+        let (logits_sv, aux_loss) = self.supervised_logits(batch, supervised, targets, train)?;
+        let sum = cross_entropy(&logits_sv, targets, Reduction::Sum);
+        Ok(LossSum { sum, num_supervised: targets.size()[0], aux_loss })
+    }
+
+    /// As [`Self::loss`] outside of training, and besides the loss of each row.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    pub fn loss_by_row(
+        &self,
+        batch: &ModelBatch,
+        supervised: &Tensor,
+        targets: &Tensor,
+    ) -> Result<(LossSum, RowLosses), ModelError> {
+        let ends: Vec<i64> = batch.rows()?.iter().map(|(start, len)| start + len).collect();
+        let (logits_sv, aux_loss) = self.supervised_logits(batch, supervised, targets, false)?;
+        let sum = cross_entropy(&logits_sv, targets, Reduction::Sum);
+        let losses_s = cross_entropy(&logits_sv, targets, Reduction::None).to_kind(Kind::Double);
+        // The index of the first end that is after the position; a row without tokens has no
+        // position.
+        let rows_s = supervised.bucketize(&index_tensor(&ends, self.device()), false, true);
+        let num_rows = ends.len() as i64;
+        let zeros_b = Tensor::zeros([num_rows], (Kind::Double, self.device()));
+        let by_row = RowLosses {
+            sums: zeros_b.index_add(0, &rows_s, &losses_s),
+            num_supervised: rows_s.bincount(None::<Tensor>, num_rows),
+        };
+        Ok((LossSum { sum, num_supervised: targets.size()[0], aux_loss }, by_row))
+    }
+
+    /// The logits `[S, vocab_size]` (f32) of the supervised positions, and the auxiliary loss.
+    fn supervised_logits(
+        &self,
+        batch: &ModelBatch,
+        supervised: &Tensor,
+        targets: &Tensor,
+        train: bool,
+    ) -> Result<(Tensor, Option<Tensor>), ModelError> {
         if supervised.size() != targets.size() {
             return Err(ModelError::Shape(format!(
                 "supervised has shape {:?}, but targets has {:?}",
@@ -359,10 +358,13 @@ impl Vlm {
         }
         let LmOutput { hidden: hidden_bth, aux_loss } = self.forward(batch, None, train)?;
         let hidden_sh = hidden_bth.view([-1, self.lm.config().dim]).index_select(0, supervised);
-        let logits_sv = self.lm.logits(&hidden_sh).to_kind(Kind::Float);
-        let sum = logits_sv.cross_entropy_loss(targets, None::<Tensor>, Reduction::Sum, -100, 0.0);
-        Ok(LossSum { sum, num_supervised: targets.size()[0], aux_loss })
+        Ok((self.lm.logits(&hidden_sh).to_kind(Kind::Float), aux_loss))
     }
+}
+
+/// The cross-entropy in nats: `[S, vocab_size]` and `[S]` (i64) → a scalar or `[S]`.
+fn cross_entropy(logits_sv: &Tensor, targets: &Tensor, reduction: Reduction) -> Tensor {
+    logits_sv.cross_entropy_loss(targets, None::<Tensor>, reduction, -100, 0.0)
 }
 
 #[cfg(test)]
@@ -415,7 +417,7 @@ mod tests {
         ];
         for (index, lm) in configs.iter().enumerate() {
             let vision = &towers[index % 2];
-            let projector = ProjectorConfig::new(ProjectorKind::ALL[index % 4], vision).unwrap();
+            let projector = ProjectorConfig::new(ProjectorKind::ALL[index % 5], vision).unwrap();
             let model = Vlm::with_projector(lm, vision, &projector, Device::Cpu).unwrap();
             let listed = [lm.tensors(), projector.tensors(vision, lm.dim)].concat();
             assert_eq!(shapes(model.params()), listed, "{lm:?}, {projector:?}");

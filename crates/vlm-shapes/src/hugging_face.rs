@@ -1,10 +1,13 @@
 //! Reads and writes the `config.json` of the language models that use Hugging Face's tensor names:
 //! LLaMA, Qwen2, Qwen3, and MiniMind from late April 2025 on.
 
+use std::borrow::Cow;
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::ShapeError;
+use crate::foreign::ForeignModel;
 use crate::keys::{self, Neutral, shortened, unsupported};
 use crate::rope::Rope;
 use crate::{LmConfig, LmFamily, MoeConfig};
@@ -130,10 +133,16 @@ const MINIMIND_KEYS: [&str; 16] = [
 pub(crate) const OWN_KEYS: [&str; 3] = ["vision", "projector", "image_token"];
 
 /// The language model's configuration within that of a vision-language model, else `json` itself.
-pub(crate) fn language_part(json: &Value) -> &Value {
+///
+/// # Errors
+/// The language model of a [`ForeignModel`] is not supported; the message names it.
+pub(crate) fn language_part(json: &Value) -> Result<Cow<'_, Value>, ShapeError> {
+    if let Some(model) = ForeignModel::of(json) {
+        return Ok(Cow::Owned(model.language()?));
+    }
     let is_joined = json.get("hidden_size").is_none() && json.get("dim").is_none();
     let mut parts = ["text_config", "language_config", "llm_config"].iter().map(|key| &json[*key]);
-    parts.find(|part| is_joined && part.is_object()).unwrap_or(json)
+    Ok(Cow::Borrowed(parts.find(|part| is_joined && part.is_object()).unwrap_or(json)))
 }
 
 /// Whether a configuration belongs to one of the classes.

@@ -189,7 +189,7 @@ pub(crate) enum Neutral {
 }
 
 impl Neutral {
-    fn is(self, value: &Value) -> bool {
+    pub(crate) fn is(self, value: &Value) -> bool {
         match self {
             Self::True => value == &Value::Bool(true),
             Self::False => value == &Value::Bool(false),
@@ -222,6 +222,28 @@ pub(crate) fn check(
     read: &[&str],
     must_be: &[(&str, &[Neutral])],
 ) -> Result<Vec<String>, ShapeError> {
+    check_beside(config, read, must_be, &OTHER_PARTS)
+}
+
+/// As [`check`], for the configuration of a whole vision-language model: it has no other parts, so
+/// that no key is ignored because of rule 2.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn check_whole(
+    config: &Map<String, Value>,
+    read: &[&str],
+    must_be: &[(&str, &[Neutral])],
+) -> Result<Vec<String>, ShapeError> {
+    check_beside(config, read, must_be, &[])
+}
+
+fn check_beside(
+    config: &Map<String, Value>,
+    read: &[&str],
+    must_be: &[(&str, &[Neutral])],
+    other_parts: &[&str],
+) -> Result<Vec<String>, ShapeError> {
     let mut unknown = Vec::new();
     for (key, value) in config {
         if read.contains(&key.as_str()) || value.is_null() {
@@ -240,7 +262,7 @@ pub(crate) fn check(
         let is_off = value == &Value::Bool(false) || is_empty(value);
         let words: Vec<String> = key.split(['_', '.', '-']).map(str::to_lowercase).collect();
         let has = |list: &[&str]| words.iter().any(|word| list.contains(&word.as_str()));
-        if is_off || has(&OTHER_PARTS) || !has(&ARITHMETIC) && has(&BOOKKEEPING) {
+        if is_off || has(other_parts) || !has(&ARITHMETIC) && has(&BOOKKEEPING) {
             continue;
         }
         if has(&ARITHMETIC) || !value.is_string() {

@@ -22,6 +22,7 @@
 
 mod config_file;
 mod error;
+mod foreign;
 mod freeze;
 mod hugging_face;
 mod keys;
@@ -36,6 +37,7 @@ mod transformers_form;
 mod vision;
 
 pub use error::ShapeError;
+pub use foreign::{ForeignFormat, ForeignModel};
 pub use freeze::FreezePolicy;
 pub use lm::{LmConfig, LmFamily, LoadBalance, MoeConfig};
 pub use names::LmNames;

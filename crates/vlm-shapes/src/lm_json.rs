@@ -84,7 +84,7 @@ impl LmConfig {
     /// # Errors
     /// The model, or one of its settings, which the message names, is not supported.
     pub fn from_json(json: &Value) -> Result<Self, ShapeError> {
-        let json = hugging_face::language_part(json);
+        let json = &*hugging_face::language_part(json)?;
         if json.get("dim").is_some() {
             Self::unread_keys(json)?;
             let form: MiniMindForm = serde_json::from_value(json.clone())
@@ -103,9 +103,9 @@ impl LmConfig {
 
     /// Whether the keys of a `config.json` are those of a language model of one of the families.
     pub fn is_language_model(json: &Value) -> bool {
-        let json = hugging_face::language_part(json);
+        let Ok(json) = hugging_face::language_part(json) else { return false };
         json.get("dim").is_some()
-            || json.get("hidden_size").is_some() && hugging_face::is_known(json)
+            || json.get("hidden_size").is_some() && hugging_face::is_known(&json)
     }
 
     /// Unknown keys of a `config.json` that are ignored although they have a value: worth a
@@ -114,7 +114,7 @@ impl LmConfig {
     /// # Errors
     /// A key may change what the model computes.
     pub fn unread_keys(json: &Value) -> Result<Vec<String>, ShapeError> {
-        let json = hugging_face::language_part(json);
+        let json = &*hugging_face::language_part(json)?;
         if json.get("dim").is_none() {
             return hugging_face::unread_keys(json);
         }

@@ -16,8 +16,12 @@ pub enum ProjectorKind {
     /// linear: `minimind-3v` with an encoder of 256 patches.
     MergedMlp,
     /// Concatenates the features of squares of 2 × 2 patches (4 × 4 from 32 patches per side on),
-    /// then one linear layer without bias: nanoVLM. SigLIP's 14 × 14 patches make 49 tokens.
+    /// then one linear layer without bias: nanoVLM. SigLIP's 14 × 14 patches make 49 tokens. The
+    /// weights of SmolVLM and Idefics3 may have other squares.
     PixelShuffle,
+    /// Linear → GELU → linear for each patch: LLaVA-1.5, whose name for it is `mlp2x_gelu`.
+    #[serde(rename = "mlp2x-gelu", alias = "mlp2x_gelu")]
+    Mlp2xGelu,
 }
 
 /// Number of tokens per image of [`ProjectorKind::MergedMlp`], MiniMind's `image_token_len`.
@@ -46,7 +50,8 @@ pub fn is_projector(name: &str) -> bool {
 
 impl ProjectorKind {
     /// All kinds.
-    pub const ALL: [Self; 4] = [Self::Linear, Self::Mlp, Self::MergedMlp, Self::PixelShuffle];
+    pub const ALL: [Self; 5] =
+        [Self::Linear, Self::Mlp, Self::MergedMlp, Self::PixelShuffle, Self::Mlp2xGelu];
 
     /// The name of a tensor that only this kind of projector has.
     pub fn characteristic_weight(self) -> &'static str {
@@ -55,6 +60,7 @@ impl ProjectorKind {
             Self::Mlp => "vision_proj.mlp.3.weight",
             Self::MergedMlp => "vision_proj.mlp.2.weight",
             Self::PixelShuffle => "vision_proj.proj.weight",
+            Self::Mlp2xGelu => "vision_proj.linear_2.weight",
         }
     }
 
@@ -74,12 +80,13 @@ impl ProjectorConfig {
     /// The number of patches cannot be merged by a projector of this kind.
     pub fn new(kind: ProjectorKind, vision: &VisionConfig) -> Result<Self, ShapeError> {
         let patches = vision.num_patches();
-        let side = vision.patches_per_side();
-        let square = if side < LARGE_SIDE { 2 } else { 4 };
         let tokens_per_image = match kind {
-            ProjectorKind::Linear | ProjectorKind::Mlp => patches,
+            ProjectorKind::Linear | ProjectorKind::Mlp | ProjectorKind::Mlp2xGelu => patches,
             ProjectorKind::MergedMlp if patches % MERGED_TOKENS == 0 => MERGED_TOKENS,
-            ProjectorKind::PixelShuffle if side % square == 0 => patches / (square * square),
+            ProjectorKind::PixelShuffle => {
+                let square = if vision.patches_per_side() < LARGE_SIDE { 2 } else { 4 };
+                return Self::pixel_shuffle(square, vision);
+            }
             ProjectorKind::MergedMlp => {
                 return Err(ShapeError::Config(format!(
                     "the projector merges an image's patches into {MERGED_TOKENS} tokens, but the \
@@ -87,14 +94,25 @@ impl ProjectorConfig {
                      encoder with 256 patches, or another projector"
                 )));
             }
-            ProjectorKind::PixelShuffle => {
-                return Err(ShapeError::Config(format!(
-                    "the projector merges squares of {square} × {square} patches, but the vision \
-                     encoder has {side} patches per side; use another encoder or projector"
-                )));
-            }
         };
         Ok(Self { kind, tokens_per_image })
+    }
+
+    /// The configuration of a [`ProjectorKind::PixelShuffle`] that merges squares of `square` ×
+    /// `square` patches, which SmolVLM calls `scale_factor`.
+    ///
+    /// # Errors
+    /// The side of the encoder's patches is not a multiple of `square`.
+    pub fn pixel_shuffle(square: i64, vision: &VisionConfig) -> Result<Self, ShapeError> {
+        let side = vision.patches_per_side();
+        if square < 1 || side % square != 0 {
+            return Err(ShapeError::Config(format!(
+                "the projector merges squares of {square} × {square} patches, but the vision \
+                 encoder has {side} patches per side; use another encoder or projector"
+            )));
+        }
+        let tokens_per_image = vision.num_patches() / (square * square);
+        Ok(Self { kind: ProjectorKind::PixelShuffle, tokens_per_image })
     }
 
     /// Width of the concatenated patch features of `vision` that make one token.
@@ -136,5 +154,9 @@ mod tests {
         assert_eq!(shuffled(512).unwrap().tokens_per_image, 64);
         let error = shuffled(240).unwrap_err().to_string();
         assert!(error.contains("has 15 patches per side"), "{error}");
+        // The encoder of SmolVLM-Instruct: 27 patches per side, which only 3 × 3 divides.
+        let vision = VisionConfig { image_size: 384, patch_size: 14, ..VisionConfig::siglip() };
+        let of_smolvlm = ProjectorConfig::pixel_shuffle(3, &vision).unwrap();
+        assert_eq!((of_smolvlm.tokens_per_image, of_smolvlm.merged_width(&vision)), (81, 9 * 768));
     }
 }

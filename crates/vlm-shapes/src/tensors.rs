@@ -134,6 +134,10 @@ impl ProjectorConfig {
                 list.linear(&mlp(0), merged, hidden_size, true);
                 list.linear(&mlp(2), hidden_size, hidden_size, true);
             }
+            ProjectorKind::Mlp2xGelu => {
+                list.linear(&format!("{PROJECTOR_SCOPE}.linear_1"), width, hidden_size, true);
+                list.linear(&format!("{PROJECTOR_SCOPE}.linear_2"), hidden_size, hidden_size, true);
+            }
             ProjectorKind::PixelShuffle => {
                 list.linear(&format!("{PROJECTOR_SCOPE}.proj"), merged, hidden_size, false);
             }

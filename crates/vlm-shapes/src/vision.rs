@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use crate::ShapeError;
 use crate::config_file::{in_file, read_json};
+use crate::foreign::ForeignModel;
 use crate::keys::{self, Neutral, shortened};
 
 /// The published format of a vision encoder.
@@ -87,8 +88,8 @@ impl VisionConfig {
         }
     }
 
-    /// Reads a Hugging Face `config.json` of a whole CLIP or SigLIP model (with `vision_config`) or
-    /// of a vision tower.
+    /// Reads a Hugging Face `config.json` of a whole CLIP or SigLIP model (with `vision_config`), of
+    /// a vision tower, or of a [`ForeignModel`].
     ///
     /// # Errors
     /// The file cannot be read, belongs to another model, or its numbers describe no model.
@@ -101,6 +102,9 @@ impl VisionConfig {
     /// # Errors
     /// The configuration belongs to another model, or its numbers describe no model.
     pub fn from_json(json: &Value) -> Result<Self, ShapeError> {
+        if let Some(model) = ForeignModel::of(json) {
+            return model.vision();
+        }
         let within = &json["vision_config"];
         let tower = if within.is_object() { within } else { json };
         // Older CLIP files have `model_type` only at the top, not in each tower.
@@ -127,6 +131,10 @@ impl VisionConfig {
     /// The file cannot be read, or a key may change what the model computes.
     pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ShapeError> {
         let json = read_json(path)?;
+        if let Some(model) = ForeignModel::of(&json) {
+            // Keys that are not supported are an error only if the whole model is used.
+            return Ok(model.unread_keys().unwrap_or_default());
+        }
         let within = &json["vision_config"];
         check_keys(if within.is_object() { within } else { &json }).map_err(in_file(path))
     }

@@ -10,6 +10,8 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
+use crate::machine::host_name;
+
 /// The file that is locked. It stays when the lock is released: removing it would let two processes
 /// lock two different files of this name.
 const FILE_NAME: &str = ".lock";
@@ -61,8 +63,7 @@ impl DirLock {
                 Err(TryLockError::Error(error)) => return Err(LockError::Io(error)),
             }
         }
-        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-        let owner = format!("process {} on {}\n", std::process::id(), host.trim());
+        let owner = format!("process {} on {}\n", std::process::id(), host_name());
         // The lock holds without the name of its owner; a full disk is noticed elsewhere.
         let _ = file
             .set_len(0)

@@ -5,13 +5,14 @@
 //! `core/util/event.proto` and `core/framework/summary.proto`. Only the fields that scalars need
 //! are written. This file does not depend on the names of metrics.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::TrainError;
 use crate::events::{Event, EventSink};
+use crate::machine::host_name;
 
 /// Version of the format. It is the first record of every file.
 const FILE_VERSION: &str = "brain.Event:2";
@@ -67,8 +68,7 @@ impl EventSink for EventFile {
 /// files of a folder in the order of their names.
 fn new_file(folder: &Path) -> io::Result<(PathBuf, File)> {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let host: String = host.trim().chars().filter(|c| c.is_ascii_alphanumeric()).collect();
+    let host: String = host_name().chars().filter(|c| c.is_ascii_alphanumeric()).collect();
     let process = std::process::id();
     let mut number = 0;
     loop {
@@ -172,6 +172,6 @@ mod tests {
         for _ in 0..3 {
             EventFile::create(folder.path(), 1).unwrap();
         }
-        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 3);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 3);
     }
 }

@@ -1,13 +1,11 @@
-//! Flattens a tree of settings, so that two trees can be compared entry by entry.
-
-use std::collections::BTreeMap;
+//! Flattens a tree of settings, so that it can be compared or shown entry by entry.
 
 use serde_json::Value;
 
-/// The JSON text of every value of `tree` that is not an object, by its dotted path:
-/// `optim.learning_rate` → `0.0004`.
-pub(crate) fn leaves(tree: &Value) -> BTreeMap<String, String> {
-    fn walk(path: &str, value: &Value, found: &mut BTreeMap<String, String>) {
+/// Every value of `tree` that is not an object, with its dotted path, in the order of the tree:
+/// `optim.learning_rate`, 0.0004.
+pub(crate) fn leaves(tree: &Value) -> Vec<(String, &Value)> {
+    fn walk<'a>(path: &str, value: &'a Value, found: &mut Vec<(String, &'a Value)>) {
         match value {
             Value::Object(map) => {
                 for (key, value) in map {
@@ -15,12 +13,10 @@ pub(crate) fn leaves(tree: &Value) -> BTreeMap<String, String> {
                     walk(&path, value, found);
                 }
             }
-            other => {
-                found.insert(path.to_owned(), other.to_string());
-            }
+            other => found.push((path.to_owned(), other)),
         }
     }
-    let mut found = BTreeMap::new();
+    let mut found = Vec::new();
     walk("", tree, &mut found);
     found
 }

@@ -1,6 +1,7 @@
 //! Selects the device of a rank. On a machine with several processes each process has its own GPU.
 
 use tch::Device;
+use vlm_display::count;
 use vlm_infer::select_device;
 
 use crate::TrainError;
@@ -28,10 +29,11 @@ pub(crate) fn select(name: &str, launch: Option<&LaunchEnv>) -> Result<Device, T
     }
     match tch::Cuda::device_count() {
         1 => Ok(device),
-        count if env.local_rank as i64 >= count => Err(TrainError::Usage(format!(
-            "local rank {} has no CUDA device: this machine has {count} for {} processes; start at \
-             most as many processes as there are devices",
-            env.local_rank, env.local_world_size
+        devices if env.local_rank as i64 >= devices => Err(TrainError::Usage(format!(
+            "local rank {} has no CUDA device: this machine has {devices} for {}; start at most as \
+             many processes as there are devices",
+            env.local_rank,
+            count(env.local_world_size, "process")
         ))),
         _ => Ok(Device::Cuda(env.local_rank)),
     }

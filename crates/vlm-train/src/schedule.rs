@@ -33,6 +33,11 @@ impl Schedule {
         }
     }
 
+    /// Length of the warm-up, in micro-batches.
+    pub fn warmup_steps(&self) -> u64 {
+        self.warmup_steps
+    }
+
     /// The learning rate of micro-batch `step`, counted from 0, for the configured rate `lr`.
     ///
     /// The schedule `reference` is `lr/10 + lr/2 · (1 + cos(π · step / total_steps))`, which starts

@@ -9,12 +9,12 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use tempfile::TempDir;
 use vlm_data::ImageProcessor;
+use vlm_display::Table;
 
 use super::clock::thread_time;
 use super::images;
 use super::rows;
-use super::table::Table;
-use super::{DataArgs, Part};
+use super::{DataArgs, Part, target};
 use crate::workspace::{Workspace, usage_error};
 
 const NUM_IMAGES: u32 = 16;
@@ -32,7 +32,7 @@ struct PythonSpeed {
 
 /// Runs the measurements that `args` asks for and returns their table.
 pub fn run(workspace: &Workspace, args: &DataArgs) -> Result<Table> {
-    let mut table = Table::default();
+    let mut table = super::table();
     let scratch = TempDir::new()?;
     if args.wants(Part::Pictures) {
         measure_images(workspace, args, scratch.path(), &mut table)?;
@@ -63,7 +63,7 @@ fn measure_images(
         Some(folder) => format!("{} from {}", files.len(), folder.display()),
         None => format!("{} generated, {width}×{height} pixels", files.len()),
     };
-    table.push("images", format!("{origin}, {kilobytes:.0} kB each"));
+    table.push(&[&"images", &format!("{origin}, {kilobytes:.0} kB each")]);
 
     let settings = scratch.join("preprocessor_config.json");
     fs::write(&settings, "{}")?;
@@ -87,19 +87,18 @@ fn measure_images(
             }
         }
     }
-    table.push_with_target(
-        "JPEG to normalised 3×224×224, one core",
-        format!("{ours:.0} images/s"),
-        ">= 500",
-        ours >= 500.0,
-    );
+    table.push(&[
+        &"JPEG to normalised 3×224×224, one core",
+        &format!("{ours:.0} images/s"),
+        &target(">= 500", ours >= 500.0),
+    ]);
     if let Some(theirs) = theirs {
-        table.push(
-            format!("Pillow {}, transformers {}, one core", theirs.pillow, theirs.transformers),
-            format!("{:.0} images/s", theirs.images_per_sec),
-        );
+        table.push(&[
+            &format!("Pillow {}, transformers {}, one core", theirs.pillow, theirs.transformers),
+            &format!("{:.0} images/s", theirs.images_per_sec),
+        ]);
         let ratio = ours / theirs.images_per_sec;
-        table.push_with_target("ratio", format!("{ratio:.1}"), ">= 3", ratio >= 3.0);
+        table.push(&[&"ratio", &format!("{ratio:.1}"), &target(">= 3", ratio >= 3.0)]);
     }
     Ok(())
 }

@@ -6,13 +6,13 @@ mod data;
 mod dataset;
 mod images;
 mod rows;
-mod table;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
+use vlm_display::{Align, Table};
 
 use crate::workspace::Workspace;
 
@@ -77,6 +77,17 @@ impl DataArgs {
     fn wants(&self, part: Part) -> bool {
         self.only.is_empty() || self.only.contains(&part)
     }
+}
+
+/// A table of measurements: what was measured, the result with its unit, and a [`target`] if there
+/// is one.
+fn table() -> Table {
+    Table::new(&[Align::Left, Align::Right, Align::Left])
+}
+
+/// The cell of a target.
+fn target(target: &str, is_reached: bool) -> String {
+    format!("{target}: {}", if is_reached { "reached" } else { "NOT reached" })
 }
 
 /// Runs a benchmark and prints its table.

@@ -13,10 +13,12 @@ use vlm_data::{
     Batch, ChatTokenizer, FeatureCache, FeatureCacheWriter, FeatureKey, FeaturesDtype,
     ImagePlaceholder, ImageProcessor, ImageReading, Loader, LoaderConfig, RowSource, open_source,
 };
+use vlm_display::Table;
+use vlm_display::count;
 
 use super::dataset::{self, DatasetArgs, Form};
-use super::table::Table;
-use super::{DataArgs, Part};
+use super::{DataArgs, Part, target};
+use crate::program::output_of;
 use crate::sys;
 use crate::workspace::Workspace;
 
@@ -72,7 +74,7 @@ impl Rows<'_> {
             seed: 0,
         };
         change(&mut args);
-        eprintln!("making {} rows ({name})", args.rows);
+        eprintln!("making {} ({name})", count(args.rows, "row"));
         Ok(dataset::make(self.workspace, &args, &mut |_| ())?.rows)
     }
 
@@ -117,8 +119,8 @@ impl Rows<'_> {
             let output = self.scratch.join("prepared");
             let (seconds, peak) = self.prepare(&input, &output, DEMO_TOKENS)?;
             let (speed, megabytes) = (rows as f64 / seconds, peak as f64 / 1e6);
-            let what = format!("prepare-data, {rows} rows with small images");
-            table.push(what, format!("{speed:.0} rows/s, peak {megabytes:.0} MB"));
+            let what = format!("prepare-data, {} with small images", count(rows, "row"));
+            table.push(&[&what, &format!("{speed:.0} rows/s, peak {megabytes:.0} MB")]);
             peaks.push(megabytes);
             fs::remove_dir_all(self.scratch.join("to-prepare"))?;
             if rows < all {
@@ -126,25 +128,25 @@ impl Rows<'_> {
             }
         }
         let growth = peaks[2] - peaks[0];
-        table.push_with_target(
-            "growth of peak memory for 100 times as many rows",
-            format!("{growth:.0} MB"),
-            "<= 32 MB",
-            growth <= 32.0,
-        );
+        table.push(&[
+            &"growth of peak memory for 100 times as many rows",
+            &format!("{growth:.0} MB"),
+            &target("<= 32 MB", growth <= 32.0),
+        ]);
         let opened = open_in_process(&self.scratch.join("prepared"))?;
-        table.push_with_target(
-            format!("opening {} prepared rows", opened.num_rows),
-            format!("{:.1} ms", opened.milliseconds),
-            "< 100 ms",
-            opened.milliseconds < 100.0,
-        );
-        table.push_with_target(
-            "resident memory after opening",
-            format!("{:.0} MB, {:.0} MB after reading all", opened.megabytes, opened.after_reading),
-            "< 50 MB",
-            opened.megabytes < 50.0,
-        );
+        table.push(&[
+            &format!("opening {}", count(opened.num_rows, "prepared row")),
+            &format!("{:.1} ms", opened.milliseconds),
+            &target("< 100 ms", opened.milliseconds < 100.0),
+        ]);
+        table.push(&[
+            &"resident memory after opening",
+            &format!(
+                "{:.0} MB, {:.0} MB after reading all",
+                opened.megabytes, opened.after_reading
+            ),
+            &target("< 50 MB", opened.megabytes < 50.0),
+        ]);
         fs::remove_dir_all(self.scratch.join("prepared"))?;
         Ok(())
     }
@@ -176,12 +178,11 @@ impl Rows<'_> {
             let loader = Loader::new(source, self.tokenizer()?, reading, config)?;
             let speed = self.speed(&loader)?;
             let gigabytes = speed * key.bytes_per_image() as f64 / 1e9;
-            table.push_with_target(
-                format!("prepared rows, {encoder} {num_patches}×{hidden_size} bfloat16 features"),
-                format!("{speed:.0} rows/s, {gigabytes:.1} GB/s"),
-                ">= 10000",
-                speed >= 1e4,
-            );
+            table.push(&[
+                &format!("prepared rows, {encoder} {num_patches}×{hidden_size} bfloat16 features"),
+                &format!("{speed:.0} rows/s, {gigabytes:.1} GB/s"),
+                &target(">= 10000", speed >= 1e4),
+            ]);
             fs::remove_dir_all(&output)?;
             fs::remove_dir_all(&features)?;
         }
@@ -219,12 +220,13 @@ impl Rows<'_> {
                 worst = worst.max(share);
                 shares.push(format!("{share:.1}"));
             }
-            table.push_with_target(
-                format!("padding, 30% text-only rows, {tokens_per_image} tokens per image, {form}"),
-                format!("{}% at batch sizes 4, 8, 16, 32", shares.join(", ")),
-                "< 5%",
-                worst < 5.0,
-            );
+            table.push(&[
+                &format!(
+                    "padding, 30% text-only rows, {tokens_per_image} tokens per image, {form}"
+                ),
+                &format!("{}% at batch sizes 4, 8, 16, 32", shares.join(", ")),
+                &target("< 5%", worst < 5.0),
+            ]);
             if output.exists() {
                 fs::remove_dir_all(&output)?;
             }
@@ -254,7 +256,7 @@ impl Rows<'_> {
                     self.config(DEMO_TOKENS),
                 )?;
                 let speed = self.speed(&loader)?;
-                table.push(format!("raw {name}, {what}"), format!("{speed:.0} rows/s"));
+                table.push(&[&format!("raw {name}, {what}"), &format!("{speed:.0} rows/s")]);
             }
             fs::remove_dir_all(self.scratch.join("raw"))?;
         }
@@ -337,9 +339,8 @@ struct Opened {
 /// Opens the data set in a new process, whose memory holds nothing else.
 fn open_in_process(dir: &Path) -> Result<Opened> {
     let mut command = Command::new(std::env::current_exe()?);
-    let output = command.args(["bench", "open-dataset"]).arg(dir).output()?;
-    ensure!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_slice(&output.stdout).context("reading the output of open-dataset")
+    let output = output_of(command.args(["bench", "open-dataset"]).arg(dir), "open-dataset")?;
+    serde_json::from_str(&output).context("reading the output of open-dataset")
 }
 
 /// `cargo xtask bench open-dataset`: opens a data set and prints the time and memory as JSON.

@@ -4,9 +4,10 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::Finding;
+use crate::program::output_of;
 use crate::workspace::Workspace;
 
 /// A crate, its manifest, and what must not be among all its dependencies.
@@ -18,12 +19,21 @@ struct Rule {
     reason: &'static str,
 }
 
-const RULES: [Rule; 9] = [
+/// Text for people, which every crate may use.
+const ALLOWED_EVERYWHERE: &str = "vlm-display";
+
+const RULES: [Rule; 10] = [
     Rule {
         package: "vlm-data",
         manifest: "crates/vlm-data/Cargo.toml",
         forbidden: &["tch", "torch-sys", "vlm-*"],
         reason: "data are rows, samples and batches on the host, without libtorch or model",
+    },
+    Rule {
+        package: "vlm-display",
+        manifest: "crates/vlm-display/Cargo.toml",
+        forbidden: &["tch", "torch-sys", "vlm-*"],
+        reason: "every crate may use it, so it knows none of them",
     },
     Rule {
         package: "xtask",
@@ -90,16 +100,8 @@ pub fn check(workspace: &Workspace) -> Result<Vec<Finding>> {
 }
 
 fn dependency_names(workspace: &Workspace, package: &str) -> Result<String> {
-    let output = workspace
-        .cargo()
-        .args(["tree", "--package", package, "--edges", "normal", "--prefix", "none"])
-        .output()
-        .context("starting cargo tree")?;
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!("cargo tree --package {package} failed ({}):\n{stderr}", output.status);
-    }
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    let args = ["tree", "--package", package, "--edges", "normal", "--prefix", "none"];
+    output_of(workspace.cargo().args(args), &format!("cargo tree --package {package}"))
 }
 
 /// `tree` has one package a line, its name first; the crate itself is the first line.
@@ -110,6 +112,7 @@ fn broken_by(rule: &Rule, tree: &str, manifest: &str) -> Vec<Finding> {
     names.dedup();
     names
         .into_iter()
+        .filter(|name| *name != ALLOWED_EVERYWHERE)
         .filter(|name| rule.forbidden.iter().any(|pattern| matches(pattern, name)))
         .map(|name| Finding {
             file: Path::new(rule.manifest).to_path_buf(),
@@ -159,8 +162,9 @@ mod tests {
     }
 
     #[test]
-    fn the_crate_itself_and_similar_names_are_allowed() {
-        let tree = "vlm-data v0.1.0 (path)\ntch-like v1.0.0\ntorch-sys-build v1.0.0\n";
+    fn the_crate_itself_similar_names_and_text_for_people_are_allowed() {
+        let tree = "vlm-data v0.1.0 (path)\ntch-like v1.0.0\ntorch-sys-build v1.0.0\n\
+                    vlm-display v0.1.0 (path)\n";
         assert_eq!(broken_by(&RULES[0], tree, MANIFEST), []);
     }
 }

@@ -4,9 +4,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 use super::Finding;
+use crate::program::output_of;
 use crate::workspace::Workspace;
 
 /// The programs that are built apart from the tests.
@@ -29,12 +30,8 @@ pub fn check(workspace: &Workspace) -> Result<Vec<Finding>> {
 fn features(workspace: &Workspace, selection: &[&str]) -> Result<Features> {
     let mut cargo = workspace.cargo();
     let cargo = cargo.arg("tree").args(selection).args(["--prefix", "none"]);
-    let output = cargo.args(["--format", "{p}|{f}"]).output().context("starting cargo tree")?;
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!("cargo tree {} failed ({}):\n{stderr}", selection.join(" "), output.status);
-    }
-    Ok(parse(&String::from_utf8_lossy(&output.stdout)))
+    let doing = format!("cargo tree {}", selection.join(" "));
+    Ok(parse(&output_of(cargo.args(["--format", "{p}|{f}"]), &doing)?))
 }
 
 /// One `package|features` a line, some with a mark that they were listed before.

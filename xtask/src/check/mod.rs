@@ -11,6 +11,7 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
+use vlm_display::count;
 
 use crate::workspace::Workspace;
 use crate::{flags_page, setup};
@@ -50,7 +51,7 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
         eprintln!("{finding}");
     }
     if !findings.is_empty() {
-        failures.push(format!("house rules ({} findings)", findings.len()));
+        failures.push(format!("house rules ({})", count(findings.len(), "finding")));
     }
 
     if !flags_page::is_current(workspace)? {

@@ -5,9 +5,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 
 use super::Finding;
+use crate::program::output_of;
 use crate::workspace::Workspace;
 
 /// Where unsafe code may stand, each with its reason. A name that ends in `/` is a folder.
@@ -52,16 +53,9 @@ pub fn check(workspace: &Workspace) -> Result<Vec<Finding>> {
 }
 
 fn tracked_files(workspace: &Workspace) -> Result<Vec<PathBuf>> {
-    let output = Command::new("git")
-        .args(["ls-files", "-z"])
-        .current_dir(workspace.root())
-        .output()
-        .context("starting git, which lists the files to check")?;
-    if !output.status.success() {
-        let stderr = String::from_utf8_lossy(&output.stderr);
-        bail!("git ls-files failed ({}): {}", output.status, stderr.trim());
-    }
-    let names = String::from_utf8_lossy(&output.stdout);
+    let mut git = Command::new("git");
+    git.args(["ls-files", "-z"]).current_dir(workspace.root());
+    let names = output_of(&mut git, "git ls-files, which lists the files to check,")?;
     Ok(names.split('\0').filter(|name| !name.is_empty()).map(PathBuf::from).collect())
 }
 

@@ -11,8 +11,14 @@ use crate::workspace::Workspace;
 
 /// Builds `vlm` and returns its absolute path. Cargo's progress stays visible.
 pub fn build_vlm(workspace: &Workspace) -> Result<PathBuf> {
+    build_vlm_with(workspace, &[])
+}
+
+/// As [`build_vlm`], with environment variables for the build.
+pub fn build_vlm_with(workspace: &Workspace, variables: &[(&str, &str)]) -> Result<PathBuf> {
     let mut cargo = workspace
         .cargo()
+        .envs(variables.iter().copied())
         .args(["build", "--release", "--package", "vlm-cli", "--bin", "vlm"])
         .arg("--message-format=json-render-diagnostics")
         .stdout(Stdio::piped())

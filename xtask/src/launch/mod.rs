@@ -22,7 +22,7 @@ use vlm_config::Layers;
 use crate::workspace::{DATA_DIR_VARIABLE, Workspace};
 use crate::{demo, setup};
 
-pub use binary::build_vlm;
+pub use binary::{build_vlm, build_vlm_with};
 use ranks::{Job, Signals};
 
 /// Runs a training command of `vlm` (`cargo xtask pretrain`, `cargo xtask sft`) with the number of

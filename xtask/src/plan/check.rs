@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use vlm_display::{Align, Table};
 use vlm_shapes::FreezePolicy;
 
 use super::cost::{Load, num_trained};
@@ -148,17 +149,17 @@ impl Measured {
     fn text(&self) -> Result<String> {
         let plan = self.plan()?;
         let reached = self.reached_gflops(&plan);
-        let mut text = format!("{:<32}{:>16}{:>16}\n", "", "planned", "found");
+        let mut table = Table::new(&[Align::Left, Align::Right, Align::Right, Align::Left])
+            .with_head(&["", "planned", "found"]);
         for (name, planned, found) in self.rows(&plan) {
             let number = |n: Option<u64>| n.map_or("–".to_owned(), |n| n.to_string());
-            let equal = if planned == found || found.is_none() { "" } else { "  differs" };
-            text += &format!("{name:<32}{:>16}{:>16}{equal}\n", number(planned), number(found));
+            let note = if planned == found || found.is_none() { "" } else { "differs" };
+            table.push(&[&name, &number(planned), &number(found), &note]);
         }
-        text += &format!(
-            "memory, peak                    {:>16}{:>16}  (found: with program and libtorch)\n",
-            bytes(plan.memory.total()),
-            bytes(self.peak_memory)
-        );
+        let peaks = [plan.memory.total(), self.peak_memory].map(bytes);
+        let note = "(found: with program and libtorch)";
+        table.push(&[&"memory, peak", &peaks[0], &peaks[1], &note]);
+        let mut text = table.to_string();
         // The rate covers all the time of a step, so a plan must not add the time of memory
         // traffic.
         text += &format!(

@@ -151,7 +151,7 @@ fn projector_flops(shape: &Shape) -> f64 {
     let merged = shape.projector.merged_width(&shape.vision) as f64;
     let dim = shape.lm.dim as f64;
     let second = match shape.projector.kind {
-        ProjectorKind::Mlp | ProjectorKind::MergedMlp => dim * dim,
+        ProjectorKind::Mlp | ProjectorKind::MergedMlp | ProjectorKind::Mlp2xGelu => dim * dim,
         ProjectorKind::Linear | ProjectorKind::PixelShuffle => 0.0,
     };
     2.0 * tokens * (merged * dim + second)

@@ -15,13 +15,14 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
+use vlm_config::with_dashes;
+use vlm_shapes::{FreezePolicy, LmConfig, ProjectorKind, VisionConfig};
 
 use crate::workspace::usage_error;
 use cost::{Load, Time, Work};
 use device::Device;
 use memory::{CheckpointSize, Memory};
 use shape::{Shape, Tensor};
-use vlm_shapes::{FreezePolicy, LmConfig, ProjectorKind, VisionConfig};
 
 /// Estimate time, memory and network traffic of a run without starting it.
 #[derive(Debug, Clone, Parser)]
@@ -283,15 +284,6 @@ fn plan(args: &PlanArgs) -> Result<Plan> {
 /// CLIP's ViT-B at 224 pixels.
 fn clip_base(patch_size: i64) -> VisionConfig {
     VisionConfig { patch_size, ..VisionConfig::default() }
-}
-
-/// Replaces underscores in the name of a flag by hyphens: `--n_layers=8` gives `--n-layers=8`.
-fn with_dashes(arg: OsString) -> OsString {
-    let Some(flag) = arg.to_str().filter(|text| text.starts_with("--")) else { return arg };
-    match flag.split_once('=') {
-        Some((name, value)) => format!("{}={value}", name.replace('_', "-")).into(),
-        None => flag.replace('_', "-").into(),
-    }
 }
 
 #[cfg(test)]

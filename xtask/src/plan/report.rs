@@ -1,6 +1,7 @@
 //! Prints a plan as text or JSON: the counts, the estimates, and the rates behind them.
 
 use serde_json::{Value, json};
+use vlm_display::{Align, Table, count};
 
 use super::Plan;
 use super::cost::{NETWORK_SHARE, bytes_per_update, num_trained};
@@ -19,55 +20,67 @@ pub fn text(plan: &Plan) -> String {
     let lm: u64 = plan.tensors.iter().map(Tensor::numel).sum();
     let trained = num_trained(&plan.shape, &plan.freeze, &plan.tensors);
     let dtype = if load.is_bfloat16 { "bfloat16" } else { "float32" };
-    let mut lines = vec![
+    let mut table = Table::new(&[Align::Left]);
+    let mut add = |name: &str, value: String| table.push(&[&name, &value]);
+    add(
+        "parameters",
         format!(
-            "{} × {}, {dtype}, {} rows of {} tokens each",
-            load.gpus, device.name, load.batch_size, load.seq_len
-        ),
-        format!(
-            "parameters   {} language model and projector, {} vision encoder; {} trained",
+            "{} language model and projector, {} vision encoder; {} trained",
             millions(lm),
             millions(plan.shape.num_vision_parameters()),
             millions(trained)
         ),
+    );
+    add(
+        "operations",
         format!(
-            "operations   {:.3} T per micro-batch and rank: {:.0}% vision, {:.0}% language model \
-            forward, {:.0}% backward",
+            "{:.3} T per micro-batch and rank: {:.0}% vision, {:.0}% language model forward, \
+             {:.0}% backward",
             work.flops() / 1e12,
             percent(work.vision_flops, work.flops()),
             percent(work.lm_flops, work.flops()),
             percent(work.backward_flops, work.flops())
         ),
+    );
+    let launches = match time.launches > time.products + time.traffic {
+        true => format!(", at least {:.2} to launch the kernels", time.launches * 1e3),
+        false => String::new(),
+    };
+    add(
+        "step",
         format!(
-            "step         {:.2} ms: products {:.2} + memory {:.2}{}, + communication not \
-            overlapped {:.2}",
+            "{:.2} ms: products {:.2} + memory {:.2}{launches}, + communication not overlapped \
+             {:.2}",
             time.step() * 1e3,
             time.products * 1e3,
             time.traffic * 1e3,
-            if time.launches > time.products + time.traffic {
-                format!(", at least {:.2} to launch the kernels", time.launches * 1e3)
-            } else {
-                String::new()
-            },
             time.exposed * 1e3
         ),
+    );
+    add(
+        "rate",
         format!(
-            "rate         {} samples/s; {} rows × {} epochs in {}",
+            "{} samples/s; {} × {} in {}",
             short(rate),
-            plan.rows,
-            plan.epochs,
+            count(plan.rows, "row"),
+            count(plan.epochs, "epoch"),
             duration(secs)
         ),
+    );
+    add(
+        "network",
         format!(
-            "network      {} sent per rank and update, {:.2} ms; {:.1}% of the step is not \
-            overlapped with the backward pass",
+            "{} sent per rank and update, {:.2} ms; {:.1}% of the step is not overlapped with the \
+             backward pass",
             bytes(bytes_per_update(work.num_trained, load.gpus) as u64),
             time.communication * 1e3,
             percent(time.exposed, time.step())
         ),
+    );
+    add(
+        "memory",
         format!(
-            "memory       {} per rank: weights {}, gradients {}, optimizer {}, activations {}; \
-            the device has {}",
+            "{} per rank: weights {}, gradients {}, optimizer {}, activations {}; the device has {}",
             bytes(memory.total()),
             bytes(memory.weights),
             bytes(memory.gradients),
@@ -75,28 +88,41 @@ pub fn text(plan: &Plan) -> String {
             bytes(memory.activations),
             bytes(device.memory_bytes as u64)
         ),
+    );
+    add(
+        "checkpoint",
         format!(
-            "checkpoint   {}: weights {}, optimizer {}",
+            "{}: weights {}, optimizer {}",
             bytes(plan.checkpoint.total()),
             bytes(plan.checkpoint.model),
             bytes(plan.checkpoint.optimizer)
         ),
-    ];
+    );
     if !load.features_are_cached {
-        lines.push(format!(
-            "data         {:.1} cores to load images ({ROW_MS:.1} ms per row, measured with the \
-             Python reference; none with `cargo xtask vlm cache-features`)",
-            rate * ROW_MS / 1e3
-        ));
-    }
-    if memory.total() as f64 > device.memory_bytes {
-        lines.push(
-            "this does not fit into memory: lower --batch-size and raise --accumulation-steps"
-                .to_owned(),
+        add(
+            "data",
+            format!(
+                "{:.1} cores to load images ({ROW_MS:.1} ms per row, measured with the Python \
+                 reference; none with `cargo xtask vlm cache-features`)",
+                rate * ROW_MS / 1e3
+            ),
         );
     }
-    lines.push(constants(plan));
-    lines.join("\n") + "\n"
+    add("based on", constants(plan));
+    let load = format!(
+        "{} × {}, {dtype}, {} of {} each",
+        load.gpus,
+        device.name,
+        count(load.batch_size, "row"),
+        count(load.seq_len, "token")
+    );
+    let warning = match memory.total() as f64 > device.memory_bytes {
+        true => {
+            "this does not fit into memory: lower --batch-size and raise --accumulation-steps\n"
+        }
+        false => "",
+    };
+    format!("{load}\n{table}{warning}")
 }
 
 /// The rates and assumptions behind the estimates.
@@ -104,7 +130,7 @@ fn constants(plan: &Plan) -> String {
     let device = &plan.device;
     let flops = if plan.load.is_bfloat16 { device.bfloat16_flops } else { device.float32_flops };
     let mut text = format!(
-        "based on     {} TFLOP/s × {:.2} and {} GB/s × {:.2} ({}; the factors are assumed, not \
+        "{} TFLOP/s × {:.2} and {} GB/s × {:.2} ({}; the factors are assumed, not \
          measured)",
         short(flops / 1e12),
         device.flops_share,

@@ -68,7 +68,11 @@ impl Shape {
         let lm = LmConfig::from_json(config).map_err(wrong)?;
         lm.validate().map_err(wrong)?;
         let vision = VisionConfig::from_json(&config["vision"]).map_err(wrong)?;
-        Self::new(lm, vision, kind).map_err(wrong)
+        // The number of tokens of a pixel-shuffle projector may be another than the default.
+        match serde_json::from_value::<ProjectorConfig>(config["projector"].clone()) {
+            Ok(projector) => Ok(Self { lm, vision, projector }),
+            Err(_) => Self::new(lm, vision, kind).map_err(wrong),
+        }
     }
 
     /// The tensors of the language model and the projector, in the order in which `vlm` creates

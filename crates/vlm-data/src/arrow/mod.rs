@@ -8,35 +8,25 @@ pub(crate) mod batches;
 mod layout;
 mod values;
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::path::PathBuf;
 
 use batches::Batches;
 use layout::Layout;
 
 use crate::error::DataError;
-use crate::file_source::{Columns, FileSource, RecordReader};
-use crate::form;
-use crate::plain_file::PlainFile;
+use crate::file_source::{Columns, FileSource, RecordReader, RowFile};
 use crate::record::Record;
-use crate::reject::Reject;
 use crate::row_error::{ReadError, RowError};
-use crate::row_options::RowOptions;
-use crate::table_columns;
+use crate::row_reader::RowReader;
+use crate::table_columns::{self, UsedColumns};
 
 /// The rows of one Arrow file or stream.
 #[derive(Debug)]
 pub(crate) struct ArrowTable {
     batches: Batches,
     /// The columns that rows are read from.
-    columns: Vec<UsedColumn>,
+    columns: UsedColumns<Layout>,
     path: PathBuf,
-}
-
-#[derive(Debug)]
-struct UsedColumn {
-    layout: Layout,
-    holds_images: bool,
 }
 
 impl ArrowTable {
@@ -44,11 +34,8 @@ impl ArrowTable {
     ///
     /// # Errors
     /// A file that is damaged, has no rows, or has no columns of a known form.
-    pub(crate) fn open(
-        plain: PlainFile,
-        images_root: Option<&Path>,
-        options: &Arc<RowOptions>,
-    ) -> Result<FileSource<Self>, DataError> {
+    pub(crate) fn open(file: RowFile) -> Result<FileSource<Self>, DataError> {
+        let RowFile { plain, images_root, options } = file;
         let (path, format) = (plain.path.clone(), plain.format("Arrow"));
         let wrong = |problem: String| DataError::content(&path, problem);
         let (batches, schema) = Batches::open(plain.file).map_err(|e| match e {
@@ -62,16 +49,13 @@ impl ArrowTable {
         }
         let all = layout::columns(&schema).map_err(wrong)?;
         let described: Vec<_> = all.iter().map(Layout::table_column).collect();
-        let options = table_columns::resolve_options(&described, &layout::describe(&all), options)
+        let options = table_columns::resolve_options(&described, &layout::describe(&all), &options)
             .map_err(wrong)?;
-        let is_known = |column: &Layout| form::is_known_column(column.name(), &options);
-        let used = |layout: Layout| UsedColumn {
-            holds_images: form::is_image_column(layout.name(), &options.image_keys),
-            layout,
-        };
-        let columns = all.into_iter().filter(is_known).map(used).collect();
+        let named = all.into_iter().map(|layout| (layout.name().to_owned(), layout));
+        let columns = UsedColumns::of(named, &options);
+        let reader = RowReader::new(&path, images_root, &options)?;
         let records = Self { batches, columns, path: path.clone() };
-        FileSource::new(&path, records, format, images_root, &options)
+        Ok(FileSource { path, records, reader, format })
     }
 }
 
@@ -83,19 +67,7 @@ impl RecordReader for ArrowTable {
     }
 
     fn record(&self, index: usize, columns: Columns) -> Result<Record, RowError> {
-        let is_read = |column: &&UsedColumn| columns == Columns::All || !column.holds_images;
-        let value = |UsedColumn { layout, .. }: &UsedColumn| {
-            let rejected = |problem: String| {
-                let problem = format!("column {:?}: {problem}", layout.name());
-                Reject::invalid_row(problem)
-            };
-            let value = values::value(&self.batches, layout, index);
-            Ok((
-                layout.name().to_owned(),
-                value.map_err(|e| e.into_row_error(&self.path, rejected))?,
-            ))
-        };
-        let values: Result<_, RowError> = self.columns.iter().filter(is_read).map(value).collect();
-        Ok(Record(values?))
+        let value = |layout: &Layout| values::value(&self.batches, layout, index);
+        self.columns.record(&self.path, columns, value)
     }
 }

@@ -3,6 +3,7 @@
 use arrow_schema::DataType;
 use bytes::Bytes;
 use serde_json::Number;
+use vlm_display::count;
 
 use super::batches::{Batches, Header};
 use super::layout::Layout;
@@ -25,9 +26,12 @@ impl Reader<'_> {
     fn value(&self, column: &Layout, row: u64) -> Result<Field, ReadError> {
         let length = self.header.nodes.get(column.node).copied().unwrap_or(0);
         if row >= length {
-            return Err(
-                format!("{:?} has {length} values, none for row {row}", column.name()).into()
-            );
+            return Err(format!(
+                "{:?} has {}, none for row {row}",
+                column.name(),
+                count(length, "value")
+            )
+            .into());
         }
         let data_type = column.data_type();
         if matches!(data_type, DataType::Null) || !self.is_valid(column, row)? {

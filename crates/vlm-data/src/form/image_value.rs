@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::context::FormContext;
 use crate::record::{Field, Record, shown};
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::rows::RowImage;
 
 /// Keys of an image object that hold the bytes.
@@ -90,7 +90,10 @@ fn of_object(record: &Record, key: &str, context: &FormContext<'_>) -> Result<Ro
                 return of_data_uri(data, key);
             }
             let bytes = decode(text).ok_or_else(|| {
-                unreadable(format!("\"{inner}\" of \"{key}\" is not base64: {}", shown(text)))
+                Reject::unreadable_image(format!(
+                    "\"{inner}\" of \"{key}\" is not base64: {}",
+                    shown(text)
+                ))
             })?;
             return Ok(embedded(name.unwrap_or(key), bytes));
         }
@@ -119,10 +122,7 @@ fn of_text(text: &str, key: &str, context: &FormContext<'_>) -> Result<RowImage,
     }
     let limit = context.options.max_image_bytes;
     if text.len() as u64 > limit {
-        return Err(Reject::new(
-            RejectReason::ImageTooLarge,
-            format!("\"{key}\" has {} bytes; the limit is {limit}", text.len()),
-        ));
+        return Err(Reject::image_too_large(&format!("\"{key}\""), text.len() as u64, limit));
     }
     Ok(RowImage::named(text))
 }
@@ -156,7 +156,10 @@ fn of_data_uri(data: &str, key: &str) -> Result<RowImage, Reject> {
     let is_base64 = header.rsplit(';').any(|word| word.eq_ignore_ascii_case("base64"));
     let bytes = if is_base64 { decode(content) } else { None };
     let bytes = bytes.filter(|bytes| !bytes.is_empty()).ok_or_else(|| {
-        unreadable(format!("\"{key}\" should be data:image/…;base64,… but is data:{}", shown(data)))
+        Reject::unreadable_image(format!(
+            "\"{key}\" should be data:image/…;base64,… but is data:{}",
+            shown(data)
+        ))
     })?;
     let kind = header.split(';').next().unwrap_or_default();
     Ok(embedded(&format!("{key} ({kind}, {} bytes)", bytes.len()), bytes))
@@ -188,8 +191,4 @@ fn decode(text: &str) -> Option<Bytes> {
 
 fn embedded(name: &str, bytes: Bytes) -> RowImage {
     RowImage { name: name.to_owned(), bytes: Some(bytes), hash: None }
-}
-
-fn unreadable(detail: String) -> Reject {
-    Reject::new(RejectReason::UnreadableImage, detail)
 }

@@ -1,11 +1,13 @@
 //! Finds the images that a row declares besides its text, under any key, and declared media that
 //! are not trained on. A declared image is either used or the row is rejected; it is never ignored.
 
+use vlm_display::count;
+
 use super::context::FormContext;
 use super::image_value;
 use super::keys::{self, KeyKind};
 use crate::record::{Field, Record, is_key, shown};
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::rows::RowImage;
 
 /// Keys that hold an image if their value is one and no other key has any.
@@ -54,14 +56,11 @@ pub(super) fn images(
     let images = combine(declared)?;
     let is_unused = |(_, value): &&(&str, &Field)| !is_known(value, &images);
     match unknown.iter().find(is_unused) {
-        Some((key, value)) => Err(Reject::new(
-            RejectReason::AmbiguousImages,
-            format!(
-                "the key {key:?} is not known, but its value looks like an image ({}); rename the \
+        Some((key, value)) => Err(Reject::ambiguous_images(format!(
+            "the key {key:?} is not known, but its value looks like an image ({}); rename the \
                  key to \"image\", or remove it",
-                example(value)
-            ),
-        )),
+            example(value)
+        ))),
         None => Ok(images),
     }
 }
@@ -110,16 +109,13 @@ fn combine(mut declared: Vec<Declared<'_>>) -> Result<Vec<RowImage>, Reject> {
         }
     };
     if let Some((key, images)) = rest.iter().find(|declared| !same(declared)) {
-        return Err(Reject::new(
-            RejectReason::AmbiguousImages,
-            format!(
-                "{} images under {:?} and {} others under {key:?}; put all of them into one list, \
-                 and remove the other key",
-                main.1.len(),
-                main.0,
-                images.len()
-            ),
-        ));
+        return Err(Reject::ambiguous_images(format!(
+            "{} under {:?} and {} under {key:?}; put all of them into one list, and remove the \
+                 other key",
+            count(main.1.len(), "image"),
+            main.0,
+            count(images.len(), "other")
+        )));
     }
     Ok(main.1.clone())
 }
@@ -165,10 +161,7 @@ fn is_known(value: &Field, images: &[RowImage]) -> bool {
 }
 
 fn unsupported(key: &str, value: &Field) -> Reject {
-    Reject::new(
-        RejectReason::UnsupportedMedia,
-        format!("the row has {key:?} ({}); only images and text are supported", example(value)),
-    )
+    Reject::unsupported_media(format!("the row has {key:?} ({})", example(value)))
 }
 
 fn example(value: &Field) -> String {

@@ -26,11 +26,12 @@ use std::sync::Once;
 
 use crate::decode::{ImageLimits, RgbImage, image_size};
 use crate::record::{Field, Record};
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::row_options::RowOptions;
 use crate::rows::{Role, Row, RowImage, Turn};
 use parts::PartImages;
 use question::Question;
+use vlm_display::count;
 
 /// The row in `record`.
 ///
@@ -66,15 +67,11 @@ pub(crate) fn row(record: &Record, context: &FormContext<'_>) -> Result<Row, Rej
         (true, false) => named,
         (false, false) if images.len() == named.len() => images,
         (false, false) => {
-            return Err(Reject::new(
-                RejectReason::AmbiguousImages,
-                format!(
-                    "{} images beside the turns and {} in them as <img>…</img>; keep only one of \
-                     the two",
-                    images.len(),
-                    named.len()
-                ),
-            ));
+            return Err(Reject::ambiguous_images(format!(
+                "{} beside the turns and {} in them as <img>…</img>; keep only one of the two",
+                count(images.len(), "image"),
+                named.len()
+            )));
         }
     };
     if is_blank_filler(&turns, &images) {
@@ -112,7 +109,7 @@ pub(crate) fn take_images(
 /// The turns of a list of turns that was parsed from JSON text.
 ///
 /// # Errors
-/// [`RejectReason::InvalidRow`].
+/// [`InvalidRow`](crate::RejectReason::InvalidRow).
 pub(crate) fn turns_alone(list: &Field, context: &FormContext<'_>) -> Result<Vec<Turn>, Reject> {
     let record = Record::default();
     turns::turns(list, "conversations", &record, context, &mut PartImages::new())
@@ -209,15 +206,13 @@ fn join(declared: Vec<RowImage>, parts: PartImages) -> Result<Vec<RowImage>, Rej
         declared.iter().map(name).eq(carried.iter().map(name))
     };
     if carried.len() < num_parts || !(declared.is_empty() || is_same()) {
-        return Err(Reject::new(
-            RejectReason::AmbiguousImages,
-            format!(
-                "{num_parts} image parts in the turns, {} of them with an image, and {} images \
-                 beside the turns; put all images either into the parts or beside the turns",
-                carried.len(),
-                declared.len()
-            ),
-        ));
+        return Err(Reject::ambiguous_images(format!(
+            "{} in the turns, {} of them with an image, and {} beside the turns; put all images \
+                 either into the parts or beside the turns",
+            count(num_parts, "image part"),
+            carried.len(),
+            count(declared.len(), "image")
+        )));
     }
     Ok(carried)
 }
@@ -300,7 +295,7 @@ impl Row {
     /// in which a file of the whole name could be.
     ///
     /// # Errors
-    /// A row that cannot be used; see [`RejectReason`].
+    /// A row that cannot be used; see [`crate::RejectReason`].
     pub fn from_json(text: &str) -> Result<Self, Reject> {
         let options = RowOptions::default();
         let record =
@@ -311,7 +306,7 @@ impl Row {
     /// Parses turns alone: a JSON list of them, or an object that has it as `conversations`.
     ///
     /// # Errors
-    /// [`RejectReason::InvalidRow`].
+    /// [`InvalidRow`](crate::RejectReason::InvalidRow).
     pub fn turns_from_json(text: &str) -> Result<Vec<Turn>, Reject> {
         let options = RowOptions::default();
         let context = FormContext { options: &options, root: None };
@@ -328,6 +323,7 @@ impl Row {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reject::RejectReason;
 
     fn roles(text: &str) -> Vec<&'static str> {
         Row::from_json(text).unwrap().turns.iter().map(|turn| turn.role.name()).collect()

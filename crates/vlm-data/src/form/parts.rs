@@ -3,7 +3,7 @@
 use super::context::FormContext;
 use super::image_value;
 use crate::record::{Field, Record, shown};
-use crate::reject::{Reject, RejectReason};
+use crate::reject::Reject;
 use crate::rows::{IMAGE_TAG, RowImage};
 
 /// Values of `type`, by kind of part.
@@ -97,10 +97,7 @@ fn part_text(
         return Ok(IMAGE_TAG.to_owned());
     }
     if OTHER_MEDIA.contains(&kind.as_str()) {
-        return Err(Reject::new(
-            RejectReason::UnsupportedMedia,
-            format!("{what} is of the type \"{kind}\"; only images and text are supported"),
-        ));
+        return Err(Reject::unsupported_media(format!("{what} is of the type \"{kind}\"")));
     }
     Err(Reject::invalid_row(format!(
         "{what} is of the type {:?}; expected one of: {}, {}; its keys: {}",

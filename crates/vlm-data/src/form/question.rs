@@ -1,6 +1,8 @@
 //! Rows of a question and an answer, each under a key: query and response, question and answer,
 //! instruction, input and output, prompt and completion.
 
+use vlm_display::count;
+
 use super::context::FormContext;
 use super::parts::{self, PartImages};
 use super::turns;
@@ -90,9 +92,9 @@ impl<'a> Question<'a> {
             (Field::List(questions), Field::List(answers)) => {
                 if questions.len() != answers.len() || questions.is_empty() {
                     return Err(Reject::invalid_row(format!(
-                        "{} questions under \"{key}\" but {} answers under \"{answer_key}\"",
-                        questions.len(),
-                        answers.len()
+                        "{} under \"{key}\" but {} under \"{answer_key}\"",
+                        count(questions.len(), "question"),
+                        count(answers.len(), "answer")
                     )));
                 }
                 for (question, answer) in questions.iter().zip(answers) {

@@ -5,6 +5,8 @@
 
 use std::ops::Range;
 
+use vlm_display::count;
+
 use crate::reject::{Reject, RejectReason};
 use crate::rows::{IMAGE_TAG, Role, RowImage, Turn, shows_images};
 
@@ -95,10 +97,7 @@ pub(super) fn place(turns: &mut [Turn], images: &mut Vec<RowImage>) -> Result<()
     let shown: Vec<usize> = (0..turns.len()).filter(|&k| shows_images(turns, k)).collect();
     for &k in &shown {
         if let Some(tag) = other_medium(&turns[k].content) {
-            return Err(Reject::new(
-                RejectReason::UnsupportedMedia,
-                format!("turn {k} has {tag:?}; only images and text are supported"),
-            ));
+            return Err(Reject::unsupported_media(format!("turn {k} has {tag:?}")));
         }
     }
     if shown.iter().any(|&k| turns[k].content.contains(IMAGE_TAG) && !is_wrapped(&turns[k].content))
@@ -111,13 +110,10 @@ pub(super) fn place(turns: &mut [Turn], images: &mut Vec<RowImage>) -> Result<()
         .collect();
     if images.is_empty() {
         return match found.iter().find(|(_, tag)| tag.is_certain) {
-            Some((k, tag)) => Err(Reject::new(
-                RejectReason::PlaceholderWithoutImage,
-                format!(
-                    "turn {k} has {:?}, which stands for an image, but the row has no image",
-                    &turns[*k].content[tag.range.clone()]
-                ),
-            )),
+            Some((k, tag)) => Err(Reject::placeholder_without_image(format!(
+                "turn {k} has {:?}, which stands for an image, but the row has no image",
+                &turns[*k].content[tag.range.clone()]
+            ))),
             None => Ok(()),
         };
     }
@@ -128,15 +124,12 @@ pub(super) fn place(turns: &mut [Turn], images: &mut Vec<RowImage>) -> Result<()
     }
     if found.len() != images.len() {
         let (k, tag) = &found[0];
-        return Err(Reject::new(
-            RejectReason::PlaceholderWithoutImage,
-            format!(
-                "{} images but {} tags like {:?}; write one {IMAGE_TAG} for each image",
-                images.len(),
-                found.len(),
-                &turns[*k].content[tag.range.clone()]
-            ),
-        ));
+        return Err(Reject::placeholder_without_image(format!(
+            "{} but {} like {:?}; write one {IMAGE_TAG} for each image",
+            count(images.len(), "image"),
+            count(found.len(), "tag"),
+            &turns[*k].content[tag.range.clone()]
+        )));
     }
     reorder(images, &found)?;
     for (k, tag) in found.iter().rev() {
@@ -156,10 +149,10 @@ fn reorder(images: &mut Vec<RowImage>, found: &[(usize, Tag)]) -> Result<(), Rej
     let mut sorted = numbers.clone();
     sorted.sort_unstable();
     if !sorted.iter().copied().eq(first..first + images.len()) {
-        return Err(Reject::new(
-            RejectReason::PlaceholderWithoutImage,
-            format!("{} images, but the numbers of the tags are {numbers:?}", images.len()),
-        ));
+        return Err(Reject::placeholder_without_image(format!(
+            "{}, but the numbers of the tags are {numbers:?}",
+            count(images.len(), "image")
+        )));
     }
     *images = numbers.iter().map(|&number| images[number - first].clone()).collect();
     Ok(())
@@ -170,8 +163,8 @@ fn in_front(turns: &mut [Turn], num_images: usize) -> Result<(), Reject> {
         return Err(Reject::new(
             RejectReason::ImageWithoutPlaceholder,
             format!(
-                "{num_images} images, but no {IMAGE_TAG} in the turns and no user turn to put the \
-                 images before"
+                "{}, but no {IMAGE_TAG} in the turns and no user turn to put images before",
+                count(num_images, "image")
             ),
         ));
     };

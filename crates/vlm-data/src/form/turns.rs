@@ -2,6 +2,7 @@
 //! the_cauldron's `texts`, and pairs of a question and an answer.
 
 use serde_json::Value;
+use vlm_display::count;
 
 use super::context::{FormContext, is_rating};
 use super::parts::{self, PartImages};
@@ -97,8 +98,8 @@ fn transposed(columns: &Record, key: &str) -> Result<Field, Reject> {
             rows.resize_with(values.len(), Record::default);
         }
         if rows.len() != values.len() {
-            let problem =
-                format!("the lists of \"{key}\" differ: {} and {} turns", rows.len(), values.len());
+            let turns = count(values.len(), "turn");
+            let problem = format!("the lists of \"{key}\" differ: {} and {turns}", rows.len());
             return Err(Reject::invalid_row(problem));
         }
         for (row, value) in rows.iter_mut().zip(values) {
@@ -208,25 +209,19 @@ impl Reader<'_, '_> {
         let shown_here = self.images_of_turn(index, turn)?;
         if !shown_here.is_empty() {
             if self.images.len() > num_before || role == Role::Assistant {
-                return Err(Reject::new(
-                    RejectReason::AmbiguousImages,
-                    format!(
-                        "turn {index} has images both in its content and beside it, or is an \
+                return Err(Reject::ambiguous_images(format!(
+                    "turn {index} has images both in its content and beside it, or is an \
                          answer with images; put the images under a key of the row"
-                    ),
-                ));
+                )));
             }
             let num_tags = text.matches(IMAGE_TAG).count();
             if num_tags == 0 {
                 text.insert_str(0, &format!("{IMAGE_TAG}\n").repeat(shown_here.len()));
             } else if num_tags != shown_here.len() {
-                return Err(Reject::new(
-                    RejectReason::PlaceholderWithoutImage,
-                    format!(
-                        "turn {index} has {} images but {num_tags} {IMAGE_TAG}",
-                        shown_here.len()
-                    ),
-                ));
+                return Err(Reject::placeholder_without_image(format!(
+                    "turn {index} has {} but {num_tags} {IMAGE_TAG}",
+                    count(shown_here.len(), "image")
+                )));
             }
             self.images.extend(shown_here.into_iter().map(Some));
         }
@@ -254,10 +249,7 @@ impl Reader<'_, '_> {
                     images.extend(image_value::images(value, key, self.context)?)
                 }
                 keys::KeyKind::OtherMedia => {
-                    return Err(Reject::new(
-                        RejectReason::UnsupportedMedia,
-                        format!("turn {index} has \"{key}\"; only images and text are supported"),
-                    ));
+                    return Err(Reject::unsupported_media(format!("turn {index} has \"{key}\"")));
                 }
                 keys::KeyKind::Text => {}
             }

@@ -11,7 +11,7 @@ mod assemble;
 mod levels;
 mod pages;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use parquet::basic::{ConvertedType, Type};
@@ -22,14 +22,12 @@ use levels::PageRows;
 use pages::{Column, Pages};
 
 use crate::error::DataError;
-use crate::file_source::{Columns, FileSource, RecordReader};
-use crate::form;
+use crate::file_source::{Columns, FileSource, RecordReader, RowFile};
 use crate::recent_cache::RecentCache;
 use crate::record::{Field, Record};
-use crate::reject::Reject;
 use crate::row_error::{ReadError, RowError};
-use crate::row_options::RowOptions;
-use crate::table_columns::{self, TableColumn};
+use crate::row_reader::RowReader;
+use crate::table_columns::{self, TableColumn, UsedColumns};
 
 /// Decoded pages by file, column, row group and page.
 pub(crate) type PageCache = RecentCache<(usize, usize, usize, usize), PageRows>;
@@ -45,7 +43,7 @@ pub(crate) struct ParquetTable {
     path: PathBuf,
     pages: Pages,
     /// The columns that rows are read from.
-    columns: Vec<UsedColumn>,
+    columns: UsedColumns<UsedColumn>,
     cache: Arc<PageCache>,
 }
 
@@ -53,38 +51,35 @@ pub(crate) struct ParquetTable {
 struct UsedColumn {
     top: TopColumn,
     leaves: Vec<Column>,
-    holds_images: bool,
 }
 
 impl ParquetTable {
-    /// Opens `path` and chooses the columns.
+    /// Reads the footer and chooses the columns.
     ///
     /// # Errors
     /// A file that cannot be read, is not Parquet, has no rows, or has no columns of a known form.
     pub(crate) fn open(
-        path: &Path,
-        images_root: Option<&Path>,
-        options: &Arc<RowOptions>,
+        file: RowFile,
         cache: Arc<PageCache>,
     ) -> Result<FileSource<Self>, DataError> {
-        let pages = Pages::open(path)?;
+        let RowFile { plain, images_root, options } = file;
+        let path = plain.path;
+        let pages = Pages::open(&path)?;
         if pages.num_rows() == 0 {
-            return Err(DataError::content(path, "no rows in this file"));
+            return Err(DataError::content(&path, "no rows in this file"));
         }
-        let wrong = |problem: String| DataError::content(path, problem);
+        let wrong = |problem: String| DataError::content(&path, problem);
         let schema = pages.schema();
         let top = assemble::top_columns(schema).map_err(wrong)?;
         let described: Vec<_> = top.iter().map(|column| table_column(column, schema)).collect();
-        let options = table_columns::resolve_options(&described, &describe(schema), options)
+        let options = table_columns::resolve_options(&described, &describe(schema), &options)
             .map_err(wrong)?;
         let leaf = |leaf| Column::new(leaf, &schema.column(leaf));
-        let used = |top: TopColumn| UsedColumn {
-            leaves: top.leaves.clone().map(leaf).collect(),
-            holds_images: form::is_image_column(&top.name, &options.image_keys),
-            top,
-        };
-        let is_known = |column: &TopColumn| form::is_known_column(&column.name, &options);
-        let columns: Vec<_> = top.into_iter().filter(is_known).map(used).collect();
+        let named = top.into_iter().map(|top| {
+            let leaves = top.leaves.clone().map(leaf).collect();
+            (top.name.clone(), UsedColumn { leaves, top })
+        });
+        let columns = UsedColumns::of(named, &options);
         let problem = columns
             .iter()
             .flat_map(|column| &column.leaves)
@@ -92,19 +87,16 @@ impl ParquetTable {
         if let Some((name, problem)) = problem {
             return Err(wrong(format!("the column {name:?} {problem}")));
         }
-        let records = Self { path: path.to_owned(), pages, columns, cache };
-        FileSource::new(path, records, "Parquet".into(), images_root, &options)
+        let reader = RowReader::new(&path, images_root, &options)?;
+        let records = Self { path: path.clone(), pages, columns, cache };
+        Ok(FileSource { path, records, reader, format: "Parquet".into() })
     }
 
-    fn value(&self, column: &UsedColumn, index: usize) -> Result<Field, RowError> {
-        let unreadable = |e: ReadError| {
-            let problem = |e: String| format!("column {:?}: {e}", column.top.name);
-            e.into_row_error(&self.path, |e| Reject::invalid_row(problem(e)))
-        };
+    fn value(&self, column: &UsedColumn, index: usize) -> Result<Field, ReadError> {
         let pages = column.leaves.iter().map(|leaf| self.page(leaf, index));
-        let pages = pages.collect::<Result<Vec<_>, ReadError>>().map_err(unreadable)?;
+        let pages = pages.collect::<Result<Vec<_>, ReadError>>()?;
         let cells: Vec<_> = pages.iter().map(|(page, row)| page.row(*row)).collect();
-        column.top.assemble(&cells).map_err(|problem| unreadable(problem.into()))
+        Ok(column.top.assemble(&cells)?)
     }
 
     /// The page of a leaf column in which row `index` begins, and the row's index in that page.
@@ -124,10 +116,7 @@ impl RecordReader for ParquetTable {
     }
 
     fn record(&self, index: usize, columns: Columns) -> Result<Record, RowError> {
-        let is_read = |column: &&UsedColumn| columns == Columns::All || !column.holds_images;
-        let value = |column: &UsedColumn| Ok((column.top.name.clone(), self.value(column, index)?));
-        let values: Result<_, RowError> = self.columns.iter().filter(is_read).map(value).collect();
-        Ok(Record(values?))
+        self.columns.record(&self.path, columns, |column| self.value(column, index))
     }
 }
 

@@ -18,6 +18,7 @@ use parquet::file::page_index::offset_index::PageLocation;
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
+use vlm_display::count;
 
 use super::levels::{Levels, PageRows};
 use crate::error::DataError;
@@ -144,7 +145,8 @@ impl Pages {
             }
             let (rows, values) = (group.num_rows(), chunk.num_values());
             (values < rows).then(|| {
-                format!("has {values} values for the {rows} rows of group {number}; fetch it again")
+                let (values, rows) = (count(values, "value"), count(rows, "row"));
+                format!("has {values} for the {rows} of group {number}; fetch it again")
             })
         })
     }
@@ -165,7 +167,8 @@ impl Pages {
         let number = chunk.starts.partition_point(|&start| start <= row).saturating_sub(1);
         if number >= chunk.locations.len() {
             let known = chunk.starts.last().copied().unwrap_or(0);
-            let problem = format!("row group {group} holds {known} values, not one for row {row}");
+            let known = count(known, "value");
+            let problem = format!("row group {group} holds {known}, not one for row {row}");
             return Err(problem.into());
         }
         Ok(PagePosition { group, number, row_in_page: row - chunk.starts[number] })

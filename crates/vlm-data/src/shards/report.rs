@@ -1,7 +1,8 @@
 //! The report about a prepared data set.
 
 use std::collections::BTreeMap;
-use std::fmt;
+
+use vlm_display::{Align, Table, count};
 
 use super::manifest::Manifest;
 use crate::reject_budget::count_by_reason;
@@ -21,80 +22,60 @@ fn spread(histogram: &BTreeMap<u32, u64>) -> Option<[u32; 4]> {
     Some([*histogram.keys().next()?, at(0.5)?, at(0.95)?, *histogram.keys().next_back()?])
 }
 
-/// The report of a data set; see [`Manifest::report`].
-struct ManifestReport<'a> {
-    manifest: &'a Manifest,
-    batch_size: usize,
-}
-
 impl Manifest {
-    /// A report on the data set in a few lines of text, with the padding of batches of `batch_size`
+    /// A report on the data set, with the padding of batches of `batch_size`
     /// rows.
-    pub fn report(&self, batch_size: usize) -> String {
-        ManifestReport { manifest: self, batch_size }.to_string()
-    }
-}
-
-impl fmt::Display for ManifestReport<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Manifest { made_with, statistics, num_rows, num_source_rows, rejected, shards, .. } =
-            self.manifest;
-        let num_bytes: u64 = shards.iter().map(|shard| shard.num_bytes).sum();
-        writeln!(
-            f,
-            "rows        {num_rows} of {num_source_rows}, in {} shards, {:.1} MB",
-            shards.len(),
-            num_bytes as f64 / 1e6
-        )?;
+    pub fn report(&self, batch_size: usize) -> Table {
+        let Self { made_with, statistics, num_rows, num_source_rows, rejected, shards, .. } = self;
+        let limit = made_with.max_seq_len;
+        let mut table = Table::new(&[Align::Left]);
+        let mut add = |name: &str, value: String| table.push(&[&name, &value]);
+        let megabytes = shards.iter().map(|shard| shard.num_bytes).sum::<u64>() as f64 / 1e6;
+        let num_shards = count(shards.len(), "shard");
+        add("rows", format!("{num_rows} of {num_source_rows}, in {num_shards}, {megabytes:.1} MB"));
         if let Some([min, median, p95, max]) = spread(&statistics.rows_by_tokens) {
-            writeln!(
-                f,
-                "tokens      {}; a row: {min} min, {median} median, {p95} at 95%, {max} max; {} \
-                 rows cut at {}",
-                statistics.num_tokens, statistics.num_cut, made_with.max_seq_len
-            )?;
-            let share = statistics.num_supervised as f64 / statistics.num_tokens as f64;
-            writeln!(
-                f,
-                "supervised  {} tokens ({:.1}%)",
-                statistics.num_supervised,
-                100.0 * share
-            )?;
+            let tokens = statistics.num_tokens;
+            add(
+                "tokens",
+                format!(
+                    "{tokens}; a row: {min} min, {median} median, {p95} at 95%, {max} max; {} cut \
+                     at {limit}",
+                    count(statistics.num_cut, "row")
+                ),
+            );
+            let supervised = statistics.num_supervised;
+            let percent = 100.0 * supervised as f64 / tokens as f64;
+            add("supervised", format!("{} ({percent:.1}%)", count(supervised, "token")));
         }
         let short = spread(&statistics.images_by_short_side);
         let long = spread(&statistics.images_by_long_side);
-        match short.zip(long) {
-            Some((short, long)) => writeln!(
-                f,
-                "images      {}; shorter side {} min, {} median, {} max; longer side {} min, {} \
-                 median, {} max; {} tokens each",
+        let images = match short.zip(long) {
+            Some(([min_short, short, _, max_short], [min_long, long, _, max_long])) => format!(
+                "{}; shorter side {min_short} min, {short} median, {max_short} max; longer side \
+                 {min_long} min, {long} median, {max_long} max; {} each",
                 statistics.num_images,
-                short[0],
-                short[1],
-                short[3],
-                long[0],
-                long[1],
-                long[3],
-                made_with.tokens_per_image
-            )?,
-            None => writeln!(f, "images      none")?,
-        }
-        let total: usize = rejected.values().sum();
+                count(made_with.tokens_per_image, "token")
+            ),
+            None => "none".to_owned(),
+        };
+        add("images", images);
         let by_reason = match count_by_reason(rejected) {
             counts if counts.is_empty() => counts,
             counts => format!(" ({counts})"),
         };
-        writeln!(f, "rejected    {total} rows{by_reason}")?;
-        let waste = statistics.padding_waste(self.batch_size, made_with.max_seq_len);
-        write!(
-            f,
-            "padding     at batch size {}: {:.1}% in shuffled order, {:.1}% with rows of similar \
-             length together, {:.1}% with rows padded to {}",
-            self.batch_size,
-            100.0 * waste.drawn,
-            100.0 * waste.bucketed,
-            100.0 * waste.to_limit,
-            made_with.max_seq_len
-        )
+        let num_rejected: usize = rejected.values().sum();
+        add("rejected", format!("{}{by_reason}", count(num_rejected, "row")));
+        let waste = statistics.padding_waste(batch_size, limit);
+        add(
+            "padding",
+            format!(
+                "at batch size {batch_size}: {:.1}% in shuffled order, {:.1}% with rows of similar \
+                 length together, {:.1}% with rows padded to {limit}",
+                100.0 * waste.drawn,
+                100.0 * waste.bucketed,
+                100.0 * waste.to_limit,
+            ),
+        );
+        table
     }
 }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use vlm_display::count;
 
 use super::columns::HASH_BYTES;
 use super::index::{BatchIndex, Lists, ShardIndex, numbers};
@@ -60,8 +61,9 @@ impl ShardSource {
             let is_possible = shard.num_rows as u64 <= shard.num_bytes;
             let end = end.filter(|_| is_possible).ok_or_else(|| {
                 let problem = format!(
-                    "{MANIFEST_FILE} claims {} rows in {} bytes; prepare the rows again",
-                    shard.num_rows, shard.num_bytes
+                    "{MANIFEST_FILE} claims {} in {}; prepare the rows again",
+                    count(shard.num_rows, "row"),
+                    count(shard.num_bytes, "byte")
                 );
                 DataError::content(&path, problem)
             })?;
@@ -71,8 +73,8 @@ impl ShardSource {
             return Err(DataError::content(
                 dir,
                 format!(
-                    "{MANIFEST_FILE} has {} rows, but its shards have {}; prepare the rows again",
-                    manifest.num_rows,
+                    "{MANIFEST_FILE} has {}, but its shards have {}; prepare the rows again",
+                    count(manifest.num_rows, "row"),
                     starts.last().copied().unwrap_or(0)
                 ),
             ));
@@ -188,8 +190,9 @@ impl RowSource for ShardSource {
     }
 
     fn describe(&self) -> Vec<String> {
-        let (rows, shards) = (self.manifest.num_rows, self.manifest.shards.len());
-        vec![format!("{}: prepared data, {rows} rows in {shards} shards", self.dir.display())]
+        let rows = count(self.manifest.num_rows, "row");
+        let shards = count(self.manifest.shards.len(), "shard");
+        vec![format!("{}: prepared data, {rows} in {shards}", self.dir.display())]
     }
 
     fn num_tokens(&self, index: usize) -> Option<usize> {

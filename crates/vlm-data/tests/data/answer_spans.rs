@@ -245,7 +245,7 @@ fn an_image_tag_in_an_answer_to_a_question_is_text() {
     let encoded = tokenizer.encode_row(&row(&["draw", "<image> x"], 0), 2, 999).unwrap();
     assert_eq!(text(&folder, &encoded.input_ids), "<s> [INST] draw [/INST] <image> x</s>");
     for (contents, num_images, said) in [
-        (["draw", "<image> x"], 1, "1 images, but 0 <image>"),
+        (["draw", "<image> x"], 1, "1 image, but 0 <image>"),
         (["<image>", "<image>"], 3, "3 images, but 1 <image>"),
     ] {
         let reject = tokenizer.encode_row(&row(&contents, num_images), 2, 999).unwrap_err();

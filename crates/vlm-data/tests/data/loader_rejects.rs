@@ -146,5 +146,5 @@ fn an_epoch_of_bad_rows_alone_ends_with_an_error_however_few_they_are() {
     // Where all may be rejected, there is no more to allow.
     let config = with(config(), |c| c.max_rejected_fraction = 1.0);
     let last = folder.loader(config).epoch(0, 0).last().unwrap().unwrap_err().to_string();
-    assert!(last.contains("1 of 1 rows") && !last.contains("fraction"), "{last}");
+    assert!(last.contains("1 of 1 row ") && !last.contains("fraction"), "{last}");
 }

@@ -78,7 +78,7 @@ fn a_data_set_of_rejected_rows_alone_is_not_made() {
     let folder = Folder::new();
     let error = try_to_prepare(&folder, &[row("<image>q", "a", "none.png")]).unwrap_err();
     let DataError::TooManyRejected(message) = error else { panic!("{error}") };
-    assert!(message.contains("1 of 1 rows cannot be used (1 missing-image)"), "{message}");
+    assert!(message.contains("1 of 1 row cannot be used (1 missing-image)"), "{message}");
     assert!(open_source(&folder.path().join("shards"), None).is_err());
 }
 

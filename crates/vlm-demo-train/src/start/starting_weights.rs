@@ -7,6 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, anyhow};
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
+use vlm_infer::write_json;
 use vlm_model::params::ParamStore;
 use vlm_model::weights::{Format, save};
 use vlm_model::{LmConfig, VisionConfig};
@@ -124,7 +125,7 @@ fn make_language(folder: &Path, options: &StartingWeightsOptions) -> Result<()> 
         "wall_secs": started.elapsed().as_secs(), "scores": made.scores,
     });
     tracing::info!("language: {record}");
-    write_json(&folder.join("training.json"), &record)
+    Ok(write_json(&folder.join("training.json"), &record)?)
 }
 
 fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
@@ -171,7 +172,7 @@ fn make_vision(folder: &Path, options: &StartingWeightsOptions) -> Result<()> {
         "seed": plan.learner.seed, "wall_secs": started.elapsed().as_secs(), "patches_right": made.scores,
     });
     tracing::info!("vision: {record}");
-    write_json(&folder.join("training.json"), &record)
+    Ok(write_json(&folder.join("training.json"), &record)?)
 }
 
 fn preprocessor_config(side: i64) -> Value {
@@ -194,8 +195,4 @@ fn save_halved(path: &Path, params: &ParamStore, more: Vec<(String, Tensor)>) ->
         .collect();
     tensors.extend(more);
     save(path, &tensors, Format::Safetensors).with_context(|| format!("write {}", path.display()))
-}
-
-fn write_json(path: &Path, value: &Value) -> Result<()> {
-    fs::write(path, format!("{value:#}\n")).with_context(|| format!("write {}", path.display()))
 }

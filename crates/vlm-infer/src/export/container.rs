@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 use vlm_data::{ChatTokenizer, ImagePlaceholder, Role, Turn};
-use vlm_model::detect::projector_of;
+use vlm_model::detect::{projector_config, projector_of};
 use vlm_model::part_files::open_vision_encoder;
 use vlm_model::weights::{Weights, save_shards};
 use vlm_model::{ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily};
@@ -60,7 +60,7 @@ impl Container {
         let only = |what: &str| Some(format!("{} holds only {what}, but {found}", self.name()));
         let cut = vision.image_size % vision.patch_size != 0;
         match (self, is_clip, projector) {
-            (Self::Llava, true, ProjectorKind::Linear)
+            (Self::Llava, true, ProjectorKind::Linear | ProjectorKind::Mlp2xGelu)
             | (Self::SmolVlm, false, ProjectorKind::PixelShuffle)
             | (Self::Lfm2Vl, false, ProjectorKind::Linear | ProjectorKind::Mlp)
             | (Self::Gguf, false, ProjectorKind::Linear)
@@ -83,7 +83,7 @@ impl Container {
                  model has {} and {}",
                 vision.image_size, vision.patch_size
             )),
-            (Self::Llava, ..) => only("a CLIP encoder with a linear projector"),
+            (Self::Llava, ..) => only("a CLIP encoder with a linear or mlp2x-gelu projector"),
             (Self::SmolVlm, ..) => only("a SigLIP encoder with a pixel-shuffle projector"),
             (Self::Lfm2Vl, ..) => only("a SigLIP encoder with a linear or mlp projector"),
             (Self::Gguf, ..) => only("a SigLIP encoder with a linear projector"),
@@ -113,6 +113,10 @@ impl Container {
                 ProjectorKind::MergedMlp => {
                     "the merged-mlp projector joins 4 patches of one line, the containers join \
                      squares of patches"
+                        .to_owned()
+                }
+                ProjectorKind::Mlp2xGelu => {
+                    "the container with an mlp2x-gelu projector, llava, has a CLIP encoder"
                         .to_owned()
                 }
                 _ => format!(
@@ -311,7 +315,7 @@ fn join<'a>(
     text_config["bos_token_id"] = json!(bos.and_then(|token| parts.tokenizer.token_to_id(token)));
     let joined = Joined {
         vision,
-        projector: ProjectorConfig::new(kind, vision)?,
+        projector: projector_config(kind, Some(&parts.weights), vision)?,
         encoder: open_vision_encoder(vision_folder).map_err(InferError::file)?,
         text_config,
         lm_tensors,
@@ -398,6 +402,9 @@ mod tests {
         }
         let error = Container::choose(&siglip, ProjectorKind::MergedMlp).unwrap_err().to_string();
         assert!(error.contains("squares of patches"), "{error}");
+        assert_eq!(choose(&clip, ProjectorKind::Mlp2xGelu), Some(Container::Llava));
+        let error = Container::choose(&siglip, ProjectorKind::Mlp2xGelu).unwrap_err().to_string();
+        assert!(error.contains("has a CLIP encoder"), "{error}");
     }
 
     #[test]

@@ -1,13 +1,17 @@
-//! The LLaVA container: a CLIP encoder, whose patch features go through a linear projector.
+//! The LLaVA container: a CLIP encoder, whose patch features go through one linear layer, or through
+//! two with a GELU between them.
 
 use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
+use vlm_model::ProjectorKind;
 
 use super::container::{Folder, Joined, identity_layer};
+use super::language_model::Tensors;
 use crate::InferError;
 
 /// The files of `LlavaForConditionalGeneration`. Its projector has two layers with an activation
-/// between them; the activation is `linear` and the second layer is the identity.
+/// between them. For a linear projector the activation is `linear` and the second layer is the
+/// identity.
 ///
 /// # Errors
 /// A tensor cannot be read.
@@ -24,14 +28,14 @@ pub(super) fn folder(joined: &Joined) -> Result<Folder, InferError> {
     // the class token.
     config["vision_feature_layer"] = json!(-1);
     config["vision_feature_select_strategy"] = json!("default");
-    config["projector_hidden_act"] = json!("linear");
+    config["projector_hidden_act"] = json!(if has_gelu(joined) { "gelu" } else { "linear" });
     config["multimodal_projector_bias"] = json!(true);
     let mut preprocessor = joined.preprocessing.clone();
     preprocessor["processor_class"] = json!("LlavaProcessor");
     Ok(Folder { config, tensors: tensors(joined)?, preprocessor, processor: processor(joined) })
 }
 
-fn tensors(joined: &Joined) -> Result<Vec<(String, Tensor)>, InferError> {
+fn tensors(joined: &Joined) -> Result<Tensors, InferError> {
     let mut tensors = joined.lm_tensors_under("language_model.model", "language_model.");
     tensors.extend(joined.encoder_tensors("vision_tower.")?);
     // The class has the norm, but its result is not used.
@@ -40,15 +44,30 @@ fn tensors(joined: &Joined) -> Result<Vec<(String, Tensor)>, InferError> {
     let options = (Kind::Float, Device::Cpu);
     tensors.push((format!("{norm}.weight"), Tensor::ones(width, options)));
     tensors.push((format!("{norm}.bias"), Tensor::zeros(width, options)));
+    tensors.extend(projector_tensors(joined)?);
+    Ok(tensors)
+}
+
+/// Whether the projector has a GELU between two layers.
+fn has_gelu(joined: &Joined) -> bool {
+    joined.projector.kind == ProjectorKind::Mlp2xGelu
+}
+
+fn projector_tensors(joined: &Joined) -> Result<Tensors, InferError> {
+    let named = |name: &str, tensor| (format!("multi_modal_projector.{name}"), tensor);
+    if has_gelu(joined) {
+        let names = ["linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"];
+        return names.iter().map(|name| Ok(named(name, joined.projector_tensor(name)?))).collect();
+    }
     let weight = joined.projector_tensor("vision_proj.0.weight")?;
     let bias = joined.projector_tensor("vision_proj.0.bias")?;
     let (identity, zeros) = identity_layer(weight.size()[0], weight.kind());
-    let projector = "multi_modal_projector";
-    tensors.push((format!("{projector}.linear_1.weight"), weight));
-    tensors.push((format!("{projector}.linear_1.bias"), bias));
-    tensors.push((format!("{projector}.linear_2.weight"), identity));
-    tensors.push((format!("{projector}.linear_2.bias"), zeros));
-    Ok(tensors)
+    Ok(vec![
+        named("linear_1.weight", weight),
+        named("linear_1.bias", bias),
+        named("linear_2.weight", identity),
+        named("linear_2.bias", zeros),
+    ])
 }
 
 fn processor(joined: &Joined) -> Value {

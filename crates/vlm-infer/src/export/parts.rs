@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 use vlm_data::ChatTokenizer;
-use vlm_model::detect::{check_tied, projector_of};
+use vlm_model::detect::{check_tied, projector_config, projector_of};
 use vlm_model::names::LmNames;
 use vlm_model::part_files::open_language_model;
 use vlm_model::weights::Weights;
-use vlm_model::{LmConfig, LmFamily, ProjectorConfig, VisionConfig, is_projector};
+use vlm_model::{LmConfig, LmFamily, VisionConfig, is_projector};
 
 use super::ExportSource;
 use crate::InferError;
@@ -109,7 +109,7 @@ fn describe(
 ) -> Result<Value, InferError> {
     let mut tree = match (vision, projector_of(weights)) {
         (Some(vision), Some(kind)) => {
-            let projector = ProjectorConfig::new(kind, vision)?;
+            let projector = projector_config(kind, Some(weights), vision)?;
             Shapes { lm: lm.clone(), vision: vision.clone(), projector }.describe(tokenizer)
         }
         _ => lm.to_json(),

@@ -42,8 +42,8 @@ pub enum WeightsError {
     },
     /// A tensor has elements that are infinite or not a number (NaN).
     #[error(
-        "{}: tensor {name:?} is not finite: {count} of its {numel} elements are infinite or NaN, \
-         the first at index {first:?}; the file is damaged, or was saved by a run that diverged: \
+        "{}: tensor {name:?} is not finite: {count} of its {numel} elements (infinite or NaN), the \
+         first at index {first:?}; the file is damaged, or was saved by a run that diverged: \
          use an earlier one",
         path.display()
     )]

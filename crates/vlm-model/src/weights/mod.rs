@@ -5,6 +5,7 @@
 //! which model they belong to.
 
 mod archive;
+mod derive;
 mod error;
 mod foreign;
 mod gguf;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use tch::{Kind, Tensor};
 use vlm_torch::Heartbeat;
 
+pub use derive::Transform;
 pub use error::WeightsError;
 pub use gguf::{GgufValue, save_gguf};
 pub use load::{LoadReport, Misshapen};
@@ -90,6 +92,8 @@ pub struct Weights {
     infos: Vec<TensorInfo>,
     /// The part of each tensor, and the tensor's index in it.
     places: Vec<(usize, usize)>,
+    /// What is done with each tensor after it is read, see `derive.rs`.
+    transforms: Vec<Vec<Transform>>,
     by_name: HashMap<String, usize>,
     nested_under: Option<String>,
 }
@@ -126,6 +130,7 @@ impl Weights {
             parts: Vec::new(),
             infos: Vec::new(),
             places: Vec::new(),
+            transforms: Vec::new(),
             by_name: HashMap::new(),
             nested_under: None,
         };
@@ -211,10 +216,14 @@ impl Weights {
         };
         let (part, number) = self.places[index];
         let Part { path, reader } = &self.parts[part];
-        match reader {
+        let stored = match reader {
             Reader::Pth(file) => file.read(number, name),
             Reader::Safetensors(file) => file.read(number, path),
-        }
+        }?;
+        self.transforms[index]
+            .iter()
+            .try_fold(stored, |tensor, transform| transform.apply(&tensor))
+            .map_err(WeightsError::tch(name))
     }
 
     /// Reads all tensors. Tied tensors share their memory, so that they stay tied when saved.
@@ -280,6 +289,7 @@ impl Weights {
             }
             self.infos.push(info);
             self.places.push((self.parts.len(), number));
+            self.transforms.push(Vec::new());
         }
         self.nested_under = self.nested_under.take().or(nested_under);
         self.parts.push(Part { path, reader });

@@ -8,6 +8,8 @@
 use std::collections::HashMap;
 use std::rc::Rc;
 
+use vlm_display::count;
+
 use super::error::{Refusal, refuse};
 use super::rebuild::{Global, StorageRef, TensorRef};
 
@@ -287,9 +289,9 @@ impl<'a> Machine<'a> {
                 let arguments = &self.heap.sequences[*arguments];
                 if arguments.len() > MAX_ARGUMENTS {
                     return refuse!(
-                        "the pickle calls {} with {} arguments",
+                        "the pickle calls {} with {}",
                         function.name(),
-                        arguments.len()
+                        count(arguments.len(), "argument")
                     );
                 }
                 let arguments = arguments.clone();

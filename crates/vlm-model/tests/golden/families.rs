@@ -1,7 +1,7 @@
 //! The families of language models and encoders, compared with the software that defines them. The
 //! files are made by `tests/golden/families.py`.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use vlm_model::detect::{adopt_shapes, default_config_for, projector_of};
 use vlm_model::lm::CausalLm;
 use vlm_model::params::ParamStore;
@@ -12,7 +12,7 @@ use vlm_model::{
     VisionConfig, Vlm,
 };
 
-use crate::fixtures::{assert_close, golden, tensors};
+use crate::fixtures::{assert_cached_steps_equal_one_pass, assert_close, golden, logits, tensors};
 
 /// Tolerance of logits and features in float32, for tiny models whose numbers are near 1.
 const TOLERANCE: f64 = 1e-4;
@@ -25,10 +25,6 @@ fn language_model(folder: &str) -> (LmConfig, ParamStore, CausalLm) {
     let weights = Weights::open(&golden(folder)).unwrap();
     weights.load_into(&store.named(), |_| false).unwrap();
     (config, store, lm)
-}
-
-fn logits(lm: &CausalLm, input_ids: &Tensor) -> Tensor {
-    tch::no_grad(|| lm.logits(&lm.forward(&lm.embed(input_ids), None, false).hidden))
 }
 
 /// The `minimind-3v` of a golden folder. Its encoder has random weights, because the features are
@@ -205,13 +201,6 @@ fn cached_steps_equal_one_pass_in_every_family() {
         tch::manual_seed(5);
         let store = ParamStore::new(Device::Cpu);
         let lm = CausalLm::new(&store.root(), &config);
-        let ids = Tensor::randint(config.vocab_size, [2, 7], (Kind::Int64, Device::Cpu));
-        let whole = lm.forward(&lm.embed(&ids), None, false).hidden;
-        let mut cache = vlm_model::KvCache::default();
-        for (start, len) in [(0, 4), (4, 1), (5, 2)] {
-            let piece = lm.embed(&ids.narrow(1, start, len));
-            let found = lm.forward(&piece, Some(&mut cache), false).hidden;
-            assert_close(folder, &found, &whole.narrow(1, start, len), 1e-5);
-        }
+        assert_cached_steps_equal_one_pass(folder, &lm, 1e-5);
     }
 }

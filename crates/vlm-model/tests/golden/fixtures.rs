@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use tch::{Device, IndexOp, Kind, Tensor};
-use vlm_model::{ImageInput, LmConfig, ModelBatch, VisionConfig, Vlm};
+use vlm_model::lm::CausalLm;
+use vlm_model::{ImageInput, KvCache, LmConfig, ModelBatch, VisionConfig, Vlm};
 
 /// Number of placeholder tokens of an image in the golden rows.
 pub const IMAGE_TOKENS: i64 = 196;
@@ -111,4 +112,22 @@ pub fn assert_close(what: &str, a: &Tensor, b: &Tensor, tolerance: f64) {
     let difference = max_difference(a, b);
     println!("{what}: max |d| {difference:.2e} (tolerance {tolerance:.0e})");
     assert!(difference <= tolerance, "{what}: {difference:e} is over {tolerance:e}");
+}
+
+/// The logits `[B, T, vocabulary]` of `input_ids` `[B, T]`.
+pub fn logits(lm: &CausalLm, input_ids: &Tensor) -> Tensor {
+    tch::no_grad(|| lm.logits(&lm.forward(&lm.embed(input_ids), None, false).hidden))
+}
+
+/// Asserts that the hidden states of a text that is read in pieces with a key/value cache differ by
+/// at most `tolerance` from those of one pass.
+pub fn assert_cached_steps_equal_one_pass(what: &str, lm: &CausalLm, tolerance: f64) {
+    let ids = Tensor::randint(lm.config().vocab_size, [2, 7], (Kind::Int64, Device::Cpu));
+    let whole = lm.forward(&lm.embed(&ids), None, false).hidden;
+    let mut cache = KvCache::default();
+    for (start, len) in [(0, 4), (4, 1), (5, 2)] {
+        let piece = lm.embed(&ids.narrow(1, start, len));
+        let found = lm.forward(&piece, Some(&mut cache), false).hidden;
+        assert_close(what, &found, &whole.narrow(1, start, len), tolerance);
+    }
 }

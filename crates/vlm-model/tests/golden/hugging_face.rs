@@ -1,14 +1,16 @@
 //! LLaMA, Qwen2 and Qwen3 with biases and RoPE scaling, in the formats of transformers 4 and 5, and
 //! MiniMind2's shared experts. The files are made by `tests/golden/hugging_face.py`.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use vlm_model::detect::default_config_for;
 use vlm_model::lm::CausalLm;
 use vlm_model::params::ParamStore;
 use vlm_model::weights::Weights;
 use vlm_model::{LmConfig, LmFamily};
 
-use crate::fixtures::{assert_close, golden, json, tensors};
+use crate::fixtures::{
+    assert_cached_steps_equal_one_pass, assert_close, golden, json, logits, tensors,
+};
 
 /// Tolerance of logits in float32, for tiny models whose numbers are near 1.
 const TOLERANCE: f64 = 1e-4;
@@ -20,10 +22,6 @@ fn model(config: &LmConfig, weights: &str) -> CausalLm {
     let weights = Weights::open(&golden(weights)).unwrap();
     weights.load_into(&store.named(), |_| false).unwrap();
     lm
-}
-
-fn logits(lm: &CausalLm, input_ids: &Tensor) -> Tensor {
-    tch::no_grad(|| lm.logits(&lm.forward(&lm.embed(input_ids), None, false).hidden))
 }
 
 /// The mean cross-entropy of each token given the tokens before it.
@@ -110,13 +108,6 @@ fn cached_steps_equal_one_pass_with_rope_scaling() {
         let config = LmConfig::from_json(&cases[case]["4"]).unwrap();
         let lm =
             model(&config, &format!("hugging_face/{}", cases[case]["weights"].as_str().unwrap()));
-        let ids = Tensor::randint(config.vocab_size, [2, 7], (Kind::Int64, Device::Cpu));
-        let whole = lm.forward(&lm.embed(&ids), None, false).hidden;
-        let mut cache = vlm_model::KvCache::default();
-        for (start, len) in [(0, 4), (4, 1), (5, 2)] {
-            let piece = lm.embed(&ids.narrow(1, start, len));
-            let found = lm.forward(&piece, Some(&mut cache), false).hidden;
-            assert_close(case, &found, &whole.narrow(1, start, len), 1e-4);
-        }
+        assert_cached_steps_equal_one_pass(case, &lm, 1e-4);
     }
 }

@@ -29,7 +29,8 @@ impl RankIdentity {
     }
 
     fn leaves(&self) -> BTreeMap<String, String> {
-        leaves(&serde_json::to_value(self).unwrap_or_default())
+        let tree = serde_json::to_value(self).unwrap_or_default();
+        leaves(&tree).into_iter().map(|(name, value)| (name, value.to_string())).collect()
     }
 }
 

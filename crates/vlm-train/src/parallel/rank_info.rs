@@ -5,20 +5,17 @@ use std::fs;
 use tch::Device;
 
 use super::launch_env::LaunchEnv;
+use crate::machine::{device_name, host_name};
 
 /// Logs host, device, driver, backend and versions of a rank. `nccl` is the version of NCCL if NCCL
 /// is used.
 pub(super) fn log(env: &LaunchEnv, device: Device, nccl: Option<&str>) {
-    let device = match device {
-        Device::Cuda(index) => format!("cuda:{index}"),
-        _ => format!("CPU, {} threads", tch::get_num_threads()),
-    };
     let backend = match nccl {
         Some(version) => format!("gloo for the CPU, NCCL {version} for CUDA"),
         None => "gloo".to_owned(),
     };
     tracing::info!(
-        "rank {} of {} (local {} of {}) on {}, pid {}: {device}; NVIDIA driver {}; {backend}; vlm \
+        "rank {} of {} (local {} of {}) on {}, pid {}: {}; NVIDIA driver {}; {backend}; vlm \
          {}, libtorch {}",
         env.rank,
         env.world_size,
@@ -26,15 +23,11 @@ pub(super) fn log(env: &LaunchEnv, device: Device, nccl: Option<&str>) {
         env.local_world_size,
         host_name(),
         std::process::id(),
+        device_name(device),
         driver_version().unwrap_or_else(|| "none".into()),
         env!("CARGO_PKG_VERSION"),
         vlm_torch::LIBTORCH_VERSION,
     );
-}
-
-/// The host name of this machine; empty if it cannot be read.
-pub(super) fn host_name() -> String {
-    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 /// The version of the NVIDIA driver; `None` without one.

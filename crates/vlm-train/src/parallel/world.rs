@@ -20,6 +20,7 @@ use super::rank_info;
 use super::step_stats::{GlobalStepStats, LocalStepStats};
 use super::timeout_budget::TimeoutBudget;
 use crate::TrainError;
+use crate::machine::host_name;
 use crate::tensor_hash::hash_of_tensors;
 
 /// All processes of a run. With a single process all methods return at once, without communication.
@@ -128,7 +129,7 @@ impl World {
         let found = self
             .ranks
             .as_ref()
-            .and_then(|_| vlm_torch::cuda_bus_id(index).map(|bus| (rank_info::host_name(), bus)));
+            .and_then(|_| vlm_torch::cuda_bus_id(index).map(|bus| (host_name(), bus)));
         let all: Vec<Option<(String, String)>> = self.gather(&found)?;
         for (rank, gpu) in all.iter().enumerate() {
             let Some((host, bus)) = gpu else { continue };

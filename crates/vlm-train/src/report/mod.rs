@@ -3,7 +3,6 @@
 
 mod chart;
 mod page;
-mod table;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,10 +11,11 @@ use std::path::Path;
 
 use serde::{Serialize, Serializer};
 use serde_json::Value;
+use vlm_display::{Align, Table};
 
-use crate::TrainError;
+use crate::leaves::leaves;
+use crate::{TrainError, samples};
 use page::{Chart, Page};
-pub use table::Table;
 
 /// Name of the page in a run's folder.
 pub const FILE_NAME: &str = "report.html";
@@ -47,10 +47,11 @@ fn as_base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Err
     serializer.serialize_str(&base64::encode(bytes))
 }
 
-/// Columns of the log that are drawn: name, title, unit, and whether the curve is smoothed.
-const CURVES: [(&str, &str, &str, bool); 6] = [
+/// Columns of the log and of the evaluations that are drawn: name, title, unit, and whether the curve is smoothed.
+const CURVES: [(&str, &str, &str, bool); 7] = [
     ("loss", "Loss", "nats per supervised token", true),
     ("lr", "Learning rate", "", false),
+    ("eval_image_gain", "Image gain", "loss with other images − loss, nats per token", false),
     ("grad_norm", "Gradient norm", "before clipping", true),
     ("samples_per_sec", "Throughput", "rows per second", true),
     ("step_ms", "Step", "milliseconds", true),
@@ -58,7 +59,7 @@ const CURVES: [(&str, &str, &str, bool); 6] = [
 ];
 
 /// Writes the page from what the folder holds: `summary.json`, and where they are there
-/// `metrics.jsonl`, `config.json` and `rejected.jsonl`; `held_out` becomes a section of it.
+/// `metrics.jsonl`, `samples.jsonl`, `config.json` and `rejected.jsonl`; `held_out` becomes a section of it.
 ///
 /// # Errors
 /// A file that cannot be read or written, with its path.
@@ -75,6 +76,7 @@ fn compose(out_dir: &Path, held_out: Option<&HeldOutSection>) -> Result<String, 
     let config = read_json(&out_dir.join("config.json"))?;
     let metrics = read_lines(&out_dir.join("metrics.jsonl"))?;
     let rejected = read_lines(&out_dir.join("rejected.jsonl"))?;
+    let samples = read_lines(&out_dir.join(samples::FILE_NAME))?;
     let name = std::path::absolute(out_dir).unwrap_or_else(|_| out_dir.to_owned());
     let name = name.file_name().map_or("run".into(), |name| name.to_string_lossy());
     let charts = CURVES.into_iter().filter_map(|(column, title, unit, is_noisy)| {
@@ -88,9 +90,10 @@ fn compose(out_dir: &Path, held_out: Option<&HeldOutSection>) -> Result<String, 
         tiles: tiles(&summary),
         charts: charts.collect(),
         held_out,
+        samples: (!samples.is_empty()).then(|| samples_by_row(&samples)),
         rejected: (!rejected.is_empty()).then(|| rejected_by_reason(&rejected)),
-        summary: Table::of_pairs(flat(&summary)),
-        settings: Table::of_pairs(flat(&config)),
+        summary: flat(&summary),
+        settings: flat(&config),
     };
     page.to_html().map_err(|error| TrainError::Failed(format!("{FILE_NAME}: {error}")))
 }
@@ -143,40 +146,47 @@ fn rejected_by_reason(rejected: &[Value]) -> Table {
     let mut rows: Vec<_> = reasons.into_iter().collect();
     rows.sort_by_key(|(_, (count, _))| std::cmp::Reverse(*count));
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
-    Table {
-        head: ["reason", "rows", "for example", ""].map(str::to_owned).into(),
-        rows: rows
-            .into_iter()
-            .map(|(reason, (count, first))| {
-                vec![
-                    reason.to_owned(),
-                    count.to_string(),
-                    text(&first["location"]),
-                    text(&first["detail"]),
-                ]
-            })
-            .collect(),
+    let head = ["reason", "rows", "for example", ""];
+    let mut table = Table::new(&[Align::Left, Align::Right, Align::Left]).with_head(&head);
+    for (reason, (count, first)) in rows {
+        table.push(&[&reason, &count, &text(&first["location"]), &text(&first["detail"])]);
     }
+    table
+}
+
+/// For each sampled row the question, the expected answer, and the answers of the first and the last
+/// evaluation.
+fn samples_by_row(samples: &[Value]) -> Table {
+    let steps = || samples.iter().filter_map(|line| line["step"].as_u64());
+    let (first, last) = (steps().min().unwrap_or(0), steps().max().unwrap_or(0));
+    let shown: Vec<u64> = if first == last { vec![last] } else { vec![first, last] };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let at = |step: u64| samples.iter().filter(move |line| line["step"] == step);
+    let mut table = Table::new(&[Align::Left]);
+    table.head = ["row", "question", "expected"].map(str::to_owned).to_vec();
+    table.head.extend(shown.iter().map(|step| format!("generated at step {step}")));
+    for sample in at(last) {
+        let mut cells: Vec<String> =
+            ["location", "question", "expected"].iter().map(|key| text(&sample[*key])).collect();
+        cells.extend(shown.iter().map(|&step| {
+            let same = at(step).find(|other| other["row"] == sample["row"]);
+            same.map_or(String::new(), |sample| text(&sample["generated"]))
+        }));
+        table.rows.push(cells);
+    }
+    table
 }
 
 /// The leaves of a tree with their paths.
-fn flat(tree: &Value) -> Vec<(String, String)> {
-    fn walk(prefix: &str, value: &Value, found: &mut Vec<(String, String)>) {
+fn flat(tree: &Value) -> Table {
+    let mut table = Table::new(&[Align::Left]);
+    for (path, value) in leaves(tree) {
         match value {
-            Value::Object(map) => {
-                let join = |name: &str| match prefix {
-                    "" => name.to_owned(),
-                    prefix => format!("{prefix}.{name}"),
-                };
-                map.iter().for_each(|(name, value)| walk(&join(name), value, found));
-            }
-            Value::String(text) => found.push((prefix.to_owned(), text.clone())),
-            other => found.push((prefix.to_owned(), other.to_string())),
+            Value::String(text) => table.push(&[&path, text]),
+            other => table.push(&[&path, other]),
         }
     }
-    let mut found = Vec::new();
-    walk("", tree, &mut found);
-    found
+    table
 }
 
 fn read_json(path: &Path) -> Result<Value, TrainError> {
@@ -236,6 +246,30 @@ mod tests {
     }
 
     #[test]
+    fn the_answers_of_the_first_and_the_last_evaluation_are_shown() {
+        let folder = folder();
+        let line = |step: u64, row: u64, generated: &str| {
+            json!({"step": step, "row": row, "location": format!("e.jsonl:{}", row + 1),
+                   "question": "What?", "expected": "A star.", "generated": generated})
+        };
+        let lines = [
+            line(2, 0, "x x"),
+            line(2, 1, "y"),
+            line(4, 0, "never shown"),
+            line(6, 0, "A <star>."),
+            line(6, 1, "z"),
+        ];
+        let lines = lines.map(|line| line.to_string()).join("\n");
+        fs::write(folder.path().join("samples.jsonl"), lines).unwrap();
+        let table = samples_by_row(&read_lines(&folder.path().join("samples.jsonl")).unwrap());
+        assert_eq!(table.rows[0], ["e.jsonl:1", "What?", "A star.", "x x", "A <star>."]);
+        assert_eq!((table.rows.len(), &table.head[4]), (2, &"generated at step 6".to_owned()));
+        write(folder.path(), None).unwrap();
+        let page = fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
+        assert!(page.contains("A &lt;star&gt;.") && !page.contains("never shown"));
+    }
+
+    #[test]
     fn the_held_out_section_shows_its_scores_and_images() {
         let folder = folder();
         let example = Example {
@@ -244,7 +278,8 @@ mod tests {
             expected: "A star.".into(),
             generated: "A ring.".into(),
         };
-        let scores = Table { head: vec!["rows".into()], rows: vec![vec!["95.0%".into()]] };
+        let mut scores = Table::new(&[Align::Right]).with_head(&["rows"]);
+        scores.push(&[&"95.0%"]);
         let section = HeldOutSection { scores, examples: vec![example] };
         write(folder.path(), Some(&section)).unwrap();
         let page = fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();

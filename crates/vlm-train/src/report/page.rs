@@ -3,7 +3,9 @@
 use minijinja::{AutoEscape, Environment};
 use serde::Serialize;
 
-use super::{HeldOutSection, Table};
+use vlm_display::Table;
+
+use super::HeldOutSection;
 
 /// What the page shows.
 #[derive(Debug, Serialize)]
@@ -16,6 +18,7 @@ pub(super) struct Page<'a> {
     pub tiles: Vec<(String, String)>,
     pub charts: Vec<Chart>,
     pub held_out: Option<&'a HeldOutSection>,
+    pub samples: Option<Table>,
     pub rejected: Option<Table>,
     pub summary: Table,
     pub settings: Table,

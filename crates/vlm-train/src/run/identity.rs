@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use vlm_display::shorten;
 use vlm_model::Vlm;
 
 use super::parts::Parts;
@@ -122,10 +123,10 @@ pub(super) fn compare(place: &str, before: &Value, now: &Value) -> Result<(), Tr
         if found == Some(value) || (name == EPOCHS && epochs(now) > epochs(before)) {
             continue;
         }
-        let found = found.map_or("absent".to_owned(), |value| shorten(value));
+        let found = found.map_or("absent".to_owned(), |value| shorten(value, MAX_SHOWN));
         changed.push(format!(
             "{name} was {} and is now {found} ({})",
-            shorten(value),
+            shorten(value, MAX_SHOWN),
             source(name)
         ));
     }
@@ -167,18 +168,8 @@ fn flat(identity: &Value, whole: &[&str]) -> Vec<(String, String)> {
             found.extend(fields.remove(name).map(|value| (name.to_owned(), value.to_string())));
         }
     }
-    found.extend(leaves(&rest));
+    found.extend(leaves(&rest).into_iter().map(|(name, value)| (name, value.to_string())));
     found
-}
-
-/// The value, shortened to [`MAX_SHOWN`] characters.
-fn shorten(value: &str) -> String {
-    let length = value.chars().count();
-    if length <= MAX_SHOWN {
-        return value.to_owned();
-    }
-    let start: String = value.chars().take(MAX_SHOWN).collect();
-    format!("{start}… ({length} characters)")
 }
 
 /// The setting, or another cause, that determines the entry `name`, for a message.

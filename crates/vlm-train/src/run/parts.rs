@@ -15,10 +15,11 @@ use crate::cache_features::{feature_key, usage};
 use crate::config::{ModelConfig, TrainConfig};
 use crate::parallel::{LaunchEnv, World};
 use crate::rank_device;
+use vlm_display::count;
 use vlm_infer::evaluation::{EvalOptions, Evaluator};
 use vlm_infer::image_processor;
 use vlm_infer::{Dtype, default_dtype};
-use vlm_infer::{ModelFiles, Shapes, open_tokenizer, settle_shapes};
+use vlm_infer::{ModelFiles, Shapes, open_tokenizer, require_projector, settle_shapes};
 
 /// The parts of a run that need neither model weights nor the out-dir.
 pub(super) struct Parts {
@@ -46,6 +47,9 @@ impl Parts {
             tch::set_num_threads(threads);
         }
         let files = model_files(&config.model);
+        if config.model.init_from.is_some() {
+            require_projector(&files)?;
+        }
         let tokenizer = Arc::new(open_tokenizer(&files)?);
         let request = &config.model.shape;
         let shapes = settle_shapes(&files, request, &tokenizer, config.data.max_seq_len)?;
@@ -123,7 +127,8 @@ fn images(
     // The stored type of the features may be any; the type of this key is not compared.
     let wanted = feature_key(&config.vision, &shapes.vision, processor, FeaturesDtype::Float32)?;
     let cache = FeatureCache::open(folder, &wanted).map_err(usage)?;
-    tracing::info!("using the features of {} images in {}", cache.num_images(), folder.display());
+    let images = count(cache.num_images(), "image");
+    tracing::info!("using the features of {images} in {}", folder.display());
     Ok(ImageReading::Features(Arc::new(cache)))
 }
 
@@ -165,6 +170,7 @@ fn evaluator(
         max_seq_len: config.data.max_seq_len,
         num_workers: config.data.num_workers,
         max_captions: config.eval.max_captions,
+        num_samples: config.eval.num_samples,
         max_new_tokens: config.eval.max_new_tokens,
         // Rejected rows of an evaluation do not end the training; they are counted in its results.
         max_rejected_fraction: 1.0,

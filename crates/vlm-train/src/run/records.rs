@@ -3,13 +3,15 @@
 
 use std::path::PathBuf;
 
-use tch::{Device, Tensor};
+use tch::Tensor;
+use vlm_display::count;
 use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{self, Format};
 use vlm_torch::Heartbeat;
 
 use super::{Run, Summary};
 use crate::TrainError;
+use crate::machine::device_name;
 use crate::parallel::Phase;
 use crate::report::HeldOutSection;
 use crate::trainer::Trainer;
@@ -56,10 +58,10 @@ impl Run {
             checkpoint::save(&folder, &trainer.state_dict(), &self.identity, keep, heartbeat)?;
         if keep.is_none() {
             tracing::warn!(
-                "{}: the last {} updates before this checkpoint were skipped because their loss or \
+                "{}: the run skipped the last {} before this checkpoint because the loss or \
                  gradient was not finite. {}",
                 path.display(),
-                trainer.state.skipped_in_a_row,
+                count(trainer.state.skipped_in_a_row, "update"),
                 trainer.last_healthy_checkpoint()
             );
         }
@@ -139,10 +141,7 @@ impl Run {
 
     /// Logs the number of trained parameters, the size of the dataset, the device and the out-dir.
     pub(super) fn announce(&self, num_trainable: i64) {
-        let device = match self.model.device() {
-            Device::Cpu => format!("CPU, {} threads", tch::get_num_threads()),
-            other => format!("{other:?}"),
-        };
+        let device = device_name(self.model.device());
         let encoder = match self.model.vision_params().num_elements() as f64 / 1e6 {
             0.0 => "cached features replace the vision encoder".to_owned(),
             millions if self.config.model.freeze.train_vision => {
@@ -157,10 +156,10 @@ impl Run {
             num_trainable as f64 / 1e6,
         );
         tracing::info!(
-            "{} rows, {} batches per epoch, {} epochs; {device}, {:?}; writing to {}",
-            self.loader.num_rows(),
-            self.loader.batches_per_epoch(),
-            self.config.optim.epochs,
+            "{}, {} per epoch, {}; {device}, {:?}; writing to {}",
+            count(self.loader.num_rows(), "row"),
+            count(self.loader.batches_per_epoch(), "batch"),
+            count(self.config.optim.epochs, "epoch"),
             self.dtype,
             self.out_dir.path().display()
         );

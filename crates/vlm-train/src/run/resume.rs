@@ -1,15 +1,16 @@
 //! Finds the checkpoint that a run continues from, and restores its state.
 
 use serde_json::Value;
+use vlm_display::count;
 
 use super::Run;
 use super::identity::{compare, epochs};
 use crate::TrainError;
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Resume, TrainConfig};
-use crate::metrics;
 use crate::out_dir::OutDir;
 use crate::schedule::Schedule;
+use crate::step_lines;
 use crate::trainer::Trainer;
 
 impl Run {
@@ -49,9 +50,9 @@ impl Run {
         };
         tracing::info!(
             "`epochs` was {before} and is now {}: the learning rate now follows the schedule of a \
-             run of {} steps: {:.3e} at step {}, after {:.3e} at step {step}",
+             run of {}: {:.3e} at step {}, after {:.3e} at step {step}",
             optim.epochs,
-            optim.epochs * steps,
+            count(optim.epochs * steps, "step"),
             rate(optim.epochs, step),
             step + 1,
             rate(before, step.saturating_sub(1)),
@@ -109,7 +110,7 @@ pub(super) fn find_checkpoint(
 fn refuse_to_overwrite(config: &TrainConfig, out_dir: &OutDir) -> Result<(), TrainError> {
     let traces = checkpoint::traces(&out_dir.join("checkpoints"));
     let metrics = out_dir.join("metrics.jsonl");
-    let last_step = metrics::last_step(&metrics);
+    let last_step = step_lines::last_step(&metrics);
     // A checkpoint is written only after an update, which ends every `accumulation_steps` steps.
     let steps_per_update = config.optim.accumulation_steps.max(1);
     let first_save = config.run.save_interval.div_ceil(steps_per_update) * steps_per_update;

@@ -1,5 +1,7 @@
 //! Checks that the run learns: finite losses and gradients, and rows with supervised tokens.
 
+use vlm_display::count;
+use vlm_infer::evaluation::EvalReport;
 use vlm_model::ModelError;
 
 use super::report::GlobalLoss;
@@ -38,11 +40,10 @@ impl Trainer<'_> {
     /// The error for too many consecutive skipped updates. `rows` are the rows of the last one.
     pub(super) fn diverged(&self, rows: &[usize]) -> TrainError {
         TrainError::Failed(format!(
-            "step {}: {} consecutive updates were skipped because their loss or gradient was not \
-             finite. The rows of the last one are {}. {}. Lower `learning_rate`, or check these \
+            "step {}: skipped {} because the loss or gradient was not finite. The rows of the last one are {}. {}. Lower `learning_rate`, or check these \
              rows",
             self.state.counters.step + 1,
-            self.state.skipped_in_a_row,
+            count(self.state.skipped_in_a_row, "consecutive update"),
             self.locate(rows),
             self.last_healthy_checkpoint(),
         ))
@@ -57,6 +58,18 @@ impl Trainer<'_> {
                 self.state.counters.step,
                 self.last_healthy_checkpoint()
             );
+        }
+    }
+
+    /// Warns if an evaluation shows that the model hardly uses the images, once the learning rate
+    /// has been warmed up and a tenth of the run is done: a new projector starts without any use.
+    pub(super) fn warn_of_low_image_gain(&self, report: &EvalReport) {
+        let step = self.state.counters.step;
+        let start = self.schedule.warmup_steps().max(self.total_steps().div_ceil(10));
+        if step >= start
+            && let Some(warning) = report.image_gain_warning()
+        {
+            tracing::warn!("step {step}: {warning}");
         }
     }
 
@@ -76,17 +89,17 @@ impl Trainer<'_> {
         }
         if counters.supervised_tokens == 0 {
             return Err(TrainError::Failed(format!(
-                "no row of these {} steps has a supervised token; check that the rows end with a \
+                "no row of {} has a supervised token; check that the rows end with a \
                  turn of the assistant, and raise `max_seq_len` if they are long",
-                counters.step
+                count(counters.step, "step")
             )));
         }
         if counters.update == 0 && counters.skipped_updates == 0 {
             return Err(TrainError::Failed(format!(
-                "no update was made in {} steps: no row has an image, but only the projector or \
+                "no update was made in {}: no row has an image, but only the projector or \
                  the vision encoder is trained; train on rows with images, or set \
                  `unfreeze_last_layers` or `train_lm`",
-                counters.step
+                count(counters.step, "step")
             )));
         }
         Ok(())

@@ -15,9 +15,9 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
+use vlm_display::Table;
 
 use super::images;
-use super::table::Table;
 use crate::workspace::{Workspace, usage_error};
 use damage::{Damage, Damager};
 use form::RowWriter;
@@ -104,12 +104,13 @@ pub fn run(workspace: &Workspace, args: &DatasetArgs) -> Result<Table> {
     let made = make(workspace, args, &mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();
     let made = made?;
-    let mut table = Table::default();
-    table.push("rows", format!("{} in {}", args.rows, made.rows.display()));
-    table.push("images", format!("{}, {:.1} MB", made.num_images, made.num_bytes as f64 / 1e6));
+    let mut table = super::table();
+    table.push(&[&"rows", &format!("{} in {}", args.rows, made.rows.display())]);
+    table
+        .push(&[&"images", &format!("{}, {:.1} MB", made.num_images, made.num_bytes as f64 / 1e6)]);
     for (damage, count) in &made.damaged {
         let fate = if damage.is_readable() { "still valid" } else { "to be rejected" };
-        table.push(format!("damaged: {}", damage.name()), format!("{count}, {fate}"));
+        table.push(&[&format!("damaged: {}", damage.name()), &format!("{count}, {fate}")]);
     }
     Ok(table)
 }

@@ -1,0 +1,173 @@
+//! Tensors that are computed from those of a file when they are read: parts of stacked tensors, and
+//! tensors whose elements another program stores in another order.
+
+use std::collections::HashMap;
+
+use tch::{TchError, Tensor};
+
+use super::{TensorInfo, Weights, WeightsError};
+
+/// What is done with a tensor after it is read from its file.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Transform {
+    /// Part `index` of `count` equal parts of the dimension `dim`.
+    Chunk {
+        /// The dimension.
+        dim: usize,
+        /// Number of the part, from 0.
+        index: i64,
+        /// Number of parts.
+        count: i64,
+    },
+    /// All elements are halved, which is exact.
+    Half,
+    /// `[1, …]` → `[…]`.
+    WithoutFirst,
+    /// The kernel of a patch embedding, stored as a matrix with the channels last: `[V, p · p · 3]`
+    /// → `[V, 3, p, p]`.
+    PatchKernel,
+}
+
+/// Number of colour channels of an image.
+const CHANNELS: i64 = 3;
+
+impl Transform {
+    /// The shape after the transform of a tensor of the shape `shape`; `None` if it cannot be
+    /// applied.
+    fn shape(self, shape: &[i64]) -> Option<Vec<i64>> {
+        let mut shape = shape.to_vec();
+        match self {
+            Self::Half => {}
+            Self::Chunk { dim, count, .. } => {
+                let length = shape.get_mut(dim).filter(|length| **length % count == 0)?;
+                *length /= count;
+            }
+            Self::WithoutFirst => {
+                shape.first().filter(|&&first| first == 1)?;
+                shape.remove(0);
+            }
+            Self::PatchKernel => {
+                let &[width, pixels] = shape.as_slice() else { return None };
+                let side = patch_side(pixels)?;
+                shape = vec![width, CHANNELS, side, side];
+            }
+        }
+        Some(shape)
+    }
+
+    pub(super) fn apply(self, tensor: &Tensor) -> Result<Tensor, TchError> {
+        match self {
+            Self::Chunk { dim, index, count } => {
+                let length = tensor.size().get(dim).map_or(0, |length| length / count);
+                // A copy, so that it does not share its memory with the other parts.
+                Ok(tensor.f_narrow(dim as i64, index * length, length)?.copy())
+            }
+            Self::Half => tensor.f_mul_scalar(0.5),
+            Self::WithoutFirst => tensor.f_squeeze_dim(0),
+            Self::PatchKernel => {
+                let (width, pixels) = tensor.size2()?;
+                let side = patch_side(pixels).unwrap_or(0);
+                let channels_last = tensor.f_view([width, side, side, CHANNELS])?;
+                channels_last.f_permute([0, 3, 1, 2])?.f_contiguous()
+            }
+        }
+    }
+}
+
+/// The side of a square patch of `elements` elements.
+fn patch_side(elements: i64) -> Option<i64> {
+    let side = (elements as f64 / CHANNELS as f64).sqrt().round() as i64;
+    (side * side * CHANNELS == elements).then_some(side)
+}
+
+impl Weights {
+    /// Replaces every tensor by those that `derive` makes of it: their names, and the transforms that
+    /// are applied one after another. With an empty list it is left out. No values are read.
+    ///
+    /// # Errors
+    /// Two tensors would get the same name, or a tensor does not have the shape that a transform
+    /// needs.
+    pub fn derived(
+        mut self,
+        derive: impl Fn(&TensorInfo) -> Vec<(String, Vec<Transform>)>,
+    ) -> Result<Self, WeightsError> {
+        let mut infos = Vec::new();
+        let (mut places, mut transforms, mut by_name) = (Vec::new(), Vec::new(), HashMap::new());
+        let mut new_names: HashMap<&str, String> = HashMap::new();
+        for (index, info) in self.infos.iter().enumerate() {
+            for (name, added) in derive(info) {
+                let shape = added
+                    .iter()
+                    .try_fold(info.shape.clone(), |shape, transform| transform.shape(&shape));
+                let Some(shape) = shape else {
+                    return Err(self.refused(format!(
+                        "its tensor {:?} has the shape {:?}, from which {name:?} cannot be made",
+                        info.name, info.shape
+                    )));
+                };
+                let mut chain = self.transforms[index].clone();
+                let mut shared_with = None;
+                if added.is_empty() {
+                    let first = info.shared_with.as_deref();
+                    shared_with = first.and_then(|first| new_names.get(first).cloned());
+                    new_names.insert(&info.name, name.clone());
+                }
+                chain.extend(added);
+                if by_name.insert(name.clone(), infos.len()).is_some() {
+                    return Err(self.refused(format!(
+                        "its tensor {:?} is read as {name:?}, which another tensor is, too",
+                        info.name
+                    )));
+                }
+                infos.push(TensorInfo { name, shape, kind: info.kind, shared_with });
+                places.push(self.places[index]);
+                transforms.push(chain);
+            }
+        }
+        drop(new_names);
+        (self.infos, self.places) = (infos, places);
+        (self.transforms, self.by_name) = (transforms, by_name);
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tch::{Device, Kind};
+
+    use super::*;
+
+    #[test]
+    fn transformed_tensors_have_the_shape_that_was_announced() {
+        let stored = |shape: &[i64]| {
+            let count: i64 = shape.iter().product();
+            Tensor::arange(count, (Kind::Float, Device::Cpu)).view(shape)
+        };
+        for (shape, transform) in [
+            (vec![6, 2], Transform::Chunk { dim: 0, index: 2, count: 3 }),
+            (vec![2, 6], Transform::Chunk { dim: 1, index: 1, count: 2 }),
+            (vec![6], Transform::Chunk { dim: 0, index: 1, count: 3 }),
+            (vec![2, 2], Transform::Half),
+            (vec![1, 4, 2], Transform::WithoutFirst),
+            (vec![2, 12], Transform::PatchKernel),
+        ] {
+            let found = transform.apply(&stored(&shape)).unwrap();
+            assert_eq!(Some(found.size()), transform.shape(&shape), "{transform:?}");
+        }
+        assert_eq!(Transform::Chunk { dim: 0, index: 0, count: 3 }.shape(&[7]), None);
+        assert_eq!(Transform::WithoutFirst.shape(&[2, 3]), None);
+        assert_eq!(Transform::PatchKernel.shape(&[2, 13]), None);
+    }
+
+    #[test]
+    fn a_patch_kernel_is_that_of_the_same_convolution() {
+        // A patch is a row of pixels, each with its three channels one after another.
+        let matrix = Tensor::arange(12, (Kind::Float, Device::Cpu)).view([1, 12]);
+        let kernel = Transform::PatchKernel.apply(&matrix).unwrap();
+        let image = Tensor::randn([1, 3, 2, 2], (Kind::Float, Device::Cpu));
+        let patch = image.permute([0, 2, 3, 1]).reshape([1, 12]);
+        let convolved = image.conv2d(&kernel, None::<Tensor>, 2, 0, 1, 1).view([1, 1]);
+        let difference = (patch.linear(&matrix, None::<Tensor>) - convolved).abs().max();
+        assert!(f64::try_from(difference).unwrap() < 1e-4);
+    }
+}
