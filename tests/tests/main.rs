@@ -11,6 +11,7 @@ mod generation;
 mod inspecting;
 mod launching;
 mod loading;
+mod minimind3v;
 mod overfit;
 mod parallel;
 mod planning;

@@ -103,6 +103,27 @@ settings! {
             .default_is("every turn")
             .decides_numbers()
             .newly_added();
+        /// Fraction of the rows that keep the empty <think> blocks with which the chat template
+        /// begins answers; the other rows are trained on without them. Which rows these are depends
+        /// on the seed and the epoch.
+        empty_think_ratio: f64 = 1.0, shown("FRACTION")
+            .at_least(0.0)
+            .at_most(1.0)
+            .decides_numbers()
+            .newly_added();
+        /// Fraction of the rows without a system turn that get one of the texts of `system_prompt`
+        /// as their system turn. Which rows these are depends on the seed and the epoch.
+        add_system_ratio: Option<f64> = None, shown("FRACTION")
+            .at_least(0.0)
+            .at_most(1.0)
+            .default_is("0")
+            .decides_numbers()
+            .newly_added();
+        /// System prompts for `add_system_ratio`, which are equally likely.
+        system_prompt: Vec<String> = Vec::new(), shown("TEXT")
+            .default_is("none")
+            .decides_numbers()
+            .newly_added();
         /// Follow symbolic links that lead out of the folder of the images.
         follow_links: bool = true, switch().negatable();
         /// Number of tokens to which a row is truncated. A row that would lose tokens of an image
@@ -246,6 +267,10 @@ pub enum LrSchedule {
     Reference,
     /// A cosine from the rate to `min_lr_ratio` times the rate.
     Cosine,
+    /// The cosine of current MiniMind-V: [`Self::Cosine`], but one step ahead, so that the last step
+    /// has `min_lr_ratio` times the rate.
+    #[serde(rename = "minimind-3v")]
+    MiniMind3v,
     /// The constant rate, then a linear decay to `min_lr_ratio` times the rate at the end.
     Wsd,
     /// The constant rate.
@@ -286,14 +311,15 @@ settings! {
             .decides_numbers()
             .newly_added();
         /// Schedule of the learning rate: a cosine from 1.1 to 0.1 times the rate, as in MiniMind-V
-        /// of April 2025 (reference); a decay from the rate to `min_lr_ratio` times the rate, as
-        /// a cosine (cosine) or linearly (linear); a constant rate with a linear decay at the end
+        /// of April 2025 (reference); a decay from the rate to `min_lr_ratio` times the rate, as a
+        /// cosine (cosine), as a cosine that is one step ahead, as in current MiniMind-V
+        /// (minimind-3v), or linearly (linear); a constant rate with a linear decay at the end
         /// (wsd: warm-up, stable, decay); or a constant rate (constant).
         lr_schedule: LrSchedule = LrSchedule::Reference, shown("KIND")
             .decides_numbers()
             .newly_added();
-        /// Final learning rate of the schedules cosine, linear and wsd, as a fraction of the
-        /// learning rate.
+        /// Final learning rate of the schedules cosine, minimind-3v, linear and wsd, as a fraction
+        /// of the learning rate.
         min_lr_ratio: Option<f64> = None, shown("FRACTION")
             .at_least(0.0)
             .at_most(1.0)
@@ -328,6 +354,10 @@ settings! {
             .newly_added();
         /// Epsilon of AdamW, which is added to the square root of the second moment.
         eps: f64 = 1e-8, shown("EPS").above(0.0).decides_numbers().newly_added();
+        /// Give trained parameters that an update does not use (the projector, if none of its rows has
+        /// an image) a gradient of zero, as in current MiniMind-V, so that the momentum and the
+        /// weight decay of AdamW change them. Otherwise such an update does not change them.
+        zero_unused_gradients: bool = false, switch().negatable().decides_numbers().newly_added();
         /// Keep an exponential moving average of the trained weights with this decay per update,
         /// and save it as {stage}_vlm_{dim}_ema, next to the weights.
         ema_decay: Option<f64> = None, shown("DECAY")
