@@ -26,7 +26,7 @@ pub enum Bench {
     /// Open a data set, read all its rows, and print the time and memory as JSON
     #[command(hide = true)]
     OpenDataset {
-        /// Folder that prepare-data wrote
+        /// The data set
         dir: PathBuf,
     },
 }

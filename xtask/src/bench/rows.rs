@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use vlm_data::{
     Batch, ChatTokenizer, FeatureCache, FeatureCacheWriter, FeatureKey, FeaturesDtype,
@@ -235,9 +236,10 @@ impl Rows<'_> {
         Ok(())
     }
 
-    /// Measures batches from rows that were not prepared, with and without decoding images.
+    /// Measures batches from rows that were not prepared, in every format, with and without
+    /// decoding images, and the memory for reading all rows.
     fn raw(&self, table: &mut Table) -> Result<()> {
-        for (form, name) in [(Form::Jsonl, "JSON lines"), (Form::Parquet, "Parquet")] {
+        for &form in Form::value_variants() {
             let rows = self.make("raw", |args| {
                 args.rows = 20_000;
                 args.form = form;
@@ -245,19 +247,26 @@ impl Rows<'_> {
             let settings = self.scratch.join("preprocessor_config.json");
             fs::write(&settings, "{}")?;
             let processor = Arc::new(ImageProcessor::from_file(&settings)?);
-            for (reading, what) in [
-                (ImageReading::Skip, "without images"),
-                (ImageReading::Pixels(processor), "small images decoded"),
-            ] {
+            let mut speeds = Vec::new();
+            for reading in [ImageReading::Skip, ImageReading::Pixels(processor)] {
                 let loader = Loader::new(
                     open_source(&rows, None)?,
                     self.tokenizer()?,
                     reading,
                     self.config(DEMO_TOKENS),
                 )?;
-                let speed = self.speed(&loader)?;
-                table.push(&[&format!("raw {name}, {what}"), &format!("{speed:.0} rows/s")]);
+                speeds.push(self.speed(&loader)?);
             }
+            let opened = open_in_process(&rows)?;
+            let name = form.to_possible_value().map(|value| value.get_name().to_owned());
+            table.push(&[
+                &format!("raw {}", name.unwrap_or_default()),
+                &format!(
+                    "{:.0} rows/s without images, {:.0} with small images, opened in {:.0} ms, \
+                     {:.0} MB after reading all",
+                    speeds[0], speeds[1], opened.milliseconds, opened.after_reading
+                ),
+            ]);
             fs::remove_dir_all(self.scratch.join("raw"))?;
         }
         Ok(())
@@ -350,7 +359,9 @@ pub fn open_and_report(dir: &Path) -> Result<()> {
     let milliseconds = started.elapsed().as_secs_f64() * 1e3;
     let megabytes = sys::resident_bytes()? as f64 / 1e6;
     for index in 0..source.len() {
-        source.prepared_row(index)?;
+        if source.prepared_row(index)?.is_none() {
+            source.turns(index)?;
+        }
     }
     let after_reading = sys::resident_bytes()? as f64 / 1e6;
     let opened = Opened { num_rows: source.len(), milliseconds, megabytes, after_reading };

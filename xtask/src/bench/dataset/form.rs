@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
@@ -25,28 +27,89 @@ const ROWS_PER_GROUP: usize = 2048;
 /// Writes rows to a file, one at a time.
 pub struct RowWriter {
     path: PathBuf,
+    form: Form,
     target: Target,
 }
 
 enum Target {
     List(BufWriter<File>),
-    Lines(BufWriter<File>),
+    Lines(Box<dyn Write>),
+    Gzip(GzEncoder<BufWriter<File>>),
+    Zstd(zstd::Encoder<'static, BufWriter<File>>),
     Parquet { file: SerializedFileWriter<File>, waiting: Vec<(String, Option<Vec<u8>>)> },
+    Tar(Box<tar::Builder<BufWriter<File>>>),
+}
+
+impl Form {
+    /// Name of the file with the rows.
+    fn file_name(self) -> &'static str {
+        match self {
+            Self::Llava => "rows.json",
+            Self::Jsonl | Self::Messages => "rows.jsonl",
+            Self::JsonlGz => "rows.jsonl.gz",
+            Self::JsonlZst => "rows.jsonl.zst",
+            Self::Csv => "rows.csv",
+            Self::ImageFolder => "metadata.jsonl",
+            Self::Parquet => "rows.parquet",
+            Self::Tar => "rows.tar",
+        }
+    }
+
+    /// Whether the images are in the file with the rows.
+    pub fn has_images_inside(self) -> bool {
+        matches!(self, Self::Parquet | Self::Tar)
+    }
+
+    /// The row as JSON in this format; for formats with captions, without the question.
+    fn object(self, row: usize, image: Option<&str>, conversations: Value) -> Value {
+        let answer = || conversations[1]["value"].clone();
+        match self {
+            Self::ImageFolder => json!({ "file_name": image, "text": answer() }),
+            Self::Messages => {
+                let question = conversations[0]["value"].as_str().unwrap_or_default();
+                let text = json!({ "type": "text", "text": question.replace("<image>\n", "") });
+                let content = match image {
+                    Some(image) => json!([{ "type": "image", "image": image }, text]),
+                    None => json!([text]),
+                };
+                json!({ "messages": [
+                    { "role": "user", "content": content },
+                    { "role": "assistant", "content": answer() },
+                ] })
+            }
+            _ => {
+                let mut object = json!({ "id": format!("{row:09}") });
+                if let Some(image) = image {
+                    object["image"] = image.into();
+                }
+                object["conversations"] = conversations;
+                object
+            }
+        }
+    }
 }
 
 impl RowWriter {
     /// Creates the file in `folder`.
     pub fn create(folder: &Path, form: Form) -> Result<Self> {
-        let path = folder.join(match form {
-            Form::Llava => "rows.json",
-            Form::Jsonl => "rows.jsonl",
-            Form::Parquet => "rows.parquet",
-        });
-        let file = File::create(&path).with_context(|| path.display().to_string())?;
+        let path = folder.join(form.file_name());
+        let in_file = || path.display().to_string();
+        let file = File::create(&path).with_context(in_file)?;
         let buffered = |file| BufWriter::with_capacity(1 << 20, file);
         let target = match form {
             Form::Llava => Target::List(buffered(file)),
-            Form::Jsonl => Target::Lines(buffered(file)),
+            Form::Jsonl | Form::Messages | Form::ImageFolder => {
+                Target::Lines(Box::new(buffered(file)))
+            }
+            Form::Csv => {
+                let mut file = buffered(file);
+                writeln!(file, "image,caption").with_context(in_file)?;
+                Target::Lines(Box::new(file))
+            }
+            Form::JsonlGz => Target::Gzip(GzEncoder::new(buffered(file), Compression::default())),
+            Form::JsonlZst => {
+                Target::Zstd(zstd::Encoder::new(buffered(file), 0).with_context(in_file)?)
+            }
             Form::Parquet => {
                 let schema = Arc::new(parse_message_type(PARQUET_SCHEMA)?);
                 // Images are compressed already, and no two are equal.
@@ -54,8 +117,9 @@ impl RowWriter {
                 let file = SerializedFileWriter::new(file, schema, Arc::new(properties))?;
                 Target::Parquet { file, waiting: Vec::new() }
             }
+            Form::Tar => Target::Tar(Box::new(tar::Builder::new(buffered(file)))),
         };
-        Ok(Self { path, target })
+        Ok(Self { path, form, target })
     }
 
     /// Path of the file.
@@ -63,7 +127,8 @@ impl RowWriter {
         &self.path
     }
 
-    /// Writes row `row`. Parquet stores `image_bytes`; the other formats store the name `image`.
+    /// Writes row `row`. Parquet and tar store `image_bytes`; the other formats store the name
+    /// `image`.
     pub fn write(
         &mut self,
         row: usize,
@@ -71,24 +136,41 @@ impl RowWriter {
         conversations: Value,
         image_bytes: Option<Vec<u8>>,
     ) -> Result<()> {
-        let mut object = json!({ "id": format!("{row:09}") });
-        if let Some(image) = image {
-            object["image"] = image.into();
-        }
+        let form = self.form;
+        let in_file = || self.path.display().to_string();
         match &mut self.target {
             Target::List(file) => {
-                object["conversations"] = conversations;
                 let start = if row == 0 { "[\n" } else { ",\n" };
-                write!(file, "{start}{object}").with_context(|| self.path.display().to_string())
+                let object = form.object(row, image, conversations);
+                write!(file, "{start}{object}").with_context(in_file)
+            }
+            // The generated texts have no quotation marks and no line breaks.
+            Target::Lines(file) if form == Form::Csv => {
+                let answer = conversations[1]["value"].as_str().unwrap_or_default();
+                writeln!(file, "{},\"{answer}\"", image.unwrap_or_default()).with_context(in_file)
             }
             Target::Lines(file) => {
-                object["conversations"] = conversations;
-                writeln!(file, "{object}").with_context(|| self.path.display().to_string())
+                writeln!(file, "{}", form.object(row, image, conversations)).with_context(in_file)
+            }
+            Target::Gzip(file) => {
+                writeln!(file, "{}", form.object(row, image, conversations)).with_context(in_file)
+            }
+            Target::Zstd(file) => {
+                writeln!(file, "{}", form.object(row, image, conversations)).with_context(in_file)
             }
             Target::Parquet { file, waiting } => {
                 // An image without a file is stored as null.
                 waiting.push((conversations.to_string(), image_bytes));
                 if waiting.len() == ROWS_PER_GROUP { write_group(file, waiting) } else { Ok(()) }
+            }
+            Target::Tar(file) => {
+                let text = json!({ "conversations": conversations }).to_string();
+                let members = [("json", Some(text.into_bytes())), ("jpg", image_bytes)].into_iter();
+                for (extension, bytes) in members {
+                    let Some(bytes) = bytes else { continue };
+                    append(file, &format!("{row:09}.{extension}"), &bytes).with_context(in_file)?;
+                }
+                Ok(())
             }
         }
     }
@@ -101,13 +183,35 @@ impl RowWriter {
                 file.write_all(b"\n]\n").and_then(|()| file.flush()).with_context(in_file)
             }
             Target::Lines(mut file) => file.flush().with_context(in_file),
+            Target::Gzip(file) => {
+                file.finish().and_then(|mut file| file.flush()).with_context(in_file)
+            }
+            Target::Zstd(file) => {
+                file.finish().and_then(|mut file| file.flush()).with_context(in_file)
+            }
             Target::Parquet { mut file, mut waiting } => {
                 write_group(&mut file, &mut waiting)?;
                 file.close().with_context(in_file)?;
                 Ok(())
             }
+            Target::Tar(file) => {
+                file.into_inner().and_then(|mut file| file.flush()).with_context(in_file)
+            }
         }
     }
+}
+
+/// Appends a member to a tar without time and owner, so that the same rows make the same bytes.
+fn append(
+    file: &mut tar::Builder<BufWriter<File>>,
+    name: &str,
+    bytes: &[u8],
+) -> std::io::Result<()> {
+    let mut header = tar::Header::new_gnu();
+    header.set_size(bytes.len() as u64);
+    header.set_mode(0o644);
+    header.set_mtime(0);
+    file.append_data(&mut header, name, bytes)
 }
 
 fn write_group(

@@ -39,7 +39,7 @@ pub struct DatasetArgs {
     /// Number of rows
     #[arg(long, value_name = "N")]
     pub rows: usize,
-    /// Format of the rows: LLaVA's JSON list, JSON lines, or Parquet in MiniMind-V's form
+    /// Format of the rows
     #[arg(long, value_enum, default_value = "llava")]
     pub form: Form,
     /// Fraction of the images that are damaged, in ten ways in turn
@@ -62,12 +62,25 @@ pub struct DatasetArgs {
 /// Format in which the rows are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Form {
-    /// A JSON list in `rows.json`
+    /// LLaVA's JSON list, in `rows.json`
     Llava,
-    /// JSON lines in `rows.jsonl`
+    /// JSON lines, in `rows.jsonl`
     Jsonl,
-    /// Parquet with the images inside, in `rows.parquet`
+    /// JSON lines compressed with gzip, in `rows.jsonl.gz`
+    JsonlGz,
+    /// JSON lines compressed with Zstandard, in `rows.jsonl.zst`
+    JsonlZst,
+    /// JSON lines of OpenAI's `messages` with content parts, in `rows.jsonl`
+    Messages,
+    /// Images with captions, in `rows.csv`
+    Csv,
+    /// Hugging Face's imagefolder, with captions in `metadata.jsonl`
+    #[value(name = "imagefolder")]
+    ImageFolder,
+    /// Parquet in MiniMind-V's form with the images inside, in `rows.parquet`
     Parquet,
+    /// WebDataset: a tar with the images inside, in `rows.tar`
+    Tar,
 }
 
 impl DatasetArgs {
@@ -84,7 +97,7 @@ impl DatasetArgs {
         if self.picture_files.is_some() && (self.damaged_share > 0.0 || self.form == Form::Parquet)
         {
             return Err(usage_error(
-                "--picture-files cannot be used with --damaged-share or --form parquet",
+                "--picture-files cannot be used with --damaged-share, --form parquet or --form tar",
             ));
         }
         let is_used = fs::read_dir(&self.output).is_ok_and(|mut files| files.next().is_some());
@@ -163,7 +176,7 @@ pub fn make(
         if let (Some(name), Some(bytes)) = (&name, &bytes)
             && !is_written.get_mut(number).is_some_and(|written| mem::replace(written, true))
         {
-            if args.form != Form::Parquet {
+            if !args.form.has_images_inside() {
                 write_image(&args.output.join(name), number, bytes)?;
             }
             made.num_images += 1;
@@ -256,6 +269,34 @@ mod tests {
         for index in 0..rows.len() {
             for (k, image) in rows.row(index).unwrap().images.iter().enumerate() {
                 rows.image_bytes(index, k, image).unwrap();
+            }
+        }
+    }
+
+    #[test]
+    fn every_format_is_read_and_has_the_same_answers_and_images() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = |form: Form| {
+            let name = format!("{form:?}");
+            let args = DatasetArgs {
+                damaged_share: 0.0,
+                text_share: 0.0,
+                ..args(&folder.path().join(name), form)
+            };
+            let made = make(&Workspace::locate(), &args, &mut |_| ()).unwrap();
+            vlm_data::open_source(&made.rows, None).unwrap()
+        };
+        let expected = open(Form::Jsonl);
+        for &form in Form::value_variants() {
+            let found = if form == Form::Jsonl { continue } else { open(form) };
+            assert_eq!(found.len(), expected.len(), "{form:?}");
+            for index in 0..found.len() {
+                let answers = [&expected, &found].map(|source| {
+                    let row = source.row(index).unwrap();
+                    let bytes = source.image_bytes(index, 0, &row.images[0]).unwrap();
+                    (row.turns.last().unwrap().content.clone(), bytes)
+                });
+                assert_eq!(answers[0], answers[1], "{form:?}, row {index}");
             }
         }
     }
