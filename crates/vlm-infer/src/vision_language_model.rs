@@ -81,6 +81,7 @@ impl VisionLanguageModel {
         let files = ModelFiles {
             lm: Some(weights.clone()),
             vision: folder.part(&options.vision, "vision")?,
+            image_size: folder.image_size(),
             tokenizer: folder.part(&options.tokenizer, "tokenizer")?,
             image_token: folder.config["image_token"].as_str().map(str::to_owned),
             projector: None,
