@@ -97,7 +97,10 @@ pub fn configuration(mut layers: Layers) -> Result<TrainConfig> {
         Some(_) => "that of --init-from",
         None => "that of --lm",
     };
-    if let Some(image_size) = lm.as_deref().and_then(image_size_of_run) {
+    if let Some(image_size) = lm.as_deref().and_then(image_size_of_run)
+        && !layers.is_given("model.image_size")
+    {
+        tracing::info!("--image-size is {image_size}, {from}");
         layers.derive("model.image_size", image_size, from);
     }
     for (part, mark, folder) in
