@@ -17,10 +17,10 @@ fn read_json(path: &Path) -> Value {
     serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap()
 }
 
-/// Checks that the exported model `folder` has the loss of the run `out`.
-fn assert_same_loss(trial: &Trial, out: &Path, folder: &Path) {
+/// Checks that the exported model `folder` has the loss of the run `out`, up to `tolerance`.
+fn assert_same_loss(trial: &Trial, out: &Path, folder: &Path, tolerance: f64) {
     let (run, exported) = (loss(trial, out), loss(trial, folder));
-    assert!((run - exported).abs() < 1e-5, "{}: {run} and {exported}", folder.display());
+    assert!((run - exported).abs() < tolerance, "{}: {run} and {exported}", folder.display());
 }
 
 fn caption(trial: &Trial, model: &Path) {
@@ -60,10 +60,13 @@ fn a_run_at_another_image_size_is_continued_exported_and_trained_further() {
         let settings = read_json(&exported.join(folder).join("preprocessor_config.json"));
         assert_eq!(settings["crop_size"], json!({"height": 48, "width": 48}));
     }
-    assert_same_loss(&trial, &out, &exported);
+    assert_same_loss(&trial, &out, &exported, 1e-5);
     let llava = trial.path("llava");
     vlm(&["convert", text(&out), text(&llava), "--to", "llava"]).assert_success();
-    assert_same_loss(&trial, &out, &llava);
+    assert_eq!(read_json(&llava.join("config.json"))["vision_config"]["image_size"], 48);
+    // The vocabulary of the container has one token more, for images: with random weights the loss
+    // grows by about one in the number of tokens.
+    assert_same_loss(&trial, &out, &llava, 3e-3);
 
     // The second stage and a training that starts from the run keep the size of the images.
     for start in [["sft", "--lm"], ["pretrain", "--init-from"]] {
@@ -126,5 +129,5 @@ fn an_encoder_of_open_clip_is_trained_with_and_exported() {
     let (out, exported) = (trial.path("out"), trial.path("exported"));
     vlm(&["convert", text(&out), "--export-hf", text(&exported)]).assert_success();
     assert_eq!(read_json(&exported.join("vision/config.json"))["hidden_act"], "quick_gelu");
-    assert_same_loss(&trial, &out, &exported);
+    assert_same_loss(&trial, &out, &exported, 1e-5);
 }

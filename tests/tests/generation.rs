@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
 use std::sync::OnceLock;
 
-use crate::support::{Ended, Trial, binary, json_lines, vlm};
+use crate::support::{Ended, Trial, binary, json_lines, row, vlm};
 
 const PROMPT: &str = "Describe the image.";
 
@@ -190,6 +190,88 @@ fn evaluation_of_an_overfitted_model_is_perfect() {
     table.assert_success();
     assert!(table.stdout.contains("exact matches"), "{}", table.stdout);
     assert!(table.stdout.contains("100.0%"), "{}", table.stdout);
+}
+
+#[test]
+fn losses_of_rows_average_to_the_loss_of_the_evaluation() {
+    let trial = trained();
+    let with_bad_row = trial.path("with_bad_row.jsonl");
+    let lines = std::fs::read_to_string(rows()).unwrap();
+    std::fs::write(&with_bad_row, lines + &row("none.png", "A grey circle.")).unwrap();
+    let output = trial.path("losses.jsonl");
+    let data = ["--data-path", with_bad_row.to_str().unwrap(), "--images-path", &images()];
+    let to_file = ["--per-row", output.to_str().unwrap(), "--max-rows", "0", "--batch-size", "3"];
+    let flags = [&data[..], &to_file, &["--max-rejected-fraction", "1"]].concat();
+    let ended = with_model("eval", &[&flags[..], &["--json"]].concat());
+    ended.assert_success();
+    let report: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+
+    let losses = json_lines(&output);
+    let found: Vec<_> = losses.iter().map(|line| line["row"].as_u64().unwrap()).collect();
+    assert_eq!(found, (0..9).collect::<Vec<_>>());
+    assert_eq!(losses[2]["location"], "with_bad_row.jsonl:3");
+    assert_eq!(losses[2]["images"], serde_json::json!(["2.png"]));
+    assert!(losses[8]["loss"].is_null(), "{}", losses[8]);
+    assert!(losses[8]["rejected"].as_str().unwrap().starts_with("missing-image"));
+    let tokens = |line: &serde_json::Value| line["supervised_tokens"].as_f64().unwrap();
+    let sum: f64 = losses[..8].iter().map(|l| l["loss"].as_f64().unwrap() * tokens(l)).sum();
+    let mean = sum / losses.iter().map(tokens).sum::<f64>();
+    let loss = report["loss"].as_f64().unwrap();
+    // The loss of a batch is summed in float32.
+    assert!((mean - loss).abs() <= 1e-6 * loss.max(1.0), "{mean} and {loss}");
+
+    let highest = report["highest_losses"].as_array().unwrap();
+    let highest: Vec<f64> = highest.iter().map(|row| row["loss"].as_f64().unwrap()).collect();
+    assert!(highest.len() == 5 && highest.is_sorted_by(|a, b| a >= b), "{highest:?}");
+    let table = with_model("eval", &flags);
+    table.assert_success();
+    for part in ["losses.jsonl", "rows with the highest loss", "with_bad_row.jsonl:"] {
+        assert!(table.stdout.contains(part), "{part}: {}", table.stdout);
+    }
+    with_model("eval", &[&data[..], &["--per-row", "/nowhere/losses.jsonl"]].concat())
+        .assert_error(2, &["--per-row /nowhere/losses.jsonl"]);
+}
+
+#[test]
+fn a_model_that_sees_has_an_image_gain_and_one_that_does_not_is_reported() {
+    let eval = |trial: &Trial, rows: &str| {
+        let (out, images) = (trial.path("out"), trial.path("images"));
+        let ended = vlm(&[
+            "eval",
+            "--json",
+            "--device",
+            "cpu",
+            "--max-rows",
+            "0",
+            "--batch-size",
+            "3",
+            "--model",
+            out.to_str().unwrap(),
+            "--data-path",
+            trial.path(rows).to_str().unwrap(),
+            "--images-path",
+            images.to_str().unwrap(),
+        ]);
+        ended.assert_success();
+        (serde_json::from_str::<serde_json::Value>(&ended.stdout).unwrap(), ended.stderr)
+    };
+    let (report, warnings) = eval(trained(), "rows.jsonl");
+    assert!(report["image_gain"].as_f64().unwrap() > 0.5, "{report}");
+    assert_eq!(report["image_gain_rows"], 8);
+    assert!(!warnings.contains("image_gain"), "{warnings}");
+
+    // Random weights do not know what the images mean.
+    let untrained = Trial::new();
+    untrained.pretrain(&["--learning-rate", "1e-30", "--max-steps", "1"]).assert_success();
+    let (report, warnings) = eval(&untrained, "rows.jsonl");
+    assert!(report["image_gain"].as_f64().unwrap() < 0.01, "{report}");
+    assert!(warnings.contains("image_gain: with the images of other rows"), "{warnings}");
+
+    let same = [row("0.png", "A red circle."), row("0.png", "A circle.")];
+    std::fs::write(untrained.path("same.jsonl"), same.join("\n")).unwrap();
+    let (report, warnings) = eval(&untrained, "same.jsonl");
+    assert!(report.get("image_gain").is_none() && report["image_gain_rows"] == 0, "{report}");
+    assert!(!warnings.contains("image_gain"), "{warnings}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::{Trial, demo_lm, demo_start, golden, program, row, vlm};
+use crate::support::{Trial, demo_lm, demo_start, golden, json_lines, program, row, vlm};
 
 /// Names and bytes of the tensors in a weights file, sorted by name.
 fn tensors(path: &Path) -> Vec<(String, Vec<u8>)> {
@@ -168,8 +168,15 @@ fn evaluation_during_training_does_not_change_the_weights() {
         assert!(line.get("loss").is_none(), "{line}");
         assert_eq!((&line["eval_rows"], &line["eval_captions"]), (&8.into(), &2.into()));
         assert!(line["eval_loss"].is_number() && line["eval_token_f1"].is_number(), "{line}");
+        assert!(line["eval_image_gain"].is_number(), "{line}");
     }
     assert!(lines[1]["eval_loss"].as_f64() < lines[0]["eval_loss"].as_f64());
+    let samples = json_lines(&evaluated.path("out/samples.jsonl"));
+    let named: Vec<_> =
+        samples.iter().map(|s| (s["step"].as_u64().unwrap(), s["row"].as_u64().unwrap())).collect();
+    assert_eq!(named, [(2, 0), (2, 1), (2, 2), (2, 3), (4, 0), (4, 1), (4, 2), (4, 3)]);
+    assert_eq!(samples[3]["expected"], "A green circle.");
+    assert!(samples[3]["question"].as_str().unwrap().contains("Describe the image."));
 
     let missing = Trial::new().pretrain(&["--eval-interval", "5"]);
     missing.assert_error(2, &["--eval-data"]);

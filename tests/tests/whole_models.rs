@@ -67,8 +67,8 @@ fn training_starts_from_a_whole_model_with_its_projector_and_goes_on_from_its_ow
         assert!((after - before).abs() < 1e-5, "{name}: {before} and {after}");
 
         let learn = ["--epochs", "4", "--learning-rate", "3e-3", "--train-lm"];
-        pretrain(&trial, name, &[&from[..], &learn].concat()).assert_success();
-        let out = trial.path(name);
+        pretrain(&trial, "out", &[&from[..], &learn].concat()).assert_success();
+        let out = trial.path("out");
         let learned = loss(&trial, &out);
         assert!(learned < before - 0.5, "{name}: {before} and {learned}");
         let config = fs::read_to_string(out.join("config.json")).unwrap();
@@ -83,10 +83,9 @@ fn training_starts_from_a_whole_model_with_its_projector_and_goes_on_from_its_ow
         let settings = out.join("config.json");
         let again = ["--config", settings.to_str().unwrap(), "--max-steps", "1"];
         pretrain(&trial, "again", &again).assert_success();
-        for folder in ["still", "next", "again"] {
+        for folder in ["still", "next", "again", "out"] {
             fs::remove_dir_all(trial.path(folder)).unwrap();
         }
-        fs::remove_dir_all(out).unwrap();
     }
 }
 
@@ -102,6 +101,9 @@ fn settings_that_contradict_a_whole_model_are_refused_with_their_flags() {
     refused(&["--lm", "none"], &["--init-from", "--lm none", "leave one of them out"]);
     refused(&["--projector", "linear"], &["--init-from", "--projector", "random one"]);
     refused(&["--dim", "64"], &["dim 32", "64 is asked for"]);
+    let config = fs::read(folder.join("config.json")).unwrap();
+    pretrain(&trial, "llava_1_5", &from).assert_error(2, &["--out-dir", "choose another one"]);
+    assert_eq!(fs::read(folder.join("config.json")).unwrap(), config);
     let alone = golden("llama");
     let tower = golden("vision_tower");
     let tokenizer = golden("foreign_models/tokenizer");

@@ -39,11 +39,11 @@ pub enum Command {
     /// Generate text about images with a trained model: for one prompt, for many, or in a
     /// conversation.
     Generate(Box<crate::generate::GenerateArgs>),
-    /// Evaluate a trained model on rows: loss, perplexity, captions.
+    /// Evaluate a trained model on rows: loss, perplexity, image gain, captions.
     Eval(Box<crate::eval::EvalArgs>),
-    /// Show names, shapes, types and sums of the tensors in a weights file, or the rows of a
-    /// dataset.
-    Inspect(crate::inspect::InspectArgs),
+    /// Show names, shapes, types and sums of the tensors in a weights file, the rows of a dataset,
+    /// or what the model sees of one row.
+    Inspect(Box<crate::inspect::InspectArgs>),
     /// Write weights in another format, with the same names, types and values; or export a model as
     /// a folder in Hugging Face format.
     Convert(crate::convert::ConvertArgs),

@@ -11,6 +11,7 @@ use vlm_infer::evaluation::{EvalOptions, EvalReport, Evaluator};
 
 use crate::generate::at_least_one;
 use crate::model_args::ModelArgs;
+use crate::per_row;
 use crate::row_args::RowArgs;
 
 /// Flags of `vlm eval`.
@@ -43,6 +44,10 @@ pub struct EvalArgs {
     /// Number of threads that read rows and decode images [default: the number of cores].
     #[arg(long, value_name = "N")]
     pub num_workers: Option<usize>,
+    /// File for the loss of each row, as JSON lines in the order of the rows: loss in nats per
+    /// supervised token, number of supervised tokens, location, images.
+    #[arg(long, value_name = "OUT.jsonl")]
+    pub per_row: Option<PathBuf>,
     /// Print one JSON object instead of the table.
     #[arg(long)]
     pub json: bool,
@@ -67,18 +72,35 @@ pub fn run(args: &EvalArgs) -> Result<()> {
             max_seq_len: args.max_seq_len,
             num_workers: args.num_workers.unwrap_or(cores),
             max_captions: args.max_rows,
+            num_samples: 0,
             max_new_tokens: args.max_new_tokens,
             max_rejected_fraction: args.max_rejected_fraction,
         },
     )?;
-    // This command can only be stopped by ending the process.
-    let Some(report) = evaluator.evaluate(&trained.model, trained.dtype, &|| true)? else {
-        return Ok(());
+    let (report, highest) = match &args.per_row {
+        Some(path) => {
+            let (report, highest) = per_row::evaluate(&evaluator, &trained, path)?;
+            (report, Some((path, highest)))
+        }
+        // This command can only be stopped by ending the process.
+        None => (evaluator.evaluate(&trained.model, trained.dtype, &|| true)?, None),
     };
+    let Some(report) = report else { return Ok(()) };
+    if let Some(warning) = report.image_gain_warning() {
+        tracing::warn!("{warning}");
+    }
     if args.json {
-        println!("{}", serde_json::to_string(&report)?);
+        let mut line = serde_json::to_value(&report)?;
+        if let Some((path, highest)) = highest {
+            line["per_row"] = path.display().to_string().into();
+            line["highest_losses"] = serde_json::to_value(highest)?;
+        }
+        println!("{line}");
     } else {
         print!("{}", table(&report));
+        if let Some((path, highest)) = highest {
+            print!("{}", per_row::summary(path, &highest));
+        }
     }
     Ok(())
 }
@@ -94,6 +116,7 @@ fn table(report: &EvalReport) -> Table {
     table.push(&[&"supervised tokens", &report.supervised_tokens]);
     table.push(&[&"loss (nats per token)", &number(report.loss)]);
     table.push(&[&"perplexity", &number(report.perplexity)]);
+    table.push(&[&"image gain (nats)", &number(report.image_gain)]);
     table.push(&[&"generated captions", &report.captions]);
     table.push(&[&"exact matches", &percent(report.exact)]);
     table.push(&[&"token F1", &percent(report.token_f1)]);

@@ -13,6 +13,7 @@ use vlm_model::weights::{Weights, WeightsError};
 use vlm_model::{ForeignModel, LmConfig, OpenClip, VisionConfig};
 
 use crate::error::CliError;
+use crate::inspect_row::{self, InspectRowArgs};
 use crate::row_args::RowArgs;
 
 /// Flags of `vlm inspect`.
@@ -21,21 +22,27 @@ pub struct InspectArgs {
     /// A .pth or .safetensors file, an index of shards, a folder with one of these, a folder of
     /// prepared rows, or a dataset.
     pub file: PathBuf,
-    /// Print JSON: one object for each tensor, or the manifest of prepared rows.
+    /// Print JSON: one object for each tensor, the manifest of prepared rows, or one object for the
+    /// row of --row.
     #[arg(long)]
     pub json: bool,
     /// For prepared rows: read every shard and verify its checksum.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "row")]
     pub verify: bool,
     /// For prepared rows: batch size for the estimate of the padding.
     #[arg(long, value_name = "N", default_value_t = 16)]
     pub batch_size: usize,
+    #[command(flatten)]
+    pub one_row: InspectRowArgs,
     #[command(flatten)]
     pub rows: RowArgs,
 }
 
 /// Runs the command.
 pub fn run(args: &InspectArgs) -> Result<()> {
+    if let Some(row) = args.one_row.row {
+        return inspect_row::run(&args.one_row, row, &args.file, &args.rows, args.json);
+    }
     if args.file.join(MANIFEST_FILE).exists() {
         args.rows.refuse("the rows were prepared with their own settings")?;
         let manifest = Manifest::read(&args.file)?;
@@ -152,7 +159,7 @@ fn inspect_rows(args: &InspectArgs, not_weights: WeightsError) -> Result<()> {
 }
 
 /// A name with control characters escaped, because they could change the terminal.
-fn plain(name: &str) -> Cow<'_, str> {
+pub fn plain(name: &str) -> Cow<'_, str> {
     if name.chars().any(char::is_control) {
         name.escape_debug().to_string().into()
     } else {

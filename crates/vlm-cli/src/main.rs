@@ -18,12 +18,15 @@ mod generate_rows;
 mod init;
 mod inputs;
 mod inspect;
+mod inspect_row;
 mod interrupt;
 mod model_args;
 mod openmp_wait;
+mod per_row;
 mod pretrain;
 mod progress;
 mod row_args;
+mod row_view;
 mod settings_args;
 
 use std::process::ExitCode;

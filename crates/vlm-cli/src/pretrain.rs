@@ -150,10 +150,22 @@ pub const INIT_FROM: &str = "model.init_from";
 /// encoder and tokenizer are then found as those of `lm`.
 ///
 /// # Errors
-/// Settings that name other weights or another projector than the whole model has.
+/// Settings that name other weights or another projector than the whole model has, or its folder as
+/// that of the run.
 fn start_from_whole_model(layers: &mut Layers) -> Result<(), CliError> {
     let Some(folder) = layers.path(INIT_FROM) else { return Ok(()) };
-    let weights = weights_of_run(&folder).unwrap_or_else(|| folder.clone());
+    let of_run = weights_of_run(&folder);
+    let out_dir = layers.path("run.out_dir").unwrap_or_default();
+    if of_run.is_none()
+        && folder.canonicalize().is_ok_and(|f| out_dir.canonicalize().ok() == Some(f))
+    {
+        return Err(CliError::Usage(format!(
+            "--out-dir {} is the folder of --init-from, whose config.json the run would replace; \
+             choose another one",
+            out_dir.display()
+        )));
+    }
+    let weights = of_run.unwrap_or_else(|| folder.clone());
     // A file with the settings of a run, such as its config.json, has both.
     let is_same = |lm: &Path| lm == weights || lm == folder;
     if let Some(lm) = layers.path("model.lm").filter(|_| layers.is_given("model.lm"))

@@ -87,8 +87,10 @@ fn evaluation_line(line: &EvalLine) -> String {
         0 => String::new(),
         rows => format!(", {rows} rejected"),
     };
+    let image_gain =
+        line.eval_image_gain.map_or(String::new(), |gain| format!("  image gain {gain:.4}"));
     format!(
-        "step {}  held-out loss {}  exact {}  token F1 {}  ({}, {}{rejected})",
+        "step {}  held-out loss {}{image_gain}  exact {}  token F1 {}  ({}, {}{rejected})",
         line.step,
         decimal(line.eval_loss),
         decimal(line.eval_exact),

@@ -63,7 +63,7 @@ kinds! {
     ]),
     Dtype => Kind::Choice(&["float32", "bfloat16", "float16"]),
     LossAverage => Kind::Choice(&["batch", "token"]),
-    LrSchedule => Kind::Choice(&["reference", "cosine", "wsd", "constant", "linear"]),
+    LrSchedule => Kind::Choice(&["reference", "cosine", "minimind-3v", "wsd", "constant", "linear"]),
 }
 
 impl<T: SettingType> SettingType for Option<T> {

@@ -79,7 +79,12 @@ mod tests {
         let freeze = &sft.model.freeze;
         assert_eq!((freeze.unfreeze_first_layers, freeze.unfreeze_last_layers), (1, 1));
         assert!(!freeze.train_lm);
-        assert_eq!(sft.optim.lr_schedule, LrSchedule::Cosine);
+        assert_eq!(sft.optim.lr_schedule, LrSchedule::MiniMind3v);
+        for config in [&pretrain, &sft] {
+            let draws = config.data.chat_draws().unwrap();
+            assert_eq!((draws.empty_think_ratio, draws.add_system_ratio), (0.2, 0.2));
+            assert_eq!(draws.system_prompts.len(), 10);
+        }
     }
 
     #[test]

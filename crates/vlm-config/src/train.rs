@@ -103,6 +103,27 @@ settings! {
             .default_is("every turn")
             .decides_numbers()
             .newly_added();
+        /// Fraction of the rows that keep the empty <think> blocks with which the chat template
+        /// begins answers; the other rows are trained on without them. Which rows these are depends
+        /// on the seed and the epoch.
+        empty_think_ratio: f64 = 1.0, shown("FRACTION")
+            .at_least(0.0)
+            .at_most(1.0)
+            .decides_numbers()
+            .newly_added();
+        /// Fraction of the rows without a system turn that get one of the texts of `system_prompt`
+        /// as their system turn. Which rows these are depends on the seed and the epoch.
+        add_system_ratio: Option<f64> = None, shown("FRACTION")
+            .at_least(0.0)
+            .at_most(1.0)
+            .default_is("0")
+            .decides_numbers()
+            .newly_added();
+        /// System prompts for `add_system_ratio`, which are equally likely.
+        system_prompt: Vec<String> = Vec::new(), shown("TEXT")
+            .default_is("none")
+            .decides_numbers()
+            .newly_added();
         /// Follow symbolic links that lead out of the folder of the images.
         follow_links: bool = true, switch().negatable();
         /// Number of tokens to which a row is truncated. A row that would lose tokens of an image
@@ -146,8 +167,8 @@ settings! {
         }
         /// Whole vision-language model to start from: a folder of transformers (LLaVA, SmolVLM,
         /// Idefics3, LFM2-VL; docs/models.md lists the forms) or of nanoVLM, the out-dir of a run,
-        /// or a folder of `vlm convert`. It is the same as giving its parts with --lm, --vision and
-        /// --tokenizer, and its projector is needed; --vision and --tokenizer have precedence.
+        /// or a folder of `vlm convert`. It is the same as giving its parts with `lm`, `vision` and
+        /// `tokenizer`, and its projector is needed; `vision` and `tokenizer` have precedence.
         init_from: Option<PathBuf> = None, shown("DIR")
             .of_model("a folder with a whole vision-language model");
         /// Weights of the language model: a .pth or .safetensors file, a folder with one, the
@@ -252,6 +273,10 @@ pub enum LrSchedule {
     Reference,
     /// A cosine from the rate to `min_lr_ratio` times the rate.
     Cosine,
+    /// The cosine of current MiniMind-V: [`Self::Cosine`], but one step ahead, so that the last step
+    /// has `min_lr_ratio` times the rate.
+    #[serde(rename = "minimind-3v")]
+    MiniMind3v,
     /// The constant rate, then a linear decay to `min_lr_ratio` times the rate at the end.
     Wsd,
     /// The constant rate.
@@ -292,14 +317,15 @@ settings! {
             .decides_numbers()
             .newly_added();
         /// Schedule of the learning rate: a cosine from 1.1 to 0.1 times the rate, as in MiniMind-V
-        /// of April 2025 (reference); a decay from the rate to `min_lr_ratio` times the rate, as
-        /// a cosine (cosine) or linearly (linear); a constant rate with a linear decay at the end
+        /// of April 2025 (reference); a decay from the rate to `min_lr_ratio` times the rate, as a
+        /// cosine (cosine), as a cosine that is one step ahead, as in current MiniMind-V
+        /// (minimind-3v), or linearly (linear); a constant rate with a linear decay at the end
         /// (wsd: warm-up, stable, decay); or a constant rate (constant).
         lr_schedule: LrSchedule = LrSchedule::Reference, shown("KIND")
             .decides_numbers()
             .newly_added();
-        /// Final learning rate of the schedules cosine, linear and wsd, as a fraction of the
-        /// learning rate.
+        /// Final learning rate of the schedules cosine, minimind-3v, linear and wsd, as a fraction
+        /// of the learning rate.
         min_lr_ratio: Option<f64> = None, shown("FRACTION")
             .at_least(0.0)
             .at_most(1.0)
@@ -334,6 +360,10 @@ settings! {
             .newly_added();
         /// Epsilon of AdamW, which is added to the square root of the second moment.
         eps: f64 = 1e-8, shown("EPS").above(0.0).decides_numbers().newly_added();
+        /// Give trained parameters that an update does not use (the projector, if none of its rows has
+        /// an image) a gradient of zero, as in current MiniMind-V, so that the momentum and the
+        /// weight decay of AdamW change them. Otherwise such an update does not change them.
+        zero_unused_gradients: bool = false, switch().negatable().decides_numbers().newly_added();
         /// Keep an exponential moving average of the trained weights with this decay per update,
         /// and save it as {stage}_vlm_{dim}_ema, next to the weights.
         ema_decay: Option<f64> = None, shown("DECAY")
@@ -357,8 +387,8 @@ settings! {
     /// Evaluation during the training, on rows that the model is not trained on.
     EvalConfig at "eval" under "Evaluation" {
         parts {}
-        /// Rows on which the model is evaluated during and after the training: loss, perplexity and
-        /// captions. The evaluation does not change the training.
+        /// Rows on which the model is evaluated during and after the training: loss, perplexity,
+        /// image gain and captions. The evaluation does not change the training.
         data_path: Option<PathBuf> = None, shown("PATH")
             .named("eval-data")
             .of_data("rows to evaluate on");
@@ -375,6 +405,9 @@ settings! {
             .same_on_all_ranks();
         /// Number of evaluation rows for which captions are generated.
         max_captions: usize = 50, shown("N").named("eval-captions");
+        /// Number of evaluation rows, the first ones, that are answered in each evaluation: question,
+        /// expected and generated answer are written to samples.jsonl. 0 turns this off.
+        num_samples: usize = 4, shown("N").named("eval-samples");
         /// Largest number of tokens of a generated caption.
         max_new_tokens: usize = 128, shown("TOKENS").named("eval-max-new-tokens").at_least(1.0);
     }

@@ -1,7 +1,7 @@
 //! Checks settings against each other, before any file or device is used. The type and range of
 //! each setting is checked when it is read ([`crate::Setting::check`]).
 
-use vlm_data::RowOptions;
+use vlm_data::{ChatDraws, RowOptions};
 
 use crate::error::ConfigError;
 use crate::train::{DataConfig, EvalConfig, LrSchedule, OptimConfig, TrainConfig, settings};
@@ -16,6 +16,7 @@ impl TrainConfig {
         self.check_ranges()?;
         self.optim.validate()?;
         self.data.row_options()?;
+        self.data.chat_draws()?;
         let refuse = |message: &str| Err(ConfigError::Usage(message.into()));
         if self.data.bucket_window > 0 && !self.data.shuffle {
             return Err(ConfigError::Usage(format!(
@@ -38,8 +39,8 @@ impl TrainConfig {
         }
         if self.eval != EvalConfig::default() && self.eval.data_path.is_none() {
             return refuse(
-                "`eval_interval`, `eval_images_path`, `eval_captions` and `eval_max_new_tokens` \
-                 have no effect without `eval_data`",
+                "`eval_interval`, `eval_images_path`, `eval_captions`, `eval_samples` and \
+                 `eval_max_new_tokens` have no effect without `eval_data`",
             );
         }
         if self.optim.ema_decay.is_some() && self.model.freeze.train_vision {
@@ -98,6 +99,35 @@ impl DataConfig {
         options.follow_links = self.follow_links;
         Ok(options)
     }
+
+    /// The random changes of the conversations.
+    ///
+    /// # Errors
+    /// System prompts without a fraction of rows that get them, or a fraction without prompts; a
+    /// blank prompt.
+    pub fn chat_draws(&self) -> Result<ChatDraws, ConfigError> {
+        let refuse = |message: &str| Err(ConfigError::Usage(message.into()));
+        if self.add_system_ratio.is_some_and(|ratio| ratio > 0.0) && self.system_prompt.is_empty() {
+            return refuse(
+                "`add_system_ratio` adds system prompts to rows, but there are none; give them \
+                 with `system_prompt`",
+            );
+        }
+        if self.add_system_ratio.is_none() && !self.system_prompt.is_empty() {
+            return refuse(
+                "`system_prompt` has no effect without `add_system_ratio`, the fraction of rows \
+                 that get one",
+            );
+        }
+        if self.system_prompt.iter().any(|prompt| prompt.trim().is_empty()) {
+            return refuse("`system_prompt` has a blank text; leave it out");
+        }
+        Ok(ChatDraws {
+            empty_think_ratio: self.empty_think_ratio,
+            add_system_ratio: self.add_system_ratio.unwrap_or(0.0),
+            system_prompts: self.system_prompt.clone(),
+        })
+    }
 }
 
 impl OptimConfig {
@@ -106,7 +136,7 @@ impl OptimConfig {
         let refuse = |message: &str| Err(ConfigError::Usage(message.into()));
         if self.min_lr_ratio.is_some() && !has_end {
             return refuse(
-                "`min_lr_ratio` is only for the schedules cosine, linear and wsd; set \
+                "`min_lr_ratio` is only for the schedules cosine, minimind-3v, linear and wsd; set \
                  `lr_schedule` to one of them, or leave `min_lr_ratio` out",
             );
         }
@@ -123,5 +153,36 @@ impl OptimConfig {
             );
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(change: impl FnOnce(&mut DataConfig)) -> String {
+        let mut config = TrainConfig::default();
+        change(&mut config.data);
+        config.validate().err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn system_prompts_and_the_fraction_of_rows_that_get_one_need_each_other() {
+        let prompts = || vec!["Be brief.".to_owned()];
+        assert!(error(|data| data.add_system_ratio = Some(0.2)).contains("there are none"));
+        assert!(error(|data| data.system_prompt = prompts()).contains("has no effect"));
+        let blank = error(|data| {
+            data.add_system_ratio = Some(0.2);
+            data.system_prompt = vec![" ".into()];
+        });
+        assert!(blank.contains("a blank text"), "{blank}");
+        // A recipe's prompts stay when a flag turns them off.
+        for ratio in [0.0, 0.2] {
+            let found = error(|data| {
+                data.add_system_ratio = Some(ratio);
+                data.system_prompt = prompts();
+            });
+            assert_eq!(found, "");
+        }
     }
 }

@@ -173,12 +173,8 @@ impl Batch {
             let ids = &sample.encoded.input_ids;
             let length = batch.lengths[row];
             batch.input_ids[at..at + length].copy_from_slice(&ids[..length]);
-            for span in &sample.encoded.supervised {
-                // Position t predicts token t + 1; no position predicts the first token.
-                let span = span.start.max(1)..span.end.min(ids.len());
-                if span.is_empty() {
-                    continue;
-                }
+            for span in sample.encoded.labelled_spans() {
+                // Position t predicts token t + 1.
                 batch.labels[at + span.start - 1..at + span.end - 1]
                     .copy_from_slice(&ids[span.clone()]);
                 batch.num_supervised += span.len();

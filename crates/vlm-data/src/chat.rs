@@ -2,12 +2,14 @@
 //! are learned.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 use vlm_display::count;
 
+use crate::chat_draws::{ChatChanges, EMPTY_THINK};
 use crate::encoded_row::EncodedRow;
 use crate::error::DataError;
 use crate::marked::MarkedPrompt;
@@ -246,11 +248,29 @@ impl ChatTokenizer {
         tokens_per_image: usize,
         max_seq_len: usize,
     ) -> Result<EncodedRow, Reject> {
+        self.encode_changed_row(row, ChatChanges::default(), tokens_per_image, max_seq_len)
+    }
+
+    /// Like [`Self::encode_row`], for the row with `changes`.
+    ///
+    /// # Errors
+    /// As for [`Self::encode_row`].
+    pub fn encode_changed_row(
+        &self,
+        row: &Row,
+        changes: ChatChanges,
+        tokens_per_image: usize,
+        max_seq_len: usize,
+    ) -> Result<EncodedRow, Reject> {
         check_image_tags(&row.turns, row.images.len())?;
         let image = self.placeholder.run(tokens_per_image);
-        let conversation = self.conversation(&row.turns, &image);
-        let prompt =
+        let with_system = changes.with_system(&row.turns);
+        let conversation = self.conversation(with_system.as_deref().unwrap_or(&row.turns), &image);
+        let mut prompt =
             MarkedPrompt::render(&self.template, &self.supervision.profile, &conversation)?;
+        if changes.drops_empty_think {
+            prompt.drop_empty_think();
+        }
         let EncodedPrompt { tokens, image_starts } =
             EncodedPrompt::new(&self.tokenizer, &prompt, &self.image_tokens(tokens_per_image))?;
         let mut supervised = Vec::with_capacity(prompt.answers.len());
@@ -269,9 +289,23 @@ impl ChatTokenizer {
     /// # Errors
     /// [`RejectReason::TemplateRefused`], [`RejectReason::TokenizerFailed`].
     pub fn num_tokens(&self, turns: &[Turn], tokens_per_image: usize) -> Result<usize, Reject> {
+        self.num_changed_tokens(turns, ChatChanges::default(), tokens_per_image)
+    }
+
+    /// Like [`Self::num_tokens`], for the turns with `changes`.
+    ///
+    /// # Errors
+    /// As for [`Self::num_tokens`].
+    pub fn num_changed_tokens(
+        &self,
+        turns: &[Turn],
+        changes: ChatChanges,
+        tokens_per_image: usize,
+    ) -> Result<usize, Reject> {
         let image = self.placeholder.run(tokens_per_image);
-        let conversation = self.conversation(turns, &image);
-        let text = match self.supervision.profile.form {
+        let with_system = changes.with_system(turns);
+        let conversation = self.conversation(with_system.as_deref().unwrap_or(turns), &image);
+        let mut text = match self.supervision.profile.form {
             ContentForm::Text | ContentForm::TextPart => {
                 self.template.render(&conversation.plain(), false)?
             }
@@ -279,6 +313,11 @@ impl ChatTokenizer {
                 MarkedPrompt::render(&self.template, &self.supervision.profile, &conversation)?.text
             }
         };
+        if changes.drops_empty_think {
+            // A block that a text quotes is left out too, which makes this length a little smaller
+            // than that of the row.
+            text = text.replace(EMPTY_THINK, "");
+        }
         let encoding =
             self.tokenizer.encode_fast(text.as_str(), false).map_err(tokenizer_failed)?;
         Ok(encoding.len())
@@ -311,6 +350,28 @@ impl ChatTokenizer {
     pub fn decode(&self, ids: &[i64]) -> String {
         let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
         self.tokenizer.decode(&ids, true).unwrap_or_default()
+    }
+
+    /// The text of the tokens `range` of `ids`, with special tokens, as it is within the text of all
+    /// of them.
+    pub fn decode_range(&self, ids: &[i64], range: Range<usize>) -> String {
+        let decode = |ids: &[i64]| {
+            let ids: Vec<u32> = ids.iter().filter_map(|&id| u32::try_from(id).ok()).collect();
+            self.tokenizer.decode(&ids, false).unwrap_or_default()
+        };
+        // Some tokenizers write no space before the first token of a text.
+        let (before, all) = (decode(&ids[..range.start]), decode(&ids[..range.end]));
+        match all.strip_prefix(&before) {
+            Some(text) => text.to_owned(),
+            // The range begins within a character.
+            None => decode(&ids[range]),
+        }
+    }
+
+    /// The entries of `ids` in the vocabulary; empty for an id outside of it.
+    pub fn tokens(&self, ids: &[i64]) -> Vec<String> {
+        let token = |&id: &i64| self.tokenizer.id_to_token(u32::try_from(id).ok()?);
+        ids.iter().map(|id| token(id).unwrap_or_default()).collect()
     }
 
     fn image_tokens(&self, count: usize) -> ImageTokens<'_> {

@@ -17,6 +17,21 @@ pub struct EncodedRow {
 }
 
 impl EncodedRow {
+    /// The spans of `supervised` for which a batch has labels: no position predicts the first
+    /// token.
+    pub(crate) fn labelled_spans(&self) -> impl Iterator<Item = Range<usize>> {
+        let length = self.input_ids.len();
+        let labelled = move |span: &Range<usize>| span.start.max(1)..span.end.min(length);
+        self.supervised.iter().map(labelled).filter(|span| !span.is_empty())
+    }
+
+    /// For each token whether it is learned, that is, whether it is a label of the batch; `[n]`.
+    pub fn supervised_mask(&self) -> Vec<bool> {
+        let mut mask = vec![false; self.input_ids.len()];
+        self.labelled_spans().for_each(|span| mask[span].fill(true));
+        mask
+    }
+
     /// The first `max_seq_len` tokens.
     ///
     /// # Errors
@@ -54,5 +69,20 @@ impl EncodedRow {
         }
         self.input_ids.truncate(length);
         Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mask_has_the_spans_without_the_first_token() {
+        let row = EncodedRow {
+            input_ids: vec![1, 2, 3, 4, 5],
+            supervised: vec![0..2, 4..5],
+            image_starts: Vec::new(),
+        };
+        assert_eq!(row.supervised_mask(), [false, true, false, false, true]);
     }
 }

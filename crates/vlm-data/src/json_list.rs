@@ -227,7 +227,7 @@ mod tests {
             ("  ", "no rows"),
             ("[ ]", "has no rows"),
             ("{}", "expected a JSON list"),
-            ("[{}, {\"a\"", "after 1 complete rows"),
+            ("[{}, {\"a\"", "after 1 complete row:"),
             ("[{}] x", "byte 5"),
         ] {
             let error = scan(text).unwrap_err();

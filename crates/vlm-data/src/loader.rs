@@ -8,10 +8,13 @@ use vlm_display::count;
 
 use crate::batch::{Batch, Padding};
 use crate::chat::ChatTokenizer;
+use crate::chat_draws::ChatDraws;
 use crate::error::DataError;
 use crate::fingerprint::fingerprint;
+use crate::loaded_row::LoadedRow;
 use crate::order::{EpochOrder, OrderConfig, rows_of_rank};
 use crate::ordered_map::OrderedMap;
+use crate::reject::Rejected;
 use crate::reject_budget::{DEFAULT_MAX_REJECTED_FRACTION, RejectBudget};
 use crate::source::{Encoding, RowSource};
 use crate::windows::BucketWindows;
@@ -41,7 +44,9 @@ pub struct LoaderConfig {
     /// Whether the order is drawn from the seed and the epoch; otherwise it is the order of the
     /// source.
     pub shuffle: bool,
-    /// Seed of the shuffle.
+    /// Random changes of the conversations.
+    pub chat_draws: ChatDraws,
+    /// Seed of the shuffle and of the changes of the conversations.
     pub seed: u64,
     /// Whether the last batch is left out if it is not full.
     pub drop_last: bool,
@@ -67,6 +72,7 @@ impl Default for LoaderConfig {
             tokens_per_image: 196,
             padding: Padding::Longest,
             shuffle: true,
+            chat_draws: ChatDraws::default(),
             seed: 1337,
             drop_last: false,
             num_workers: std::thread::available_parallelism().map_or(1, usize::from),
@@ -157,6 +163,8 @@ impl Loader {
             tokens_per_image: config.tokens_per_image,
             max_seq_len: config.max_seq_len,
             padding: config.padding,
+            chat_draws: config.chat_draws.clone(),
+            seed: config.seed,
         };
         Ok(Self { maker: Arc::new(maker), config })
     }
@@ -189,6 +197,15 @@ impl Loader {
         self.maker.source.locate(index)
     }
 
+    /// Row `index` as it goes into a batch, or why it is rejected. The images must be read as
+    /// pixels ([`ImageReading::Pixels`]).
+    ///
+    /// # Errors
+    /// A disk that fails; a loader that does not preprocess images.
+    pub fn load_row(&self, index: usize) -> Result<Result<LoadedRow, Rejected>, DataError> {
+        self.maker.load(index)
+    }
+
     /// The rows of batch `index` of `epoch` on all ranks together.
     pub fn global_batch(&self, epoch: u64, index: usize) -> Vec<usize> {
         let order = EpochOrder::new(self.config.order(), self.num_rows(), epoch);
@@ -209,6 +226,7 @@ impl Loader {
 pub struct Epoch {
     maker: Arc<RowMaker>,
     windows: BucketWindows,
+    epoch: u64,
     num_batches: usize,
     rank: usize,
     world_size: usize,
@@ -234,7 +252,7 @@ impl Epoch {
         order: EpochOrder,
         start_batch: usize,
     ) -> Self {
-        let num_batches = order.num_batches();
+        let (epoch, num_batches) = (order.epoch(), order.num_batches());
         let is_over = start_batch >= num_batches;
         let num_workers = if is_over { 0 } else { config.num_workers };
         Self {
@@ -248,6 +266,7 @@ impl Epoch {
             is_over,
             windows: BucketWindows::new(Arc::clone(&maker), order, num_workers > 0),
             maker,
+            epoch,
             num_batches,
             rank: config.rank,
             world_size: config.world_size,
@@ -267,7 +286,7 @@ impl Epoch {
             let rows = self.rows(index);
             let Some(workers) = &mut self.workers else { return };
             self.planned_rows.push_back(rows.len());
-            let batch = Arc::new(PendingBatch::new(index, rows.len()));
+            let batch = Arc::new(PendingBatch::new(self.epoch, index, rows.len()));
             for (slot, row) in rows.into_iter().enumerate() {
                 workers.submit(RowTask { batch: Arc::clone(&batch), slot, row });
             }
@@ -284,7 +303,7 @@ impl Epoch {
             (&mut self.workers, self.planned_rows.pop_front())
         else {
             let rows = self.rows(self.next);
-            return self.maker.make_batch(self.next, &rows);
+            return self.maker.make_batch(self.epoch, self.next, &rows);
         };
         // The results of all rows are taken; the thread that made the last row returned the batch.
         let results = (0..num_rows).filter_map(|_| workers.wait_next()?);

@@ -8,6 +8,7 @@ use std::ops::Range;
 use vlm_display::count;
 
 use crate::answer_start::{answer_start, before_spaces};
+use crate::chat_draws::EMPTY_THINK;
 use crate::mark_positions::{MarkPositions, left_out, refused};
 use crate::marks::{ContentForm, Conversation};
 use crate::reject::Reject;
@@ -94,6 +95,24 @@ impl MarkedPrompt {
         }
         Self { text: String::new(), answers: Vec::new(), images: Vec::new() }
             .with_images(conversation, places)
+    }
+
+    /// Leaves out the empty thinking blocks with which answers begin.
+    pub(crate) fn drop_empty_think(&mut self) {
+        let len = EMPTY_THINK.len();
+        for k in 0..self.answers.len() {
+            let answer = self.answers[k].range.clone();
+            if !self.text[answer.clone()].starts_with(EMPTY_THINK) {
+                continue;
+            }
+            self.text.replace_range(answer.start..answer.start + len, "");
+            self.answers[k].range.end -= len;
+            let later_answers = self.answers[k + 1..].iter_mut().map(|answer| &mut answer.range);
+            let images = self.images.iter_mut().filter(|image| image.start > answer.start);
+            for range in later_answers.chain(images) {
+                *range = range.start - len..range.end - len;
+            }
+        }
     }
 
     /// Takes the text of `places` and puts each image's tokens in its position.

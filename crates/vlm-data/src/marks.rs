@@ -4,7 +4,7 @@
 use std::ops::Range;
 
 use crate::rows::{IMAGE_TAG, Role, Turn, shows_images};
-use crate::template::{Content, Message, Part};
+use crate::template::{Content, Message, Part, TemplateInput};
 
 /// The form in which a template takes the content of a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,12 +41,12 @@ pub(crate) struct Enclosure {
 
 impl Conversation<'_> {
     /// The messages without marks.
-    pub(crate) fn plain(&self) -> Vec<Message> {
+    pub(crate) fn plain(&self) -> TemplateInput {
         self.messages(&mut |_, _, text| text.to_owned(), &mut |_| self.image.to_owned())
     }
 
     /// The messages with marks around every text and in place of every image in a text.
-    pub(crate) fn marked(&self, mark: char, enclosure: Enclosure) -> Vec<Message> {
+    pub(crate) fn marked(&self, mark: char, enclosure: Enclosure) -> TemplateInput {
         let none = Enclosure { leading: false, trailing: false };
         let mut enclose = |turn: usize, segment: usize, text: &str| {
             let is_answer = self.turns[turn].role == Role::Assistant;
@@ -60,7 +60,7 @@ impl Conversation<'_> {
         &self,
         of_text: &mut dyn FnMut(usize, usize, &str) -> String,
         of_image: &mut dyn FnMut(usize) -> String,
-    ) -> Vec<Message> {
+    ) -> TemplateInput {
         let mut num_images = 0;
         let mut next_image = || {
             num_images += 1;
@@ -98,7 +98,8 @@ impl Conversation<'_> {
             };
             messages.push(Message { role: turn.role, content });
         }
-        messages
+        let tools = self.turns.first().and_then(|first| first.tools.clone());
+        TemplateInput { messages, tools }
     }
 
     /// The texts of a turn between its images.

@@ -69,6 +69,10 @@ impl EpochOrder {
         Self { config, num_rows, epoch, permutation }
     }
 
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
     pub(crate) fn num_batches(&self) -> usize {
         self.config.num_batches(self.num_rows)
     }

@@ -5,7 +5,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_json::Number;
+use serde_json::{Number, Value};
 
 /// A value of a row.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,6 +101,22 @@ impl Field {
             Self::Object(record) => Ok(record),
             other => Err(format!("expected an object, found {}", other.kind())),
         }
+    }
+
+    /// The value as JSON; `None` if it has bytes, which JSON does not.
+    pub(crate) fn to_json(&self) -> Option<Value> {
+        Some(match self {
+            Self::Null => Value::Null,
+            Self::Bool(value) => Value::Bool(*value),
+            Self::Number(number) => Value::Number(number.clone()),
+            Self::Text(text) => Value::String(text.clone()),
+            Self::Bytes(_) => return None,
+            Self::List(items) => items.iter().map(Self::to_json).collect::<Option<_>>()?,
+            Self::Object(record) => {
+                let entry = |(key, value): &(String, Self)| Some((key.clone(), value.to_json()?));
+                record.0.iter().map(entry).collect::<Option<_>>()?
+            }
+        })
     }
 
     /// Parses JSON as Python writes it: `NaN`, `Infinity` and `-Infinity` are read as null.

@@ -3,6 +3,7 @@
 
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// The tag that stands for an image in the text of a turn.
 pub const IMAGE_TAG: &str = "<image>";
@@ -40,12 +41,16 @@ pub struct Turn {
     pub role: Role,
     /// The text, with an [`IMAGE_TAG`] at the position of each image.
     pub content: String,
+    /// The functions that the assistant may call: a list of objects, which a system turn that
+    /// begins a conversation can have. The chat template writes them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tools: Option<Value>,
 }
 
 impl Turn {
     /// A turn of `role`.
     pub fn new(role: Role, content: impl Into<String>) -> Self {
-        Self { role, content: content.into() }
+        Self { role, content: content.into(), tools: None }
     }
 }
 

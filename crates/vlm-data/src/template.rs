@@ -41,6 +41,14 @@ pub(crate) enum Part {
     Image,
 }
 
+/// What a template renders.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TemplateInput {
+    pub(crate) messages: Vec<Message>,
+    /// The functions that the assistant may call: a list of objects.
+    pub(crate) tools: Option<serde_json::Value>,
+}
+
 /// A compiled chat template.
 #[derive(Debug)]
 pub(crate) struct ChatTemplate {
@@ -78,7 +86,7 @@ impl ChatTemplate {
         Ok(Self { environment, compiled, special_tokens })
     }
 
-    /// The prompt of `messages`. With `add_generation_prompt` the template opens the answer that is
+    /// The prompt of `input`. With `add_generation_prompt` the template opens the answer that is
     /// to be generated.
     ///
     /// # Errors
@@ -86,15 +94,16 @@ impl ChatTemplate {
     /// order, or it reaches one of the limits of [`template_limits`].
     pub(crate) fn render(
         &self,
-        messages: &[Message],
+        input: &TemplateInput,
         add_generation_prompt: bool,
     ) -> Result<String, Reject> {
+        let TemplateInput { messages, tools } = input;
         let special_tokens = Value::from_serialize(&self.special_tokens);
         let root = context! {
             messages,
             add_generation_prompt,
             // Hugging Face always passes these two, and templates test whether they are none.
-            tools => (),
+            tools,
             documents => (),
             ..special_tokens
         };
@@ -134,8 +143,8 @@ mod tests {
     fn render(source: &str, turns: &[(Role, &str)]) -> Result<String, Reject> {
         let message =
             |&(role, text): &(Role, &str)| Message { role, content: Content::Text(text.into()) };
-        let messages: Vec<_> = turns.iter().map(message).collect();
-        compile(source).unwrap().render(&messages, true)
+        let messages = turns.iter().map(message).collect();
+        compile(source).unwrap().render(&TemplateInput { messages, tools: None }, true)
     }
 
     #[test]
@@ -154,7 +163,7 @@ mod tests {
                       {% endfor %}\n{{ m is defined }}{{ messages | tojson }}";
         assert_eq!(
             render(source, &[(Role::User, " é ")]).unwrap(),
-            "<s>é\nFalse[{\"role\":\"user\",\"content\":\" é \"}]"
+            "<s>é\nFalse[{\"role\": \"user\", \"content\": \" é \"}]"
         );
     }
 

@@ -7,8 +7,11 @@
 
 use std::cell::Cell;
 
-use minijinja::value::{Rest, ValueKind};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
+use serde_json::ser::PrettyFormatter;
+
+use crate::python_json;
 
 /// Largest number of instructions in one rendering. Known templates need a few hundred per turn.
 pub(crate) const MAX_STEPS: u64 = 500_000;
@@ -19,6 +22,9 @@ pub(crate) const MAX_BYTES: usize = 128 << 20;
 
 /// Deepest nesting of lists and of macro calls.
 const MAX_DEPTH: usize = 64;
+
+/// Largest indentation of JSON; a larger one is ignored.
+const MAX_INDENT: usize = 16;
 
 thread_local! {
     /// Number of bytes that the rendering of this thread may still build.
@@ -126,10 +132,18 @@ pub(crate) fn set_up(environment: &mut Environment<'static>) {
             filter.call(state, &args)
         });
     }
-    environment.add_filter("tojson", |value: Value| -> Result<String, Error> {
+    environment.add_filter("tojson", |value: Value, options: Kwargs| -> Result<String, Error> {
         spend_value(&value, 0)?;
-        serde_json::to_string(&value)
-            .map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
+        let indent: Option<usize> = options.get("indent")?;
+        options.assert_all_used()?;
+        let text = match indent.filter(|&indent| indent <= MAX_INDENT) {
+            Some(indent) => {
+                let spaces = vec![b' '; indent];
+                python_json::with_formatter(&value, PrettyFormatter::with_indent(&spaces))
+            }
+            None => python_json::in_one_line(&value),
+        };
+        text.map_err(|e| Error::new(ErrorKind::BadSerialization, e))
     });
     environment.set_unknown_method_callback(|state, value, method, args| {
         let mut all = vec![value.clone()];
@@ -234,11 +248,12 @@ fn of_numbers(
 mod tests {
     use std::collections::BTreeMap;
 
-    use crate::template::ChatTemplate;
+    use crate::template::{ChatTemplate, TemplateInput};
 
     fn error(source: &str) -> String {
-        let rendered = ChatTemplate::new(source, BTreeMap::new())
-            .and_then(|template| template.render(&[], false).map_err(|reject| reject.detail));
+        let rendered = ChatTemplate::new(source, BTreeMap::new()).and_then(|template| {
+            template.render(&TemplateInput::default(), false).map_err(|reject| reject.detail)
+        });
         rendered
             .map(|text| format!("it rendered {} bytes", text.len()))
             .unwrap_or_else(|error| error)
@@ -305,7 +320,7 @@ mod tests {
             ("{{ [1] + [2, 'c'] }}{{ ([0] * 2) | length }}", "[1, 2, \"c\"]2"),
             (
                 "{{ {'a': 1, 'b': [2]}['b'][0] }}{{ {'z': 1, 'a': 2} | tojson }}",
-                "2{\"z\":1,\"a\":2}",
+                "2{\"z\": 1, \"a\": 2}",
             ),
             ("{% for k, v in {'z': 1, 'a': 2}.items() %}{{ k }}{{ v }}{% endfor %}", "z1a2"),
             (
@@ -318,7 +333,8 @@ mod tests {
             ),
         ] {
             let template = ChatTemplate::new(source, BTreeMap::new()).unwrap();
-            assert_eq!(template.render(&[], false).unwrap(), expected, "{source}");
+            let rendered = template.render(&TemplateInput::default(), false);
+            assert_eq!(rendered.unwrap(), expected, "{source}");
         }
         assert!(error("{{ 'a' + 1 }}").contains("+ cannot be used between string and number"));
     }

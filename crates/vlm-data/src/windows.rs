@@ -59,5 +59,5 @@ impl Drop for BucketWindows {
 }
 
 fn make(order: &EpochOrder, maker: &RowMaker, window: usize) -> BucketWindow {
-    order.window(window, |rows| maker.lengths(rows))
+    order.window(window, |rows| maker.lengths(order.epoch(), rows))
 }

@@ -8,9 +8,12 @@ use rayon::prelude::*;
 
 use crate::batch::{Batch, ImageData, Padding, Sample, SampleImages};
 use crate::chat::ChatTokenizer;
+use crate::chat_draws::ChatDraws;
+use crate::decode::image_size;
 use crate::encoded_row::EncodedRow;
 use crate::error::DataError;
 use crate::feature_cache::FeatureCache;
+use crate::loaded_row::{LoadedImage, LoadedRow};
 use crate::order::RowLength;
 use crate::preprocess::ImageProcessor;
 use crate::reject::{Reject, RejectReason, Rejected};
@@ -44,6 +47,10 @@ pub(crate) struct RowMaker {
     pub(crate) tokens_per_image: usize,
     pub(crate) max_seq_len: usize,
     pub(crate) padding: Padding,
+    /// Random changes of the conversations.
+    pub(crate) chat_draws: ChatDraws,
+    /// Seed of `chat_draws`.
+    pub(crate) seed: u64,
 }
 
 /// The result for a row: a sample, a rejected row, or an error that ends the run.
@@ -60,14 +67,16 @@ pub(crate) struct RowTask {
 
 /// A batch that several threads are making.
 pub(crate) struct PendingBatch {
+    epoch: u64,
     index: usize,
     outcomes: Mutex<Vec<Option<Outcome>>>,
     num_missing: AtomicUsize,
 }
 
 impl PendingBatch {
-    pub(crate) fn new(index: usize, num_rows: usize) -> Self {
+    pub(crate) fn new(epoch: u64, index: usize, num_rows: usize) -> Self {
         Self {
+            epoch,
             index,
             outcomes: Mutex::new((0..num_rows).map(|_| None).collect()),
             num_missing: AtomicUsize::new(num_rows),
@@ -86,24 +95,27 @@ impl PendingBatch {
 impl RowMaker {
     /// Makes the row of `task`. Returns its batch if this was the last missing row.
     pub(crate) fn work(&self, task: RowTask) -> Option<Result<Batch, DataError>> {
-        let outcomes = task.batch.fill(task.slot, self.make(task.row))?;
+        let outcomes = task.batch.fill(task.slot, self.make(task.batch.epoch, task.row))?;
         Some(self.collate(task.batch.index, outcomes))
     }
 
-    /// `rows` with their numbers of tokens, sorted by index, because neighbours may be in the same
+    /// `rows` with their numbers of tokens in `epoch`, sorted by index, because neighbours may be in the same
     /// part of the source. Uses all cores.
-    pub(crate) fn lengths(&self, mut rows: Vec<usize>) -> Vec<RowLength> {
+    pub(crate) fn lengths(&self, epoch: u64, mut rows: Vec<usize>) -> Vec<RowLength> {
         rows.sort_unstable();
-        rows.into_par_iter().with_min_len(16).map(|row| (row, self.num_tokens(row))).collect()
+        let measured = |row| (row, self.num_tokens(epoch, row));
+        rows.into_par_iter().with_min_len(16).map(measured).collect()
     }
 
     /// Number of tokens of a row, the same for every kind of source; 0 if the row cannot be used,
     /// which is reported when it is made.
-    fn num_tokens(&self, row: usize) -> usize {
+    fn num_tokens(&self, epoch: u64, row: usize) -> usize {
+        let changes = self.chat_draws.of_row(self.seed, epoch, row);
         let count = || {
-            self.source.num_tokens(row).or_else(|| {
+            let prepared = self.source.num_tokens(row).filter(|_| changes.is_empty());
+            prepared.or_else(|| {
                 let turns = self.source.turns(row).ok()?;
-                self.tokenizer.num_tokens(&turns, self.tokens_per_image).ok()
+                self.tokenizer.num_changed_tokens(&turns, changes, self.tokens_per_image).ok()
             })
         };
         let num_tokens = catch_unwind(AssertUnwindSafe(count)).ok().flatten();
@@ -111,16 +123,21 @@ impl RowMaker {
     }
 
     /// The batch of `rows`, made in this thread.
-    pub(crate) fn make_batch(&self, index: usize, rows: &[usize]) -> Result<Batch, DataError> {
-        self.collate(index, rows.iter().map(|&row| self.make(row)).collect())
+    pub(crate) fn make_batch(
+        &self,
+        epoch: u64,
+        index: usize,
+        rows: &[usize],
+    ) -> Result<Batch, DataError> {
+        self.collate(index, rows.iter().map(|&row| self.make(epoch, row)).collect())
     }
 
-    fn make(&self, row: usize) -> Outcome {
-        try_row(self.source.as_ref(), row, || self.try_make(row))
+    fn make(&self, epoch: u64, row: usize) -> Outcome {
+        try_row(self.source.as_ref(), row, || self.try_make(epoch, row))
     }
 
-    fn try_make(&self, index: usize) -> Result<Sample, RowError> {
-        let (encoded, images) = self.encode(index)?;
+    fn try_make(&self, epoch: u64, index: usize) -> Result<Sample, RowError> {
+        let (encoded, images) = self.encode(epoch, index)?;
         let images = match &self.images {
             ImageReading::Skip => SampleImages::None,
             ImageReading::Pixels(processor) => {
@@ -174,13 +191,47 @@ impl RowMaker {
     }
 
     /// The row's token ids, from the source or made here, and its images, which are not opened.
-    fn encode(&self, index: usize) -> Result<(EncodedRow, Vec<RowImage>), RowError> {
-        if let Some(PreparedRow { encoded, images }) = self.source.prepared_row(index)? {
-            return Ok((encoded.cut(self.max_seq_len, self.tokens_per_image)?, images));
+    /// Prepared rows have the ids of the unchanged conversation.
+    fn encode(&self, epoch: u64, index: usize) -> Result<(EncodedRow, Vec<RowImage>), RowError> {
+        let (tokens_per_image, max_seq_len) = (self.tokens_per_image, self.max_seq_len);
+        let changes = self.chat_draws.of_row(self.seed, epoch, index);
+        if changes.is_empty()
+            && let Some(PreparedRow { encoded, images }) = self.source.prepared_row(index)?
+        {
+            return Ok((encoded.cut(max_seq_len, tokens_per_image)?, images));
         }
         let row = self.source.row(index)?;
-        let encoded = self.tokenizer.encode_row(&row, self.tokens_per_image, self.max_seq_len)?;
+        let encoded =
+            self.tokenizer.encode_changed_row(&row, changes, tokens_per_image, max_seq_len)?;
         Ok((encoded, row.images))
+    }
+
+    /// Row `index` as [`Self::make`] makes it in the first epoch, with the names and sizes of its images.
+    pub(crate) fn load(&self, index: usize) -> Result<Result<LoadedRow, Rejected>, DataError> {
+        let ImageReading::Pixels(processor) = &self.images else {
+            return Err(DataError::Internal("the loader does not preprocess images".into()));
+        };
+        try_row(self.source.as_ref(), index, || {
+            let Sample { encoded, images: made, .. } = self.try_make(0, index)?;
+            let crops = match made {
+                SampleImages::Pixels(crops) => crops,
+                SampleImages::None | SampleImages::Cached(_) => Vec::new(),
+            };
+            let (_, images) = self.encode(0, index)?;
+            let load = |(k, (image, pixels)): (usize, (&RowImage, Vec<u8>))| {
+                let bytes = self.source.image_bytes(index, k, image)?;
+                let (width, height) = image_size(&bytes).unwrap_or_default();
+                let side = processor.image_size() as u32;
+                Ok(LoadedImage { name: image.name.clone(), width, height, side, pixels })
+            };
+            let images = images.iter().zip(crops).enumerate().map(load);
+            let images = images.collect::<Result<_, RowError>>()?;
+            let turns = self.source.turns(index)?;
+            let changes = self.chat_draws.of_row(self.seed, 0, index);
+            let num_tokens =
+                self.tokenizer.num_changed_tokens(&turns, changes, self.tokens_per_image)?;
+            Ok(LoadedRow { encoded, num_tokens, images })
+        })
     }
 
     fn collate(&self, index: usize, outcomes: Vec<Outcome>) -> Result<Batch, DataError> {

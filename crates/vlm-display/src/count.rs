@@ -4,13 +4,14 @@ use std::fmt::Display;
 
 /// The number with its noun, which is given in the singular and ends in "s" unless the number is 1:
 /// `count(2, "rejected row")` is "2 rejected rows". After "ch", "sh", "s" and "x" the ending is
-/// "es", and "y" after a consonant becomes "ies".
+/// "es" except in "epochs", and "y" after a consonant becomes "ies".
 pub fn count<N: Display + PartialEq + From<u8>>(number: N, noun: &str) -> String {
     if number == N::from(1) {
         return format!("{number} {noun}");
     }
     match noun.strip_suffix('y') {
         Some(stem) if !stem.ends_with(['a', 'e', 'o', 'u']) => format!("{number} {stem}ies"),
+        _ if noun.ends_with("epoch") => format!("{number} {noun}s"),
         _ if noun.ends_with(['s', 'x']) || noun.ends_with("ch") || noun.ends_with("sh") => {
             format!("{number} {noun}es")
         }
@@ -31,8 +32,8 @@ mod tests {
 
     #[test]
     fn endings_are_those_of_english_nouns() {
-        let nouns = ["batch", "process", "box", "entry", "key", "machine"];
-        let plural = ["batches", "processes", "boxes", "entries", "keys", "machines"];
+        let nouns = ["batch", "epoch", "process", "box", "entry", "key"];
+        let plural = ["batches", "epochs", "processes", "boxes", "entries", "keys"];
         assert_eq!(nouns.map(|noun| count(3, noun)), plural.map(|noun| format!("3 {noun}")));
     }
 }

@@ -9,6 +9,7 @@
 //! ```
 
 mod assemble;
+mod batch_losses;
 mod device;
 pub mod device_batch;
 mod error;
@@ -16,8 +17,10 @@ pub mod evaluation;
 mod export;
 mod foreign;
 mod generator;
+mod image_gain;
 mod json_file;
 mod model_folder;
+mod model_inputs;
 mod precision;
 mod preprocessor;
 mod row_completions;
@@ -35,6 +38,7 @@ pub use json_file::write_json;
 pub use model_folder::{
     image_size_of_run, part_of_model, part_of_run, shape_of_run, weights_name, weights_of_run,
 };
+pub use model_inputs::ModelInputs;
 pub use precision::{autocast_kind, default_dtype};
 pub use preprocessor::{image_processor, write_preprocessor};
 pub use row_completions::{Completion, OnCompletions};

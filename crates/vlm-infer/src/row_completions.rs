@@ -11,6 +11,8 @@ use crate::generator::{Generator, PreparedPrompt};
 /// A generated text, with the text that the row has for it.
 #[derive(Debug, Clone)]
 pub struct Completion {
+    /// The text of the last turn before it, in which `<image>` marks the place of an image.
+    pub question: String,
     /// The generated text.
     pub text: String,
     /// The first assistant turn of the row; empty if the row has none.
@@ -38,9 +40,9 @@ impl Generator<'_> {
             let (mut completions, mut prompts) = (Vec::new(), Vec::new());
             for &row in rows {
                 completions.push(match self.prepare_row(source, row) {
-                    Ok((prompt, expected)) => {
+                    Ok((prompt, completion)) => {
                         prompts.push(prompt);
-                        Ok(Completion { text: String::new(), expected })
+                        Ok(completion)
                     }
                     Err(error) => Err(error.at(source.locate(row)).map_err(InferError::from)?),
                 });
@@ -80,20 +82,20 @@ impl Generator<'_> {
         Ok((all.len() == rows.len()).then_some(all))
     }
 
-    /// The prompt of a row, which consists of the turns before its first assistant turn, and the
-    /// text of that turn. For a row without an assistant turn, the prompt has all turns.
+    /// The prompt of a row, which consists of the turns before its first assistant turn, and a
+    /// completion without its text. For a row without an assistant turn, the prompt has all turns.
     fn prepare_row(
         &self,
         source: &dyn RowSource,
         row: usize,
-    ) -> Result<(PreparedPrompt, String), RowError> {
+    ) -> Result<(PreparedPrompt, Completion), RowError> {
         let whole = source.row(row)?;
         let is_assistant = |turn: &Turn| turn.role == Role::Assistant;
         let at = whole.turns.iter().position(is_assistant).unwrap_or(whole.turns.len());
         let turns = &whole.turns[..at];
-        if turns.is_empty() {
+        let Some(last) = turns.last() else {
             return Err(Reject::new(RejectReason::InvalidRow, "the row has no question").into());
-        }
+        };
         // The images of later turns are not part of the prompt. If the numbers of tags and images
         // differ, `prepare` returns an error.
         let num_shown = if whole.num_image_tags() == whole.images.len() {
@@ -109,6 +111,8 @@ impl Generator<'_> {
             .map(|(k, image)| source.image_bytes(row, k, image))
             .collect();
         let expected = whole.turns.get(at).map_or(String::new(), |turn| turn.content.clone());
-        Ok((self.prepare(turns, &images?)?, expected))
+        let completion =
+            Completion { question: last.content.clone(), text: String::new(), expected };
+        Ok((self.prepare(turns, &images?)?, completion))
     }
 }

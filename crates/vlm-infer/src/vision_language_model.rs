@@ -6,16 +6,15 @@ use std::sync::Arc;
 use vlm_data::{ChatTokenizer, ImageProcessor};
 use vlm_model::sampling::Sampling;
 use vlm_model::{Vlm, is_projector};
-use vlm_shapes::{Dtype, ShapeRequest};
+use vlm_shapes::Dtype;
 
 use crate::InferError;
-use crate::assemble::{ModelFiles, build_model, open_tokenizer, settle_shapes};
+use crate::assemble::{ModelFiles, build_model};
 use crate::device::select_device;
 use crate::foreign::open_lm;
 use crate::generator::Generator;
-use crate::model_folder::ModelFolder;
+use crate::model_inputs::ModelInputs;
 use crate::precision::default_dtype;
-use crate::preprocessor::image_processor;
 
 /// Options for loading a model.
 #[derive(Debug, Clone)]
@@ -30,6 +29,9 @@ pub struct LoadOptions {
     /// Folder of the tokenizer; `None` for the one in the folder of the model, or else the one that
     /// its `config.json` names.
     pub tokenizer: Option<PathBuf>,
+    /// Token that stands for an image in the prompt; `None` for the one that the `config.json` of
+    /// the model names, or else that of the language model's family.
+    pub image_token: Option<String>,
     /// `auto`, `cpu`, `cuda` or `cuda:N`; `auto` uses the first GPU if there is one.
     pub device: String,
     /// Type of the forward pass; `None` for bfloat16 on CUDA and float32 on the CPU.
@@ -41,7 +43,14 @@ impl LoadOptions {
     /// one.
     pub fn new(model: impl Into<PathBuf>) -> Self {
         let model = model.into();
-        Self { model, vision: None, tokenizer: None, device: "auto".into(), dtype: None }
+        Self {
+            model,
+            vision: None,
+            tokenizer: None,
+            image_token: None,
+            device: "auto".into(),
+            dtype: None,
+        }
     }
 }
 
@@ -76,21 +85,8 @@ impl VisionLanguageModel {
     /// weights without a projector.
     pub fn open(options: &LoadOptions) -> Result<Self, InferError> {
         let device = select_device(&options.device)?;
-        let folder = ModelFolder::find(&options.model)?;
-        let weights = folder.weights.clone();
-        let files = ModelFiles {
-            lm: Some(weights.clone()),
-            vision: folder.part(&options.vision, "vision")?,
-            image_size: folder.image_size(),
-            tokenizer: folder.part(&options.tokenizer, "tokenizer")?,
-            image_token: folder.config["image_token"].as_str().map(str::to_owned),
-            projector: None,
-        };
-        let mut tokenizer = open_tokenizer(&files)?;
-        tokenizer.add_stop_token_ids(&folder.stop_token_ids());
-        let tokenizer = Arc::new(tokenizer);
-        let shapes = settle_shapes(&files, &ShapeRequest::default(), &tokenizer, 0)?;
-        let processor = Arc::new(image_processor(&files.vision, &shapes.vision)?);
+        let ModelInputs { tokenizer, processor, shapes, files, .. } = ModelInputs::open(options)?;
+        let weights = files.lm.clone().unwrap_or_else(|| options.model.clone());
         require_projector(&files)?;
         let model = build_model(&files, &shapes, true, 0, device)?;
         model.params().set_trainable(|_| false);

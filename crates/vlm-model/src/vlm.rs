@@ -28,6 +28,15 @@ pub struct LossSum {
     pub aux_loss: Option<Tensor>,
 }
 
+/// The losses of the rows of a batch.
+#[derive(Debug)]
+pub struct RowLosses {
+    /// Cross-entropy summed over the supervised positions of each row, in nats; `[B]`, f64.
+    pub sums: Tensor,
+    /// Number of supervised positions of each row; `[B]`, i64.
+    pub num_supervised: Tensor,
+}
+
 /// A vision-language model.
 #[derive(Debug)]
 pub struct Vlm {
@@ -301,6 +310,45 @@ impl Vlm {
         targets: &Tensor,
         train: bool,
     ) -> Result<LossSum, ModelError> {
+        let (logits_sv, aux_loss) = self.supervised_logits(batch, supervised, targets, train)?;
+        let sum = cross_entropy(&logits_sv, targets, Reduction::Sum);
+        Ok(LossSum { sum, num_supervised: targets.size()[0], aux_loss })
+    }
+
+    /// As [`Self::loss`] outside of training, and besides the loss of each row.
+    ///
+    /// # Errors
+    /// As [`Self::loss`].
+    pub fn loss_by_row(
+        &self,
+        batch: &ModelBatch,
+        supervised: &Tensor,
+        targets: &Tensor,
+    ) -> Result<(LossSum, RowLosses), ModelError> {
+        let ends: Vec<i64> = batch.rows()?.iter().map(|(start, len)| start + len).collect();
+        let (logits_sv, aux_loss) = self.supervised_logits(batch, supervised, targets, false)?;
+        let sum = cross_entropy(&logits_sv, targets, Reduction::Sum);
+        let losses_s = cross_entropy(&logits_sv, targets, Reduction::None).to_kind(Kind::Double);
+        // The index of the first end that is after the position; a row without tokens has no
+        // position.
+        let rows_s = supervised.bucketize(&index_tensor(&ends, self.device()), false, true);
+        let num_rows = ends.len() as i64;
+        let zeros_b = Tensor::zeros([num_rows], (Kind::Double, self.device()));
+        let by_row = RowLosses {
+            sums: zeros_b.index_add(0, &rows_s, &losses_s),
+            num_supervised: rows_s.bincount(None::<Tensor>, num_rows),
+        };
+        Ok((LossSum { sum, num_supervised: targets.size()[0], aux_loss }, by_row))
+    }
+
+    /// The logits `[S, vocab_size]` (f32) of the supervised positions, and the auxiliary loss.
+    fn supervised_logits(
+        &self,
+        batch: &ModelBatch,
+        supervised: &Tensor,
+        targets: &Tensor,
+        train: bool,
+    ) -> Result<(Tensor, Option<Tensor>), ModelError> {
         if supervised.size() != targets.size() {
             return Err(ModelError::Shape(format!(
                 "supervised has shape {:?}, but targets has {:?}",
@@ -310,10 +358,13 @@ impl Vlm {
         }
         let LmOutput { hidden: hidden_bth, aux_loss } = self.forward(batch, None, train)?;
         let hidden_sh = hidden_bth.view([-1, self.lm.config().dim]).index_select(0, supervised);
-        let logits_sv = self.lm.logits(&hidden_sh).to_kind(Kind::Float);
-        let sum = logits_sv.cross_entropy_loss(targets, None::<Tensor>, Reduction::Sum, -100, 0.0);
-        Ok(LossSum { sum, num_supervised: targets.size()[0], aux_loss })
+        Ok((self.lm.logits(&hidden_sh).to_kind(Kind::Float), aux_loss))
     }
+}
+
+/// The cross-entropy in nats: `[S, vocab_size]` and `[S]` (i64) → a scalar or `[S]`.
+fn cross_entropy(logits_sv: &Tensor, targets: &Tensor, reduction: Reduction) -> Tensor {
+    logits_sv.cross_entropy_loss(targets, None::<Tensor>, reduction, -100, 0.0)
 }
 
 #[cfg(test)]

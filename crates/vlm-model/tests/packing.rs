@@ -166,6 +166,32 @@ fn packed_rows_have_the_same_losses_and_gradients_as_alone() {
 }
 
 #[test]
+fn losses_by_row_are_those_of_each_row_alone() {
+    let (_, config) = families().remove(0);
+    let model = model(config);
+    // Rows 1 and 3 have no supervised position.
+    let rows = rows(&[9, 1, 17, 5], &[&[2], &[], &[1, 8], &[]]);
+    let supervised = Tensor::from_slice(&[3i64, 7, 12, 13, 25]);
+    let features = features_of(&rows);
+    let (packed, alone) = (packed(&rows, &features), alone(&rows, &features));
+    let targets = packed.input_ids.view([-1]).index_select(0, &(&supervised + 1));
+    let (sum, by_row) = model.loss_by_row(&packed, &supervised, &targets).unwrap();
+    assert_eq!(Vec::<i64>::try_from(by_row.num_supervised).unwrap(), [2, 0, 3, 0]);
+    let sums = Vec::<f64>::try_from(by_row.sums).unwrap();
+    let alone_loss = |row: usize, positions: &[i64], targets: Tensor| {
+        let positions = Tensor::from_slice(positions);
+        f64::try_from(model.loss(&alone[row], &positions, &targets, false).unwrap().sum).unwrap()
+    };
+    let first = alone_loss(0, &[3, 7], targets.narrow(0, 0, 2));
+    let third = alone_loss(2, &[2, 3, 15], targets.narrow(0, 2, 3));
+    for (found, expected) in sums.iter().zip([first, 0.0, third, 0.0]) {
+        assert!((found - expected).abs() <= 5.0 * TOLERANCE, "{found} against {expected}");
+    }
+    let plain = model.loss(&packed, &supervised, &targets, false).unwrap();
+    assert_eq!(f64::try_from(sum.sum).unwrap(), f64::try_from(plain.sum).unwrap());
+}
+
+#[test]
 fn a_packed_row_does_not_depend_on_its_neighbours() {
     let (_, config) = families().remove(0);
     let model = model(config);

@@ -2,7 +2,7 @@
 //! it to a file or shows it, for example as a progress bar.
 
 use serde::Serialize;
-use vlm_infer::evaluation::EvalReport;
+use vlm_infer::evaluation::{EvalReport, EvalSample};
 
 use crate::TrainError;
 use crate::train_state::Counters;
@@ -55,6 +55,14 @@ pub enum Event<'a> {
     Log(&'a LogLine),
     /// The model was evaluated.
     Evaluation(&'a EvalLine),
+    /// Some evaluation rows with the answers that the model generated for them. It follows the
+    /// [`Event::Evaluation`] of the step.
+    Samples {
+        /// Number of steps (micro-batches) done.
+        step: u64,
+        /// The rows.
+        samples: &'a [EvalSample],
+    },
     /// The training ended: all steps are done, or it was asked to stop. Not sent after an error.
     Ended,
 }
@@ -68,7 +76,7 @@ impl Event<'_> {
         match self {
             Self::Log(line) => serde_json::to_value(line).map(Some),
             Self::Evaluation(line) => serde_json::to_value(line).map(Some),
-            Self::Started { .. } | Self::Step(_) | Self::Ended => Ok(None),
+            Self::Started { .. } | Self::Step(_) | Self::Samples { .. } | Self::Ended => Ok(None),
         }
     }
 }
@@ -153,6 +161,10 @@ pub struct EvalLine {
     pub eval_rejected_rows: u64,
     /// Number of supervised tokens that the loss was computed on.
     pub eval_supervised_tokens: u64,
+    /// How much higher the loss is with the images of other rows, in nats per supervised token;
+    /// absent if no row could get other images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_image_gain: Option<f64>,
     /// Number of rows for which a caption was generated.
     pub eval_captions: u64,
     /// Share of these captions that equal the expected text exactly.
@@ -175,6 +187,7 @@ impl EvalLine {
             eval_rows: report.rows,
             eval_rejected_rows: report.rejected_rows,
             eval_supervised_tokens: report.supervised_tokens,
+            eval_image_gain: report.image_gain,
             eval_captions: report.captions,
             eval_exact: report.exact,
             eval_token_f1: report.token_f1,

@@ -85,7 +85,8 @@ impl AdamW {
     }
 
     /// Updates the tensors from their gradients. `rate` maps a configured learning rate to the
-    /// current one (see `Schedule::rate`). Tensors without a gradient are not changed.
+    /// current one (see `Schedule::rate`). Tensors without a gradient are not changed, unless
+    /// `zero_unused_gradients` gives them one of zero.
     ///
     /// # Errors
     /// A failure of libtorch.
@@ -103,11 +104,16 @@ impl AdamW {
 
     /// Updates all tensors whose configured learning rate is `base`.
     fn step_with_rate(&self, base: f64, learning_rate: f64) -> Result<(), TrainError> {
-        let has_gradient = |slot: &&Slot| {
-            slot.part.learning_rate(&self.optim) == base && slot.param.grad().defined()
+        let zeroes = self.optim.zero_unused_gradients;
+        let is_changed = |slot: &&Slot| {
+            slot.part.learning_rate(&self.optim) == base && (zeroes || slot.param.grad().defined())
         };
         let list = |of: fn(&Slot) -> Tensor| {
-            self.slots.iter().filter(has_gradient).map(of).collect::<Vec<_>>()
+            self.slots.iter().filter(is_changed).map(of).collect::<Vec<_>>()
+        };
+        let gradient = |slot: &Slot| {
+            let grad = slot.param.grad();
+            if grad.defined() { grad } else { slot.exp_avg.zeros_like() }
         };
         let [beta1, beta2] = self.optim.betas;
         let numbers = AdamWStep {
@@ -118,7 +124,7 @@ impl AdamW {
         };
         fused_adamw_step(
             &list(|slot| slot.param.shallow_clone()),
-            &list(|slot| slot.param.grad()),
+            &list(gradient),
             &list(|slot| slot.exp_avg.shallow_clone()),
             &list(|slot| slot.exp_avg_sq.shallow_clone()),
             &list(|slot| slot.step.shallow_clone()),
@@ -240,6 +246,23 @@ mod tests {
             "{:?}",
             values(&optimizer)
         );
+    }
+
+    #[test]
+    fn a_gradient_of_zero_changes_a_tensor_by_momentum_and_no_gradient_does_not() {
+        for (zeroes, expected) in [(false, 0.9), (true, 0.833)] {
+            let mut optim = OptimConfig::default();
+            optim.learning_rate = 0.1;
+            optim.weight_decay = 0.0;
+            optim.zero_unused_gradients = zeroes;
+            let mut optimizer = optimizer(&optim);
+            optimizer.step(|rate| rate).unwrap();
+            vlm_torch::set_grad_none(&optimizer.params()).unwrap();
+            optimizer.step(|rate| rate).unwrap();
+            // torch 2.11: two steps of AdamW([p], lr=0.1, weight_decay=0) with p.grad = 1 and 0.
+            let found = values(&optimizer)[0];
+            assert!((found - expected).abs() < 1e-4, "{found} with {zeroes}");
+        }
     }
 
     #[test]

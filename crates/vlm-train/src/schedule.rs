@@ -33,27 +33,35 @@ impl Schedule {
         }
     }
 
+    /// Length of the warm-up, in micro-batches.
+    pub fn warmup_steps(&self) -> u64 {
+        self.warmup_steps
+    }
+
     /// The learning rate of micro-batch `step`, counted from 0, for the configured rate `lr`.
     ///
     /// The schedule `reference` is `lr/10 + lr/2 · (1 + cos(π · step / total_steps))`, which starts
     /// at 1.1 · `lr`: `get_lr` of MiniMind-V of April 2025, whose documentation says otherwise.
-    /// `cosine` is that of current MiniMind-V, which starts at `lr`. During the warm-up the rate is
-    /// multiplied by `(step + 1) / warmup_steps`, as in nanoVLM; `cosine` and `linear` decay after
-    /// the warm-up, as in Hugging Face's schedules.
+    /// `cosine` starts at `lr`. `minimind-3v` is `cosine` one step later: current MiniMind-V counts
+    /// its steps from 1, so that the last one has the smallest rate. During the warm-up the rate is
+    /// multiplied by `(step + 1) / warmup_steps`, as in nanoVLM; the cosines and `linear` decay
+    /// after the warm-up, as in Hugging Face's schedules.
     pub fn rate(&self, step: u64, lr: f64) -> f64 {
         let total = self.total_steps as f64;
         let decayed = |progress: f64| self.min_ratio + (1.0 - self.min_ratio) * (1.0 - progress);
-        let after_warmup = || {
+        let after_warmup = |step: u64| {
             let steps = self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64;
             (step.saturating_sub(self.warmup_steps) as f64 / steps).min(1.0)
         };
+        let cosine = |step| decayed(0.5 * (1.0 - (PI * after_warmup(step)).cos()));
         let rate = match self.kind {
             LrSchedule::Reference => {
                 lr / 10.0 + 0.5 * lr * (1.0 + (PI * (step as f64 / total)).cos())
             }
             LrSchedule::Constant => lr,
-            LrSchedule::Cosine => lr * decayed(0.5 * (1.0 - (PI * after_warmup()).cos())),
-            LrSchedule::Linear => lr * decayed(after_warmup()),
+            LrSchedule::Cosine => lr * cosine(step),
+            LrSchedule::MiniMind3v => lr * cosine(step + 1),
+            LrSchedule::Linear => lr * decayed(after_warmup(step)),
             LrSchedule::Wsd => {
                 let start = self.total_steps.saturating_sub(self.decay_steps);
                 let into_decay = step.saturating_sub(start) as f64;
@@ -90,8 +98,9 @@ mod tests {
     }
 
     #[test]
-    fn cosine_equals_current_minimind_v() {
-        // python3: 4e-4*(0.1 + 0.45*(1 + math.cos(math.pi*k/40))) for k = 0, 7, 20, 39
+    fn minimind_3v_equals_current_minimind_v_and_cosine_is_one_step_behind() {
+        // python3: 4e-4*(0.1 + 0.45*(1 + math.cos(math.pi*k/40))) for k = 0, 7, 20, 39, which
+        // current MiniMind-V computes from k = 1 on.
         let golden = [
             (0, 4e-4),
             (7, 0.000_373_475_229_583_736_64),
@@ -103,6 +112,11 @@ mod tests {
             let found = schedule.rate(step, 4e-4);
             assert!((found - expected).abs() < 1e-15, "step {step}: {found}");
         }
+        let current = Schedule { kind: LrSchedule::MiniMind3v, ..schedule.clone() };
+        for (step, expected) in &golden[1..] {
+            assert!((current.rate(step - 1, 4e-4) - expected).abs() < 1e-15, "step {step}");
+        }
+        assert!((current.rate(39, 4e-4) - 4e-5).abs() < 1e-15);
     }
 
     #[test]

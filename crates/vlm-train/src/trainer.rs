@@ -356,7 +356,10 @@ impl<'a> Trainer<'a> {
     /// # Errors
     /// `max_skipped_in_a_row` consecutive updates were skipped.
     fn update(&mut self, accumulation: Accumulation) -> Result<Option<f64>, TrainError> {
-        if !accumulation.learns {
+        // Before the first gradient there is no momentum, and a run that never learns must end with
+        // an error instead of many updates by zero.
+        let zeroes = self.config.optim.zero_unused_gradients && self.state.counters.update > 0;
+        if !(accumulation.learns || zeroes && accumulation.supervised_tokens > 0) {
             return Ok(None);
         }
         let params = self.optimizer.params();

@@ -1,6 +1,7 @@
 //! Rows with a list of turns: ShareGPT's and LLaVA's `conversations`, OpenAI's `messages`,
 //! the_cauldron's `texts`, and pairs of a question and an answer.
 
+use serde_json::Value;
 use vlm_display::count;
 
 use super::context::{FormContext, is_rating};
@@ -19,6 +20,8 @@ pub(super) const LIST_KEYS: [&str; 10] = [
 const ROLE_KEYS: [&str; 4] = ["role", "from", "speaker", "sender"];
 const CONTENT_KEYS: [&str; 7] =
     ["content", "value", "text", "parts", "message", "utterance", "contents"];
+/// Keys under which a system turn has the functions that the assistant may call.
+const TOOL_KEYS: [&str; 2] = ["functions", "tools"];
 /// Keys under which an object has a question, and its answer.
 const QUESTION_KEYS: [&str; 6] = ["user", "human", "question", "query", "instruction", "prompt"];
 const ANSWER_KEYS: [&str; 9] =
@@ -104,6 +107,29 @@ fn transposed(columns: &Record, key: &str) -> Result<Field, Reject> {
         }
     }
     Ok(Field::List(rows.into_iter().map(Field::Object).collect()))
+}
+
+/// The functions in a turn, which are a list of objects, also as JSON text; `None` if there are
+/// none.
+fn tools(turn: &Record) -> Result<Option<Value>, Reject> {
+    let Some((key, value)) = turn.first_of(&TOOL_KEYS).filter(|(_, value)| !value.is_empty())
+    else {
+        return Ok(None);
+    };
+    let of_text = match value {
+        Field::Text(text) => Field::from_json(text).ok(),
+        _ => None,
+    };
+    match of_text.as_ref().unwrap_or(value).to_json() {
+        Some(Value::Array(list)) if list.is_empty() => Ok(None),
+        Some(Value::Array(list)) if list.iter().all(Value::is_object) => {
+            Ok(Some(Value::Array(list)))
+        }
+        _ => Err(Reject::invalid_row(format!(
+            "\"{key}\" of the system turn should be a list of functions, each an object, but is {}",
+            value.kind()
+        ))),
+    }
 }
 
 struct Reader<'a, 'c> {
@@ -199,7 +225,10 @@ impl Reader<'_, '_> {
             }
             self.images.extend(shown_here.into_iter().map(Some));
         }
-        self.turns.push(Turn::new(role, text));
+        // As in MiniMind-V, functions are those of a system turn that begins the conversation.
+        let is_opening = role == Role::System && self.turns.is_empty();
+        let tools = if is_opening { tools(turn)? } else { None };
+        self.turns.push(Turn { tools, ..Turn::new(role, text) });
         Ok(())
     }
 

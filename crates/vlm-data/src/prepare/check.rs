@@ -3,12 +3,11 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use image::codecs::png::{CompressionType, FilterType, PngEncoder};
-use image::{ExtendedColorType, ImageEncoder};
 
 use super::settings::ImageStore;
 use crate::chat::ChatTokenizer;
 use crate::decode::{ImageLimits, RgbImage, image_size};
+use crate::png::png;
 use crate::reject::Reject;
 use crate::row_error::RowError;
 use crate::rows::RowImage;
@@ -79,12 +78,4 @@ impl RowChecker {
             }
         }
     }
-}
-
-fn png(pixels: &[u8], side: u32) -> Result<Vec<u8>, Reject> {
-    let mut bytes = Vec::with_capacity(pixels.len() / 2);
-    PngEncoder::new_with_quality(&mut bytes, CompressionType::Fast, FilterType::Adaptive)
-        .write_image(pixels, side, side, ExtendedColorType::Rgb8)
-        .map_err(|e| Reject::unreadable_image(format!("as PNG: {e}")))?;
-    Ok(bytes)
 }

@@ -104,6 +104,21 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Spelling of an image's token in the prompt.
+    pub fn image_placeholder(&self) -> &str {
+        &self.made_with.image_placeholder
+    }
+
+    /// Number of tokens of an image in the prompt.
+    pub fn tokens_per_image(&self) -> usize {
+        self.made_with.tokens_per_image
+    }
+
+    /// Number of tokens to which rows were truncated.
+    pub fn max_seq_len(&self) -> usize {
+        self.made_with.max_seq_len
+    }
+
     /// Checks that the rows are those that `wanted` would make of the same input.
     pub(crate) fn check(&self, dir: &Path, wanted: &Encoding<'_>) -> Result<(), DataError> {
         let made = &self.made_with;

@@ -30,7 +30,7 @@ fn the_example_prints_a_batch_of_json_lines_and_names_a_rejected_row() {
         "49".to_owned(),
     ];
     let text = first_batch::first_batch(&args).unwrap();
-    for part in ["2 rows, 1 batches", "learns", "A red circle.", "gone.png"] {
+    for part in ["2 rows, 1 batch", "learns", "A red circle.", "gone.png"] {
         assert!(text.contains(part), "{part} is not in:\n{text}");
     }
 }

@@ -346,3 +346,54 @@ fn a_template_with_a_generation_prompt_and_spaced_ends_is_followed() {
     let (ids, _) = tokenizer.encode_prompt(&turns[..1], 0, TOKENS_PER_IMAGE).unwrap();
     assert!(tokenizer.decode(&ids).ends_with("[assistant] "));
 }
+
+#[test]
+fn a_loaded_row_is_what_its_batch_has() {
+    let folder = mixed_rows();
+    let loader = folder.loader(with(config(), |c| {
+        c.batch_size = 1;
+        c.shuffle = false;
+        // Some rows are truncated.
+        c.max_seq_len = 34;
+    }));
+    let (mut num_cut, mut num_rejected) = (0, 0);
+    for (index, batch) in batches(&loader, 0, 0).into_iter().enumerate() {
+        let row = match loader.load_row(index).unwrap() {
+            Ok(row) => row,
+            Err(rejected) => {
+                assert_eq!(batch.rejected, [rejected]);
+                num_rejected += 1;
+                continue;
+            }
+        };
+        let ids = &row.encoded.input_ids;
+        assert_eq!(batch.input_ids, ids[..ids.len() - 1]);
+        let mask = row.encoded.supervised_mask();
+        let label = |at: usize| if mask[at] { ids[at] } else { IGNORE_INDEX };
+        assert_eq!(batch.labels, (1..ids.len()).map(label).collect::<Vec<_>>());
+        let pixels: Vec<u8> = row.images.iter().flat_map(|image| image.pixels.clone()).collect();
+        match &batch.image_data {
+            ImageData::Pixels(expected) => assert_eq!(*expected, pixels),
+            _ => assert!(pixels.is_empty()),
+        }
+        assert!(row.images.iter().all(|image| (image.width, image.height) == (12, 9)));
+        num_cut += usize::from(row.num_tokens > ids.len());
+    }
+    assert!(num_cut > 0 && num_rejected > 0, "{num_cut} and {num_rejected}");
+}
+
+#[test]
+fn texts_of_ranges_join_to_the_text_of_all_tokens() {
+    let folder = Folder::new();
+    folder.write_rows(&[row("wörld?", "é 中", "")]);
+    let loader = folder.loader(config());
+    let ids = loader.load_row(0).unwrap().unwrap().encoded.input_ids;
+    let tokenizer = folder.tokenizer();
+    let text = tokenizer.decode_range(&ids, 0..ids.len());
+    assert_eq!(text, "<s>user\nwörld?</s>\n<s>assistant\né 中</s>\n");
+    for middle in [1, 5, ids.len() - 2] {
+        let parts = [0..middle, middle..ids.len()].map(|part| tokenizer.decode_range(&ids, part));
+        assert_eq!(parts.concat(), text);
+    }
+    assert_eq!(tokenizer.tokens(&ids[..3]), ["<s>", "u", "s"]);
+}

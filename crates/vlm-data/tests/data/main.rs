@@ -5,6 +5,7 @@ mod example;
 mod forms;
 mod loader;
 mod loader_rejects;
+mod minimind3v;
 mod nested;
 mod preprocess;
 mod shards;

@@ -103,7 +103,7 @@ fn what_is_no_data_set_is_refused_with_what_is_supported() {
         assert!(error.contains(".parquet") && error.contains(".jsonl"), "{error}");
     }
     let error = open_source(folder.path(), None).err().unwrap().to_string();
-    assert!(error.contains("1 files"), "{error}");
+    assert!(error.contains("1 file "), "{error}");
     for (content, found) in [
         (&b"\x1f\x8b\x08\x00"[..], "cannot be decoded as gzip"),
         (b"ARROW1\0\0", "cannot be read as Arrow"),

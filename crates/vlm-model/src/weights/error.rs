@@ -42,7 +42,7 @@ pub enum WeightsError {
     },
     /// A tensor has elements that are infinite or not a number (NaN).
     #[error(
-        "{}: tensor {name:?} is not finite: infinite or NaN elements: {count} of {numel}, the \
+        "{}: tensor {name:?} is not finite: {count} of its {numel} elements (infinite or NaN), the \
          first at index {first:?}; the file is damaged, or was saved by a run that diverged: \
          use an earlier one",
         path.display()

@@ -13,8 +13,8 @@ use serde::{Serialize, Serializer};
 use serde_json::Value;
 use vlm_display::{Align, Table};
 
-use crate::TrainError;
 use crate::leaves::leaves;
+use crate::{TrainError, samples};
 use page::{Chart, Page};
 
 /// Name of the page in a run's folder.
@@ -47,10 +47,11 @@ fn as_base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Err
     serializer.serialize_str(&base64::encode(bytes))
 }
 
-/// Columns of the log that are drawn: name, title, unit, and whether the curve is smoothed.
-const CURVES: [(&str, &str, &str, bool); 6] = [
+/// Columns of the log and of the evaluations that are drawn: name, title, unit, and whether the curve is smoothed.
+const CURVES: [(&str, &str, &str, bool); 7] = [
     ("loss", "Loss", "nats per supervised token", true),
     ("lr", "Learning rate", "", false),
+    ("eval_image_gain", "Image gain", "loss with other images − loss, nats per token", false),
     ("grad_norm", "Gradient norm", "before clipping", true),
     ("samples_per_sec", "Throughput", "rows per second", true),
     ("step_ms", "Step", "milliseconds", true),
@@ -58,7 +59,7 @@ const CURVES: [(&str, &str, &str, bool); 6] = [
 ];
 
 /// Writes the page from what the folder holds: `summary.json`, and where they are there
-/// `metrics.jsonl`, `config.json` and `rejected.jsonl`; `held_out` becomes a section of it.
+/// `metrics.jsonl`, `samples.jsonl`, `config.json` and `rejected.jsonl`; `held_out` becomes a section of it.
 ///
 /// # Errors
 /// A file that cannot be read or written, with its path.
@@ -75,6 +76,7 @@ fn compose(out_dir: &Path, held_out: Option<&HeldOutSection>) -> Result<String, 
     let config = read_json(&out_dir.join("config.json"))?;
     let metrics = read_lines(&out_dir.join("metrics.jsonl"))?;
     let rejected = read_lines(&out_dir.join("rejected.jsonl"))?;
+    let samples = read_lines(&out_dir.join(samples::FILE_NAME))?;
     let name = std::path::absolute(out_dir).unwrap_or_else(|_| out_dir.to_owned());
     let name = name.file_name().map_or("run".into(), |name| name.to_string_lossy());
     let charts = CURVES.into_iter().filter_map(|(column, title, unit, is_noisy)| {
@@ -88,6 +90,7 @@ fn compose(out_dir: &Path, held_out: Option<&HeldOutSection>) -> Result<String, 
         tiles: tiles(&summary),
         charts: charts.collect(),
         held_out,
+        samples: (!samples.is_empty()).then(|| samples_by_row(&samples)),
         rejected: (!rejected.is_empty()).then(|| rejected_by_reason(&rejected)),
         summary: flat(&summary),
         settings: flat(&config),
@@ -147,6 +150,29 @@ fn rejected_by_reason(rejected: &[Value]) -> Table {
     let mut table = Table::new(&[Align::Left, Align::Right, Align::Left]).with_head(&head);
     for (reason, (count, first)) in rows {
         table.push(&[&reason, &count, &text(&first["location"]), &text(&first["detail"])]);
+    }
+    table
+}
+
+/// For each sampled row the question, the expected answer, and the answers of the first and the last
+/// evaluation.
+fn samples_by_row(samples: &[Value]) -> Table {
+    let steps = || samples.iter().filter_map(|line| line["step"].as_u64());
+    let (first, last) = (steps().min().unwrap_or(0), steps().max().unwrap_or(0));
+    let shown: Vec<u64> = if first == last { vec![last] } else { vec![first, last] };
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let at = |step: u64| samples.iter().filter(move |line| line["step"] == step);
+    let mut table = Table::new(&[Align::Left]);
+    table.head = ["row", "question", "expected"].map(str::to_owned).to_vec();
+    table.head.extend(shown.iter().map(|step| format!("generated at step {step}")));
+    for sample in at(last) {
+        let mut cells: Vec<String> =
+            ["location", "question", "expected"].iter().map(|key| text(&sample[*key])).collect();
+        cells.extend(shown.iter().map(|&step| {
+            let same = at(step).find(|other| other["row"] == sample["row"]);
+            same.map_or(String::new(), |sample| text(&sample["generated"]))
+        }));
+        table.rows.push(cells);
     }
     table
 }
@@ -217,6 +243,30 @@ mod tests {
         let reasons =
             rejected_by_reason(&read_lines(&folder.path().join("rejected.jsonl")).unwrap());
         assert_eq!(reasons.rows[0][..2], ["missing-image", "2"]);
+    }
+
+    #[test]
+    fn the_answers_of_the_first_and_the_last_evaluation_are_shown() {
+        let folder = folder();
+        let line = |step: u64, row: u64, generated: &str| {
+            json!({"step": step, "row": row, "location": format!("e.jsonl:{}", row + 1),
+                   "question": "What?", "expected": "A star.", "generated": generated})
+        };
+        let lines = [
+            line(2, 0, "x x"),
+            line(2, 1, "y"),
+            line(4, 0, "never shown"),
+            line(6, 0, "A <star>."),
+            line(6, 1, "z"),
+        ];
+        let lines = lines.map(|line| line.to_string()).join("\n");
+        fs::write(folder.path().join("samples.jsonl"), lines).unwrap();
+        let table = samples_by_row(&read_lines(&folder.path().join("samples.jsonl")).unwrap());
+        assert_eq!(table.rows[0], ["e.jsonl:1", "What?", "A star.", "x x", "A <star>."]);
+        assert_eq!((table.rows.len(), &table.head[4]), (2, &"generated at step 6".to_owned()));
+        write(folder.path(), None).unwrap();
+        let page = fs::read_to_string(folder.path().join(FILE_NAME)).unwrap();
+        assert!(page.contains("A &lt;star&gt;.") && !page.contains("never shown"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ pub(super) struct Page<'a> {
     pub tiles: Vec<(String, String)>,
     pub charts: Vec<Chart>,
     pub held_out: Option<&'a HeldOutSection>,
+    pub samples: Option<Table>,
     pub rejected: Option<Table>,
     pub summary: Table,
     pub settings: Table,

@@ -27,6 +27,7 @@ use crate::metrics::MetricsFile;
 use crate::out_dir::OutDir;
 use crate::out_of_memory::{MemoryParts, with_memory_advice};
 use crate::parallel::{Phase, World, compare_ranks};
+use crate::samples::{self, SamplesFile};
 use crate::state_dict::broadcast_weights;
 use crate::train_state::TrainState;
 use crate::trainer::{Ending, Trainer};
@@ -266,11 +267,15 @@ impl Run {
         })
     }
 
-    /// Opens `metrics.jsonl`, without lines of steps after `done_steps`, and the event file for
-    /// TensorBoard.
+    /// Opens `metrics.jsonl` and `samples.jsonl`, without lines of steps after `done_steps`, and the
+    /// event file for TensorBoard.
     fn file_sinks(&self, done_steps: u64) -> Result<Vec<Box<dyn EventSink>>, TrainError> {
         let metrics = MetricsFile::open_after(&self.out_dir.join("metrics.jsonl"), done_steps)?;
         let mut sinks: Vec<Box<dyn EventSink>> = vec![Box::new(metrics)];
+        if self.config.eval.data_path.is_some() && self.config.eval.num_samples > 0 {
+            let path = self.out_dir.join(samples::FILE_NAME);
+            sinks.push(Box::new(SamplesFile::open_after(&path, done_steps)?));
+        }
         if self.config.run.tensorboard {
             sinks.push(Box::new(EventFile::create(self.out_dir.path(), done_steps + 1)?));
         }

@@ -65,7 +65,7 @@ impl Parts {
             source,
             Arc::clone(&tokenizer),
             images,
-            loader_config(config, shapes.tokens_per_image(), world),
+            loader_config(config, shapes.tokens_per_image(), world)?,
         )?;
         let (rows, row_files) = (loader.fingerprint()?, config.data.data_path.fingerprint()?);
         let tokens_per_image = shapes.tokens_per_image();
@@ -133,7 +133,11 @@ fn images(
     Ok(ImageReading::Features(Arc::new(cache)))
 }
 
-fn loader_config(config: &TrainConfig, tokens_per_image: usize, world: &World) -> LoaderConfig {
+fn loader_config(
+    config: &TrainConfig,
+    tokens_per_image: usize,
+    world: &World,
+) -> Result<LoaderConfig, TrainError> {
     let mut loader = LoaderConfig::default();
     loader.batch_size = config.optim.batch_size;
     loader.rank = world.rank();
@@ -142,6 +146,7 @@ fn loader_config(config: &TrainConfig, tokens_per_image: usize, world: &World) -
     loader.tokens_per_image = tokens_per_image;
     loader.padding = config.data.padding;
     loader.shuffle = config.data.shuffle;
+    loader.chat_draws = config.data.chat_draws()?;
     loader.seed = config.run.seed;
     loader.drop_last = config.data.drop_last;
     loader.num_workers = config.data.num_workers;
@@ -149,7 +154,7 @@ fn loader_config(config: &TrainConfig, tokens_per_image: usize, world: &World) -
     loader.bucket_window = config.data.bucket_window;
     // The trainer applies the limit: to the rows of all ranks, and to continued epochs as a whole.
     loader.max_rejected_fraction = 1.0;
-    loader
+    Ok(loader)
 }
 
 /// Opens the evaluator for the training; `None` without `eval_data`.
@@ -166,6 +171,7 @@ fn evaluator(
         max_seq_len: config.data.max_seq_len,
         num_workers: config.data.num_workers,
         max_captions: config.eval.max_captions,
+        num_samples: config.eval.num_samples,
         max_new_tokens: config.eval.max_new_tokens,
         // Rejected rows of an evaluation do not end the training; they are counted in its results.
         max_rejected_fraction: 1.0,

@@ -8,9 +8,9 @@ use super::identity::{compare, epochs};
 use crate::TrainError;
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Resume, TrainConfig};
-use crate::metrics;
 use crate::out_dir::OutDir;
 use crate::schedule::Schedule;
+use crate::step_lines;
 use crate::trainer::Trainer;
 
 impl Run {
@@ -110,7 +110,7 @@ pub(super) fn find_checkpoint(
 fn refuse_to_overwrite(config: &TrainConfig, out_dir: &OutDir) -> Result<(), TrainError> {
     let traces = checkpoint::traces(&out_dir.join("checkpoints"));
     let metrics = out_dir.join("metrics.jsonl");
-    let last_step = metrics::last_step(&metrics);
+    let last_step = step_lines::last_step(&metrics);
     // A checkpoint is written only after an update, which ends every `accumulation_steps` steps.
     let steps_per_update = config.optim.accumulation_steps.max(1);
     let first_save = config.run.save_interval.div_ceil(steps_per_update) * steps_per_update;

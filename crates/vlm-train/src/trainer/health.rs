@@ -1,6 +1,7 @@
 //! Checks that the run learns: finite losses and gradients, and rows with supervised tokens.
 
 use vlm_display::count;
+use vlm_infer::evaluation::EvalReport;
 use vlm_model::ModelError;
 
 use super::report::GlobalLoss;
@@ -57,6 +58,18 @@ impl Trainer<'_> {
                 self.state.counters.step,
                 self.last_healthy_checkpoint()
             );
+        }
+    }
+
+    /// Warns if an evaluation shows that the model hardly uses the images, once the learning rate
+    /// has been warmed up and a tenth of the run is done: a new projector starts without any use.
+    pub(super) fn warn_of_low_image_gain(&self, report: &EvalReport) {
+        let step = self.state.counters.step;
+        let start = self.schedule.warmup_steps().max(self.total_steps().div_ceil(10));
+        if step >= start
+            && let Some(warning) = report.image_gain_warning()
+        {
+            tracing::warn!("step {step}: {warning}");
         }
     }
 

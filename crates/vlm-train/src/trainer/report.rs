@@ -108,6 +108,11 @@ impl Trainer<'_> {
         if let Some(report) = report {
             let line = EvalLine::new(self.state.counters, self.state.epoch, &report);
             self.emit(&Event::Evaluation(&line))?;
+            let (step, samples) = (self.state.counters.step, &report.samples[..]);
+            if !samples.is_empty() {
+                self.emit(&Event::Samples { step, samples })?;
+            }
+            self.warn_of_low_image_gain(&report);
         }
         Ok(is_complete)
     }
