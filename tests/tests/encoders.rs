@@ -124,6 +124,8 @@ fn cached_features_of_another_image_size_are_those_of_the_encoder() {
 fn an_encoder_of_open_clip_is_trained_with_and_exported() {
     let trial = Trial::new();
     let encoder = golden("encoders/open_clip/quick_gelu");
+    let described = vlm(&["inspect", text(&encoder)]).stdout;
+    assert!(described.contains("vision encoder: Clip, width 24, 2 blocks"), "{described}");
     assert_cached_features_equal(&trial, &["--vision", text(&encoder)]);
     trial.pretrain(&["--vision", text(&encoder)]).assert_success();
     let (out, exported) = (trial.path("out"), trial.path("exported"));

@@ -341,5 +341,8 @@ mod tests {
         for damaged in ["{", "{\"image_size\": 224, \"patch_size\": 0}"] {
             assert!(count(damaged).unwrap_err().contains("--tokens-per-image"), "{damaged}");
         }
+        count(r#"{"image_size": 224, "patch_size": 16}"#).unwrap();
+        let larger = tokens_per_image(folder.path(), Some(336), ProjectorKind::Linear);
+        assert_eq!(larger.unwrap(), 441);
     }
 }
