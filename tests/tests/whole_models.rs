@@ -32,7 +32,7 @@ fn pretrain(trial: &Trial, out: &str, more: &[&str]) -> Ended {
 }
 
 /// The loss of a model on the rows of the trial.
-fn loss(trial: &Trial, model: &Path) -> f64 {
+pub fn loss(trial: &Trial, model: &Path) -> f64 {
     let (rows, images) = (trial.path("rows.jsonl"), trial.path("images"));
     let ended = vlm(&[
         "eval",

@@ -127,10 +127,11 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
     let vision = vision.or_else(|| within_lm("vision", "config.json"));
     let vision = vision.or_else(|| lm.clone().filter(|_| is_whole));
     let vision = vision.or_else(|| is_demo.then(|| demo_start.join("vision")));
+    let image_size = value_of_run("model.image_size").and_then(|value| value.as_i64());
     let tokens_per_image = match (args.tokens_per_image, &vision) {
         (Some(count), _) => count,
-        (None, Some(_)) if is_whole => tokens_of_whole(foreign.as_ref())?,
-        (None, Some(vision)) => tokens_per_image(vision, projector_of(run.as_ref()))?,
+        (None, Some(_)) if is_whole => tokens_of_whole(foreign.as_ref(), image_size)?,
+        (None, Some(vision)) => tokens_per_image(vision, image_size, projector_of(run.as_ref()))?,
         (None, None) => {
             return Err(usage_error(
                 "the number of tokens per image is unknown: give --vision, the encoder of the run, \
@@ -148,9 +149,13 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
                 usage_error("--image-store resized needs --vision, which determines the size")
             })?;
             let file = vision.join("preprocessor_config.json");
-            ImageStore::Resized(Arc::new(
-                ImageProcessor::from_file(&file).map_err(usage_or_disk_error)?,
-            ))
+            let processor = ImageProcessor::from_file(&file).and_then(|processor| match image_size
+                .and_then(|size| u32::try_from(size).ok())
+            {
+                Some(size) => processor.scaled_to(size),
+                None => Ok(processor),
+            });
+            ImageStore::Resized(Arc::new(processor.map_err(usage_or_disk_error)?))
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
@@ -272,26 +277,34 @@ fn projector_of(run: Option<&Layers>) -> ProjectorKind {
     setting().or_else(of_lm).unwrap_or(ProjectorKind::Linear)
 }
 
-/// Number of tokens per image with an encoder and a projector.
+/// Number of tokens per image with an encoder for images of `image_size` and a projector.
 ///
 /// # Errors
-/// An unreadable `config.json` of the encoder; a number of patches that does not fit the projector.
-fn tokens_per_image(vision: &Path, projector: ProjectorKind) -> Result<usize> {
-    let path = vision.join("config.json");
+/// An unreadable configuration of the encoder; a number of patches that does not fit the projector.
+fn tokens_per_image(
+    vision: &Path,
+    image_size: Option<i64>,
+    projector: ProjectorKind,
+) -> Result<usize> {
     let wrong = |problem: ShapeError| usage_error(format!("{problem}; or give --tokens-per-image"));
-    let vision = VisionConfig::from_file(&path).map_err(wrong)?;
+    let vision = VisionConfig::from_folder(vision);
+    let vision = vision.and_then(|vision| vision.with_image_size(image_size)).map_err(wrong)?;
     let projector = ProjectorConfig::new(projector, &vision).map_err(wrong)?;
     usize::try_from(projector.tokens_per_image).context("number of tokens per image")
 }
 
-/// Number of tokens per image of a whole model of another program.
+/// Number of tokens per image of a whole model of another program, for images of `image_size`.
 ///
 /// # Errors
 /// Its projector is not supported.
-fn tokens_of_whole(model: Option<&ForeignModel>) -> Result<usize> {
+fn tokens_of_whole(model: Option<&ForeignModel>, image_size: Option<i64>) -> Result<usize> {
     let wrong = |problem: ShapeError| usage_error(format!("{problem}; or give --tokens-per-image"));
-    let projector = model.map(ForeignModel::projector).transpose().map_err(wrong)?;
-    let tokens = projector.map_or(0, |projector| projector.tokens_per_image);
+    let count = |model: &ForeignModel| {
+        let trained = model.vision()?;
+        let patches_per_token = trained.num_patches() / model.projector()?.tokens_per_image;
+        Ok(trained.with_image_size(image_size)?.num_patches() / patches_per_token)
+    };
+    let tokens = model.map_or(Ok(0), count).map_err(wrong)?;
     usize::try_from(tokens).context("number of tokens per image")
 }
 
@@ -321,12 +334,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let count = |text: &str| {
             std::fs::write(folder.path().join("config.json"), text).unwrap();
-            tokens_per_image(folder.path(), ProjectorKind::Linear).map_err(|e| e.to_string())
+            tokens_per_image(folder.path(), None, ProjectorKind::Linear).map_err(|e| e.to_string())
         };
         assert_eq!(count(r#"{"image_size": 224, "patch_size": 16}"#), Ok(196));
         assert_eq!(count(r#"{"vision_config": {"image_size": 224, "patch_size": 32}}"#), Ok(49));
         for damaged in ["{", "{\"image_size\": 224, \"patch_size\": 0}"] {
             assert!(count(damaged).unwrap_err().contains("--tokens-per-image"), "{damaged}");
         }
+        count(r#"{"image_size": 224, "patch_size": 16}"#).unwrap();
+        let larger = tokens_per_image(folder.path(), Some(336), ProjectorKind::Linear);
+        assert_eq!(larger.unwrap(), 441);
     }
 }

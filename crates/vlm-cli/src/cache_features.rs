@@ -26,9 +26,13 @@ pub struct CacheFeaturesArgs {
     /// Folder that the image names in the rows are relative to [default: the folder of the rows].
     #[arg(long, value_name = "DIR")]
     images_path: Option<PathBuf>,
-    /// Folder of the vision encoder, in Hugging Face format.
+    /// Folder of the vision encoder, in the format of Hugging Face or open_clip.
     #[arg(long, value_name = "DIR")]
     vision: PathBuf,
+    /// Side in pixels of the images for the vision encoder, as in the training [default: that of
+    /// the encoder].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i64).range(1..=4096))]
+    image_size: Option<i64>,
     /// Folder for the features; an unfinished cache in it is continued.
     #[arg(long, value_name = "DIR")]
     output: PathBuf,
@@ -70,6 +74,7 @@ pub fn run(args: CacheFeaturesArgs) -> Result<()> {
         images_path: args.images_path,
         rows: args.rows.options()?,
         vision: args.vision,
+        image_size: args.image_size,
         output: args.output,
         dtype: args.features_dtype,
         batch_size: args.batch_size,

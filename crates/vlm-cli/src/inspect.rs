@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use vlm_data::{MANIFEST_FILE, Manifest, open_source_with, verify};
 use vlm_display::{Align, Table};
 use vlm_model::weights::{Weights, WeightsError};
-use vlm_model::{ForeignModel, LmConfig, VisionConfig};
+use vlm_model::{ForeignModel, LmConfig, OpenClip, VisionConfig};
 
 use crate::error::CliError;
 use crate::inspect_row::{self, InspectRowArgs};
@@ -167,9 +167,27 @@ pub fn plain(name: &str) -> Cow<'_, str> {
     }
 }
 
-/// Lines that describe the models in the folder's `config.json`; empty if it describes no known
-/// model.
+fn describe_encoder(vision: &VisionConfig) -> String {
+    format!(
+        "vision encoder: {:?}, width {}, {} blocks, {} patches of {} pixels",
+        vision.family,
+        vision.hidden_size,
+        vision.num_hidden_layers,
+        vision.num_patches(),
+        vision.patch_size
+    )
+}
+
+/// Lines that describe the models in the folder's `config.json`, or the encoder of open_clip in it;
+/// empty if it has no known model.
 fn describe_config(folder: &Path) -> Vec<String> {
+    if let Ok(Some(tower)) = OpenClip::beside(folder) {
+        let encoder = tower.vision().map_or_else(
+            |error| format!("vision encoder: not supported: {error}"),
+            |vision| describe_encoder(&vision),
+        );
+        return vec![format!("{}:", tower.path().display()), encoder];
+    }
     let path = folder.join("config.json");
     let text = std::fs::read_to_string(&path).unwrap_or_default();
     let Ok(json) = serde_json::from_str::<Value>(&text) else { return Vec::new() };
@@ -202,14 +220,7 @@ fn describe_config(folder: &Path) -> Vec<String> {
     if let Some(vision) =
         VisionConfig::from_json(tower).ok().filter(|_| foreign.is_some() || has_type(tower))
     {
-        lines.push(format!(
-            "vision encoder: {:?}, width {}, {} blocks, {} patches of {} pixels",
-            vision.family,
-            vision.hidden_size,
-            vision.num_hidden_layers,
-            vision.num_patches(),
-            vision.patch_size
-        ));
+        lines.push(describe_encoder(&vision));
     }
     match foreign.as_ref().map(ForeignModel::projector) {
         Some(Ok(projector)) => lines.push(format!(

@@ -15,8 +15,8 @@ pub struct ModelArgs {
     /// model of another program (LLaVA, SmolVLM, Idefics3, LFM2-VL, nanoVLM).
     #[arg(long, value_name = "DIR|FILE", default_value = "out")]
     pub model: PathBuf,
-    /// Folder of the vision encoder, in Hugging Face format [default: the one that the model was
-    /// trained with].
+    /// Folder of the vision encoder, in the format of Hugging Face or open_clip [default: the one
+    /// that the model was trained with].
     #[arg(long, value_name = "DIR")]
     pub vision: Option<PathBuf>,
     /// Folder with tokenizer.json and tokenizer_config.json [default: the one that the model was

@@ -8,7 +8,7 @@ use serde_json::Value;
 use vlm_config::{Layers, Origin, Stage, find, settings};
 use vlm_data::{DataPaths, count_by_reason};
 use vlm_display::count;
-use vlm_infer::{part_of_model, part_of_run, shape_of_run, weights_of_run};
+use vlm_infer::{image_size_of_run, part_of_model, part_of_run, shape_of_run, weights_of_run};
 use vlm_train::parallel::LaunchEnv;
 use vlm_train::{Run, TrainConfig};
 
@@ -93,6 +93,16 @@ pub fn configuration(mut layers: Layers) -> Result<TrainConfig> {
         require_rows_and_model(&layers)?;
     }
     let lm = language_model(&layers)?;
+    let from = match layers.get(INIT_FROM) {
+        Some(_) => "that of --init-from",
+        None => "that of --lm",
+    };
+    if let Some(image_size) = lm.as_deref().and_then(image_size_of_run)
+        && !layers.is_given("model.image_size")
+    {
+        tracing::info!("--image-size is {image_size}, {from}");
+        layers.derive("model.image_size", image_size, from);
+    }
     for (part, mark, folder) in
         [("vision", "config.json", "vision"), ("tokenizer", "tokenizer.json", "")]
     {
@@ -102,10 +112,6 @@ pub fn configuration(mut layers: Layers) -> Result<TrainConfig> {
         let exported = exported.filter(|folder| folder.join(mark).is_file());
         let found = exported.or_else(|| part_of_run(lm.as_deref()?, part));
         if let Some(found) = found {
-            let from = match layers.get(INIT_FROM) {
-                Some(_) => "that of --init-from",
-                None => "that of --lm",
-            };
             layers.derive(&format!("model.{part}"), text_of(&found), from);
         }
         // The message says where this model's part is.

@@ -176,13 +176,19 @@ settings! {
         lm: Option<PathBuf> = None, shown("PATH|none")
             .default_is("{out-dir}/lm_{dim}[_moe].pth; in sft {out-dir}/pretrain_vlm_{dim}[_moe].pth")
             .of_model("weights, a folder with them, or none for random weights");
-        /// Folder of the vision encoder, in Hugging Face format.
+        /// Folder of the vision encoder, in the format of Hugging Face or open_clip.
         vision: PathBuf = PathBuf::new(), shown("DIR")
             .default_is("the one that the weights of the language model were trained with")
             .of_model(
                 "the folder of a vision encoder in Hugging Face format; `vlm init` makes a random \
                  one",
             );
+        /// Side in pixels of the images for the vision encoder; other than the encoder was trained
+        /// with, its position embeddings are interpolated. It must be a multiple of the patch size.
+        image_size: Option<i64> = None, shown("N")
+            .at_least(1.0)
+            .at_most(4096.0)
+            .default_is("that of the encoder");
         /// Folder with tokenizer.json and tokenizer_config.json.
         tokenizer: PathBuf = PathBuf::new(), shown("DIR")
             .default_is("the one that the weights of the language model were trained with")

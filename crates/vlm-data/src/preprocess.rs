@@ -98,6 +98,16 @@ impl ImageProcessor {
         Self::parse(path, &settings.to_string(), class)
     }
 
+    /// This preprocessing for images of `image_size` instead of its own size S: the size to which
+    /// images are resized and that of the crop are both multiplied by `image_size` / S, and
+    /// rounded.
+    ///
+    /// # Errors
+    /// A size that is not from 1 to 4096 pixels.
+    pub fn scaled_to(&self, image_size: u32) -> Result<Self, DataError> {
+        self.config.scaled_to(image_size).map(Self::new).map_err(DataError::Settings)
+    }
+
     /// The settings as `preprocessor_config.json`, with every setting written out.
     pub fn settings(&self) -> serde_json::Value {
         self.config.to_json()

@@ -183,22 +183,6 @@ impl PreprocessConfig {
                 }
             }
         };
-        let largest = match resize {
-            Resize::No => side,
-            Resize::ShortestEdge(edge) => side.max(edge),
-            Resize::Exact { width, height } => side.max(width).max(height),
-        };
-        let smallest = match resize {
-            Resize::No => side,
-            Resize::ShortestEdge(edge) => side.min(edge),
-            Resize::Exact { width, height } => side.min(width).min(height),
-        };
-        if smallest == 0 || largest > MAX_SIDE {
-            return Err(format!(
-                "size and crop_size must be from 1 to {MAX_SIDE} pixels, found {smallest} and \
-                 {largest}"
-            ));
-        }
         if resample > 5 {
             return Err(format!(
                 "resample is {resample}, but must be from 0 to 5 (Pillow's filters)"
@@ -208,7 +192,7 @@ impl PreprocessConfig {
         if do_normalize && std.contains(&0.0) {
             return Err(format!("image_std is {std:?}, but must not be 0, since it divides"));
         }
-        Ok(Self {
+        let config = Self {
             resize,
             side,
             resample,
@@ -218,7 +202,9 @@ impl PreprocessConfig {
             },
             mean: if do_normalize { file.image_mean.unwrap_or(class.mean) } else { [0.0; 3] },
             std: if do_normalize { std } else { [1.0; 3] },
-        })
+        };
+        config.check_sizes()?;
+        Ok(config)
     }
 
     /// The defaults of a class for images of that side, without a file.
@@ -227,6 +213,46 @@ impl PreprocessConfig {
     /// A side that is not from 1 to 4096.
     pub(crate) fn of_class(class: ImageProcessorClass, side: u32) -> Result<Self, String> {
         Self::parse(&json!({"size": side, "crop_size": side}).to_string(), class)
+    }
+
+    /// The settings for images of `side` pixels: the size after resizing and the crop are both
+    /// scaled, so that the crop keeps the same part of an image.
+    ///
+    /// # Errors
+    /// A side that is not from 1 to 4096.
+    pub(crate) fn scaled_to(&self, side: u32) -> Result<Self, String> {
+        let scaled = |pixels: u32| {
+            (f64::from(pixels) * f64::from(side) / f64::from(self.side)).round() as u32
+        };
+        let resize = match self.resize {
+            Resize::No => Resize::No,
+            Resize::ShortestEdge(edge) => Resize::ShortestEdge(scaled(edge)),
+            Resize::Exact { width, height } => {
+                Resize::Exact { width: scaled(width), height: scaled(height) }
+            }
+        };
+        let config = Self { resize, side, ..self.clone() };
+        config.check_sizes()?;
+        Ok(config)
+    }
+
+    /// Checks that all sizes are possible.
+    fn check_sizes(&self) -> Result<(), String> {
+        let side = self.side;
+        let (smallest, largest) = match self.resize {
+            Resize::No => (side, side),
+            Resize::ShortestEdge(edge) => (side.min(edge), side.max(edge)),
+            Resize::Exact { width, height } => {
+                (side.min(width).min(height), side.max(width).max(height))
+            }
+        };
+        if smallest == 0 || largest > MAX_SIDE {
+            return Err(format!(
+                "size and crop_size must be from 1 to {MAX_SIDE} pixels, found {smallest} and \
+                 {largest}"
+            ));
+        }
+        Ok(())
     }
 
     /// The settings as `preprocessor_config.json`, with every setting written out.
@@ -332,6 +358,18 @@ mod tests {
             assert_eq!(parse(&config.to_json().to_string()).unwrap(), config);
             assert_eq!(config.side, side);
         }
+    }
+
+    #[test]
+    fn another_size_scales_resizing_and_crop_alike() {
+        let clip = parse(r#"{"size": 256, "crop_size": 224}"#).unwrap().scaled_to(336).unwrap();
+        assert_eq!((clip.resize, clip.side), (Resize::ShortestEdge(384), 336));
+        let rounded = parse(r#"{"size": 256, "crop_size": 224}"#).unwrap().scaled_to(240).unwrap();
+        assert_eq!((rounded.resize, rounded.side), (Resize::ShortestEdge(274), 240));
+        let siglip = PreprocessConfig::of_class(ImageProcessorClass::Siglip, 224).unwrap();
+        let larger = PreprocessConfig::of_class(ImageProcessorClass::Siglip, 384).unwrap();
+        assert_eq!(siglip.scaled_to(384).unwrap(), larger);
+        assert!(siglip.scaled_to(4097).unwrap_err().contains("to 4096"));
     }
 
     #[test]

@@ -11,12 +11,12 @@ use vlm_model::detect::{
 };
 use vlm_model::names::LmNames;
 use vlm_model::params::ParamStore;
-use vlm_model::part_files::{listed, open_language_model, open_vision_encoder};
+use vlm_model::part_files::{listed, open_language_model, open_vision_encoder_as};
 use vlm_model::vision::{VisionEncoder, is_beside_encoder};
 use vlm_model::weights::{Weights, require_there};
 use vlm_model::{
-    ForeignModel, LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily,
-    Vlm, is_projector,
+    ForeignModel, LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, Vlm,
+    is_projector,
 };
 
 use vlm_shapes::ShapeRequest;
@@ -29,8 +29,11 @@ use crate::foreign::{foreign_placeholder, open_lm, warn_of_differences, warn_of_
 pub struct ModelFiles {
     /// Weights of the language model; `None` for random weights.
     pub lm: Option<PathBuf>,
-    /// Folder of the vision encoder, in Hugging Face format.
+    /// Folder of the vision encoder, in the format of Hugging Face or open_clip.
     pub vision: PathBuf,
+    /// Side in pixels of the images for the vision encoder; `None` for the one that it was trained
+    /// with. For another one its position embeddings are interpolated.
+    pub image_size: Option<i64>,
     /// Folder with `tokenizer.json` and `tokenizer_config.json`.
     pub tokenizer: PathBuf,
     /// Token that stands for an image in a prompt; `None` for that of the language model's family.
@@ -156,9 +159,9 @@ pub fn settle_shapes(
     tokenizer: &ChatTokenizer,
     max_seq_len: usize,
 ) -> Result<Shapes, InferError> {
-    let path = files.vision.join("config.json");
-    let vision = VisionConfig::from_file(&path).map_err(InferError::file)?;
-    warn_of_unread_keys(&path, &VisionConfig::unread_keys_of(&path).map_err(InferError::file)?);
+    let vision = vision_config(&files.vision, files.image_size)?;
+    let (path, unread) = VisionConfig::unread_keys_in(&files.vision).map_err(InferError::file)?;
+    warn_of_unread_keys(&path, &unread);
     let (mut lm, config_path) = match &files.lm {
         Some(path) => starting_shape(path)?,
         None => (LmConfig::default(), None),
@@ -232,7 +235,7 @@ pub fn build_model(
         load_lm(path, &files.vision, &model, projector.kind)?;
     }
     if has_encoder {
-        load_vision(&files.vision, vision.family, model.vision_params())?;
+        load_vision(&files.vision, vision, model.vision_params())?;
     }
     Ok(model)
 }
@@ -266,25 +269,42 @@ fn load_lm(path: &Path, vision: &Path, model: &Vlm, kind: ProjectorKind) -> Resu
     Ok(())
 }
 
-/// Loads only the vision encoder in `folder`. Returns it with its configuration.
+/// The configuration of the vision encoder in `folder` for images of `image_size` pixels per side;
+/// `None` for the size that it was trained with.
+///
+/// # Errors
+/// A configuration that cannot be read; a size that is not a multiple of the patch size.
+pub fn vision_config(folder: &Path, image_size: Option<i64>) -> Result<VisionConfig, InferError> {
+    let trained = VisionConfig::from_folder(folder).map_err(InferError::file)?;
+    let resized = trained.with_image_size(image_size);
+    resized.map_err(|error| InferError::setting("image_size", error.to_string()))
+}
+
+/// Loads only the vision encoder in `folder`, for images of `image_size` pixels per side. Returns it
+/// with its configuration.
 ///
 /// # Errors
 /// As [`build_model`].
 pub fn build_encoder(
     folder: &Path,
+    image_size: Option<i64>,
     device: Device,
 ) -> Result<(VisionEncoder, VisionConfig), InferError> {
-    let config = VisionConfig::from_file(&folder.join("config.json")).map_err(InferError::file)?;
+    let config = vision_config(folder, image_size)?;
     let params = ParamStore::new(device);
     let encoder = VisionEncoder::new(&params.root(), &config);
-    load_vision(folder, config.family, &params)?;
+    load_vision(folder, &config, &params)?;
     Ok((encoder, config))
 }
 
-fn load_vision(folder: &Path, family: VisionFamily, params: &ParamStore) -> Result<(), InferError> {
-    let weights = open_vision_encoder(folder).map_err(InferError::file)?;
+fn load_vision(
+    folder: &Path,
+    config: &VisionConfig,
+    params: &ParamStore,
+) -> Result<(), InferError> {
+    let weights = open_vision_encoder_as(folder, config).map_err(InferError::file)?;
     let report = weights.load_into(&params.named(), |_| false).map_err(InferError::file)?;
-    refuse_surplus(folder, &report.surplus, |name| !is_beside_encoder(family, name))
+    refuse_surplus(folder, &report.surplus, |name| !is_beside_encoder(config.family, name))
 }
 
 /// Returns an error if the file has tensors that its own model computes with, but that this model

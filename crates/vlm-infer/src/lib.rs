@@ -27,13 +27,17 @@ mod row_completions;
 pub mod text_score;
 mod vision_language_model;
 
-pub use assemble::{ModelFiles, Shapes, build_encoder, build_model, open_tokenizer, settle_shapes};
+pub use assemble::{
+    ModelFiles, Shapes, build_encoder, build_model, open_tokenizer, settle_shapes, vision_config,
+};
 pub use device::select_device;
 pub use error::{ErrorKind, InferError};
 pub use export::{Container, ExportSource, export_hf, export_to, is_exported_name};
 pub use generator::{Generator, PreparedPrompt, user_turn};
 pub use json_file::write_json;
-pub use model_folder::{part_of_model, part_of_run, shape_of_run, weights_name, weights_of_run};
+pub use model_folder::{
+    image_size_of_run, part_of_model, part_of_run, shape_of_run, weights_name, weights_of_run,
+};
 pub use model_inputs::ModelInputs;
 pub use precision::{autocast_kind, default_dtype};
 pub use preprocessor::{image_processor, write_preprocessor};

@@ -46,6 +46,11 @@ impl ModelFolder {
         }
     }
 
+    /// The setting `image_size` of the run that trained the model.
+    pub(crate) fn image_size(&self) -> Option<i64> {
+        image_size(&self.config)
+    }
+
     /// The folder of the part `name`, `vision` or `tokenizer`: `given`, or else that of
     /// [`part_of_run`].
     ///
@@ -129,6 +134,17 @@ pub fn part_of_model(weights: &Path, part: &str) -> Result<PathBuf, InferError> 
     let folder = if weights.is_dir() { Some(weights) } else { weights.parent() };
     let folder = folder.unwrap_or(Path::new("."));
     find_part(folder, &read_config(folder)?, part)
+}
+
+/// The setting `image_size` of the run that wrote the weights, from `config.json` in their folder.
+/// An exported model has none: its encoder has this size.
+pub fn image_size_of_run(weights: &Path) -> Option<i64> {
+    let folder = if weights.is_dir() { Some(weights) } else { weights.parent() };
+    image_size(&read_config(folder.unwrap_or(Path::new("."))).ok()?)
+}
+
+fn image_size(config: &Value) -> Option<i64> {
+    config["run"]["model"]["image_size"].as_i64()
 }
 
 /// The weights file of the run in `folder`, that of the latest stage; `None` if `folder` is not the

@@ -37,6 +37,7 @@ impl ModelInputs {
         let files = ModelFiles {
             lm: Some(folder.weights.clone()),
             vision: folder.part(&options.vision, "vision")?,
+            image_size: folder.image_size(),
             tokenizer: folder.part(&options.tokenizer, "tokenizer")?,
             image_token: options.image_token.clone().or_else(of_run),
             projector: None,

@@ -4,26 +4,45 @@ use std::fs;
 use std::path::Path;
 
 use vlm_data::{ImageProcessor, ImageProcessorClass};
-use vlm_model::{ForeignModel, VisionConfig, VisionFamily};
+use vlm_model::{ForeignModel, OpenClip, VisionConfig, VisionFamily};
 
 use crate::InferError;
+use crate::assemble::vision_config;
 use crate::foreign::foreign_processor;
 use crate::json_file::write_json;
 
 /// Name of the file with the settings of the image processor.
 pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
 
-/// The image preprocessing in the folder of a vision encoder. Without a file, it is the default of
-/// the encoder's family, and a warning is logged.
+/// The image preprocessing in the folder of a vision encoder, for images of the size in `config`: if
+/// the encoder was trained with another one, see [`ImageProcessor::scaled_to`]. Without a file, it
+/// is the default of the encoder's family, and a warning is logged.
 ///
 /// # Errors
-/// A file that cannot be read; images of another size than the encoder takes.
+/// A file that cannot be read; images of another size than the encoder was trained with; a size
+/// that is not supported.
 pub fn image_processor(vision: &Path, config: &VisionConfig) -> Result<ImageProcessor, InferError> {
+    let trained = vision_config(vision, None)?;
+    let processor = processor_of(vision, &trained)?;
+    if trained.image_size == config.image_size {
+        return Ok(processor);
+    }
+    let scaled = processor.scaled_to(u32::try_from(config.image_size).unwrap_or(u32::MAX));
+    scaled.map_err(|error| InferError::setting("image_size", format!("`image_size`: {error}")))
+}
+
+/// The image preprocessing in the folder of a vision encoder, for images of the size that the
+/// encoder was trained with, which `config` has.
+fn processor_of(vision: &Path, config: &VisionConfig) -> Result<ImageProcessor, InferError> {
     let (class, name) = match config.family {
         VisionFamily::Clip => (ImageProcessorClass::Clip, "CLIPImageProcessor"),
         VisionFamily::Siglip => (ImageProcessorClass::Siglip, "SiglipImageProcessor"),
     };
     let image_size = config.image_size;
+    if let Some(tower) = OpenClip::beside(vision)? {
+        let settings = tower.preprocessing().map_err(InferError::file)?;
+        return Ok(ImageProcessor::from_settings(tower.path(), &settings, class)?);
+    }
     if let Some(processor) = foreign_processor(vision, image_size)? {
         check_size(&processor, vision, image_size)?;
         return Ok(processor);
@@ -55,15 +74,17 @@ fn check_size(processor: &ImageProcessor, path: &Path, image_size: i64) -> Resul
     )))
 }
 
-/// Writes the image preprocessing of the encoder in the folder `from` to `preprocessor_config.json`
-/// in the folder `to`.
+/// Writes the image preprocessing of the encoder in the folder `from`, for images of the size in
+/// `config`, to `preprocessor_config.json` in the folder `to`.
 ///
 /// # Errors
 /// Settings that cannot be read; a failure of the file system, with the path.
 pub fn write_preprocessor(from: &Path, config: &VisionConfig, to: &Path) -> Result<(), InferError> {
     let source = from.join(PREPROCESSOR);
     // Other programs' processors are written in the form in which they are read here.
-    if source.is_file() && ForeignModel::beside(from).is_none() {
+    let is_readable = ForeignModel::beside(from).is_none() && OpenClip::beside(from)?.is_none();
+    let is_trained_size = vision_config(from, None)?.image_size == config.image_size;
+    if source.is_file() && is_readable && is_trained_size {
         fs::copy(&source, to.join(PREPROCESSOR)).map_err(InferError::io(&source, "copy it"))?;
         return Ok(());
     }

@@ -129,6 +129,7 @@ fn a_model_saved_again_under_our_names_is_the_same() {
         let files = ModelFiles {
             lm: Some(folder.path().to_owned()),
             vision: folder.path().to_owned(),
+            image_size: None,
             tokenizer: folder.path().to_owned(),
             image_token: None,
             projector: None,
@@ -159,6 +160,7 @@ fn the_projector_of_another_program_is_used_only_with_its_own_encoder() {
     let files = |projector| ModelFiles {
         lm: Some(folder.path().to_owned()),
         vision: other.path().to_owned(),
+        image_size: None,
         tokenizer: golden().join("tokenizer"),
         image_token: Some("<image>".into()),
         projector,

@@ -62,6 +62,7 @@ impl Start {
         let files = ModelFiles {
             lm: Some(lm),
             vision,
+            image_size: None,
             tokenizer: demo_start(),
             image_token: None,
             projector: None,

@@ -8,13 +8,13 @@ use tch::Tensor;
 use vlm_shapes::{ForeignFormat, ForeignModel, LmFamily, LmNames, ProjectorKind, ShapeError};
 
 use crate::vision;
-use crate::weights::{Transform, Weights, WeightsError};
+use crate::weights::{TensorInfo, Transform, Weights, WeightsError};
 
 /// The names of a part: each prefix with the one that replaces it, and components of the rest of
 /// the name with those that replace them, one after another.
-struct Part {
-    prefixes: &'static [(&'static str, &'static str)],
-    components: &'static [(&'static str, &'static str)],
+pub(crate) struct Part {
+    pub(crate) prefixes: &'static [(&'static str, &'static str)],
+    pub(crate) components: &'static [(&'static str, &'static str)],
 }
 
 /// The names of a container's parts.
@@ -147,7 +147,7 @@ fn layout(format: ForeignFormat) -> &'static Layout {
 
 impl Part {
     /// The name in this crate of the tensor `name`, if it belongs to this part.
-    fn rename(&self, name: &str) -> Option<String> {
+    pub(crate) fn rename(&self, name: &str) -> Option<String> {
         let (rest, prefix) = self
             .prefixes
             .iter()
@@ -230,7 +230,6 @@ pub(crate) fn vision_encoder(
 ) -> Result<Weights, WeightsError> {
     let config = model.vision().map_err(|error| weights.refused(error.to_string()))?;
     let layout = layout(model.format());
-    let kernel = format!("{}{}.weight", vision::scope(), vision::PATCH_EMBEDDING);
     let blocks = format!("{}encoder.layers.", vision::scope());
     let is_used = |name: &str| {
         let rest = name.strip_prefix(&blocks).and_then(|rest| rest.split('.').next());
@@ -241,23 +240,30 @@ pub(crate) fn vision_encoder(
         let Some(name) = layout.vision.rename(&info.name).filter(|name| is_used(name)) else {
             return Vec::new();
         };
-        let (stacked, parts) = STACKED;
-        if name.split('.').any(|component| component == stacked) {
-            let part = |(index, part): (usize, &&str)| {
-                let transform = Transform::Chunk { dim: 0, index: index as i64, count: 3 };
-                (replace_component(&name, stacked, part), vec![transform])
-            };
-            return parts.iter().enumerate().map(part).collect();
-        }
-        let is_matrix = info.shape.len() == 2;
-        let is_table = name.ends_with("position_embedding.weight") && info.shape.len() == 3;
-        let transforms = match (name == kernel && is_matrix, is_table) {
-            (true, _) => vec![Transform::PatchKernel],
-            (false, true) => vec![Transform::WithoutFirst],
-            (false, false) => Vec::new(),
-        };
-        vec![(name, transforms)]
+        encoder_tensors(name, info)
     })
+}
+
+/// Under which names and how the tensor `info` of a vision encoder is read, whose name is `name`
+/// after the renaming of its part.
+pub(crate) fn encoder_tensors(name: String, info: &TensorInfo) -> Vec<(String, Vec<Transform>)> {
+    let (stacked, parts) = STACKED;
+    if name.split('.').any(|component| component == stacked) {
+        let part = |(index, part): (usize, &&str)| {
+            let transform = Transform::Chunk { dim: 0, index: index as i64, count: 3 };
+            (replace_component(&name, stacked, part), vec![transform])
+        };
+        return parts.iter().enumerate().map(part).collect();
+    }
+    let kernel = format!("{}{}.weight", vision::scope(), vision::PATCH_EMBEDDING);
+    let is_matrix = info.shape.len() == 2;
+    let is_table = name == vision::position_embedding() && info.shape.len() == 3;
+    let transforms = match (name == kernel && is_matrix, is_table) {
+        (true, _) => vec![Transform::PatchKernel],
+        (false, true) => vec![Transform::WithoutFirst],
+        (false, false) => Vec::new(),
+    };
+    vec![(name, transforms)]
 }
 
 /// Under which names and how a tensor of a block with a gated shared expert is read: the gate is one

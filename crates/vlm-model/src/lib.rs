@@ -44,6 +44,7 @@ mod kv_cache;
 pub mod layers;
 pub mod lm;
 mod model_batch;
+mod open_clip;
 mod packed_rows;
 pub mod params;
 pub mod part_files;
@@ -62,6 +63,6 @@ pub use model_batch::{ImageInput, ModelBatch};
 pub use projector::Projector;
 pub use vlm::{LossSum, RowLosses, Vlm};
 pub use vlm_shapes::{
-    self as config, ForeignModel, FreezePolicy, LmConfig, LmFamily, MoeConfig, ProjectorConfig,
-    ProjectorKind, ShapeError, VisionConfig, VisionFamily, is_projector, names,
+    self as config, ForeignModel, FreezePolicy, LmConfig, LmFamily, MoeConfig, OpenClip,
+    ProjectorConfig, ProjectorKind, ShapeError, VisionConfig, VisionFamily, is_projector, names,
 };

@@ -7,9 +7,9 @@
 
 use std::path::Path;
 
-use crate::weights::{Weights, WeightsError};
-use crate::{LmFamily, containers, vision};
-use vlm_shapes::{ForeignModel, LmNames};
+use crate::weights::{Transform, Weights, WeightsError};
+use crate::{LmFamily, containers, open_clip, vision};
+use vlm_shapes::{ForeignModel, LmNames, OpenClip, VisionConfig};
 
 /// Components that PyTorch's wrappers add to names, at any place.
 const WRAPPERS: [&str; 4] =
@@ -90,7 +90,7 @@ fn language_model(weights: Weights) -> Result<Weights, WeightsError> {
 }
 
 /// Opens the weights of a vision encoder, whose file may also hold other parts. The encoder's
-/// tensors are renamed to Hugging Face's names of CLIP and SigLIP.
+/// tensors are renamed to Hugging Face's names of CLIP and SigLIP; those of an [`OpenClip`], too.
 ///
 /// # Errors
 /// As [`Weights::open`]. The file is a LoRA adapter, or has no supported encoder; the message lists
@@ -100,6 +100,10 @@ pub fn open_vision_encoder(path: &Path) -> Result<Weights, WeightsError> {
     refuse_adapter(&weights)?;
     if let Some(model) = ForeignModel::beside(path) {
         weights = containers::vision_encoder(weights, &model)?;
+    }
+    let tower = OpenClip::beside(path).map_err(|error| weights.refused(error.to_string()))?;
+    if let Some(tower) = tower {
+        weights = open_clip::vision_encoder(weights, &tower)?;
     }
     let Some(prefix) = prefix_before(&weights, vision::PATCH_EMBEDDING)? else {
         return Err(weights.refused(format!(
@@ -114,6 +118,35 @@ pub fn open_vision_encoder(path: &Path) -> Result<Weights, WeightsError> {
     weights.renamed(|name| match name.strip_prefix(&prefix) {
         Some(rest) if vision::is_within_tower(rest) => format!("{scope}{rest}"),
         _ => name.to_owned(),
+    })
+}
+
+/// As [`open_vision_encoder`], for the encoder in `folder` with the number of patches of `config`:
+/// if it was trained with another one, its position embeddings are interpolated.
+///
+/// # Errors
+/// As [`open_vision_encoder`]. The configuration in the folder is not that of the weights.
+pub fn open_vision_encoder_as(
+    folder: &Path,
+    config: &VisionConfig,
+) -> Result<Weights, WeightsError> {
+    let weights = open_vision_encoder(folder)?;
+    let trained = VisionConfig::from_folder(folder);
+    let trained = trained.map_err(|error| weights.refused(error.to_string()))?;
+    let (from, to) = (trained.patches_per_side(), config.patches_per_side());
+    if from == to {
+        return Ok(weights);
+    }
+    let table = vision::position_embedding();
+    let before = trained.num_positions() - trained.num_patches();
+    tracing::info!(
+        "{}: the position embeddings are interpolated from {from} × {from} to {to} × {to} patches",
+        folder.display()
+    );
+    weights.derived(|info| {
+        let is_table = info.name == table;
+        let grid = is_table.then_some(Transform::Grid { before, from, to });
+        vec![(info.name.clone(), grid.into_iter().collect())]
     })
 }
 

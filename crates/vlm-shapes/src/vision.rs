@@ -1,14 +1,14 @@
 //! The configuration of the vision encoder, read from and written to Hugging Face's `config.json`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::ShapeError;
 use crate::config_file::{in_file, read_json};
 use crate::foreign::ForeignModel;
 use crate::keys::{self, Neutral, shortened};
+use crate::{OpenClip, ShapeError};
 
 /// The published format of a vision encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -124,12 +124,21 @@ impl VisionConfig {
         Ok(config)
     }
 
-    /// Unknown keys of a `config.json` that are ignored although they have a value: worth a
-    /// warning.
+    /// Unknown keys of the configuration of the encoder in `folder` that are ignored although they
+    /// have a value: worth a warning. Returns the path of the file, too.
     ///
     /// # Errors
     /// The file cannot be read, or a key may change what the model computes.
-    pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ShapeError> {
+    pub fn unread_keys_in(folder: &Path) -> Result<(PathBuf, Vec<String>), ShapeError> {
+        if let Some(tower) = OpenClip::beside(folder)? {
+            return Ok((tower.path().to_owned(), tower.unread_keys()?));
+        }
+        let path = folder.join("config.json");
+        let unread = Self::unread_keys_of(&path)?;
+        Ok((path, unread))
+    }
+
+    fn unread_keys_of(path: &Path) -> Result<Vec<String>, ShapeError> {
         let json = read_json(path)?;
         if let Some(model) = ForeignModel::of(&json) {
             // Keys that are not supported are an error only if the whole model is used.
@@ -164,6 +173,12 @@ impl VisionConfig {
     /// Length of the encoder's sequence: the patches, and the class token of a CLIP encoder.
     pub fn num_positions(&self) -> i64 {
         self.num_patches() + i64::from(self.family == VisionFamily::Clip)
+    }
+
+    /// This configuration, if its numbers describe a model.
+    pub(crate) fn validated(self) -> Result<Self, ShapeError> {
+        self.validate()?;
+        Ok(self)
     }
 
     fn validate(&self) -> Result<(), ShapeError> {

@@ -12,7 +12,7 @@ use vlm_data::{
     ImageProcessor, ImageScan, RejectLog, RowOptions, RowSource, ScannedChunk, count_images,
 };
 use vlm_model::vision::VisionEncoder;
-use vlm_model::{ModelError, VisionConfig};
+use vlm_model::{ModelError, OpenClip, VisionConfig};
 
 use crate::TrainError;
 use vlm_infer::build_encoder;
@@ -28,8 +28,10 @@ pub struct CacheFeaturesConfig {
     pub images_path: Option<PathBuf>,
     /// How the rows are read.
     pub rows: RowOptions,
-    /// Folder of the vision encoder, in Hugging Face format.
+    /// Folder of the vision encoder, in the format of Hugging Face or open_clip.
     pub vision: PathBuf,
+    /// Side in pixels of the images for the encoder; `None` for the one that it was trained with.
+    pub image_size: Option<i64>,
     /// Folder of the cache.
     pub output: PathBuf,
     /// Type in which the features are stored.
@@ -106,7 +108,7 @@ pub fn cache_features(
     announce: &mut dyn FnMut(&Estimate),
     report_progress: &mut dyn FnMut(Progress),
 ) -> Result<Cached, TrainError> {
-    let (encoder, vision) = build_encoder(&config.vision, config.device)?;
+    let (encoder, vision) = build_encoder(&config.vision, config.image_size, config.device)?;
     let processor = Arc::new(image_processor(&config.vision, &vision)?);
     let source = config.data_path.open_with(config.images_path.as_deref(), &config.rows)?;
     let key = feature_key(&config.vision, &vision, &processor, config.dtype)?;
@@ -252,9 +254,11 @@ pub fn feature_key(
     ))
 }
 
-/// BLAKE3 of the encoder's config.json and weights files, in hexadecimal.
+/// BLAKE3 of the encoder's configuration and weights files, in hexadecimal.
 fn hash_of_encoder(folder: &Path) -> Result<String, TrainError> {
-    let mut files = vec![folder.join("config.json")];
+    let open_clip = OpenClip::beside(folder).map_err(ModelError::from)?;
+    let config = open_clip.map_or(folder.join("config.json"), |tower| tower.path().to_owned());
+    let mut files = vec![config];
     for entry in std::fs::read_dir(folder).map_err(|e| TrainError::at(folder, e))? {
         let path = entry.map_err(|e| TrainError::at(folder, e))?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();

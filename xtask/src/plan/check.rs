@@ -37,9 +37,9 @@ const DEVICE_FLAGS: [&str; 6] =
 /// Flags that give the length of the run. They may be given together with a finished run.
 const LENGTH_FLAGS: [&str; 2] = ["rows", "epochs"];
 /// Flags that describe the model and the batch. A finished run already determines these.
-const RUN_FLAGS: [&str; 17] = [
-    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "use_moe", "vision", "batch_size",
-    "accumulation_steps", "seq_len", "supervised", "images", "unfreeze_last_layers",
+const RUN_FLAGS: [&str; 18] = [
+    "dim", "n_layers", "n_heads", "n_kv_heads", "vocab_size", "use_moe", "vision", "image_size",
+    "batch_size", "accumulation_steps", "seq_len", "supervised", "images", "unfreeze_last_layers",
     "unfreeze_first_layers", "train_lm", "train_vision", "dtype",
 ];
 

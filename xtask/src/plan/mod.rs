@@ -71,6 +71,9 @@ struct PlanArgs {
     /// features.
     #[arg(long, default_value = "clip-vit-base-patch16")]
     vision: String,
+    /// Side in pixels of the images for the vision encoder [default: that of the encoder].
+    #[arg(long, value_name = "N")]
+    image_size: Option<i64>,
     /// Rows per micro-batch of a process.
     #[arg(long, default_value_t = 16)]
     batch_size: u64,
@@ -225,6 +228,9 @@ fn plan(args: &PlanArgs) -> Result<Plan> {
             )));
         }
     };
+    let vision = vision
+        .with_image_size(args.image_size)
+        .map_err(|error| usage_error(error.to_string().replace("`image_size`", "--image-size")))?;
     let num_patches = vision.num_patches().unsigned_abs();
     if args.images * num_patches > args.seq_len {
         return Err(usage_error(format!(
@@ -323,6 +329,16 @@ mod tests {
             let error = of(wrong).unwrap_err();
             assert!(error.is::<UsageError>() && error.to_string().contains(said), "{error}");
         }
+    }
+
+    #[test]
+    fn larger_images_have_more_tokens() {
+        let plan = of("--image-size 336 --seq-len 600").unwrap();
+        assert_eq!(plan.shape.projector.tokens_per_image, 21 * 21);
+        let error = of("--image-size 336").unwrap_err().to_string();
+        assert!(error.contains("less than the 441 tokens"), "{error}");
+        let error = of("--image-size 230").unwrap_err().to_string();
+        assert!(error.contains("--image-size is 230") && error.contains("224 and 240"), "{error}");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tch::{Kind, Tensor};
 use vlm_data::{ChatTokenizer, ImagePlaceholder, Role, Turn};
 use vlm_model::detect::{projector_config, projector_of};
-use vlm_model::part_files::open_vision_encoder;
+use vlm_model::part_files::open_vision_encoder_as;
 use vlm_model::weights::{Weights, save_shards};
 use vlm_model::{ProjectorConfig, ProjectorKind, VisionConfig, VisionFamily};
 
@@ -316,7 +316,7 @@ fn join<'a>(
     let joined = Joined {
         vision,
         projector: projector_config(kind, Some(&parts.weights), vision)?,
-        encoder: open_vision_encoder(vision_folder).map_err(InferError::file)?,
+        encoder: open_vision_encoder_as(vision_folder, vision).map_err(InferError::file)?,
         text_config,
         lm_tensors,
         preprocessing: image_processor(vision_folder, vision)?.settings(),

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use vlm_model::VisionConfig;
-use vlm_model::part_files::open_vision_encoder;
+use vlm_model::part_files::open_vision_encoder_as;
 use vlm_model::weights::save_shards;
 
 use crate::InferError;
@@ -106,7 +106,7 @@ fn tokenizer_json(folder: &Path) -> Result<Value, InferError> {
 /// Writes only the vision encoder; the text tower of a complete CLIP or SigLIP model is left out.
 fn write_vision(from: &Path, config: &VisionConfig, target: &Path) -> Result<(), InferError> {
     fs::create_dir(target).map_err(InferError::io(target, "create it"))?;
-    let weights = open_vision_encoder(from)?;
+    let weights = open_vision_encoder_as(from, config)?;
     let mut tensors = weights.all()?;
     tensors.retain(|(name, _)| name.starts_with("vision_model."));
     save_shards(target, &tensors, u64::MAX)?;

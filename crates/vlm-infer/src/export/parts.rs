@@ -13,7 +13,9 @@ use vlm_model::{LmConfig, LmFamily, VisionConfig, is_projector};
 
 use super::ExportSource;
 use crate::InferError;
-use crate::assemble::{ModelFiles, Shapes, adopt, open_tokenizer, starting_shape, stop_token_ids};
+use crate::assemble::{
+    ModelFiles, Shapes, adopt, open_tokenizer, starting_shape, stop_token_ids, vision_config,
+};
 use crate::model_folder::ModelFolder;
 use crate::preprocessor::image_processor;
 
@@ -53,11 +55,13 @@ impl Parts {
         let opened = open_tokenizer(&ModelFiles {
             lm: Some(path),
             vision: vision.clone().unwrap_or_default(),
+            image_size: folder.image_size(),
             tokenizer: tokenizer.clone(),
             image_token: run_config["image_token"].as_str().map(str::to_owned),
             projector: None,
         })?;
-        let vision = vision.map(|folder| read_vision(folder, &weights)).transpose()?;
+        let image_size = folder.image_size();
+        let vision = vision.map(|path| read_vision(path, image_size, &weights)).transpose()?;
         let config = describe(&lm, vision.as_ref().map(|(_, config)| config), &weights, &opened)?;
         Ok(Self {
             weights,
@@ -85,10 +89,14 @@ impl Parts {
     }
 }
 
-/// Reads the shape of the vision encoder, and checks it against its preprocessing and the
-/// projector.
-fn read_vision(folder: PathBuf, weights: &Weights) -> Result<(PathBuf, VisionConfig), InferError> {
-    let config = VisionConfig::from_file(&folder.join("config.json"))?;
+/// Reads the shape of the vision encoder for images of `image_size`, and checks it against its
+/// preprocessing and the projector.
+fn read_vision(
+    folder: PathBuf,
+    image_size: Option<i64>,
+    weights: &Weights,
+) -> Result<(PathBuf, VisionConfig), InferError> {
+    let config = vision_config(&folder, image_size)?;
     image_processor(&folder, &config)?;
     if projector_of(weights).is_none() {
         return Err(InferError::unusable(format!(

@@ -51,6 +51,11 @@ impl VisionEncoder {
 /// The name of the patch embedding of every encoder, relative to [`scope`].
 pub(crate) const PATCH_EMBEDDING: &str = "embeddings.patch_embedding";
 
+/// The full name of the position embeddings of every encoder.
+pub(crate) fn position_embedding() -> String {
+    format!("{}.embeddings.position_embedding.weight", blocks::SCOPE)
+}
+
 /// The prefix of the names of every encoder's tensors.
 pub(crate) fn scope() -> String {
     format!("{}.", blocks::SCOPE)

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 
-use tch::{TchError, Tensor};
+use tch::{Kind, TchError, Tensor};
 
 use super::{TensorInfo, Weights, WeightsError};
 
@@ -23,6 +23,17 @@ pub enum Transform {
     Half,
     /// `[1, …]` → `[…]`.
     WithoutFirst,
+    /// Position embeddings `[before + from², V]`, `before` of which belong to no patch → `[before +
+    /// to², V]`: those of the patches are interpolated from a grid of `from` × `from` to one of
+    /// `to` × `to`, in float32.
+    Grid {
+        /// Number of positions before those of the patches, such as that of a class token.
+        before: i64,
+        /// Number of patches per side in the file.
+        from: i64,
+        /// Number of patches per side of the result.
+        to: i64,
+    },
     /// The kernel of a patch embedding, stored as a matrix with the channels last: `[V, p · p · 3]`
     /// → `[V, 3, p, p]`.
     PatchKernel,
@@ -46,6 +57,12 @@ impl Transform {
                 shape.first().filter(|&&first| first == 1)?;
                 shape.remove(0);
             }
+            Self::Grid { before, from, to } => {
+                shape
+                    .first()
+                    .filter(|&&first| shape.len() == 2 && first == before + from * from)?;
+                shape[0] = before + to * to;
+            }
             Self::PatchKernel => {
                 let &[width, pixels] = shape.as_slice() else { return None };
                 let side = patch_side(pixels)?;
@@ -53,6 +70,15 @@ impl Transform {
             }
         }
         Some(shape)
+    }
+
+    /// The dtype after the transform of a tensor of dtype `kind`.
+    fn kind(self, kind: Kind) -> Kind {
+        match self {
+            // A rounded result would not be that of a model in float32.
+            Self::Grid { .. } => Kind::Float,
+            _ => kind,
+        }
     }
 
     pub(super) fn apply(self, tensor: &Tensor) -> Result<Tensor, TchError> {
@@ -64,6 +90,12 @@ impl Transform {
             }
             Self::Half => tensor.f_mul_scalar(0.5),
             Self::WithoutFirst => tensor.f_squeeze_dim(0),
+            Self::Grid { before, from, to } => {
+                let table = tensor.f_to_kind(Kind::Float)?;
+                let patches = table.f_narrow(0, before, from * from)?;
+                let patches = interpolated(&patches, from, to)?;
+                Tensor::f_cat(&[table.f_narrow(0, 0, before)?, patches], 0)
+            }
             Self::PatchKernel => {
                 let (width, pixels) = tensor.size2()?;
                 let side = patch_side(pixels).unwrap_or(0);
@@ -72,6 +104,14 @@ impl Transform {
             }
         }
     }
+}
+
+/// The position embeddings `[from², V]` of a grid of patches, row by row → `[to², V]`: bicubic
+/// interpolation without aligned corners, as `interpolate_pos_encoding` in transformers.
+fn interpolated(table: &Tensor, from: i64, to: i64) -> Result<Tensor, TchError> {
+    let grid = table.f_view([1, from, from, -1])?.f_permute([0, 3, 1, 2])?;
+    let grid = grid.f_upsample_bicubic2d([to, to], false, None, None)?;
+    grid.f_permute([0, 2, 3, 1])?.f_reshape([to * to, -1])
 }
 
 /// The side of a square patch of `elements` elements.
@@ -119,7 +159,8 @@ impl Weights {
                         info.name
                     )));
                 }
-                infos.push(TensorInfo { name, shape, kind: info.kind, shared_with });
+                let kind = chain.iter().fold(info.kind, |kind, transform| transform.kind(kind));
+                infos.push(TensorInfo { name, shape, kind, shared_with });
                 places.push(self.places[index]);
                 transforms.push(chain);
             }
@@ -133,7 +174,7 @@ impl Weights {
 
 #[cfg(test)]
 mod tests {
-    use tch::{Device, Kind};
+    use tch::Device;
 
     use super::*;
 
@@ -150,6 +191,7 @@ mod tests {
             (vec![2, 2], Transform::Half),
             (vec![1, 4, 2], Transform::WithoutFirst),
             (vec![2, 12], Transform::PatchKernel),
+            (vec![5, 3], Transform::Grid { before: 1, from: 2, to: 3 }),
         ] {
             let found = transform.apply(&stored(&shape)).unwrap();
             assert_eq!(Some(found.size()), transform.shape(&shape), "{transform:?}");
@@ -157,6 +199,7 @@ mod tests {
         assert_eq!(Transform::Chunk { dim: 0, index: 0, count: 3 }.shape(&[7]), None);
         assert_eq!(Transform::WithoutFirst.shape(&[2, 3]), None);
         assert_eq!(Transform::PatchKernel.shape(&[2, 13]), None);
+        assert_eq!(Transform::Grid { before: 0, from: 2, to: 3 }.shape(&[5, 3]), None);
     }
 
     #[test]

@@ -178,7 +178,7 @@ fn source(name: &str) -> String {
     match (part, rest) {
         ("rows" | "row_files", _) => "the rows of `data_path` are not the same".into(),
         ("row_weights", _) => "the weights in `data_path`".into(),
-        ("image_processor" | "vision", _) => "`vision`".into(),
+        ("image_processor" | "vision", _) => "`vision`, or `image_size`".into(),
         ("features", _) => "`features`".into(),
         ("lm", "dropout") => "`dropout`".into(),
         ("lm", _) => "`lm` and the config.json in its folder".into(),

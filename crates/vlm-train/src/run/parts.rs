@@ -109,6 +109,7 @@ pub(super) fn model_files(config: &ModelConfig) -> ModelFiles {
     ModelFiles {
         lm: config.lm.clone(),
         vision: config.vision.clone(),
+        image_size: config.image_size,
         tokenizer: config.tokenizer.clone(),
         image_token: config.image_token.clone(),
         projector: config.projector,
