@@ -18,7 +18,7 @@ pub const TRAIN_FILE: &str = "train.jsonl";
 /// for every image a row that asks a question.
 pub const HELD_OUT_FILE: &str = "heldout.jsonl";
 /// Number of training images; each has one row.
-pub const NUM_TRAIN_IMAGES: usize = 7_680;
+pub const NUM_TRAIN_IMAGES: usize = 5_760;
 /// Number of held-out images in each of four groups: one object without and with an unseen pair,
 /// then two objects without and with one.
 pub const HELD_OUT_PER_GROUP: [usize; 4] = [150, 50, 150, 50];
