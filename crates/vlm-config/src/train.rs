@@ -103,7 +103,7 @@ settings! {
             .default_is("every turn")
             .decides_numbers()
             .newly_added();
-        /// Fraction of the rows that keep the empty <think> blocks with which the chat template
+        /// Fraction of the rows that keep the empty `<think>` blocks with which the chat template
         /// begins answers; the other rows are trained on without them. Which rows these are depends
         /// on the seed and the epoch.
         empty_think_ratio: f64 = 1.0, shown("FRACTION")
