@@ -19,6 +19,7 @@ mod foreign;
 mod generator;
 mod image_gain;
 mod json_file;
+mod lm_shape;
 mod model_folder;
 mod model_inputs;
 mod precision;

@@ -9,10 +9,10 @@ use vlm_model::LmConfig;
 use vlm_model::weights::{GgufValue, save_gguf};
 use vlm_shapes::RopeScaling;
 
-use super::container::{Joined, identity_layer};
 use super::language_model::{Tensors, failed, transformers_tensors};
 use super::parts::Parts;
 use super::tokenizer_json;
+use super::whole_model::{Joined, identity_layer};
 use crate::InferError;
 
 /// Metadata in the order in which it is written.

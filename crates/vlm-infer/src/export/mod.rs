@@ -10,6 +10,7 @@ mod llava;
 mod model_card;
 mod parts;
 mod smolvlm;
+mod whole_model;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -23,8 +24,9 @@ use crate::InferError;
 use crate::json_file::{read_json, write_json};
 use crate::preprocessor::{PREPROCESSOR, write_preprocessor};
 
-pub use container::{Container, export_to};
+pub use container::Container;
 use parts::Parts;
+pub use whole_model::export_to;
 
 /// Files of a tokenizer. A tokenizer need not have all of them.
 const TOKENIZER_FILES: [&str; 8] = [

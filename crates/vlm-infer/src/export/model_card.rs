@@ -9,7 +9,8 @@ use serde_json::Value;
 use vlm_model::VisionFamily;
 
 use super::ExportSource;
-use super::container::{Container, Joined};
+use super::container::Container;
+use super::whole_model::Joined;
 use crate::InferError;
 
 /// Writes `README.md` to `folder`.

@@ -13,9 +13,8 @@ use vlm_model::{LmConfig, LmFamily, VisionConfig, is_projector};
 
 use super::ExportSource;
 use crate::InferError;
-use crate::assemble::{
-    ModelFiles, Shapes, adopt, open_tokenizer, starting_shape, stop_token_ids, vision_config,
-};
+use crate::assemble::{ModelFiles, Shapes, open_tokenizer, stop_token_ids, vision_config};
+use crate::lm_shape::{adopt, starting_shape};
 use crate::model_folder::ModelFolder;
 use crate::preprocessor::image_processor;
 

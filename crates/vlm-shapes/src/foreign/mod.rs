@@ -2,8 +2,7 @@
 //! model, the vision encoder and the projector, in terms of this crate's own configurations.
 //!
 //! Each [`ForeignFormat`] has a file of its own. What cannot be computed with the parts of this
-//! program is refused by name. The names of the tensors are not
-//! here, but in `vlm-model`.
+//! program is refused by name. The names of the tensors are not here, but in `vlm-model`.
 
 mod idefics3;
 mod lfm2_vl;
@@ -62,16 +61,15 @@ const COMMON_KEYS: [&str; 8] = [
 ];
 
 impl ForeignModel {
-    /// The model that the content of a `config.json` describes; `None` if it has none of
-    /// the formats.
+    /// The model that the content of a `config.json` describes; `None` if it has none of the
+    /// formats.
     pub fn of(json: &Value) -> Option<Self> {
         let format = ForeignFormat::of(json)?;
         Some(Self { format, json: json.clone() })
     }
 
     /// The model that `config.json` in the folder of the weights describes: `weights` is a folder
-    /// or a file in it. `None` if there is no such file, or if it has none of the
-    /// formats.
+    /// or a file in it. `None` if there is no such file, or if it has none of the formats.
     pub fn beside(weights: &Path) -> Option<Self> {
         let folder = if weights.is_dir() { weights } else { weights.parent()? };
         // A file that is damaged is reported by the readers of the parts.
