@@ -196,16 +196,29 @@ pub fn settle_shapes(
     let kind = projector.unwrap_or(ProjectorKind::default_for(lm.family));
     let weights = lm_weights.as_ref().filter(|weights| projector_of(weights) == Some(kind));
     let projector = projector_config(kind, weights, &vision).map_err(InferError::file)?;
-    if (tokenizer.vocab_size() as i64) > lm.vocab_size {
-        return Err(InferError::unusable(format!(
-            "the tokenizer {} has {} tokens, but the language model has {} embeddings; use the \
-             tokenizer that the weights were trained with",
-            files.tokenizer.display(),
-            tokenizer.vocab_size(),
-            lm.vocab_size
-        )));
-    }
+    check_vocabulary(tokenizer, &files.tokenizer, &lm)?;
     Ok(Shapes { lm, vision, projector })
+}
+
+/// Checks that every token of the tokenizer in `folder` has an embedding.
+///
+/// # Errors
+/// The tokenizer has more tokens.
+pub(crate) fn check_vocabulary(
+    tokenizer: &ChatTokenizer,
+    folder: &Path,
+    lm: &LmConfig,
+) -> Result<(), InferError> {
+    if tokenizer.vocab_size() as i64 <= lm.vocab_size {
+        return Ok(());
+    }
+    Err(InferError::unusable(format!(
+        "the tokenizer {} has {} tokens, but the language model has {} embeddings; use the \
+         tokenizer that the weights were trained with",
+        folder.display(),
+        tokenizer.vocab_size(),
+        lm.vocab_size
+    )))
 }
 
 /// Creates a model with random weights and loads those of the files. The projector may be missing

@@ -1,7 +1,6 @@
 //! Whole models of other programs: which of their parts are used together, the token that stands
 //! for an image, and the image preprocessing of their processor.
 
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
@@ -13,6 +12,7 @@ use vlm_model::weights::Weights;
 
 use crate::InferError;
 use crate::assemble::ModelFiles;
+use crate::json_file::read_json;
 use crate::preprocessor::PREPROCESSOR;
 
 /// Opens the weights of a language model. The projector of a [`ForeignModel`] is used only with
@@ -147,9 +147,7 @@ fn processor_settings(folder: &Path) -> Result<(String, Value), InferError> {
         if !path.is_file() {
             continue;
         }
-        let text = fs::read_to_string(&path).map_err(InferError::io(&path, "read it"))?;
-        let json: Value =
-            serde_json::from_str(&text).map_err(|error| InferError::at(&path, error))?;
+        let json = read_json(&path)?;
         // transformers 5 writes one file for all processors of a model.
         let within = &json["image_processor"];
         if within.is_object() || name == PREPROCESSOR {

@@ -329,3 +329,25 @@ fn an_exported_container_is_read_again_as_the_same_model() {
         assert_eq!(text, expected_text);
     }
 }
+
+#[test]
+fn a_tokenizer_with_more_tokens_than_embeddings_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let lm = LmConfig { vocab_size: 688, ..language_model(LmFamily::MiniMind) };
+    let own = folder.path().join("own");
+    std::fs::create_dir(&own).unwrap();
+    let model = Vlm::new(&lm, &vision(VisionFamily::Clip), Device::Cpu).unwrap();
+    let tensors = with_tied_output(model.params().named(), &lm);
+    save(&own.join("model.safetensors"), &tensors, Format::Safetensors).unwrap();
+    std::fs::write(own.join("config.json"), lm.to_json().to_string()).unwrap();
+    let source = ExportSource {
+        model: own,
+        vision: None,
+        tokenizer: Some(demo_start()),
+        without_vision: true,
+    };
+    let to = folder.path().join("gguf");
+    let error = export_to(&source, Container::Gguf, &to, u64::MAX).unwrap_err().to_string();
+    assert!(error.contains("689 tokens") && error.contains("688 embeddings"), "{error}");
+    assert!(!to.exists());
+}

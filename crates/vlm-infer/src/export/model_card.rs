@@ -12,6 +12,7 @@ use super::ExportSource;
 use super::container::Container;
 use super::whole_model::Joined;
 use crate::InferError;
+use crate::json_file::read_json;
 
 /// Writes `README.md` to `folder`.
 ///
@@ -91,8 +92,12 @@ fn training(joined: &Joined, model: &Path) -> String {
         }
     }
     let folder = if model.is_dir() { model } else { model.parent().unwrap_or(model) };
-    let summary = fs::read_to_string(folder.join("summary.json")).unwrap_or_default();
-    let summary: Value = serde_json::from_str(&summary).unwrap_or_default();
+    let path = folder.join("summary.json");
+    let summary = if path.exists() { read_json(&path) } else { Ok(Value::Null) };
+    let summary = summary.unwrap_or_else(|error| {
+        tracing::warn!("the results of the training are left out of README.md: {error}");
+        Value::Null
+    });
     let results: Vec<_> = summary
         .as_object()
         .into_iter()

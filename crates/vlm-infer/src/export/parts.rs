@@ -13,7 +13,9 @@ use vlm_model::{LmConfig, LmFamily, VisionConfig, is_projector};
 
 use super::ExportSource;
 use crate::InferError;
-use crate::assemble::{ModelFiles, Shapes, open_tokenizer, stop_token_ids, vision_config};
+use crate::assemble::{
+    ModelFiles, Shapes, check_vocabulary, open_tokenizer, stop_token_ids, vision_config,
+};
 use crate::lm_shape::{adopt, starting_shape};
 use crate::model_folder::ModelFolder;
 use crate::preprocessor::image_processor;
@@ -61,6 +63,7 @@ impl Parts {
         })?;
         let image_size = folder.image_size();
         let vision = vision.map(|path| read_vision(path, image_size, &weights)).transpose()?;
+        check_vocabulary(&opened, &tokenizer, &lm)?;
         let config = describe(&lm, vision.as_ref().map(|(_, config)| config), &weights, &opened)?;
         Ok(Self {
             weights,
