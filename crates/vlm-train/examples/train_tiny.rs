@@ -4,38 +4,33 @@
 //! `cargo run -p vlm-train --example train_tiny -- START`, where START is a folder with a tokenizer
 //! and a vision encoder in `vision`, such as `data/demo-start`.
 
-use std::fmt::Write;
-use std::fs;
-use std::path::Path;
-use std::sync::atomic::AtomicBool;
-use std::sync::mpsc::channel;
+use std::{fs, path::Path, sync::atomic::AtomicBool};
 
 use anyhow::{Context, Result};
-use image::{Rgb, RgbImage};
 use vlm_train::{Event, Run, TrainConfig};
 
 fn main() -> Result<()> {
     let start = std::env::args().nth(1).context("usage: train_tiny START")?;
     let folder = tempfile::tempdir()?;
-    let losses = train_tiny(folder.path(), Path::new(&start))?;
-    let (first, last) = (losses.first().context("no step")?, losses.last().context("no step")?);
-    println!("{} steps: first loss {first:.3}, last loss {last:.3}", losses.len());
-    Ok(())
+    train_tiny(folder.path(), Path::new(&start), |loss| println!("loss {loss:.3}"))
 }
 
-/// Trains in `folder` and returns the loss of every step, in nats per supervised token.
-pub fn train_tiny(folder: &Path, start: &Path) -> Result<Vec<f64>> {
+/// Trains in `folder`, and calls `on_step` with the loss of every step, in nats per supervised token.
+pub fn train_tiny(
+    folder: &Path,
+    start: &Path,
+    mut on_step: impl FnMut(f64) + 'static,
+) -> Result<()> {
     let mut rows = "image,question,answer\n".to_owned();
-    for (colour, rgb) in [("red", [220, 20, 20]), ("green", [20, 200, 20]), ("blue", [20, 20, 220])]
-    {
-        RgbImage::from_pixel(64, 64, Rgb(rgb)).save(folder.join(colour).with_extension("png"))?;
-        writeln!(rows, "{colour}.png,Which colour is this?,It is {colour}.")?;
+    for (name, rgb) in [("red", [220, 20, 20]), ("green", [20, 200, 20]), ("blue", [20, 20, 220])] {
+        image::RgbImage::from_pixel(64, 64, image::Rgb(rgb))
+            .save(folder.join(name).with_extension("png"))?;
+        rows += &format!("{name}.png,Which colour is this?,It is {name}.\n");
     }
     fs::write(folder.join("rows.csv"), rows)?;
 
     let mut config = TrainConfig::default();
     config.data.data_path = folder.join("rows.csv").as_path().into();
-    config.data.num_workers = 1;
     config.model.tokenizer = start.to_owned();
     config.model.vision = start.join("vision");
     config.model.shape.dim = Some(64);
@@ -47,14 +42,11 @@ pub fn train_tiny(folder: &Path, start: &Path) -> Result<Vec<f64>> {
     config.run.out_dir = folder.join("out");
 
     let mut run = Run::prepare(config)?;
-    let (sender, losses) = channel();
     run.add_sink(move |event: &Event| {
         if let Event::Step(step) = event {
-            // The receiver lives until the end of the training.
-            let _ = sender.send(step.loss);
+            step.loss.into_iter().for_each(&mut on_step);
         }
         Ok(())
     });
-    run.train(&AtomicBool::new(false))?;
-    Ok(losses.iter().flatten().collect())
+    Ok(run.train(&AtomicBool::new(false)).map(drop)?)
 }
