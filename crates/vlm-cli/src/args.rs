@@ -47,12 +47,24 @@ pub enum Command {
     /// Write weights in another format, with the same names, types and values; or export a model as
     /// a folder in Hugging Face format.
     Convert(crate::convert::ConvertArgs),
+    /// Print completions for a shell: `vlm completions bash`.
+    Completions(crate::shell::CompletionsArgs),
+    /// Write a manual page for each command.
+    Man(crate::shell::ManArgs),
 }
 
 impl Command {
     /// Whether the command runs a model. The other commands only read and write files.
     pub fn computes(&self) -> bool {
-        !matches!(self, Self::Init(_) | Self::Inspect(_) | Self::Convert(_) | Self::Config(_))
+        !matches!(
+            self,
+            Self::Init(_)
+                | Self::Inspect(_)
+                | Self::Convert(_)
+                | Self::Config(_)
+                | Self::Completions(_)
+                | Self::Man(_)
+        )
     }
 }
 

@@ -28,6 +28,7 @@ mod progress;
 mod row_args;
 mod row_view;
 mod settings_args;
+mod shell;
 
 use std::process::ExitCode;
 
@@ -60,5 +61,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     }))
 }
