@@ -5,6 +5,7 @@ mod bad_input;
 mod command_line;
 mod configuration;
 mod convert;
+mod documented_commands;
 mod encoders;
 mod end_of_turn;
 mod families;

@@ -3,6 +3,7 @@
 
 mod dependencies;
 mod features;
+mod pages;
 mod sources;
 mod unused;
 
@@ -47,6 +48,7 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     findings.extend(features::check(workspace)?);
     findings.extend(sources::check(workspace)?);
     findings.extend(unused::check(workspace)?);
+    findings.extend(pages::check(workspace)?);
     for finding in &findings {
         eprintln!("{finding}");
     }
