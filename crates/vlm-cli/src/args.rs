@@ -39,6 +39,9 @@ pub enum Command {
     /// Generate text about images with a trained model: for one prompt, for many, or in a
     /// conversation.
     Generate(Box<crate::generate::GenerateArgs>),
+    /// Answer requests over HTTP with a trained model, in the form of OpenAI's chat completions, and
+    /// serve a page to talk about a picture.
+    Serve(Box<crate::serve::ServeArgs>),
     /// Evaluate a trained model on rows: loss, perplexity, image gain, captions.
     Eval(Box<crate::eval::EvalArgs>),
     /// Show names, shapes, types and sums of the tensors in a weights file, the rows of a dataset,

@@ -11,6 +11,11 @@ const ONE_REQUEST: Duration = Duration::from_millis(500);
 
 /// Installs the signal handler, and returns a flag that the first signal sets.
 pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
+    flag_with("stopping after saving what is done; send the signal again to end at once\n")
+}
+
+/// As [`flag`], with the text that the first signal writes to standard error.
+pub fn flag_with(notice: &'static str) -> anyhow::Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&stop);
     let mut first = None;
@@ -24,7 +29,6 @@ pub fn flag() -> anyhow::Result<Arc<AtomicBool>> {
         }
         // An error is ignored: if the launcher was killed, standard error is closed, and the run
         // must still be saved.
-        let notice = "stopping after saving what is done; send the signal again to end at once\n";
         let _ = std::io::stderr().write_all(notice.as_bytes());
     })?;
     Ok(stop)

@@ -27,6 +27,7 @@ mod pretrain;
 mod progress;
 mod row_args;
 mod row_view;
+mod serve;
 mod settings_args;
 mod shell;
 
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         Command::CacheFeatures(args) => cache_features::run(args),
         Command::Init(args) => init::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Serve(args) => serve::run(*args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
         Command::Convert(args) => convert::run(&args),
