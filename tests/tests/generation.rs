@@ -9,7 +9,7 @@ use crate::support::{Ended, Trial, binary, json_lines, row, vlm};
 const PROMPT: &str = "Describe the image.";
 
 /// A trial with a model that is overfitted to the eight images.
-fn trained() -> &'static Trial {
+pub fn trained() -> &'static Trial {
     static TRAINED: OnceLock<Trial> = OnceLock::new();
     TRAINED.get_or_init(|| {
         let trial = Trial::new();
