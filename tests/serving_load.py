@@ -15,7 +15,7 @@ import time
 import urllib.parse
 
 CLIENTS = (1, 8, 32)
-SECONDS = 15
+SECONDS = 12
 
 
 def client(address: str, body: bytes, end: float, latencies: list[float], tokens: list[int]) -> None:
