@@ -250,9 +250,9 @@ mod tests {
         let rows = |num_rows, len| Tensor::randn([num_rows, 1, len, 2], (Kind::Float, Device::Cpu));
         let (long, short) = (rows(1, 5), rows(2, 3));
         let mut cache = KvCache::default();
-        cache.extend(0, &long, &long);
+        let _ = cache.extend(0, &long, &long);
         let mut more = KvCache::left_padded(vec![1, 0], Device::Cpu);
-        more.extend(0, &short, &short);
+        let _ = more.extend(0, &short, &short);
         cache.append(more);
         assert_eq!(cache.row_lengths(), [5, 2, 3]);
         let next = rows(3, 1);

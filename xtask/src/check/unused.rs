@@ -9,8 +9,11 @@ use super::Finding;
 use crate::workspace::Workspace;
 
 /// Dependencies that are used without being named, each with its reason.
-const USED_UNNAMED: [(&str, &str); 1] =
-    [("torch-sys", "vlm-torch's build script reads where torch-sys found libtorch")];
+const USED_UNNAMED: [(&str, &str); 3] = [
+    ("serde_core", "xtask builds it with the features that axum enables in vlm"),
+    ("smallvec", "xtask builds it with the features that hyper enables in vlm"),
+    ("torch-sys", "vlm-torch's build script reads where torch-sys found libtorch"),
+];
 
 /// Looks for each dependency of each crate in the crate's Rust files.
 ///
