@@ -94,6 +94,6 @@ mod tests {
         assert_eq!(sent(&["xy", "a b"], &["1 a", " bxy"]), ("1|".into(), true));
         assert_eq!(sent(&["aab"], &["aa", "ab"]), ("|a".into(), true));
         assert_eq!(sent(&["象"], &["大", "象"]), ("大|".into(), true));
-        assert_eq!(sent(&["dog"], &["A do"]), ("A|do".into(), false));
+        assert_eq!(sent(&["dog"], &["A do"]), ("A| do".into(), false));
     }
 }
