@@ -1,4 +1,4 @@
-//! Binaries and tests of this crate load libtorch from the folder that `vlm_torch` was built against:
+//! Binaries and tests of this crate load libtorch from the folder that vlm-torch was built against:
 //! the search path does not propagate from the crate that links it.
 
 fn main() {

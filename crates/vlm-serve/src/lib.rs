@@ -16,4 +16,7 @@ mod scheduler;
 mod server;
 mod write_timeout;
 
+// The build script learns from this dependency where libtorch is.
+use vlm_torch as _;
+
 pub use server::{ServeError, ServeOptions, Server};

@@ -31,9 +31,11 @@ use crate::server::ServeOptions;
 const PAGE: &str = include_str!("page.html");
 
 /// The page loads nothing from elsewhere, and cannot be made to.
-const PAGE_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; \
-    style-src 'unsafe-inline'; img-src blob: data:; connect-src 'self'; base-uri 'none'; \
-    form-action 'none'; frame-ancestors 'none'";
+const PAGE_POLICY: &str = concat!(
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; ",
+    "img-src blob: data:; connect-src 'self'; base-uri 'none'; form-action 'none'; ",
+    "frame-ancestors 'none'",
+);
 
 /// What the handlers of all connections share.
 #[derive(Debug)]
