@@ -94,7 +94,10 @@ pub fn replay(name: &str, input: &Path) -> Result<ExitCode> {
 fn watch_panics() {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
-        let message = info.payload_as_str().unwrap_or("no message").lines().next().unwrap_or("");
+        let payload = info.payload();
+        let text = payload.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| payload.downcast_ref::<&str>().copied());
+        let message = text.and_then(|text| text.lines().next()).unwrap_or("no message");
         LAST_PANIC.set(format!("{place}: {message:.200}"));
     }));
 }

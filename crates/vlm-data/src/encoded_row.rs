@@ -115,7 +115,7 @@ mod tests {
         for (damaged, expected) in [
             (row(&[0, 10, 3], &[], &[1]), "token id 10"),
             (row(&[0, -1, 3], &[], &[1]), "token id -1"),
-            (row(&[0, 1, 3], &[1..4], &[1]), "beyond its 3 tokens"),
+            (row(&[0, 1, 3], &[0..1, 1..4], &[1]), "beyond its 3 tokens"),
             (row(&[0, 1, 3], &[backwards], &[1]), "beyond its 3 tokens"),
             (row(&[0, 1, 3], &[0..2, 1..3], &[1]), "overlap"),
             (row(&[0, 1, 3], &[], &[]), "0 positions for 1"),
