@@ -46,6 +46,10 @@ pub(crate) const MAX_BUFFER_BYTES: u64 = 2 << 30;
 /// Largest side of an image after preprocessing: more than any encoder takes.
 pub(crate) const MAX_CROP_SIDE: u32 = 4096;
 
+/// Longest token in bytes that is added to a vocabulary. The search for them in a text is prepared
+/// byte by byte, which takes seconds for one of 30 kB.
+pub(crate) const MAX_ADDED_TOKEN_BYTES: usize = 1024;
+
 /// Largest chat template in bytes. Known templates have at most some ten thousand.
 pub(crate) const MAX_TEMPLATE_BYTES: usize = 1 << 18;
 

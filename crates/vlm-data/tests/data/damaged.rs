@@ -24,6 +24,27 @@ fn a_tokenizer_that_makes_its_reader_panic_is_refused() {
     assert!(message.contains("tokenizer.json cannot be used: "), "{message}");
 }
 
+/// The crate `tokenizers` takes seconds for a token of 30 kB.
+#[test]
+fn a_tokenizer_with_a_token_as_long_as_a_page_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = |bytes: usize| {
+        let long = "x".repeat(bytes);
+        let tokens = [("<unk>", true), ("<s>", true), ("</s>", true), (&long, false)];
+        write_tokenizer_with(
+            folder.path(),
+            &tokens,
+            &json!({
+                "eos_token": "</s>", "chat_template": crate::tiny::TEMPLATE,
+            }),
+        );
+        ChatTokenizer::from_dir(folder.path()).map(drop).map_err(|e| e.to_string())
+    };
+    assert_eq!(open(1024), Ok(()));
+    let message = open(1025).unwrap_err();
+    assert!(message.contains("tokenizer.json: an added token has 1025 bytes"), "{message}");
+}
+
 /// Tokens that SmolVLM's processor writes around an image are no part of an answer.
 #[test]
 fn an_image_in_an_answer_is_not_learned_nor_are_the_tokens_around_it() {
