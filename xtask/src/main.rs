@@ -5,6 +5,8 @@
 #[macro_use]
 #[path = "../../crates/vlm-cli/src/console.rs"]
 mod console;
+#[path = "../../crates/vlm-cli/src/short_errors.rs"]
+mod short_errors;
 
 mod bench;
 mod cache;
@@ -15,6 +17,7 @@ mod dist;
 mod doctor;
 mod fake_cuda;
 mod flags_page;
+mod fuzz;
 mod gpu;
 mod launch;
 mod libtorch;
@@ -28,6 +31,7 @@ mod python;
 mod run_tests;
 mod setup;
 mod smoke_test;
+#[allow(unsafe_code)]
 mod sys;
 mod workspace;
 
@@ -85,6 +89,9 @@ enum Command {
     Test(Passed),
     /// Pack the program for machines without Rust: a Python wheel, and a tarball with libtorch
     Dist(dist::DistArgs),
+    /// Run every reader of files from outside on mutated files: `fuzz --target parquet --seconds 60`
+    #[command(disable_help_flag = true)]
+    Fuzz(Passed),
     /// Write the tables of docs/flags.md from the list of settings
     Docs,
     /// Check formatting, the rules of this repository, and lints
@@ -115,7 +122,8 @@ struct Passed {
 }
 
 fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    let cli = Cli::try_parse().unwrap_or_else(|error| short_errors::shortened(error).exit());
+    match dispatch(cli.command) {
         Ok(code) => match console::failure() {
             Some(failure) => {
                 eprintln!("error: {failure}");
@@ -151,6 +159,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::DemoWeights(passed) => launch::vlm(workspace, Some("demo-weights"), passed.args),
         Command::Vlm(passed) => launch::vlm(workspace, None, passed.args),
         Command::Test(passed) => run_tests::run(workspace, passed.args),
+        Command::Fuzz(passed) => fuzz::run(workspace, passed.args),
         Command::Docs => flags_page::write(workspace).map(|()| ExitCode::SUCCESS),
         Command::Dist(args) => dist::run(workspace, &args).map(|()| ExitCode::SUCCESS),
         Command::Check => check::run(workspace),

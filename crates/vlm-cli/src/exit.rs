@@ -14,6 +14,7 @@ use vlm_train::{TrainError, is_out_of_memory, out_of_memory_message};
 
 use crate::console;
 use crate::error::CliError;
+use crate::short_errors::shortened;
 
 /// Prints the error, if there is one, and returns the exit code: 0 for success, 2 for a usage
 /// error, 1 for any other failure.
@@ -39,6 +40,19 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// Prints an error of the command line and ends the program. Long arguments are cut.
+pub fn of_usage(error: clap::Error) -> ! {
+    let error = shortened(error);
+    // The text of a value's own parser is not among what clap knows of the error.
+    let (text, code) = (error.to_string(), error.exit_code());
+    let short = with_short_words(&text);
+    if short == text {
+        error.exit();
+    }
+    eprint!("{short}");
+    std::process::exit(code)
 }
 
 /// Runs a command. When a tensor operation runs out of memory, `tch` panics; this is returned as an
@@ -148,8 +162,9 @@ pub fn report_panics_as_errors() {
         let first = text.split("Exception raised from").next().unwrap_or(text).trim();
         let place =
             info.location().map_or(String::new(), |l| format!(" at {}:{}", l.file(), l.line()));
-        // Out-of-memory panics are caught and reported elsewhere.
-        if is_out_of_memory(text) {
+        // Out-of-memory panics, and those of decoders on damaged files, are caught and reported
+        // elsewhere.
+        if is_out_of_memory(text) || vlm_data::is_panic_caught() {
             return;
         }
         eprintln!(

@@ -30,6 +30,7 @@ mod row_view;
 mod serve;
 mod settings_args;
 mod shell;
+mod short_errors;
 
 use std::process::ExitCode;
 
@@ -41,7 +42,7 @@ use args::{Cli, Command};
 fn main() -> ExitCode {
     exit::report_panics_as_errors();
     let cli = Cli::try_parse_from(std::env::args_os().map(with_dashes))
-        .unwrap_or_else(|error| foreign_flags::explain(error).exit());
+        .unwrap_or_else(|error| exit::of_usage(foreign_flags::explain(error)));
     exit::start_log(cli.verbose);
     if cli.command.computes() {
         openmp_wait::limit();

@@ -134,6 +134,12 @@ impl ImageProcessor {
         Self { config, limits: ImageLimits::default(), levels, hash }
     }
 
+    /// The same preprocessing with other limits on the size of images.
+    #[must_use]
+    pub fn with_limits(self, limits: ImageLimits) -> Self {
+        Self { limits, ..self }
+    }
+
     /// S in pixels.
     pub fn image_size(&self) -> usize {
         self.config.side as usize

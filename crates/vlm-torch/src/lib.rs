@@ -3,6 +3,9 @@
 //! All `unsafe` code of the project is here. The crate handles tensors and devices; it does not
 //! know models, data, configuration or the layout of checkpoints.
 
+// This crate is the boundary to libtorch.
+#![allow(unsafe_code)]
+
 mod autocast;
 mod bytes;
 mod checkpoint;

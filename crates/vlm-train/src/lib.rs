@@ -31,6 +31,7 @@ mod tensor_hash;
 mod train_state;
 pub mod trainer;
 
+pub use checkpoint::{Checkpoint, LoadError, load as load_checkpoint};
 pub use config::TrainConfig;
 pub use error::TrainError;
 pub use event_file::EventFile;

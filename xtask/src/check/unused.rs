@@ -21,7 +21,7 @@ const USED_UNNAMED: [(&str, &str); 3] = [
 /// A manifest or source file that cannot be read.
 pub fn check(workspace: &Workspace) -> Result<Vec<Finding>> {
     let root = workspace.root();
-    let mut packages = vec![Path::new("xtask").to_owned(), Path::new("tests").to_owned()];
+    let mut packages = ["xtask", "tests", "fuzz"].map(|name| Path::new(name).to_owned()).to_vec();
     for entry in fs::read_dir(root.join("crates")).context("reading crates")? {
         packages.push(Path::new("crates").join(entry.context("reading crates")?.file_name()));
     }
