@@ -44,6 +44,8 @@ pub enum Command {
     /// Show names, shapes, types and sums of the tensors in a weights file, the rows of a dataset,
     /// or what the model sees of one row.
     Inspect(Box<crate::inspect::InspectArgs>),
+    /// Serve a page with the curves and samples of runs, which follows runs that are trained.
+    Board(crate::board::BoardArgs),
     /// Write weights in another format, with the same names, types and values; or export a model as
     /// a folder in Hugging Face format.
     Convert(crate::convert::ConvertArgs),
@@ -62,6 +64,7 @@ impl Command {
                 | Self::Inspect(_)
                 | Self::Convert(_)
                 | Self::Config(_)
+                | Self::Board(_)
                 | Self::Completions(_)
                 | Self::Man(_)
         )

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use vlm_board::HeldOutSection;
 use vlm_config::{Layers, Origin, find};
 use vlm_demo::{DemoFiles, defaults, demo_files, write_demo_dataset};
 use vlm_demo_train::{
     DemoScores, GroupAccuracy, HeldOut, Images, StartingWeightsOptions, make_starting_weights,
 };
 use vlm_train::Run;
-use vlm_train::report::HeldOutSection;
 
 use crate::args::DemoWeightsArgs;
 use crate::error::CliError;

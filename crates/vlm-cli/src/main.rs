@@ -4,6 +4,7 @@
 mod console;
 
 mod args;
+mod board;
 mod cache_features;
 mod chat;
 mod config;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => generate::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Board(args) => board::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),
