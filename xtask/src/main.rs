@@ -36,6 +36,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use libtorch::Flavour;
@@ -44,6 +45,7 @@ use workspace::{UsageError, Workspace};
 #[derive(Parser)]
 #[command(
     bin_name = "cargo xtask",
+    version,
     args_override_self = true,
     about = "Set up libtorch, prepare data, train, test and check"
 )]
@@ -115,7 +117,14 @@ struct Passed {
 }
 
 fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    let cli = Cli::try_parse().unwrap_or_else(|error| match error.kind() {
+        ErrorKind::DisplayVersion => {
+            println!("{}", version(&Workspace::locate()));
+            std::process::exit(0)
+        }
+        _ => error.exit(),
+    });
+    match dispatch(cli.command) {
         Ok(code) => match console::failure() {
             Some(failure) => {
                 eprintln!("error: {failure}");
@@ -128,6 +137,15 @@ fn main() -> ExitCode {
             ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
         }
     }
+}
+
+/// The version of this program, the commit of the checkout, and the libtorch that it sets up.
+fn version(workspace: &Workspace) -> String {
+    let mut git = std::process::Command::new("git");
+    git.args(["rev-parse", "--short=10", "HEAD"]).current_dir(workspace.root());
+    let commit = program::output_of(&mut git, "git rev-parse").ok();
+    let commit = commit.map_or(String::new(), |commit| format!(" (commit {})", commit.trim()));
+    format!("xtask {}{commit}\nlibtorch {}", env!("CARGO_PKG_VERSION"), libtorch::VERSION)
 }
 
 fn dispatch(command: Command) -> Result<ExitCode> {

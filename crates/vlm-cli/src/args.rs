@@ -14,8 +14,21 @@ pub struct Cli {
     /// Log more details.
     #[arg(short, long, global = true)]
     pub verbose: bool,
+    /// Format of the log on standard error: text, or json for one JSON object a line, with the
+    /// numbers of metrics.jsonl.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Format of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// The commands.

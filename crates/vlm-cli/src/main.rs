@@ -30,19 +30,26 @@ mod row_args;
 mod row_view;
 mod settings_args;
 mod shell;
+mod version;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 use vlm_config::with_dashes;
 
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
     exit::report_panics_as_errors();
-    let cli = Cli::try_parse_from(std::env::args_os().map(with_dashes))
-        .unwrap_or_else(|error| foreign_flags::explain(error).exit());
-    exit::start_log(cli.verbose);
+    let cli =
+        Cli::try_parse_from(std::env::args_os().map(with_dashes)).unwrap_or_else(
+            |error| match error.kind() {
+                ErrorKind::DisplayVersion => version::print(),
+                _ => foreign_flags::explain(error).exit(),
+            },
+        );
+    exit::start_log(cli.verbose, cli.log_format);
     if cli.command.computes() {
         openmp_wait::limit();
     }
