@@ -28,4 +28,5 @@ mod support;
 mod survival;
 mod two_machines;
 mod waiting;
+mod watching;
 mod whole_models;

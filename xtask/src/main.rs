@@ -40,6 +40,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use libtorch::Flavour;
@@ -48,6 +49,7 @@ use workspace::{UsageError, Workspace};
 #[derive(Parser)]
 #[command(
     bin_name = "cargo xtask",
+    version,
     args_override_self = true,
     about = "Set up libtorch, prepare data, train, test and check"
 )]
@@ -122,7 +124,13 @@ struct Passed {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| short_errors::shortened(error).exit());
+    let cli = Cli::try_parse().unwrap_or_else(|error| match error.kind() {
+        ErrorKind::DisplayVersion => {
+            println!("{}", version(&Workspace::locate()));
+            std::process::exit(0)
+        }
+        _ => short_errors::shortened(error).exit(),
+    });
     match dispatch(cli.command) {
         Ok(code) => match console::failure() {
             Some(failure) => {
@@ -136,6 +144,15 @@ fn main() -> ExitCode {
             ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
         }
     }
+}
+
+/// The version of this program, the commit of the checkout, and the libtorch that it sets up.
+fn version(workspace: &Workspace) -> String {
+    let mut git = std::process::Command::new("git");
+    git.args(["rev-parse", "--short=10", "HEAD"]).current_dir(workspace.root());
+    let commit = program::output_of(&mut git, "git rev-parse").ok();
+    let commit = commit.map_or(String::new(), |commit| format!(" (commit {})", commit.trim()));
+    format!("xtask {}{commit}\nlibtorch {}", env!("CARGO_PKG_VERSION"), libtorch::VERSION)
 }
 
 fn dispatch(command: Command) -> Result<ExitCode> {

@@ -14,8 +14,21 @@ pub struct Cli {
     /// Log more details.
     #[arg(short, long, global = true)]
     pub verbose: bool,
+    /// Format of the log on standard error: text, or json for one JSON object a line, with the
+    /// numbers of metrics.jsonl.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Format of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// The commands.
@@ -47,6 +60,8 @@ pub enum Command {
     /// Show names, shapes, types and sums of the tensors in a weights file, the rows of a dataset,
     /// or what the model sees of one row.
     Inspect(Box<crate::inspect::InspectArgs>),
+    /// Serve a page with the curves and samples of runs, which follows runs that are trained.
+    Board(crate::board::BoardArgs),
     /// Write weights in another format, with the same names, types and values; or export a model as
     /// a folder in Hugging Face format.
     Convert(crate::convert::ConvertArgs),
@@ -65,6 +80,7 @@ impl Command {
                 | Self::Inspect(_)
                 | Self::Convert(_)
                 | Self::Config(_)
+                | Self::Board(_)
                 | Self::Completions(_)
                 | Self::Man(_)
         )

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use vlm_board::HeldOutSection;
 use vlm_config::{Layers, Origin, find};
 use vlm_demo::{DemoFiles, defaults, demo_files, write_demo_dataset};
 use vlm_demo_train::{
     DemoScores, GroupAccuracy, HeldOut, Images, StartingWeightsOptions, make_starting_weights,
 };
 use vlm_train::Run;
-use vlm_train::report::HeldOutSection;
 
 use crate::args::DemoWeightsArgs;
 use crate::error::CliError;
@@ -28,14 +28,16 @@ pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
     let data = data_dir();
     let files = prepare_dataset(&dataset_dir(&data))?;
     add_demo_defaults(&mut layers, &data, &files);
-    let mut run = Run::prepare(configuration(layers)?)?;
+    let config = configuration(layers)?;
+    let progress = TrainingProgress::new(config.optim.epochs);
+    let mut run = Run::prepare(config)?;
     let evaluated = run.on_first_rank(stop, |continues| -> Result<_> {
         let held_out = HeldOut::open(&files)?;
         println!("evaluating on {} held-out rows before training …", held_out.num_rows());
         let before = held_out.evaluate(&run, Images::Shown, continues)?;
         Ok((held_out, before.map(|evaluation| evaluation.accuracy)))
     })?;
-    run.add_sink(TrainingProgress::new());
+    run.add_sink(progress);
     let mut summary = run.train(stop)?;
     // Only rank 0 evaluates and reports.
     let Some((held_out, before)) = evaluated else { return Ok(()) };
@@ -48,7 +50,7 @@ pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
     }
     run.write_summary(&summary)?;
     run.write_report(section.as_ref());
-    report(&run, &summary);
+    report(&run, &summary, (files.held_out, Some(files.images)));
     Ok(())
 }
 

@@ -4,6 +4,7 @@
 mod console;
 
 mod args;
+mod board;
 mod cache_features;
 mod chat;
 mod config;
@@ -31,19 +32,25 @@ mod serve;
 mod settings_args;
 mod shell;
 mod short_errors;
+mod version;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 use vlm_config::with_dashes;
 
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
     exit::report_panics_as_errors();
-    let cli = Cli::try_parse_from(std::env::args_os().map(with_dashes))
-        .unwrap_or_else(|error| exit::of_usage(foreign_flags::explain(error)));
-    exit::start_log(cli.verbose);
+    let cli = Cli::try_parse_from(std::env::args_os().map(with_dashes)).unwrap_or_else(|error| {
+        match error.kind() {
+            ErrorKind::DisplayVersion => version::print(),
+            _ => exit::of_usage(foreign_flags::explain(error)),
+        }
+    });
+    exit::start_log(cli.verbose, cli.log_format);
     if cli.command.computes() {
         openmp_wait::limit();
     }
@@ -63,6 +70,7 @@ fn main() -> ExitCode {
         Command::Serve(args) => serve::run(*args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Board(args) => board::run(&args),
         Command::Convert(args) => convert::run(&args),
         Command::Completions(args) => shell::completions(&args),
         Command::Man(args) => shell::man(&args),

@@ -20,7 +20,6 @@ mod out_dir;
 mod out_of_memory;
 pub mod parallel;
 mod rank_device;
-pub mod report;
 mod run;
 mod samples;
 mod scaler;

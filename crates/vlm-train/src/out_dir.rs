@@ -19,8 +19,8 @@ use crate::dir_lock::{DirLock, LockError};
 const TRACES: [&str; 3] = ["metrics.jsonl", "summary.json", "checkpoints"];
 
 /// Names of the files that every run writes, except weights.
-const RECORDS: [&str; 8] = [
-    "config.json", "metrics.jsonl", "summary.json", "rejected.jsonl", "samples.jsonl",
+const RECORDS: [&str; 9] = [
+    "config.json", "metrics.jsonl", "summary.json", "rejected.jsonl", "samples.jsonl", "samples",
     "checkpoints", "report.html", "heldout.png",
 ];
 /// Names of the files that a run with a trained vision encoder writes to the folder `vision`.

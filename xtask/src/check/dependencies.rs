@@ -36,6 +36,12 @@ const RULES: [Rule; 11] = [
         reason: "every crate may use it, so it knows none of them",
     },
     Rule {
+        package: "vlm-board",
+        manifest: "crates/vlm-board/Cargo.toml",
+        forbidden: &["tch", "torch-sys", "tiny_http", "vlm-*"],
+        reason: "the page is made from the files of a run alone, by programs that do not load libtorch",
+    },
+    Rule {
         package: "xtask",
         manifest: "xtask/Cargo.toml",
         forbidden: &["tch", "torch-sys", "vlm-torch", "vlm-model", "vlm-train", "vlm-cli"],

@@ -1,9 +1,11 @@
 //! Writes the files of a run except its metrics: checkpoints, weights, `config.json`, summary and
 //! report.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use tch::Tensor;
+use vlm_board::{HeldOutSection, report_html};
 use vlm_display::count;
 use vlm_model::lm::with_tied_output;
 use vlm_model::weights::{self, Format};
@@ -13,9 +15,8 @@ use super::{Run, Summary};
 use crate::TrainError;
 use crate::machine::device_name;
 use crate::parallel::Phase;
-use crate::report::HeldOutSection;
 use crate::trainer::Trainer;
-use crate::{checkpoint, encoder_files, report};
+use crate::{checkpoint, encoder_files};
 
 impl Run {
     /// Base name of the weights files that the run writes: `pretrain_vlm_{dim}[_moe]` or
@@ -108,8 +109,13 @@ impl Run {
         if !self.is_first_rank() {
             return;
         }
-        if let Err(error) = report::write(self.out_dir.path(), held_out) {
-            tracing::warn!("{} was not written: {error}", report::FILE_NAME);
+        let page = report_html(self.out_dir.path(), held_out);
+        let path = self.out_dir.join("report.html");
+        let written = vlm_torch::write_atomically(&path, |file| {
+            file.write_all(page.as_bytes()).map_err(|e| TrainError::at(&path, e))
+        });
+        if let Err(error) = written {
+            tracing::warn!("report.html was not written: {error}");
         }
     }
 
@@ -135,6 +141,8 @@ impl Run {
         }
         tree["run"] = serde_json::to_value(&config).unwrap_or_default();
         tree["dtype"] = serde_json::to_value(self.dtype).unwrap_or_default();
+        let all_steps = self.config.optim.epochs * self.loader.batches_per_epoch() as u64;
+        tree["last_step"] = all_steps.min(self.config.run.max_steps.unwrap_or(u64::MAX)).into();
         tree["program"] = env!("CARGO_PKG_VERSION").into();
         tree
     }
@@ -156,11 +164,11 @@ impl Run {
             num_trainable as f64 / 1e6,
         );
         tracing::info!(
-            "{}, {} per epoch, {}; {device}, {:?}; writing to {}",
+            "{}, {} per epoch, {}; {device}, {}; writing to {}",
             count(self.loader.num_rows(), "row"),
             count(self.loader.batches_per_epoch(), "batch"),
             count(self.config.optim.epochs, "epoch"),
-            self.dtype,
+            format!("{:?}", self.dtype).to_lowercase(),
             self.out_dir.path().display()
         );
     }
