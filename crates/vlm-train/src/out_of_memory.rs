@@ -70,7 +70,8 @@ pub fn with_memory_advice<T>(
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> Option<&str> {
+/// The message of a panic, if it has one.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> Option<&str> {
     panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied())
 }
 

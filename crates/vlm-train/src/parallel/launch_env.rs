@@ -2,7 +2,7 @@
 //! run.
 
 use std::thread::available_parallelism;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vlm_torch::GroupOptions;
 
@@ -88,6 +88,16 @@ impl LaunchEnv {
             run_id: get("TORCHELASTIC_RUN_ID").unwrap_or_else(|| "none".to_owned()),
             attempt: number(get, "TORCHELASTIC_RESTART_COUNT")?.unwrap_or(0) as u64,
         }))
+    }
+
+    /// When the run was started: when its launcher started, which says so in `VLM_LAUNCHED_AT`
+    /// (seconds since 1970), so that a restart does not begin to count again; else now.
+    pub fn start_of_launch() -> Instant {
+        let launched = std::env::var("VLM_LAUNCHED_AT").ok().and_then(|text| {
+            let launched = UNIX_EPOCH + Duration::from_secs(text.parse().ok()?);
+            Instant::now().checked_sub(SystemTime::now().duration_since(launched).ok()?)
+        });
+        launched.unwrap_or_else(Instant::now)
     }
 
     /// Number of CPU threads for this process: an equal part of the cores when several processes
