@@ -42,6 +42,7 @@ fn main() -> ExitCode {
     let cli = Cli::try_parse_from(std::env::args_os().map(with_dashes))
         .unwrap_or_else(|error| foreign_flags::explain(error).exit());
     exit::start_log(cli.verbose);
+    vlm_torch::set_operation(c"running the command");
     if cli.command.computes() {
         openmp_wait::limit();
     }

@@ -96,6 +96,7 @@ impl Run {
     }
 
     fn prepare_in(config: TrainConfig, world: &World) -> Result<Self, TrainError> {
+        vlm_torch::set_operation(c"opening the tokenizer, the rows and the device");
         let parts = world.all_ready(Parts::assemble(&config, world))?;
         let nccl = world.all_ready(world.use_device(parts.device))?;
         world.log_rank(parts.device, nccl.as_deref());
@@ -108,6 +109,7 @@ impl Run {
         };
         let (out_dir, resumed) = world.all_ready(opened)?;
         let Parts { tokenizer, processor, loader, evaluator, shapes, device, dtype, .. } = parts;
+        vlm_torch::set_operation(c"creating the model with its weights");
         let model = with_memory_advice(None, || {
             let has_encoder = config.model.features.is_none();
             let files = parts::model_files(&config.model);
@@ -202,6 +204,7 @@ impl Run {
     /// # Errors
     /// A failure of the data, the model or the disk. Earlier checkpoints are unaffected.
     pub fn train(&mut self, requests: &Requests) -> Result<Summary, TrainError> {
+        vlm_torch::set_operation(c"training");
         let parts = MemoryParts::of(&self.model);
         let summary = with_memory_advice(Some(parts), || self.train_to_the_end(requests));
         if let Err(error) = &summary {
@@ -253,6 +256,7 @@ impl Run {
         let ending = trainer
             .run(requests, &mut |trainer| self.save(trainer, false))
             .inspect_err(|error| self.world.publish_error(error))?;
+        vlm_torch::set_operation(c"saving the result of the training");
         self.save(&mut trainer, true)?;
         let rejected_by_reason =
             trainer.reject_log.as_ref().map(|log| log.by_reason().clone()).unwrap_or_default();
