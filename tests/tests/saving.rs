@@ -91,7 +91,10 @@ fn a_run_whose_saves_fail_continues_if_asked_and_ends_with_an_error() {
 #[test]
 fn sudden_rises_of_the_loss_are_reported_with_their_rows_and_skipped_if_asked() {
     // So small a factor reports every loss above the median.
-    let flags = ["--epochs", "12", "--loss-spike-factor", "1.000001", "--skip-loss-spikes"];
+    let flags = [
+        "--epochs", "12", "--learning-rate", "1e-5", "--loss-spike-factor", "1.000001",
+        "--skip-loss-spikes",
+    ];
     let whole = Trial::new();
     let ended = whole.pretrain(&flags);
     ended.assert_success();
@@ -115,7 +118,8 @@ fn sudden_rises_of_the_loss_are_reported_with_their_rows_and_skipped_if_asked() 
     assert_eq!(json_lines(&trial.path("out/loss_spikes.jsonl")).len(), reports.len());
     let weights = |trial: &Trial| fs::read(trial.path("out/pretrain_vlm_32.safetensors")).unwrap();
     assert!(weights(&whole) == weights(&trial), "the weights differ");
-    let refused = trial.pretrain(&["--epochs", "12", "--resume", "auto"]);
+    let refused =
+        trial.pretrain(&["--epochs", "12", "--learning-rate", "1e-5", "--resume", "auto"]);
     refused.assert_error(2, &["--skip-loss-spikes"]);
 }
 

@@ -107,7 +107,11 @@ pub fn run(trial: &Trial, only: &[String], random: &mut Random) -> Result<Vec<Ou
     for (name, fault) in FAULTS {
         if only.is_empty() || only.iter().any(|part| name.contains(part.as_str())) {
             let started = Instant::now();
-            outcomes.extend(fault(&mut lab).with_context(|| name.to_owned())?);
+            let found = fault(&mut lab).with_context(|| name.to_owned())?;
+            for outcome in found.iter().filter(|outcome| !outcome.is_kept) {
+                eprintln!("broken: {}: {}", outcome.fault, outcome.seen);
+            }
+            outcomes.extend(found);
             eprintln!("{name}: {:.0} s", started.elapsed().as_secs_f64());
         }
     }
@@ -214,8 +218,9 @@ fn small_files(lab: &mut Lab) -> Result<Vec<Outcome>> {
     let warnings = ended.log.matches("--on-save-error is continue").count();
     let steps = super::trial::lines(&out);
     let is_right = ended.code() == Some(1) && warnings + 1 == steps && steps == 30;
-    let what = format!("{steps} steps, {warnings} warnings, exit {:?}", ended.code());
-    watch.see(is_right, if is_right { what } else { format!("{what}: {}", ended.describe()) });
+    let what = format!("{steps} steps, {warnings} warnings");
+    let how = if is_right { "exit 1".into() } else { ended.describe() };
+    watch.see(is_right, format!("{what}, {how}"));
     outcomes.extend(watch.outcome());
     Ok(outcomes)
 }
@@ -389,8 +394,9 @@ fn request_to_save(lab: &mut Lab) -> Result<Vec<Outcome>> {
         let steps = super::trial::lines(&out);
         wait_for_lines(&mut running, &out, steps + 3)?;
         let continues = running.is_alive()?;
-        let what = format!("{ranks} ranks: saved {has_saved}, continues {continues}");
-        watch.see(has_saved && continues, what);
+        let is_right = has_saved && continues;
+        let what = format!("saved: {has_saved}, continued: {continues}");
+        watch.see(is_right, if is_right { "saved and continued".into() } else { what });
     }
     Ok(watch.outcome())
 }
@@ -403,16 +409,13 @@ fn request_to_stop(lab: &mut Lab) -> Result<Vec<Outcome>> {
         running.signal(Signal::Terminate);
         let ended = running.wait()?;
         let (is_same, what) = lab.resume(&out, &[])?;
-        watch.see(
-            ended.code() == Some(0) && is_same,
-            format!("exit {:?}, then {what}", ended.code()),
-        );
+        watch.see(ended.code() == Some(0) && is_same, format!("{}, then {what}", ended.describe()));
     }
     Ok(watch.outcome())
 }
 
 fn time_limit(lab: &mut Lab) -> Result<Vec<Outcome>> {
-    const SECONDS: u64 = 12;
+    const SECONDS: u64 = 20;
     let mut watch = Watch::new("--time-limit", "exit 0 with a checkpoint within the limit");
     for ranks in [1, 2] {
         let out = lab.new_out();
@@ -426,7 +429,8 @@ fn time_limit(lab: &mut Lab) -> Result<Vec<Outcome>> {
             && seconds < SECONDS as f64
             && newest_checkpoint(&out).is_some()
             && summary.contains("interrupted");
-        watch.see(is_right, format!("{} after {seconds:.0} s", ended.describe()));
+        let what = format!("{} after {seconds:.0} of {SECONDS} s", ended.describe());
+        watch.see(is_right, if is_right { "exit 0 within the limit".into() } else { what });
     }
     Ok(watch.outcome())
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 /// The part of the limit that is always kept for the last checkpoint, at most [`MAX_RESERVE`].
-const RESERVE: u32 = 20;
+const RESERVE: u32 = 10;
 /// The longest time that is kept before the first checkpoint shows how long one takes.
 const MAX_RESERVE: Duration = Duration::from_secs(60);
 
@@ -55,6 +55,6 @@ mod tests {
         assert!(!limit.is_near(secs(3_359), secs(100)));
         assert!(limit.is_near(secs(3_360), secs(100)));
         assert!(!TimeLimit::new(None).is_near(secs(1 << 40), secs(1)));
-        assert!(TimeLimit::new(Some(secs(20))).is_near(secs(19), secs(0)));
+        assert!(TimeLimit::new(Some(secs(20))).is_near(secs(18), secs(0)));
     }
 }
