@@ -4,7 +4,7 @@
 //! `cargo run -p vlm-train --example train_tiny -- START`, where START is a folder with a tokenizer
 //! and a vision encoder in `vision`, such as `data/demo-start`.
 
-use std::{fs, path::Path, sync::atomic::AtomicBool};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
 use vlm_train::{Event, Requests, Run, TrainConfig};
