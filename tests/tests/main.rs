@@ -21,6 +21,7 @@ mod prepare;
 mod reference_runs;
 mod resuming;
 mod saved_files;
+mod saving;
 mod serving;
 mod stages;
 mod stopping;

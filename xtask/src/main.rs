@@ -33,6 +33,7 @@ mod setup;
 mod smoke_test;
 #[allow(unsafe_code)]
 mod sys;
+mod torture;
 mod workspace;
 
 use std::ffi::OsString;
@@ -98,6 +99,8 @@ enum Command {
     Docs,
     /// Check formatting, the rules of this repository, and lints
     Check,
+    /// Kill and damage small training runs, and check that none is lost or changed
+    Torture(torture::TortureArgs),
     /// Measure the speed of data loading on this machine
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -180,6 +183,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Docs => flags_page::write(workspace).map(|()| ExitCode::SUCCESS),
         Command::Dist(args) => dist::run(workspace, &args).map(|()| ExitCode::SUCCESS),
         Command::Check => check::run(workspace),
+        Command::Torture(args) => torture::run(workspace, &args),
         Command::Bench(bench) => bench::run(workspace, bench),
     }
 }

@@ -11,7 +11,7 @@ use vlm_demo::{DemoFiles, defaults, demo_files, write_demo_dataset};
 use vlm_demo_train::{
     DemoScores, GroupAccuracy, HeldOut, Images, StartingWeightsOptions, make_starting_weights,
 };
-use vlm_train::Run;
+use vlm_train::{Requests, Run};
 
 use crate::args::DemoWeightsArgs;
 use crate::error::CliError;
@@ -19,7 +19,8 @@ use crate::pretrain::{INIT_FROM, configuration, report};
 use crate::progress::TrainingProgress;
 
 /// Runs the demo: a training run, with an evaluation on the held-out rows before and after it.
-pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
+pub fn pretrain(mut layers: Layers, requests: &Requests) -> Result<()> {
+    let stop = &*requests.stop;
     if layers.get("model.features").is_some() {
         let message = "--features needs --data-path: without it, the demo is trained and \
                        evaluated, and its evaluation needs the vision encoder";
@@ -38,7 +39,7 @@ pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
         Ok((held_out, before.map(|evaluation| evaluation.accuracy)))
     })?;
     run.add_sink(progress);
-    let mut summary = run.train(stop)?;
+    let mut summary = run.train(requests)?;
     // Only rank 0 evaluates and reports.
     let Some((held_out, before)) = evaluated else { return Ok(()) };
     let mut section = None;
@@ -50,6 +51,7 @@ pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
     }
     run.write_summary(&summary)?;
     run.write_report(section.as_ref());
+    run.out_dir().check_not_replaced()?;
     report(&run, &summary, (files.held_out, Some(files.images)));
     Ok(())
 }

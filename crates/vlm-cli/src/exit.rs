@@ -161,6 +161,10 @@ fn is_data_usage(error: &DataError) -> bool {
     )
 }
 
+/// Parts of the messages of panics because the system refuses another thread.
+const NO_THREAD: [&str; 3] =
+    ["ThreadPoolBuildError", "failed to spawn thread", "Resource temporarily unavailable"];
+
 /// Reports panics as internal errors, without a stack trace, and with the exit code of a failure.
 pub fn report_panics_as_errors() {
     std::panic::set_hook(Box::new(|info| {
@@ -179,10 +183,18 @@ pub fn report_panics_as_errors() {
         if is_out_of_memory(text) || vlm_data::is_panic_caught() {
             return;
         }
-        eprintln!(
-            "error: internal error{place}: {first}\n\
-             Please report this. Earlier checkpoints are unaffected."
-        );
+        if NO_THREAD.iter().any(|part| text.contains(part)) {
+            eprintln!(
+                "error: a thread cannot be started ({first}): raise the limit on processes \
+                 (ulimit -u) or on memory (ulimit -v), or use fewer threads. Earlier checkpoints \
+                 are unaffected."
+            );
+        } else {
+            eprintln!(
+                "error: internal error{place}: {first}\n\
+                 Please report this. Earlier checkpoints are unaffected."
+            );
+        }
         if std::thread::current().name() == Some("main") {
             std::process::exit(1);
         }

@@ -51,6 +51,7 @@ fn main() -> ExitCode {
         }
     });
     exit::start_log(cli.verbose, cli.log_format);
+    vlm_torch::set_operation(c"running the command");
     if cli.command.computes() {
         openmp_wait::limit();
     }

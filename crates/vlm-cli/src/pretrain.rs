@@ -21,18 +21,19 @@ use crate::{demo, interrupt};
 /// Runs the command.
 pub fn run(args: &SettingsArgs) -> Result<()> {
     let layers = args.layers()?;
-    let stop = interrupt::flag()?;
+    let requests = interrupt::requests()?;
     if layers.get("data.data_path").is_none() && layers.stage() == Stage::Pretrain {
-        return demo::pretrain(layers, &stop);
+        return demo::pretrain(layers, &requests);
     }
     let config = configuration(layers)?;
     let rows = rows_to_evaluate(&config);
     let progress = TrainingProgress::new(config.optim.epochs);
     let mut run = Run::prepare(config)?;
     run.add_sink(progress);
-    let summary = run.train(&stop)?;
+    let summary = run.train(&requests)?;
     run.write_summary(&summary)?;
     run.write_report(None);
+    run.out_dir().check_not_replaced()?;
     report(&run, &summary, rows);
     Ok(())
 }

@@ -6,6 +6,7 @@
 // This crate is the boundary to libtorch.
 #![allow(unsafe_code)]
 
+mod abort;
 mod autocast;
 mod bytes;
 mod checkpoint;
@@ -24,6 +25,7 @@ mod reducer;
 mod store;
 mod upload;
 
+pub use abort::set_operation;
 pub use autocast::{AutocastGuard, autocast, is_autocast};
 pub use bytes::{tensor_from_bytes, tensor_to_bytes};
 pub use checkpoint::{checkpoint, checkpoint_many};

@@ -11,6 +11,7 @@ pub(crate) struct Meter {
     since: Instant,
     at: Counters,
     data_wait: Duration,
+    save_wait: Duration,
     samples_per_sec: f64,
 }
 
@@ -25,6 +26,8 @@ pub(crate) struct Speed {
     pub(crate) data_wait_ms: f64,
     /// Mean duration of a step, in milliseconds, including the wait for data.
     pub(crate) step_ms: f64,
+    /// Wait for checkpoints, in milliseconds.
+    pub(crate) save_wait_ms: f64,
 }
 
 impl Meter {
@@ -34,6 +37,7 @@ impl Meter {
             since: Instant::now(),
             at: counters,
             data_wait: Duration::ZERO,
+            save_wait: Duration::ZERO,
             samples_per_sec: 0.0,
         }
     }
@@ -54,8 +58,9 @@ impl Meter {
     }
 
     /// The speed since the last call, or since the start. Then starts a new measurement. `now` are
-    /// the current counts.
-    pub(crate) fn lap(&mut self, now: Counters) -> Speed {
+    /// the current counts, and `save_wait` is how long the training has waited for checkpoints so
+    /// far.
+    pub(crate) fn lap(&mut self, now: Counters, save_wait: Duration) -> Speed {
         let secs = self.since.elapsed().as_secs_f64().max(1e-9);
         let steps = (now.step - self.at.step).max(1) as f64;
         let speed = Speed {
@@ -63,8 +68,9 @@ impl Meter {
             tokens_per_sec: (now.tokens - self.at.tokens) as f64 / secs,
             data_wait_ms: self.data_wait.as_secs_f64() * 1e3 / steps,
             step_ms: secs * 1e3 / steps,
+            save_wait_ms: save_wait.saturating_sub(self.save_wait).as_secs_f64() * 1e3,
         };
-        *self = Self { samples_per_sec: speed.samples_per_sec, ..Self::start(now) };
+        *self = Self { samples_per_sec: speed.samples_per_sec, save_wait, ..Self::start(now) };
         speed
     }
 }

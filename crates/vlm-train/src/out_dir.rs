@@ -19,9 +19,9 @@ use crate::dir_lock::{DirLock, LockError};
 const TRACES: [&str; 3] = ["metrics.jsonl", "summary.json", "checkpoints"];
 
 /// Names of the files that every run writes, except weights.
-const RECORDS: [&str; 9] = [
+const RECORDS: [&str; 10] = [
     "config.json", "metrics.jsonl", "summary.json", "rejected.jsonl", "samples.jsonl", "samples",
-    "checkpoints", "report.html", "heldout.png",
+    "checkpoints", "report.html", "heldout.png", "loss_spikes.jsonl",
 ];
 /// Names of the files that a run with a trained vision encoder writes to the folder `vision`.
 const ENCODER_FILES: [&str; 3] = ["model.safetensors", "config.json", "preprocessor_config.json"];

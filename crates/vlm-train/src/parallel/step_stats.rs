@@ -3,6 +3,8 @@
 
 use vlm_data::Batch;
 
+use crate::requests::Request;
+
 /// Statistics of one rank's batch of a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LocalStepStats {
@@ -18,8 +20,8 @@ pub struct LocalStepStats {
     pub rejected: u64,
     /// Whether the rank's loss has a gradient for any trained parameter.
     pub learns: bool,
-    /// Whether the rank was asked to stop.
-    pub stop: bool,
+    /// What the rank was asked to do.
+    pub request: Request,
     /// Whether the rank has an error and cannot take part in the step.
     pub failed: bool,
 }
@@ -38,7 +40,7 @@ impl LocalStepStats {
             seq_len: batch.seq_len as u64,
             rejected: batch.rejected.len() as u64,
             learns: batch.num_supervised > 0 && has_input,
-            stop: false,
+            request: Request::None,
             failed: false,
         }
     }
@@ -46,14 +48,18 @@ impl LocalStepStats {
     pub(super) fn to_numbers(self) -> [i64; Self::NUM_FIELDS] {
         let counts = [self.rows, self.tokens, self.supervised_tokens, self.seq_len, self.rejected];
         let [rows, tokens, supervised_tokens, seq_len, rejected] = counts.map(|n| n as i64);
-        let [learns, stop, failed] = [self.learns, self.stop, self.failed].map(i64::from);
-        [rows, tokens, supervised_tokens, seq_len, rejected, learns, stop, failed]
+        let [learns, failed] = [self.learns, self.failed].map(i64::from);
+        let request = self.request as i64;
+        [rows, tokens, supervised_tokens, seq_len, rejected, request, learns, failed]
     }
 
     pub(super) fn from_numbers(numbers: &[i64; Self::NUM_FIELDS]) -> Self {
         let [rows, tokens, supervised_tokens, seq_len, rejected, ..] = numbers.map(|n| n as u64);
-        let [.., learns, stop, failed] = numbers.map(|n| n != 0);
-        Self { rows, tokens, supervised_tokens, seq_len, rejected, learns, stop, failed }
+        let [.., request, learns, failed] = *numbers;
+        let (learns, failed) = (learns != 0, failed != 0);
+        let known = [Request::None, Request::Save, Request::Stop];
+        let request = known.into_iter().find(|&known| known as i64 == request).unwrap_or_default();
+        Self { rows, tokens, supervised_tokens, seq_len, rejected, learns, request, failed }
     }
 }
 
@@ -72,8 +78,8 @@ pub struct GlobalStepStats {
     pub rejected: u64,
     /// Whether any rank learns from the step.
     pub learns: bool,
-    /// Whether any rank was asked to stop.
-    pub stop: bool,
+    /// What any rank was asked to do.
+    pub request: Request,
     /// Whether any rank has an error.
     pub failed: bool,
 }
@@ -88,7 +94,7 @@ impl GlobalStepStats {
             seq_len: sum.seq_len.max(rank.seq_len),
             rejected: sum.rejected + rank.rejected,
             learns: sum.learns || rank.learns,
-            stop: sum.stop || rank.stop,
+            request: sum.request.max(rank.request),
             failed: sum.failed || rank.failed,
         })
     }
@@ -107,7 +113,7 @@ mod tests {
             seq_len: 4,
             rejected: 5,
             learns: true,
-            stop: false,
+            request: Request::Save,
             failed: true,
         };
         assert_eq!(LocalStepStats::from_numbers(&stats.to_numbers()), stats);
@@ -115,11 +121,18 @@ mod tests {
 
     #[test]
     fn global_stats_are_sums_except_for_seq_len_which_is_the_maximum() {
-        let one = LocalStepStats { rows: 2, seq_len: 9, stop: true, ..Default::default() };
-        let other = LocalStepStats { rows: 3, seq_len: 4, learns: true, ..Default::default() };
+        let one =
+            LocalStepStats { rows: 2, seq_len: 9, request: Request::Stop, ..Default::default() };
+        let other = LocalStepStats {
+            rows: 3,
+            seq_len: 4,
+            learns: true,
+            request: Request::Save,
+            ..Default::default()
+        };
         let global = GlobalStepStats::of(&[one, other]);
         assert_eq!((global.rows, global.seq_len), (5, 9));
-        assert!(global.learns && global.stop && !global.failed);
+        assert!(global.learns && global.request == Request::Stop && !global.failed);
     }
 
     #[test]
