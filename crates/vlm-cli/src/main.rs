@@ -44,12 +44,13 @@ use args::{Cli, Command};
 
 fn main() -> ExitCode {
     exit::report_panics_as_errors();
-    let cli = Cli::try_parse_from(std::env::args_os().map(with_dashes)).unwrap_or_else(|error| {
-        match error.kind() {
-            ErrorKind::DisplayVersion => version::print(),
-            _ => exit::of_usage(foreign_flags::explain(error)),
-        }
-    });
+    let cli =
+        Cli::try_parse_from(std::env::args_os().map(with_dashes)).unwrap_or_else(
+            |error| match error.kind() {
+                ErrorKind::DisplayVersion => version::print(),
+                _ => exit::of_usage(foreign_flags::explain(error)),
+            },
+        );
     exit::start_log(cli.verbose, cli.log_format);
     vlm_torch::set_operation(c"running the command");
     if cli.command.computes() {
