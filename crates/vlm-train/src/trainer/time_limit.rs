@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+/// The time that is kept for the report and for the end of the process.
+const END: Duration = Duration::from_secs(5);
 /// The part of the limit that is always kept for the last checkpoint, at most [`MAX_RESERVE`].
 const RESERVE: u32 = 10;
 /// The longest time that is kept before the first checkpoint shows how long one takes.
@@ -37,7 +39,7 @@ impl TimeLimit {
     pub(super) fn is_near(&self, elapsed: Duration, longest_save: Duration) -> bool {
         let Some(limit) = self.limit else { return false };
         let reserve = 2 * (self.longest_update + longest_save);
-        elapsed + reserve.max((limit / RESERVE).min(MAX_RESERVE)) >= limit
+        elapsed + END + reserve.max((limit / RESERVE).min(MAX_RESERVE)) >= limit
     }
 }
 
@@ -49,12 +51,12 @@ mod tests {
     fn the_run_ends_early_enough_for_an_update_and_two_saves() {
         let secs = Duration::from_secs;
         let mut limit = TimeLimit::new(Some(secs(3_600)));
-        assert!(!limit.is_near(secs(3_539), secs(0)));
-        assert!(limit.is_near(secs(3_540), secs(0)));
+        assert!(!limit.is_near(secs(3_534), secs(0)));
+        assert!(limit.is_near(secs(3_535), secs(0)));
         limit.longest_update = secs(20);
-        assert!(!limit.is_near(secs(3_359), secs(100)));
-        assert!(limit.is_near(secs(3_360), secs(100)));
+        assert!(!limit.is_near(secs(3_354), secs(100)));
+        assert!(limit.is_near(secs(3_355), secs(100)));
         assert!(!TimeLimit::new(None).is_near(secs(1 << 40), secs(1)));
-        assert!(TimeLimit::new(Some(secs(20))).is_near(secs(18), secs(0)));
+        assert!(TimeLimit::new(Some(secs(20))).is_near(secs(13), secs(0)));
     }
 }
