@@ -11,6 +11,7 @@ mod error;
 mod ffi;
 mod files;
 mod gradients;
+mod matrix_rate;
 mod memory;
 mod nccl;
 mod network;
@@ -24,12 +25,13 @@ mod upload;
 pub use autocast::{AutocastGuard, autocast, is_autocast};
 pub use bytes::{tensor_from_bytes, tensor_to_bytes};
 pub use checkpoint::{checkpoint, checkpoint_many};
-pub use cuda::{LIBTORCH_VERSION, cuda_bus_id, load_cuda, set_cuda_device};
+pub use cuda::{LIBTORCH_VERSION, cuda_bus_id, cuda_device_name, load_cuda, set_cuda_device};
 pub use error::{Error, Result, plain_message};
 pub use files::{
     Flushing, Heartbeat, write_atomically, write_atomically_with, write_folder_atomically,
 };
 pub use gradients::{clip_grad_norm, set_grad_none, unscale_gradients};
+pub use matrix_rate::matrix_rate;
 pub use memory::{peak_memory_bytes, reset_peak};
 pub use optimizer::{AdamWStep, LossScale, deterministic_algorithms, fused_adamw_step};
 pub use process_group::{GroupOptions, ProcessGroup};
