@@ -72,8 +72,9 @@ impl EventSink for TrainingProgress {
 }
 
 fn step_line(line: &LogLine) -> String {
+    let mfu = line.mfu.map_or(String::new(), |mfu| format!("  mfu {:.0}%", 100.0 * mfu));
     format!(
-        "step {}  epoch {}  loss {}  lr {:.3e}  {:.1} samples/s",
+        "step {}  epoch {}  loss {}  lr {:.3e}  {:.1} samples/s{mfu}",
         line.step,
         line.epoch,
         decimal(line.loss),

@@ -30,6 +30,7 @@ mod step_lines;
 mod tensor_hash;
 mod train_state;
 pub mod trainer;
+mod utilization;
 
 pub use config::TrainConfig;
 pub use error::TrainError;

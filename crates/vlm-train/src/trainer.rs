@@ -38,6 +38,7 @@ use crate::parallel::{
 };
 use crate::schedule::Schedule;
 use crate::train_state::TrainState;
+use crate::utilization::Utilization;
 
 /// The reason why the training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +75,8 @@ pub struct Trainer<'a> {
     pub reject_log: Option<RejectLog>,
     /// Newest checkpoint that this run wrote or continues from, for messages; on rank 0 only.
     pub last_checkpoint: Option<PathBuf>,
+    /// Counts the operations of the steps; on all ranks or on none.
+    pub utilization: Option<Utilization>,
     /// Limits the number of rejected rows of this epoch, on all ranks.
     reject_budget: RejectBudget,
     meter: Meter,
@@ -154,6 +157,7 @@ impl<'a> Trainer<'a> {
             sinks: Vec::new(),
             reject_log: None,
             last_checkpoint: None,
+            utilization: None,
             reject_budget: RejectBudget::new(config.data.max_rejected_fraction),
             meter: Meter::start(state.counters),
             save_is_due: false,
@@ -220,6 +224,7 @@ impl<'a> Trainer<'a> {
             });
             self.meter.waited(asked.elapsed());
             let (mut batch, stats) = self.sync_step(batch, stop)?;
+            self.meter.needed(stats.flops);
             self.record_rejected_rows(&batch, &stats)?;
 
             let step = self.state.counters.step;
@@ -269,6 +274,9 @@ impl<'a> Trainer<'a> {
             Ok(batch) => LocalStepStats::of(batch, learns_from_text(self.model)),
             Err(_) => LocalStepStats { failed: true, ..LocalStepStats::default() },
         };
+        if let (Ok(batch), Some(utilization)) = (&batch, &self.utilization) {
+            own.flops = utilization.flops(batch);
+        }
         own.stop = stop.load(Ordering::Relaxed);
         let stats = self.world.sync_step(self.state.counters.step + 1, own)?;
         let batch = if stats.failed { self.world.all_ready(batch)? } else { batch? };

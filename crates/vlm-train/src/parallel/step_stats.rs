@@ -16,6 +16,8 @@ pub struct LocalStepStats {
     pub seq_len: u64,
     /// Number of rows that the rank's loader rejected for this batch.
     pub rejected: u64,
+    /// Number of operations that forward and backward pass need; 0 if they are not counted.
+    pub flops: u64,
     /// Whether the rank's loss has a gradient for any trained parameter.
     pub learns: bool,
     /// Whether the rank was asked to stop.
@@ -25,7 +27,7 @@ pub struct LocalStepStats {
 }
 
 impl LocalStepStats {
-    pub(super) const NUM_FIELDS: usize = 8;
+    pub(super) const NUM_FIELDS: usize = 9;
 
     /// The statistics of `batch`. `learns_from_text` is whether a row without images gives any
     /// trained parameter a gradient.
@@ -37,6 +39,7 @@ impl LocalStepStats {
             supervised_tokens: batch.num_supervised as u64,
             seq_len: batch.seq_len as u64,
             rejected: batch.rejected.len() as u64,
+            flops: 0,
             learns: batch.num_supervised > 0 && has_input,
             stop: false,
             failed: false,
@@ -44,16 +47,17 @@ impl LocalStepStats {
     }
 
     pub(super) fn to_numbers(self) -> [i64; Self::NUM_FIELDS] {
-        let counts = [self.rows, self.tokens, self.supervised_tokens, self.seq_len, self.rejected];
-        let [rows, tokens, supervised_tokens, seq_len, rejected] = counts.map(|n| n as i64);
-        let [learns, stop, failed] = [self.learns, self.stop, self.failed].map(i64::from);
-        [rows, tokens, supervised_tokens, seq_len, rejected, learns, stop, failed]
+        let Self { rows, tokens, supervised_tokens, seq_len, rejected, flops, .. } = self;
+        let [learns, stop, failed] = [self.learns, self.stop, self.failed].map(u64::from);
+        [rows, tokens, supervised_tokens, seq_len, rejected, flops, learns, stop, failed]
+            .map(|n| n as i64)
     }
 
     pub(super) fn from_numbers(numbers: &[i64; Self::NUM_FIELDS]) -> Self {
-        let [rows, tokens, supervised_tokens, seq_len, rejected, ..] = numbers.map(|n| n as u64);
+        let [rows, tokens, supervised_tokens, seq_len, rejected, flops, ..] =
+            numbers.map(|n| n as u64);
         let [.., learns, stop, failed] = numbers.map(|n| n != 0);
-        Self { rows, tokens, supervised_tokens, seq_len, rejected, learns, stop, failed }
+        Self { rows, tokens, supervised_tokens, seq_len, rejected, flops, learns, stop, failed }
     }
 }
 
@@ -70,6 +74,8 @@ pub struct GlobalStepStats {
     pub seq_len: u64,
     /// Number of rejected rows.
     pub rejected: u64,
+    /// Number of operations that forward and backward pass need; 0 if they are not counted.
+    pub flops: u64,
     /// Whether any rank learns from the step.
     pub learns: bool,
     /// Whether any rank was asked to stop.
@@ -87,6 +93,7 @@ impl GlobalStepStats {
             supervised_tokens: sum.supervised_tokens + rank.supervised_tokens,
             seq_len: sum.seq_len.max(rank.seq_len),
             rejected: sum.rejected + rank.rejected,
+            flops: sum.flops + rank.flops,
             learns: sum.learns || rank.learns,
             stop: sum.stop || rank.stop,
             failed: sum.failed || rank.failed,
@@ -106,6 +113,7 @@ mod tests {
             supervised_tokens: 3,
             seq_len: 4,
             rejected: 5,
+            flops: 1 << 60,
             learns: true,
             stop: false,
             failed: true,

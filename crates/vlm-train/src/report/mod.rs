@@ -48,13 +48,14 @@ fn as_base64<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Err
 }
 
 /// Columns of the log and of the evaluations that are drawn: name, title, unit, and whether the curve is smoothed.
-const CURVES: [(&str, &str, &str, bool); 7] = [
+const CURVES: [(&str, &str, &str, bool); 8] = [
     ("loss", "Loss", "nats per supervised token", true),
     ("lr", "Learning rate", "", false),
     ("eval_image_gain", "Image gain", "loss with other images − loss, nats per token", false),
     ("grad_norm", "Gradient norm", "before clipping", true),
     ("samples_per_sec", "Throughput", "rows per second", true),
     ("step_ms", "Step", "milliseconds", true),
+    ("mfu", "Model FLOPs utilisation", "share of the device's matrix rate", true),
     ("peak_memory_bytes", "Peak memory", "GiB", false),
 ];
 

@@ -31,6 +31,7 @@ use crate::samples::{self, SamplesFile};
 use crate::state_dict::broadcast_weights;
 use crate::train_state::TrainState;
 use crate::trainer::{Ending, Trainer};
+use crate::utilization::Utilization;
 use vlm_infer::Dtype;
 use vlm_infer::evaluation::Evaluator;
 use vlm_infer::{Shapes, build_model};
@@ -234,6 +235,10 @@ impl Run {
             trainer.sinks = sinks;
             trainer.reject_log = Some(RejectLog::open(&self.out_dir.join("rejected.jsonl"))?);
         }
+        let (freeze, device) = (&self.config.model.freeze, self.model.device());
+        let utilization = Utilization::new(&self.shapes, freeze, device, self.dtype, &self.world)?;
+        let of_device = utilization.entries();
+        trainer.utilization = Some(utilization);
         trainer.evaluator = self.evaluator.as_ref();
         trainer.last_checkpoint = resumed.map(|checkpoint| checkpoint.path);
         let ending = trainer.run(stop, &mut |trainer| self.save_checkpoint(trainer))?;
@@ -244,7 +249,8 @@ impl Run {
         let wall_secs = started.elapsed().as_secs_f64();
         let TrainState { counters, last_loss, .. } = trainer.state;
         self.world.set_phase(counters.step, Phase::End);
-        let extra = trainer.gradients.statistics()?;
+        let mut extra = trainer.gradients.statistics()?;
+        extra.extend(of_device);
         self.world.leave()?;
         let status = match ending {
             Ending::Finished => "finished",
