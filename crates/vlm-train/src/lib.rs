@@ -19,6 +19,7 @@ pub mod optimizer;
 mod out_dir;
 mod out_of_memory;
 pub mod parallel;
+mod profile;
 mod rank_device;
 pub mod report;
 mod run;

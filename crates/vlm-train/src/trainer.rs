@@ -14,6 +14,7 @@ mod report;
 mod source;
 mod text_rows;
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -24,7 +25,7 @@ use vlm_infer::device_batch::Transfer;
 use vlm_infer::evaluation::Evaluator;
 use vlm_infer::{Dtype, autocast_kind, default_dtype};
 use vlm_model::Vlm;
-use vlm_torch::set_grad_none;
+use vlm_torch::{Span, set_grad_none, span};
 
 pub use self::source::{BatchSource, Batches};
 use self::text_rows::{in_order_of_use, learns_from_text, zero_loss};
@@ -36,6 +37,7 @@ use crate::optimizer::AdamW;
 use crate::parallel::{
     GlobalStepStats, GradientSync, LocalStepStats, Phase, World, scale_gradients,
 };
+use crate::profile::StepProfile;
 use crate::schedule::Schedule;
 use crate::train_state::TrainState;
 use crate::utilization::Utilization;
@@ -77,6 +79,10 @@ pub struct Trainer<'a> {
     pub last_checkpoint: Option<PathBuf>,
     /// Counts the operations of the steps; on all ranks or on none.
     pub utilization: Option<Utilization>,
+    /// Profiles some steps.
+    pub profile: Option<StepProfile>,
+    /// The span of the current phase.
+    phase: Cell<Option<Span>>,
     /// Limits the number of rejected rows of this epoch, on all ranks.
     reject_budget: RejectBudget,
     meter: Meter,
@@ -158,6 +164,8 @@ impl<'a> Trainer<'a> {
             reject_log: None,
             last_checkpoint: None,
             utilization: None,
+            profile: None,
+            phase: Cell::new(None),
             reject_budget: RejectBudget::new(config.data.max_rejected_fraction),
             meter: Meter::start(state.counters),
             save_is_due: false,
@@ -167,6 +175,11 @@ impl<'a> Trainer<'a> {
     /// Number of steps of all epochs.
     pub fn total_steps(&self) -> u64 {
         self.config.optim.epochs * self.source.batches_per_epoch() as u64
+    }
+
+    /// The step at which the training ends.
+    pub fn last_step(&self) -> u64 {
+        self.config.run.max_steps.unwrap_or(u64::MAX).min(self.total_steps())
     }
 
     /// Trains from the current state to the end. `save` is called every `save_interval` steps,
@@ -179,7 +192,7 @@ impl<'a> Trainer<'a> {
     /// consecutive skipped updates; no row that could be learned from. Earlier checkpoints are
     /// unaffected.
     pub fn run(&mut self, stop: &AtomicBool, save: &mut Save) -> Result<Ending, TrainError> {
-        let last_step = self.config.run.max_steps.unwrap_or(u64::MAX).min(self.total_steps());
+        let last_step = self.last_step();
         let done_steps = self.state.counters.step;
         self.emit(&Event::Started { done_steps, last_step })?;
         self.meter = Meter::start(self.state.counters);
@@ -194,6 +207,8 @@ impl<'a> Trainer<'a> {
         {
             ending = self.train_epoch(last_step, stop, save)?;
         }
+        self.phase.take();
+        self.profile.as_mut().map_or(Ok(()), StepProfile::after_last_step)?;
         self.emit(&Event::Ended)?;
         if ending == Ending::Finished {
             self.check_that_anything_was_learned()?;
@@ -215,6 +230,8 @@ impl<'a> Trainer<'a> {
         let mut accumulation = Accumulation::default();
         let is_counted_whole = self.start_reject_budget();
         for index in first..end {
+            self.phase.take();
+            self.profile.as_mut().map_or(Ok(()), StepProfile::before_step)?;
             let asked = Instant::now();
             self.set_phase(Phase::Data);
             let batch = batches.next().map(|batch| batch.map_err(TrainError::midway));
@@ -223,6 +240,7 @@ impl<'a> Trainer<'a> {
                 Err(TrainError::Failed(problem))
             });
             self.meter.waited(asked.elapsed());
+            self.set_phase(Phase::SyncStep);
             let (mut batch, stats) = self.sync_step(batch, stop)?;
             self.meter.needed(stats.flops);
             self.record_rejected_rows(&batch, &stats)?;
@@ -325,7 +343,9 @@ impl<'a> Trainer<'a> {
             .as_ref()
             .map(|loss| &loss.mean * (weight * world_size * self.state.loss_scale()))
             .filter(Tensor::requires_grad);
+        let backward = span("backward pass");
         self.gradients.backward(weighted, average, || zero_loss(self.model))?;
+        drop(backward);
         Ok(loss.map(|loss| MicroBatchLoss {
             mean: loss.mean.detach(),
             aux_loss: loss.aux_loss.map(|aux_loss| aux_loss.detach()),
@@ -343,7 +363,9 @@ impl<'a> Trainer<'a> {
             let seed = self.config.run.seed;
             tch::manual_seed(self.state.seed_of_step(seed, self.world.rank()));
         }
+        let copy = span("copy to the device");
         let on_device = self.transfer.send(batch)?;
+        drop(copy);
         let kind = autocast_kind(self.dtype);
         let loss = vlm_torch::autocast(self.model.device(), kind, || {
             self.model.loss(&on_device.model, &on_device.supervised, &on_device.targets, true)
@@ -432,8 +454,11 @@ impl<'a> Trainer<'a> {
         Ok(false)
     }
 
-    /// Records the current phase of this rank, for messages.
+    /// Records the current phase of this rank, for messages and the profile.
     fn set_phase(&self, phase: Phase) {
+        // The span of the last phase ends before the new one starts.
+        self.phase.take();
+        self.phase.set(Some(span(phase.name())));
         self.world.set_phase(self.state.counters.step + 1, phase);
     }
 }

@@ -9,6 +9,7 @@ mod gradients;
 mod matrix_rate;
 mod optimizer;
 mod process;
+mod profile;
 mod pth;
 
 use tch::{Device, Kind, Tensor};

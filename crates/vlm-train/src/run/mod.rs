@@ -27,6 +27,7 @@ use crate::metrics::MetricsFile;
 use crate::out_dir::OutDir;
 use crate::out_of_memory::{MemoryParts, with_memory_advice};
 use crate::parallel::{Phase, World, compare_ranks};
+use crate::profile::StepProfile;
 use crate::samples::{self, SamplesFile};
 use crate::state_dict::broadcast_weights;
 use crate::train_state::TrainState;
@@ -239,6 +240,14 @@ impl Run {
         let utilization = Utilization::new(&self.shapes, freeze, device, self.dtype, &self.world)?;
         let of_device = utilization.entries();
         trainer.utilization = Some(utilization);
+        let steps_left = trainer.last_step() - before.step.min(trainer.last_step());
+        trainer.profile = match self.config.run.profile_steps {
+            steps if steps > 0 && is_first => {
+                let folder = self.out_dir.path().to_owned();
+                Some(StepProfile::new(folder, device, steps, steps_left))
+            }
+            _ => None,
+        };
         trainer.evaluator = self.evaluator.as_ref();
         trainer.last_checkpoint = resumed.map(|checkpoint| checkpoint.path);
         let ending = trainer.run(stop, &mut |trainer| self.save_checkpoint(trainer))?;

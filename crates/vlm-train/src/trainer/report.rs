@@ -106,6 +106,7 @@ impl Trainer<'_> {
             return Ok(true);
         }
         let started = Instant::now();
+        self.set_phase(Phase::Evaluate);
         let (report, is_complete) = self.evaluate_on_first_rank(stop)?;
         self.state.eval_is_due = !is_complete;
         self.meter.paused(started.elapsed());
