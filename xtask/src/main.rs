@@ -89,7 +89,7 @@ enum Command {
     Docs,
     /// Check formatting, the rules of this repository, and lints
     Check,
-    /// Measure the speed of data loading on this machine
+    /// Measure the speed of data loading and of the training on this machine
     #[command(subcommand)]
     Bench(bench::Bench),
 }
