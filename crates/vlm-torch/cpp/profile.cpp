@@ -4,6 +4,7 @@
 #include <ATen/record_function.h>
 #include <torch/csrc/autograd/profiler_kineto.h>
 
+#include <cstdlib>
 #include <memory>
 #include <set>
 #include <string>
@@ -19,6 +20,10 @@ int vlm_profiler_start(int with_cuda) noexcept {
     std::set<ActivityType> activities{ActivityType::CPU};
     if (with_cuda != 0) {
       activities.insert(ActivityType::CUDA);
+    } else {
+      // Kineto reads this when it is first used. It looks for GPUs in any case, and reports it as an
+      // error on standard error if there is no driver.
+      setenv("KINETO_LOG_LEVEL", "5", 0);
     }
     profiler::prepareProfiler(config, activities);
     profiler::enableProfiler(config, activities);
