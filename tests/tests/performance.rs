@@ -86,9 +86,15 @@ fn bench_train_measures_ours_alone_and_refuses_a_folder_that_is_no_reference() {
     bench(&["--images", empty]).assert_error(2, &["no .jpg files"]);
     bench(&["--rounds", "0"]).assert_error(2, &["--rounds", "at least 1"]);
 
+    // One small image, whose features take little time.
+    let images = folder.path().join("images");
+    fs::create_dir(&images).unwrap();
+    image::RgbImage::from_pixel(64, 48, image::Rgb([9, 99, 200]))
+        .save(images.join("a.jpg"))
+        .unwrap();
     let (results, picture) = (folder.path().join("results.json"), folder.path().join("bench.svg"));
-    let files = ["--json", results.to_str().unwrap(), "--svg", picture.to_str().unwrap()];
-    let ended = bench(&files);
+    let [images, json_file, svg_file] = [&images, &results, &picture].map(|p| p.to_str().unwrap());
+    let ended = bench(&["--images", images, "--json", json_file, "--svg", svg_file]);
     ended.assert_success();
     for part in ["ours in the loop", "ours cached", "rows/s", "matrix rate"] {
         assert!(ended.stdout.contains(part), "{part:?} is not in: {}", ended.stdout);
