@@ -100,3 +100,15 @@ fn a_data_set_can_be_inspected() {
     let broken = trial.path("broken.jsonl");
     vlm(&["inspect", broken.to_str().unwrap()]).assert_error(2, &["broken.jsonl", "no rows"]);
 }
+
+#[test]
+fn completions_and_manual_pages_know_the_settings() {
+    let completions = vlm(&["completions", "bash"]);
+    completions.assert_success();
+    assert!(completions.stdout.contains("--unfreeze-last-layers"));
+    let folder = tempfile::tempdir().unwrap();
+    vlm(&["man", folder.path().to_str().unwrap()]).assert_success();
+    let page = fs::read_to_string(folder.path().join("vlm-pretrain.1")).unwrap();
+    assert!(page.contains("unfreeze"), "{page}");
+    assert!(folder.path().join("vlm.1").exists());
+}

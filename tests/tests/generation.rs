@@ -9,7 +9,7 @@ use crate::support::{Ended, Trial, binary, json_lines, row, vlm};
 const PROMPT: &str = "Describe the image.";
 
 /// A trial with a model that is overfitted to the eight images.
-fn trained() -> &'static Trial {
+pub fn trained() -> &'static Trial {
     static TRAINED: OnceLock<Trial> = OnceLock::new();
     TRAINED.get_or_init(|| {
         let trial = Trial::new();
@@ -85,7 +85,7 @@ fn conversation_is_read_from_standard_input() {
         .spawn()
         .unwrap();
     let input = format!(
-        "/image {}\n{PROMPT}\n/reset\n/image {}\n{PROMPT}\nAnd now?\n/nonsense\n/exit\nnot asked\n",
+        "/image {}\n{PROMPT}\n/reset\n/image {}\n{PROMPT}\nAnd now?\n/nonsense\n/help\n/exit\nnot asked\n",
         image(0),
         image(6)
     );
@@ -95,6 +95,7 @@ fn conversation_is_read_from_standard_input() {
     let lines: Vec<&str> = ended.stdout.lines().collect();
     assert_eq!(lines[..2], ["A red circle.", "A purple circle."]);
     assert!(ended.stderr.contains("/nonsense is not a command"), "{}", ended.stderr);
+    assert_eq!(ended.stderr.matches("/help shows this").count(), 2, "{}", ended.stderr);
 }
 
 /// The `GOMP_SPINCOUNT` of a conversation that is started with these variables.

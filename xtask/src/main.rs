@@ -5,6 +5,8 @@
 #[macro_use]
 #[path = "../../crates/vlm-cli/src/console.rs"]
 mod console;
+#[path = "../../crates/vlm-cli/src/short_errors.rs"]
+mod short_errors;
 
 mod bench;
 mod cache;
@@ -15,6 +17,7 @@ mod dist;
 mod doctor;
 mod fake_cuda;
 mod flags_page;
+mod fuzz;
 mod gpu;
 mod launch;
 mod libtorch;
@@ -28,7 +31,9 @@ mod python;
 mod run_tests;
 mod setup;
 mod smoke_test;
+#[allow(unsafe_code)]
 mod sys;
+mod torture;
 mod workspace;
 
 use std::ffi::OsString;
@@ -36,6 +41,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand};
 
 use libtorch::Flavour;
@@ -44,6 +50,7 @@ use workspace::{UsageError, Workspace};
 #[derive(Parser)]
 #[command(
     bin_name = "cargo xtask",
+    version,
     args_override_self = true,
     about = "Set up libtorch, prepare data, train, test and check"
 )]
@@ -85,10 +92,15 @@ enum Command {
     Test(Passed),
     /// Pack the program for machines without Rust: a Python wheel, and a tarball with libtorch
     Dist(dist::DistArgs),
+    /// Run every reader of files from outside on mutated files: `fuzz --target parquet --seconds 60`
+    #[command(disable_help_flag = true)]
+    Fuzz(Passed),
     /// Write the tables of docs/flags.md from the list of settings
     Docs,
     /// Check formatting, the rules of this repository, and lints
     Check,
+    /// Kill and damage small training runs, and check that none is lost or changed
+    Torture(torture::TortureArgs),
     /// Measure the speed of data loading and of the training on this machine
     #[command(subcommand)]
     Bench(bench::Bench),
@@ -115,7 +127,14 @@ struct Passed {
 }
 
 fn main() -> ExitCode {
-    match dispatch(Cli::parse().command) {
+    let cli = Cli::try_parse().unwrap_or_else(|error| match error.kind() {
+        ErrorKind::DisplayVersion => {
+            println!("{}", version(&Workspace::locate()));
+            std::process::exit(0)
+        }
+        _ => short_errors::shortened(error).exit(),
+    });
+    match dispatch(cli.command) {
         Ok(code) => match console::failure() {
             Some(failure) => {
                 eprintln!("error: {failure}");
@@ -128,6 +147,15 @@ fn main() -> ExitCode {
             ExitCode::from(if error.is::<UsageError>() { 2 } else { 1 })
         }
     }
+}
+
+/// The version of this program, the commit of the checkout, and the libtorch that it sets up.
+fn version(workspace: &Workspace) -> String {
+    let mut git = std::process::Command::new("git");
+    git.args(["rev-parse", "--short=10", "HEAD"]).current_dir(workspace.root());
+    let commit = program::output_of(&mut git, "git rev-parse").ok();
+    let commit = commit.map_or(String::new(), |commit| format!(" (commit {})", commit.trim()));
+    format!("xtask {}{commit}\nlibtorch {}", env!("CARGO_PKG_VERSION"), libtorch::VERSION)
 }
 
 fn dispatch(command: Command) -> Result<ExitCode> {
@@ -151,9 +179,11 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::DemoWeights(passed) => launch::vlm(workspace, Some("demo-weights"), passed.args),
         Command::Vlm(passed) => launch::vlm(workspace, None, passed.args),
         Command::Test(passed) => run_tests::run(workspace, passed.args),
+        Command::Fuzz(passed) => fuzz::run(workspace, passed.args),
         Command::Docs => flags_page::write(workspace).map(|()| ExitCode::SUCCESS),
         Command::Dist(args) => dist::run(workspace, &args).map(|()| ExitCode::SUCCESS),
         Command::Check => check::run(workspace),
+        Command::Torture(args) => torture::run(workspace, &args),
         Command::Bench(bench) => bench::run(workspace, bench),
     }
 }

@@ -28,7 +28,7 @@ struct Fixture {
     tests: &'static [&'static str],
 }
 
-const FIXTURES: [Fixture; 4] = [
+const FIXTURES: [Fixture; 5] = [
     Fixture {
         what: "MiniMind's tokenizer",
         variable: "VLM_MINIMIND_TOKENIZER",
@@ -46,6 +46,12 @@ const FIXTURES: [Fixture; 4] = [
         variable: "VLM_TRANSFORMERS_PYTHON",
         find: has_python_with_transformers,
         tests: &["transformers_"],
+    },
+    Fixture {
+        what: "a Python with openai",
+        variable: "VLM_OPENAI_PYTHON",
+        find: has_python_with_openai,
+        tests: &["openai_"],
     },
     Fixture {
         what: "torchrun",
@@ -123,6 +129,10 @@ fn has_python_with_transformers(_: &Workspace) -> bool {
     let needed = "import torch, torchvision, num2words, transformers\n\
                   assert int(transformers.__version__.split('.')[0]) >= 5";
     python_runs("VLM_TRANSFORMERS_PYTHON", needed)
+}
+
+fn has_python_with_openai(_: &Workspace) -> bool {
+    python_runs("VLM_OPENAI_PYTHON", "import openai")
 }
 
 /// Whether the Python that `variable` names, else `python3`, runs a program.

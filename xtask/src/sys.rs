@@ -65,6 +65,12 @@ fn memory(entry: &str) -> io::Result<u64> {
 pub enum Signal {
     /// SIGTERM, which asks the processes to end.
     Terminate,
+    /// SIGUSR1, which asks the processes to save.
+    Save,
+    /// SIGSTOP, which stops the processes.
+    Stop,
+    /// SIGCONT, which lets stopped processes continue.
+    Continue,
     /// SIGKILL, which ends the processes at once.
     Kill,
 }
@@ -74,6 +80,9 @@ pub enum Signal {
 pub fn signal_group(leader: u32, signal: Signal) {
     let signal = match signal {
         Signal::Terminate => libc::SIGTERM,
+        Signal::Save => libc::SIGUSR1,
+        Signal::Stop => libc::SIGSTOP,
+        Signal::Continue => libc::SIGCONT,
         Signal::Kill => libc::SIGKILL,
     };
     // For 0 and 1 the system call would signal our own group and every process.

@@ -14,8 +14,21 @@ pub struct Cli {
     /// Log more details.
     #[arg(short, long, global = true)]
     pub verbose: bool,
+    /// Format of the log on standard error: text, or json for one JSON object a line, with the
+    /// numbers of metrics.jsonl.
+    #[arg(long, global = true, value_name = "FORMAT", default_value = "text")]
+    pub log_format: LogFormat,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// Format of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For programs.
+    Json,
 }
 
 /// The commands.
@@ -39,20 +52,38 @@ pub enum Command {
     /// Generate text about images with a trained model: for one prompt, for many, or in a
     /// conversation.
     Generate(Box<crate::generate::GenerateArgs>),
+    /// Answer requests over HTTP with a trained model, in the form of OpenAI's chat completions, and
+    /// serve a page to talk about a picture.
+    Serve(Box<crate::serve::ServeArgs>),
     /// Evaluate a trained model on rows: loss, perplexity, image gain, captions.
     Eval(Box<crate::eval::EvalArgs>),
     /// Show names, shapes, types and sums of the tensors in a weights file, the rows of a dataset,
     /// or what the model sees of one row.
     Inspect(Box<crate::inspect::InspectArgs>),
+    /// Serve a page with the curves and samples of runs, which follows runs that are trained.
+    Board(crate::board::BoardArgs),
     /// Write weights in another format, with the same names, types and values; or export a model as
     /// a folder in Hugging Face format.
     Convert(crate::convert::ConvertArgs),
+    /// Print completions for a shell: `vlm completions bash`.
+    Completions(crate::shell::CompletionsArgs),
+    /// Write a manual page for each command.
+    Man(crate::shell::ManArgs),
 }
 
 impl Command {
     /// Whether the command runs a model. The other commands only read and write files.
     pub fn computes(&self) -> bool {
-        !matches!(self, Self::Init(_) | Self::Inspect(_) | Self::Convert(_) | Self::Config(_))
+        !matches!(
+            self,
+            Self::Init(_)
+                | Self::Inspect(_)
+                | Self::Convert(_)
+                | Self::Config(_)
+                | Self::Board(_)
+                | Self::Completions(_)
+                | Self::Man(_)
+        )
     }
 }
 

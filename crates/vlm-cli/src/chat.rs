@@ -13,7 +13,7 @@ use vlm_model::ImageInput;
 use crate::generate::{print_streaming, read_image};
 
 const HELP: &str = "/image FILE adds an image to the next question, /reset starts a new \
-                    conversation, /exit or the end of input quits";
+                    conversation, /help shows this, /exit or the end of input quits";
 
 /// A conversation: its turns and images.
 struct Conversation<'a> {
@@ -57,6 +57,7 @@ pub fn run(generator: &Generator, opening: Vec<Turn>, images: &[Vec<u8>]) -> Res
         match line.trim() {
             "" => {}
             "/exit" => return Ok(()),
+            "/help" => eprintln!("{HELP}"),
             "/reset" => {
                 conversation.turns = conversation.opening.clone();
                 conversation.shown.clear();

@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use serde_json::Value;
+use vlm_board::HeldOutSection;
 use vlm_config::{Layers, Origin, find};
 use vlm_demo::{DemoFiles, defaults, demo_files, write_demo_dataset};
 use vlm_demo_train::{
     DemoScores, GroupAccuracy, HeldOut, Images, StartingWeightsOptions, make_starting_weights,
 };
-use vlm_train::Run;
-use vlm_train::report::HeldOutSection;
+use vlm_train::{Requests, Run};
 
 use crate::args::DemoWeightsArgs;
 use crate::error::CliError;
@@ -19,7 +19,8 @@ use crate::pretrain::{INIT_FROM, configuration, report};
 use crate::progress::TrainingProgress;
 
 /// Runs the demo: a training run, with an evaluation on the held-out rows before and after it.
-pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
+pub fn pretrain(mut layers: Layers, requests: &Requests) -> Result<()> {
+    let stop = &*requests.stop;
     if layers.get("model.features").is_some() {
         let message = "--features needs --data-path: without it, the demo is trained and \
                        evaluated, and its evaluation needs the vision encoder";
@@ -28,15 +29,17 @@ pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
     let data = data_dir();
     let files = prepare_dataset(&dataset_dir(&data))?;
     add_demo_defaults(&mut layers, &data, &files);
-    let mut run = Run::prepare(configuration(layers)?)?;
+    let config = configuration(layers)?;
+    let progress = TrainingProgress::new(config.optim.epochs);
+    let mut run = Run::prepare(config)?;
     let evaluated = run.on_first_rank(stop, |continues| -> Result<_> {
         let held_out = HeldOut::open(&files)?;
         println!("evaluating on {} held-out rows before training …", held_out.num_rows());
         let before = held_out.evaluate(&run, Images::Shown, continues)?;
         Ok((held_out, before.map(|evaluation| evaluation.accuracy)))
     })?;
-    run.add_sink(TrainingProgress::new());
-    let mut summary = run.train(stop)?;
+    run.add_sink(progress);
+    let mut summary = run.train(requests)?;
     // Only rank 0 evaluates and reports.
     let Some((held_out, before)) = evaluated else { return Ok(()) };
     let mut section = None;
@@ -48,7 +51,8 @@ pub fn pretrain(mut layers: Layers, stop: &AtomicBool) -> Result<()> {
     }
     run.write_summary(&summary)?;
     run.write_report(section.as_ref());
-    report(&run, &summary);
+    run.out_dir().check_not_replaced()?;
+    report(&run, &summary, (files.held_out, Some(files.images)));
     Ok(())
 }
 

@@ -1,10 +1,16 @@
 //! The exit code of the command, its error message, and its log.
 
+use std::fmt::{self, Write as _};
 use std::io::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use tracing::field::{Field, Visit};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::registry::LookupSpan;
 use vlm_config::ConfigError;
 use vlm_data::DataError;
 use vlm_infer::{ErrorKind, InferError};
@@ -12,8 +18,10 @@ use vlm_model::weights::WeightsError;
 use vlm_model::{ModelError, ShapeError};
 use vlm_train::{TrainError, is_out_of_memory, out_of_memory_message};
 
+use crate::args::LogFormat;
 use crate::console;
 use crate::error::CliError;
+use crate::short_errors::shortened;
 
 /// Prints the error, if there is one, and returns the exit code: 0 for success, 2 for a usage
 /// error, 1 for any other failure.
@@ -35,10 +43,28 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
             let message = out_of_memory_message(&message).unwrap_or(message);
             let message = vlm_config::with_flags(&message);
             let hint = flag_hint(&error);
-            eprintln!("error: {}{hint}", with_short_words(&message));
+            let message = format!("{}{hint}", with_short_words(&message));
+            if logs_json() {
+                eprintln!("{}", serde_json::json!({ "level": "ERROR", "message": message }));
+            } else {
+                eprintln!("error: {message}");
+            }
             ExitCode::from(if is_usage(&error) { 2 } else { 1 })
         }
     }
+}
+
+/// Prints an error of the command line and ends the program. Long arguments are cut.
+pub fn of_usage(error: clap::Error) -> ! {
+    let error = shortened(error);
+    // The text of a value's own parser is not among what clap knows of the error.
+    let (text, code) = (error.to_string(), error.exit_code());
+    let short = with_short_words(&text);
+    if short == text {
+        error.exit();
+    }
+    eprint!("{short}");
+    std::process::exit(code)
 }
 
 /// Runs a command. When a tensor operation runs out of memory, `tch` panics; this is returned as an
@@ -135,6 +161,10 @@ fn is_data_usage(error: &DataError) -> bool {
     )
 }
 
+/// Parts of the messages of panics because the system refuses another thread.
+const NO_THREAD: [&str; 3] =
+    ["ThreadPoolBuildError", "failed to spawn thread", "Resource temporarily unavailable"];
+
 /// Reports panics as internal errors, without a stack trace, and with the exit code of a failure.
 pub fn report_panics_as_errors() {
     std::panic::set_hook(Box::new(|info| {
@@ -148,31 +178,86 @@ pub fn report_panics_as_errors() {
         let first = text.split("Exception raised from").next().unwrap_or(text).trim();
         let place =
             info.location().map_or(String::new(), |l| format!(" at {}:{}", l.file(), l.line()));
-        // Out-of-memory panics are caught and reported elsewhere.
-        if is_out_of_memory(text) {
+        // Out-of-memory panics, and those of decoders on damaged files, are caught and reported
+        // elsewhere.
+        if is_out_of_memory(text) || vlm_data::is_panic_caught() {
             return;
         }
-        eprintln!(
-            "error: internal error{place}: {first}\n\
-             Please report this. Earlier checkpoints are unaffected."
-        );
+        if NO_THREAD.iter().any(|part| text.contains(part)) {
+            eprintln!(
+                "error: a thread cannot be started ({first}): raise the limit on processes \
+                 (ulimit -u) or on memory (ulimit -v), or use fewer threads. Earlier checkpoints \
+                 are unaffected."
+            );
+        } else {
+            eprintln!(
+                "error: internal error{place}: {first}\n\
+                 Please report this. Earlier checkpoints are unaffected."
+            );
+        }
         if std::thread::current().name() == Some("main") {
             std::process::exit(1);
         }
     }));
 }
 
+/// Whether the log is in JSON.
+static LOGS_JSON: AtomicBool = AtomicBool::new(false);
+
+/// Whether the log consists of JSON objects.
+pub fn logs_json() -> bool {
+    LOGS_JSON.load(Ordering::Relaxed)
+}
+
 /// Starts logging to standard error. `verbose` adds debug messages; `RUST_LOG` overrides it.
-pub fn start_log(verbose: bool) {
+pub fn start_log(verbose: bool, format: LogFormat) {
+    LOGS_JSON.store(format == LogFormat::Json, Ordering::Relaxed);
     let default = if verbose { "debug" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    tracing_subscriber::fmt()
+    let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(|| StandardError)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false)
-        .without_time()
-        .init();
+        .without_time();
+    match format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.event_format(JsonLines).init(),
+    }
+}
+
+/// Writes an event of the log as a JSON object on a line.
+struct JsonLines;
+
+impl<S, N> FormatEvent<S, N> for JsonLines
+where
+    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &tracing::Event<'_>,
+    ) -> fmt::Result {
+        let mut message = Message(String::new());
+        event.record(&mut message);
+        let level = event.metadata().level().as_str();
+        writeln!(writer, "{}", serde_json::json!({ "level": level, "message": message.0 }))
+    }
+}
+
+/// The text of an event; further fields are appended with their names.
+struct Message(String);
+
+impl Visit for Message {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        // Writing to a String cannot fail.
+        let _ = match field.name() {
+            "message" => write!(self.0, "{value:?}"),
+            name => write!(self.0, " {name}={value:?}"),
+        };
+    }
 }
 
 /// Standard error as the output of the log. Errors are ignored, because they could only be reported

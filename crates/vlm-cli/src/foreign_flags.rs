@@ -113,6 +113,21 @@ mod tests {
     }
 
     #[test]
+    fn a_long_argument_is_cut_and_its_length_is_shown() {
+        let long = "a b ".repeat(1250);
+        for args in [
+            ["vlm", "pretrain", "--batch-size", &long],
+            ["vlm", "pretrain", "--epochs=1", &long],
+            ["vlm", "pretrain", "--epochs=1", &format!("--{long}")],
+            ["vlm", &long, "--epochs", "1"],
+        ] {
+            let error = crate::short_errors::shortened(Cli::try_parse_from(args).unwrap_err());
+            let message = error.to_string();
+            assert!(message.len() < 1500 && message.contains("characters)"), "{message}");
+        }
+    }
+
+    #[test]
     fn a_misspelled_flag_gets_a_suggestion_and_an_unrelated_one_gets_none() {
         assert!(message("--batch-sise").contains("--batch-size"));
         assert!(!message("--tidden-size").contains("--batch-size"));

@@ -4,6 +4,7 @@
 mod console;
 
 mod args;
+mod board;
 mod cache_features;
 mod chat;
 mod config;
@@ -27,20 +28,31 @@ mod pretrain;
 mod progress;
 mod row_args;
 mod row_view;
+mod serve;
 mod settings_args;
+mod shell;
+mod short_errors;
+mod version;
 
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 use vlm_config::with_dashes;
 
 use args::{Cli, Command};
 
 fn main() -> ExitCode {
     exit::report_panics_as_errors();
-    let cli = Cli::try_parse_from(std::env::args_os().map(with_dashes))
-        .unwrap_or_else(|error| foreign_flags::explain(error).exit());
-    exit::start_log(cli.verbose);
+    let cli =
+        Cli::try_parse_from(std::env::args_os().map(with_dashes)).unwrap_or_else(
+            |error| match error.kind() {
+                ErrorKind::DisplayVersion => version::print(),
+                _ => exit::of_usage(foreign_flags::explain(error)),
+            },
+        );
+    exit::start_log(cli.verbose, cli.log_format);
+    vlm_torch::set_operation(c"running the command");
     if cli.command.computes() {
         openmp_wait::limit();
     }
@@ -57,8 +69,12 @@ fn main() -> ExitCode {
         Command::CacheFeatures(args) => cache_features::run(args),
         Command::Init(args) => init::run(&args),
         Command::Generate(args) => generate::run(&args),
+        Command::Serve(args) => serve::run(*args),
         Command::Eval(args) => eval::run(&args),
         Command::Inspect(args) => inspect::run(&args),
+        Command::Board(args) => board::run(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::Completions(args) => shell::completions(&args),
+        Command::Man(args) => shell::man(&args),
     }))
 }

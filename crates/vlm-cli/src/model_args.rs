@@ -1,4 +1,4 @@
-//! Flags for a trained model, which `vlm generate` and `vlm eval` share.
+//! Flags for a trained model, which `vlm generate`, `vlm serve` and `vlm eval` share.
 
 use std::path::PathBuf;
 

@@ -21,21 +21,38 @@ use crate::{demo, interrupt};
 /// Runs the command.
 pub fn run(args: &SettingsArgs) -> Result<()> {
     let layers = args.layers()?;
-    let stop = interrupt::flag()?;
+    let requests = interrupt::requests()?;
     if layers.get("data.data_path").is_none() && layers.stage() == Stage::Pretrain {
-        return demo::pretrain(layers, &stop);
+        return demo::pretrain(layers, &requests);
     }
-    let mut run = Run::prepare(configuration(layers)?)?;
-    run.add_sink(TrainingProgress::new());
-    let summary = run.train(&stop)?;
+    let config = configuration(layers)?;
+    let rows = rows_to_evaluate(&config);
+    let progress = TrainingProgress::new(config.optim.epochs);
+    let mut run = Run::prepare(config)?;
+    run.add_sink(progress);
+    let summary = run.train(&requests)?;
     run.write_summary(&summary)?;
     run.write_report(None);
-    report(&run, &summary);
+    run.out_dir().check_not_replaced()?;
+    report(&run, &summary, rows);
     Ok(())
 }
 
-/// Prints how a run ended and where its results are. Only rank 0 prints.
-pub fn report(run: &Run, summary: &vlm_train::Summary) {
+/// Rows, and the folder of their images where one was given.
+pub type RowsAndImages = (PathBuf, Option<PathBuf>);
+
+/// The evaluation rows of a run, or else the first of its training rows.
+fn rows_to_evaluate(config: &TrainConfig) -> RowsAndImages {
+    let images = config.data.images_path.clone();
+    match &config.eval.data_path {
+        Some(rows) => (rows.clone(), config.eval.images_path.clone().or(images)),
+        None => (config.data.data_path.paths().first().cloned().unwrap_or_default(), images),
+    }
+}
+
+/// Prints how a run ended, where its results are, and which commands show and use them; `rows` are
+/// those to evaluate. Only rank 0 prints.
+pub fn report(run: &Run, summary: &vlm_train::Summary, rows: RowsAndImages) {
     if !run.is_first_rank() {
         return;
     }
@@ -59,8 +76,36 @@ pub fn report(run: &Run, summary: &vlm_train::Summary) {
         summary.samples_per_sec,
     );
     println!("weights: {}", out.join(format!("{}.pth", run.weights_name())).display());
+    println!("report: {}", out.join("report.html").display());
     if summary.status == "interrupted" {
         println!("run the same command with --resume auto to continue");
+        return;
+    }
+    println!("next:");
+    for command in next_commands(out.path(), &rows) {
+        println!("  {command}");
+    }
+}
+
+/// The commands that evaluate a trained model, answer questions with it and show its curves.
+fn next_commands(out_dir: &Path, (rows, images): &RowsAndImages) -> [String; 3] {
+    let out = quoted(out_dir);
+    let images =
+        images.as_ref().map_or(String::new(), |path| format!(" --images-path {}", quoted(path)));
+    [
+        format!("vlm eval --model {out} --data-path {}{images}", quoted(rows)),
+        format!("vlm generate --model {out}   # a conversation; /image FILE shows it an image"),
+        format!("vlm board {out}"),
+    ]
+}
+
+/// A path as a word of a shell.
+fn quoted(path: &Path) -> String {
+    let text = path.display().to_string();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+=:@%,".contains(c);
+    match text.chars().all(is_plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', "'\\''")),
     }
 }
 
@@ -296,4 +341,26 @@ fn language_model(layers: &Layers) -> Result<Option<PathBuf>, CliError> {
             Stage::Sft => "the weights that `vlm pretrain` wrote",
         }
     )))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn the_next_commands_exist_and_are_words_of_a_shell() {
+        let rows = (PathBuf::from("rows.jsonl"), Some(PathBuf::from("it's here/images")));
+        let commands = next_commands(Path::new("out/first"), &rows);
+        assert_eq!(
+            commands[0],
+            "vlm eval --model out/first --data-path rows.jsonl --images-path 'it'\\''s here/images'"
+        );
+        let plain = next_commands(Path::new("out"), &("rows.jsonl".into(), None));
+        for command in plain {
+            let words = command.split('#').next().unwrap_or_default().split_whitespace();
+            assert!(crate::args::Cli::try_parse_from(words).is_ok(), "{command}");
+        }
+    }
 }

@@ -10,7 +10,11 @@ impl TrainConfig {
     /// The settings that determine the numbers of a run: they must be the same in a continued run.
     /// The contents of files are not part of them.
     pub fn numerical_settings(&self) -> Value {
-        self.with_scope(|scope| scope == Scope::Numbers)
+        let mut found = self.with_scope(|scope| scope == Scope::Numbers);
+        if self.optim.skip_loss_spikes {
+            insert(&mut found, "optim.loss_spike_factor", json!(self.optim.loss_spike_factor));
+        }
+        found
     }
 
     /// The settings that must be the same on all ranks of a run.

@@ -7,7 +7,7 @@ use vlm_data::{DataPaths, Padding};
 use vlm_display::shorten;
 use vlm_shapes::{Dtype, ProjectorKind};
 
-use crate::train::{LossAverage, LrSchedule, Resume};
+use crate::train::{LossAverage, LrSchedule, OnSaveError, Resume, Seconds};
 
 /// The type of a setting's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,6 +18,8 @@ pub enum Kind {
     Count,
     /// A number.
     Number,
+    /// A duration in seconds, which text may give with units.
+    Duration,
     /// Two numbers.
     Pair,
     /// Any text.
@@ -51,6 +53,7 @@ kinds! {
     i32 => Kind::Count,
     usize => Kind::Count,
     f64 => Kind::Number,
+    Seconds => Kind::Duration,
     [f64; 2] => Kind::Pair,
     String => Kind::Text,
     PathBuf => Kind::Path,
@@ -62,6 +65,7 @@ kinds! {
         "linear", "mlp", "merged-mlp", "pixel-shuffle", "mlp2x-gelu",
     ]),
     Dtype => Kind::Choice(&["float32", "bfloat16", "float16"]),
+    OnSaveError => Kind::Choice(&["stop", "continue"]),
     LossAverage => Kind::Choice(&["batch", "token"]),
     LrSchedule => Kind::Choice(&["reference", "cosine", "minimind-3v", "wsd", "constant", "linear"]),
 }
@@ -82,6 +86,7 @@ impl Kind {
             Self::Bool => "true or false".into(),
             Self::Count => "a whole number, not negative".into(),
             Self::Number => "a number".into(),
+            Self::Duration => "a number of seconds, or a time such as 90m, 1h30m or 2d".into(),
             Self::Pair => "two numbers, such as 0.9,0.95".into(),
             Self::Text => "text".into(),
             Self::Path => "a path".into(),
@@ -108,7 +113,7 @@ impl Kind {
                 numbers.map(|numbers| json!(numbers)).ok_or_else(wrong).and_then(|v| self.check(v))
             }
             Self::Paths | Self::Words => Ok(json!([text])),
-            Self::Text | Self::Path | Self::Choice(_) => self.check(text.into()),
+            Self::Text | Self::Path | Self::Duration | Self::Choice(_) => self.check(text.into()),
         }
     }
 
@@ -119,6 +124,7 @@ impl Kind {
             Self::Bool => value.is_boolean(),
             Self::Count => value.is_u64(),
             Self::Number => value.is_number(),
+            Self::Duration => seconds(&value).is_some(),
             Self::Pair => value
                 .as_array()
                 .is_some_and(|values| values.len() == 2 && values.iter().all(Value::is_number)),
@@ -137,6 +143,7 @@ impl Kind {
         }
         match value {
             Value::String(text) if self.is_list() => Ok(json!([text])),
+            value if self == Self::Duration => Ok(json!(seconds(&value))),
             value => Ok(value),
         }
     }
@@ -147,6 +154,7 @@ impl Kind {
             Self::Bool => json!({"type": "boolean"}),
             Self::Count => json!({"type": "integer", "minimum": 0}),
             Self::Number => json!({"type": "number"}),
+            Self::Duration => json!({"type": ["integer", "string"], "minimum": 0}),
             Self::Pair => {
                 json!({"type": "array", "items": {"type": "number"}, "minItems": 2, "maxItems": 2})
             }
@@ -162,5 +170,52 @@ impl Kind {
     }
 }
 
+/// The seconds of a duration: a number of seconds, or text of numbers with units, the largest unit
+/// first, such as `1h30m`. `None` for any other value.
+fn seconds(value: &Value) -> Option<u64> {
+    let Some(text) = value.as_str() else { return value.as_u64() };
+    if let Ok(seconds) = text.parse() {
+        return Some(seconds);
+    }
+    let (mut rest, mut total, mut is_empty) = (text, 0_u64, true);
+    for (unit, seconds) in [('d', 86_400), ('h', 3_600), ('m', 60), ('s', 1)] {
+        if let Some((number, after)) = rest.split_once(unit) {
+            total = total.checked_add(number.parse::<u64>().ok()?.checked_mul(seconds)?)?;
+            (rest, is_empty) = (after, false);
+        }
+    }
+    (rest.is_empty() && !is_empty).then_some(total)
+}
+
 /// Largest number of characters of a value that a message shows.
 pub(crate) const MAX_SHOWN: usize = 120;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_seconds_or_numbers_with_units() {
+        for (text, expected) in [
+            ("3600", Some(3_600)),
+            ("90m", Some(5_400)),
+            ("1h30m", Some(5_400)),
+            ("2d", Some(172_800)),
+            ("1d2h3m4s", Some(93_784)),
+            ("45s", Some(45)),
+            ("", None),
+            ("m", None),
+            ("30m1h", None),
+            ("1.5h", None),
+            ("90 m", None),
+            ("-5", None),
+            ("99999999999999999999d", None),
+            ("999999999999999999d", None),
+            ("5mm", None),
+        ] {
+            assert_eq!(Kind::Duration.parse(text).ok(), expected.map(Value::from), "{text:?}");
+        }
+        assert_eq!(Kind::Duration.check(json!(60)).unwrap(), 60);
+        assert!(Kind::Duration.check(json!(1.5)).unwrap_err().contains("90m"));
+    }
+}

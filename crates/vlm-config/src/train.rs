@@ -372,6 +372,14 @@ settings! {
             .default_is("no average")
             .decides_numbers()
             .newly_added();
+        /// Report a micro-batch whose loss is more than this factor times the median of the last 32
+        /// losses, with its rows, in a warning and in loss_spikes.jsonl.
+        loss_spike_factor: Option<f64> = None, shown("FACTOR")
+            .above(1.0)
+            .default_is("no report")
+            .same_on_all_ranks();
+        /// Skip the updates of the micro-batches that `loss_spike_factor` reports.
+        skip_loss_spikes: bool = false, switch().negatable().decides_numbers().newly_added();
         /// How the loss of an update is averaged: over the tokens of each micro-batch and then over
         /// the micro-batches (batch), or over all supervised tokens of the update (token).
         loss_average: LossAverage = LossAverage::Batch, shown("UNIT").decides_numbers();
@@ -438,6 +446,16 @@ settings! {
         save_interval: u64 = 100, shown("STEPS").at_least(1.0).same_on_all_ranks();
         /// Number of checkpoints to keep.
         keep_checkpoints: usize = 2, shown("N").at_least(1.0);
+        /// Write checkpoints in a thread while the training continues. Each save needs host memory
+        /// for a copy of the trained weights and of the optimizer state until it is written.
+        background_saves: bool = true, switch().negatable();
+        /// What happens when a checkpoint cannot be written: the run ends with an error (stop), or
+        /// it continues with a warning (continue). If the last checkpoint of the run cannot be
+        /// written, the run ends with an error in both cases.
+        on_save_error: OnSaveError = OnSaveError::Stop, shown("ACTION");
+        /// Save and end before this time has passed since the start, as after Ctrl-C: a number of
+        /// seconds, or numbers with the units d, h, m and s, such as 90m or 1h30m.
+        time_limit: Option<Seconds> = None, shown("TIME").at_least(1.0);
         /// Write event files for TensorBoard to the out-dir.
         tensorboard: bool = true, switch().negatable();
         /// Profile this many steps: trace.json in the out-dir (for chrome://tracing or Perfetto) has
@@ -453,6 +471,22 @@ settings! {
         ddp: bool = false, switch();
     }
 }
+
+/// What happens when a checkpoint cannot be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnSaveError {
+    /// The run ends with an error.
+    Stop,
+    /// The run continues with a warning. It ends with an error if its last checkpoint cannot be
+    /// written.
+    Continue,
+}
+
+/// A duration in whole seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Seconds(pub u64);
 
 /// The checkpoint to continue from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -146,6 +146,12 @@ impl OptimConfig {
                  `decay_fraction` out",
             );
         }
+        if self.skip_loss_spikes && self.loss_spike_factor.is_none() {
+            return refuse(
+                "`skip_loss_spikes` skips the updates of losses that are too large, but no loss is: \
+                 set `loss_spike_factor`, or leave `skip_loss_spikes` out",
+            );
+        }
         if self.warmup_iters > 0 && self.warmup_fraction.is_some() {
             return refuse(
                 "`warmup_iters` and `warmup_fraction` both set the length of the warm-up; leave \

@@ -224,6 +224,8 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn sample(row: usize, ids: &[i64], supervised: std::ops::Range<usize>) -> Sample {
@@ -270,20 +272,48 @@ mod tests {
     }
 
     #[test]
-    fn a_packed_batch_has_the_same_rows_without_what_fills_them_up() {
+    fn a_packed_batch_is_not_padded_later() {
         let samples = vec![sample(4, &[1, 2, 3, 4], 2..4), sample(9, &[5, 6, 7], 0..2)];
-        let beside = Batch::collate(3, samples.clone(), Vec::new(), Padding::Longest, 8, 0);
         let mut packed = Batch::collate(3, samples, Vec::new(), Padding::None, 8, 0);
-        assert_eq!(packed.row_starts(), [0, 3]);
         assert_eq!(packed.input_ids, [1, 2, 3, 5, 6]);
-        for (row, &at) in packed.row_starts().iter().enumerate() {
-            let (length, beside_at) = (packed.lengths[row], beside.row_starts()[row]);
-            assert_eq!(packed.labels[at..at + length], beside.labels[beside_at..][..length]);
-        }
-        assert_eq!(packed.images, beside.images);
-        assert_eq!((packed.num_supervised, packed.seq_len), (beside.num_supervised, 3));
         packed.pad_to(6, 0);
         assert_eq!((packed.input_ids.len(), packed.seq_len), (5, 3));
+    }
+
+    prop_compose! {
+        /// A row of at least two tokens, of which a part is supervised.
+        fn samples()(
+            ids in prop::collection::vec(1..100_i64, 2..12),
+            (from, to) in (0..12_usize, 0..12_usize),
+        ) -> Sample {
+            let (from, to) = (from.min(ids.len()), to.min(ids.len()));
+            sample(7, &ids, from.min(to)..from.max(to))
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_packed_batch_has_the_same_rows_without_what_fills_them_up(
+            samples in prop::collection::vec(samples(), 0..6),
+        ) {
+            let beside = Batch::collate(3, samples.clone(), Vec::new(), Padding::Longest, 8, 0);
+            let packed = Batch::collate(3, samples, Vec::new(), Padding::None, 8, 0);
+            prop_assert_eq!(packed.input_ids.len(), packed.lengths.iter().sum::<usize>());
+            let (starts, beside_starts) = (packed.row_starts(), beside.row_starts());
+            for (row, &length) in packed.lengths.iter().enumerate() {
+                let (of_packed, of_beside) = (starts[row]..starts[row] + length,
+                    beside_starts[row]..beside_starts[row] + length);
+                prop_assert_eq!(&packed.labels[of_packed.clone()], &beside.labels[of_beside.clone()]);
+                prop_assert_eq!(&packed.input_ids[of_packed], &beside.input_ids[of_beside]);
+            }
+            prop_assert_eq!(&packed.images, &beside.images);
+            let num_labels = |batch: &Batch| {
+                batch.labels.iter().filter(|&&label| label != IGNORE_INDEX).count()
+            };
+            prop_assert_eq!(num_labels(&packed), packed.num_supervised);
+            prop_assert_eq!(num_labels(&beside), packed.num_supervised);
+            prop_assert_eq!(packed.seq_len, beside.seq_len);
+        }
     }
 
     #[test]

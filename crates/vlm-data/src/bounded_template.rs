@@ -9,7 +9,8 @@ use minijinja::machinery::{
 };
 use minijinja::{AutoEscape, Environment, Error, Value};
 
-use crate::template_limits::{self, ADD, CONCAT, LIST, MAP, MAX_BYTES, MAX_STEPS, TIMES, exceeded};
+use crate::limits::{MAX_RENDERED_BYTES, MAX_TEMPLATE_STEPS};
+use crate::template_limits::{self, ADD, CONCAT, LIST, MAP, TIMES, exceeded};
 
 /// A template compiled with counting functions instead of operators.
 #[derive(Debug)]
@@ -66,7 +67,7 @@ impl BoundedTemplate {
                 _ => 0,
             })
             .max();
-        MAX_STEPS.min(2 * (MAX_BYTES / longest.unwrap_or(0).max(1)) as u64)
+        MAX_TEMPLATE_STEPS.min(2 * (MAX_RENDERED_BYTES / longest.unwrap_or(0).max(1)) as u64)
     }
 }
 

@@ -4,11 +4,13 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Once;
 
 use serde::Deserialize;
 use tokenizers::Tokenizer;
 use vlm_display::count;
 
+use crate::caught::caught;
 use crate::chat_draws::{ChatChanges, EMPTY_THINK};
 use crate::encoded_row::EncodedRow;
 use crate::error::DataError;
@@ -73,7 +75,8 @@ impl ChatTokenizer {
     ) -> Result<Self, DataError> {
         let files = TokenizerFiles::read(dir)?;
         let problem = |text: String| DataError::content(dir, text);
-        let tokenizer = Tokenizer::deserialize(&files.tokenizer)
+        let tokenizer = caught(|| Tokenizer::deserialize(&files.tokenizer))
+            .and_then(|tokenizer| tokenizer.map_err(|e| e.to_string()))
             .map_err(|e| problem(format!("tokenizer.json cannot be used: {e}")))?;
         let id_of = |token: &str| tokenizer.token_to_id(token).map(i64::from);
 
@@ -238,7 +241,7 @@ impl ChatTokenizer {
     /// reference. Which of them are supervised follows from the structure of the template, not from
     /// a search among the ids: a text that contains `</s>` or `<s>assistant` changes nothing, and a
     /// conversation without an answer has no supervised token. An image in an answer is not
-    /// supervised.
+    /// supervised, nor are the tokens that the placeholder has around it.
     ///
     /// # Errors
     /// Any reason for which this row must not be trained on; see [`RejectReason`].
@@ -271,13 +274,13 @@ impl ChatTokenizer {
         if changes.drops_empty_think {
             prompt.drop_empty_think();
         }
-        let EncodedPrompt { tokens, image_starts } =
+        let EncodedPrompt { tokens, image_starts, image_spans } =
             EncodedPrompt::new(&self.tokenizer, &prompt, &self.image_tokens(tokens_per_image))?;
         let mut supervised = Vec::with_capacity(prompt.answers.len());
         for answer in &prompt.answers {
             let span =
                 self.supervision.ends.span(&tokens, &prompt.text, &answer.range, answer.is_last);
-            supervised.extend(without_images(span, &image_starts, tokens_per_image));
+            supervised.extend(without_images(span, &image_spans));
         }
         EncodedRow { input_ids: tokens.ids, supervised, image_starts }
             .cut(max_seq_len, tokens_per_image)
@@ -318,9 +321,9 @@ impl ChatTokenizer {
             // than that of the row.
             text = text.replace(EMPTY_THINK, "");
         }
-        let encoding =
-            self.tokenizer.encode_fast(text.as_str(), false).map_err(tokenizer_failed)?;
-        Ok(encoding.len())
+        let encode = || self.tokenizer.encode_fast(text.as_str(), false);
+        let encoding = caught(encode).unwrap_or_else(|panic| Err(panic.into()));
+        Ok(encoding.map_err(tokenizer_failed)?.len())
     }
 
     /// Token ids of a conversation whose next answer is to be generated, and the first token of
@@ -341,7 +344,7 @@ impl ChatTokenizer {
         let conversation = self.conversation(turns, &image);
         let prompt =
             MarkedPrompt::render_prompt(&self.template, &self.supervision.profile, &conversation)?;
-        let EncodedPrompt { tokens, image_starts } =
+        let EncodedPrompt { tokens, image_starts, .. } =
             EncodedPrompt::new(&self.tokenizer, &prompt, &self.image_tokens(tokens_per_image))?;
         Ok((tokens.ids, image_starts))
     }
@@ -384,6 +387,17 @@ impl ChatTokenizer {
     }
 
     fn conversation<'a>(&'a self, turns: &'a [Turn], image: &'a str) -> Conversation<'a> {
+        if turns.first().is_some_and(|turn| turn.tools.is_some())
+            && !self.chat_template.contains("tools")
+        {
+            static WARNED: Once = Once::new();
+            WARNED.call_once(|| {
+                tracing::warn!(
+                    "rows have functions under \"tools\" or \"functions\", which the chat template \
+                     does not write: they are not used"
+                );
+            });
+        }
         Conversation { turns, form: &self.supervision.profile.form, image }
     }
 }

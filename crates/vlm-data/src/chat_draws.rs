@@ -73,7 +73,8 @@ impl ChatChanges<'_> {
             return None;
         }
         let mut changed = Vec::with_capacity(turns.len() + 1);
-        changed.push(Turn::new(Role::System, prompt));
+        let tools = turns.first().and_then(|first| first.tools.clone());
+        changed.push(Turn { tools, ..Turn::new(Role::System, prompt) });
         changed.extend_from_slice(turns);
         Some(changed)
     }

@@ -5,7 +5,9 @@ use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
+use crate::caught::caught;
 use crate::jpeg_scan;
+use crate::limits::{MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE};
 use crate::reject::{Reject, RejectReason};
 use crate::row_text::without_mark;
 use crate::sniff::starts_with_word;
@@ -23,7 +25,7 @@ pub struct ImageLimits {
 impl Default for ImageLimits {
     /// 16384 pixels a side, 64 megapixels.
     fn default() -> Self {
-        Self { max_side: 16_384, max_pixels: 64 << 20 }
+        Self { max_side: MAX_IMAGE_SIDE, max_pixels: MAX_IMAGE_PIXELS }
     }
 }
 
@@ -52,7 +54,7 @@ pub(crate) struct RgbImage {
 /// Width and height of an encoded image, from its header.
 pub(crate) fn image_size(bytes: &[u8]) -> Option<(u32, u32)> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().ok()?;
-    reader.into_dimensions().ok()
+    caught(|| reader.into_dimensions().ok()).ok().flatten()
 }
 
 impl RgbImage {
@@ -64,6 +66,12 @@ impl RgbImage {
     /// # Errors
     /// [`RejectReason::UnreadableImage`] or [`RejectReason::ImageTooLarge`].
     pub(crate) fn decode(bytes: &[u8], limits: &ImageLimits) -> Result<Self, Reject> {
+        caught(|| Self::try_decode(bytes, limits)).unwrap_or_else(|message| {
+            Err(Reject::unreadable_image(format!("the image is damaged ({message})")))
+        })
+    }
+
+    fn try_decode(bytes: &[u8], limits: &ImageLimits) -> Result<Self, Reject> {
         let mut reader = ImageReader::new(Cursor::new(bytes))
             .with_guessed_format()
             .map_err(|e| Reject::unreadable_image(e.to_string()))?;

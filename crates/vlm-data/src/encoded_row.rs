@@ -32,6 +32,30 @@ impl EncodedRow {
         mask
     }
 
+    /// Checks a row that was read from a file.
+    ///
+    /// # Errors
+    /// [`RejectReason::InvalidRow`]: an id that is not below `vocab_size`, a span or an image that is
+    /// not in the row, or positions for another number of images than `num_images`.
+    pub(crate) fn check(&self, vocab_size: usize, num_images: usize) -> Result<(), Reject> {
+        let length = self.input_ids.len();
+        let is_id = |&id: &i64| usize::try_from(id).is_ok_and(|id| id < vocab_size);
+        let problem = if let Some(id) = self.input_ids.iter().find(|id| !is_id(id)) {
+            format!("the token id {id}, but the vocabulary has {vocab_size}")
+        } else if self.supervised.iter().any(|span| span.start > span.end || span.end > length) {
+            format!("supervised spans beyond its {length} tokens")
+        } else if !self.supervised.is_sorted_by(|a, b| a.end <= b.start) {
+            "supervised spans that overlap".to_owned()
+        } else if self.image_starts.len() != num_images
+            || self.image_starts.iter().any(|&start| start >= length)
+        {
+            format!("{} positions for {num_images} images", self.image_starts.len())
+        } else {
+            return Ok(());
+        };
+        Err(Reject::invalid_row(format!("the prepared row is damaged: it has {problem}")))
+    }
+
     /// The first `max_seq_len` tokens.
     ///
     /// # Errors
@@ -75,6 +99,32 @@ impl EncodedRow {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_row_of_a_damaged_file_is_refused() {
+        let row = |ids: &[i64], supervised: &[Range<usize>], images: &[usize]| {
+            let row = EncodedRow {
+                input_ids: ids.to_vec(),
+                supervised: supervised.to_vec(),
+                image_starts: images.to_vec(),
+            };
+            row.check(10, 1).map_err(|reject| reject.detail)
+        };
+        assert_eq!(row(&[0, 9, 3], &[0..1, 1..3], &[1]), Ok(()));
+        let backwards = std::ops::Range { start: 2, end: 1 };
+        for (damaged, expected) in [
+            (row(&[0, 10, 3], &[], &[1]), "token id 10"),
+            (row(&[0, -1, 3], &[], &[1]), "token id -1"),
+            (row(&[0, 1, 3], &[0..1, 1..4], &[1]), "beyond its 3 tokens"),
+            (row(&[0, 1, 3], &[backwards], &[1]), "beyond its 3 tokens"),
+            (row(&[0, 1, 3], &[0..2, 1..3], &[1]), "overlap"),
+            (row(&[0, 1, 3], &[], &[]), "0 positions for 1"),
+            (row(&[0, 1, 3], &[], &[3]), "1 positions for 1"),
+        ] {
+            let problem = damaged.unwrap_err();
+            assert!(problem.contains(expected), "{problem}");
+        }
+    }
 
     #[test]
     fn the_mask_has_the_spans_without_the_first_token() {

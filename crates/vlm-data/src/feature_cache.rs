@@ -138,13 +138,15 @@ impl FeatureCache {
             let path = folder.join(name);
             let file = File::open(&path).map_err(DataError::io(&path, "open the features"))?;
             let found = file.metadata().map_err(DataError::io(&path, "open the features"))?.len();
-            if found != (num_images * bytes) as u64 {
-                let expected = num_images * bytes;
+            // The numbers of a damaged manifest must not size any memory.
+            let expected = (num_images as u64).checked_mul(bytes as u64);
+            if expected != Some(found) {
                 return Err(DataError::content(
                     &path,
                     format!(
-                        "expected {expected} bytes for {}, found {found}; make the cache again with \
-                         `vlm cache-features`",
+                        "expected {} bytes for {}, found {found}; make the cache again with `vlm \
+                         cache-features`",
+                        expected.unwrap_or(u64::MAX),
                         count(num_images, "image")
                     ),
                 ));

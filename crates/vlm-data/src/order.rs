@@ -153,6 +153,8 @@ fn key(seed: u64, epoch: u64, purpose: u64) -> [u8; 32] {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     const CONFIG: OrderConfig = OrderConfig {
@@ -184,40 +186,67 @@ mod tests {
         rows
     }
 
-    #[test]
-    fn every_row_is_taken_once_in_an_order_of_seed_and_epoch() {
-        for bucket_window in [0, 10, 16, 1000] {
-            let config = OrderConfig { bucket_window, ..CONFIG };
-            let first = batches(config, 0);
-            assert_eq!(first.len(), config.num_batches(50));
-            assert_eq!(first, batches(config, 0));
-            assert_ne!(first, batches(config, 1));
-            assert_ne!(first, batches(OrderConfig { seed: 8, ..config }, 0));
-            assert!(first[..12].iter().all(|batch| batch.len() == 4));
-            assert_eq!(sorted(first), (0..50).collect::<Vec<_>>());
+    prop_compose! {
+        fn configs()(
+            global_batch_size in 1..9_usize,
+            seed: u64,
+            shuffle: bool,
+            drop_last: bool,
+            bucket_window in prop_oneof![Just(0), 1..40_usize, Just(1000)],
+        ) -> OrderConfig {
+            OrderConfig { global_batch_size, shuffle, seed, drop_last, bucket_window }
         }
     }
 
-    #[test]
-    fn a_batch_is_the_same_wherever_one_begins() {
-        for bucket_window in [0, 16] {
-            let config = OrderConfig { bucket_window, ..CONFIG };
-            let all = batches(config, 2);
+    proptest! {
+        #[test]
+        fn every_row_is_taken_once_in_batches_that_are_full_but_for_the_last(
+            config in configs(),
+            num_rows in 0..200_usize,
+            epoch in 0..5_u64,
+        ) {
+            let order = EpochOrder::new(config, num_rows, epoch);
+            let all: Vec<_> = (0..order.num_batches()).map(|k| global_batch(&order, k)).collect();
+            let size = config.global_batch_size;
+            let num_full = num_rows / size;
+            prop_assert!(all[..num_full].iter().all(|batch| batch.len() == size));
+            let mut rows = sorted(all.clone());
+            if !config.drop_last {
+                prop_assert_eq!(&rows, &(0..num_rows).collect::<Vec<_>>());
+            }
+            rows.dedup();
+            prop_assert_eq!(rows.len(), all.iter().map(Vec::len).sum::<usize>());
+            // A batch is the same wherever a run begins.
             for (index, batch) in all.iter().enumerate().rev() {
-                assert_eq!(global_batch(&EpochOrder::new(config, 50, 2), index), *batch);
+                let fresh = EpochOrder::new(config, num_rows, epoch);
+                prop_assert_eq!(&global_batch(&fresh, index), batch);
             }
         }
+
+        #[test]
+        fn the_shares_of_all_ranks_are_the_global_batch(
+            rows in prop::collection::vec(any::<usize>(), 0..60),
+            world_size in 1..17_usize,
+        ) {
+            let shares: Vec<_> =
+                (0..world_size).map(|rank| rows_of_rank(&rows, rank, world_size)).collect();
+            let smallest = rows.len() / world_size;
+            prop_assert!(shares.iter().all(|share| (smallest..=smallest + 1).contains(&share.len())));
+            prop_assert_eq!(shares.concat(), rows);
+        }
     }
 
     #[test]
-    fn the_share_of_a_rank_is_its_part_of_the_global_batch() {
+    fn the_order_depends_on_seed_and_epoch() {
+        let first = batches(CONFIG, 0);
+        assert_eq!(first, batches(CONFIG, 0));
+        assert_ne!(first, batches(CONFIG, 1));
+        assert_ne!(first, batches(OrderConfig { seed: 8, ..CONFIG }, 0));
+    }
+
+    #[test]
+    fn the_shares_of_ranks_differ_by_one_row_at_most() {
         let rows: Vec<usize> = (10..18).collect();
-        for world_size in [1, 2, 4, 8] {
-            let shares: Vec<_> =
-                (0..world_size).map(|r| rows_of_rank(&rows, r, world_size)).collect();
-            assert!(shares.iter().all(|share| share.len() == 8 / world_size));
-            assert_eq!(shares.concat(), rows);
-        }
         let sizes = |num_rows, world_size| -> Vec<usize> {
             (0..world_size)
                 .map(|rank| rows_of_rank(&rows[..num_rows], rank, world_size).len())

@@ -171,6 +171,8 @@ pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> String {
 mod tests {
     use std::sync::atomic::AtomicUsize;
 
+    use proptest::prelude::*;
+
     use super::*;
 
     fn results(map: &mut OrderedMap<usize, usize>, count: usize) -> Vec<usize> {
@@ -178,22 +180,27 @@ mod tests {
         std::iter::from_fn(|| map.wait_next()).collect()
     }
 
-    #[test]
-    fn results_come_in_the_order_of_the_tasks_on_any_number_of_threads() {
-        // The first tasks take longest.
-        let slow_first = |task: usize| {
-            (task..40).for_each(|_| thread::yield_now());
-            task * task
-        };
-        let expected: Vec<usize> = (0..40).map(|task| task * task).collect();
-        for num_threads in [1, 2, 5] {
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(32))]
+        #[test]
+        fn results_come_in_the_order_of_the_tasks_on_any_number_of_threads(
+            num_threads in 0..6_usize,
+            count in 0..40_usize,
+        ) {
+            // The first tasks take longest.
+            let slow_first = |task: usize| {
+                (task..40).for_each(|_| thread::yield_now());
+                task * task
+            };
+            let expected: Vec<usize> = (0..count).map(|task| task * task).collect();
             let mut map = OrderedMap::start("test", num_threads, slow_first).unwrap();
-            assert_eq!(results(&mut map, 40), expected);
-            assert_eq!(results(&mut map, 40), expected, "and again");
-            thread::scope(|scope| {
+            prop_assert_eq!(&results(&mut map, count), &expected);
+            prop_assert_eq!(&results(&mut map, count), &expected, "and again");
+            let scoped = thread::scope(|scope| {
                 let mut map = OrderedMap::start_scoped(scope, num_threads, &slow_first);
-                assert_eq!(results(&mut map, 40), expected);
+                results(&mut map, count)
             });
+            prop_assert_eq!(scoped, expected);
         }
     }
 

@@ -63,6 +63,8 @@ impl Permutation {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn key(seed: u64) -> [u8; 32] {
@@ -71,13 +73,16 @@ mod tests {
         key
     }
 
-    #[test]
-    fn every_place_is_taken_once() {
-        for len in (1..300).chain([1000, 4096, 4097, 70_000]) {
-            let permutation = Permutation::new(len, key(len as u64));
+    proptest! {
+        #[test]
+        fn every_place_is_taken_once(
+            len in prop_oneof![1..300_usize, 4000..5000_usize, Just(70_000)],
+            seed: u64,
+        ) {
+            let permutation = Permutation::new(len, key(seed));
             let mut seen = vec![false; len];
             for index in 0..len {
-                assert!(!std::mem::replace(&mut seen[permutation.at(index)], true), "{len}");
+                prop_assert!(!std::mem::replace(&mut seen[permutation.at(index)], true));
             }
         }
     }

@@ -9,12 +9,11 @@ use std::path::{Path, PathBuf};
 use flate2::read::MultiGzDecoder;
 
 use crate::error::DataError;
+use crate::limits::MAX_ENCODINGS;
 use crate::row_options::RowOptions;
 
 /// Number of bytes from which the format of a file is detected.
 const START_BYTES: usize = 4096;
-/// Largest number of nested encodings that are removed, such as compressed UTF-16.
-const MAX_LAYERS: usize = 3;
 const BUFFER_BYTES: usize = 1 << 20;
 
 /// A file that can be read by position.
@@ -67,7 +66,7 @@ impl PlainFile {
     pub(crate) fn open(path: &Path, options: &RowOptions) -> Result<Self, DataError> {
         let file = File::open(path).map_err(DataError::io(path, "open the rows"))?;
         let mut plain = Self { path: path.to_owned(), file, encodings: Vec::new() };
-        for _ in 0..MAX_LAYERS {
+        for _ in 0..MAX_ENCODINGS {
             let Some(encoding) = FileEncoding::detect(&plain.start()?) else { break };
             plain.file = plain.decoded(encoding, options)?;
             plain.encodings.push(encoding.name());

@@ -108,6 +108,13 @@ impl ImageProcessor {
         self.config.scaled_to(image_size).map(Self::new).map_err(DataError::Settings)
     }
 
+    /// This preprocessing with other limits.
+    #[must_use]
+    pub fn with_limits(mut self, limits: ImageLimits) -> Self {
+        self.limits = limits;
+        self
+    }
+
     /// The settings as `preprocessor_config.json`, with every setting written out.
     pub fn settings(&self) -> serde_json::Value {
         self.config.to_json()
@@ -125,6 +132,12 @@ impl ImageProcessor {
         }));
         let hash = blake3::hash(format!("{config:?}").as_bytes()).to_hex().to_string();
         Self { config, limits: ImageLimits::default(), levels, hash }
+    }
+
+    /// The same preprocessing with other limits on the size of images.
+    #[must_use]
+    pub fn with_limits(self, limits: ImageLimits) -> Self {
+        Self { limits, ..self }
     }
 
     /// S in pixels.

@@ -3,6 +3,8 @@
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::limits::MAX_CROP_SIDE;
+
 /// The settings, with all defaults filled in.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct PreprocessConfig {
@@ -120,9 +122,6 @@ const SIGLIP: ClassDefaults = ClassDefaults {
     mean: [0.5; 3],
     std: [0.5; 3],
 };
-
-/// Largest side, more than any encoder takes, so that a mistyped number does not use up the memory.
-const MAX_SIDE: u32 = 4096;
 
 /// Whether a `processor_config.json` has the settings of an image processor.
 pub(crate) fn has_image_processor(text: &str) -> bool {
@@ -246,9 +245,9 @@ impl PreprocessConfig {
                 (side.min(width).min(height), side.max(width).max(height))
             }
         };
-        if smallest == 0 || largest > MAX_SIDE {
+        if smallest == 0 || largest > MAX_CROP_SIDE {
             return Err(format!(
-                "size and crop_size must be from 1 to {MAX_SIDE} pixels, found {smallest} and \
+                "size and crop_size must be from 1 to {MAX_CROP_SIDE} pixels, found {smallest} and \
                  {largest}"
             ));
         }

@@ -5,6 +5,7 @@ use std::ops::Range;
 use tokenizers::Tokenizer;
 use vlm_display::count;
 
+use crate::caught::caught;
 use crate::marked::MarkedPrompt;
 use crate::reject::{Reject, RejectReason};
 
@@ -21,7 +22,9 @@ impl Tokens {
     /// Token ids of `text`, with their positions. The template writes all special tokens; the tokenizer
     /// must not add any.
     pub(crate) fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Self, Reject> {
-        let encoding = tokenizer.encode(text, false).map_err(tokenizer_failed)?;
+        let encoding = caught(|| tokenizer.encode(text, false));
+        let encoding =
+            encoding.unwrap_or_else(|panic| Err(panic.into())).map_err(tokenizer_failed)?;
         let ids = encoding.get_ids().iter().map(|&id| i64::from(id)).collect();
         let starts = encoding.get_offsets().iter().map(|&(start, _)| start).collect();
         Ok(Self { ids, starts })
@@ -53,6 +56,8 @@ pub(crate) struct ImageTokens<'a> {
 pub(crate) struct EncodedPrompt {
     pub(crate) tokens: Tokens,
     pub(crate) image_starts: Vec<usize>,
+    /// The tokens of each image, with those around it.
+    pub(crate) image_spans: Vec<Range<usize>>,
 }
 
 impl EncodedPrompt {
@@ -67,6 +72,7 @@ impl EncodedPrompt {
     ) -> Result<Self, Reject> {
         let tokens = Tokens::encode(tokenizer, &prompt.text)?;
         let mut image_starts = Vec::with_capacity(prompt.images.len());
+        let mut image_spans = Vec::with_capacity(prompt.images.len());
         for range in &prompt.images {
             let first = tokens.at(range.start);
             let written = &tokens.ids[first..tokens.at(range.end)];
@@ -91,9 +97,10 @@ impl EncodedPrompt {
                 ));
             }
             image_starts.push(first + before);
+            image_spans.push(first..first + written.len());
         }
         check_strays(&tokens.ids, &image_starts, image)?;
-        Ok(Self { tokens, image_starts })
+        Ok(Self { tokens, image_starts, image_spans })
     }
 }
 
@@ -134,18 +141,43 @@ pub(crate) fn tokenizer_failed(error: tokenizers::Error) -> Reject {
 }
 
 /// The parts of `span` without the tokens of images.
-pub(crate) fn without_images(
-    span: Range<usize>,
-    image_starts: &[usize],
-    tokens_per_image: usize,
-) -> Vec<Range<usize>> {
+pub(crate) fn without_images(span: Range<usize>, images: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut parts = Vec::new();
     let mut start = span.start;
-    for &image in image_starts.iter().filter(|image| span.contains(image)) {
-        parts.push(start..image);
-        start = image + tokens_per_image;
+    for image in images.iter().filter(|image| image.start < span.end && image.end > span.start) {
+        parts.push(start..image.start.max(start));
+        start = image.end.max(start);
     }
     parts.push(start..span.end);
     parts.retain(|part| !part.is_empty());
     parts
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_parts_of_an_answer_are_its_tokens_but_those_of_images(
+            span in (0..40_usize, 0..40_usize).prop_map(|(start, length)| start..start + length),
+            // Gaps before images, and their lengths.
+            images in prop::collection::vec((0..9_usize, 1..9_usize), 0..6),
+        ) {
+            let mut end = 0;
+            let images: Vec<Range<usize>> = images
+                .into_iter()
+                .map(|(gap, length)| {
+                    end += gap + length;
+                    end - length..end
+                })
+                .collect();
+            let learned: Vec<usize> =
+                without_images(span.clone(), &images).into_iter().flatten().collect();
+            let is_free = |token: &usize| !images.iter().any(|image| image.contains(token));
+            prop_assert_eq!(learned, span.filter(is_free).collect::<Vec<_>>());
+        }
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::limits;
+
 /// How rows are read. Change fields of [`RowOptions::default`].
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
@@ -58,10 +60,10 @@ impl Default for RowOptions {
             min_ratings: Vec::new(),
             images_beside: None,
             follow_links: true,
-            max_row_bytes: 64 << 20,
-            max_image_bytes: 256 << 20,
-            max_unpacked_bytes: 256 << 30,
-            max_archive_members: 50_000_000,
+            max_row_bytes: limits::MAX_ROW_BYTES,
+            max_image_bytes: limits::MAX_IMAGE_BYTES,
+            max_unpacked_bytes: limits::MAX_UNPACKED_BYTES,
+            max_archive_members: limits::MAX_ARCHIVE_MEMBERS,
         }
     }
 }

@@ -41,8 +41,8 @@ pub struct Turn {
     pub role: Role,
     /// The text, with an [`IMAGE_TAG`] at the position of each image.
     pub content: String,
-    /// The functions that the assistant may call: a list of objects, which a system turn that
-    /// begins a conversation can have. The chat template writes them.
+    /// The functions that the assistant may call: a list of objects, which the first turn of a
+    /// conversation can have. The chat template writes them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tools: Option<Value>,
 }

@@ -77,14 +77,16 @@ impl Statistics {
 
     /// Padding of batches of `batch_size` rows, by the lengths of at most a hundred thousand rows.
     pub fn padding_waste(&self, batch_size: usize, max_seq_len: usize) -> PaddingWaste {
-        const MAX_SAMPLES: u64 = 100_000;
-        let num_rows: u64 = self.rows_by_tokens.values().sum();
+        const MAX_SAMPLES: u128 = 100_000;
+        // The counts come from a file: 128 bits have room for the sum of any of them.
+        let num_rows: u128 = self.rows_by_tokens.values().map(|&count| u128::from(count)).sum();
         let step = num_rows.div_ceil(MAX_SAMPLES).max(1);
         let mut lengths: Vec<u32> = Vec::new();
         let mut seen = 0;
         for (&length, &count) in &self.rows_by_tokens {
             // Every `step`-th of all rows, in the order of their lengths.
-            let taken = (seen + count).div_ceil(step) - u64::div_ceil(seen, step);
+            let count = u128::from(count);
+            let taken = (seen + count).div_ceil(step) - u128::div_ceil(seen, step);
             lengths.extend(std::iter::repeat_n(length, taken as usize));
             seen += count;
         }
@@ -96,7 +98,7 @@ impl Statistics {
             window.sort_unstable();
         }
         let used: u64 = lengths.iter().map(|&length| u64::from(length)).sum();
-        let limit = (lengths.len() * max_seq_len) as f64;
+        let limit = lengths.len() as f64 * max_seq_len as f64;
         PaddingWaste {
             drawn,
             bucketed: waste(lengths.chunks(batch_size)),
@@ -113,4 +115,16 @@ fn waste<'a>(batches: impl Iterator<Item = &'a [u32]>) -> f64 {
         filled += u64::from(longest) * batch.len() as u64;
     }
     if filled == 0 { 0.0 } else { 1.0 - used as f64 / filled as f64 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts_of_a_damaged_manifest_size_nothing() {
+        let rows_by_tokens = [(10, 3), (20, u64::MAX), (30, u64::MAX)].into();
+        let waste = Statistics { rows_by_tokens, ..Statistics::default() }.padding_waste(4, 40);
+        assert!((waste.to_limit - 0.375).abs() < 1e-3, "{waste:?}");
+    }
 }

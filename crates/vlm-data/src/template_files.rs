@@ -7,9 +7,7 @@ use serde_json::Value;
 
 use crate::error::DataError;
 use crate::json_file::read_json;
-
-/// Largest template in bytes. Known templates have at most some ten thousand.
-const MAX_TEMPLATE_BYTES: usize = 1 << 18;
+use crate::limits::MAX_TEMPLATE_BYTES;
 
 /// Folders with one template per file; transformers writes the second name.
 const FOLDERS: [&str; 2] = ["chat_templates", "additional_chat_templates"];

@@ -11,17 +11,8 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 use serde_json::ser::PrettyFormatter;
 
+use crate::limits::{MAX_RENDERED_BYTES, MAX_TEMPLATE_DEPTH, MAX_TEMPLATE_STEPS};
 use crate::python_json;
-
-/// Largest number of instructions in one rendering. Known templates need a few hundred per turn.
-pub(crate) const MAX_STEPS: u64 = 500_000;
-
-/// Largest number of bytes that one rendering may build, including its output. The text of a row
-/// counts several times.
-pub(crate) const MAX_BYTES: usize = 128 << 20;
-
-/// Deepest nesting of lists and of macro calls.
-const MAX_DEPTH: usize = 64;
 
 /// Largest indentation of JSON; a larger one is ignored.
 const MAX_INDENT: usize = 16;
@@ -41,26 +32,27 @@ pub(crate) fn exceeded(what: &str) -> Error {
 /// The message for an error of the engine that means that a limit was reached.
 pub(crate) fn explain(error: &Error) -> Option<String> {
     (error.kind() == ErrorKind::OutOfFuel)
-        .then(|| format!("{TOO_MUCH_WORK}: more than {MAX_STEPS} steps"))
+        .then(|| format!("{TOO_MUCH_WORK}: more than {MAX_TEMPLATE_STEPS} steps"))
 }
 
 /// Begins a rendering on this thread.
 pub(crate) fn start_counting() {
-    BYTES_LEFT.set(MAX_BYTES);
+    BYTES_LEFT.set(MAX_RENDERED_BYTES);
 }
 
 fn spend(bytes: usize) -> Result<(), Error> {
     let left = BYTES_LEFT.get().checked_sub(bytes);
     BYTES_LEFT.set(left.unwrap_or(0));
-    left.map(drop).ok_or_else(|| exceeded(&format!("it builds more than {MAX_BYTES} bytes")))
+    left.map(drop)
+        .ok_or_else(|| exceeded(&format!("it builds more than {MAX_RENDERED_BYTES} bytes")))
 }
 
 /// Counts the bytes of a value's text, or a fixed number for each item of a list.
 fn spend_value(value: &Value, depth: usize) -> Result<(), Error> {
     /// Bytes that are counted for an item, however short.
     const ITEM: usize = 64;
-    if depth > MAX_DEPTH {
-        return Err(exceeded(&format!("its lists are nested more than {MAX_DEPTH} deep")));
+    if depth > MAX_TEMPLATE_DEPTH {
+        return Err(exceeded(&format!("its lists are nested more than {MAX_TEMPLATE_DEPTH} deep")));
     }
     match value.kind() {
         ValueKind::String => spend(value.as_str().map_or(0, str::len)),
@@ -96,7 +88,7 @@ pub(crate) const MAP: &str = "map of";
 
 /// Adds the counting functions, filters and methods.
 pub(crate) fn set_up(environment: &mut Environment<'static>) {
-    environment.set_recursion_limit(4 * MAX_DEPTH);
+    environment.set_recursion_limit(4 * MAX_TEMPLATE_DEPTH);
     environment.add_function(ADD, add);
     environment.add_function(CONCAT, |a: &Value, b: &Value| -> Result<Value, Error> {
         spend_value(a, 0)?;

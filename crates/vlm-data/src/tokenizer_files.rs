@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::error::DataError;
 use crate::json_file::{read_json, read_json_if_there};
+use crate::limits::MAX_ADDED_TOKEN_BYTES;
 use crate::template_files::chat_template;
 
 const GENERATION_CONFIG: &str = "generation_config.json";
@@ -62,7 +63,9 @@ impl TokenizerFiles {
     /// Reads the files of the folder `dir`. A special token that `tokenizer_config.json` does not
     /// name is taken from `special_tokens_map.json`, else from the id in `generation_config.json`.
     pub(crate) fn read(dir: &Path) -> Result<Self, DataError> {
-        let mut tokenizer = read_json(&dir.join("tokenizer.json"))?;
+        let path = dir.join("tokenizer.json");
+        let mut tokenizer = read_json(&path)?;
+        check_added_tokens(&path, &tokenizer)?;
         if let Some(object) = tokenizer.as_object_mut() {
             object.insert("truncation".into(), Value::Null);
             object.insert("padding".into(), Value::Null);
@@ -159,6 +162,19 @@ fn find_token(tokenizer: &Value, id: i64) -> Option<String> {
     }
     let vocab = tokenizer["model"]["vocab"].as_object()?;
     vocab.iter().find(|(_, of)| **of == id).map(|(token, _)| token.clone())
+}
+
+/// Checks the lengths of the tokens that are added to the vocabulary.
+fn check_added_tokens(path: &Path, tokenizer: &Value) -> Result<(), DataError> {
+    let added = tokenizer["added_tokens"].as_array().into_iter().flatten();
+    let longest = added.filter_map(|token| token["content"].as_str()).map(str::len).max();
+    match longest.filter(|&bytes| bytes > MAX_ADDED_TOKEN_BYTES) {
+        Some(bytes) => Err(DataError::content(
+            path,
+            format!("an added token has {bytes} bytes; the limit is {MAX_ADDED_TOKEN_BYTES}"),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// Turns off `trim_offsets`, which does not change the ids: a byte-level post-processor with it

@@ -198,6 +198,7 @@ impl RowMaker {
         if changes.is_empty()
             && let Some(PreparedRow { encoded, images }) = self.source.prepared_row(index)?
         {
+            encoded.check(self.tokenizer.vocab_size(), images.len())?;
             return Ok((encoded.cut(max_seq_len, tokens_per_image)?, images));
         }
         let row = self.source.row(index)?;

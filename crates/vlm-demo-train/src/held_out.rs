@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
+use vlm_board::Example;
 use vlm_data::{Reject, RejectReason, RowSource, open_source};
 use vlm_infer::{Completion, Dtype, Generator};
 use vlm_model::sampling::Sampling;
 use vlm_train::Run;
-use vlm_train::report::Example;
 
 use crate::accuracy::GroupAccuracy;
 use vlm_demo::{Asked, DemoFiles, HeldOutGroup};

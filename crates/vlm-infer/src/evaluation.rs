@@ -84,6 +84,9 @@ pub struct EvalSample {
     pub expected: String,
     /// The most likely answer of the model.
     pub generated: String,
+    /// The row's first image as the model sees it, as a PNG file.
+    #[serde(skip)]
+    pub png: Option<Vec<u8>>,
 }
 
 impl EvalReport {
@@ -365,6 +368,11 @@ impl Evaluator {
         Ok(flow)
     }
 
+    /// The first image of a row that was just evaluated; `None` without one.
+    fn image_of(&self, row: usize) -> Option<Vec<u8>> {
+        self.loader.load_row(row).ok()?.ok()?.images.first()?.to_png().ok()
+    }
+
     /// Adds a sample, unless there are enough.
     fn add_sample(&self, row: usize, completion: &Completion, report: &mut EvalReport) {
         if report.samples.len() < self.options.num_samples {
@@ -374,6 +382,7 @@ impl Evaluator {
                 question: completion.question.clone(),
                 expected: completion.expected.clone(),
                 generated: completion.text.clone(),
+                png: self.image_of(row),
             });
         }
     }

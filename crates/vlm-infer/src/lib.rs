@@ -16,6 +16,7 @@ mod error;
 pub mod evaluation;
 mod export;
 mod foreign;
+mod generation_batch;
 mod generator;
 mod image_gain;
 mod json_file;
@@ -34,6 +35,7 @@ pub use assemble::{
 pub use device::select_device;
 pub use error::{ErrorKind, InferError};
 pub use export::{Container, ExportSource, export_hf, export_to, is_exported_name};
+pub use generation_batch::{GenerationBatch, NewPrompt};
 pub use generator::{Generator, PreparedPrompt, user_turn};
 pub use json_file::write_json;
 pub use model_folder::{

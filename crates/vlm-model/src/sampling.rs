@@ -96,6 +96,11 @@ impl Sampler {
         Self { sampling: sampling.clone(), rng, seen: prompt.to_vec() }
     }
 
+    /// Whether it always chooses the largest unchanged logit.
+    pub fn is_plain_greedy(&self) -> bool {
+        self.sampling.is_plain_greedy()
+    }
+
     /// Chooses the next token from `logits` `[vocab_size]`, which are changed in place.
     pub fn next(&mut self, logits: &mut [f32]) -> i64 {
         self.sampling.process(logits, &self.seen);

@@ -196,12 +196,12 @@ impl Vlm {
     /// its placeholders.
     ///
     /// # Errors
-    /// Shapes do not agree, or an image's placeholders do not fit in its row.
-    ///
-    /// # Panics
-    /// On the CPU, for a token id outside of the vocabulary.
+    /// Shapes do not agree, an image's placeholders do not fit in its row, or a token id is not in
+    /// the vocabulary. Ids on a GPU are not checked, because that would wait for it in every step;
+    /// the loader and the generator check theirs on the host.
     pub fn embed(&self, batch: &ModelBatch) -> Result<Tensor, ModelError> {
         let rows = batch.rows()?;
+        self.check_ids(&batch.input_ids)?;
         let embedded_bth = self.lm.embed(&batch.input_ids);
         let features_npv = match &batch.images {
             ImageInput::None => None,
@@ -244,6 +244,23 @@ impl Vlm {
             }
         }
         Ok(self.put_features(&embedded_bth, &features_npv, &flat_starts))
+    }
+
+    fn check_ids(&self, input_ids: &Tensor) -> Result<(), ModelError> {
+        if input_ids.device() != Device::Cpu || input_ids.numel() == 0 {
+            return Ok(());
+        }
+        let vocab_size = self.lm.config().vocab_size;
+        for id in [input_ids.f_min()?, input_ids.f_max()?] {
+            let id = i64::try_from(&id)?;
+            if !(0..vocab_size).contains(&id) {
+                return Err(ModelError::Shape(format!(
+                    "the token id {id} is not in the model's vocabulary of {vocab_size}; use the \
+                     tokenizer that the model was trained with"
+                )));
+            }
+        }
+        Ok(())
     }
 
     fn put_features(
@@ -427,6 +444,34 @@ mod tests {
             let listed = [lm.tensors(), projector.tensors(vision, lm.dim)].concat();
             assert_eq!(shapes(model.params()), listed, "{lm:?}, {projector:?}");
             assert_eq!(shapes(model.vision_params()), vision.tensors());
+        }
+    }
+
+    #[test]
+    fn a_token_id_outside_of_the_vocabulary_is_an_error() {
+        let lm =
+            LmConfig { dim: 8, n_layers: 1, n_heads: 2, vocab_size: 50, ..LmConfig::default() };
+        let lm = LmConfig { n_kv_heads: 2, hidden_dim: Some(8), ..lm };
+        let vision = VisionConfig {
+            hidden_size: 8,
+            num_attention_heads: 2,
+            num_hidden_layers: 1,
+            patch_size: 56,
+            ..VisionConfig::default()
+        };
+        let model = Vlm::new(&lm, &vision, Device::Cpu).unwrap();
+        let embed = |ids: &[i64]| {
+            model.embed(&ModelBatch {
+                input_ids: Tensor::from_slice(ids).view([1, -1]),
+                packed_lengths: None,
+                images: ImageInput::None,
+                image_starts: Vec::new(),
+            })
+        };
+        assert_eq!(embed(&[0, 49]).unwrap().size(), [1, 2, 8]);
+        for id in [-1, 50] {
+            let message = embed(&[0, id, 3]).unwrap_err().to_string();
+            assert!(message.contains(&format!("token id {id} is not in")), "{message}");
         }
     }
 }

@@ -28,6 +28,7 @@ mod freeze;
 mod hugging_face;
 mod image_size;
 mod keys;
+mod limits;
 mod lm;
 mod lm_json;
 pub mod names;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::config_file::{in_file, read_json};
+use crate::limits::{self, MAX_BLOCKS, MAX_EXPERTS, MAX_HEADS, MAX_WIDTH};
 use crate::names::LmNames;
 use crate::{RopeScaling, RotaryLayout, ShapeError};
 
@@ -299,20 +300,17 @@ impl LmConfig {
     /// A number cannot be used; the message names it.
     pub fn validate(&self) -> Result<(), ShapeError> {
         let wrong = |message: String| Err(ShapeError::Config(message));
-        let sizes = [
-            ("dim", self.dim),
-            ("n_layers", self.n_layers),
-            ("n_heads", self.n_heads),
-            ("n_kv_heads", self.n_kv_heads),
-            ("head_dim", self.head_dim.unwrap_or(1)),
-            ("hidden_dim", self.hidden_dim.unwrap_or(1)),
-            ("vocab_size", self.vocab_size),
-            ("multiple_of", self.multiple_of),
-            ("max_seq_len", self.max_seq_len),
-        ];
-        if let Some((name, value)) = sizes.iter().find(|(_, value)| *value < 1) {
-            return wrong(format!("{name} is {value}; it must be at least 1"));
-        }
+        limits::check(&[
+            ("dim", self.dim, MAX_WIDTH),
+            ("n_layers", self.n_layers, MAX_BLOCKS),
+            ("n_heads", self.n_heads, MAX_HEADS),
+            ("n_kv_heads", self.n_kv_heads, MAX_HEADS),
+            ("head_dim", self.head_dim.unwrap_or(1), MAX_HEADS),
+            ("hidden_dim", self.hidden_dim.unwrap_or(1), MAX_WIDTH),
+            ("vocab_size", self.vocab_size, MAX_WIDTH),
+            ("multiple_of", self.multiple_of, MAX_WIDTH),
+            ("max_seq_len", self.max_seq_len, MAX_WIDTH),
+        ])?;
         if self.head_dim.is_none() && self.dim % self.n_heads != 0 || self.head_dim() % 2 != 0 {
             return wrong(format!(
                 "dim {} divided by n_heads {} must be an even integer (rotary embedding rotates \
@@ -331,7 +329,15 @@ impl LmConfig {
                 "use_moe is true; a mixture of experts is supported for MiniMind only".into(),
             );
         }
-        let MoeConfig { n_routed_experts, num_experts_per_tok, .. } = self.moe;
+        let MoeConfig { n_routed_experts, num_experts_per_tok, n_shared_experts, .. } = self.moe;
+        let num_shared = n_shared_experts.unwrap_or(0);
+        if self.use_moe {
+            let limit = MAX_EXPERTS / self.n_layers;
+            limits::check(&[("n_routed_experts", n_routed_experts, limit)])?;
+            if num_shared > limit {
+                return wrong(format!("n_shared_experts is {num_shared}; the limit is {limit}"));
+            }
+        }
         if self.use_moe && !(1..=n_routed_experts).contains(&num_experts_per_tok) {
             return wrong(format!(
                 "num_experts_per_tok {num_experts_per_tok} is not between 1 and n_routed_experts \
@@ -346,7 +352,7 @@ impl LmConfig {
         if self.rope_theta.is_nan() || self.rope_theta <= 0.0 {
             return wrong(format!("rope_theta {} is not above 0", self.rope_theta));
         }
-        if self.moe.n_shared_experts.is_some_and(|count| count < 0) {
+        if num_shared < 0 {
             return wrong("n_shared_experts is below 0".into());
         }
         Ok(())
@@ -363,6 +369,27 @@ mod tests {
         assert_eq!(LmConfig { dim: 768, ..LmConfig::default() }.intermediate_size(), 2048);
         // minimind-3: 64 · ⌈768 π / 64⌉.
         assert_eq!(LmFamily::MiniMind3.default_config().intermediate_size(), 2432);
+    }
+
+    #[test]
+    fn numbers_beyond_the_limits_are_refused_by_name() {
+        let base = LmConfig::default();
+        let experts = |n_routed_experts, n_shared_experts| LmConfig {
+            use_moe: true,
+            moe: MoeConfig { n_routed_experts, n_shared_experts, ..base.moe.clone() },
+            ..base.clone()
+        };
+        for (config, name) in [
+            (LmConfig { dim: MAX_WIDTH + 1, ..base.clone() }, "dim is 16777217; the limit is"),
+            (LmConfig { n_layers: MAX_BLOCKS + 1, ..base.clone() }, "n_layers"),
+            (LmConfig { n_heads: MAX_HEADS + 1, ..base.clone() }, "n_heads"),
+            (LmConfig { vocab_size: i64::MAX, ..base.clone() }, "vocab_size"),
+            (experts(MAX_EXPERTS, None), "n_routed_experts"),
+            (experts(4, Some(MAX_EXPERTS)), "n_shared_experts"),
+        ] {
+            let message = config.validate().unwrap_err().to_string();
+            assert!(message.contains(name), "{message}");
+        }
     }
 
     #[test]

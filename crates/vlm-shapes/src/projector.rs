@@ -105,7 +105,7 @@ impl ProjectorConfig {
     /// The side of the encoder's patches is not a multiple of `square`.
     pub fn pixel_shuffle(square: i64, vision: &VisionConfig) -> Result<Self, ShapeError> {
         let side = vision.patches_per_side();
-        if square < 1 || side % square != 0 {
+        if square < 1 || square > side || side % square != 0 {
             return Err(ShapeError::Config(format!(
                 "the projector merges squares of {square} × {square} patches, but the vision \
                  encoder has {side} patches per side; use another encoder or projector"

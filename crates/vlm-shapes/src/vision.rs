@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::config_file::{in_file, read_json};
 use crate::foreign::ForeignModel;
 use crate::keys::{self, Neutral, shortened};
+use crate::limits::{self, MAX_BLOCKS, MAX_HEADS, MAX_SIDE, MAX_WIDTH};
 use crate::{OpenClip, ShapeError};
 
 /// The published format of a vision encoder.
@@ -182,14 +183,17 @@ impl VisionConfig {
     }
 
     fn validate(&self) -> Result<(), ShapeError> {
-        let sizes = [
-            self.hidden_size, self.intermediate_size, self.num_attention_heads, self.num_channels,
-            self.image_size, self.patch_size,
-        ];
-        if sizes.iter().any(|&size| size < 1)
-            || self.hidden_size % self.num_attention_heads != 0
-            || self.image_size < self.patch_size
-        {
+        limits::check(&[
+            ("hidden_size", self.hidden_size, MAX_WIDTH),
+            ("intermediate_size", self.intermediate_size, MAX_WIDTH),
+            ("num_attention_heads", self.num_attention_heads, MAX_HEADS),
+            ("image_size", self.image_size, MAX_SIDE),
+            ("patch_size", self.patch_size, MAX_SIDE),
+            // The projector of a whole model may take the embeddings of the patches.
+            ("num_hidden_layers", self.num_hidden_layers.max(1), MAX_BLOCKS),
+        ])
+        .map_err(|error| ShapeError::Config(format!("vision encoder: {error}")))?;
+        if self.hidden_size % self.num_attention_heads != 0 || self.image_size < self.patch_size {
             return Err(ShapeError::Config(format!(
                 "vision encoder: hidden_size {} over {} heads must divide evenly, and image_size \
                  {} must hold a patch of {}",
@@ -232,7 +236,7 @@ const MUST_BE: [(&str, &[Neutral]); 5] = [
 ];
 
 /// Checks the keys of a tower's configuration, or of a whole model's that has no `vision_config`.
-fn check_keys(tower: &Value) -> Result<Vec<String>, ShapeError> {
+pub(crate) fn check_keys(tower: &Value) -> Result<Vec<String>, ShapeError> {
     let read = [&KEYS[..], &["text_config", "text_config_dict", "vision_config"]].concat();
     tower.as_object().map_or(Ok(Vec::new()), |tower| keys::check(tower, &read, &MUST_BE))
 }

@@ -1,5 +1,6 @@
 // The whole shim as one translation unit: parsing libtorch's headers takes most of the time of each.
 // Names that a file keeps to itself are in anonymous namespaces and must differ between files.
+#include "abort.cpp"
 #include "autocast.cpp"
 #include "checkpoint.cpp"
 #include "cuda.cpp"

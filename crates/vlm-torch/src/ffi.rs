@@ -83,6 +83,8 @@ unsafe extern "C" {
         found_inf: Handle,
     ) -> c_int;
 
+    pub(crate) fn vlm_set_operation(name: *const c_char);
+
     pub(crate) fn vlm_autocast_enter(
         device_type: c_int,
         enabled: c_int,

@@ -3,6 +3,10 @@
 //! All `unsafe` code of the project is here. The crate handles tensors and devices; it does not
 //! know models, data, configuration or the layout of checkpoints.
 
+// This crate is the boundary to libtorch.
+#![allow(unsafe_code)]
+
+mod abort;
 mod autocast;
 mod bytes;
 mod checkpoint;
@@ -23,6 +27,7 @@ mod reducer;
 mod store;
 mod upload;
 
+pub use abort::set_operation;
 pub use autocast::{AutocastGuard, autocast, is_autocast};
 pub use bytes::{tensor_from_bytes, tensor_to_bytes};
 pub use checkpoint::{checkpoint, checkpoint_many};

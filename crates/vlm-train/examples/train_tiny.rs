@@ -4,10 +4,10 @@
 //! `cargo run -p vlm-train --example train_tiny -- START`, where START is a folder with a tokenizer
 //! and a vision encoder in `vision`, such as `data/demo-start`.
 
-use std::{fs, path::Path, sync::atomic::AtomicBool};
+use std::{fs, path::Path};
 
 use anyhow::{Context, Result};
-use vlm_train::{Event, Run, TrainConfig};
+use vlm_train::{Event, Requests, Run, TrainConfig};
 
 fn main() -> Result<()> {
     let start = std::env::args().nth(1).context("usage: train_tiny START")?;
@@ -48,5 +48,5 @@ pub fn train_tiny(
         }
         Ok(())
     });
-    Ok(run.train(&AtomicBool::new(false)).map(drop)?)
+    Ok(run.train(&Requests::default()).map(drop)?)
 }

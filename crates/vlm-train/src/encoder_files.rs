@@ -2,12 +2,12 @@
 //! frozen encoder is not written.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use tch::Tensor;
 use vlm_infer::{Shapes, write_json, write_preprocessor};
-use vlm_model::Vlm;
 use vlm_model::weights::{self, Format};
+use vlm_model::{VisionConfig, Vlm};
 use vlm_torch::Heartbeat;
 
 use crate::TrainError;
@@ -28,28 +28,39 @@ pub(crate) fn checkpointed(model: &Vlm) -> Vec<(String, Tensor)> {
     params.named().into_iter().map(prefixed).collect()
 }
 
-/// Writes the trained encoder to `out_dir/vision` in Hugging Face format, with the image
-/// preprocessing of `from`, the folder that the encoder was loaded from. Writes nothing for a
-/// frozen encoder.
-///
-/// # Errors
-/// A failure of the file system, with the path.
-pub(crate) fn save(
-    model: &Vlm,
-    shapes: &Shapes,
-    from: &Path,
-    out_dir: &Path,
-    heartbeat: Heartbeat,
-) -> Result<(), TrainError> {
-    if model.vision_params().trainable().is_empty() {
-        return Ok(());
+/// The files of a trained encoder in Hugging Face format.
+pub(crate) struct EncoderFiles {
+    /// The weights by name.
+    pub(crate) weights: Vec<(String, Tensor)>,
+    config: VisionConfig,
+    /// The folder that the encoder was loaded from, which has the image preprocessing.
+    from: PathBuf,
+}
+
+impl EncoderFiles {
+    /// The files of the encoder of `model`, which was loaded from the folder `from`; `None` for a
+    /// frozen encoder.
+    pub(crate) fn of(model: &Vlm, shapes: &Shapes, from: &Path) -> Option<Self> {
+        let params = model.vision_params();
+        let is_trained = !params.trainable().is_empty();
+        is_trained.then(|| Self {
+            weights: params.named(),
+            config: shapes.vision.clone(),
+            from: from.to_owned(),
+        })
     }
-    let folder = out_dir.join(FOLDER);
-    fs::create_dir_all(&folder).map_err(|e| TrainError::at(&folder, e))?;
-    let file = folder.join("model.safetensors");
-    let named = model.vision_params().named();
-    weights::save_with(&file, &named, Format::Safetensors, Some(heartbeat))
-        .map_err(|e| TrainError::at(&file, e))?;
-    write_preprocessor(from, &shapes.vision, &folder)?;
-    Ok(write_json(&folder.join("config.json"), &shapes.vision.to_json())?)
+
+    /// Writes the files to `out_dir/vision`.
+    ///
+    /// # Errors
+    /// A failure of the file system, with the path.
+    pub(crate) fn save(&self, out_dir: &Path, heartbeat: Heartbeat) -> Result<(), TrainError> {
+        let folder = out_dir.join(FOLDER);
+        fs::create_dir_all(&folder).map_err(|e| TrainError::at(&folder, e))?;
+        let file = folder.join("model.safetensors");
+        weights::save_with(&file, &self.weights, Format::Safetensors, Some(heartbeat))
+            .map_err(|e| TrainError::at(&file, e))?;
+        write_preprocessor(&self.from, &self.config, &folder)?;
+        Ok(write_json(&folder.join("config.json"), &self.config.to_json())?)
+    }
 }

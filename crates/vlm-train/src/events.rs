@@ -132,6 +132,9 @@ pub struct LogLine {
     pub data_wait_ms: f64,
     /// Mean time per step since the previous line, in milliseconds, including the wait for data.
     pub step_ms: f64,
+    /// Time that the training waited for checkpoints since the previous line, in milliseconds: for
+    /// an earlier one that was still being written, and for the copy of the weights.
+    pub save_wait_ms: f64,
     /// Operations per second that the steps since the previous line needed, on all ranks together:
     /// the matrix products of forward and backward pass, without padding. Absent if they are not
     /// counted.

@@ -12,6 +12,7 @@ pub(crate) struct Meter {
     at: Counters,
     flops: u64,
     data_wait: Duration,
+    save_wait: Duration,
     samples_per_sec: f64,
 }
 
@@ -28,6 +29,8 @@ pub(crate) struct Speed {
     pub(crate) data_wait_ms: f64,
     /// Mean duration of a step, in milliseconds, including the wait for data.
     pub(crate) step_ms: f64,
+    /// Wait for checkpoints, in milliseconds.
+    pub(crate) save_wait_ms: f64,
 }
 
 impl Meter {
@@ -38,6 +41,7 @@ impl Meter {
             at: counters,
             flops: 0,
             data_wait: Duration::ZERO,
+            save_wait: Duration::ZERO,
             samples_per_sec: 0.0,
         }
     }
@@ -63,8 +67,9 @@ impl Meter {
     }
 
     /// The speed since the last call, or since the start. Then starts a new measurement. `now` are
-    /// the current counts.
-    pub(crate) fn lap(&mut self, now: Counters) -> Speed {
+    /// the current counts, and `save_wait` is how long the training has waited for checkpoints so
+    /// far.
+    pub(crate) fn lap(&mut self, now: Counters, save_wait: Duration) -> Speed {
         let secs = self.since.elapsed().as_secs_f64().max(1e-9);
         let steps = (now.step - self.at.step).max(1) as f64;
         let speed = Speed {
@@ -73,8 +78,9 @@ impl Meter {
             flops_per_sec: (self.flops > 0).then(|| self.flops as f64 / secs),
             data_wait_ms: self.data_wait.as_secs_f64() * 1e3 / steps,
             step_ms: secs * 1e3 / steps,
+            save_wait_ms: save_wait.saturating_sub(self.save_wait).as_secs_f64() * 1e3,
         };
-        *self = Self { samples_per_sec: speed.samples_per_sec, ..Self::start(now) };
+        *self = Self { samples_per_sec: speed.samples_per_sec, save_wait, ..Self::start(now) };
         speed
     }
 }

@@ -20,15 +20,17 @@ use crate::profile;
 const TRACES: [&str; 3] = ["metrics.jsonl", "summary.json", "checkpoints"];
 
 /// Names of the files that every run writes, except weights.
-const RECORDS: [&str; 10] = [
+const RECORDS: [&str; 12] = [
     "config.json",
     "metrics.jsonl",
     "summary.json",
     "rejected.jsonl",
     "samples.jsonl",
+    "samples",
     "checkpoints",
     "report.html",
     "heldout.png",
+    "loss_spikes.jsonl",
     profile::TRACE_FILE,
     profile::TABLE_FILE,
 ];

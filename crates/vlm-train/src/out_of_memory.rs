@@ -18,8 +18,12 @@ const REMEDIES: &str = "To need less memory, lower `batch_size` and raise `accum
                         bfloat16`. Earlier checkpoints are unaffected";
 
 /// Parts of libtorch's out-of-memory messages, on CUDA and on the CPU.
-const MARKS: [&str; 3] =
-    ["out of memory", "can't allocate memory", "not enough memory: you tried to allocate"];
+const MARKS: [&str; 4] = [
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory: you tried to allocate",
+    "std::bad_alloc",
+];
 
 /// Sizes of what a training run keeps on its device, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +74,8 @@ pub fn with_memory_advice<T>(
     }
 }
 
-fn panic_message(panic: &(dyn Any + Send)) -> Option<&str> {
+/// The message of a panic, if it has one.
+pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> Option<&str> {
     panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied())
 }
 
@@ -109,7 +114,11 @@ fn shortage(message: &str) -> Option<String> {
     // The messages of c10's allocators for the CPU and for CUDA.
     let wanted = ["you tried to allocate ", "Tried to allocate "]
         .iter()
-        .find_map(|before| Some(message.split_once(before)?.1))?;
+        .find_map(|before| Some(message.split_once(before)?.1));
+    let wanted = match wanted {
+        None if message.contains("std::bad_alloc") => "memory",
+        wanted => wanted?,
+    };
     let wanted = wanted.split(". ").next().unwrap_or(wanted).trim_end_matches(['.', '"', ')']);
     let limits = std::fs::read_to_string("/proc/self/limits").unwrap_or_default();
     let limit = limits.lines().find_map(|line| line.strip_prefix("Max address space"));
@@ -118,7 +127,8 @@ fn shortage(message: &str) -> Option<String> {
         Some(bytes) => format!(" (ulimit -v limits this process to {bytes} bytes)"),
     };
     let device = if message.contains("CUDA") { " on the GPU" } else { "" };
-    Some(format!("libtorch could not allocate {wanted} for a tensor{device}{limit}"))
+    let of = if wanted == "memory" { "" } else { " for a tensor" };
+    Some(format!("libtorch could not allocate {wanted}{of}{device}{limit}"))
 }
 
 #[cfg(test)]
@@ -171,6 +181,11 @@ mod tests {
         let message = out_of_memory_message(cuda).unwrap();
         assert!(
             message.starts_with("out of memory: libtorch could not allocate 2.00 GiB for"),
+            "{message}"
+        );
+        let message = out_of_memory_message("loading: libtorch: std::bad_alloc").unwrap();
+        assert!(
+            message.starts_with("loading: out of memory: libtorch could not allocate memory"),
             "{message}"
         );
         assert_eq!(out_of_memory_message("no such file"), None);

@@ -1,7 +1,11 @@
 //! Writes `samples.jsonl`: some evaluation rows with the answers that the model generated for them,
-//! for each evaluation.
+//! for each evaluation, and the images of these rows to the folder `samples`.
 
+use std::io::Write;
 use std::path::Path;
+
+use vlm_board::{SAMPLE_IMAGES, image_file_name};
+use vlm_infer::evaluation::EvalSample;
 
 use crate::TrainError;
 use crate::events::{Event, EventSink};
@@ -23,10 +27,21 @@ impl SamplesFile {
     pub(crate) fn open_after(path: &Path, step: u64) -> Result<Self, TrainError> {
         StepLines::open_after(path, step).map(Self)
     }
+
+    /// Writes the image of a sample, once in a run.
+    fn write_image(&self, sample: &EvalSample) -> Result<(), TrainError> {
+        let folder = self.0.path().with_file_name(SAMPLE_IMAGES);
+        let path = folder.join(image_file_name(sample.row as u64));
+        let Some(png) = sample.png.as_ref().filter(|_| !path.exists()) else { return Ok(()) };
+        std::fs::create_dir_all(&folder).map_err(|e| TrainError::at(&folder, e))?;
+        vlm_torch::write_atomically(&path, |file| {
+            file.write_all(png).map_err(|e| TrainError::at(&path, e))
+        })
+    }
 }
 
 impl EventSink for SamplesFile {
-    /// Appends a line for each sample.
+    /// Appends a line for each sample, and writes its image.
     ///
     /// # Errors
     /// A failure of the file system such as a full disk, with the path; the file was removed during
@@ -41,6 +56,7 @@ impl EventSink for SamplesFile {
                 line.extend(fields.clone());
             }
             self.0.append(&line)?;
+            self.write_image(sample)?;
         }
         Ok(())
     }
@@ -48,12 +64,10 @@ impl EventSink for SamplesFile {
 
 #[cfg(test)]
 mod tests {
-    use vlm_infer::evaluation::EvalSample;
-
     use super::*;
 
     #[test]
-    fn each_sample_is_a_line_with_its_step() {
+    fn each_sample_is_a_line_with_its_step_and_its_image_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join(FILE_NAME);
         let sample = EvalSample {
@@ -62,6 +76,7 @@ mod tests {
             question: "What?".into(),
             expected: "A dog.".into(),
             generated: "A cat.".into(),
+            png: Some(b"png".into()),
         };
         let mut file = SamplesFile::open_after(&path, 0).unwrap();
         let samples = std::slice::from_ref(&sample);
@@ -70,5 +85,6 @@ mod tests {
         let line = "{\"step\":7,\"row\":3,\"location\":\"a.jsonl:4\",\"question\":\"What?\",\
                     \"expected\":\"A dog.\",\"generated\":\"A cat.\"}\n";
         assert_eq!(std::fs::read_to_string(&path).unwrap(), line);
+        assert_eq!(std::fs::read(folder.path().join("samples/3.png")).unwrap(), b"png");
     }
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 use vlm_infer::Dtype;
 
 use crate::parallel::GlobalStepStats;
+use crate::recent_losses::RecentLosses;
 use crate::scaler::LossScaler;
 
 /// Counts of what a run has done so far, in all epochs and on all ranks.
@@ -19,7 +20,8 @@ pub struct Counters {
     pub tokens: u64,
     /// Number of supervised tokens in these rows.
     pub supervised_tokens: u64,
-    /// Number of updates skipped because loss or gradient was not finite.
+    /// Number of updates skipped because loss or gradient was not finite, or, if asked, much larger
+    /// than before.
     pub skipped_updates: u64,
     /// Number of steps without a supervised token.
     pub empty_steps: u64,
@@ -63,6 +65,9 @@ pub struct TrainState {
     pub eval_is_due: bool,
     /// Loss scaling; with float16 only.
     pub scaler: Option<LossScaler>,
+    /// The last losses; with `loss_spike_factor` only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recent_losses: Option<RecentLosses>,
 }
 
 impl TrainState {

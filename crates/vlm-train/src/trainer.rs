@@ -9,15 +9,15 @@
 //! checkpoints (see [`Save`]), and event sinks write the metrics.
 
 mod health;
+mod loss_spikes;
 mod rejected_rows;
 mod report;
 mod source;
 mod text_rows;
+mod time_limit;
 
 use std::cell::Cell;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tch::Tensor;
 use vlm_data::{Batch, ImageProcessor, RejectBudget, RejectLog};
@@ -27,8 +27,10 @@ use vlm_infer::{Dtype, autocast_kind, default_dtype};
 use vlm_model::Vlm;
 use vlm_torch::{Span, set_grad_none, span};
 
+pub(crate) use self::loss_spikes::FILE_NAME as LOSS_SPIKES;
 pub use self::source::{BatchSource, Batches};
 use self::text_rows::{in_order_of_use, learns_from_text, zero_loss};
+use self::time_limit::TimeLimit;
 use crate::TrainError;
 use crate::config::{LossAverage, TrainConfig};
 use crate::events::{Event, EventSink};
@@ -38,7 +40,10 @@ use crate::parallel::{
     GlobalStepStats, GradientSync, LocalStepStats, Phase, World, scale_gradients,
 };
 use crate::profile::StepProfile;
+use crate::requests::{Request, Requests};
+use crate::saver::Saver;
 use crate::schedule::Schedule;
+use crate::step_lines::StepLines;
 use crate::train_state::TrainState;
 use crate::utilization::Utilization;
 
@@ -47,13 +52,13 @@ use crate::utilization::Utilization;
 pub enum Ending {
     /// All epochs, or `max_steps` steps, are done.
     Finished,
-    /// A rank was asked to stop.
+    /// A rank was asked to stop, or the time limit is near.
     Interrupted,
 }
 
-/// A function that writes a checkpoint of a trainer and returns its path on rank 0. Collective: all
-/// ranks call it.
-pub type Save<'a> = dyn FnMut(&Trainer) -> Result<Option<PathBuf>, TrainError> + 'a;
+/// A function that writes a checkpoint of a trainer, or starts to write it. Collective: all ranks
+/// call it.
+pub type Save<'a> = dyn FnMut(&mut Trainer) -> Result<(), TrainError> + 'a;
 
 /// Trains a model on the batches of a source.
 pub struct Trainer<'a> {
@@ -75,8 +80,13 @@ pub struct Trainer<'a> {
     pub sinks: Vec<Box<dyn EventSink>>,
     /// Log of the rejected rows; on rank 0 only.
     pub reject_log: Option<RejectLog>,
-    /// Newest checkpoint that this run wrote or continues from, for messages; on rank 0 only.
-    pub last_checkpoint: Option<PathBuf>,
+    /// Log of the losses that are much larger than those before; on rank 0 only.
+    pub(crate) spike_log: Option<StepLines>,
+    /// Writes the checkpoints, and knows the newest one; on rank 0 only.
+    pub(crate) saver: Saver,
+    /// Start of the run, from which its time limit counts.
+    pub started: Instant,
+    time_limit: TimeLimit,
     /// Counts the operations of the steps; on all ranks or on none.
     pub utilization: Option<Utilization>,
     /// Profiles some steps.
@@ -96,8 +106,10 @@ struct Accumulation {
     supervised_tokens: u64,
     /// Whether any micro-batch of any rank gives a trained parameter a gradient.
     learns: bool,
-    /// Whether any rank was asked to stop.
-    stop: bool,
+    /// What any rank was asked to do.
+    request: Request,
+    /// Whether the update is skipped because of the loss of a micro-batch.
+    is_skipped: bool,
     /// Indices of this rank's rows, for messages.
     rows: Vec<usize>,
 }
@@ -162,7 +174,10 @@ impl<'a> Trainer<'a> {
             evaluator: None,
             sinks: Vec::new(),
             reject_log: None,
-            last_checkpoint: None,
+            spike_log: None,
+            saver: Saver::new(config.run.on_save_error),
+            started: Instant::now(),
+            time_limit: TimeLimit::new(config.run.time_limit.map(|s| Duration::from_secs(s.0))),
             utilization: None,
             profile: None,
             phase: Cell::new(None),
@@ -182,30 +197,30 @@ impl<'a> Trainer<'a> {
         self.config.run.max_steps.unwrap_or(u64::MAX).min(self.total_steps())
     }
 
-    /// Trains from the current state to the end. `save` is called every `save_interval` steps,
-    /// after the next update that is not skipped, but not at the end of the training. Setting
-    /// `stop` ends the training after the current update, or during an evaluation, which is then
-    /// still due.
+    /// Trains from the current state to the end. `save` is called every `save_interval` steps and
+    /// on request, after the next update that is not skipped, but not at the end of the training. A
+    /// request to stop, or a near time limit, ends the training after the current update, or during
+    /// an evaluation, which is then still due.
     ///
     /// # Errors
     /// A failure of the data, the model or the disk; a first loss that is not finite; too many
     /// consecutive skipped updates; no row that could be learned from. Earlier checkpoints are
     /// unaffected.
-    pub fn run(&mut self, stop: &AtomicBool, save: &mut Save) -> Result<Ending, TrainError> {
+    pub fn run(&mut self, requests: &Requests, save: &mut Save) -> Result<Ending, TrainError> {
         let last_step = self.last_step();
         let done_steps = self.state.counters.step;
         self.emit(&Event::Started { done_steps, last_step })?;
         self.meter = Meter::start(self.state.counters);
         let mut ending = Ending::Finished;
         // The continued run was stopped during an evaluation.
-        if self.state.eval_is_due && !self.evaluate(stop)? {
+        if self.state.eval_is_due && !self.evaluate(requests)? {
             ending = Ending::Interrupted;
         }
         while ending == Ending::Finished
             && self.state.epoch < self.config.optim.epochs
             && self.state.counters.step < last_step
         {
-            ending = self.train_epoch(last_step, stop, save)?;
+            ending = self.train_epoch(last_step, requests, save)?;
         }
         self.phase.take();
         self.profile.as_mut().map_or(Ok(()), StepProfile::after_last_step)?;
@@ -220,7 +235,7 @@ impl<'a> Trainer<'a> {
     fn train_epoch(
         &mut self,
         last_step: u64,
-        stop: &AtomicBool,
+        requests: &Requests,
         save: &mut Save,
     ) -> Result<Ending, TrainError> {
         let (source, epoch, first) = (self.source, self.state.epoch, self.state.next_batch);
@@ -229,6 +244,7 @@ impl<'a> Trainer<'a> {
         let mut batches = source.epoch(epoch, first);
         let mut accumulation = Accumulation::default();
         let is_counted_whole = self.start_reject_budget();
+        self.time_limit.begin_update();
         for index in first..end {
             self.phase.take();
             self.profile.as_mut().map_or(Ok(()), StepProfile::before_step)?;
@@ -241,7 +257,7 @@ impl<'a> Trainer<'a> {
             });
             self.meter.waited(asked.elapsed());
             self.set_phase(Phase::SyncStep);
-            let (mut batch, stats) = self.sync_step(batch, stop)?;
+            let (mut batch, stats) = self.sync_step(batch, requests)?;
             self.meter.needed(stats.flops);
             self.record_rejected_rows(&batch, &stats)?;
 
@@ -252,8 +268,17 @@ impl<'a> Trainer<'a> {
             let own_loss = self
                 .forward_backward(&mut batch, &stats, position, &mut accumulation)
                 .map_err(|error| error.during(&format!("step {}", step + 1)))?;
+            let is_last = step + 1 == last_step;
+            // The guard must know the loss before the update. Without it the loss is read afterwards,
+            // because reading it makes the host wait for a GPU.
+            let mut loss = None;
+            if self.config.optim.loss_spike_factor.is_some() {
+                let found = self.loss_of_all_ranks(own_loss.as_ref(), &stats, is_last)?;
+                accumulation.is_skipped |= self.check_for_loss_spike(found, &batch.rows)?;
+                loss = Some(found);
+            }
             self.set_phase(Phase::Update);
-            let stop_agreed = accumulation.stop;
+            let request = accumulation.request;
             let grad_norm = match position.is_last {
                 true => self.update(std::mem::take(&mut accumulation))?,
                 false => None,
@@ -262,13 +287,15 @@ impl<'a> Trainer<'a> {
             self.state.next_batch = index + 1;
 
             self.set_phase(Phase::Log);
-            let is_last = step + 1 == last_step;
-            let loss = self.loss_of_all_ranks(own_loss.as_ref(), &stats, is_last)?;
+            let loss = match loss {
+                Some(loss) => loss,
+                None => self.loss_of_all_ranks(own_loss.as_ref(), &stats, is_last)?,
+            };
             self.check_first_loss(loss, own_loss.as_ref(), &batch.rows)?;
             let lr = self.schedule.rate(step, self.config.optim.learning_rate);
             self.report_step(lr, loss, grad_norm, is_last)?;
             self.schedule_save_and_evaluation(is_last);
-            if position.is_last && self.end_update(stop_agreed, is_last, stop, save)? {
+            if position.is_last && self.end_update(request, is_last, requests, save)? {
                 return Ok(Ending::Interrupted);
             }
         }
@@ -284,10 +311,12 @@ impl<'a> Trainer<'a> {
     /// Exchanges the statistics of the step between the ranks. If any rank has an error, all ranks
     /// return an error.
     fn sync_step(
-        &self,
+        &mut self,
         batch: Result<Batch, TrainError>,
-        stop: &AtomicBool,
+        requests: &Requests,
     ) -> Result<(Batch, GlobalStepStats), TrainError> {
+        // A checkpoint that could not be written in the background is an error of this step.
+        let batch = batch.and_then(|batch| self.saver.poll().map(|()| batch));
         let mut own = match &batch {
             Ok(batch) => LocalStepStats::of(batch, learns_from_text(self.model)),
             Err(_) => LocalStepStats { failed: true, ..LocalStepStats::default() },
@@ -295,7 +324,10 @@ impl<'a> Trainer<'a> {
         if let (Ok(batch), Some(utilization)) = (&batch, &self.utilization) {
             own.flops = utilization.flops(batch);
         }
-        own.stop = stop.load(Ordering::Relaxed);
+        own.request = requests.take();
+        if self.time_is_up() {
+            own.request = Request::Stop;
+        }
         let stats = self.world.sync_step(self.state.counters.step + 1, own)?;
         let batch = if stats.failed { self.world.all_ready(batch)? } else { batch? };
         Ok((batch, stats))
@@ -317,7 +349,7 @@ impl<'a> Trainer<'a> {
         self.state.counters.add(stats);
         accumulation.supervised_tokens += stats.supervised_tokens;
         accumulation.learns |= stats.learns;
-        accumulation.stop |= stats.stop;
+        accumulation.request = accumulation.request.max(stats.request);
         accumulation.rows.extend(&batch.rows);
         if self.model.lm().config().use_moe {
             // Padding tokens count in the load of the experts, so all ranks pad to the same length.
@@ -381,7 +413,8 @@ impl<'a> Trainer<'a> {
     }
 
     /// Updates the weights. Returns the norm of the gradients before clipping; `None` without
-    /// gradients. An update whose gradients are not finite is skipped.
+    /// gradients, or for an update that is skipped because of its loss. An update whose gradients
+    /// are not finite is skipped, too.
     ///
     /// # Errors
     /// `max_skipped_in_a_row` consecutive updates were skipped.
@@ -393,6 +426,11 @@ impl<'a> Trainer<'a> {
             return Ok(None);
         }
         let params = self.optimizer.params();
+        if accumulation.is_skipped {
+            self.state.counters.skipped_updates += 1;
+            set_grad_none(&params)?;
+            return Ok(None);
+        }
         let divisor = match self.config.optim.loss_average {
             LossAverage::Batch => self.state.loss_scale(),
             LossAverage::Token => self.state.loss_scale() * accumulation.supervised_tokens as f64,
@@ -430,28 +468,37 @@ impl<'a> Trainer<'a> {
     /// Evaluates and saves if that is due. Returns whether the training must stop here.
     fn end_update(
         &mut self,
-        stop_agreed: bool,
+        request: Request,
         is_last: bool,
-        stop: &AtomicBool,
+        requests: &Requests,
         save: &mut Save,
     ) -> Result<bool, TrainError> {
-        if self.world.stops(stop_agreed, stop) {
+        self.time_limit.end_update();
+        if self.world.stops(request == Request::Stop, &requests.stop) {
             return Ok(true);
         }
-        if self.state.eval_is_due && !self.evaluate(stop)? {
+        if self.state.eval_is_due && !self.evaluate(requests)? {
             return Ok(true);
         }
+        self.save_is_due |= request == Request::Save;
         self.set_phase(Phase::Save);
         if self.save_is_due && !is_last {
             // After a skipped update the weights may already be damaged, so they are not saved.
             if self.state.skipped_in_a_row == 0 {
-                self.last_checkpoint = save(self)?.or(self.last_checkpoint.take());
+                save(self)?;
                 self.save_is_due = false;
             } else if self.state.skipped_in_a_row == 1 {
                 self.warn_of_late_save();
             }
         }
+        self.time_limit.begin_update();
         Ok(false)
+    }
+
+    /// Whether the run must end now to be saved within its time limit. Only rank 0 decides.
+    fn time_is_up(&self) -> bool {
+        let longest_save = self.saver.longest();
+        self.world.is_first_rank() && self.time_limit.is_near(self.started.elapsed(), longest_save)
     }
 
     /// Records the current phase of this rank, for messages and the profile.

@@ -22,7 +22,7 @@ struct Rule {
 /// Text for people, which every crate may use.
 const ALLOWED_EVERYWHERE: &str = "vlm-display";
 
-const RULES: [Rule; 10] = [
+const RULES: [Rule; 11] = [
     Rule {
         package: "vlm-data",
         manifest: "crates/vlm-data/Cargo.toml",
@@ -34,6 +34,12 @@ const RULES: [Rule; 10] = [
         manifest: "crates/vlm-display/Cargo.toml",
         forbidden: &["tch", "torch-sys", "vlm-*"],
         reason: "every crate may use it, so it knows none of them",
+    },
+    Rule {
+        package: "vlm-board",
+        manifest: "crates/vlm-board/Cargo.toml",
+        forbidden: &["tch", "torch-sys", "tiny_http", "vlm-*"],
+        reason: "the page is made from the files of a run alone, by programs that do not load libtorch",
     },
     Rule {
         package: "xtask",
@@ -66,6 +72,12 @@ const RULES: [Rule; 10] = [
         manifest: "crates/vlm-infer/Cargo.toml",
         forbidden: &["vlm-config", "vlm-train", "vlm-cli", "clap"],
         reason: "using a trained model needs no training",
+    },
+    Rule {
+        package: "vlm-serve",
+        manifest: "crates/vlm-serve/Cargo.toml",
+        forbidden: &["vlm-config", "vlm-train", "vlm-cli", "clap"],
+        reason: "a server needs a trained model, and knows no flags",
     },
     Rule {
         package: "vlm-demo",

@@ -3,6 +3,8 @@
 
 mod dependencies;
 mod features;
+mod licences;
+mod pages;
 mod sources;
 mod unused;
 
@@ -45,8 +47,10 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
     eprintln!("check: house rules");
     let mut findings = dependencies::check(workspace)?;
     findings.extend(features::check(workspace)?);
+    findings.extend(licences::check(workspace)?);
     findings.extend(sources::check(workspace)?);
     findings.extend(unused::check(workspace)?);
+    findings.extend(pages::check(workspace)?);
     for finding in &findings {
         eprintln!("{finding}");
     }
@@ -56,6 +60,19 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
 
     if !flags_page::is_current(workspace)? {
         failures.push(format!("{} (run `cargo xtask docs`)", flags_page::PAGE));
+    }
+
+    eprintln!("check: cargo deny");
+    if quiet(workspace.cargo().args(["deny", "--version"]))? {
+        let status = workspace.cargo().args(["deny", "check", "--hide-inclusion-graph"]).status();
+        if !status.context("starting cargo deny")?.success() {
+            failures.push("cargo deny".to_owned());
+        }
+    } else {
+        eprintln!(
+            "skipped: cargo-deny is not installed (`cargo install cargo-deny`); the licences are \
+             checked above, security advisories are not"
+        );
     }
 
     eprintln!("check: clippy");

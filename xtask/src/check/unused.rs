@@ -9,8 +9,11 @@ use super::Finding;
 use crate::workspace::Workspace;
 
 /// Dependencies that are used without being named, each with its reason.
-const USED_UNNAMED: [(&str, &str); 1] =
-    [("torch-sys", "vlm-torch's build script reads where torch-sys found libtorch")];
+const USED_UNNAMED: [(&str, &str); 3] = [
+    ("serde_core", "xtask builds it with the features that axum enables in vlm"),
+    ("smallvec", "xtask builds it with the features that hyper enables in vlm"),
+    ("torch-sys", "vlm-torch's build script reads where torch-sys found libtorch"),
+];
 
 /// Looks for each dependency of each crate in the crate's Rust files.
 ///
@@ -18,7 +21,7 @@ const USED_UNNAMED: [(&str, &str); 1] =
 /// A manifest or source file that cannot be read.
 pub fn check(workspace: &Workspace) -> Result<Vec<Finding>> {
     let root = workspace.root();
-    let mut packages = vec![Path::new("xtask").to_owned(), Path::new("tests").to_owned()];
+    let mut packages = ["xtask", "tests", "fuzz"].map(|name| Path::new(name).to_owned()).to_vec();
     for entry in fs::read_dir(root.join("crates")).context("reading crates")? {
         packages.push(Path::new("crates").join(entry.context("reading crates")?.file_name()));
     }

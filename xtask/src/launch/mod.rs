@@ -14,6 +14,7 @@ use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
 
@@ -53,7 +54,10 @@ pub fn train(
     let job = Job {
         program: binary,
         args: std::iter::once(command.into()).chain(args).collect(),
-        env: vec![(DATA_DIR_VARIABLE.into(), workspace.data_dir().into())],
+        env: vec![
+            (DATA_DIR_VARIABLE.into(), workspace.data_dir().into()),
+            (LAUNCHED_VARIABLE.into(), unix_seconds().to_string().into()),
+        ],
     };
     restart::run(&job, &layout, restart::RestartMode::ResumeNewest, &Signals::listen()?)
 }
@@ -64,6 +68,14 @@ pub fn vlm(workspace: &Workspace, command: Option<&str>, args: Vec<OsString>) ->
     setup::ensure(workspace)?;
     let binary = build_vlm(workspace)?;
     exec_vlm(workspace, &binary, command, args)
+}
+
+/// Environment variable that gives `vlm` the time at which the run was launched, in seconds since
+/// 1970: a restarted run has the time limit of the first start.
+const LAUNCHED_VARIABLE: &str = "VLM_LAUNCHED_AT";
+
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// `cargo xtask launch`: runs any program that reads torchrun's environment variables, one process

@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -44,9 +44,9 @@ pub struct Job {
 /// closing terminals may send several signals at once.
 const SAME_REQUEST: Duration = Duration::from_millis(500);
 
-/// Counts how often the user has asked to stop.
+/// Counts how often the user has asked to stop, and notes that a save was asked for (SIGUSR1).
 #[derive(Debug, Clone, Default)]
-pub struct Signals(Arc<StopRequests>);
+pub struct Signals(Arc<StopRequests>, Arc<AtomicBool>);
 
 #[derive(Debug, Default)]
 struct StopRequests {
@@ -55,7 +55,8 @@ struct StopRequests {
 }
 
 impl Signals {
-    /// Starts to count Ctrl-C, SIGTERM and SIGHUP, which then no longer end this process.
+    /// Starts to count Ctrl-C, SIGTERM and SIGHUP, and to listen for SIGUSR1, which then no longer
+    /// end this process.
     ///
     /// # Errors
     /// The signal handler cannot be installed.
@@ -63,6 +64,8 @@ impl Signals {
         let signals = Self::default();
         let count = signals.clone();
         ctrlc::set_handler(move || count.raise()).context("listening for signals")?;
+        signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&signals.1))
+            .context("listening for SIGUSR1")?;
         Ok(signals)
     }
 
@@ -74,7 +77,12 @@ impl Signals {
         }
     }
 
-    /// Number of requests so far.
+    /// Whether a save was asked for since the last call.
+    fn take_save(&self) -> bool {
+        self.1.swap(false, Ordering::Relaxed)
+    }
+
+    /// Number of requests to stop so far.
     pub fn count(&self) -> usize {
         self.0.count.load(Ordering::Relaxed)
     }
@@ -138,6 +146,9 @@ pub fn run(
             // On the first request the ranks save and end; the second one kills them.
             group.signal(if seen == 0 { Signal::Terminate } else { Signal::Kill });
             seen = count;
+        }
+        if signals.take_save() {
+            group.signal(Signal::Save);
         }
         if kill_at.is_some_and(|at| at <= Instant::now()) {
             group.signal(Signal::Kill);

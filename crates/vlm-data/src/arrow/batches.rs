@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 
 use arrow_ipc::convert::try_fb_to_schema;
@@ -11,14 +10,10 @@ use arrow_ipc::reader::read_footer_length;
 use arrow_ipc::{CompressionType, Endianness, root_as_footer, root_as_message};
 use arrow_schema::Schema;
 
-use crate::ordered_map::panic_message;
+use crate::caught::caught;
+use crate::limits::{MAX_BUFFER_BYTES, MAX_HEADER_BYTES, is_bomb};
 use crate::recent_cache::RecentCache;
 use crate::row_error::ReadError;
-
-/// A message with a longer header is refused.
-const MAX_HEADER_BYTES: u64 = 64 << 20;
-/// A buffer that is longer when decompressed is refused.
-const MAX_BUFFER_BYTES: u64 = 2 << 30;
 
 /// The record batches of a file.
 #[derive(Debug)]
@@ -234,7 +229,10 @@ fn unpack(packed: &[u8], codec: CompressionType) -> Result<Vec<u8>, ReadError> {
     if length == NOT_PACKED {
         return Ok(content.to_vec());
     }
-    let length = u64::try_from(length).ok().filter(|&length| length <= MAX_BUFFER_BYTES);
+    let packed_bytes = content.len() as u64;
+    let length = u64::try_from(length).ok();
+    let length =
+        length.filter(|&length| length <= MAX_BUFFER_BYTES && !is_bomb(packed_bytes, length));
     let length = length.ok_or("a compressed buffer with an implausible length")?;
     let mut reader: Box<dyn Read + '_> = match codec {
         CompressionType::ZSTD => Box::new(zstd::stream::read::Decoder::new(content)?),
@@ -254,9 +252,7 @@ fn parse_schema(schema: arrow_ipc::Schema<'_>) -> Result<Schema, ReadError> {
         return Err("it was written on a big-endian machine".into());
     }
     // The conversion panics on types that it does not know.
-    let parsed = catch_unwind(AssertUnwindSafe(|| try_fb_to_schema(schema)));
-    let parsed = parsed.map_err(|panic| panic_message(panic.as_ref()));
-    parsed
+    caught(|| try_fb_to_schema(schema))
         .and_then(|parsed| parsed.map_err(|e| e.to_string()))
         .map_err(|problem| format!("its schema: {problem}").into())
 }

@@ -2,10 +2,8 @@
 
 use arrow_schema::{DataType, Field as ArrowField, Schema};
 
+use crate::limits::MAX_COLUMN_DEPTH;
 use crate::table_columns::TableColumn;
-
-/// Columns nested deeper are refused.
-const MAX_DEPTH: usize = 32;
 
 /// A column, or a part of one.
 #[derive(Debug, Clone)]
@@ -85,9 +83,9 @@ struct Counts {
 
 impl Counts {
     fn layout(&mut self, field: &ArrowField, depth: usize) -> Result<Layout, String> {
-        if depth > MAX_DEPTH {
+        if depth > MAX_COLUMN_DEPTH {
             return Err(format!(
-                "the column {:?} is nested more than {MAX_DEPTH} deep",
+                "the column {:?} is nested more than {MAX_COLUMN_DEPTH} deep",
                 field.name()
             ));
         }
@@ -131,5 +129,24 @@ impl Counts {
         let children = fields.into_iter().map(|field| self.layout(field, depth + 1));
         let children = children.collect::<Result<_, String>>()?;
         Ok(Layout { field: field.clone(), node, buffer, children })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+
+    #[test]
+    fn a_column_that_is_nested_too_deep_is_refused_by_name() {
+        let nested = |levels: usize| {
+            let field = |data_type| Arc::new(ArrowField::new("a", data_type, true));
+            let list = (0..levels).fold(DataType::Int32, |inner, _| DataType::List(field(inner)));
+            columns(&Schema::new(vec![ArrowField::new("a", list, true)]))
+        };
+        assert!(nested(MAX_COLUMN_DEPTH).is_ok());
+        let message = nested(MAX_COLUMN_DEPTH + 1).unwrap_err();
+        assert!(message.contains("\"a\" is nested more than 32 deep"), "{message}");
     }
 }

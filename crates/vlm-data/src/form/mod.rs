@@ -53,6 +53,7 @@ pub(crate) fn row(record: &Record, context: &FormContext<'_>) -> Result<Row, Rej
         None => return Err(unknown(record)),
     };
     add_system(&mut turns, record)?;
+    add_tools(&mut turns, record);
     let declared = media::images(record, &text_keys, context)?;
     if is_caption && declared.is_empty() {
         return Err(unknown(record));
@@ -144,6 +145,7 @@ pub(crate) fn is_known_column(name: &str, options: &RowOptions) -> bool {
         &caption::CAPTION_KEYS[..],
         &question::SYSTEM_KEYS[..],
         &["history"],
+        &turns::TOOL_KEYS[..],
         &question::LEFT_OUT[..],
         &media::PLAIN_KEYS[..],
     ];
@@ -239,6 +241,19 @@ fn add_system(turns: &mut Vec<Turn>, record: &Record) -> Result<(), Reject> {
         _ => turns.insert(0, Turn::new(Role::System, text.as_str())),
     }
     Ok(())
+}
+
+/// Gives the first turn the functions that stand beside the turns, from where the chat template gets
+/// them. A key of that name may hold something else.
+fn add_tools(turns: &mut [Turn], record: &Record) {
+    static WARNED: Once = Once::new();
+    let Some(first) = turns.first_mut().filter(|first| first.tools.is_none()) else { return };
+    match turns::tools(record) {
+        Ok(tools) => first.tools = tools,
+        Err(reject) => WARNED.call_once(|| {
+            tracing::warn!("rows have functions that are not used: {}", reject.detail);
+        }),
+    }
 }
 
 /// Warns once that texts name images, because a user whose text only looks like that should know.
@@ -339,6 +354,21 @@ mod tests {
         let row = r#"{"conversations":[{"role":"assistant","content":"a"},
                       {"from":"human","value":"q"},{"from":"gpt","value":"a"}]}"#;
         assert_eq!(roles(row), ["assistant", "user", "assistant"]);
+    }
+
+    #[test]
+    fn functions_beside_the_turns_are_those_of_the_first_turn() {
+        let tools = |more: &str| {
+            let row =
+                format!(r#"{{"messages":[{{"role":"user","content":"q"}}],"system":"s"{more}}}"#);
+            let turns = Row::from_json(&row).unwrap().turns;
+            assert_eq!(turns[0].role, Role::System);
+            turns[0].tools.as_ref().map(ToString::to_string)
+        };
+        let expected = Some(r#"[{"name":"f"}]"#.to_owned());
+        assert_eq!(tools(r#","tools":[{"name":"f"}]"#), expected);
+        assert_eq!(tools(r#","functions":"[{\"name\":\"f\"}]""#), expected);
+        assert_eq!(tools(r#","tools":["a spoon"]"#), None);
     }
 
     #[test]

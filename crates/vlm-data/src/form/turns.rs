@@ -1,6 +1,8 @@
 //! Rows with a list of turns: ShareGPT's and LLaVA's `conversations`, OpenAI's `messages`,
 //! the_cauldron's `texts`, and pairs of a question and an answer.
 
+use std::sync::Once;
+
 use serde_json::Value;
 use vlm_display::count;
 
@@ -20,8 +22,8 @@ pub(super) const LIST_KEYS: [&str; 10] = [
 const ROLE_KEYS: [&str; 4] = ["role", "from", "speaker", "sender"];
 const CONTENT_KEYS: [&str; 7] =
     ["content", "value", "text", "parts", "message", "utterance", "contents"];
-/// Keys under which a system turn has the functions that the assistant may call.
-const TOOL_KEYS: [&str; 2] = ["functions", "tools"];
+/// Keys under which a row or its system turn has the functions that the assistant may call.
+pub(super) const TOOL_KEYS: [&str; 2] = ["functions", "tools"];
 /// Keys under which an object has a question, and its answer.
 const QUESTION_KEYS: [&str; 6] = ["user", "human", "question", "query", "instruction", "prompt"];
 const ANSWER_KEYS: [&str; 9] =
@@ -109,10 +111,13 @@ fn transposed(columns: &Record, key: &str) -> Result<Field, Reject> {
     Ok(Field::List(rows.into_iter().map(Field::Object).collect()))
 }
 
-/// The functions in a turn, which are a list of objects, also as JSON text; `None` if there are
-/// none.
-fn tools(turn: &Record) -> Result<Option<Value>, Reject> {
-    let Some((key, value)) = turn.first_of(&TOOL_KEYS).filter(|(_, value)| !value.is_empty())
+/// The functions in a turn or a row, which are a list of objects, also as JSON text; `None` if there
+/// are none.
+///
+/// # Errors
+/// Another value.
+pub(super) fn tools(record: &Record) -> Result<Option<Value>, Reject> {
+    let Some((key, value)) = record.first_of(&TOOL_KEYS).filter(|(_, value)| !value.is_empty())
     else {
         return Ok(None);
     };
@@ -126,7 +131,7 @@ fn tools(turn: &Record) -> Result<Option<Value>, Reject> {
             Ok(Some(Value::Array(list)))
         }
         _ => Err(Reject::invalid_row(format!(
-            "\"{key}\" of the system turn should be a list of functions, each an object, but is {}",
+            "\"{key}\" should be a list of functions, each an object, but is {}",
             value.kind()
         ))),
     }
@@ -187,6 +192,13 @@ impl Reader<'_, '_> {
         };
         let calls = turn.first_of(&["tool_calls", "function_call"]);
         if calls.is_some_and(|(_, value)| !value.is_empty()) {
+            static WARNED: Once = Once::new();
+            WARNED.call_once(|| {
+                tracing::warn!(
+                    "rows with \"tool_calls\" are rejected; write the calls as text into the \
+                     contents of their turns to train on them"
+                );
+            });
             return Err(Reject::invalid_row(format!(
                 "turn {index} has \"tool_calls\", which are not supported; write the call as text \
                  into its content"

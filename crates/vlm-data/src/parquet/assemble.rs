@@ -4,10 +4,8 @@
 use parquet::basic::{ConvertedType, LogicalType, Repetition};
 use parquet::schema::types::{SchemaDescriptor, Type};
 
+use crate::limits::MAX_COLUMN_DEPTH;
 use crate::record::{Field, Record};
-
-/// Columns that are nested deeper are refused.
-const MAX_DEPTH: usize = 32;
 
 /// A value of a leaf column, or a missing one, with its levels.
 #[derive(Debug, Clone)]
@@ -82,9 +80,9 @@ impl Builder<'_> {
         repetition: i16,
         depth: usize,
     ) -> Result<Node, String> {
-        if depth > MAX_DEPTH {
+        if depth > MAX_COLUMN_DEPTH {
             return Err(format!(
-                "the column {:?} is nested more than {MAX_DEPTH} deep",
+                "the column {:?} is nested more than {MAX_COLUMN_DEPTH} deep",
                 field.name()
             ));
         }

@@ -8,6 +8,7 @@
 //! `prepare-data` once is faster.
 
 mod assemble;
+mod footer;
 mod levels;
 mod pages;
 

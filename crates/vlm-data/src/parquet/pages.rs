@@ -4,14 +4,13 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::os::unix::fs::FileExt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use parquet::basic::Compression;
-use parquet::column::page::PageReader;
+use parquet::column::page::{PageMetadata, PageReader};
 use parquet::errors::{ParquetError, Result as ParquetResult};
 use parquet::file::metadata::{ColumnChunkMetaData, ParquetMetaData, ParquetMetaDataReader};
 use parquet::file::page_index::offset_index::PageLocation;
@@ -20,9 +19,11 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 use vlm_display::count;
 
+use super::footer::{page_sizes, schema_depth};
 use super::levels::{Levels, PageRows};
+use crate::caught::caught;
 use crate::error::DataError;
-use crate::ordered_map::panic_message;
+use crate::limits::{MAX_PAGE_VALUES, MAX_ROWS_A_BYTE, MAX_SCHEMA_DEPTH, is_bomb};
 use crate::row_error::ReadError;
 
 /// A leaf column, which has any number of values per row.
@@ -48,14 +49,9 @@ impl Column {
     }
 }
 
-/// Largest plausible number of rows per byte; even a table of one repeated value has fewer. A file
-/// that claims more is broken.
-const MAX_ROWS_A_BYTE: u64 = 1 << 6;
-
 /// The result of `read`. A panic of the crate `parquet` on a damaged file becomes an error.
 fn guarded<T>(read: impl FnOnce() -> ParquetResult<T>) -> ParquetResult<T> {
-    catch_unwind(AssertUnwindSafe(read)).unwrap_or_else(|panic| {
-        let message = panic_message(panic.as_ref());
+    caught(read).unwrap_or_else(|message| {
         Err(ParquetError::General(format!("the file is damaged ({message})")))
     })
 }
@@ -104,6 +100,17 @@ impl Pages {
                 format!("cannot be read as Parquet: {problem}; fetch it again"),
             )
         };
+        let depth =
+            schema_depth(&reader.file, length).map_err(DataError::io(path, "read the rows"))?;
+        match depth {
+            None => return Err(wrong("its footer is damaged".into())),
+            Some(depth) if depth > MAX_SCHEMA_DEPTH => {
+                return Err(wrong(format!(
+                    "its schema is nested {depth} deep; the limit is {MAX_SCHEMA_DEPTH}"
+                )));
+            }
+            Some(_) => {}
+        }
         let metadata = guarded(|| ParquetMetaDataReader::new().parse_and_finish(reader.as_ref()))
             .map_err(|e| wrong(e.to_string()))?;
         let mut group_starts = vec![0_usize];
@@ -213,6 +220,7 @@ impl Pages {
         let mut walker = SerializedPageReader::new(Arc::clone(&logged), metadata, num_rows, None)?;
         let (mut offsets, mut counts) = (Vec::new(), Vec::new());
         while let Some(page) = walker.peek_next_page()? {
+            logged.check_page(&page)?;
             if !page.is_dict {
                 offsets.push(logged.last_header());
                 counts.push(page.num_rows.or(page.num_levels.filter(|_| !column.is_list)));
@@ -289,6 +297,35 @@ impl FileAt {
         let last = starts
             .and_then(|starts| starts.unwrap_or_else(PoisonError::into_inner).last().copied());
         last.unwrap_or(0)
+    }
+
+    /// Checks the page whose header was read last, before memory is allocated for its content.
+    fn check_page(&self, page: &PageMetadata) -> ParquetResult<()> {
+        let mut header = [0; 24];
+        let start = self.last_header();
+        let mut reader = ReadFrom { file: self.file.try_clone()?, offset: start };
+        let mut length = 0;
+        while length < header.len() {
+            match reader.read(&mut header[length..])? {
+                0 => break,
+                read => length += read,
+            }
+        }
+        let wrong = |problem: String| {
+            Err(ParquetError::General(format!("the page at byte {start} {problem}")))
+        };
+        let Some((unpacked, packed)) = page_sizes(&header[..length]) else {
+            return wrong("has no sizes in its header".into());
+        };
+        if is_bomb(packed, unpacked) {
+            return wrong(format!("claims to unpack from {packed} to {unpacked} bytes"));
+        }
+        match page.num_levels {
+            Some(values) if values > MAX_PAGE_VALUES => {
+                wrong(format!("claims {values} values; the limit is {MAX_PAGE_VALUES}"))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -367,5 +404,36 @@ mod tests {
         let place = whole.locate(&column, 0).unwrap();
         let failing = Pages { reader, ..whole };
         assert!(matches!(failing.decode(&column, place), Err(ReadError::System(_))));
+    }
+
+    #[test]
+    fn a_schema_that_would_overflow_the_stack_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), crate::parquet::footer::nested_file(100_000)).unwrap();
+        let message = Pages::open(file.path()).unwrap_err().to_string();
+        assert!(message.contains("nested 100000 deep; the limit is 128"), "{message}");
+    }
+
+    #[test]
+    fn pages_that_claim_too_much_are_refused_before_memory_is_allocated() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // A data page of 2³⁰ bytes, 10 of them after compression; and one of 100 bytes.
+        let bomb = [0x15, 0, 0x15, 0x80, 0x80, 0x80, 0x80, 8, 0x15, 20];
+        let plain = [0x15, 0, 0x15, 200, 1, 0x15, 140, 1];
+        let check = |header: &[u8], values: usize| {
+            std::fs::write(file.path(), header).unwrap();
+            let at = FileAt {
+                file: File::open(file.path()).unwrap(),
+                length: header.len() as u64,
+                header_starts: Some(Mutex::new(vec![0])),
+            };
+            let page = PageMetadata { num_rows: None, num_levels: Some(values), is_dict: false };
+            at.check_page(&page).map_err(|e| e.to_string())
+        };
+        assert_eq!(check(&plain, 9), Ok(()));
+        assert!(check(&bomb, 9).unwrap_err().contains("claims to unpack from 10 to 1073741824"));
+        let many = check(&plain, MAX_PAGE_VALUES + 1).unwrap_err();
+        assert!(many.contains("claims 4194305 values"), "{many}");
+        assert!(check(&plain[..3], 9).unwrap_err().contains("no sizes"));
     }
 }

@@ -9,12 +9,12 @@ use crate::reject_budget::count_by_reason;
 
 /// Smallest value, median, 95th percentile and largest value of a histogram.
 fn spread(histogram: &BTreeMap<u32, u64>) -> Option<[u32; 4]> {
-    let total: u64 = histogram.values().sum();
+    let total: f64 = histogram.values().map(|&count| count as f64).sum();
     let at = |share: f64| {
-        let rank = ((total as f64 * share).ceil() as u64).max(1);
-        let mut seen = 0;
+        let rank = (total * share).ceil().max(1.0);
+        let mut seen = 0.0;
         let reached = histogram.iter().find(|(_, count)| {
-            seen += **count;
+            seen += **count as f64;
             seen >= rank
         });
         reached.map(|(&value, _)| value)
@@ -30,7 +30,7 @@ impl Manifest {
         let limit = made_with.max_seq_len;
         let mut table = Table::new(&[Align::Left]);
         let mut add = |name: &str, value: String| table.push(&[&name, &value]);
-        let megabytes = shards.iter().map(|shard| shard.num_bytes).sum::<u64>() as f64 / 1e6;
+        let megabytes = shards.iter().map(|shard| shard.num_bytes as f64).sum::<f64>() / 1e6;
         let num_shards = count(shards.len(), "shard");
         add("rows", format!("{num_rows} of {num_source_rows}, in {num_shards}, {megabytes:.1} MB"));
         if let Some([min, median, p95, max]) = spread(&statistics.rows_by_tokens) {

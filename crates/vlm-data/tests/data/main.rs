@@ -1,6 +1,7 @@
 //! Tests of the crate's public interface, against golden files and with bad data.
 
 mod answer_spans;
+mod damaged;
 mod example;
 mod forms;
 mod loader;

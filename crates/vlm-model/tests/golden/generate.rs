@@ -1,8 +1,10 @@
 //! Greedy decoding with the key/value cache.
 
 use tch::{IndexOp, Tensor};
-use vlm_model::generate::{GenerateOptions, Prompt, generate};
-use vlm_model::sampling::Sampling;
+use vlm_model::generate::{
+    Decoded, DecodingBatch, GenerateOptions, NewRow, Prompt, RowEnd, generate,
+};
+use vlm_model::sampling::{Sampler, Sampling};
 use vlm_model::{ImageInput, ModelBatch, Vlm};
 
 use crate::fixtures::{assert_close, image_runs, json, model, pixels, tensors};
@@ -113,4 +115,71 @@ fn a_row_that_ends_does_not_change_the_others() {
         assert_eq!(tokens[..], case.tokens[..len]);
     }
     assert!(generated[0].len() <= 5 && generated[1].len() <= 9);
+}
+
+#[test]
+fn rows_that_join_a_running_batch_and_rows_that_are_removed_do_not_change_the_others() {
+    let model = model("dense");
+    let cases = cases();
+    let mut tokens = vec![Vec::new(); cases.len()];
+    let mut ends = vec![None; cases.len()];
+    let mut batch = DecodingBatch::new(&model, Vec::new());
+    let mut record = |decoded: Vec<Decoded>| {
+        for Decoded { key, id, end } in decoded {
+            tokens[key as usize].extend(id);
+            ends[key as usize] = end;
+        }
+    };
+    // The rows join seven steps apart, the shortest prompt first, and the second leaves again.
+    let mut order: Vec<usize> = (0..cases.len()).collect();
+    order.sort_by_key(|&k| cases[k].prompt.input_ids.len());
+    let left = order[1];
+    for &k in &order {
+        let row = NewRow {
+            key: k as u64,
+            prompt: &cases[k].prompt,
+            sampler: Sampler::new(&Sampling::default(), 0, &cases[k].prompt.input_ids),
+            max_new_tokens: 40,
+        };
+        let images = ImageInput::Pixels(pixels(&Tensor::from_slice(&[cases[k].image])));
+        record(batch.add(vec![row], images).unwrap());
+        for _ in 0..7 {
+            record(batch.step().unwrap());
+        }
+        if k != left {
+            batch.retain(|key| key != left as u64);
+        }
+    }
+    while !batch.is_empty() {
+        record(batch.step().unwrap());
+    }
+    for (k, case) in cases.iter().enumerate() {
+        let len = tokens[k].len();
+        assert_eq!(tokens[k], case.tokens[..len], "prompt {k}");
+        assert_eq!((len == 40, ends[k]), (k != left, (k != left).then_some(RowEnd::Length)));
+    }
+}
+
+#[test]
+fn a_row_without_further_positions_ends_alone() {
+    let model = model("dense");
+    let max_positions = model.lm().max_positions() as usize;
+    let row = |key, prompt| NewRow {
+        key,
+        prompt,
+        sampler: Sampler::new(&Sampling::default(), 0, &[]),
+        max_new_tokens: 9,
+    };
+    let prompt = |len| Prompt { input_ids: vec![5; len], image_starts: Vec::new() };
+    let (long, short) = (prompt(max_positions - 1), prompt(3));
+    let mut batch = DecodingBatch::new(&model, Vec::new());
+    let first = batch.add(vec![row(0, &long), row(1, &short)], ImageInput::None).unwrap();
+    assert!(first.iter().all(|decoded| decoded.end.is_none()), "{first:?}");
+    let second = batch.step().unwrap();
+    assert_eq!((second[0].end, second[1].end), (Some(RowEnd::Length), None));
+    let mut num_tokens = 2;
+    while !batch.is_empty() {
+        num_tokens += batch.step().unwrap().len();
+    }
+    assert_eq!(num_tokens, 9);
 }

@@ -10,13 +10,12 @@ use crate::{ProjectorConfig, ShapeError};
 pub(super) const KEYS: TopKeys = TopKeys {
     read: &["scale_factor", "use_reentrant_checkpointing"],
     must_be: &[("use_resampler", &[Neutral::False])],
+    // They concern the image processor and the code of the training.
+    of_tower: &["max_image_size", "size", "use_base_siglip"],
 };
 
 /// Default of `scale_factor`.
 const SCALE_FACTOR: i64 = 2;
-
-/// Keys of the vision encoder that concern the image processor and the code of the training.
-const IGNORED: [&str; 3] = ["max_image_size", "size", "use_base_siglip"];
 
 pub(super) fn parts(json: &Value) -> Result<Parts, ShapeError> {
     let defaults = json!({
@@ -24,7 +23,7 @@ pub(super) fn parts(json: &Value) -> Result<Parts, ShapeError> {
         "num_attention_heads": 16, "image_size": 224, "patch_size": 32,
     });
     let types = ["idefics3_vision", "smolvlm_vision", "idefics3", "smolvlm"];
-    let vision = tower::read(json, &types, "siglip_vision_model", &defaults, &IGNORED)?;
+    let vision = tower::read(json, &types, "siglip_vision_model", &defaults, KEYS.of_tower)?;
     let scale_factor = integer(json, "scale_factor", SCALE_FACTOR)?;
     let projector = ProjectorConfig::pixel_shuffle(scale_factor, &vision)?;
     Ok(Parts { vision, projector })

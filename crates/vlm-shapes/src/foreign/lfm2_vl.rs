@@ -20,6 +20,7 @@ pub(super) const KEYS: TopKeys = TopKeys {
         ("vision_feature_layer", &[Neutral::Number(-1.0)]),
         ("use_image_special_tokens", &[Neutral::False]),
     ],
+    of_tower: &["num_patches"],
 };
 
 /// Default of `downsample_factor`.
@@ -47,17 +48,20 @@ pub(super) fn parts(json: &Value) -> Result<Parts, ShapeError> {
     let tower = &json["vision_config"];
     let num_patches = integer(tower, "num_patches", NUM_PATCHES)?;
     let side = (num_patches as f64).sqrt().round() as i64;
-    if side * side != num_patches {
+    if side.checked_mul(side) != Some(num_patches) {
         return Err(ShapeError::Config(format!(
             "num_patches of vision_config is {num_patches}; expected a square number"
         )));
     }
     let patch_size = integer(tower, "patch_size", PATCH_SIZE)?;
     let mut whole = json.clone();
-    whole["vision_config"]["image_size"] = json!(side * patch_size);
+    if !whole["vision_config"].is_object() {
+        whole["vision_config"] = json!({});
+    }
+    whole["vision_config"]["image_size"] = json!(side.saturating_mul(patch_size));
     let types = ["siglip2_vision_model"];
     let defaults = json!({"layer_norm_eps": 1e-6});
-    let vision = tower::read(&whole, &types, "siglip_vision_model", &defaults, &["num_patches"])?;
+    let vision = tower::read(&whole, &types, "siglip_vision_model", &defaults, KEYS.of_tower)?;
     let projector = ProjectorConfig::new(projector_kind(json)?, &vision)?;
     Ok(Parts { vision, projector })
 }

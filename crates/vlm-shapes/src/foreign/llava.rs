@@ -10,6 +10,8 @@ use crate::{ProjectorConfig, ProjectorKind, ShapeError, VisionConfig, VisionFami
 pub(super) const KEYS: TopKeys = TopKeys {
     read: &["vision_feature_layer", "vision_feature_select_strategy", "projector_hidden_act"],
     must_be: &[("multimodal_projector_bias", &[Neutral::True])],
+    // The vocabulary of a text tower.
+    of_tower: &["vocab_size"],
 };
 
 /// LLaVA's default of `vision_feature_layer`: the output of the last block but one.
@@ -18,18 +20,16 @@ const FEATURE_LAYER: i64 = -2;
 /// The encoder up to the block whose output the projector takes. A SigLIP encoder is read as a
 /// whole, for use without LLaVA's projector.
 pub(super) fn vision(json: &Value) -> Result<VisionConfig, ShapeError> {
-    // `vocab_size` is that of a text tower.
-    let ignored = ["vocab_size"];
     let model_type = json["vision_config"]["model_type"].as_str().unwrap_or_default();
     if model_type.starts_with("siglip") {
-        return tower::read(json, &[model_type], model_type, &Value::Null, &ignored);
+        return tower::read(json, &[model_type], model_type, &Value::Null, KEYS.of_tower);
     }
     let defaults = json!({
         "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
         "num_attention_heads": 16, "image_size": 336, "patch_size": 14,
     });
     let mut config =
-        tower::read(json, &["clip_vision_model"], "clip_vision_model", &defaults, &ignored)?;
+        tower::read(json, &["clip_vision_model"], "clip_vision_model", &defaults, KEYS.of_tower)?;
     let blocks = config.num_hidden_layers;
     let layer = match &json["vision_feature_layer"] {
         Value::Array(_) => {

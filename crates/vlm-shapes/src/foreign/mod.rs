@@ -16,6 +16,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::keys::{self, Neutral};
+use crate::vision::check_keys;
 use crate::{ProjectorConfig, ShapeError, VisionConfig};
 
 /// A published format of a whole vision-language model.
@@ -52,6 +53,8 @@ struct TopKeys {
     /// Keys with the only supported values. A key that is left out has the format's default, which
     /// its own file checks.
     must_be: &'static [(&'static str, &'static [Neutral])],
+    /// Keys of `vision_config` that are ignored.
+    of_tower: &'static [&'static str],
 }
 
 /// Keys at the top of every format of transformers.
@@ -130,20 +133,33 @@ impl ForeignModel {
         Ok(self.parts()?.projector)
     }
 
-    /// Unknown keys at the top of `config.json` that are ignored although they have a value: worth
-    /// a warning.
+    /// Unknown keys at the top of `config.json` or in its `vision_config` that are ignored although
+    /// they have a value: worth a warning.
     ///
     /// # Errors
     /// A key may change what the model computes.
     pub fn unread_keys(&self) -> Result<Vec<String>, ShapeError> {
-        let TopKeys { read, must_be } = match self.format {
+        let TopKeys { read, must_be, of_tower } = self.keys();
+        let read = [read, &COMMON_KEYS].concat();
+        let Some(top) = self.json.as_object() else { return Ok(Vec::new()) };
+        let mut unread = keys::check_whole(top, &read, must_be)?;
+        let mut tower = top.get("vision_config").cloned().unwrap_or_default();
+        if let Some(tower) = tower.as_object_mut() {
+            tower.retain(|key, _| key != "model_type" && !of_tower.contains(&key.as_str()));
+        }
+        // A key that is not supported is an error where the vision encoder is used.
+        let of_tower = check_keys(&tower).unwrap_or_default();
+        unread.extend(of_tower.into_iter().map(|key| format!("vision_config.{key}")));
+        Ok(unread)
+    }
+
+    fn keys(&self) -> TopKeys {
+        match self.format {
             ForeignFormat::Llava => llava::KEYS,
             ForeignFormat::Idefics3 => idefics3::KEYS,
             ForeignFormat::Lfm2Vl => lfm2_vl::KEYS,
             ForeignFormat::NanoVlm => nanovlm::KEYS,
-        };
-        let read = [read, &COMMON_KEYS].concat();
-        self.json.as_object().map_or(Ok(Vec::new()), |top| keys::check_whole(top, &read, must_be))
+        }
     }
 
     /// The id of the token that stands for an image; `None` if `config.json` has none.

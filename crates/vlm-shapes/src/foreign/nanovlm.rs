@@ -23,6 +23,7 @@ pub(super) const KEYS: TopKeys = TopKeys {
         ("vit_dropout", &[Neutral::Number(0.0)]),
         ("lm_attn_scaling", &[Neutral::Number(1.0)]),
     ],
+    of_tower: &[],
 };
 
 /// Whether the keys are those of nanoVLM's `VLMConfig`.

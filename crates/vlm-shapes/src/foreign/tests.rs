@@ -239,3 +239,37 @@ fn a_siglip_encoder_in_llavas_form_may_be_used_without_its_projector() {
     json["vision_config"] = json!({"model_type": "siglip_vision_model"});
     assert_eq!(VisionConfig::from_json(&json).unwrap(), VisionConfig::siglip());
 }
+
+#[test]
+fn unknown_texts_within_the_vision_encoder_are_worth_a_warning() {
+    let mut json = llava();
+    json["vision_config"]["comment"] = json!("mine");
+    json["note"] = json!("ours");
+    json["vision_config"]["vocab_size"] = json!(32000);
+    assert_eq!(model(&json).unread_keys().unwrap(), ["note", "vision_config.comment"]);
+}
+
+#[test]
+fn numbers_that_would_overflow_are_refused() {
+    let mut json = smolvlm();
+    json["scale_factor"] = json!(1_i64 << 32);
+    assert!(model(&json).projector().unwrap_err().to_string().contains("squares of 4294967296"));
+    let mut json = lfm2_vl();
+    json["vision_config"]["num_patches"] = json!(i64::MAX);
+    assert!(model(&json).projector().unwrap_err().to_string().contains("expected a square"));
+    let mut json = llava();
+    json["vision_config"]["num_hidden_layers"] = json!(1_i64 << 40);
+    let message = model(&json).vision().unwrap_err().to_string();
+    assert!(message.contains("num_hidden_layers is 1099511627776; the limit is"), "{message}");
+}
+
+#[test]
+fn parts_of_another_type_than_expected_do_not_end_the_program() {
+    let mut json = llava();
+    json["text_config"].as_object_mut().unwrap().remove("model_type");
+    assert_eq!(model(&json).language().unwrap()["model_type"], "llama");
+    let mut json = lfm2_vl();
+    json["vision_config"] = json!(7);
+    // The encoder then has the defaults of its class.
+    assert_eq!(model(&json).vision().unwrap().num_patches(), 256);
+}

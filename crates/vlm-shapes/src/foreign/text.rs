@@ -28,7 +28,8 @@ const WITHOUT_EFFECT: [&str; 4] =
 pub(super) fn language(json: &Value, format: ForeignFormat) -> Result<Value, ShapeError> {
     let mut text = json["text_config"].as_object().cloned().unwrap_or_default();
     let default_type = if format == ForeignFormat::Lfm2Vl { "lfm2" } else { "llama" };
-    let model_type = text["model_type"].as_str().unwrap_or(default_type).to_owned();
+    let model_type = text.get("model_type").and_then(Value::as_str);
+    let model_type = model_type.unwrap_or(default_type).to_owned();
     if !SUPPORTED.contains(&model_type.as_str()) {
         return Err(ShapeError::Config(format!(
             "model_type of text_config is {model_type:?}, a language model that is not supported; \

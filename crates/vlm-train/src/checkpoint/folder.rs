@@ -94,6 +94,12 @@ pub(super) fn put_in_place(temporary: &Path, target: &Path) -> Result<(), TrainE
     }
 }
 
+/// The name of a checkpoint that is being written or removed: `.step-00000100.tmp`.
+pub(super) fn temporary_name(target: &Path) -> PathBuf {
+    let name = target.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    target.with_file_name(format!(".{name}.tmp"))
+}
+
 /// The temporary name of a checkpoint that is being replaced, on a file system that cannot exchange
 /// two names: `.step-00000100.old`.
 fn old_name(target: &Path) -> PathBuf {
@@ -139,7 +145,11 @@ pub(super) fn remove_oldest(folder: &Path, keep: usize, written: &Path) -> Resul
     }
     let num_old = others.len().saturating_sub(keep.saturating_sub(1));
     for path in &others[..num_old] {
-        fs::remove_dir_all(path).map_err(|e| TrainError::at(path, e))?;
+        // If the process is killed now, the rest must not look like a damaged checkpoint.
+        let temporary = temporary_name(path);
+        remove_if_exists(&temporary)?;
+        fs::rename(path, &temporary).map_err(|e| TrainError::at(path, e))?;
+        remove_if_exists(&temporary)?;
     }
     Ok(())
 }

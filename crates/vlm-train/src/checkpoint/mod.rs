@@ -19,7 +19,7 @@ use vlm_model::weights::{self, Format};
 use vlm_torch::Heartbeat;
 
 pub use self::folder::{clean_up, newest, rename_later, traces};
-use self::folder::{put_in_place, remove_if_exists, remove_oldest, sync};
+use self::folder::{put_in_place, remove_if_exists, remove_oldest, sync, temporary_name};
 use crate::TrainError;
 use crate::state_dict::StateDict;
 use crate::train_state::TrainState;
@@ -103,8 +103,8 @@ pub fn save(
     heartbeat: Heartbeat,
 ) -> Result<PathBuf, TrainError> {
     let step = state_dict.train_state.counters.step;
-    let name = format!("step-{step:08}");
-    let (target, temporary) = (folder.join(&name), folder.join(format!(".{name}.tmp")));
+    let target = folder.join(format!("step-{step:08}"));
+    let temporary = temporary_name(&target);
     let written = fs::create_dir_all(folder)
         .map_err(|e| TrainError::at(folder, e))
         .and_then(|()| remove_if_exists(&temporary))

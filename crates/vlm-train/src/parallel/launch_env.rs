@@ -2,7 +2,7 @@
 //! run.
 
 use std::thread::available_parallelism;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use vlm_torch::GroupOptions;
 
@@ -90,6 +90,20 @@ impl LaunchEnv {
         }))
     }
 
+    /// When the run was started: when its launcher started, which says so in `VLM_LAUNCHED_AT`
+    /// (seconds since 1970), so that a restart does not begin to count again; else when this process
+    /// started.
+    pub fn start_of_launch() -> Instant {
+        let launched = || {
+            let text = std::env::var("VLM_LAUNCHED_AT").ok()?;
+            let launched = UNIX_EPOCH + Duration::from_secs(text.parse().ok()?);
+            SystemTime::now().duration_since(launched).ok()
+        };
+        let elapsed = launched().or_else(age_of_process).unwrap_or_default();
+        let now = Instant::now();
+        now.checked_sub(elapsed).unwrap_or(now)
+    }
+
     /// Number of CPU threads for this process: an equal part of the cores when several processes
     /// run on this machine. `None` leaves the choice to libtorch: for one process, or with
     /// `OMP_NUM_THREADS`.
@@ -127,6 +141,17 @@ fn number(get: &dyn Fn(&str) -> Option<String>, name: &str) -> Result<Option<usi
             })
         })
         .transpose()
+}
+
+/// How long ago this process started; `None` where `/proc` does not say so.
+fn age_of_process() -> Option<Duration> {
+    // proc_pid_stat(5): field 22, in units that are hundredths of a second for every program. The
+    // second field, the name in parentheses, may have spaces.
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    let start = stat.rsplit_once(')')?.1.split_whitespace().nth(19)?.parse::<f64>().ok()? / 100.0;
+    let uptime = std::fs::read_to_string("/proc/uptime").ok()?;
+    let uptime = uptime.split_whitespace().next()?.parse::<f64>().ok()?;
+    Duration::try_from_secs_f64(uptime - start).ok()
 }
 
 #[cfg(test)]

@@ -3,6 +3,8 @@
 
 use vlm_data::Batch;
 
+use crate::requests::Request;
+
 /// Statistics of one rank's batch of a step.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LocalStepStats {
@@ -20,8 +22,8 @@ pub struct LocalStepStats {
     pub flops: u64,
     /// Whether the rank's loss has a gradient for any trained parameter.
     pub learns: bool,
-    /// Whether the rank was asked to stop.
-    pub stop: bool,
+    /// What the rank was asked to do.
+    pub request: Request,
     /// Whether the rank has an error and cannot take part in the step.
     pub failed: bool,
 }
@@ -41,23 +43,28 @@ impl LocalStepStats {
             rejected: batch.rejected.len() as u64,
             flops: 0,
             learns: batch.num_supervised > 0 && has_input,
-            stop: false,
+            request: Request::None,
             failed: false,
         }
     }
 
     pub(super) fn to_numbers(self) -> [i64; Self::NUM_FIELDS] {
         let Self { rows, tokens, supervised_tokens, seq_len, rejected, flops, .. } = self;
-        let [learns, stop, failed] = [self.learns, self.stop, self.failed].map(u64::from);
-        [rows, tokens, supervised_tokens, seq_len, rejected, flops, learns, stop, failed]
-            .map(|n| n as i64)
+        let counts = [rows, tokens, supervised_tokens, seq_len, rejected, flops];
+        let [rows, tokens, supervised_tokens, seq_len, rejected, flops] = counts.map(|n| n as i64);
+        let [learns, failed] = [self.learns, self.failed].map(i64::from);
+        let request = self.request as i64;
+        [rows, tokens, supervised_tokens, seq_len, rejected, flops, request, learns, failed]
     }
 
     pub(super) fn from_numbers(numbers: &[i64; Self::NUM_FIELDS]) -> Self {
         let [rows, tokens, supervised_tokens, seq_len, rejected, flops, ..] =
             numbers.map(|n| n as u64);
-        let [.., learns, stop, failed] = numbers.map(|n| n != 0);
-        Self { rows, tokens, supervised_tokens, seq_len, rejected, flops, learns, stop, failed }
+        let [.., request, learns, failed] = *numbers;
+        let (learns, failed) = (learns != 0, failed != 0);
+        let known = [Request::None, Request::Save, Request::Stop];
+        let request = known.into_iter().find(|&known| known as i64 == request).unwrap_or_default();
+        Self { rows, tokens, supervised_tokens, seq_len, rejected, flops, learns, request, failed }
     }
 }
 
@@ -78,8 +85,8 @@ pub struct GlobalStepStats {
     pub flops: u64,
     /// Whether any rank learns from the step.
     pub learns: bool,
-    /// Whether any rank was asked to stop.
-    pub stop: bool,
+    /// What any rank was asked to do.
+    pub request: Request,
     /// Whether any rank has an error.
     pub failed: bool,
 }
@@ -95,7 +102,7 @@ impl GlobalStepStats {
             rejected: sum.rejected + rank.rejected,
             flops: sum.flops + rank.flops,
             learns: sum.learns || rank.learns,
-            stop: sum.stop || rank.stop,
+            request: sum.request.max(rank.request),
             failed: sum.failed || rank.failed,
         })
     }
@@ -115,7 +122,7 @@ mod tests {
             rejected: 5,
             flops: 1 << 60,
             learns: true,
-            stop: false,
+            request: Request::Save,
             failed: true,
         };
         assert_eq!(LocalStepStats::from_numbers(&stats.to_numbers()), stats);
@@ -123,11 +130,18 @@ mod tests {
 
     #[test]
     fn global_stats_are_sums_except_for_seq_len_which_is_the_maximum() {
-        let one = LocalStepStats { rows: 2, seq_len: 9, stop: true, ..Default::default() };
-        let other = LocalStepStats { rows: 3, seq_len: 4, learns: true, ..Default::default() };
+        let one =
+            LocalStepStats { rows: 2, seq_len: 9, request: Request::Stop, ..Default::default() };
+        let other = LocalStepStats {
+            rows: 3,
+            seq_len: 4,
+            learns: true,
+            request: Request::Save,
+            ..Default::default()
+        };
         let global = GlobalStepStats::of(&[one, other]);
         assert_eq!((global.rows, global.seq_len), (5, 9));
-        assert!(global.learns && global.stop && !global.failed);
+        assert!(global.learns && global.request == Request::Stop && !global.failed);
     }
 
     #[test]

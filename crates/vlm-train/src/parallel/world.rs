@@ -372,6 +372,7 @@ impl World {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::requests::Request;
 
     #[test]
     fn a_single_process_needs_no_communication() {
@@ -381,7 +382,7 @@ mod tests {
         assert_eq!(world.broadcast(7).unwrap(), 7);
         assert_eq!(world.sum([1.0, 2.0]).unwrap(), [1.0, 2.0]);
         assert_eq!(world.all_ready(Ok(7)).unwrap(), 7);
-        let stats = LocalStepStats { rows: 3, stop: true, ..Default::default() };
+        let stats = LocalStepStats { rows: 3, request: Request::Stop, ..Default::default() };
         assert_eq!(world.sync_step(1, stats).unwrap(), GlobalStepStats::of(&[stats]));
         let may_continue = world.on_first_rank(1, Phase::Save, &|| true, |may_continue| {
             Ok::<_, TrainError>(may_continue())

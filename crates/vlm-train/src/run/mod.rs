@@ -5,6 +5,7 @@ mod identity;
 mod parts;
 mod records;
 mod resume;
+mod save;
 mod summary;
 
 use std::fmt::Display;
@@ -26,12 +27,14 @@ use crate::events::EventSink;
 use crate::metrics::MetricsFile;
 use crate::out_dir::OutDir;
 use crate::out_of_memory::{MemoryParts, with_memory_advice};
-use crate::parallel::{Phase, World, compare_ranks};
+use crate::parallel::{LaunchEnv, Phase, World, compare_ranks};
 use crate::profile::StepProfile;
+use crate::requests::Requests;
 use crate::samples::{self, SamplesFile};
 use crate::state_dict::broadcast_weights;
+use crate::step_lines::StepLines;
 use crate::train_state::TrainState;
-use crate::trainer::{Ending, Trainer};
+use crate::trainer::{Ending, LOSS_SPIKES, Trainer};
 use crate::utilization::Utilization;
 use vlm_infer::Dtype;
 use vlm_infer::evaluation::Evaluator;
@@ -56,6 +59,8 @@ pub struct Run {
     resumed: Option<Checkpoint>,
     /// Sinks that the caller added. The files of the out-dir are not among them.
     sinks: Vec<Box<dyn EventSink>>,
+    /// Start of the run, from which `time_limit` counts.
+    started: Instant,
     world: World,
 }
 
@@ -81,6 +86,7 @@ impl Run {
     /// Settings, files or shapes that cannot be used; ranks that do not connect, or that have
     /// different settings.
     pub fn prepare(config: TrainConfig) -> Result<Self, TrainError> {
+        let started = LaunchEnv::start_of_launch();
         config.validate()?;
         let timeout = Duration::from_secs(config.run.timeout_secs);
         let world = World::from_environment(config.run.ddp, timeout)?;
@@ -88,10 +94,11 @@ impl Run {
         if let Err(error) = &prepared {
             world.publish_error(error);
         }
-        Ok(Self { world, ..prepared? })
+        Ok(Self { world, started, ..prepared? })
     }
 
     fn prepare_in(config: TrainConfig, world: &World) -> Result<Self, TrainError> {
+        vlm_torch::set_operation(c"opening the tokenizer, the rows and the device");
         let parts = world.all_ready(Parts::assemble(&config, world))?;
         let nccl = world.all_ready(world.use_device(parts.device))?;
         world.log_rank(parts.device, nccl.as_deref());
@@ -104,6 +111,7 @@ impl Run {
         };
         let (out_dir, resumed) = world.all_ready(opened)?;
         let Parts { tokenizer, processor, loader, evaluator, shapes, device, dtype, .. } = parts;
+        vlm_torch::set_operation(c"creating the model with its weights");
         let model = with_memory_advice(None, || {
             let has_encoder = config.model.features.is_none();
             let files = parts::model_files(&config.model);
@@ -137,6 +145,7 @@ impl Run {
             identity,
             resumed,
             sinks: Vec::new(),
+            started: Instant::now(),
         })
     }
 
@@ -190,21 +199,23 @@ impl Run {
         done
     }
 
-    /// Trains to the end, writes checkpoints at intervals, and writes the final weights. When
-    /// `stop` is set, the training ends after the current update, and a checkpoint is written.
+    /// Trains to the end, writes checkpoints at intervals and on request, and writes the final
+    /// weights. On a request to stop, or when `time_limit` is near, the training ends after the
+    /// current update, and a checkpoint is written.
     ///
     /// # Errors
     /// A failure of the data, the model or the disk. Earlier checkpoints are unaffected.
-    pub fn train(&mut self, stop: &AtomicBool) -> Result<Summary, TrainError> {
+    pub fn train(&mut self, requests: &Requests) -> Result<Summary, TrainError> {
+        vlm_torch::set_operation(c"training");
         let parts = MemoryParts::of(&self.model);
-        let summary = with_memory_advice(Some(parts), || self.train_to_the_end(stop));
+        let summary = with_memory_advice(Some(parts), || self.train_to_the_end(requests));
         if let Err(error) = &summary {
             self.world.publish_error(error);
         }
         summary
     }
 
-    fn train_to_the_end(&mut self, stop: &AtomicBool) -> Result<Summary, TrainError> {
+    fn train_to_the_end(&mut self, requests: &Requests) -> Result<Summary, TrainError> {
         let started = Instant::now();
         let is_first = self.is_first_rank();
         let trainable = self.model.trainable();
@@ -235,6 +246,10 @@ impl Run {
             sinks.extend(self.file_sinks(before.step)?);
             trainer.sinks = sinks;
             trainer.reject_log = Some(RejectLog::open(&self.out_dir.join("rejected.jsonl"))?);
+            if self.config.optim.loss_spike_factor.is_some() {
+                let path = self.out_dir.join(LOSS_SPIKES);
+                trainer.spike_log = Some(StepLines::open_after(&path, before.step)?);
+            }
         }
         let (freeze, device) = (&self.config.model.freeze, self.model.device());
         let utilization = Utilization::new(&self.shapes, freeze, device, self.dtype, &self.world)?;
@@ -249,9 +264,14 @@ impl Run {
             _ => None,
         };
         trainer.evaluator = self.evaluator.as_ref();
-        trainer.last_checkpoint = resumed.map(|checkpoint| checkpoint.path);
-        let ending = trainer.run(stop, &mut |trainer| self.save_checkpoint(trainer))?;
-        self.save_checkpoint(&trainer)?;
+        trainer.saver.continue_from(resumed.map(|checkpoint| checkpoint.path));
+        trainer.started = self.started;
+        // An error is published first: the trainer waits for a checkpoint that is being written.
+        let ending = trainer
+            .run(requests, &mut |trainer| self.save(trainer, false))
+            .inspect_err(|error| self.world.publish_error(error))?;
+        vlm_torch::set_operation(c"saving the result of the training");
+        self.save(&mut trainer, true)?;
         let rejected_by_reason =
             trainer.reject_log.as_ref().map(|log| log.by_reason().clone()).unwrap_or_default();
 
@@ -278,6 +298,7 @@ impl Run {
             skipped_updates: counters.skipped_updates,
             empty_steps: counters.empty_steps,
             trainable_parameters: num_trainable,
+            save_wait_secs: trainer.saver.waited().as_secs_f64(),
             extra,
         })
     }

@@ -1,21 +1,16 @@
-//! Writes the files of a run except its metrics: checkpoints, weights, `config.json`, summary and
-//! report.
+//! The contents of the files of a run besides its checkpoints and metrics: weights, `config.json`,
+//! summary and report.
 
-use std::path::PathBuf;
+use std::io::Write;
 
 use tch::Tensor;
+use vlm_board::{HeldOutSection, report_html};
 use vlm_display::count;
 use vlm_model::lm::with_tied_output;
-use vlm_model::weights::{self, Format};
-use vlm_torch::Heartbeat;
 
 use super::{Run, Summary};
 use crate::TrainError;
 use crate::machine::device_name;
-use crate::parallel::Phase;
-use crate::report::HeldOutSection;
-use crate::trainer::Trainer;
-use crate::{checkpoint, encoder_files, report};
 
 impl Run {
     /// Base name of the weights files that the run writes: `pretrain_vlm_{dim}[_moe]` or
@@ -24,75 +19,12 @@ impl Run {
         self.config.stage.weights_name(self.shapes.lm.dim, self.shapes.lm.use_moe)
     }
 
-    /// Writes a checkpoint and the weights files. Only rank 0 writes, and returns the path of the
-    /// checkpoint. Collective: all ranks compare their weights with those of rank 0.
-    pub(super) fn save_checkpoint(&self, trainer: &Trainer) -> Result<Option<PathBuf>, TrainError> {
-        let differing = self.world.ranks_that_differ(&self.model.trainable())?;
-        if !differing.is_empty() && self.is_first_rank() {
-            tracing::warn!(
-                "the weights of ranks {differing:?} differ from those of rank 0, which are saved; \
-                 processors of different types round differently"
-            );
-        }
-        let step = trainer.state.counters.step;
-        // A save that has started is finished, even when the run is asked to stop.
-        self.world.on_first_rank(step, Phase::Save, &|| false, |report_progress| {
-            self.write_checkpoint(trainer, Heartbeat(&|| _ = report_progress()))
-        })
-    }
-
-    /// Writes a checkpoint and the weights files, and returns the path of the checkpoint. Calls
-    /// `heartbeat` regularly, because the other ranks wait.
-    fn write_checkpoint(
-        &self,
-        trainer: &Trainer,
-        heartbeat: Heartbeat,
-    ) -> Result<PathBuf, TrainError> {
-        self.out_dir.check_not_replaced()?;
-        // A run that ends while updates are being skipped may have diverged, so its checkpoint must
-        // not replace a healthy one.
-        let keep =
-            (trainer.state.skipped_in_a_row == 0).then_some(self.config.run.keep_checkpoints);
-        let folder = self.out_dir.join("checkpoints");
-        let path =
-            checkpoint::save(&folder, &trainer.state_dict(), &self.identity, keep, heartbeat)?;
-        if keep.is_none() {
-            tracing::warn!(
-                "{}: the run skipped the last {} before this checkpoint because the loss or \
-                 gradient was not finite. {}",
-                path.display(),
-                count(trainer.state.skipped_in_a_row, "update"),
-                trainer.last_healthy_checkpoint()
-            );
-        }
-        self.write_weights(&self.weights_name(), &self.weights_with(Vec::new()), heartbeat)?;
-        if let Some(averages) = trainer.optimizer.averages() {
-            let name = format!("{}_ema", self.weights_name());
-            self.write_weights(&name, &self.weights_with(averages), heartbeat)?;
-        }
-        let encoder = &self.config.model.vision;
-        encoder_files::save(&self.model, &self.shapes, encoder, self.out_dir.path(), heartbeat)?;
-        Ok(path)
-    }
-
-    /// Writes the weights files `{name}.pth` and `{name}.safetensors`.
-    fn write_weights(
-        &self,
-        name: &str,
-        weights: &[(String, Tensor)],
-        heartbeat: Heartbeat,
-    ) -> Result<(), TrainError> {
-        for (extension, format) in [("pth", Format::Pth), ("safetensors", Format::Safetensors)] {
-            let path = self.out_dir.join(format!("{name}.{extension}"));
-            weights::save_with(&path, weights, format, Some(heartbeat))
-                .map_err(|e| TrainError::at(&path, e))?;
-        }
-        Ok(())
-    }
-
     /// All weights except those of the vision encoder, by name. A tensor in `replaced` is used
     /// instead of the model's tensor with the same name.
-    fn weights_with(&self, mut replaced: Vec<(String, Tensor)>) -> Vec<(String, Tensor)> {
+    pub(super) fn weights_with(
+        &self,
+        mut replaced: Vec<(String, Tensor)>,
+    ) -> Vec<(String, Tensor)> {
         let mut named = self.model.params().named();
         for (name, tensor) in &mut named {
             if let Some(index) = replaced.iter().position(|(other, _)| other == name) {
@@ -108,8 +40,13 @@ impl Run {
         if !self.is_first_rank() {
             return;
         }
-        if let Err(error) = report::write(self.out_dir.path(), held_out) {
-            tracing::warn!("{} was not written: {error}", report::FILE_NAME);
+        let page = report_html(self.out_dir.path(), held_out);
+        let path = self.out_dir.join("report.html");
+        let written = vlm_torch::write_atomically(&path, |file| {
+            file.write_all(page.as_bytes()).map_err(|e| TrainError::at(&path, e))
+        });
+        if let Err(error) = written {
+            tracing::warn!("report.html was not written: {error}");
         }
     }
 
@@ -135,6 +72,8 @@ impl Run {
         }
         tree["run"] = serde_json::to_value(&config).unwrap_or_default();
         tree["dtype"] = serde_json::to_value(self.dtype).unwrap_or_default();
+        let all_steps = self.config.optim.epochs * self.loader.batches_per_epoch() as u64;
+        tree["last_step"] = all_steps.min(self.config.run.max_steps.unwrap_or(u64::MAX)).into();
         tree["program"] = env!("CARGO_PKG_VERSION").into();
         tree
     }
@@ -156,11 +95,11 @@ impl Run {
             num_trainable as f64 / 1e6,
         );
         tracing::info!(
-            "{}, {} per epoch, {}; {device}, {:?}; writing to {}",
+            "{}, {} per epoch, {}; {device}, {}; writing to {}",
             count(self.loader.num_rows(), "row"),
             count(self.loader.batches_per_epoch(), "batch"),
             count(self.config.optim.epochs, "epoch"),
-            self.dtype,
+            format!("{:?}", self.dtype).to_lowercase(),
             self.out_dir.path().display()
         );
     }

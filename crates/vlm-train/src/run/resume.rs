@@ -105,18 +105,20 @@ pub(super) fn find_checkpoint(
 /// the files of an earlier run. This is allowed only if that run ended before its first checkpoint.
 ///
 /// # Errors
-/// The out-dir holds checkpoints that cannot be used, metrics of steps after the first checkpoint,
-/// or weights.
+/// The out-dir holds checkpoints that cannot be used, metrics of steps at which the first checkpoint
+/// was complete, or weights.
 fn refuse_to_overwrite(config: &TrainConfig, out_dir: &OutDir) -> Result<(), TrainError> {
     let traces = checkpoint::traces(&out_dir.join("checkpoints"));
     let metrics = out_dir.join("metrics.jsonl");
     let last_step = step_lines::last_step(&metrics);
     // A checkpoint is written only after an update, which ends every `accumulation_steps` steps.
     let steps_per_update = config.optim.accumulation_steps.max(1);
-    let first_save = config.run.save_interval.div_ceil(steps_per_update) * steps_per_update;
+    let interval = config.run.save_interval.div_ceil(steps_per_update) * steps_per_update;
+    // The first one may be written in the background until the second one is due.
+    let last_without_checkpoint = 2 * interval;
     let found = if !traces.is_empty() {
         format!("checkpoints/{} cannot be used", traces.join(", checkpoints/"))
-    } else if let Some(step) = last_step.filter(|&step| step > first_save) {
+    } else if let Some(step) = last_step.filter(|&step| step > last_without_checkpoint) {
         format!("metrics.jsonl has lines up to step {step}")
     } else if out_dir.holds_weights() {
         "the folder has weights of an earlier run".to_owned()

@@ -32,6 +32,8 @@ pub struct Summary {
     pub empty_steps: u64,
     /// Number of elements of the trained tensors.
     pub trainable_parameters: i64,
+    /// Time that the training waited for checkpoints, the last one included, in seconds.
+    pub save_wait_secs: f64,
     /// Further entries by name: the cost of the communication, and entries that the caller adds.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,

@@ -38,7 +38,11 @@ impl Trainer<'_> {
     }
 
     /// The error for too many consecutive skipped updates. `rows` are the rows of the last one.
-    pub(super) fn diverged(&self, rows: &[usize]) -> TrainError {
+    pub(super) fn diverged(&mut self, rows: &[usize]) -> TrainError {
+        // The checkpoint that is being written may become the last one.
+        if let Err(error) = self.saver.wait(&|| ()) {
+            tracing::warn!("{error}");
+        }
         TrainError::Failed(format!(
             "step {}: skipped {} because the loss or gradient was not finite. The rows of the last one are {}. {}. Lower `learning_rate`, or check these \
              rows",
@@ -75,7 +79,7 @@ impl Trainer<'_> {
 
     /// A sentence about the newest healthy checkpoint for a message, without a full stop.
     pub(crate) fn last_healthy_checkpoint(&self) -> String {
-        match &self.last_checkpoint {
+        match self.saver.last() {
             Some(path) => format!("The last healthy checkpoint is {}", path.display()),
             None => "There is no earlier checkpoint".to_owned(),
         }

@@ -1,6 +1,5 @@
 //! Sends events to the sinks: steps, log lines and evaluations.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use tch::{Device, Tensor};
@@ -12,6 +11,7 @@ use super::{MicroBatchLoss, Trainer};
 use crate::TrainError;
 use crate::events::{EvalLine, Event, LogLine, StepReport};
 use crate::parallel::{GlobalStepStats, Phase};
+use crate::requests::Requests;
 use crate::utilization::Utilization;
 
 /// The loss of a micro-batch over all ranks.
@@ -35,14 +35,16 @@ impl Trainer<'_> {
     }
 
     /// The sum of the ranks' parts of a loss. On a GPU it is computed only for steps that are
-    /// logged, because reading a loss makes the host wait for the GPU.
+    /// logged, and with `loss_spike_factor`, because reading a loss makes the host wait for the GPU.
     pub(super) fn loss_of_all_ranks(
         &self,
         own: Option<&MicroBatchLoss>,
         stats: &GlobalStepStats,
         is_last: bool,
     ) -> Result<GlobalLoss, TrainError> {
-        let is_wanted = self.is_logged(is_last) || self.model.device() == Device::Cpu;
+        let is_wanted = self.config.optim.loss_spike_factor.is_some()
+            || self.is_logged(is_last)
+            || self.model.device() == Device::Cpu;
         if !is_wanted || stats.supervised_tokens == 0 {
             return Ok(GlobalLoss::default());
         }
@@ -70,7 +72,7 @@ impl Trainer<'_> {
             let report = StepReport { step: counters.step, loss, lr, samples_per_sec };
             return self.emit(&Event::Step(report));
         }
-        let speed = self.meter.lap(counters);
+        let speed = self.meter.lap(counters, self.saver.waited());
         let samples_per_sec = speed.samples_per_sec;
         let matrix_rate = self.utilization.as_ref().and_then(Utilization::matrix_rate);
         self.emit(&Event::Step(StepReport { step: counters.step, loss, lr, samples_per_sec }))?;
@@ -89,6 +91,7 @@ impl Trainer<'_> {
             tokens_per_sec: speed.tokens_per_sec,
             data_wait_ms: speed.data_wait_ms,
             step_ms: speed.step_ms,
+            save_wait_ms: speed.save_wait_ms,
             flops_per_sec: speed.flops_per_sec,
             mfu: speed.flops_per_sec.zip(matrix_rate).map(|(needed, possible)| needed / possible),
             peak_memory_bytes: peak_memory_bytes(self.model.device()).unwrap_or(0),
@@ -98,16 +101,16 @@ impl Trainer<'_> {
     }
 
     /// Evaluates the current weights, if an evaluation is configured, and sends the result to the
-    /// sinks. Returns `false` on all ranks if any of them was asked to stop during the evaluation,
-    /// which is then still due.
-    pub(super) fn evaluate(&mut self, stop: &AtomicBool) -> Result<bool, TrainError> {
+    /// sinks. Returns `false` on all ranks if any of them was asked to stop during the evaluation, or
+    /// the time limit is near; the evaluation is then still due.
+    pub(super) fn evaluate(&mut self, requests: &Requests) -> Result<bool, TrainError> {
         if self.config.eval.data_path.is_none() {
             self.state.eval_is_due = false;
             return Ok(true);
         }
         let started = Instant::now();
         self.set_phase(Phase::Evaluate);
-        let (report, is_complete) = self.evaluate_on_first_rank(stop)?;
+        let (report, is_complete) = self.evaluate_on_first_rank(requests)?;
         self.state.eval_is_due = !is_complete;
         self.meter.paused(started.elapsed());
         if let Some(report) = report {
@@ -126,9 +129,9 @@ impl Trainer<'_> {
     /// ranks whether the evaluation is complete.
     fn evaluate_on_first_rank(
         &self,
-        stop: &AtomicBool,
+        requests: &Requests,
     ) -> Result<(Option<EvalReport>, bool), TrainError> {
-        let stop_is_requested = || stop.load(Ordering::Relaxed);
+        let stop_is_requested = || requests.stop() || self.time_is_up();
         let evaluate = |may_continue: &dyn Fn() -> bool| -> Result<_, TrainError> {
             let report = self.evaluator.map(|e| e.evaluate(self.model, self.dtype, may_continue));
             Ok(report.transpose()?.flatten())

@@ -3,7 +3,6 @@
 //! and gives the tolerances.
 
 use std::path::PathBuf;
-use std::sync::atomic::AtomicBool;
 
 use tch::{Device, IndexOp, Kind, Tensor};
 use vlm_data::{
@@ -15,7 +14,7 @@ use vlm_model::weights::Weights;
 use vlm_model::{LmConfig, VisionConfig, Vlm};
 use vlm_train::parallel::World;
 use vlm_train::trainer::{BatchSource, Batches, Ending, Trainer};
-use vlm_train::{MetricsFile, TrainConfig, TrainState};
+use vlm_train::{MetricsFile, Requests, TrainConfig, TrainState};
 
 const IMAGE_TOKENS: usize = 196;
 const IMAGE_TOKEN_ID: i64 = 34;
@@ -149,9 +148,9 @@ fn try_to_train(
     let rejects = folder.path().join("rejected.jsonl");
     trainer.reject_log = Some(RejectLog::open(&rejects).unwrap());
     let mut saved = Vec::new();
-    let ending = trainer.run(&AtomicBool::new(false), &mut |trainer| {
+    let ending = trainer.run(&Requests::default(), &mut |trainer| {
         saved.push(trainer.state.counters.step);
-        Ok(Some(PathBuf::from(format!("step-{}", trainer.state.counters.step))))
+        Ok(())
     });
     let ended = ending.map_err(|error| error.to_string()).map(|ending| {
         assert_eq!(ending, Ending::Finished);
