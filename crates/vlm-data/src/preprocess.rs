@@ -108,7 +108,7 @@ impl ImageProcessor {
         self.config.scaled_to(image_size).map(Self::new).map_err(DataError::Settings)
     }
 
-    /// This preprocessing with other limits.
+    /// This preprocessing with other limits on the size of images.
     #[must_use]
     pub fn with_limits(mut self, limits: ImageLimits) -> Self {
         self.limits = limits;
@@ -132,12 +132,6 @@ impl ImageProcessor {
         }));
         let hash = blake3::hash(format!("{config:?}").as_bytes()).to_hex().to_string();
         Self { config, limits: ImageLimits::default(), levels, hash }
-    }
-
-    /// The same preprocessing with other limits on the size of images.
-    #[must_use]
-    pub fn with_limits(self, limits: ImageLimits) -> Self {
-        Self { limits, ..self }
     }
 
     /// S in pixels.

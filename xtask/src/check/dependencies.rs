@@ -22,7 +22,7 @@ struct Rule {
 /// Text for people, which every crate may use.
 const ALLOWED_EVERYWHERE: &str = "vlm-display";
 
-const RULES: [Rule; 11] = [
+const RULES: [Rule; 12] = [
     Rule {
         package: "vlm-data",
         manifest: "crates/vlm-data/Cargo.toml",
