@@ -16,6 +16,7 @@ mod loading;
 mod minimind3v;
 mod overfit;
 mod parallel;
+mod performance;
 mod planning;
 mod prepare;
 mod reference_runs;

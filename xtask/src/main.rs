@@ -101,7 +101,7 @@ enum Command {
     Check,
     /// Kill and damage small training runs, and check that none is lost or changed
     Torture(torture::TortureArgs),
-    /// Measure the speed of data loading on this machine
+    /// Measure the speed of data loading and of the training on this machine
     #[command(subcommand)]
     Bench(bench::Bench),
 }

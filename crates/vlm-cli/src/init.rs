@@ -12,7 +12,7 @@ use vlm_model::lm::{CausalLm, with_tied_output};
 use vlm_model::params::ParamStore;
 use vlm_model::vision::VisionEncoder;
 use vlm_model::weights::{self, Format};
-use vlm_model::{LmConfig, LmFamily, VisionConfig, VisionFamily};
+use vlm_model::{LmConfig, LmFamily, Projector, ProjectorConfig, VisionConfig, VisionFamily};
 
 use crate::error::CliError;
 
@@ -48,6 +48,10 @@ pub struct InitArgs {
     /// siglip2-base-patch16-256, siglip2-base-patch32-256 or none.
     #[arg(long, value_name = "NAME", default_value = "clip-vit-base-patch16")]
     pub vision: String,
+    /// Add random weights of the family's projector to the file of the language model, so that
+    /// several runs or programs start from the same ones.
+    #[arg(long)]
+    pub with_projector: bool,
     /// Seed of the weights.
     #[arg(long, value_name = "N", default_value_t = 1337)]
     pub seed: u64,
@@ -81,11 +85,22 @@ pub fn run(args: &InitArgs) -> Result<()> {
         }
     }
     lm.validate()?;
+    let projector = match (&vision, args.with_projector) {
+        (Some(vision), true) => Some((ProjectorConfig::default_for(&lm, vision)?, vision)),
+        (None, true) => {
+            let message = "--with-projector needs a vision encoder; leave out --vision none";
+            return Err(CliError::Usage(message.to_owned()).into());
+        }
+        (_, false) => None,
+    };
     std::fs::create_dir_all(&args.out_dir)
         .with_context(|| format!("creating {}", args.out_dir.display()))?;
     tch::manual_seed(args.seed as i64);
     let store = ParamStore::new(Device::Cpu);
     let _ = CausalLm::new(&store.root(), &lm);
+    if let Some((projector, vision)) = projector {
+        let _ = Projector::new(&store.root(), &projector, vision, lm.dim);
+    }
     weights::save(&lm_path, &with_tied_output(store.named(), &lm), Format::Pth)?;
     write_json(&args.out_dir.join("config.json"), &lm.to_json())?;
     let millions = store.num_elements() as f64 / 1e6;

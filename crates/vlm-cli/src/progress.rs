@@ -65,9 +65,7 @@ impl TrainingProgress {
     }
 
     fn show_log_line(&mut self, line: &LogLine, now: Instant) {
-        // Absent where the rate of the device is not known.
-        let fields = serde_json::to_value(line).unwrap_or_default();
-        self.mfu = fields["mfu"].as_f64();
+        self.mfu = line.mfu;
         let is_end = line.step == self.last_step || line.step == self.started.0 + 1;
         if self.bar.is_hidden() || is_end || self.is_line_due(now) {
             self.print(&self.step_line(line, now), now);

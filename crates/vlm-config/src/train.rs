@@ -458,6 +458,9 @@ settings! {
         time_limit: Option<Seconds> = None, shown("TIME").at_least(1.0);
         /// Write event files for TensorBoard to the out-dir.
         tensorboard: bool = true, switch().negatable();
+        /// Profile this many steps: trace.json in the out-dir (for chrome://tracing or Perfetto) has
+        /// their operators, and profile.txt shows where their time goes. 0 turns this off.
+        profile_steps: u64 = 0, shown("STEPS").named("profile");
         /// Number of CPU threads for arithmetic.
         num_threads: Option<i32> = None, shown("N").at_least(1.0).default_is("the number of cores");
         /// Number of seconds that a process waits for the others of its run, at the start and in

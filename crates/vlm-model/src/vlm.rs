@@ -183,6 +183,7 @@ impl Vlm {
                 expected[0], expected[1], expected[2]
             )));
         }
+        let _span = vlm_torch::span("vision encoder");
         let is_trained = !self.vision_store.trainable().is_empty();
         Ok(if is_trained {
             vision.patch_features(pixel_values)
@@ -268,6 +269,7 @@ impl Vlm {
         features_npv: &Tensor,
         flat_starts: &[i64],
     ) -> Tensor {
+        let _span = vlm_torch::span("projector");
         let size = embedded_bth.size();
         let (hidden, run) = (size[2], self.tokens_per_image());
         let places: Vec<i64> = flat_starts.iter().flat_map(|&start| start..start + run).collect();
@@ -303,6 +305,7 @@ impl Vlm {
                 self.lm.max_positions()
             )));
         }
+        let _span = vlm_torch::span("language model");
         match (&batch.packed_lengths, &cache) {
             (None, _) => Ok(self.lm.forward(&embedded_bth, cache, train)),
             (Some(lengths), None) => Ok(self.lm.forward_packed(&embedded_bth, lengths, train)),
@@ -328,6 +331,7 @@ impl Vlm {
         train: bool,
     ) -> Result<LossSum, ModelError> {
         let (logits_sv, aux_loss) = self.supervised_logits(batch, supervised, targets, train)?;
+        let _span = vlm_torch::span("logits and loss");
         let sum = cross_entropy(&logits_sv, targets, Reduction::Sum);
         Ok(LossSum { sum, num_supervised: targets.size()[0], aux_loss })
     }
@@ -374,6 +378,7 @@ impl Vlm {
             )));
         }
         let LmOutput { hidden: hidden_bth, aux_loss } = self.forward(batch, None, train)?;
+        let _span = vlm_torch::span("logits and loss");
         let hidden_sh = hidden_bth.view([-1, self.lm.config().dim]).index_select(0, supervised);
         Ok((self.lm.logits(&hidden_sh).to_kind(Kind::Float), aux_loss))
     }

@@ -22,6 +22,7 @@
 
 mod config_file;
 mod error;
+mod flops;
 mod foreign;
 mod freeze;
 mod hugging_face;
@@ -40,6 +41,7 @@ mod transformers_form;
 mod vision;
 
 pub use error::ShapeError;
+pub use flops::{BatchShape, GpuPeak, StepFlops};
 pub use foreign::{ForeignFormat, ForeignModel};
 pub use freeze::FreezePolicy;
 pub use lm::{LmConfig, LmFamily, LoadBalance, MoeConfig};

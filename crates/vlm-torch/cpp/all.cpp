@@ -7,6 +7,7 @@
 #include "guard.cpp"
 #include "optim.cpp"
 #include "process_group.cpp"
+#include "profile.cpp"
 #include "pth.cpp"
 #include "reducer.cpp"
 #include "runtime.cpp"

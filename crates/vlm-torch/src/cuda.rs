@@ -78,6 +78,15 @@ pub fn cuda_bus_id(index: usize) -> Option<String> {
     Some(unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned())
 }
 
+/// The model of CUDA device `index` as NVIDIA's driver names it, for example `NVIDIA H200`. `None`
+/// if CUDA is not loaded or the driver does not report it.
+pub fn cuda_device_name(index: usize) -> Option<String> {
+    let gpu = Path::new("/proc/driver/nvidia/gpus").join(cuda_bus_id(index)?.to_lowercase());
+    let text = fs::read_to_string(gpu.join("information")).ok()?;
+    let model = text.lines().find_map(|line| line.strip_prefix("Model:"))?;
+    Some(model.trim().to_owned())
+}
+
 /// The message of the dynamic loader's last error.
 pub(crate) fn last_loader_error() -> String {
     // SAFETY: after a failed dlopen or dlsym, dlerror returns this thread's message or null.

@@ -44,6 +44,12 @@ pub(crate) struct ReducerHandle {
     opaque: [u8; 0],
 }
 
+/// `at::RecordFunction`.
+#[repr(C)]
+pub(crate) struct SpanHandle {
+    opaque: [u8; 0],
+}
+
 unsafe extern "C" {
     fn vlm_last_error() -> *const c_char;
     fn vlm_set_error(message: *const c_char);
@@ -107,6 +113,11 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
         num_outputs: usize,
     ) -> c_int;
+
+    pub(crate) fn vlm_profiler_start(with_cuda: c_int) -> c_int;
+    pub(crate) fn vlm_profiler_stop(path: *const c_char) -> c_int;
+    pub(crate) fn vlm_span_begin(name: *const c_char, out: *mut *mut SpanHandle) -> c_int;
+    pub(crate) fn vlm_span_end(span: *mut SpanHandle);
 
     pub(crate) fn vlm_write_pth(
         names: *const *const u8,

@@ -135,6 +135,16 @@ pub struct LogLine {
     /// Time that the training waited for checkpoints since the previous line, in milliseconds: for
     /// an earlier one that was still being written, and for the copy of the weights.
     pub save_wait_ms: f64,
+    /// Operations per second that the steps since the previous line needed, on all ranks together:
+    /// the matrix products of forward and backward pass, without padding. Absent if they are not
+    /// counted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flops_per_sec: Option<f64>,
+    /// Model FLOPs utilisation: `flops_per_sec` as a share of the rate of matrix products of the
+    /// run's devices, which is measured at the start, or that of a known GPU's data sheet. Absent if
+    /// it is unknown.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
     /// Largest amount of memory in use so far, in bytes: that of the process on a CPU, that of the
     /// allocator on a GPU.
     pub peak_memory_bytes: u64,

@@ -19,6 +19,7 @@ pub mod optimizer;
 mod out_dir;
 mod out_of_memory;
 pub mod parallel;
+mod profile;
 mod rank_device;
 mod recent_losses;
 mod requests;
@@ -32,6 +33,7 @@ mod step_lines;
 mod tensor_hash;
 mod train_state;
 pub mod trainer;
+mod utilization;
 
 pub use checkpoint::{Checkpoint, LoadError, load as load_checkpoint};
 pub use config::TrainConfig;

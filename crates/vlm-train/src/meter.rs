@@ -10,6 +10,7 @@ use crate::train_state::Counters;
 pub(crate) struct Meter {
     since: Instant,
     at: Counters,
+    flops: u64,
     data_wait: Duration,
     save_wait: Duration,
     samples_per_sec: f64,
@@ -22,6 +23,8 @@ pub(crate) struct Speed {
     pub(crate) samples_per_sec: f64,
     /// Tokens per second.
     pub(crate) tokens_per_sec: f64,
+    /// Needed operations per second; `None` if they are not counted.
+    pub(crate) flops_per_sec: Option<f64>,
     /// Mean wait for data, in milliseconds per step.
     pub(crate) data_wait_ms: f64,
     /// Mean duration of a step, in milliseconds, including the wait for data.
@@ -36,6 +39,7 @@ impl Meter {
         Self {
             since: Instant::now(),
             at: counters,
+            flops: 0,
             data_wait: Duration::ZERO,
             save_wait: Duration::ZERO,
             samples_per_sec: 0.0,
@@ -52,6 +56,11 @@ impl Meter {
         self.data_wait += time;
     }
 
+    /// Adds operations that a step needs.
+    pub(crate) fn needed(&mut self, flops: u64) {
+        self.flops += flops;
+    }
+
     /// Excludes time that was not spent on training, such as an evaluation.
     pub(crate) fn paused(&mut self, time: Duration) {
         self.since += time;
@@ -66,6 +75,7 @@ impl Meter {
         let speed = Speed {
             samples_per_sec: (now.samples - self.at.samples) as f64 / secs,
             tokens_per_sec: (now.tokens - self.at.tokens) as f64 / secs,
+            flops_per_sec: (self.flops > 0).then(|| self.flops as f64 / secs),
             data_wait_ms: self.data_wait.as_secs_f64() * 1e3 / steps,
             step_ms: secs * 1e3 / steps,
             save_wait_ms: save_wait.saturating_sub(self.save_wait).as_secs_f64() * 1e3,

@@ -14,14 +14,25 @@ use crate::TrainError;
 use crate::checkpoint;
 use crate::config::Stage;
 use crate::dir_lock::{DirLock, LockError};
+use crate::profile;
 
 /// Names of files that show that a folder already holds a run.
 const TRACES: [&str; 3] = ["metrics.jsonl", "summary.json", "checkpoints"];
 
 /// Names of the files that every run writes, except weights.
-const RECORDS: [&str; 10] = [
-    "config.json", "metrics.jsonl", "summary.json", "rejected.jsonl", "samples.jsonl", "samples",
-    "checkpoints", "report.html", "heldout.png", "loss_spikes.jsonl",
+const RECORDS: [&str; 12] = [
+    "config.json",
+    "metrics.jsonl",
+    "summary.json",
+    "rejected.jsonl",
+    "samples.jsonl",
+    "samples",
+    "checkpoints",
+    "report.html",
+    "heldout.png",
+    "loss_spikes.jsonl",
+    profile::TRACE_FILE,
+    profile::TABLE_FILE,
 ];
 /// Names of the files that a run with a trained vision encoder writes to the folder `vision`.
 const ENCODER_FILES: [&str; 3] = ["model.safetensors", "config.json", "preprocessor_config.json"];

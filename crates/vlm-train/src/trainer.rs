@@ -16,6 +16,7 @@ mod source;
 mod text_rows;
 mod time_limit;
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use tch::Tensor;
@@ -24,7 +25,7 @@ use vlm_infer::device_batch::Transfer;
 use vlm_infer::evaluation::Evaluator;
 use vlm_infer::{Dtype, autocast_kind, default_dtype};
 use vlm_model::Vlm;
-use vlm_torch::set_grad_none;
+use vlm_torch::{Span, set_grad_none, span};
 
 pub(crate) use self::loss_spikes::FILE_NAME as LOSS_SPIKES;
 pub use self::source::{BatchSource, Batches};
@@ -38,11 +39,13 @@ use crate::optimizer::AdamW;
 use crate::parallel::{
     GlobalStepStats, GradientSync, LocalStepStats, Phase, World, scale_gradients,
 };
+use crate::profile::StepProfile;
 use crate::requests::{Request, Requests};
 use crate::saver::Saver;
 use crate::schedule::Schedule;
 use crate::step_lines::StepLines;
 use crate::train_state::TrainState;
+use crate::utilization::Utilization;
 
 /// The reason why the training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +87,12 @@ pub struct Trainer<'a> {
     /// Start of the run, from which its time limit counts.
     pub started: Instant,
     time_limit: TimeLimit,
+    /// Counts the operations of the steps; on all ranks or on none.
+    pub utilization: Option<Utilization>,
+    /// Profiles some steps.
+    pub profile: Option<StepProfile>,
+    /// The span of the current phase.
+    phase: Cell<Option<Span>>,
     /// Limits the number of rejected rows of this epoch, on all ranks.
     reject_budget: RejectBudget,
     meter: Meter,
@@ -169,6 +178,9 @@ impl<'a> Trainer<'a> {
             saver: Saver::new(config.run.on_save_error),
             started: Instant::now(),
             time_limit: TimeLimit::new(config.run.time_limit.map(|s| Duration::from_secs(s.0))),
+            utilization: None,
+            profile: None,
+            phase: Cell::new(None),
             reject_budget: RejectBudget::new(config.data.max_rejected_fraction),
             meter: Meter::start(state.counters),
             save_is_due: false,
@@ -178,6 +190,11 @@ impl<'a> Trainer<'a> {
     /// Number of steps of all epochs.
     pub fn total_steps(&self) -> u64 {
         self.config.optim.epochs * self.source.batches_per_epoch() as u64
+    }
+
+    /// The step at which the training ends.
+    pub fn last_step(&self) -> u64 {
+        self.config.run.max_steps.unwrap_or(u64::MAX).min(self.total_steps())
     }
 
     /// Trains from the current state to the end. `save` is called every `save_interval` steps and
@@ -190,7 +207,7 @@ impl<'a> Trainer<'a> {
     /// consecutive skipped updates; no row that could be learned from. Earlier checkpoints are
     /// unaffected.
     pub fn run(&mut self, requests: &Requests, save: &mut Save) -> Result<Ending, TrainError> {
-        let last_step = self.config.run.max_steps.unwrap_or(u64::MAX).min(self.total_steps());
+        let last_step = self.last_step();
         let done_steps = self.state.counters.step;
         self.emit(&Event::Started { done_steps, last_step })?;
         self.meter = Meter::start(self.state.counters);
@@ -205,6 +222,8 @@ impl<'a> Trainer<'a> {
         {
             ending = self.train_epoch(last_step, requests, save)?;
         }
+        self.phase.take();
+        self.profile.as_mut().map_or(Ok(()), StepProfile::after_last_step)?;
         self.emit(&Event::Ended)?;
         if ending == Ending::Finished {
             self.check_that_anything_was_learned()?;
@@ -227,6 +246,8 @@ impl<'a> Trainer<'a> {
         let is_counted_whole = self.start_reject_budget();
         self.time_limit.begin_update();
         for index in first..end {
+            self.phase.take();
+            self.profile.as_mut().map_or(Ok(()), StepProfile::before_step)?;
             let asked = Instant::now();
             self.set_phase(Phase::Data);
             let batch = batches.next().map(|batch| batch.map_err(TrainError::midway));
@@ -235,7 +256,9 @@ impl<'a> Trainer<'a> {
                 Err(TrainError::Failed(problem))
             });
             self.meter.waited(asked.elapsed());
+            self.set_phase(Phase::SyncStep);
             let (mut batch, stats) = self.sync_step(batch, requests)?;
+            self.meter.needed(stats.flops);
             self.record_rejected_rows(&batch, &stats)?;
 
             let step = self.state.counters.step;
@@ -298,6 +321,9 @@ impl<'a> Trainer<'a> {
             Ok(batch) => LocalStepStats::of(batch, learns_from_text(self.model)),
             Err(_) => LocalStepStats { failed: true, ..LocalStepStats::default() },
         };
+        if let (Ok(batch), Some(utilization)) = (&batch, &self.utilization) {
+            own.flops = utilization.flops(batch);
+        }
         own.request = requests.take();
         if self.time_is_up() {
             own.request = Request::Stop;
@@ -349,7 +375,9 @@ impl<'a> Trainer<'a> {
             .as_ref()
             .map(|loss| &loss.mean * (weight * world_size * self.state.loss_scale()))
             .filter(Tensor::requires_grad);
+        let backward = span("backward pass");
         self.gradients.backward(weighted, average, || zero_loss(self.model))?;
+        drop(backward);
         Ok(loss.map(|loss| MicroBatchLoss {
             mean: loss.mean.detach(),
             aux_loss: loss.aux_loss.map(|aux_loss| aux_loss.detach()),
@@ -367,7 +395,9 @@ impl<'a> Trainer<'a> {
             let seed = self.config.run.seed;
             tch::manual_seed(self.state.seed_of_step(seed, self.world.rank()));
         }
+        let copy = span("copy to the device");
         let on_device = self.transfer.send(batch)?;
+        drop(copy);
         let kind = autocast_kind(self.dtype);
         let loss = vlm_torch::autocast(self.model.device(), kind, || {
             self.model.loss(&on_device.model, &on_device.supervised, &on_device.targets, true)
@@ -471,8 +501,11 @@ impl<'a> Trainer<'a> {
         self.world.is_first_rank() && self.time_limit.is_near(self.started.elapsed(), longest_save)
     }
 
-    /// Records the current phase of this rank, for messages.
+    /// Records the current phase of this rank, for messages and the profile.
     fn set_phase(&self, phase: Phase) {
+        // The span of the last phase ends before the new one starts.
+        self.phase.take();
+        self.phase.set(Some(span(phase.name())));
         self.world.set_phase(self.state.counters.step + 1, phase);
     }
 }

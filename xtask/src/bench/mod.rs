@@ -1,11 +1,12 @@
-//! `cargo xtask bench`: measures the speed and memory of data loading, and compares them with
-//! targets.
+//! `cargo xtask bench`: measures the speed and memory of data loading and of the training, and
+//! compares them with targets.
 
 mod clock;
 mod data;
 mod dataset;
 mod images;
 mod rows;
+mod train;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ use crate::workspace::Workspace;
 pub enum Bench {
     /// Measure image preprocessing, prepare-data and the making of batches
     Data(DataArgs),
+    /// Measure the training, and compare it with the reference's own script
+    Train(train::TrainArgs),
     /// Make a data set of any size for experiments, with some damaged images if asked
     MakeDataset(dataset::DatasetArgs),
     /// Open a data set, read all its rows, and print the time and memory as JSON
@@ -94,6 +97,7 @@ fn target(target: &str, is_reached: bool) -> String {
 pub fn run(workspace: &Workspace, bench: Bench) -> Result<ExitCode> {
     let table = match bench {
         Bench::Data(args) => data::run(workspace, &args)?,
+        Bench::Train(args) => train::run(workspace, &args)?,
         Bench::OpenDataset { dir } => {
             rows::open_and_report(&dir)?;
             return Ok(ExitCode::SUCCESS);

@@ -2,6 +2,8 @@
 
 use anyhow::Result;
 
+use vlm_shapes::GpuPeak;
+
 use crate::workspace::usage_error;
 
 /// A device. Rates are per second.
@@ -39,17 +41,17 @@ const MEMORY_SHARE: f64 = 0.75;
 /// Time between two kernel launches of eager PyTorch, in seconds. Assumed.
 const GPU_LAUNCH_SECS: f64 = 6e-6;
 
-/// Name, bfloat16 TFLOP/s, float32 TFLOP/s, memory GB/s, memory GiB, link GB/s, source.
-type Row = (&'static str, f64, f64, f64, f64, f64, &'static str);
+/// Name, memory GB/s, memory GiB, link GB/s, source. [`GpuPeak`] has the rates of products.
+type Row = (&'static str, f64, f64, f64, &'static str);
 
 const GPUS: [Row; 7] = [
-    ("b200", 2250.0, 75.0, 8000.0, 180.0, 900.0, "NVIDIA DGX B200 data sheet, dense; NVLink 5"),
-    ("h200", 989.0, 67.0, 4800.0, 141.0, 450.0, "NVIDIA H200 SXM data sheet, dense; NVLink 4"),
-    ("h100", 989.0, 67.0, 3350.0, 80.0, 450.0, "NVIDIA H100 SXM data sheet, dense; NVLink 4"),
-    ("a100", 312.0, 19.5, 2039.0, 80.0, 300.0, "NVIDIA A100 80 GB SXM data sheet; NVLink 3"),
-    ("l40s", 362.0, 91.6, 864.0, 48.0, 32.0, "NVIDIA L40S data sheet, dense; PCIe 4.0 x16"),
-    ("4090", 165.2, 82.6, 1008.0, 24.0, 32.0, "NVIDIA Ada whitepaper, dense; PCIe 4.0 x16"),
-    ("3090", 71.0, 35.6, 936.0, 24.0, 32.0, "NVIDIA Ampere GA102 whitepaper; PCIe 4.0 x16"),
+    ("b200", 8000.0, 180.0, 900.0, "NVIDIA DGX B200 data sheet, dense; NVLink 5"),
+    ("h200", 4800.0, 141.0, 450.0, "NVIDIA H200 SXM data sheet, dense; NVLink 4"),
+    ("h100", 3350.0, 80.0, 450.0, "NVIDIA H100 SXM data sheet, dense; NVLink 4"),
+    ("a100", 2039.0, 80.0, 300.0, "NVIDIA A100 80 GB SXM data sheet; NVLink 3"),
+    ("l40s", 864.0, 48.0, 32.0, "NVIDIA L40S data sheet, dense; PCIe 4.0 x16"),
+    ("4090", 1008.0, 24.0, 32.0, "NVIDIA Ada whitepaper, dense; PCIe 4.0 x16"),
+    ("3090", 936.0, 24.0, 32.0, "NVIDIA Ampere GA102 whitepaper; PCIe 4.0 x16"),
 ];
 
 impl Device {
@@ -79,20 +81,22 @@ impl Device {
     fn gpu(name: &str) -> Result<Self> {
         let wanted = name.to_ascii_lowercase();
         let known = || GPUS.map(|row| row.0).join(", ");
-        let row = GPUS.iter().find(|row| row.0 == wanted).ok_or_else(|| {
+        let row = GPUS.iter().find(|row| row.0 == wanted);
+        let peak = GpuPeak::ALL.into_iter().find(|gpu| gpu.name.eq_ignore_ascii_case(&wanted));
+        let (row, peak) = row.zip(peak).ok_or_else(|| {
             usage_error(format!("--gpu {name} is unknown; expected {} or cpu", known()))
         })?;
         Ok(Self {
             name: row.0.to_owned(),
-            bfloat16_flops: row.1 * 1e12,
-            float32_flops: row.2 * 1e12,
-            memory_bytes_per_sec: row.3 * 1e9,
-            memory_bytes: row.4 * GIB,
-            link_bytes_per_sec: row.5 * 1e9,
+            bfloat16_flops: peak.half,
+            float32_flops: peak.float32,
+            memory_bytes_per_sec: row.1 * 1e9,
+            memory_bytes: row.2 * GIB,
+            link_bytes_per_sec: row.3 * 1e9,
             flops_share: GPU_FLOPS_SHARE,
             memory_share: MEMORY_SHARE,
             launch_secs: GPU_LAUNCH_SECS,
-            source: row.6,
+            source: row.4,
         })
     }
 

@@ -74,7 +74,10 @@ fn parts(joined: &Joined) -> String {
 }
 
 /// Numbers of `summary.json` that depend on the machine.
-const OF_THE_MACHINE: [&str; 3] = ["wall_secs", "samples_per_sec", "peak_memory_bytes"];
+const OF_THE_MACHINE: [&str; 5] = [
+    "wall_secs", "samples_per_sec", "peak_memory_bytes", "matrix_flops_per_sec",
+    "matrix_flops_source",
+];
 
 /// The settings of the run, and its results from `summary.json` in the folder of the model.
 fn training(joined: &Joined, model: &Path) -> String {

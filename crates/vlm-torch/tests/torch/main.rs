@@ -6,8 +6,10 @@ mod bytes;
 mod checkpoint;
 mod distributed;
 mod gradients;
+mod matrix_rate;
 mod optimizer;
 mod process;
+mod profile;
 mod pth;
 
 use tch::{Device, Kind, Tensor};

@@ -18,6 +18,8 @@ pub struct LocalStepStats {
     pub seq_len: u64,
     /// Number of rows that the rank's loader rejected for this batch.
     pub rejected: u64,
+    /// Number of operations that forward and backward pass need; 0 if they are not counted.
+    pub flops: u64,
     /// Whether the rank's loss has a gradient for any trained parameter.
     pub learns: bool,
     /// What the rank was asked to do.
@@ -27,7 +29,7 @@ pub struct LocalStepStats {
 }
 
 impl LocalStepStats {
-    pub(super) const NUM_FIELDS: usize = 8;
+    pub(super) const NUM_FIELDS: usize = 9;
 
     /// The statistics of `batch`. `learns_from_text` is whether a row without images gives any
     /// trained parameter a gradient.
@@ -39,6 +41,7 @@ impl LocalStepStats {
             supervised_tokens: batch.num_supervised as u64,
             seq_len: batch.seq_len as u64,
             rejected: batch.rejected.len() as u64,
+            flops: 0,
             learns: batch.num_supervised > 0 && has_input,
             request: Request::None,
             failed: false,
@@ -46,20 +49,22 @@ impl LocalStepStats {
     }
 
     pub(super) fn to_numbers(self) -> [i64; Self::NUM_FIELDS] {
-        let counts = [self.rows, self.tokens, self.supervised_tokens, self.seq_len, self.rejected];
-        let [rows, tokens, supervised_tokens, seq_len, rejected] = counts.map(|n| n as i64);
+        let Self { rows, tokens, supervised_tokens, seq_len, rejected, flops, .. } = self;
+        let counts = [rows, tokens, supervised_tokens, seq_len, rejected, flops];
+        let [rows, tokens, supervised_tokens, seq_len, rejected, flops] = counts.map(|n| n as i64);
         let [learns, failed] = [self.learns, self.failed].map(i64::from);
         let request = self.request as i64;
-        [rows, tokens, supervised_tokens, seq_len, rejected, request, learns, failed]
+        [rows, tokens, supervised_tokens, seq_len, rejected, flops, request, learns, failed]
     }
 
     pub(super) fn from_numbers(numbers: &[i64; Self::NUM_FIELDS]) -> Self {
-        let [rows, tokens, supervised_tokens, seq_len, rejected, ..] = numbers.map(|n| n as u64);
+        let [rows, tokens, supervised_tokens, seq_len, rejected, flops, ..] =
+            numbers.map(|n| n as u64);
         let [.., request, learns, failed] = *numbers;
         let (learns, failed) = (learns != 0, failed != 0);
         let known = [Request::None, Request::Save, Request::Stop];
         let request = known.into_iter().find(|&known| known as i64 == request).unwrap_or_default();
-        Self { rows, tokens, supervised_tokens, seq_len, rejected, learns, request, failed }
+        Self { rows, tokens, supervised_tokens, seq_len, rejected, flops, learns, request, failed }
     }
 }
 
@@ -76,6 +81,8 @@ pub struct GlobalStepStats {
     pub seq_len: u64,
     /// Number of rejected rows.
     pub rejected: u64,
+    /// Number of operations that forward and backward pass need; 0 if they are not counted.
+    pub flops: u64,
     /// Whether any rank learns from the step.
     pub learns: bool,
     /// What any rank was asked to do.
@@ -93,6 +100,7 @@ impl GlobalStepStats {
             supervised_tokens: sum.supervised_tokens + rank.supervised_tokens,
             seq_len: sum.seq_len.max(rank.seq_len),
             rejected: sum.rejected + rank.rejected,
+            flops: sum.flops + rank.flops,
             learns: sum.learns || rank.learns,
             request: sum.request.max(rank.request),
             failed: sum.failed || rank.failed,
@@ -112,6 +120,7 @@ mod tests {
             supervised_tokens: 3,
             seq_len: 4,
             rejected: 5,
+            flops: 1 << 60,
             learns: true,
             request: Request::Save,
             failed: true,

@@ -28,12 +28,14 @@ use crate::metrics::MetricsFile;
 use crate::out_dir::OutDir;
 use crate::out_of_memory::{MemoryParts, with_memory_advice};
 use crate::parallel::{LaunchEnv, Phase, World, compare_ranks};
+use crate::profile::StepProfile;
 use crate::requests::Requests;
 use crate::samples::{self, SamplesFile};
 use crate::state_dict::broadcast_weights;
 use crate::step_lines::StepLines;
 use crate::train_state::TrainState;
 use crate::trainer::{Ending, LOSS_SPIKES, Trainer};
+use crate::utilization::Utilization;
 use vlm_infer::Dtype;
 use vlm_infer::evaluation::Evaluator;
 use vlm_infer::{Shapes, build_model};
@@ -249,6 +251,18 @@ impl Run {
                 trainer.spike_log = Some(StepLines::open_after(&path, before.step)?);
             }
         }
+        let (freeze, device) = (&self.config.model.freeze, self.model.device());
+        let utilization = Utilization::new(&self.shapes, freeze, device, self.dtype, &self.world)?;
+        let of_device = utilization.entries();
+        trainer.utilization = Some(utilization);
+        let steps_left = trainer.last_step() - before.step.min(trainer.last_step());
+        trainer.profile = match self.config.run.profile_steps {
+            steps if steps > 0 && is_first => {
+                let folder = self.out_dir.path().to_owned();
+                Some(StepProfile::new(folder, device, steps, steps_left))
+            }
+            _ => None,
+        };
         trainer.evaluator = self.evaluator.as_ref();
         trainer.saver.continue_from(resumed.map(|checkpoint| checkpoint.path));
         trainer.started = self.started;
@@ -264,7 +278,8 @@ impl Run {
         let wall_secs = started.elapsed().as_secs_f64();
         let TrainState { counters, last_loss, .. } = trainer.state;
         self.world.set_phase(counters.step, Phase::End);
-        let extra = trainer.gradients.statistics()?;
+        let mut extra = trainer.gradients.statistics()?;
+        extra.extend(of_device);
         self.world.leave()?;
         let status = match ending {
             Ending::Finished => "finished",

@@ -12,6 +12,7 @@ use crate::TrainError;
 use crate::events::{EvalLine, Event, LogLine, StepReport};
 use crate::parallel::{GlobalStepStats, Phase};
 use crate::requests::Requests;
+use crate::utilization::Utilization;
 
 /// The loss of a micro-batch over all ranks.
 #[derive(Debug, Clone, Copy, Default)]
@@ -73,6 +74,7 @@ impl Trainer<'_> {
         }
         let speed = self.meter.lap(counters, self.saver.waited());
         let samples_per_sec = speed.samples_per_sec;
+        let matrix_rate = self.utilization.as_ref().and_then(Utilization::matrix_rate);
         self.emit(&Event::Step(StepReport { step: counters.step, loss, lr, samples_per_sec }))?;
         self.emit(&Event::Log(&LogLine {
             step: counters.step,
@@ -90,6 +92,8 @@ impl Trainer<'_> {
             data_wait_ms: speed.data_wait_ms,
             step_ms: speed.step_ms,
             save_wait_ms: speed.save_wait_ms,
+            flops_per_sec: speed.flops_per_sec,
+            mfu: speed.flops_per_sec.zip(matrix_rate).map(|(needed, possible)| needed / possible),
             peak_memory_bytes: peak_memory_bytes(self.model.device()).unwrap_or(0),
             skipped_updates: counters.skipped_updates,
             rejected_rows: counters.rejected_rows,
@@ -105,6 +109,7 @@ impl Trainer<'_> {
             return Ok(true);
         }
         let started = Instant::now();
+        self.set_phase(Phase::Evaluate);
         let (report, is_complete) = self.evaluate_on_first_rank(requests)?;
         self.state.eval_is_due = !is_complete;
         self.meter.paused(started.elapsed());
