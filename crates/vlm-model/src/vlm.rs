@@ -37,6 +37,19 @@ pub struct RowLosses {
     pub num_supervised: Tensor,
 }
 
+/// The original weights of a converted encoder ([`Vlm::convert_frozen_encoder`]), which are restored
+/// when this is dropped.
+#[derive(Debug)]
+pub struct ConvertedEncoder(Vec<(Tensor, Tensor)>);
+
+impl Drop for ConvertedEncoder {
+    fn drop(&mut self) {
+        for (tensor, original) in &mut self.0 {
+            tensor.set_data(original);
+        }
+    }
+}
+
 /// A vision-language model.
 #[derive(Debug)]
 pub struct Vlm {
@@ -165,13 +178,15 @@ impl Vlm {
 
     /// Converts the weights of a frozen vision encoder's products to `kind`, the type in which
     /// autocast computes them: otherwise autocast converts them in every step. Under autocast the
-    /// features are bitwise the same. Does nothing if the encoder is trained.
+    /// features are bitwise the same, without it the encoder cannot be used until the result is
+    /// dropped, which restores the weights. Does nothing if the encoder is trained.
     ///
     /// # Errors
     /// There is no memory left.
-    pub fn convert_frozen_encoder(&self, kind: Kind) -> Result<(), ModelError> {
+    pub fn convert_frozen_encoder(&self, kind: Kind) -> Result<ConvertedEncoder, ModelError> {
+        let mut originals = ConvertedEncoder(Vec::new());
         if !self.vision_store.trainable().is_empty() {
-            return Ok(());
+            return Ok(originals);
         }
         // These are added to activations or scale them in float32.
         let is_kept = |name: &str| {
@@ -179,11 +194,12 @@ impl Vlm {
         };
         for (name, mut tensor) in self.vision_store.named() {
             if !is_kept(&name) {
-                let converted = tensor.f_to_kind(kind)?;
-                tch::no_grad(|| tensor.set_data(&converted));
+                let (converted, original) = (tensor.f_to_kind(kind)?, tensor.f_detach()?);
+                tensor.set_data(&converted);
+                originals.0.push((tensor, original));
             }
         }
-        Ok(())
+        Ok(originals)
     }
 
     /// The kernel with which libtorch computes the causal attention of this model, in training and
@@ -470,12 +486,14 @@ mod tests {
                 let encode = || model.encode_images(&pixels).unwrap();
                 vlm_torch::autocast(Device::Cpu, Some(Kind::BFloat16), encode).unwrap()
             };
-            let before = features();
-            model.convert_frozen_encoder(Kind::BFloat16).unwrap();
+            let (before, exact) = (features(), model.encode_images(&pixels).unwrap());
+            let converted = model.convert_frozen_encoder(Kind::BFloat16).unwrap();
             let kinds: Vec<Kind> =
                 model.vision_params().named().iter().map(|(_, tensor)| tensor.kind()).collect();
             assert!(kinds.contains(&Kind::BFloat16) && kinds.contains(&Kind::Float), "{kinds:?}");
             assert!(before.equal(&features()));
+            drop(converted);
+            assert!(exact.equal(&model.encode_images(&pixels).unwrap()));
         }
     }
 

@@ -140,9 +140,6 @@ impl Run {
         world.set_phase(0, Phase::Connect);
         broadcast_weights(world, &model)?;
         world.set_phase(0, Phase::StartUp);
-        if let Some(kind) = autocast_kind(dtype).filter(|_| device.is_cuda()) {
-            model.convert_frozen_encoder(kind)?;
-        }
         Ok(Self {
             config,
             // Replaced by the caller, which also publishes errors to the other processes.
@@ -244,6 +241,9 @@ impl Run {
             self.announce(num_trainable);
         }
 
+        // Restored at the end of the training: a caller may use the model without autocast.
+        let kind = autocast_kind(self.dtype).filter(|_| self.model.device().is_cuda());
+        let _encoder = kind.map(|kind| self.model.convert_frozen_encoder(kind)).transpose()?;
         let mut sinks = std::mem::take(&mut self.sinks);
         let resumed = self.resumed.take();
         self.world.set_phase(0, Phase::Connect);
