@@ -1,5 +1,6 @@
 // A libtorch_cuda.so for machines without a GPU: counts, memory and devices. See README.md.
 #include "device.h"
+#include "streams.h"
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -16,6 +17,9 @@
 #include <mutex>
 #include <set>
 #include <sstream>
+
+// PyTorch's synchronisation debug mode: the variable of c10::cuda::warning_state(), 2 for errors.
+int sync_debug_mode asm("_ZZN3c104cuda13warning_stateEvE14warning_state_") = 0;
 
 namespace fake {
 
@@ -68,7 +72,8 @@ struct ReportAtExit {
     std::lock_guard<std::mutex> lock(all.mutex);
     std::ofstream(path) << "{\"launches\":" << json_of(all.launches) << ",\"waits\":" << json_of(all.waits)
                         << ",\"attention_shapes\":" << all.attention_shapes.size()
-                        << ",\"live_bytes\":" << all.live_bytes << ",\"peak_bytes\":" << all.peak_bytes << "}\n";
+                        << ",\"live_bytes\":" << all.live_bytes << ",\"peak_bytes\":" << all.peak_bytes
+                        << ",\"stream_errors\":" << finish_streams() << "}\n";
   }
 } report_at_exit;
 
@@ -92,6 +97,7 @@ void count_wait(const std::string& reason) {
     std::fprintf(stderr, "host wait: %s\n", reason.c_str());
     backtrace_symbols_fd(frames, count, 2);
   }
+  TORCH_CHECK(sync_debug_mode != 2, "called a synchronizing CUDA operation: ", reason);
 }
 
 void count_attention_shape(const std::string& shape) {
@@ -116,18 +122,23 @@ struct DeviceMemory final : c10::DeviceAllocator {
       std::lock_guard<std::mutex> lock(counts().mutex);
       counts().live_bytes -= static_cast<int64_t>(size);
     }
+    freed(data);
+    std::memset(data, 0xff, size);
     std::free(block);
   }
 
+  static int64_t limit() {
+    static const char* given = std::getenv("FAKE_CUDA_MEMORY");
+    return given ? std::atoll(given) : INT64_MAX;
+  }
+
   c10::DataPtr allocate(size_t size) override {
-    static const int64_t limit =
-        std::getenv("FAKE_CUDA_MEMORY") ? std::atoll(std::getenv("FAKE_CUDA_MEMORY")) : INT64_MAX;
     {
       std::lock_guard<std::mutex> lock(counts().mutex);
       TORCH_CHECK_WITH(
-          OutOfMemoryError, counts().live_bytes + static_cast<int64_t>(size) <= limit, "CUDA out of memory. Tried to allocate ",
-          size, " bytes. GPU ", static_cast<int>(current_device), " has a total capacity of ", limit, " bytes of which ",
-          limit - counts().live_bytes, " bytes is free.");
+          OutOfMemoryError, counts().live_bytes + static_cast<int64_t>(size) <= limit(),
+          "CUDA out of memory. Tried to allocate ", size, " bytes. GPU ", static_cast<int>(current_device),
+          " has a total capacity of ", limit(), " bytes of which ", limit() - counts().live_bytes, " bytes is free.");
       counts().live_bytes += static_cast<int64_t>(size);
       counts().peak_bytes = std::max(counts().peak_bytes, counts().live_bytes);
     }
@@ -138,6 +149,7 @@ struct DeviceMemory final : c10::DeviceAllocator {
     std::memcpy(block, &size, sizeof size);
     char* data = static_cast<char*>(block) + kHeaderBytes;
     std::memset(data, 0xff, size);  // NaN in every floating-point type.
+    allocated(current_device, data);
     return {data, data, &release, c10::Device(c10::kCUDA, current_device)};
   }
 
@@ -145,7 +157,13 @@ struct DeviceMemory final : c10::DeviceAllocator {
   void copy_data(void* to, const void* from, size_t size) const override { std::memcpy(to, from, size); }
   bool initialized() override { return true; }
   void emptyCache(c10::MempoolId_t) override {}
-  void recordStream(const c10::DataPtr&, c10::Stream) override {}
+  void recordStream(const c10::DataPtr& data, c10::Stream stream) override {
+    record_stream(data.get(), stream_of(stream.device_index(), stream.id()));
+  }
+  std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex) override {
+    std::lock_guard<std::mutex> lock(counts().mutex);
+    return {static_cast<size_t>(limit() - counts().live_bytes), static_cast<size_t>(limit())};
+  }
   c10::CachingDeviceAllocator::DeviceStats getDeviceStats(c10::DeviceIndex) override {
     c10::CachingDeviceAllocator::DeviceStats stats;
     stats.allocated_bytes[0].current = counts().live_bytes;
@@ -161,11 +179,17 @@ REGISTER_ALLOCATOR(c10::kCUDA, &the_device_memory);
 // Page-locked host memory: ordinary memory whose address ranges are recorded.
 struct PinnedMemory final : c10::Allocator {
   static void release(void* data) {
+    size_t size;
     {
       std::lock_guard<std::mutex> lock(counts().mutex);
-      counts().pinned_ranges.erase(static_cast<char*>(data));
+      auto range = counts().pinned_ranges.find(static_cast<char*>(data));
+      size = range->second;
+      counts().pinned_ranges.erase(range);
     }
-    std::free(data);
+    // PyTorch's allocator reuses such memory only after the copy. Here it is never reused.
+    if (!host_memory_is_used(data, size)) {
+      std::free(data);
+    }
   }
   static bool holds(const void* data) {
     std::lock_guard<std::mutex> lock(counts().mutex);
@@ -206,32 +230,51 @@ struct DeviceGuard final : c10::impl::DeviceGuardImplInterface {
   }
   void uncheckedSetDevice(c10::Device device) const noexcept override { current_device = device.index(); }
   c10::Stream getStream(c10::Device device) const override {
-    return c10::Stream(c10::Stream::UNSAFE, device.has_index() ? device : getDevice(), 0);
+    return stream(device, current_stream_id(with_index(device).index()));
   }
-  c10::Stream getDefaultStream(c10::Device device) const override { return getStream(device); }
-  c10::Stream getStreamFromGlobalPool(c10::Device device, bool) const override { return getStream(device); }
-  c10::Stream getNewStream(c10::Device device, int) const override { return getStream(device); }
-  c10::Stream exchangeStream(c10::Stream stream) const override { return getStream(stream.device()); }
-  void record(void** event, const c10::Stream&, const c10::DeviceIndex, const c10::EventFlag) const override {
-    *event = this_event();
+  c10::Stream getDefaultStream(c10::Device device) const override { return stream(device, 0); }
+  c10::Stream getStreamFromGlobalPool(c10::Device device, bool) const override {
+    return stream(device, new_stream_id());
   }
-  void block(void*, const c10::Stream&) const override {}
-  bool queryEvent(void*) const override { return true; }
-  void destroyEvent(void*, const c10::DeviceIndex) const noexcept override {}
+  c10::Stream getNewStream(c10::Device device, int) const override { return stream(device, new_stream_id()); }
+  c10::Stream exchangeStream(c10::Stream next) const override {
+    return stream(next.device(), exchange_stream_id(next.device_index(), next.id()));
+  }
+  void record(void** event, const c10::Stream& on, const c10::DeviceIndex, const c10::EventFlag) const override {
+    delete clock_of(*event);
+    *event = new Clock(clock_of_stream(number(on)));
+  }
+  void block(void* event, const c10::Stream& on) const override { stream_waits(number(on), *clock_of(event)); }
+  bool queryEvent(void* event) const override { return !is_async() || host_knows(*clock_of(event)); }
+  void destroyEvent(void* event, const c10::DeviceIndex) const noexcept override { delete clock_of(event); }
   c10::DeviceIndex deviceCount() const noexcept override { return static_cast<c10::DeviceIndex>(num_devices()); }
-  bool queryStream(const c10::Stream&) const override { return true; }
-  void synchronizeStream(const c10::Stream&) const override { count_wait("stream synchronize"); }
-  void synchronizeEvent(void*) const override { count_wait("event synchronize"); }
-  void synchronizeDevice(const c10::DeviceIndex) const override { count_wait("device synchronize"); }
-  void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream&) const override {}
+  bool queryStream(const c10::Stream& on) const override {
+    return !is_async() || host_knows(clock_of_stream(number(on)));
+  }
+  void synchronizeStream(const c10::Stream& on) const override {
+    count_wait("stream synchronize");
+    host_waits(clock_of_stream(number(on)));
+  }
+  void synchronizeEvent(void* event) const override {
+    count_wait("event synchronize");
+    host_waits(*clock_of(event));
+  }
+  void synchronizeDevice(const c10::DeviceIndex) const override {
+    count_wait("device synchronize");
+    finish_streams();
+  }
+  void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& on) const override {
+    record_stream(data.get(), number(on));
+  }
   double elapsedTime(void*, void*, const c10::DeviceIndex) const override { return 1; }
 
  private:
-  // All work is done immediately, so a single event is enough.
-  static void* this_event() {
-    static char event;
-    return &event;
+  c10::Device with_index(c10::Device device) const { return device.has_index() ? device : getDevice(); }
+  c10::Stream stream(c10::Device device, long id) const {
+    return c10::Stream(c10::Stream::UNSAFE, with_index(device), id);
   }
+  static int number(const c10::Stream& stream) { return stream_of(stream.device_index(), stream.id()); }
+  static Clock* clock_of(void* event) { return static_cast<Clock*>(event); }
 };
 C10_REGISTER_GUARD_IMPL(CUDA, DeviceGuard);
 

@@ -1,6 +1,7 @@
 // The operators of the fake device. The boxed fallback of the CUDA dispatch key passes every operator to
 // `run_on_cpu`, except those that create, copy or view memory, which are implemented here.
 #include "device.h"
+#include "streams.h"
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
@@ -12,6 +13,7 @@
 #include <ATen/ops/view_native.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 #include <sstream>
 #include <string>
@@ -73,7 +75,22 @@ at::Tensor as_cpu(const at::Tensor& tensor) {
   return alias;
 }
 
+const void* block_of(const at::Tensor& tensor) {
+  return tensor.is_cuda() && tensor.has_storage() ? tensor.storage().data() : nullptr;
+}
+
+// The host waits for the current stream of the device.
+void wait_for_stream(const at::Tensor& tensor, const std::string& reason) {
+  count_wait(reason);
+  const int device = tensor.device().index();
+  host_waits(clock_of_stream(stream_of(device, current_stream_id(device))));
+}
+
 at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_blocking) {
+  const at::Tensor& on_device = self.is_cuda() ? self : source;
+  begin_operation(on_device.device().index(), "a copy");
+  access(block_of(source), false);
+  access(block_of(self), true);
   const bool casts = self.scalar_type() != source.scalar_type();
   if (self.is_cuda() && source.is_cuda()) {
     TORCH_CHECK(self.device() == source.device(), "a copy from ", source.device(), " to ", self.device());
@@ -85,12 +102,19 @@ at::Tensor& copy_(at::Tensor& self, const at::Tensor& source, bool non_blocking)
       count_launch("copy_ (cast)");
     }
     if (!non_blocking) {
-      count_wait(is_pinned ? "blocking copy to the device" : "blocking copy to the device, pageable");
+      wait_for_stream(self, is_pinned ? "blocking copy to the device" : "blocking copy to the device, pageable");
     } else if (!is_pinned) {
       count_wait("copy to the device from pageable memory");
+    } else if (source.is_contiguous()) {
+      reads_host_later(source.data_ptr(), source.nbytes());
     }
+  } else if (non_blocking && !casts && self.is_pinned() && self.is_contiguous()) {
+    count_launch("copy_ (device to host)");
+    auto values = as_cpu(source).contiguous();
+    writes_host_later(self.data_ptr(), values.data_ptr(), values.nbytes());
+    return self;
   } else {
-    count_wait("copy to the host");
+    wait_for_stream(source, "copy to the host");
   }
   at::NoGradGuard no_grad;
   c10::impl::ExcludeDispatchKeyGuard without_autograd(c10::autograd_dispatch_keyset);
@@ -103,13 +127,19 @@ at::Tensor copy_from_and_resize(const at::Tensor& self, const at::Tensor& target
   if (self.sizes() != target.sizes()) {
     resized.resize_(self.sizes());
   }
+  const at::Tensor& on_device = self.is_cuda() ? self : resized;
+  begin_operation(on_device.device().index(), "a copy");
+  access(block_of(self), false);
+  access(block_of(resized), true);
   c10::impl::ExcludeDispatchKeyGuard without_autograd(c10::autograd_dispatch_keyset);
   as_cpu(resized).copy_(as_cpu(self));
   return target;
 }
 
 at::Scalar local_scalar_dense(const at::Tensor& self) {
-  count_wait("item");
+  begin_operation(self.device().index(), "item");
+  access(block_of(self), false);
+  wait_for_stream(self, "item");
   return as_cpu(self).item();
 }
 
@@ -120,6 +150,9 @@ const at::Tensor& resize_(const at::Tensor& self, at::IntArrayRef size, std::opt
   if (static_cast<int64_t>(storage.nbytes()) < bytes) {
     OnDevice on(self.device());
     auto data = device_memory().allocate(static_cast<size_t>(bytes));
+    begin_operation(self.device().index(), "resize_");
+    access(storage.data(), false);
+    access(data.get(), true);
     std::memcpy(data.get(), storage.data(), storage.nbytes());
     storage.set_data_ptr_noswap(std::move(data));
     storage.set_nbytes(static_cast<size_t>(bytes));
@@ -134,6 +167,10 @@ at::Tensor& set_storage(
   impl->set_storage_keep_dtype(std::move(storage));
   impl->set_sizes_and_strides(size, stride, offset);
   return self;
+}
+
+void record_stream_of(at::Tensor& self, c10::Stream stream) {
+  record_stream(block_of(self), stream_of(stream.device_index(), stream.id()));
 }
 
 // ---- Every other operator -----------------------------------------------------------------------
@@ -179,12 +216,12 @@ std::optional<c10::Device> common_device(const std::string& name, const std::vec
 }
 
 // Operators for which the host must read values, because the size of the result depends on them.
-void count_hidden_waits(const std::string& name) {
+void count_hidden_waits(const std::string& name, const at::Tensor& on_device) {
   if (name == "aten::bincount") {
-    count_wait("bincount: smallest value");
-    count_wait("bincount: largest value");
+    wait_for_stream(on_device, "bincount: smallest value");
+    wait_for_stream(on_device, "bincount: largest value");
   } else if (name == "aten::nonzero" || name == "aten::masked_select" || name == "aten::_unique2") {
-    count_wait(name);
+    wait_for_stream(on_device, name);
   }
 }
 
@@ -213,6 +250,16 @@ c10::IValue to_cpu(const c10::IValue& value) {
   return value.isGenerator() ? c10::IValue() : value;
 }
 
+bool is_written(const c10::Argument& argument) {
+  const auto* alias = argument.alias_info();
+  if (alias == nullptr) {
+    return false;
+  }
+  const auto& of_elements = alias->containedTypes();
+  return alias->isWrite() ||
+         std::any_of(of_elements.begin(), of_elements.end(), [](const auto& element) { return element.isWrite(); });
+}
+
 void run_on_cpu(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::Stack* stack) {
   const auto& schema = op.schema();
   const size_t count = schema.arguments().size();
@@ -224,7 +271,17 @@ void run_on_cpu(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::
     count_attention_shape(shape.str());
   }
   count_launch(schema.name() + (schema.overload_name().empty() ? "" : "." + schema.overload_name()));
-  count_hidden_waits(schema.name());
+  begin_operation(device ? device->index() : current_device, schema.name());
+  for (size_t i = 0; i < count; ++i) {
+    each_tensor(args[i], [&](const at::Tensor& tensor) {
+      if (tensor.defined()) {
+        access(block_of(tensor), is_written(schema.arguments()[i]));
+      }
+    });
+  }
+  if (!args.empty() && args[0].isTensor() && args[0].toTensor().defined() && args[0].toTensor().is_cuda()) {
+    count_hidden_waits(schema.name(), args[0].toTensor());
+  }
 
   torch::jit::Stack cpu_args;
   for (const auto& arg : args) {
@@ -253,6 +310,7 @@ void run_on_cpu(const c10::OperatorHandle& op, c10::DispatchKeySet, torch::jit::
     OnDevice on(device);
     at::Tensor moved = at::detail::empty_strided_generic(
         result.sizes(), result.strides(), &device_memory(), kKeys, result.scalar_type());
+    access(block_of(moved), true);
     if (result.numel() > 0) {
       as_cpu(moved).copy_(result);
     }
@@ -281,12 +339,18 @@ TORCH_LIBRARY_IMPL(_, CUDA, m) {
 }
 
 TORCH_LIBRARY_IMPL(aten, CUDA, m) {
+  // On a GPU these are one kernel each. Without a kernel of CUDA they would be one for each tensor.
+  for (const char* name :
+       {"_foreach_add_.Scalar", "_foreach_mul_.Tensor", "_foreach_norm.Scalar", "_foreach_sub_.List"}) {
+    m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fake::run_on_cpu>());
+  }
   m.impl("empty.memory_format", fake::empty);
   m.impl("empty_strided", fake::empty_strided);
   m.impl("copy_", fake::copy_);
   m.impl("_copy_from_and_resize", fake::copy_from_and_resize);
   m.impl("_local_scalar_dense", fake::local_scalar_dense);
   m.impl("resize_", fake::resize_);
+  m.impl("record_stream", fake::record_stream_of);
   m.impl("set_.source_Storage_storage_offset", fake::set_storage);
   m.impl("as_strided", at::native::as_strided_tensorimpl);
   m.impl("view", [](const at::Tensor& self, at::IntArrayRef size) { return at::native::view(self, size); });

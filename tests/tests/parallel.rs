@@ -260,6 +260,53 @@ fn a_run_can_be_resumed_with_another_number_of_processes() {
     assert_equal(&trial, "whole", "parts");
 }
 
+/// Trains with global batches of six rows, which two and three processes can share.
+fn train_on_sixes(trial: &Trial, world_size: usize, out: &str, more: &[&str]) {
+    let batch_size = (6 / world_size).to_string();
+    train(trial, world_size, out, &[&["--batch-size", &batch_size, "--train-lm"], more].concat());
+}
+
+#[test]
+fn a_sharded_optimizer_gives_the_same_training() {
+    let trial = trial();
+    let text = serde_json::json!({"conversations": [
+        {"role": "user", "content": "What is round?"},
+        {"role": "assistant", "content": "A circle."},
+    ]});
+    // The projector has no gradient from the first batch, which must not change it.
+    let images = (0..12).map(|k| row(&format!("{}.png", k % 8), "A circle."));
+    let rows: Vec<String> = vec![text.to_string(); 6].into_iter().chain(images).collect();
+    trial.write_rows(&rows);
+    let flags = ["--no-shuffle", "--epochs", "2", "--ema-decay", "0.9"];
+    let sharded = [&flags[..], &["--shard-optimizer"]].concat();
+    for (world_size, more) in [(2, &[][..]), (3, &["--accumulation-steps", "2"])] {
+        let [plain, shared] = ["plain", "shared"].map(|name| format!("{name}{world_size}"));
+        train_on_sixes(&trial, world_size, &plain, &[&flags[..], more].concat());
+        train_on_sixes(&trial, world_size, &shared, &[&sharded[..], more].concat());
+        let difference = Difference::between(&trial, &plain, &shared);
+        assert!(difference.loss <= 1e-6, "losses differ by {:e}", difference.loss);
+        assert!(difference.weight <= 1e-6, "weights differ by {:e}", difference.weight);
+        let averages = |out: &str| trial.path(&format!("{out}/pretrain_vlm_32_ema.safetensors"));
+        assert!(largest_difference(&averages(&plain), &averages(&shared)) <= 1e-6);
+    }
+}
+
+#[test]
+fn a_sharded_run_can_be_resumed_with_any_number_of_processes_with_and_without_shards() {
+    let trial = trial();
+    let whole = ["--epochs", "2", "--save-interval", "2"];
+    train_on_sixes(&trial, 1, "whole", &whole);
+    let until = |steps, more: &[&'static str]| {
+        [&whole[..], &["--resume", "auto", "--max-steps", steps], more].concat()
+    };
+    train_on_sixes(&trial, 3, "parts", &until("2", &["--shard-optimizer"]));
+    train_on_sixes(&trial, 2, "parts", &until("4", &["--shard-optimizer"]));
+    train_on_sixes(&trial, 1, "parts", &until("6", &["--shard-optimizer"]));
+    train_on_sixes(&trial, 2, "parts", &until("7", &[]));
+    train_on_sixes(&trial, 3, "parts", &until("8", &["--shard-optimizer"]));
+    assert_equal(&trial, "whole", "parts");
+}
+
 #[test]
 fn limit_on_rejected_rows_is_for_all_ranks_together() {
     let trial = trial();

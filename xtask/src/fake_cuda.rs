@@ -16,9 +16,14 @@ pub const FLAG: &str = "--fake-cuda";
 /// Environment variable that gives the tests the folder of the libraries.
 const FOLDER_VARIABLE: &str = "VLM_FAKE_CUDA";
 
-/// Source files and name of each library.
-const LIBRARIES: [(&[&str], &str); 2] =
-    [(&["device.cpp", "operators.cpp"], "libtorch_cuda.so"), (&["nccl.cpp"], "libvlm_nccl.so")];
+/// Source files and name of each library, and of the program that checks the fake device.
+const TARGETS: [(&[&str], &str); 3] = [
+    (&["streams.cpp", "device.cpp", "operators.cpp"], "libtorch_cuda.so"),
+    (&["nccl.cpp"], "libvlm_nccl.so"),
+    (&["checks.cpp"], "checks"),
+];
+/// Files that the sources include.
+const HEADERS: [&str; 2] = ["device.h", "streams.h"];
 
 /// Builds the libraries. Returns the arguments with which cargo runs the tests (`rest` at the end),
 /// and the environment variable that the tests need.
@@ -38,18 +43,19 @@ pub fn prepare(
     Ok((args, (FOLDER_VARIABLE, folder)))
 }
 
-/// Compiles the libraries that are missing or older than their sources, and returns their folder.
-fn build(workspace: &Workspace) -> Result<PathBuf> {
+/// Compiles what is missing or older than its sources, and returns the folder.
+pub fn build(workspace: &Workspace) -> Result<PathBuf> {
     let sources = workspace.root().join("tests/fake-cuda");
     let folder = workspace.target_dir().join("fake-cuda");
     fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
     let mut compilers = Vec::new();
-    for (names, library) in LIBRARIES {
-        let library = folder.join(library);
-        let sources: Vec<PathBuf> = names.iter().map(|name| sources.join(name)).collect();
-        if !sources.iter().all(|source| cxx::is_newer(&library, source)) {
+    for (names, target) in TARGETS {
+        let target = folder.join(target);
+        let is_newer = |name: &&str| cxx::is_newer(&target, &sources.join(name));
+        if !names.iter().chain(&HEADERS).all(is_newer) {
             eprintln!("test: compiling {}", names.join(" and "));
-            compilers.push((names, compile(workspace, &sources, &library)?));
+            let sources: Vec<PathBuf> = names.iter().map(|name| sources.join(name)).collect();
+            compilers.push((names, compile(workspace, &sources, &target)?));
         }
     }
     for (names, mut compiler) in compilers {
@@ -61,20 +67,22 @@ fn build(workspace: &Workspace) -> Result<PathBuf> {
     Ok(folder)
 }
 
-fn compile(workspace: &Workspace, sources: &[PathBuf], library: &Path) -> Result<Child> {
+fn compile(workspace: &Workspace, sources: &[PathBuf], target: &Path) -> Result<Child> {
     let torch = workspace.libtorch_link().join("torch");
     let (include, lib) = (torch.join("include"), torch.join("lib"));
+    let is_library = target.extension().is_some();
     cxx::compiler()
-        .args(["-shared", "-fPIC", "-std=c++17", "-O1", "-w"])
+        .args(is_library.then_some("-shared"))
+        .args(["-fPIC", "-std=c++17", "-O1", "-w"])
         .args(["-DUSE_DISTRIBUTED", "-DUSE_C10D_GLOO", "-D_GLIBCXX_USE_CXX11_ABI=1"])
         .args([Path::new("-I"), &include, Path::new("-I")])
         .arg(include.join("torch/csrc/api/include"))
         .args(sources)
         .args([Path::new("-L"), &lib])
-        .args(["-lc10", "-ltorch_cpu"])
+        .args(["-lc10", "-ltorch_cpu", "-ldl"])
         .arg(format!("-Wl,-rpath,{}", lib.display()))
         .arg("-o")
-        .arg(library)
+        .arg(target)
         .stdin(Stdio::null())
         .spawn()
         .with_context(|| format!("starting the C++ compiler {}", cxx::name()))

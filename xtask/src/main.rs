@@ -19,6 +19,7 @@ mod fake_cuda;
 mod flags_page;
 mod fuzz;
 mod gpu;
+mod gpu_check;
 mod launch;
 mod libtorch;
 mod link_farm;
@@ -84,6 +85,8 @@ enum Command {
     /// Estimate time, memory and network traffic of a run: `plan --gpus 8 --gpu h200`
     #[command(disable_help_flag = true)]
     Plan(Passed),
+    /// Check training on the GPU of this machine in a few minutes, and write the results to a file
+    GpuCheck(gpu_check::GpuCheckArgs),
     /// Run any command of vlm: `cargo xtask vlm generate --help`
     #[command(disable_help_flag = true)]
     Vlm(Passed),
@@ -174,6 +177,7 @@ fn dispatch(command: Command) -> Result<ExitCode> {
         Command::Pretrain(passed) => launch::train(workspace, "pretrain", true, passed.args),
         Command::Sft(passed) => launch::train(workspace, "sft", false, passed.args),
         Command::Launch(passed) => launch::program(passed.args),
+        Command::GpuCheck(args) => gpu_check::run(workspace, &args),
         Command::Plan(passed) => plan::run(passed.args),
         Command::PrepareData(args) => prepare::run(workspace, *args),
         Command::DemoWeights(passed) => launch::vlm(workspace, Some("demo-weights"), passed.args),

@@ -21,13 +21,46 @@ use crate::workspace::Workspace;
 const SOURCE: &str = "crates/vlm-torch/nccl/plugin.cpp";
 const LIBRARY: &str = "libvlm_nccl.so";
 
-/// Packages with headers that torch does not include, with a file of each by which they are found.
-const HEADER_PACKAGES: [(&str, &str); 4] = [
-    ("crt/host_config.h", "nvidia-cuda-crt==13.0.88"),
-    ("nv/target", "nvidia-cuda-cccl==13.0.85"),
-    ("nccl.h", "nvidia-nccl-cu13==2.28.9"),
-    ("cuda_runtime.h", "nvidia-cuda-runtime==13.0.96"),
-];
+/// Headers that torch does not include: the packages that have them, and where these install them.
+struct Headers {
+    /// The major version of CUDA.
+    major: u32,
+    /// A file of each package, by which it is found, and the package.
+    packages: [(&'static str, String); 4],
+    /// The include folders, below the folder `nvidia` of an installation.
+    folders: &'static [&'static str],
+}
+
+impl Headers {
+    /// The headers for a libtorch with the version `2.11.0+cu128`. If the version does not tell, they
+    /// are those of CUDA 13, with which the released torch is built.
+    fn of(libtorch: &str) -> Self {
+        let cuda = libtorch.split_once("+cu").and_then(|(_, digits)| digits.parse::<u32>().ok());
+        let (major, minor) = cuda.map_or((13, 0), |cuda| (cuda / 10, cuda % 10));
+        if major >= 13 {
+            let packages = [
+                ("crt/host_config.h", "nvidia-cuda-crt==13.0.88".to_owned()),
+                ("nv/target", "nvidia-cuda-cccl==13.0.85".to_owned()),
+                ("nccl.h", "nvidia-nccl-cu13==2.28.9".to_owned()),
+                ("cuda_runtime.h", "nvidia-cuda-runtime==13.0.96".to_owned()),
+            ];
+            return Self { major, packages, folders: &["nccl/include", "cu13/include"] };
+        }
+        let of_minor = |name: &str| format!("nvidia-cuda-{name}-cu{major}=={major}.{minor}.*");
+        Self {
+            major,
+            packages: [
+                ("crt/host_config.h", of_minor("nvcc")),
+                ("nv/target", of_minor("cccl")),
+                ("nccl.h", format!("nvidia-nccl-cu{major}==2.28.9")),
+                ("cuda_runtime.h", of_minor("runtime")),
+            ],
+            folders: &[
+                "nccl/include", "cuda_runtime/include", "cuda_nvcc/include", "cuda_cccl/include",
+            ],
+        }
+    }
+}
 
 /// Minimal replacements of headers from which torch's headers use only some type names, for a torch
 /// that was installed without its packages.
@@ -91,16 +124,20 @@ fn includes(
 ) -> Result<Vec<PathBuf>> {
     let torch = libtorch.torch_dir.join("include");
     let beside = libtorch.torch_dir.with_file_name("nvidia");
-    let headers = folder.join("headers");
-    let of = |nvidia: &Path| [nvidia.join("nccl/include"), nvidia.join("cu13/include")];
+    let needed = Headers::of(&libtorch.version);
+    let headers = folder.join(format!("headers-cuda-{}", needed.major));
+    let of = |nvidia: &Path| -> Vec<PathBuf> {
+        needed.folders.iter().map(|folder| nvidia.join(folder)).collect()
+    };
     let mut found = vec![torch.clone(), torch.join("torch/csrc/api/include")];
     found.extend(of(&beside));
     found.extend(of(&headers.join("nvidia")));
     let is_missing = |file: &str| !found.iter().any(|dir| dir.join(file).is_file());
-    let packages: Vec<&str> = HEADER_PACKAGES
+    let packages: Vec<&str> = needed
+        .packages
         .iter()
         .filter(|(file, _)| is_missing(file))
-        .map(|(_, package)| *package)
+        .map(|(_, package)| package.as_str())
         .collect();
     if !packages.is_empty() {
         let python = Python::with_pip(pythons).with_context(|| {
@@ -121,4 +158,18 @@ fn includes(
     // Last, so that real headers are preferred.
     found.push(stubs);
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Headers;
+
+    #[test]
+    fn the_headers_are_those_of_the_cuda_that_libtorch_was_built_with() {
+        let runtime = |libtorch| Headers::of(libtorch).packages[3].1.clone();
+        assert_eq!(runtime("2.11.0+cu130"), "nvidia-cuda-runtime==13.0.96");
+        assert_eq!(runtime("2.11.0"), "nvidia-cuda-runtime==13.0.96");
+        assert_eq!(runtime("2.11.0+cu128"), "nvidia-cuda-runtime-cu12==12.8.*");
+        assert!(Headers::of("2.11.0+cu126").folders.contains(&"cuda_nvcc/include"));
+    }
 }

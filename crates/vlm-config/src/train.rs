@@ -293,6 +293,10 @@ settings! {
         epochs: u64 = 4, shown("N").at_least(1.0).decides_numbers();
         /// Number of rows in a micro-batch of each process.
         batch_size: usize = 16, shown("ROWS").at_least(1.0).decides_numbers();
+        /// Halve the micro-batches until the largest rows that the settings allow fit into the memory
+        /// of the GPU, and raise `accumulation_steps` by the same factor, so that an update has the
+        /// same rows.
+        auto_batch_size: bool = false, switch().negatable().same_on_all_ranks();
         /// Number of micro-batches whose gradients are accumulated for one update of the weights.
         /// The last update of an epoch may have fewer.
         accumulation_steps: u64 = 1, shown("N").at_least(1.0).decides_numbers();
@@ -466,6 +470,12 @@ settings! {
         /// Number of seconds that a process waits for the others of its run, at the start and in
         /// each collective operation.
         timeout_secs: u64 = 600, shown("SECS").at_least(1.0).same_on_all_ranks();
+        /// Divide the state of the optimizer among the processes (ZeRO stage 1), which then each need
+        /// less memory. The results and the checkpoints are the same.
+        shard_optimizer: bool = false, switch().negatable().same_on_all_ranks();
+        /// Use only algorithms that give bitwise equal results in every run. On CUDA this is slower,
+        /// and without it a resumed run is not bitwise equal to one that was not interrupted.
+        deterministic: bool = false, switch().negatable().same_on_all_ranks();
         /// Use a process group even with a single process. With several processes there always is
         /// one.
         ddp: bool = false, switch();

@@ -135,7 +135,9 @@ impl MixtureOfExperts {
     fn route(&self, x_nh: &Tensor, weights_nk: &Tensor, chosen_nk: &Tensor, train: bool) -> Tensor {
         let chosen = chosen_nk.reshape([-1]);
         let order = chosen.argsort(0, false);
-        let counts = chosen.bincount(None::<Tensor>, self.experts.len() as i64);
+        // On a GPU, `bincount` would wait twice more for the smallest and the largest value.
+        let counts = Tensor::zeros([self.experts.len() as i64], (Kind::Int64, chosen.device()))
+            .scatter_add(0, &chosen, &chosen.ones_like());
         let counts = Vec::<i64>::try_from(counts).expect("a vector of counts by construction");
         let tokens = order.divide_scalar_mode(self.experts_per_token, "floor");
         let sorted = x_nh.index_select(0, &tokens);

@@ -61,7 +61,7 @@ pub use error::ModelError;
 pub use kv_cache::KvCache;
 pub use model_batch::{ImageInput, ModelBatch};
 pub use projector::Projector;
-pub use vlm::{LossSum, RowLosses, Vlm};
+pub use vlm::{ConvertedEncoder, LossSum, RowLosses, Vlm};
 pub use vlm_shapes::{
     self as config, ForeignModel, FreezePolicy, LmConfig, LmFamily, MoeConfig, OpenClip,
     ProjectorConfig, ProjectorKind, ShapeError, VisionConfig, VisionFamily, is_projector, names,

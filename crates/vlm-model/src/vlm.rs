@@ -37,6 +37,19 @@ pub struct RowLosses {
     pub num_supervised: Tensor,
 }
 
+/// The original weights of a converted encoder ([`Vlm::convert_frozen_encoder`]), which are restored
+/// when this is dropped.
+#[derive(Debug)]
+pub struct ConvertedEncoder(Vec<(Tensor, Tensor)>);
+
+impl Drop for ConvertedEncoder {
+    fn drop(&mut self) {
+        for (tensor, original) in &mut self.0 {
+            tensor.set_data(original);
+        }
+    }
+}
+
 /// A vision-language model.
 #[derive(Debug)]
 pub struct Vlm {
@@ -161,6 +174,66 @@ impl Vlm {
     pub fn freeze(&self, policy: &FreezePolicy) {
         self.lm_store.set_trainable(|name| policy.trains(self.lm.config(), name));
         self.vision_store.set_trainable(|_| policy.train_vision);
+    }
+
+    /// Converts the weights of a frozen vision encoder's products to `kind`, the type in which
+    /// autocast computes them: otherwise autocast converts them in every step. Under autocast the
+    /// features are bitwise the same, without it the encoder cannot be used until the result is
+    /// dropped, which restores the weights. Does nothing if the encoder is trained.
+    ///
+    /// # Errors
+    /// There is no memory left.
+    pub fn convert_frozen_encoder(&self, kind: Kind) -> Result<ConvertedEncoder, ModelError> {
+        let mut originals = ConvertedEncoder(Vec::new());
+        if !self.vision_store.trainable().is_empty() {
+            return Ok(originals);
+        }
+        // These are added to activations or scale them in float32.
+        let is_kept = |name: &str| {
+            ["norm", "position_embedding", "class_embedding"].iter().any(|part| name.contains(part))
+        };
+        for (name, mut tensor) in self.vision_store.named() {
+            if !is_kept(&name) {
+                let (converted, original) = (tensor.f_to_kind(kind)?, tensor.f_detach()?);
+                tensor.set_data(&converted);
+                originals.0.push((tensor, original));
+            }
+        }
+        Ok(originals)
+    }
+
+    /// The kernel with which libtorch computes the causal attention of this model, in training and
+    /// in the type `kind`, for messages.
+    ///
+    /// # Errors
+    /// libtorch fails.
+    pub fn attention_kernel(&self, kind: Kind) -> Result<&'static str, ModelError> {
+        let config = self.lm.config();
+        let heads = |num_heads| -> Result<Tensor, tch::TchError> {
+            let size = [1, num_heads, 64, config.head_dim()];
+            Ok(Tensor::f_zeros(size, (kind, self.device()))?.set_requires_grad(true))
+        };
+        let (q, k, v) =
+            (heads(config.n_heads)?, heads(config.n_kv_heads)?, heads(config.n_kv_heads)?);
+        let is_grouped = config.n_heads != config.n_kv_heads;
+        let chosen = Tensor::f_internal_fused_sdp_choice(
+            &q,
+            &k,
+            &v,
+            None::<Tensor>,
+            config.attention_dropout(),
+            true,
+            None,
+            is_grouped,
+        )?;
+        // at::SDPBackend
+        Ok(match chosen {
+            0 => "separate products",
+            1 => "flash attention",
+            2 => "memory-efficient attention",
+            3 => "cuDNN",
+            _ => "unknown",
+        })
     }
 
     /// The vision encoder's patch features of `pixel_values`, `[N, 3, S, S]` → `[N, P, V]`. They
@@ -398,6 +471,35 @@ mod tests {
     fn shapes(store: &ParamStore) -> Vec<TensorShape> {
         let shape = |(name, tensor): (String, Tensor)| TensorShape { name, shape: tensor.size() };
         store.named().into_iter().map(shape).collect()
+    }
+
+    #[test]
+    fn converted_weights_of_a_frozen_encoder_give_the_same_features_under_autocast() {
+        for tower in [VisionConfig::default(), VisionConfig::siglip()] {
+            let vision = VisionConfig {
+                hidden_size: 24,
+                intermediate_size: 20,
+                num_hidden_layers: 2,
+                image_size: 32,
+                ..tower
+            };
+            let lm = LmConfig { dim: 32, n_layers: 1, n_heads: 4, ..LmConfig::default() };
+            tch::manual_seed(1);
+            let model = Vlm::new(&lm, &vision, Device::Cpu).unwrap();
+            let pixels = Tensor::randn([2, 3, 32, 32], (Kind::Float, Device::Cpu));
+            let features = || {
+                let encode = || model.encode_images(&pixels).unwrap();
+                vlm_torch::autocast(Device::Cpu, Some(Kind::BFloat16), encode).unwrap()
+            };
+            let (before, exact) = (features(), model.encode_images(&pixels).unwrap());
+            let converted = model.convert_frozen_encoder(Kind::BFloat16).unwrap();
+            let kinds: Vec<Kind> =
+                model.vision_params().named().iter().map(|(_, tensor)| tensor.kind()).collect();
+            assert!(kinds.contains(&Kind::BFloat16) && kinds.contains(&Kind::Float), "{kinds:?}");
+            assert!(before.equal(&features()));
+            drop(converted);
+            assert!(exact.equal(&model.encode_images(&pixels).unwrap()));
+        }
     }
 
     #[test]

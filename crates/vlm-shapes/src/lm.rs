@@ -289,6 +289,15 @@ impl LmConfig {
         if self.names().numbers_shared_experts { count } else { count.min(1) }
     }
 
+    /// Number of feed-forward layers that a token passes through in a block: one, or its routed and
+    /// shared experts.
+    pub fn feed_forwards_per_token(&self) -> i64 {
+        match self.use_moe {
+            true => self.moe.num_experts_per_tok + self.num_shared_experts(),
+            false => 1,
+        }
+    }
+
     /// Dropout probability of the attention weights.
     pub fn attention_dropout(&self) -> f64 {
         self.attention_dropout.unwrap_or(self.dropout)

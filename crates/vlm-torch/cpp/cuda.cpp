@@ -8,6 +8,7 @@
 #include <c10/core/impl/VirtualGuardImpl.h>
 
 #include <cstring>
+#include <tuple>
 
 namespace {
 constexpr auto kAll = static_cast<size_t>(c10::CachingAllocator::StatType::AGGREGATE);
@@ -49,6 +50,19 @@ int vlm_cuda_peak_bytes(int device, int64_t* bytes) noexcept {
     auto stats = c10::getDeviceAllocator(c10::DeviceType::CUDA)->getDeviceStats(static_cast<c10::DeviceIndex>(device));
     *bytes = stats.allocated_bytes[kAll].peak;
   });
+}
+
+// Free and total memory of the device, in bytes.
+int vlm_cuda_memory(int device, uint64_t* free, uint64_t* total) noexcept {
+  return vlm::guard([&] {
+    auto* allocator = c10::getDeviceAllocator(c10::DeviceType::CUDA);
+    std::tie(*free, *total) = allocator->getMemoryInfo(static_cast<c10::DeviceIndex>(device));
+  });
+}
+
+// Returns the memory that libtorch keeps for later tensors to the device.
+int vlm_cuda_empty_cache() noexcept {
+  return vlm::guard([] { c10::getDeviceAllocator(c10::DeviceType::CUDA)->emptyCache(); });
 }
 
 int vlm_cuda_reset_peak(int device) noexcept {

@@ -11,6 +11,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/linalg_vector_norm.h>
 #include <ATen/ops/stack.h>
+#include <ATen/ops/zeros.h>
 
 #include <algorithm>
 #include <map>
@@ -91,22 +92,25 @@ void check_like(const at::Tensor& param, const at::Tensor& other, const char* wh
 
 extern "C" {
 
-// `*norm` is the 2-norm over all gradients before clipping, or 0 if no parameter has a gradient.
-// The CPU waits for the device once, to read it.
-int vlm_clip_grad_norm(at::Tensor* const* params, size_t count, double max_norm, double* norm) noexcept {
+// Writes the 2-norm over all gradients, a scalar on their device, or 0 if no parameter has a gradient.
+int vlm_grad_norm(at::Tensor* const* params, size_t count, at::Tensor** norm) noexcept {
   return vlm::guard([&] {
     at::NoGradGuard no_grad;
     auto grads = gradients_of(params, count);
-    if (grads.empty()) {
-      *norm = 0.0;
-      return;
-    }
-    at::Tensor total = total_norm(grads);
-    at::Tensor coefficient = total.add(1e-6).reciprocal().mul(max_norm).clamp_max(1.0);
+    *norm = new at::Tensor(grads.empty() ? at::zeros({}, at::kFloat) : total_norm(grads));
+  });
+}
+
+// Scales the gradients, whose 2-norm is `norm`, to at most `max_norm`.
+int vlm_clip_gradients(
+    at::Tensor* const* params, size_t count, const at::Tensor* norm, double max_norm) noexcept {
+  return vlm::guard([&] {
+    at::NoGradGuard no_grad;
+    auto grads = gradients_of(params, count);
+    at::Tensor coefficient = norm->add(1e-6).reciprocal().mul(max_norm).clamp_max(1.0);
     for (const auto& [group, which] : group_by_device_and_dtype(grads)) {
       at::_foreach_mul_(pick(grads, which), coefficient.to(group.first, group.second));
     }
-    *norm = total.item().toDouble();
   });
 }
 

@@ -68,6 +68,11 @@ int vlm_group_connect(
   });
 }
 
+// Another handle of the same group.
+int vlm_group_share(const vlm::Group* group, vlm::Group** out) noexcept {
+  return vlm::guard([&] { *out = new vlm::Group(*group); });
+}
+
 void vlm_group_free(vlm::Group* group) noexcept {
   vlm::guard([&] { delete group; });
 }
@@ -88,6 +93,22 @@ int vlm_group_all_gather(
     std::vector<at::Tensor> inputs{*input};
     std::vector<std::vector<at::Tensor>> gathered{vlm::borrow(outputs, count)};
     group->group->allgather(gathered, inputs)->wait();
+  });
+}
+
+// `input` has the tensors of all ranks one after another; `output` receives the sum of this rank's.
+int vlm_group_reduce_scatter_sum(vlm::Group* group, at::Tensor* input, at::Tensor* output) noexcept {
+  return vlm::guard([&] {
+    at::NoGradGuard no_grad;
+    group->group->_reduce_scatter_base(*output, *input, c10d::ReduceScatterOptions())->wait();
+  });
+}
+
+// `output` receives the `input` of all ranks, one after another.
+int vlm_group_all_gather_into(vlm::Group* group, at::Tensor* input, at::Tensor* output) noexcept {
+  return vlm::guard([&] {
+    at::NoGradGuard no_grad;
+    group->group->_allgather_base(*output, *input, c10d::AllgatherOptions())->wait();
   });
 }
 

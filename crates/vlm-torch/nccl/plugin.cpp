@@ -47,6 +47,12 @@ int vlm_nccl_shutdown(vlm::Group* group) noexcept {
   return vlm::guard([&] { group->group->getBackend(c10::DeviceType::CUDA)->shutdown(); });
 }
 
+// Ends all operations of NCCL, also those that wait for a rank that no longer takes part. Later
+// operations fail. May be called from any thread while another one waits.
+int vlm_nccl_abort(vlm::Group* group) noexcept {
+  return vlm::guard([&] { group->group->getBackend(c10::DeviceType::CUDA)->abort(); });
+}
+
 // The version from ncclGetVersion, for example 21809 for 2.18.9, or 0 if it fails.
 int vlm_nccl_version() noexcept {
   int version = 0;

@@ -55,6 +55,24 @@ pub fn set_cuda_device(index: usize) -> Result<()> {
     ffi::check(OPERATION, unsafe { ffi::vlm_cuda_set_device(index) })
 }
 
+/// Makes every operation of libtorch an error for which the CPU must wait for the GPU, until it is
+/// called with `false`. This is PyTorch's `torch.cuda.set_sync_debug_mode("error")`. Returns `false`
+/// if CUDA is not loaded.
+pub fn forbid_host_waits(on: bool) -> bool {
+    // The variable of the inline function c10::cuda::warning_state(), which all libraries of a
+    // process share. It holds one enum: 0 allows waits, 1 warns of them, 2 makes them errors.
+    let name = c"_ZZN3c104cuda13warning_stateEvE14warning_state_";
+    // SAFETY: the name is NUL-terminated; the symbol is looked up in the loaded libraries.
+    let mode = unsafe { libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()) }.cast::<c_int>();
+    if mode.is_null() {
+        return false;
+    }
+    // SAFETY: not null, the address of an int that lives as long as the process. libtorch reads it
+    // without synchronisation, too.
+    unsafe { mode.write_volatile(if on { 2 } else { 0 }) };
+    true
+}
+
 /// The PCI bus id of CUDA device `index`, for example `0000:3b:00.0`. Two processes on a machine
 /// whose devices have the same id share a GPU, even if they number their devices differently.
 /// `None` if CUDA is not loaded or does not report it.

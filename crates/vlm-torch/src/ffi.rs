@@ -54,11 +54,16 @@ unsafe extern "C" {
     fn vlm_last_error() -> *const c_char;
     fn vlm_set_error(message: *const c_char);
 
-    pub(crate) fn vlm_clip_grad_norm(
+    pub(crate) fn vlm_grad_norm(
         params: *const Handle,
         count: usize,
+        norm: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn vlm_clip_gradients(
+        params: *const Handle,
+        count: usize,
+        norm: Handle,
         max_norm: f64,
-        norm: *mut f64,
     ) -> c_int;
     pub(crate) fn vlm_unscale_gradients(
         params: *const Handle,
@@ -139,6 +144,7 @@ unsafe extern "C" {
         address: *const c_char,
         out: *mut *mut GroupHandle,
     ) -> c_int;
+    pub(crate) fn vlm_group_share(group: *const GroupHandle, out: *mut *mut GroupHandle) -> c_int;
     pub(crate) fn vlm_group_free(group: *mut GroupHandle);
     pub(crate) fn vlm_group_all_reduce_sum(group: *mut GroupHandle, tensor: *mut C_tensor)
     -> c_int;
@@ -147,6 +153,16 @@ unsafe extern "C" {
         input: *mut C_tensor,
         outputs: *const Handle,
         count: usize,
+    ) -> c_int;
+    pub(crate) fn vlm_group_reduce_scatter_sum(
+        group: *mut GroupHandle,
+        input: *mut C_tensor,
+        output: *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn vlm_group_all_gather_into(
+        group: *mut GroupHandle,
+        input: *mut C_tensor,
+        output: *mut C_tensor,
     ) -> c_int;
     pub(crate) fn vlm_group_broadcast(
         group: *mut GroupHandle,
@@ -205,6 +221,8 @@ unsafe extern "C" {
     pub(crate) fn vlm_pinned_bytes(data: *const u8, count: usize, out: *mut *mut C_tensor)
     -> c_int;
     pub(crate) fn vlm_cuda_peak_bytes(device: c_int, bytes: *mut i64) -> c_int;
+    pub(crate) fn vlm_cuda_memory(device: c_int, free: *mut u64, total: *mut u64) -> c_int;
+    pub(crate) fn vlm_cuda_empty_cache() -> c_int;
     pub(crate) fn vlm_cuda_reset_peak(device: c_int) -> c_int;
 }
 

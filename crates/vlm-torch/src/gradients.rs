@@ -1,8 +1,40 @@
 //! Clips, unscales and resets gradients.
 
+use std::ptr;
+
 use tch::Tensor;
 
-use crate::{Result, ffi};
+use crate::{Error, Result, ffi};
+
+/// The 2-norm over the gradients of `params`, as a scalar on their device; the CPU does not wait for
+/// it. Parameters without a gradient are ignored; the norm is 0 if none has one.
+///
+/// # Errors
+/// libtorch fails, for example because of the device.
+pub fn grad_norm(params: &[Tensor]) -> Result<Tensor> {
+    let handles = ffi::handles(params);
+    let mut norm = ptr::null_mut();
+    // SAFETY: `handles` are live tensors borrowed by `params` for the call, which writes the pointer
+    // once.
+    let status = unsafe { ffi::vlm_grad_norm(handles.as_ptr(), handles.len(), &mut norm) };
+    ffi::check("grad_norm", status)?;
+    // SAFETY: on success, the pointer is a tensor that the caller owns.
+    Ok(unsafe { Tensor::from_ptr(norm) })
+}
+
+/// Scales the gradients of `params`, whose 2-norm is `norm`, in place to at most `max_norm`, by the
+/// factor `min(1, max_norm / (norm + 1e-6))`. The CPU does not wait for the device.
+///
+/// # Errors
+/// As [`grad_norm`].
+pub fn clip_gradients(params: &[Tensor], norm: &Tensor, max_norm: f64) -> Result<()> {
+    let handles = ffi::handles(params);
+    // SAFETY: all handles are live tensors borrowed for the call.
+    let status = unsafe {
+        ffi::vlm_clip_gradients(handles.as_ptr(), handles.len(), norm.as_ptr(), max_norm)
+    };
+    ffi::check("clip_gradients", status)
+}
 
 /// Scales the gradients of `params` in place so that their total 2-norm is at most `max_norm`, and
 /// returns the norm before. Parameters without a gradient are ignored; the norm is 0 if none has
@@ -15,13 +47,9 @@ use crate::{Result, ffi};
 /// # Errors
 /// libtorch fails, for example because of the device.
 pub fn clip_grad_norm(params: &[Tensor], max_norm: f64) -> Result<f64> {
-    let handles = ffi::handles(params);
-    let mut norm = 0.0;
-    // SAFETY: `handles` are live tensors borrowed by `params` for the call; `norm` outlives it.
-    let status =
-        unsafe { ffi::vlm_clip_grad_norm(handles.as_ptr(), handles.len(), max_norm, &mut norm) };
-    ffi::check("clip_grad_norm", status)?;
-    Ok(norm)
+    let norm = grad_norm(params)?;
+    clip_gradients(params, &norm, max_norm)?;
+    f64::try_from(&norm).map_err(|error| Error::tch("clip_grad_norm", &error))
 }
 
 /// Multiplies every gradient by `inv_scale` (one float32), and sets `found_inf` (one float32, 0

@@ -55,6 +55,33 @@ pub fn reset_peak(device: Device) -> Result<()> {
     }
 }
 
+/// Free and total memory of CUDA device `index`, in bytes. Memory that libtorch keeps for later
+/// tensors is not free.
+///
+/// # Errors
+/// CUDA is not loaded, or there is no such device.
+pub fn cuda_memory(index: usize) -> Result<(u64, u64)> {
+    const OPERATION: &str = "cuda_memory";
+    let (mut free, mut total) = (0, 0);
+    // SAFETY: takes a number and writes two integers that outlive the call.
+    let status =
+        unsafe { ffi::vlm_cuda_memory(cuda_index(OPERATION, index)?, &mut free, &mut total) };
+    ffi::check(OPERATION, status)?;
+    Ok((free, total))
+}
+
+/// Returns the memory that libtorch keeps for later tensors to the GPU. Does nothing on the CPU.
+///
+/// # Errors
+/// CUDA is not loaded.
+pub fn empty_cache(device: Device) -> Result<()> {
+    if !device.is_cuda() {
+        return Ok(());
+    }
+    // SAFETY: takes no arguments.
+    ffi::check("empty_cache", unsafe { ffi::vlm_cuda_empty_cache() })
+}
+
 fn cuda_index(operation: &'static str, index: usize) -> Result<c_int> {
     c_int::try_from(index)
         .map_err(|_| Error::argument(operation, format!("there is no CUDA device {index}")))

@@ -5,11 +5,12 @@
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
 use crate::cuda::last_loader_error;
-use crate::ffi::GroupHandle;
+use crate::ffi::{self, GroupHandle};
 use crate::network::interface_of;
 use crate::process_group::milliseconds;
 use crate::{Error, ProcessGroup, Result};
@@ -18,6 +19,7 @@ const LIBRARY: &str = "libvlm_nccl.so";
 
 type Add = unsafe extern "C" fn(*mut GroupHandle, c_int, c_int, c_int, i64) -> c_int;
 type Shutdown = unsafe extern "C" fn(*mut GroupHandle) -> c_int;
+type Abort = unsafe extern "C" fn(*mut GroupHandle) -> c_int;
 type Version = unsafe extern "C" fn() -> c_int;
 type LastError = unsafe extern "C" fn() -> *const c_char;
 
@@ -26,6 +28,7 @@ type LastError = unsafe extern "C" fn() -> *const c_char;
 struct Plugin {
     add: Add,
     shutdown: Shutdown,
+    abort: Abort,
     version: Version,
     last_error: LastError,
 }
@@ -72,6 +75,24 @@ impl ProcessGroup {
         self.check_nccl(plugin, "shutdown_nccl", status)
     }
 
+    /// A handle with which another thread can abort the operations of NCCL; `None` if NCCL is not
+    /// used.
+    ///
+    /// # Errors
+    /// There is no memory left.
+    pub fn nccl_abort(&self) -> Result<Option<NcclAbort>> {
+        if !self.uses_nccl.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let mut handle = ptr::null_mut();
+        // SAFETY: the group lives as long as `self`; the call writes an owned handle on success.
+        let status = unsafe { ffi::vlm_group_share(self.handle(), &mut handle) };
+        ffi::check("nccl_abort", status)?;
+        let handle = NonNull::new(handle)
+            .ok_or_else(|| Error::torch("nccl_abort", "no handle was created"))?;
+        Ok(Some(NcclAbort { handle, plugin: plugin()? }))
+    }
+
     /// Makes NCCL connect over the network interface through which the store is reached, as Gloo
     /// does, because other machines may not reach the one that NCCL chooses. `NCCL_SOCKET_IFNAME`
     /// takes precedence.
@@ -96,6 +117,41 @@ impl ProcessGroup {
         let message = unsafe { CStr::from_ptr((plugin.last_error)()) };
         let error = Error::torch(operation, &message.to_string_lossy());
         Err(error.on_rank(self.rank(), self.world_size()))
+    }
+}
+
+/// Aborts the operations of NCCL, from any thread. It keeps the process group alive.
+#[derive(Debug)]
+pub struct NcclAbort {
+    handle: NonNull<GroupHandle>,
+    plugin: Plugin,
+}
+
+// SAFETY: the handle is owned, and its only use is `abort`, which libtorch permits on any thread.
+unsafe impl Send for NcclAbort {}
+
+impl NcclAbort {
+    /// Ends all operations of NCCL, also those that wait for a rank that no longer takes part. Their
+    /// results are undefined, and later operations fail.
+    ///
+    /// # Errors
+    /// NCCL fails.
+    pub fn abort(&self) -> Result<()> {
+        // SAFETY: the handle lives as long as `self`, and the backend was created by `add_nccl`.
+        let status = unsafe { (self.plugin.abort)(self.handle.as_ptr()) };
+        if status == 0 {
+            return Ok(());
+        }
+        // SAFETY: as in `check_nccl`.
+        let message = unsafe { CStr::from_ptr((self.plugin.last_error)()) };
+        Err(Error::torch("nccl_abort", &message.to_string_lossy()))
+    }
+}
+
+impl Drop for NcclAbort {
+    fn drop(&mut self) {
+        // SAFETY: the handle came from `vlm_group_share` and is freed once.
+        unsafe { ffi::vlm_group_free(self.handle.as_ptr()) }
     }
 }
 
@@ -139,16 +195,24 @@ fn load(path: &Path) -> Result<Plugin> {
     let symbol = |name: &CStr| -> Result<*mut c_void> {
         // SAFETY: the handle is never closed, and the name is NUL-terminated.
         let found = unsafe { libc::dlsym(handle, name.as_ptr()) };
-        if found.is_null() { Err(wrong(last_loader_error())) } else { Ok(found) }
+        if found.is_null() {
+            return Err(wrong(format!(
+                "{}; the library is from another version of this program, build it again with \
+                 `cargo xtask setup --cuda`",
+                last_loader_error()
+            )));
+        }
+        Ok(found)
     };
     let (add, version) = (symbol(c"vlm_nccl_add")?, symbol(c"vlm_nccl_version")?);
     let last_error = symbol(c"vlm_nccl_last_error")?;
-    let shutdown = symbol(c"vlm_nccl_shutdown")?;
-    // SAFETY: the four functions have these types in nccl/plugin.cpp.
+    let (shutdown, abort) = (symbol(c"vlm_nccl_shutdown")?, symbol(c"vlm_nccl_abort")?);
+    // SAFETY: the five functions have these types in nccl/plugin.cpp.
     Ok(unsafe {
         Plugin {
             add: std::mem::transmute::<*mut c_void, Add>(add),
             shutdown: std::mem::transmute::<*mut c_void, Shutdown>(shutdown),
+            abort: std::mem::transmute::<*mut c_void, Abort>(abort),
             version: std::mem::transmute::<*mut c_void, Version>(version),
             last_error: std::mem::transmute::<*mut c_void, LastError>(last_error),
         }

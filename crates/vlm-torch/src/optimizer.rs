@@ -91,12 +91,18 @@ pub fn fused_adamw_step(
     ffi::check(OPERATION, status)
 }
 
-/// Makes libtorch use deterministic kernels only; an operation that has none fails. On CUDA, cuBLAS
-/// also needs `CUBLAS_WORKSPACE_CONFIG=:4096:8` in the environment before its first use.
+/// Makes libtorch use deterministic kernels only; an operation that has none fails. For CUDA, call it
+/// at the start of the program: cuBLAS reads the environment variable `CUBLAS_WORKSPACE_CONFIG`,
+/// which is set here unless the user has set it, at its first use.
 ///
 /// # Errors
 /// libtorch fails; no such case is known.
 pub fn deterministic_algorithms(on: bool) -> Result<()> {
+    const WORKSPACE: &str = "CUBLAS_WORKSPACE_CONFIG";
+    if on && std::env::var_os(WORKSPACE).is_none() {
+        // SAFETY: by the contract above, no other thread reads the environment yet.
+        unsafe { std::env::set_var(WORKSPACE, ":4096:8") };
+    }
     // SAFETY: takes one integer.
     let status = unsafe { ffi::vlm_set_deterministic(c_int::from(on)) };
     ffi::check("deterministic_algorithms", status)

@@ -169,6 +169,44 @@ impl ProcessGroup {
         Ok(outputs)
     }
 
+    /// Sums `input` over the ranks and divides the result among them: `input` has `world_size` times
+    /// as many elements as `output`, which receives the part with the number of this rank. Both are
+    /// contiguous and have one dimension.
+    ///
+    /// # Errors
+    /// As [`Self::all_reduce_sum`].
+    pub fn reduce_scatter_sum(&self, input: &Tensor, output: &Tensor) -> Result<()> {
+        let (mut input, mut output) = (input.shallow_clone(), output.shallow_clone());
+        // SAFETY: the group lives as long as `self`; both tensors are owned clones. Values of
+        // `output` change in place, as with every in-place operation of tch on a shallow clone.
+        let status = unsafe {
+            ffi::vlm_group_reduce_scatter_sum(
+                self.handle.as_ptr(),
+                input.as_mut_ptr(),
+                output.as_mut_ptr(),
+            )
+        };
+        self.check("reduce_scatter_sum", status)
+    }
+
+    /// Writes the `input` of every rank to `output`, in the order of the ranks. `output` has
+    /// `world_size` times as many elements. Both are contiguous and have one dimension.
+    ///
+    /// # Errors
+    /// As [`Self::all_reduce_sum`].
+    pub fn all_gather_into(&self, input: &Tensor, output: &Tensor) -> Result<()> {
+        let (mut input, mut output) = (input.shallow_clone(), output.shallow_clone());
+        // SAFETY: as in `reduce_scatter_sum`.
+        let status = unsafe {
+            ffi::vlm_group_all_gather_into(
+                self.handle.as_ptr(),
+                input.as_mut_ptr(),
+                output.as_mut_ptr(),
+            )
+        };
+        self.check("all_gather_into", status)
+    }
+
     /// The bytes of every rank, in the order of the ranks. Their lengths may differ.
     ///
     /// # Errors

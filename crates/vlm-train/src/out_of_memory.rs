@@ -7,15 +7,16 @@
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
+use tch::Device;
 use vlm_model::Vlm;
 
 use crate::TrainError;
 
 /// Advice at the end of each message.
-const REMEDIES: &str = "To need less memory, lower `batch_size` and raise `accumulation_steps` by \
+pub(crate) const REMEDIES: &str = "To need less memory, lower `batch_size` and raise `accumulation_steps` by \
                         the same factor, lower `max_seq_len`, set `activation_checkpointing`, \
-                        train on cached `features`, train fewer blocks, or compute in `dtype = \
-                        bfloat16`. Earlier checkpoints are unaffected";
+                        train on cached `features`, train fewer blocks, compute in `dtype = \
+                        bfloat16`, or with several GPUs set `shard_optimizer`. Earlier checkpoints are unaffected";
 
 /// Parts of libtorch's out-of-memory messages, on CUDA and on the CPU.
 const MARKS: [&str; 4] = [
@@ -34,15 +35,19 @@ pub struct MemoryParts {
     pub gradients: u64,
     /// The two moments of AdamW.
     pub optimizer: u64,
+    /// The device, if it is a GPU: there libtorch reports how much memory was in use.
+    pub gpu: Option<Device>,
 }
 
 impl MemoryParts {
-    /// The sizes for training `model`.
-    pub fn of(model: &Vlm) -> Self {
+    /// The sizes for training `model`, if the optimizer is divided among `num_shards` ranks.
+    pub fn of(model: &Vlm, num_shards: usize) -> Self {
         let bytes = |named: Vec<(String, tch::Tensor)>| crate::parallel::gradient_bytes(&named);
         let weights = bytes(model.params().named()) + bytes(model.vision_params().named());
         let gradients = bytes(model.trainable());
-        Self { weights, gradients, optimizer: 2 * gradients }
+        let optimizer = (2 * gradients).div_ceil(num_shards as u64);
+        let gpu = Some(model.device()).filter(|device| device.is_cuda());
+        Self { weights, gradients, optimizer, gpu }
     }
 }
 
@@ -79,16 +84,26 @@ pub(crate) fn panic_message(panic: &(dyn Any + Send)) -> Option<&str> {
     panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref().copied())
 }
 
+/// A size in MiB, for a message.
+pub(crate) fn mib(bytes: u64) -> String {
+    format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64)
+}
+
 fn advice(message: &str, parts: Option<MemoryParts>) -> String {
-    let mib = |bytes: u64| format!("{:.1} MiB", bytes as f64 / (1 << 20) as f64);
     let kept = match parts {
-        Some(MemoryParts { weights, gradients, optimizer }) => format!(
-            "The run keeps {} of weights, {} of gradients and {} of optimizer state; the rest are \
-             activations, which grow with the rows and tokens of a micro-batch. ",
-            mib(weights),
-            mib(gradients),
-            mib(optimizer)
-        ),
+        Some(MemoryParts { weights, gradients, optimizer, gpu }) => {
+            let peak = gpu.and_then(|gpu| vlm_torch::peak_memory_bytes(gpu).ok());
+            let rest = peak.map(|peak| peak.saturating_sub(weights + gradients + optimizer));
+            let rest =
+                rest.map_or_else(|| "the rest".to_owned(), |rest| format!("up to {}", mib(rest)));
+            format!(
+                "The run keeps {} of weights, {} of gradients and {} of optimizer state; {rest} \
+                 are activations, which grow with the rows and tokens of a micro-batch. ",
+                mib(weights),
+                mib(gradients),
+                mib(optimizer)
+            )
+        }
         None => "The memory ran out while the model was created. ".to_owned(),
     };
     let shortage = shortage(message);
@@ -136,7 +151,7 @@ mod tests {
     use super::*;
 
     const PARTS: MemoryParts =
-        MemoryParts { weights: 1 << 20, gradients: 2 << 20, optimizer: 4 << 20 };
+        MemoryParts { weights: 1 << 20, gradients: 2 << 20, optimizer: 4 << 20, gpu: None };
 
     #[test]
     fn an_out_of_memory_panic_becomes_an_error_with_advice() {

@@ -25,11 +25,23 @@ pub struct StateDict {
 }
 
 impl Trainer<'_> {
-    /// The current state, for a checkpoint.
-    pub fn state_dict(&self) -> StateDict {
+    /// The current state of the optimizer, by name. With `shard_optimizer` it is collected from all
+    /// ranks, and is complete on rank 0 only. Collective.
+    ///
+    /// # Errors
+    /// A rank that ended or hangs.
+    pub fn optimizer_state(&self) -> Result<Vec<(String, Tensor)>, TrainError> {
+        match &self.shards {
+            Some(shards) => self.optimizer.gather_state(self.world, shards),
+            None => Ok(self.optimizer.state()),
+        }
+    }
+
+    /// The current state, for a checkpoint. `optimizer` is that of [`Self::optimizer_state`].
+    pub fn state_dict(&self, optimizer: Vec<(String, Tensor)>) -> StateDict {
         let mut model = with_tied_output(self.model.params().named(), self.model.lm().config());
         model.extend(encoder_files::checkpointed(self.model));
-        StateDict { model, optimizer: self.optimizer.state(), train_state: self.state }
+        StateDict { model, optimizer, train_state: self.state }
     }
 
     /// Restores a state that [`Self::state_dict`] returned, in this or another process.
@@ -47,18 +59,28 @@ impl Trainer<'_> {
             };
             tch::no_grad(|| tensor.copy_(found));
         }
-        self.optimizer.load_state(&saved.optimizer)?;
+        // With `shard_optimizer`, `broadcast_state` divides it among the ranks.
+        match &self.shards {
+            Some(shards) => self.optimizer.check_state(shards, &saved.optimizer)?,
+            None => self.optimizer.load_state(&saved.optimizer)?,
+        }
         self.state = saved.train_state.with_scaler_for(self.dtype);
         Ok(())
     }
 
-    /// Copies the state of rank 0 to all ranks. Collective.
+    /// Copies the state of rank 0, which `saved` was loaded into there, to all ranks. Collective.
     ///
     /// # Errors
     /// A rank that ended or hangs; tensors that differ between ranks after the broadcast.
-    pub fn broadcast_state(&mut self) -> Result<(), TrainError> {
+    pub fn broadcast_state(&mut self, saved: Option<&StateDict>) -> Result<(), TrainError> {
         let mut tensors = saved_weights(self.model);
-        tensors.extend(self.optimizer.state());
+        match &self.shards {
+            Some(shards) => {
+                let state = saved.map_or(&[][..], |saved| &saved.optimizer);
+                self.optimizer.scatter_state(self.world, shards, state)?;
+            }
+            None => tensors.extend(self.optimizer.state()),
+        }
         self.world.broadcast_tensors(&tensors)?;
         self.state = self.world.broadcast(self.state)?;
         Ok(())

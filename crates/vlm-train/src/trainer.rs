@@ -4,8 +4,8 @@
 //! micro-batches make one update of the weights. All ranks do the same steps at the same time.
 //!
 //! Other tasks have their own files: the source of the batches (`source.rs`), rejected rows
-//! (`rejected_rows.rs`), events and evaluation (`report.rs`), and checks that the run still learns
-//! (`health.rs`). The trainer writes no files except the log of rejected rows: the caller writes
+//! (`rejected_rows.rs`), the update of the weights (`update.rs`), events and evaluation (`report.rs`),
+//! and checks that the run still learns (`health.rs`). The trainer writes no files except the log of rejected rows: the caller writes
 //! checkpoints (see [`Save`]), and event sinks write the metrics.
 
 mod health;
@@ -15,6 +15,7 @@ mod report;
 mod source;
 mod text_rows;
 mod time_limit;
+mod update;
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
@@ -25,20 +26,19 @@ use vlm_infer::device_batch::Transfer;
 use vlm_infer::evaluation::Evaluator;
 use vlm_infer::{Dtype, autocast_kind, default_dtype};
 use vlm_model::Vlm;
-use vlm_torch::{Span, set_grad_none, span};
+use vlm_torch::{Span, span};
 
 pub(crate) use self::loss_spikes::FILE_NAME as LOSS_SPIKES;
 pub use self::source::{BatchSource, Batches};
 use self::text_rows::{in_order_of_use, learns_from_text, zero_loss};
 use self::time_limit::TimeLimit;
+use self::update::UnreadNorm;
 use crate::TrainError;
 use crate::config::{LossAverage, TrainConfig};
 use crate::events::{Event, EventSink};
 use crate::meter::Meter;
 use crate::optimizer::AdamW;
-use crate::parallel::{
-    GlobalStepStats, GradientSync, LocalStepStats, Phase, World, scale_gradients,
-};
+use crate::parallel::{GlobalStepStats, GradientSync, LocalStepStats, Phase, Shards, World};
 use crate::profile::StepProfile;
 use crate::requests::{Request, Requests};
 use crate::saver::Saver;
@@ -46,6 +46,10 @@ use crate::schedule::Schedule;
 use crate::step_lines::StepLines;
 use crate::train_state::TrainState;
 use crate::utilization::Utilization;
+
+/// Environment variable that makes a wait for the GPU within a step an error, from the third step of a
+/// run on.
+const FORBID_WAITS: &str = "VLM_FORBID_HOST_WAITS";
 
 /// The reason why the training ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,6 +76,15 @@ pub struct Trainer<'a> {
     schedule: Schedule,
     pub(crate) optimizer: AdamW,
     pub(crate) gradients: GradientSync<'a>,
+    /// The division of the optimizer among the ranks, with `shard_optimizer`.
+    pub(crate) shards: Option<Shards<'a>>,
+    /// Norms of the last updates' gradients that were not read yet; on a GPU only.
+    unread_norms: Vec<UnreadNorm>,
+    /// The norm of the gradients of the last update that was read, before clipping.
+    grad_norm: Option<f64>,
+    /// The step from which on a wait for the GPU within a step is an error; for checks of this
+    /// program.
+    no_waits_from: Option<u64>,
     /// Progress of the training.
     pub state: TrainState,
     /// Evaluates the model during the training; on rank 0 only, while the other ranks wait.
@@ -159,6 +172,15 @@ impl<'a> Trainer<'a> {
         let dtype = config.run.dtype.unwrap_or_else(|| default_dtype(model.device()));
         let total_steps = config.optim.epochs * source.batches_per_epoch() as u64;
         let state = TrainState::start(dtype);
+        let in_order = in_order_of_use(model);
+        let shards = match config.run.shard_optimizer {
+            true => Shards::new(world, &in_order)?,
+            false => None,
+        };
+        let optimizer = match &shards {
+            Some(shards) => AdamW::sharded(model, shards, &config.optim),
+            None => AdamW::of_model(model, &config.optim),
+        };
         Ok(Self {
             config,
             model,
@@ -168,8 +190,12 @@ impl<'a> Trainer<'a> {
             pad_token_id,
             dtype,
             schedule: Schedule::new(&config.optim, total_steps),
-            optimizer: AdamW::of_model(model, &config.optim),
-            gradients: GradientSync::new(world, &in_order_of_use(model))?,
+            optimizer,
+            gradients: GradientSync::new(world, &in_order, shards.is_some())?,
+            shards,
+            unread_norms: Vec::new(),
+            grad_norm: None,
+            no_waits_from: None,
             state,
             evaluator: None,
             sinks: Vec::new(),
@@ -209,6 +235,7 @@ impl<'a> Trainer<'a> {
     pub fn run(&mut self, requests: &Requests, save: &mut Save) -> Result<Ending, TrainError> {
         let last_step = self.last_step();
         let done_steps = self.state.counters.step;
+        self.no_waits_from = std::env::var_os(FORBID_WAITS).map(|_| done_steps + 2);
         self.emit(&Event::Started { done_steps, last_step })?;
         self.meter = Meter::start(self.state.counters);
         let mut ending = Ending::Finished;
@@ -265,6 +292,10 @@ impl<'a> Trainer<'a> {
             let accumulation_steps = self.config.optim.accumulation_steps as usize;
             let position = MicroBatchPosition::of(index, end, accumulation_steps);
             self.set_phase(Phase::ForwardBackward);
+            let forbids_waits = self.no_waits_from.is_some_and(|first| step >= first);
+            if forbids_waits {
+                vlm_torch::forbid_host_waits(true);
+            }
             let own_loss = self
                 .forward_backward(&mut batch, &stats, position, &mut accumulation)
                 .map_err(|error| error.during(&format!("step {}", step + 1)))?;
@@ -279,21 +310,24 @@ impl<'a> Trainer<'a> {
             }
             self.set_phase(Phase::Update);
             let request = accumulation.request;
-            let grad_norm = match position.is_last {
-                true => self.update(std::mem::take(&mut accumulation))?,
-                false => None,
-            };
+            let is_updated = position.is_last && self.update(std::mem::take(&mut accumulation))?;
+            if forbids_waits {
+                vlm_torch::forbid_host_waits(false);
+            }
             self.state.counters.step = step + 1;
             self.state.next_batch = index + 1;
 
             self.set_phase(Phase::Log);
+            if self.is_logged(is_last) || self.has_many_unread_norms() {
+                self.read_norms()?;
+            }
             let loss = match loss {
                 Some(loss) => loss,
                 None => self.loss_of_all_ranks(own_loss.as_ref(), &stats, is_last)?,
             };
             self.check_first_loss(loss, own_loss.as_ref(), &batch.rows)?;
             let lr = self.schedule.rate(step, self.config.optim.learning_rate);
-            self.report_step(lr, loss, grad_norm, is_last)?;
+            self.report_step(lr, loss, self.grad_norm.filter(|_| is_updated), is_last)?;
             self.schedule_save_and_evaluation(is_last);
             if position.is_last && self.end_update(request, is_last, requests, save)? {
                 return Ok(Ending::Interrupted);
@@ -412,49 +446,6 @@ impl<'a> Trainer<'a> {
         Ok(MicroBatchLoss { mean, aux_loss })
     }
 
-    /// Updates the weights. Returns the norm of the gradients before clipping; `None` without
-    /// gradients, or for an update that is skipped because of its loss. An update whose gradients
-    /// are not finite is skipped, too.
-    ///
-    /// # Errors
-    /// `max_skipped_in_a_row` consecutive updates were skipped.
-    fn update(&mut self, accumulation: Accumulation) -> Result<Option<f64>, TrainError> {
-        // Before the first gradient there is no momentum, and a run that never learns must end with
-        // an error instead of many updates by zero.
-        let zeroes = self.config.optim.zero_unused_gradients && self.state.counters.update > 0;
-        if !(accumulation.learns || zeroes && accumulation.supervised_tokens > 0) {
-            return Ok(None);
-        }
-        let params = self.optimizer.params();
-        if accumulation.is_skipped {
-            self.state.counters.skipped_updates += 1;
-            set_grad_none(&params)?;
-            return Ok(None);
-        }
-        let divisor = match self.config.optim.loss_average {
-            LossAverage::Batch => self.state.loss_scale(),
-            LossAverage::Token => self.state.loss_scale() * accumulation.supervised_tokens as f64,
-        };
-        if divisor != 1.0 {
-            scale_gradients(&params, 1.0 / divisor)?;
-        }
-        let max_norm = match self.config.optim.grad_clip {
-            0.0 => f64::INFINITY,
-            clip => clip,
-        };
-        let grad_norm = self.gradients.clip_grad_norm(&params, max_norm)?;
-        if grad_norm.is_finite() {
-            let step = self.state.counters.step;
-            self.optimizer.step(|lr| self.schedule.rate(step, lr))?;
-        }
-        self.state.count_update(grad_norm.is_finite());
-        set_grad_none(&params)?;
-        if self.state.skipped_in_a_row >= self.config.optim.max_skipped_in_a_row {
-            return Err(self.diverged(&accumulation.rows));
-        }
-        Ok(Some(grad_norm))
-    }
-
     /// Records whether a checkpoint or an evaluation is due after this step. Both are done at the
     /// end of the update.
     fn schedule_save_and_evaluation(&mut self, is_last: bool) {
@@ -474,7 +465,12 @@ impl<'a> Trainer<'a> {
         save: &mut Save,
     ) -> Result<bool, TrainError> {
         self.time_limit.end_update();
-        if self.world.stops(request == Request::Stop, &requests.stop) {
+        let stops = self.world.stops(request == Request::Stop, &requests.stop);
+        let saves = self.save_is_due || request == Request::Save;
+        if stops || saves || self.state.eval_is_due {
+            self.read_norms()?;
+        }
+        if stops {
             return Ok(true);
         }
         if self.state.eval_is_due && !self.evaluate(requests)? {

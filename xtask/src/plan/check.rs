@@ -75,6 +75,17 @@ pub fn run(out_dir: &Path, args: &PlanArgs, is_given: &dyn Fn(&str) -> bool) -> 
     Ok(text)
 }
 
+/// The median time of a step of a finished run in milliseconds, and the rate of its operations in
+/// GFLOP/s.
+///
+/// # Errors
+/// A folder without a finished run.
+pub fn speed(out_dir: &Path) -> Result<(f64, f64)> {
+    let measured = Measured::read(out_dir)?;
+    let plan = measured.plan()?;
+    Ok((measured.step_ms, measured.reached_gflops(&plan)))
+}
+
 /// Name of a quantity, its planned value, and the value in the run if it is known.
 type Row = (&'static str, Option<u64>, Option<u64>);
 

@@ -4,7 +4,7 @@
 //! The time of a step is the larger of (matrix products + memory traffic + update) and the time to
 //! launch its kernels, plus the communication that does not overlap with the backward pass.
 
-use vlm_shapes::{BatchShape, FreezePolicy, StepFlops};
+use vlm_shapes::{BatchShape, FreezePolicy, MemoryLoad, StepFlops};
 
 use super::device::Device;
 use super::shape::{Shape, Tensor};
@@ -51,6 +51,22 @@ pub struct Load {
     pub network_bytes_per_sec: f64,
 }
 
+impl Load {
+    /// The micro-batch, for an estimate of the memory.
+    pub fn for_memory(&self) -> MemoryLoad {
+        MemoryLoad {
+            batch_size: self.batch_size,
+            seq_len: self.seq_len,
+            supervised: self.supervised,
+            images: self.images,
+            features_are_cached: self.features_are_cached,
+            is_half: self.is_bfloat16,
+            activation_checkpointing: false,
+            optimizer_shards: 1,
+        }
+    }
+}
+
 /// The cost of one micro-batch on one rank.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Work {
@@ -87,7 +103,7 @@ impl Work {
         let positions = number(rows * load.seq_len);
         let supervised = number(rows * load.supervised);
         let (dim, width) = (size(lm.dim), size(lm.intermediate_size()));
-        let ffs = number(shape.feed_forwards_per_token());
+        let ffs = size(lm.feed_forwards_per_token());
         let router = number(shape.num_routed_experts());
         let half = if load.is_bfloat16 { 2.0 } else { F32 };
         let (vision_traffic, vision_kernels) = if load.features_are_cached {

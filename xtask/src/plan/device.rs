@@ -78,6 +78,13 @@ impl Device {
         Ok(device)
     }
 
+    /// The device with this marketing name, such as `NVIDIA H100 80GB HBM3`, if it is known.
+    pub fn of_product(name: &str) -> Option<Self> {
+        let words = name.to_ascii_lowercase();
+        let row = GPUS.iter().find(|row| words.contains(row.0))?;
+        Self::gpu(row.0).ok()
+    }
+
     fn gpu(name: &str) -> Result<Self> {
         let wanted = name.to_ascii_lowercase();
         let known = || GPUS.map(|row| row.0).join(", ");

@@ -2,9 +2,9 @@
 //! and operations, and estimates times from rates, which it prints.
 
 mod check;
+mod checkpoint_size;
 mod cost;
 mod device;
-mod memory;
 mod report;
 mod shape;
 
@@ -16,12 +16,13 @@ use anyhow::Result;
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 use vlm_config::with_dashes;
-use vlm_shapes::{FreezePolicy, LmConfig, ProjectorKind, VisionConfig};
+use vlm_shapes::{FreezePolicy, LmConfig, Memory, ProjectorKind, VisionConfig};
 
 use crate::workspace::usage_error;
+pub use check::speed;
+use checkpoint_size::CheckpointSize;
 use cost::{Load, Time, Work};
-use device::Device;
-use memory::{CheckpointSize, Memory};
+pub use device::Device;
 use shape::{Shape, Tensor};
 
 /// Estimate time, memory and network traffic of a run without starting it.
@@ -148,7 +149,13 @@ impl Plan {
         let work = Work::count(&shape, &freeze, &load, &tensors);
         Self {
             time: Time::of(&work, &load, &device),
-            memory: Memory::count(&shape, &freeze, &load, &tensors),
+            memory: Memory::estimate(
+                &shape.lm,
+                &shape.vision,
+                &shape.projector,
+                &freeze,
+                &load.for_memory(),
+            ),
             checkpoint: CheckpointSize::count(&shape, &tensors),
             shape,
             freeze,

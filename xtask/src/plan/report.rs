@@ -82,7 +82,7 @@ pub fn text(plan: &Plan) -> String {
         format!(
             "{} per rank: weights {}, gradients {}, optimizer {}, activations {}; the device has {}",
             bytes(memory.total()),
-            bytes(memory.weights),
+            bytes(memory.weights + memory.half_weights),
             bytes(memory.gradients),
             bytes(memory.optimizer),
             bytes(memory.activations),
@@ -172,7 +172,7 @@ pub fn json(plan: &Plan) -> Value {
         "gradient_bytes_per_update": work.num_trained * 4.0,
         "sent_bytes_per_update_and_rank": bytes_per_update(work.num_trained, load.gpus),
         "memory_bytes": {
-            "weights": memory.weights,
+            "weights": memory.weights + memory.half_weights,
             "gradients": memory.gradients,
             "optimizer": memory.optimizer,
             "activations": memory.activations,

@@ -99,15 +99,6 @@ impl Shape {
         self.lm.tie_word_embeddings.then_some(names)
     }
 
-    /// Number of feed-forward layers that a token passes through in a block: one, or its routed and
-    /// shared experts.
-    pub fn feed_forwards_per_token(&self) -> u64 {
-        match self.lm.use_moe {
-            true => (self.lm.moe.num_experts_per_tok + self.lm.num_shared_experts()).unsigned_abs(),
-            false => 1,
-        }
-    }
-
     /// Number of routed experts of a block; 0 without a mixture of experts.
     pub fn num_routed_experts(&self) -> u64 {
         if self.lm.use_moe { self.lm.moe.n_routed_experts.unsigned_abs() } else { 0 }

@@ -142,8 +142,8 @@ impl Learner {
         ensure!(loss.is_finite(), "{}: the loss is {loss} at step {}", self.plan.name, self.step);
         clip_grad_norm(&self.params, CLIP)?;
         let rate = self.plan.learning_rate * self.schedule.factor(self.step, self.secs());
-        self.matrices.step(|_| rate)?;
-        self.vectors.step(|_| rate)?;
+        self.matrices.step(|_| rate, None)?;
+        self.vectors.step(|_| rate, None)?;
 
         self.loss_since_log += loss;
         self.step += 1;

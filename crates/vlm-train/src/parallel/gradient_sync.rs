@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value};
 use tch::{Kind, Tensor};
-use vlm_torch::{Reducer, ReducerOptions, clip_grad_norm, unscale_gradients};
+use vlm_torch::{Reducer, ReducerOptions, clip_gradients, grad_norm, unscale_gradients};
 
 use super::world::World;
 use crate::TrainError;
@@ -17,12 +17,18 @@ pub struct GradientSync<'a> {
 
 impl<'a> GradientSync<'a> {
     /// Registers `params`, in the order in which the forward pass uses them. Collective: all ranks
-    /// call it.
+    /// call it. With `is_sharded` the gradients are not averaged here, but by [`super::Shards`].
     ///
     /// # Errors
     /// Parameters that differ between the ranks; a rank that ended or hangs.
-    pub fn new(world: &'a World, params: &[(String, Tensor)]) -> Result<Self, TrainError> {
-        let Some(group) = world.group() else { return Ok(Self { world, reducer: None }) };
+    pub fn new(
+        world: &'a World,
+        params: &[(String, Tensor)],
+        is_sharded: bool,
+    ) -> Result<Self, TrainError> {
+        let Some(group) = world.group().filter(|_| !is_sharded) else {
+            return Ok(Self { world, reducer: None });
+        };
         let defaults = ReducerOptions::default();
         // A bucket is sent when all of its gradients are computed. With the default size the
         // buckets of a small model would be complete only at the end of the backward pass.
@@ -68,26 +74,26 @@ impl<'a> GradientSync<'a> {
         loss.f_backward().map_err(|error| match reducer {
             Some(_) => self.world.with_rank_context(vlm_torch::plain_message(&error)),
             None => vlm_model::ModelError::from(error).into(),
-        })
+        })?;
+        self.world.check_not_aborted()
     }
 
-    /// Clips the gradients of `params` to `max_norm`. Returns their norm before clipping, which is
-    /// the same on all ranks.
+    /// The norm of the gradients of `params`, a scalar on their device, which is the same on all
+    /// ranks. The gradients are then clipped to `max_norm`.
     ///
     /// # Errors
     /// A failure of libtorch; a rank that ended or hangs.
-    pub fn clip_grad_norm(&self, params: &[Tensor], max_norm: f64) -> Result<f64, TrainError> {
-        let Some(group) = self.world.group() else { return Ok(clip_grad_norm(params, max_norm)?) };
-        // All ranks use rank 0's norm. Their gradients are equal, but a rank with another number of
-        // threads may sum the squares in another order, and ranks that clip or skip differently no
-        // longer have equal weights.
-        let norm = Tensor::from_slice(&[clip_grad_norm(params, f64::INFINITY)?]);
-        let context = |error: &dyn std::fmt::Display| self.world.with_rank_context(error);
-        group.broadcast(std::slice::from_ref(&norm), 0).map_err(|e| context(&e))?;
-        let norm = f64::try_from(&norm).map_err(|e| context(&e))?;
-        let coefficient = max_norm / (norm + 1e-6);
-        if coefficient < 1.0 {
-            scale_gradients(params, coefficient)?;
+    pub fn clip_grad_norm(&self, params: &[Tensor], max_norm: f64) -> Result<Tensor, TrainError> {
+        let norm = grad_norm(params)?;
+        if let Some(group) = self.world.group() {
+            // All ranks use rank 0's norm. Their gradients are equal, but a rank with another number
+            // of threads may sum the squares in another order, and ranks that clip or skip
+            // differently no longer have equal weights.
+            let sent = group.broadcast(&[norm.view([1])], 0);
+            sent.map_err(|e| self.world.with_rank_context(e))?;
+        }
+        if max_norm.is_finite() {
+            clip_gradients(params, &norm, max_norm)?;
         }
         Ok(norm)
     }

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use vlm_torch::{GroupOptions, Store};
+use vlm_torch::{GroupOptions, NcclAbort, Store};
 
 use super::peers::{Beat, MAX_SILENT_POLLS, Peers};
 use super::phase::Phase;
@@ -48,6 +48,8 @@ enum Request {
     WaitForTask { task: u64, reply: Sender<()> },
     /// On rank 0: start (`true`) or end checking whether another rank was asked to stop.
     ListenForStop(bool),
+    /// Abort NCCL with the given handle when another rank ended or hangs; `None` ends this.
+    WatchNccl(Option<NcclAbort>),
 }
 
 /// Step and phase of this rank. The rest of the program writes it, the heartbeat thread reads it.
@@ -67,6 +69,8 @@ struct Shared {
     peers: Mutex<Peers>,
     /// Set by the thread when another rank was asked to stop.
     stop_requested: AtomicBool,
+    /// Why the thread aborted NCCL.
+    abort_reason: Mutex<Option<String>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -94,6 +98,7 @@ impl Heartbeat {
             position: Mutex::new(Position { step, phase, since }),
             peers: Mutex::new(Peers::new(options.world_size)),
             stop_requested: AtomicBool::new(false),
+            abort_reason: Mutex::new(None),
         });
         let (requests, received) = channel();
         let mut thread = HeartbeatThread {
@@ -102,9 +107,11 @@ impl Heartbeat {
             requests: received,
             rank: options.rank,
             world_size: options.world_size,
-            interval: budget.interval,
+            budget,
             number: 0,
             listens_for_stop: false,
+            nccl: None,
+            aborted: None,
         };
         thread.beat()?;
         let (ending, ended) = channel();
@@ -157,6 +164,22 @@ impl Heartbeat {
     /// On rank 0, after [`Self::listen_for_stop`]: whether another rank was asked to stop.
     pub(super) fn stop_is_requested(&self) -> bool {
         self.shared.stop_requested.load(Ordering::Relaxed)
+    }
+
+    /// Lets the thread abort NCCL when another rank ended or hangs. On a GPU, an operation with such a
+    /// rank never ends, and the CPU, which waits for the GPU, does not notice it.
+    pub(super) fn watch_nccl(&self, nccl: NcclAbort) {
+        self.request(|_| Request::WatchNccl(Some(nccl)));
+    }
+
+    /// Ends [`Self::watch_nccl`], when no operation of NCCL follows.
+    pub(super) fn end_watching_nccl(&self) {
+        self.request(|_| Request::WatchNccl(None));
+    }
+
+    /// Why NCCL was aborted, if it was.
+    pub(super) fn abort_reason(&self) -> Option<String> {
+        lock(&self.shared.abort_reason).clone()
     }
 
     /// On the other ranks: waits until rank 0 has finished task number `task`. There is no limit as
@@ -256,10 +279,14 @@ struct HeartbeatThread {
     requests: Receiver<Request>,
     rank: usize,
     world_size: usize,
-    interval: Duration,
+    budget: TimeoutBudget,
     /// Number of the last heartbeat.
     number: u64,
     listens_for_stop: bool,
+    /// The handle that aborts NCCL, while it is used.
+    nccl: Option<NcclAbort>,
+    /// When NCCL was aborted.
+    aborted: Option<Instant>,
 }
 
 /// A request to wait for rank 0 that has not been replied to.
@@ -274,13 +301,89 @@ impl HeartbeatThread {
     /// Handles requests until the channel is closed or the store fails. A failed store also shows
     /// in the next operation of the process group, so its error is not reported here.
     fn run(mut self) {
-        if self.serve().is_err() {
+        if let Err(error) = self.serve() {
             lock(&self.shared.peers).is_cut_off = true;
+            if self.nccl.is_some() {
+                self.abort(format!("the store of rank 0 does not respond ({error})"));
+                self.end_process_if_blocked();
+            }
         }
     }
 
+    /// Aborts NCCL if another rank ended or hangs while this rank may wait for it, and ends the
+    /// process if that does not help.
+    fn abort_if_needed(&mut self) {
+        if self.aborted.is_some_and(|since| since.elapsed() >= 3 * self.budget.report) {
+            self.end_process();
+        }
+        let (phase, since) = {
+            let position = lock(&self.shared.position);
+            (position.phase, position.since)
+        };
+        if self.nccl.is_none() || !phase.uses_nccl() {
+            return;
+        }
+        let reason = lock(&self.shared.peers).why_not_to_wait(self.budget.wait / 2);
+        let is_late = since.elapsed() >= self.budget.wait;
+        let late = || "this rank made no progress within the timeout".to_owned();
+        if let Some(reason) = reason.or_else(|| is_late.then(late)) {
+            self.abort(reason);
+        }
+    }
+
+    /// Aborts NCCL, so that the rest of the program no longer waits in it. Its next operation of the
+    /// group then returns an error with this reason.
+    fn abort(&mut self, reason: String) {
+        let Some(nccl) = self.nccl.take() else { return };
+        *lock(&self.shared.abort_reason) = Some(reason);
+        self.aborted = Some(Instant::now());
+        // In a thread of its own, because this may take long, and the heartbeat must go on.
+        let aborted = std::thread::Builder::new().name("nccl-abort".into()).spawn(move || {
+            if let Err(error) = nccl.abort() {
+                tracing::warn!("{error}");
+            }
+        });
+        if let Err(error) = aborted {
+            tracing::warn!("cannot start a thread to abort NCCL: {error}");
+        }
+    }
+
+    /// Ends the process after some time, unless the rest of the program ends this thread before.
+    fn end_process_if_blocked(&self) {
+        let end = Instant::now() + 3 * self.budget.report;
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            match self.requests.recv_timeout(left) {
+                // The reply channel is closed, which the caller notices.
+                Ok(_) => {}
+                Err(RecvTimeoutError::Disconnected) => return,
+                Err(RecvTimeoutError::Timeout) => self.end_process(),
+            }
+        }
+    }
+
+    /// Ends the process with an explanation. A library should not do this, but the main thread does
+    /// not return from a call of the CUDA driver, so that nothing else could end this rank.
+    fn end_process(&self) -> ! {
+        let position = {
+            let position = lock(&self.shared.position);
+            format!("step {}, {}", position.step, position.phase.name())
+        };
+        let reason = lock(&self.shared.abort_reason).clone().unwrap_or_default();
+        tracing::error!(
+            "rank {} of {}, {position}: the exchange between the GPUs was aborted, because \
+             {reason}, but the GPU did not respond. Other ranks: {}. Earlier checkpoints are \
+             unaffected",
+            self.rank,
+            self.world_size,
+            lock(&self.shared.peers).describe(self.rank)
+        );
+        std::process::exit(1)
+    }
+
     fn serve(&mut self) -> vlm_torch::Result<()> {
-        let (mut next_beat, mut next_poll) = (Instant::now() + self.interval, Instant::now());
+        let (mut next_beat, mut next_poll) =
+            (Instant::now() + self.budget.interval, Instant::now());
         let mut watch: Option<(u64, Sender<()>)> = None;
         let mut wait: Option<Wait> = None;
         loop {
@@ -288,13 +391,14 @@ impl HeartbeatThread {
             if now >= next_beat {
                 self.beat()?;
                 self.check_for_stop()?;
-                next_beat = now + self.interval;
+                next_beat = now + self.budget.interval;
+                self.abort_if_needed();
             }
             let is_watching = watch.is_some() || wait.is_some();
             if now >= next_poll {
                 self.poll_peers(is_watching)?;
-                next_poll =
-                    now + if is_watching { self.interval } else { self.idle_poll_interval() };
+                let interval = self.budget.interval;
+                next_poll = now + if is_watching { interval } else { self.idle_poll_interval() };
                 watch = watch.and_then(|(polls, reply)| match polls {
                     // The caller may have given up waiting for the reply.
                     1 => reply.send(()).err().and(None),
@@ -323,6 +427,7 @@ impl HeartbeatThread {
                     next_poll = Instant::now();
                 }
                 Ok(Request::ListenForStop(listens)) => self.listens_for_stop = listens,
+                Ok(Request::WatchNccl(nccl)) => self.nccl = nccl,
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
             }
@@ -332,7 +437,7 @@ impl HeartbeatThread {
     /// Time between two polls while nothing is wrong. The store handles one request at a time, so
     /// with many ranks each of them polls less often.
     fn idle_poll_interval(&self) -> Duration {
-        self.interval * IDLE_POLL_INTERVALS.max(self.world_size as u32)
+        self.budget.interval * IDLE_POLL_INTERVALS.max(self.world_size as u32)
     }
 
     /// Writes this rank's heartbeat to the store.
@@ -357,12 +462,17 @@ impl HeartbeatThread {
         Ok(())
     }
 
-    /// Reads the heartbeats of the other ranks, and with `is_watching` also their published errors.
+    /// Reads the heartbeats of the other ranks, and with `is_watching` or NCCL also their published
+    /// errors.
     fn poll_peers(&self, is_watching: bool) -> vlm_torch::Result<()> {
         for rank in (0..self.world_size).filter(|&rank| rank != self.rank) {
             let beat = self.store.get(&beat_key(rank))?;
             let beat = beat.and_then(|bytes| serde_json::from_slice(&bytes).ok());
-            let error = if is_watching { self.store.get(&error_key(rank))? } else { None };
+            let error = if is_watching || self.nccl.is_some() {
+                self.store.get(&error_key(rank))?
+            } else {
+                None
+            };
             let mut peers = lock(&self.shared.peers);
             peers.replied = Instant::now();
             let peer = &mut peers.ranks[rank];

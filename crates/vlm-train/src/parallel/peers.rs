@@ -1,7 +1,7 @@
 //! What the heartbeats of the other ranks say about them.
 
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -34,6 +34,8 @@ pub(super) struct Peer {
     pub(super) beat: Option<Beat>,
     /// Number of polls since the heartbeat last changed; counted only while watching.
     pub(super) silent_polls: u64,
+    /// When the heartbeat last changed.
+    pub(super) changed: Option<Instant>,
     /// The error that the rank published before it ended.
     pub(super) error: Option<String>,
 }
@@ -43,6 +45,9 @@ impl Peer {
     pub(super) fn record_beat(&mut self, beat: Option<Beat>) {
         let number = |beat: &Option<Beat>| beat.as_ref().map(|beat| beat.number);
         let has_changed = number(&beat) != number(&self.beat);
+        if has_changed {
+            self.changed = Some(Instant::now());
+        }
         self.silent_polls = if has_changed { 0 } else { self.silent_polls + 1 };
         self.beat = beat.or(self.beat.take());
     }
@@ -77,6 +82,22 @@ impl Peers {
     pub(super) fn new(world_size: usize) -> Self {
         let ranks = vec![Peer::default(); world_size];
         Self { ranks, replied: Instant::now(), is_cut_off: false }
+    }
+
+    /// Why it is useless to wait for the other ranks: one of them ended, or has sent no heartbeat for
+    /// the time `limit`.
+    pub(super) fn why_not_to_wait(&self, limit: Duration) -> Option<String> {
+        self.ranks.iter().enumerate().find_map(|(rank, peer)| {
+            let is_silent = peer.changed.is_some_and(|changed| changed.elapsed() >= limit);
+            match &peer.error {
+                Some(error) => {
+                    // Without what that rank knew about this one.
+                    let error = error.split(". Other ranks:").next().unwrap_or(error);
+                    Some(format!("rank {rank} ended: {error}"))
+                }
+                None => is_silent.then(|| format!("rank {rank} does not respond")),
+            }
+        })
     }
 
     /// What is known about every rank except `own_rank`, for a message.
@@ -120,5 +141,18 @@ mod tests {
         assert!(peer.describe(2).contains("does not respond; it last reported step 37"));
         peer.error = Some("no memory".into());
         assert_eq!(peer.describe(2), "rank 2 ended: no memory");
+    }
+
+    #[test]
+    fn a_rank_that_ended_or_is_silent_for_too_long_is_not_waited_for() {
+        let mut peers = Peers::new(2);
+        let hour = Duration::from_secs(3600);
+        assert_eq!(peers.why_not_to_wait(Duration::ZERO), None, "it has not started yet");
+        peers.ranks[1].record_beat(Some(beat(1)));
+        assert_eq!(peers.why_not_to_wait(hour), None);
+        let silent = peers.why_not_to_wait(Duration::ZERO);
+        assert_eq!(silent.as_deref(), Some("rank 1 does not respond"));
+        peers.ranks[1].error = Some("no memory".into());
+        assert_eq!(peers.why_not_to_wait(hour).as_deref(), Some("rank 1 ended: no memory"));
     }
 }

@@ -5,6 +5,8 @@
 pub enum Phase {
     /// Everything before the first step.
     StartUp,
+    /// Sending the weights of rank 0 to all ranks, for which GPUs connect.
+    Connect,
     /// Waiting for the loader.
     Data,
     /// Exchanging the statistics of the step's batches between the ranks.
@@ -24,10 +26,16 @@ pub enum Phase {
 }
 
 impl Phase {
+    /// Whether a GPU may wait for other ranks in this phase.
+    pub(super) fn uses_nccl(self) -> bool {
+        matches!(self, Self::Connect | Self::ForwardBackward | Self::Update | Self::Log)
+    }
+
     /// The phase's name in messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::StartUp => "start-up",
+            Self::Connect => "connecting the GPUs",
             Self::Data => "waiting for data",
             Self::SyncStep => "step synchronisation",
             Self::ForwardBackward => "forward and backward pass",

@@ -120,7 +120,26 @@ impl World {
         self.refuse_shared_gpus(index)?;
         vlm_torch::set_cuda_device(index)?;
         let Some(ranks) = &self.ranks else { return Ok(None) };
-        Ok(Some(ranks.group.add_nccl(index)?))
+        let version = ranks.group.add_nccl(index)?;
+        if let Some(nccl) = ranks.group.nccl_abort()? {
+            ranks.heartbeat.watch_nccl(nccl);
+        }
+        Ok(Some(version))
+    }
+
+    /// Returns an error if NCCL was aborted because another rank ended or hangs: the results of its
+    /// operations are then undefined.
+    ///
+    /// # Errors
+    /// NCCL was aborted; the message has the reason.
+    pub(crate) fn check_not_aborted(&self) -> Result<(), TrainError> {
+        let reason = self.ranks.as_ref().and_then(|ranks| ranks.heartbeat.abort_reason());
+        match reason {
+            Some(reason) => Err(self.with_rank_context(format!(
+                "the exchange between the GPUs was aborted, because {reason}"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Returns an error if two ranks use the same GPU: NCCL would hang, or fail with a message that
@@ -226,6 +245,7 @@ impl World {
             return Ok(GlobalStepStats::of(&[own]));
         };
         heartbeat.set_phase(step, Phase::SyncStep);
+        self.check_not_aborted()?;
         let mut numbers = vec![step as i64];
         numbers.extend(own.to_numbers());
         let gathered = group.all_gather(&Tensor::from_slice(&numbers));
@@ -297,11 +317,22 @@ impl World {
     /// See [`World`].
     pub fn sum<const N: usize>(&self, own: [f64; N]) -> Result<[f64; N], TrainError> {
         let Some(Ranks { group, .. }) = &self.ranks else { return Ok(own) };
+        self.check_not_aborted()?;
         let mut tensor = Tensor::from_slice(&own);
         group.all_reduce_sum(&mut tensor).map_err(|e| self.with_rank_context(e))?;
         let mut sum = [0.0; N];
         tensor.f_copy_data(&mut sum, N).map_err(|e| self.with_rank_context(e))?;
         Ok(sum)
+    }
+
+    /// Replaces the values of a tensor by those of rank 0's tensor.
+    ///
+    /// # Errors
+    /// See [`World`].
+    pub fn send_to_all(&self, tensor: &Tensor) -> Result<(), TrainError> {
+        let Some(Ranks { group, .. }) = &self.ranks else { return Ok(()) };
+        let sent = group.broadcast(std::slice::from_ref(tensor), 0);
+        sent.map_err(|e| self.with_rank_context(e))
     }
 
     /// Copies the values of rank 0's tensors to all ranks, and checks that the tensors are then
@@ -313,6 +344,7 @@ impl World {
         let Some(Ranks { group, .. }) = &self.ranks else { return Ok(()) };
         let tensors: Vec<Tensor> = named.iter().map(|(_, tensor)| tensor.detach()).collect();
         group.broadcast(&tensors, 0).map_err(|e| self.with_rank_context(e))?;
+        self.check_not_aborted()?;
         let differing = self.ranks_that_differ(named)?;
         if differing.is_empty() {
             return Ok(());
@@ -363,8 +395,9 @@ impl World {
     /// # Errors
     /// See [`World`].
     pub fn leave(&self) -> Result<(), TrainError> {
-        let Some(Ranks { group, .. }) = &self.ranks else { return Ok(()) };
+        let Some(Ranks { group, heartbeat, .. }) = &self.ranks else { return Ok(()) };
         group.barrier().map_err(|e| self.with_rank_context(e))?;
+        heartbeat.end_watching_nccl();
         group.shutdown_nccl().map_err(|e| self.with_rank_context(e))
     }
 }

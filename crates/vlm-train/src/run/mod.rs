@@ -1,7 +1,9 @@
 //! A complete training run: checks the configuration and all files, creates the out-dir, loads the
 //! model, trains it, and writes the results.
 
+mod auto_batch;
 mod identity;
+mod memory;
 mod parts;
 mod records;
 mod resume;
@@ -38,7 +40,7 @@ use crate::trainer::{Ending, LOSS_SPIKES, Trainer};
 use crate::utilization::Utilization;
 use vlm_infer::Dtype;
 use vlm_infer::evaluation::Evaluator;
-use vlm_infer::{Shapes, build_model};
+use vlm_infer::{Shapes, autocast_kind, build_model};
 
 /// A training run. [`Run::prepare`] checks everything and loads the model; [`Run::train`] trains
 /// it.
@@ -88,6 +90,9 @@ impl Run {
     pub fn prepare(config: TrainConfig) -> Result<Self, TrainError> {
         let started = LaunchEnv::start_of_launch();
         config.validate()?;
+        if config.run.deterministic {
+            vlm_torch::deterministic_algorithms(true)?;
+        }
         let timeout = Duration::from_secs(config.run.timeout_secs);
         let world = World::from_environment(config.run.ddp, timeout)?;
         let prepared = Self::prepare_in(config, &world);
@@ -97,11 +102,14 @@ impl Run {
         Ok(Self { world, started, ..prepared? })
     }
 
-    fn prepare_in(config: TrainConfig, world: &World) -> Result<Self, TrainError> {
+    fn prepare_in(mut config: TrainConfig, world: &World) -> Result<Self, TrainError> {
         vlm_torch::set_operation(c"opening the tokenizer, the rows and the device");
-        let parts = world.all_ready(Parts::assemble(&config, world))?;
+        let mut parts = world.all_ready(Parts::assemble(&config, world))?;
         let nccl = world.all_ready(world.use_device(parts.device))?;
         world.log_rank(parts.device, nccl.as_deref());
+        if auto_batch::fit(&mut config, &parts, world)? {
+            parts = world.all_ready(Parts::assemble(&config, world))?;
+        }
         compare_ranks(world, || identity::common_to_ranks(&config, &parts))?;
         let mut identity = identity::identity(&config, world, &parts);
         let opened = if world.is_first_rank() {
@@ -111,6 +119,8 @@ impl Run {
         };
         let (out_dir, resumed) = world.all_ready(opened)?;
         let Parts { tokenizer, processor, loader, evaluator, shapes, device, dtype, .. } = parts;
+        let fits = memory::check(&config, &shapes, device, dtype, world);
+        world.all_ready(fits)?;
         vlm_torch::set_operation(c"creating the model with its weights");
         let model = with_memory_advice(None, || {
             let has_encoder = config.model.features.is_none();
@@ -129,7 +139,9 @@ impl Run {
             Ok(())
         };
         world.all_ready(checked)?;
+        world.set_phase(0, Phase::Connect);
         broadcast_weights(world, &model)?;
+        world.set_phase(0, Phase::StartUp);
         Ok(Self {
             config,
             // Replaced by the caller, which also publishes errors to the other processes.
@@ -207,7 +219,8 @@ impl Run {
     /// A failure of the data, the model or the disk. Earlier checkpoints are unaffected.
     pub fn train(&mut self, requests: &Requests) -> Result<Summary, TrainError> {
         vlm_torch::set_operation(c"training");
-        let parts = MemoryParts::of(&self.model);
+        let num_shards = if self.config.run.shard_optimizer { self.world.world_size() } else { 1 };
+        let parts = MemoryParts::of(&self.model, num_shards);
         let summary = with_memory_advice(Some(parts), || self.train_to_the_end(requests));
         if let Err(error) = &summary {
             self.world.publish_error(error);
@@ -230,8 +243,12 @@ impl Run {
             self.announce(num_trainable);
         }
 
+        // Restored at the end of the training: a caller may use the model without autocast.
+        let kind = autocast_kind(self.dtype).filter(|_| self.model.device().is_cuda());
+        let _encoder = kind.map(|kind| self.model.convert_frozen_encoder(kind)).transpose()?;
         let mut sinks = std::mem::take(&mut self.sinks);
         let resumed = self.resumed.take();
+        self.world.set_phase(0, Phase::Connect);
         let mut trainer = Trainer::new(
             &self.config,
             &self.model,
@@ -240,6 +257,7 @@ impl Run {
             self.tokenizer.pad_token_id(),
             &self.world,
         )?;
+        self.world.set_phase(0, Phase::StartUp);
         self.restore(resumed.as_ref(), &mut trainer)?;
         let before = trainer.state.counters;
         if is_first {
@@ -278,8 +296,15 @@ impl Run {
         let wall_secs = started.elapsed().as_secs_f64();
         let TrainState { counters, last_loss, .. } = trainer.state;
         self.world.set_phase(counters.step, Phase::End);
-        let mut extra = trainer.gradients.statistics()?;
+        let mut extra = match &trainer.shards {
+            Some(shards) => shards.statistics(),
+            None => trainer.gradients.statistics()?,
+        };
         extra.extend(of_device);
+        if self.model.device().is_cuda() {
+            let kind = autocast_kind(self.dtype).unwrap_or(tch::Kind::Float);
+            extra.insert("attention".to_owned(), self.model.attention_kernel(kind)?.into());
+        }
         self.world.leave()?;
         let status = match ending {
             Ending::Finished => "finished",

@@ -9,6 +9,7 @@ use crate::TrainError;
 use crate::checkpoint::{self, Checkpoint};
 use crate::config::{Resume, TrainConfig};
 use crate::out_dir::OutDir;
+use crate::parallel::Phase;
 use crate::schedule::Schedule;
 use crate::step_lines;
 use crate::trainer::Trainer;
@@ -24,7 +25,9 @@ impl Run {
         let loaded = resumed.map(|checkpoint| self.load(checkpoint, trainer)).transpose();
         let is_resumed = self.world.all_ready(loaded)?.is_some();
         if self.world.broadcast(is_resumed)? {
-            trainer.broadcast_state()?;
+            self.world.set_phase(0, Phase::Connect);
+            trainer.broadcast_state(resumed.map(|checkpoint| &checkpoint.state_dict))?;
+            self.world.set_phase(0, Phase::StartUp);
         }
         Ok(())
     }

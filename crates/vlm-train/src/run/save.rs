@@ -15,6 +15,7 @@ use super::Run;
 use crate::TrainError;
 use crate::checkpoint;
 use crate::encoder_files::EncoderFiles;
+use crate::optimizer::averages_in;
 use crate::out_dir::OutDir;
 use crate::parallel::Phase;
 use crate::state_dict::StateDict;
@@ -34,12 +35,13 @@ impl Run {
             );
         }
         let step = trainer.state.counters.step;
+        let optimizer = trainer.optimizer_state()?;
         let in_background = self.config.run.background_saves && !is_last;
         // A save that has started is finished, even when the run is asked to stop.
         self.world.on_first_rank(step, Phase::Save, &|| false, |report_progress| {
             let heartbeat = || _ = report_progress();
             trainer.saver.wait(&heartbeat)?;
-            let saved = SavedRun::new(self, trainer);
+            let saved = SavedRun::new(self, trainer, optimizer);
             if in_background {
                 let saved = saved.copied_to_host()?;
                 trainer.saver.start(move |heartbeat| saved.write(heartbeat))
@@ -66,14 +68,15 @@ struct SavedRun {
 }
 
 impl SavedRun {
-    /// The current state of `trainer`, with which it shares memory.
-    fn new(run: &Run, trainer: &Trainer) -> Self {
+    /// The current state of `trainer`, with which it shares memory. `optimizer` is that of
+    /// [`Trainer::optimizer_state`].
+    fn new(run: &Run, trainer: &Trainer, optimizer: Vec<(String, Tensor)>) -> Self {
         // A run that ends while updates are being skipped may have diverged, so its checkpoint must
         // not replace a healthy one.
         let is_healthy = trainer.state.skipped_in_a_row == 0;
         let name = run.weights_name();
         let mut weights = vec![(name.clone(), run.weights_with(Vec::new()))];
-        if let Some(averages) = trainer.optimizer.averages() {
+        if let Some(averages) = averages_in(&optimizer) {
             weights.push((format!("{name}_ema"), run.weights_with(averages)));
         }
         Self {
@@ -81,7 +84,7 @@ impl SavedRun {
             identity: run.identity.clone(),
             keep: is_healthy.then_some(run.config.run.keep_checkpoints),
             last_healthy_checkpoint: trainer.last_healthy_checkpoint(),
-            state_dict: trainer.state_dict(),
+            state_dict: trainer.state_dict(optimizer),
             weights,
             encoder: EncoderFiles::of(&run.model, &run.shapes, &run.config.model.vision),
         }

@@ -37,16 +37,15 @@ impl Trainer<'_> {
         )))
     }
 
-    /// The error for too many consecutive skipped updates. `rows` are the rows of the last one.
-    pub(super) fn diverged(&mut self, rows: &[usize]) -> TrainError {
+    /// The error for too many consecutive skipped updates. The last one was at `step`, with `rows`.
+    pub(super) fn diverged(&mut self, step: u64, rows: &[usize]) -> TrainError {
         // The checkpoint that is being written may become the last one.
         if let Err(error) = self.saver.wait(&|| ()) {
             tracing::warn!("{error}");
         }
         TrainError::Failed(format!(
-            "step {}: skipped {} because the loss or gradient was not finite. The rows of the last one are {}. {}. Lower `learning_rate`, or check these \
-             rows",
-            self.state.counters.step + 1,
+            "step {step}: skipped {} because the loss or gradient was not finite. The rows of the \
+             last one are {}. {}. Lower `learning_rate`, or check these rows",
             count(self.state.skipped_in_a_row, "consecutive update"),
             self.locate(rows),
             self.last_healthy_checkpoint(),

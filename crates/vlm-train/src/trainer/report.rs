@@ -29,7 +29,7 @@ impl Trainer<'_> {
     }
 
     /// Whether a log line is written for the current step.
-    fn is_logged(&self, is_last: bool) -> bool {
+    pub(super) fn is_logged(&self, is_last: bool) -> bool {
         let step = self.state.counters.step;
         is_last || step == 1 || step.is_multiple_of(self.config.run.log_interval)
     }
