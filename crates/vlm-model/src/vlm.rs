@@ -654,6 +654,7 @@ mod tests {
             let message = embed(&[0, id, 3]).unwrap_err().to_string();
             assert!(message.contains(&format!("token id {id} is not in")), "{message}");
         }
+    }
 
     #[test]
     fn equal_images_are_found_once() {
