@@ -9,8 +9,11 @@ use vlm_infer::{Dtype, Shapes, autocast_kind, default_dtype};
 use crate::TrainError;
 use crate::config::TrainConfig;
 
-/// Time for the measurement, after each product was computed once in each type.
+/// Time for the measurement.
 const BUDGET: Duration = Duration::from_millis(200);
+
+/// Smallest number of rounds. The first compiles the products.
+const MIN_ROUNDS: u32 = 4;
 
 /// Number of rows of each product.
 const ROWS: i64 = 256;
@@ -69,33 +72,30 @@ impl Products {
         }
     }
 
-    /// GFLOP/s of the products in each type, from the fastest of several rounds in turn, so that
-    /// other load on the machine affects the types alike.
+    /// GFLOP/s of the products in each type, from the fastest time of each product in several
+    /// rounds: a product takes so little time that other load on the machine rarely interrupts it.
     fn rates<const N: usize>(&self, dtypes: [Dtype; N]) -> Result<[f64; N], TrainError> {
-        let mut fastest = [f64::INFINITY; N];
-        for &dtype in &dtypes {
-            self.seconds(dtype)?;
-        }
+        let mut fastest = [(); N].map(|()| vec![f64::INFINITY; self.inputs_and_weights.len()]);
         let start = Instant::now();
-        while fastest[0].is_infinite() || start.elapsed() < BUDGET {
-            for (fastest, &dtype) in fastest.iter_mut().zip(&dtypes) {
-                *fastest = fastest.min(self.seconds(dtype)?);
+        let mut round = 0;
+        while round < MIN_ROUNDS || start.elapsed() < BUDGET {
+            for (&dtype, fastest) in dtypes.iter().zip(&mut fastest) {
+                let kind = autocast_kind(dtype);
+                vlm_torch::autocast(Device::Cpu, kind, || self.round(fastest))??;
             }
+            round += 1;
         }
-        Ok(fastest.map(|seconds| self.flops / seconds / 1e9))
+        Ok(fastest.map(|seconds| self.flops / seconds.iter().sum::<f64>() / 1e9))
     }
 
-    /// Seconds of one round of all products.
-    fn seconds(&self, dtype: Dtype) -> Result<f64, TrainError> {
-        let start = Instant::now();
-        let round = || -> Result<(), vlm_torch::Error> {
-            for (input, weight) in &self.inputs_and_weights {
-                drop(vlm_torch::linear(input, weight, None)?);
-            }
-            Ok(())
-        };
-        vlm_torch::autocast(Device::Cpu, autocast_kind(dtype), || tch::no_grad(round))??;
-        Ok(start.elapsed().as_secs_f64())
+    /// Computes each product, and lowers its fastest time.
+    fn round(&self, fastest: &mut [f64]) -> Result<(), vlm_torch::Error> {
+        for ((input, weight), fastest) in self.inputs_and_weights.iter().zip(fastest) {
+            let start = Instant::now();
+            drop(vlm_torch::linear(input, weight, None)?);
+            *fastest = fastest.min(start.elapsed().as_secs_f64());
+        }
+        Ok(())
     }
 }
 
