@@ -5,9 +5,9 @@ use std::path::PathBuf;
 use serde_json::{Value, json};
 use vlm_data::{DataPaths, Padding};
 use vlm_display::shorten;
-use vlm_shapes::{Dtype, ProjectorKind};
+use vlm_shapes::ProjectorKind;
 
-use crate::train::{LossAverage, LrSchedule, OnSaveError, Resume, Seconds};
+use crate::train::{DtypeChoice, LossAverage, LrSchedule, OnSaveError, Resume, Seconds};
 
 /// The type of a setting's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ kinds! {
     ProjectorKind => Kind::Choice(&[
         "linear", "mlp", "merged-mlp", "pixel-shuffle", "mlp2x-gelu",
     ]),
-    Dtype => Kind::Choice(&["float32", "bfloat16", "float16"]),
+    DtypeChoice => Kind::Choice(&["auto", "float32", "bfloat16", "float16"]),
     OnSaveError => Kind::Choice(&["stop", "continue"]),
     LossAverage => Kind::Choice(&["batch", "token"]),
     LrSchedule => Kind::Choice(&["reference", "cosine", "minimind-3v", "wsd", "constant", "linear"]),

@@ -38,7 +38,7 @@ pub use recipes::{RECIPES, Recipe};
 pub use schema::json_schema;
 pub use setting::{PathTraits, Scope, Setting, Traits, shown_value};
 pub use train::{
-    DataConfig, EvalConfig, LossAverage, LrSchedule, ModelConfig, OnSaveError, OptimConfig, Resume,
-    RunConfig, Seconds, Stage, TrainConfig, settings,
+    DataConfig, DtypeChoice, EvalConfig, LossAverage, LrSchedule, ModelConfig, OnSaveError,
+    OptimConfig, Resume, RunConfig, Seconds, Stage, TrainConfig, settings,
 };
 pub use vlm_shapes::{Dtype, FreezePolicy, ProjectorKind, ShapeRequest};

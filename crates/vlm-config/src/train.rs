@@ -436,8 +436,10 @@ settings! {
         resume: Option<Resume> = None, shown("auto|DIR");
         /// Device of the training: auto, cpu, cuda or cuda:N.
         device: String = "auto".to_owned(), shown("DEVICE");
-        /// Type of the matrix products in the forward pass: float32, bfloat16 or float16.
-        dtype: Option<Dtype> = None, shown("TYPE")
+        /// Type of the matrix products in the forward pass: float32, bfloat16 or float16. "auto"
+        /// measures on the CPU whether bfloat16 is faster than float32 there, logs both rates and
+        /// takes the faster type; on CUDA it is bfloat16.
+        dtype: Option<DtypeChoice> = None, shown("TYPE")
             .default_is("bfloat16 on CUDA, float32 on the CPU");
         /// Seed of random weights, dropout and the order of the rows.
         seed: u64 = 1337, shown("N").decides_numbers();
@@ -497,6 +499,42 @@ pub enum OnSaveError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Seconds(pub u64);
+
+/// A choice of the [`Dtype`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DtypeChoice {
+    /// The type in which the matrix products of the run are fastest, float32 or bfloat16.
+    Auto,
+    /// [`Dtype::Float32`].
+    Float32,
+    /// [`Dtype::Bfloat16`].
+    Bfloat16,
+    /// [`Dtype::Float16`].
+    Float16,
+}
+
+impl DtypeChoice {
+    /// The type, unless it is to be measured.
+    pub fn fixed(self) -> Option<Dtype> {
+        match self {
+            Self::Auto => None,
+            Self::Float32 => Some(Dtype::Float32),
+            Self::Bfloat16 => Some(Dtype::Bfloat16),
+            Self::Float16 => Some(Dtype::Float16),
+        }
+    }
+}
+
+impl From<Dtype> for DtypeChoice {
+    fn from(dtype: Dtype) -> Self {
+        match dtype {
+            Dtype::Float32 => Self::Float32,
+            Dtype::Bfloat16 => Self::Bfloat16,
+            Dtype::Float16 => Self::Float16,
+        }
+    }
+}
 
 /// The checkpoint to continue from.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

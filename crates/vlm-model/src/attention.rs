@@ -6,7 +6,7 @@ use tch::Tensor;
 
 use crate::fused_attention::{SdpaOptions, fused_attention};
 use crate::kv_cache::KvCache;
-use crate::layers::{Linear, RmsNorm};
+use crate::layers::{Linear, RmsNorm, select_positions};
 use crate::lm::inits;
 use crate::packed_rows::PackedRows;
 use crate::params::Scope;
@@ -17,11 +17,16 @@ use vlm_shapes::{LmConfig, RotaryLayout};
 pub(crate) struct ForwardContext {
     /// The rotations of the tokens' positions, see [`rotate`].
     pub(crate) rotations: Tensor,
+    /// The rotations of the positions of [`Past::Prefix`].
+    pub(crate) prefix_rotations: Tensor,
     /// The attention mask, `[T, seen + T]` or `[B, 1, T, seen + T]`, true where a token attends to
     /// another. `None` means a causal mask.
     pub(crate) mask: Option<Tensor>,
     /// The packed rows, if the batch is packed.
     pub(crate) packed: Option<PackedRows>,
+    /// The positions whose output is needed (see [`select_positions`]; each once); `None` if all
+    /// are. A block computes nothing else where the rest of the model does not depend on it.
+    pub(crate) needed: Option<Tensor>,
     /// Whether this is a forward pass of training: with dropout and the auxiliary loss.
     pub(crate) train: bool,
 }
@@ -31,15 +36,24 @@ impl ForwardContext {
     pub(crate) fn shallow_clone(&self) -> Self {
         Self {
             rotations: self.rotations.shallow_clone(),
+            prefix_rotations: self.prefix_rotations.shallow_clone(),
             mask: self.mask.as_ref().map(Tensor::shallow_clone),
             packed: self.packed.as_ref().map(PackedRows::shallow_clone),
+            needed: self.needed.as_ref().map(Tensor::shallow_clone),
             train: self.train,
         }
     }
 }
 
-/// The key/value cache and the index of a block in it.
-pub(crate) type CacheSlot<'a> = Option<(&'a mut KvCache, usize)>;
+/// What precedes the tokens of a forward pass.
+pub(crate) enum Past<'a> {
+    /// Nothing.
+    None,
+    /// The tokens in a key/value cache; the second value is the index of the block in it.
+    Cache(&'a mut KvCache, usize),
+    /// The tokens that all rows begin with: their input to the layer, `[1, P, H]`.
+    Prefix(&'a Tensor),
+}
 
 /// Grouped-query attention (Ainslie et al. 2023) through libtorch's fused kernel.
 #[derive(Debug)]
@@ -90,40 +104,75 @@ impl Attention {
         }
     }
 
-    /// `[B, T, H]` → `[B, T, H]`. With a cache, the new keys and values are added to it.
+    /// `[B, T, H]` → `[B, T, H]`; with `needed` `[S]`, only the outputs at these positions (see
+    /// [`select_positions`]; each once), `[1, S, H]`. With a cache, the new keys and values are
+    /// added to it.
     pub(crate) fn forward(
         &self,
         x_bth: &Tensor,
         context: &ForwardContext,
-        cache: CacheSlot,
+        needed: Option<&Tensor>,
+        past: Past,
     ) -> Tensor {
         let (batch, len, _) = x_bth.size3().expect("[B, T, H] by construction");
-        let split = |x: Tensor, heads| x.view([batch, len, heads, self.head_dim]);
-        let mut q = split(self.query.forward(x_bth), self.n_heads);
-        let mut k = split(self.key.forward(x_bth), self.n_kv_heads);
-        let v = split(self.value.forward(x_bth), self.n_kv_heads);
-        if let Some((query_norm, key_norm)) = &self.norms {
-            (q, k) = (query_norm.forward(&q), key_norm.forward(&k));
+        let queries = |x: &Tensor| {
+            let q = self.heads(self.query.forward(x), self.n_heads);
+            self.norms.as_ref().map_or_else(|| q.shallow_clone(), |(norm, _)| norm.forward(&q))
+        };
+        let mut q = match needed {
+            Some(needed) => queries(&select_positions(x_bth, needed)),
+            None => queries(x_bth),
+        };
+        if let Some(needed) = needed {
+            // Attention itself takes little time, so the other queries are zeros and not left out.
+            q = q
+                .new_zeros([batch * len, self.n_heads, self.head_dim], (q.kind(), q.device()))
+                .index_copy(0, needed, &q.squeeze_dim(0))
+                .view([batch, len, self.n_heads, self.head_dim]);
         }
         let q = rotate(&q, &context.rotations, self.rotary_layout);
-        let k = rotate(&k, &context.rotations, self.rotary_layout);
-
         let q_bntd = q.transpose(1, 2);
-        let (mut k_bktd, mut v_bktd) = (k.transpose(1, 2), v.transpose(1, 2));
-        if let Some((cache, block)) = cache {
-            (k_bktd, v_bktd) = cache.extend(block, &k_bktd, &v_bktd);
+        let [mut k_bktd, mut v_bktd] = self.keys_values(x_bth, &context.rotations);
+        let mut prefix = None;
+        match past {
+            Past::None => {}
+            Past::Cache(cache, block) => (k_bktd, v_bktd) = cache.extend(block, &k_bktd, &v_bktd),
+            Past::Prefix(x_1ph) => {
+                prefix = Some(self.keys_values(x_1ph, &context.prefix_rotations));
+            }
         }
-        let mixed_bntd = self.mix(&q_bntd, &k_bktd, &v_bktd, context);
-        let out = self.output.forward(&mixed_bntd.transpose(1, 2).reshape([batch, len, -1]));
+        let mixed_bntd = self.mix([&q_bntd, &k_bktd, &v_bktd], prefix.as_ref(), context);
+        let mut mixed = mixed_bntd.transpose(1, 2).reshape([batch, len, -1]);
+        if let Some(needed) = needed {
+            mixed = select_positions(&mixed, needed);
+        }
+        let out = self.output.forward(&mixed);
         out.dropout(self.dropout, context.train)
     }
 
-    /// Scaled dot-product attention, `[B, N, T, D]`. Packed rows do not attend to each other.
+    /// `[B, T, heads · D]` → `[B, T, heads, D]`.
+    fn heads(&self, x: Tensor, heads: i64) -> Tensor {
+        x.view([x.size()[0], x.size()[1], heads, self.head_dim])
+    }
+
+    /// The keys and the values of `x` `[B, T, H]`, `[B, K, T, D]` each.
+    fn keys_values(&self, x_bth: &Tensor, rotations: &Tensor) -> [Tensor; 2] {
+        let mut k = self.heads(self.key.forward(x_bth), self.n_kv_heads);
+        let v = self.heads(self.value.forward(x_bth), self.n_kv_heads);
+        if let Some((_, norm)) = &self.norms {
+            k = norm.forward(&k);
+        }
+        let k = rotate(&k, rotations, self.rotary_layout);
+        [k.transpose(1, 2), v.transpose(1, 2)]
+    }
+
+    /// Scaled dot-product attention of queries, keys and values, `[B, N, T, D]`, where all rows
+    /// begin with the keys and values of `prefix` `[1, K, P, D]`. Packed rows do not attend to each
+    /// other.
     fn mix(
         &self,
-        q_bntd: &Tensor,
-        k_bktd: &Tensor,
-        v_bktd: &Tensor,
+        inputs: [&Tensor; 3],
+        prefix: Option<&[Tensor; 2]>,
         context: &ForwardContext,
     ) -> Tensor {
         let dropout = if context.train { self.attention_dropout } else { 0.0 };
@@ -131,10 +180,25 @@ impl Attention {
             let is_causal = mask.is_none() && inputs[0].size()[2] > 1;
             fused_attention(inputs, &SdpaOptions { mask, dropout, is_causal })
         };
-        let inputs = [q_bntd, k_bktd, v_bktd];
-        match &context.packed {
-            Some(packed) => packed.groups().each(inputs, |inputs| attend(inputs, None)),
-            None => attend(inputs, context.mask.as_ref()),
+        let attend_after = |[q, k, v]: [&Tensor; 3], [prefix_k, prefix_v]: &[Tensor; 2]| {
+            let (rows, len, prefix_len) = (q.size()[0], q.size()[2], prefix_k.size()[2]);
+            let join = |prefix: &Tensor, own: &Tensor| {
+                Tensor::cat(&[&prefix.expand([rows, -1, -1, -1], false), own], 2)
+            };
+            // The causal mask of fused attention begins at the first key, so queries of zeros, whose
+            // outputs are not used, stand for those of the prefix.
+            let q = q.constant_pad_nd([0, 0, prefix_len, 0]);
+            let (k, v) = (join(prefix_k, k), join(prefix_v, v));
+            attend([&q, &k, &v], None).narrow(2, prefix_len, len)
+        };
+        let attend_causally = |inputs: [&Tensor; 3]| match prefix {
+            Some(prefix) => attend_after(inputs, prefix),
+            None => attend(inputs, None),
+        };
+        match (&context.packed, &context.mask) {
+            (Some(packed), _) => packed.groups().each(inputs, attend_causally),
+            (None, Some(mask)) => attend(inputs, Some(mask)),
+            (None, None) => attend_causally(inputs),
         }
     }
 }

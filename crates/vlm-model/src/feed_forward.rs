@@ -5,7 +5,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::layers::Linear;
+use crate::layers::{Linear, select_positions};
 use crate::lm::inits;
 use crate::packed_rows::PackedRows;
 use crate::params::{Init, Scope};
@@ -88,11 +88,13 @@ impl MixtureOfExperts {
     }
 
     /// `[B, T, H]` → `[B, T, H]`, and in training the auxiliary loss (scalar, multiplied by
-    /// `aux_loss_alpha`).
+    /// `aux_loss_alpha`). With `needed` `[S]`, experts compute these positions only (see
+    /// [`select_positions`]), `[1, S, H]`, but the auxiliary loss is still that of all positions.
     fn forward(
         &self,
         x_bth: &Tensor,
         packed: Option<&PackedRows>,
+        needed: Option<&Tensor>,
         train: bool,
     ) -> (Tensor, Option<Tensor>) {
         let (batch, len, hidden) = x_bth.size3().expect("[B, T, H] by construction");
@@ -103,10 +105,14 @@ impl MixtureOfExperts {
         if self.normalise {
             weights_nk = &weights_nk / (weights_nk.sum_dim_intlist(-1, true, Kind::Float) + 1e-20);
         }
-        let mut y_nh = self.route(&x_nh, &weights_nk, &chosen_nk, train);
-        for shared in &self.shared_experts {
-            y_nh += shared.forward(&x_nh, train);
-        }
+        let (y_nh, shape) = match needed {
+            None => (self.apply(&x_nh, &weights_nk, &chosen_nk, train), [batch, len, hidden]),
+            Some(needed) => {
+                let [x, weights, chosen] =
+                    [&x_nh, &weights_nk, &chosen_nk].map(|all| all.index_select(0, needed));
+                (self.apply(&x, &weights, &chosen, train), [1, -1, hidden])
+            }
+        };
         let aux_loss = self.has_aux_loss(train).then(|| {
             let experts = self.experts.len() as i64;
             match packed.filter(|_| self.load_balance == LoadBalance::PerRow) {
@@ -117,7 +123,17 @@ impl MixtureOfExperts {
                 }
             }
         });
-        (y_nh.view([batch, len, hidden]), aux_loss)
+        (y_nh.view(shape), aux_loss)
+    }
+
+    /// The sum of the shared experts and of the experts that were chosen for each token,
+    /// `[N, H]` → `[N, H]`.
+    fn apply(&self, x_nh: &Tensor, weights_nk: &Tensor, chosen_nk: &Tensor, train: bool) -> Tensor {
+        let mut y_nh = self.route(x_nh, weights_nk, chosen_nk, train);
+        for shared in &self.shared_experts {
+            y_nh += shared.forward(x_nh, train);
+        }
+        y_nh
     }
 
     /// `[N, H]` → `[N, E]`, always in float32, even under autocast: rounding could change the
@@ -255,16 +271,21 @@ impl FeedForward {
         }
     }
 
-    /// `[B, T, H]` → `[B, T, H]`, and the auxiliary loss, if there is one.
+    /// `[B, T, H]` → `[B, T, H]`, and the auxiliary loss, if there is one. With `needed` `[S]`, only
+    /// the output at these positions (see [`select_positions`]), `[1, S, H]`.
     pub(crate) fn forward(
         &self,
         x_bth: &Tensor,
         packed: Option<&PackedRows>,
+        needed: Option<&Tensor>,
         train: bool,
     ) -> (Tensor, Option<Tensor>) {
-        match self {
-            Self::Dense(layer) => (layer.forward(x_bth, train), None),
-            Self::Experts(layer) => layer.forward(x_bth, packed, train),
+        match (self, needed) {
+            (Self::Experts(layer), _) => layer.forward(x_bth, packed, needed, train),
+            (Self::Dense(layer), None) => (layer.forward(x_bth, train), None),
+            (Self::Dense(layer), Some(needed)) => {
+                (layer.forward(&select_positions(x_bth, needed), train), None)
+            }
         }
     }
 }

@@ -4,6 +4,29 @@ use tch::Tensor;
 
 use crate::params::{Init, Scope};
 
+/// `x Wᵀ + b`, see [`vlm_torch::linear`].
+///
+/// # Panics
+/// When there is no memory left, as every tensor operation of a forward pass.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tensor {
+    vlm_torch::linear(x, weight, bias).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// `x + y`, in the memory of `y` where it has the type of the sum.
+pub(crate) fn add_residual(x: &Tensor, mut y: Tensor) -> Tensor {
+    if y.kind() != x.kind() {
+        return x + y;
+    }
+    y += x;
+    y
+}
+
+/// The vectors `[1, S, H]` of `x` `[B, T, H]` at the positions `at` `[S]`, which are indices (i64)
+/// into the flattened `B · T` positions.
+pub(crate) fn select_positions(x: &Tensor, at: &Tensor) -> Tensor {
+    x.flatten(0, 1).index_select(0, at).unsqueeze(0)
+}
+
 /// `y = x Wᵀ + b`, PyTorch's `nn.Linear` with its parameter names.
 #[derive(Debug)]
 pub struct Linear {
@@ -37,7 +60,7 @@ impl Linear {
 
     /// `[…, in]` → `[…, out]`.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        x.linear(&self.weight, self.bias.as_ref())
+        linear(x, &self.weight, self.bias.as_ref())
     }
 }
 

@@ -53,6 +53,7 @@ mod projector;
 mod reference_float16;
 mod rope;
 pub mod sampling;
+mod shared_prefix;
 pub mod vision;
 mod vlm;
 pub mod weights;

@@ -13,10 +13,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tch::{Kind, Tensor};
 
-use crate::attention::{Attention, CacheSlot, ForwardContext};
+use crate::attention::{Attention, ForwardContext, Past};
 use crate::feed_forward::FeedForward;
 use crate::kv_cache::KvCache;
-use crate::layers::RmsNorm;
+use crate::layers::{RmsNorm, add_residual, linear, select_positions};
 use crate::packed_rows::PackedRows;
 use crate::params::{Init, Scope};
 use crate::rope::RotaryAngles;
@@ -44,21 +44,42 @@ impl Block {
         }
     }
 
-    /// `[B, T, H]` → `[B, T, H]`, and the experts' auxiliary loss, if there is one.
+    /// `[B, T, H]` → `[B, T, H]`, and the experts' auxiliary loss, if there is one. If the context
+    /// says which positions are needed, `[1, S, H]`.
     fn forward(
         &self,
         x_bth: &Tensor,
         context: &ForwardContext,
-        cache: CacheSlot,
+        past: Past,
     ) -> (Tensor, Option<Tensor>) {
-        let attended = self.attention.forward(&self.attention_norm.forward(x_bth), context, cache);
-        let x_bth = x_bth + attended;
+        let needed = context.needed.as_ref();
+        let select = |x: &Tensor, at: Option<&Tensor>| match at {
+            Some(at) => select_positions(x, at),
+            None => x.shallow_clone(),
+        };
+        // The load of the experts is that of all positions, so these need the attention's output.
+        let (before, after) = match self.feed_forward.has_aux_loss(context.train) {
+            true => (None, needed),
+            false => (needed, None),
+        };
+        let normed = self.attention_norm.forward(x_bth);
+        let normed_prefix;
+        let past = match past {
+            Past::Prefix(prefix_1ph) => {
+                normed_prefix = self.attention_norm.forward(prefix_1ph);
+                Past::Prefix(&normed_prefix)
+            }
+            other => other,
+        };
+        let attended = self.attention.forward(&normed, context, before, past);
+        let x_bth = add_residual(&select(x_bth, before), attended);
         let (fed, aux_loss) = self.feed_forward.forward(
             &self.ffn_norm.forward(&x_bth),
             context.packed.as_ref(),
+            after,
             context.train,
         );
-        (x_bth + fed, aux_loss)
+        (add_residual(&select(&x_bth, after), fed), aux_loss)
     }
 }
 
@@ -74,22 +95,25 @@ impl SharedBlock {
         Self { block: Arc::new(Mutex::new(Block::new(scope, config))), params: scope.tensors() }
     }
 
-    /// As [`Block::forward`] without a cache, with activation checkpointing: only `x_bth` is kept for the backward
-    /// pass, which computes the activations again.
+    /// As [`Block::forward`] without a cache, with activation checkpointing: only the inputs are
+    /// kept for the backward pass, which computes the activations again.
     fn forward_checkpointed(
         &self,
         x_bth: &Tensor,
         context: &ForwardContext,
+        prefix_1ph: Option<&Tensor>,
     ) -> (Tensor, Option<Tensor>) {
         let (block, context) = (Arc::clone(&self.block), context.shallow_clone());
+        let inputs: Vec<&Tensor> = [Some(x_bth), prefix_1ph].into_iter().flatten().collect();
         let params: Vec<&Tensor> = self.params.iter().collect();
         let has_aux_loss = lock(&self.block).feed_forward.has_aux_loss(context.train);
         let outputs = vlm_torch::checkpoint_many(
-            &[x_bth],
+            &inputs,
             &params,
             1 + usize::from(has_aux_loss),
             move |inputs| {
-                let (x_bth, aux_loss) = lock(&block).forward(&inputs[0], &context, None);
+                let past = inputs.get(1).map_or(Past::None, Past::Prefix);
+                let (x_bth, aux_loss) = lock(&block).forward(&inputs[0], &context, past);
                 [Some(x_bth), aux_loss].into_iter().flatten().collect()
             },
         );
@@ -108,10 +132,30 @@ fn lock(block: &Mutex<Block>) -> MutexGuard<'_, Block> {
 /// The output of a forward pass.
 #[derive(Debug)]
 pub struct LmOutput {
-    /// Hidden states before the last norm, `[B, T, H]`.
+    /// Hidden states before the last norm, `[B, T, H]`, or `[1, S, H]` of S needed positions.
     pub hidden: Tensor,
     /// The experts' auxiliary loss, summed over the blocks (scalar); only in training with experts.
     pub aux_loss: Option<Tensor>,
+}
+
+/// Options of a forward pass of the language model.
+#[derive(Debug, Default)]
+pub(crate) struct LmOptions<'a> {
+    /// Lengths of packed rows: the inputs `[1, N, H]` are the concatenated embeddings of rows with
+    /// these lengths, whose sum is N. The rows are independent: the positions of each begin at 0,
+    /// and rows do not attend to each other. As there is no padding, the experts' auxiliary loss is
+    /// over tokens only.
+    pub(crate) packed_lengths: Option<&'a [i64]>,
+    /// Embeddings `[1, P, H]` of the tokens that all rows begin with, and that the inputs leave
+    /// out. They are computed once for all rows, and without a backward pass where nothing before
+    /// them is trained. See [`CausalLm::shares_prefix`].
+    pub(crate) prefix_1ph: Option<Tensor>,
+    /// Indices `[S]` (i64) into the flattened positions of the inputs, each once, of the positions
+    /// whose hidden states are needed. These are the output, `[1, S, H]`, and the last block
+    /// computes no others.
+    pub(crate) needed: Option<&'a Tensor>,
+    /// Whether this is a forward pass of training: with dropout and the auxiliary loss.
+    pub(crate) train: bool,
 }
 
 /// The language model.
@@ -188,64 +232,95 @@ impl CausalLm {
         cache: Option<&mut KvCache>,
         train: bool,
     ) -> LmOutput {
-        let len = inputs_bth.size()[1];
-        let seen = cache.as_deref().map_or(0, KvCache::len);
-        let positions_bt = cache.as_deref().and_then(|cache| cache.positions(len));
-        let follows =
-            || Tensor::ones([len, seen + len], (Kind::Bool, inputs_bth.device())).tril(seen);
+        self.forward_with(inputs_bth, cache, &LmOptions { train, ..LmOptions::default() })
+    }
+
+    /// As [`Self::forward`], with `options`. Packed rows and a prefix cannot be used with a cache.
+    pub(crate) fn forward_with(
+        &self,
+        inputs_bth: &Tensor,
+        cache: Option<&mut KvCache>,
+        options: &LmOptions,
+    ) -> LmOutput {
+        let (len, device) = (inputs_bth.size()[1], inputs_bth.device());
+        let prefix_len = options.prefix_1ph.as_ref().map_or(0, |prefix| prefix.size()[1]);
+        let seen = cache.as_deref().map_or(prefix_len, KvCache::len);
+        let packed = options.packed_lengths.map(|lengths| PackedRows::new(lengths, device));
+        let positions_bt = match &packed {
+            Some(packed) => Some(packed.positions() + prefix_len),
+            None => cache.as_deref().and_then(|cache| cache.positions(len)),
+        };
+        let follows = || Tensor::ones([len, seen + len], (Kind::Bool, device)).tril(seen);
+        let mask = cache
+            .as_deref()
+            .and_then(|cache| cache.mask(len).or_else(|| (seen > 0 && len > 1).then(follows)));
         let context = ForwardContext {
             rotations: match &positions_bt {
                 Some(positions_bt) => self.angles.at_each(positions_bt),
                 None => self.angles.at(seen, len),
             },
-            mask: cache
-                .as_deref()
-                .and_then(|cache| cache.mask(len))
-                .or_else(|| (seen > 0 && len > 1).then(follows)),
-            packed: None,
-            train,
+            prefix_rotations: self.angles.at(0, prefix_len),
+            mask,
+            packed,
+            needed: None,
+            train: options.train,
         };
-        self.run(inputs_bth, &context, cache)
-    }
-
-    /// As [`Self::forward`], for packed rows: `inputs_1nh` `[1, N, H]` are the concatenated
-    /// embeddings of rows with these `lengths`, whose sum is N. The rows are independent: the
-    /// positions of each begin at 0, and rows do not attend to each other. As there is no padding,
-    /// the experts' auxiliary loss is over tokens only.
-    pub fn forward_packed(&self, inputs_1nh: &Tensor, lengths: &[i64], train: bool) -> LmOutput {
-        let packed = PackedRows::new(lengths, inputs_1nh.device());
-        let rotations = self.angles.at_each(&packed.positions());
-        let context = ForwardContext { rotations, mask: None, packed: Some(packed), train };
-        self.run(inputs_1nh, &context, None)
+        self.run(inputs_bth, &context, options, cache)
     }
 
     fn run(
         &self,
         inputs_bth: &Tensor,
         context: &ForwardContext,
+        options: &LmOptions,
         mut cache: Option<&mut KvCache>,
     ) -> LmOutput {
         let train = context.train;
+        let needed = options.needed.map(Tensor::shallow_clone);
+        let of_last = ForwardContext { needed, ..context.shallow_clone() };
+        let of_prefix = ForwardContext {
+            rotations: context.prefix_rotations.shallow_clone(),
+            packed: None,
+            ..context.shallow_clone()
+        };
+        let mut prefix_1ph = options.prefix_1ph.as_ref().map(Tensor::shallow_clone);
         let mut x_bth = inputs_bth.dropout(self.config.dropout, train);
         let mut aux_losses = Vec::new();
-        for (index, block) in self.blocks.iter().enumerate() {
+        for (index, shared) in self.blocks.iter().enumerate() {
+            let is_last = index + 1 == self.blocks.len();
+            let context = if is_last { &of_last } else { context };
+            let past = match (cache.as_deref_mut(), &prefix_1ph) {
+                (Some(cache), _) => Past::Cache(cache, index),
+                (None, Some(prefix_1ph)) => Past::Prefix(prefix_1ph),
+                (None, None) => Past::None,
+            };
             let (output_bth, aux_loss) = if train && self.activation_checkpointing {
-                block.forward_checkpointed(&x_bth, context)
+                shared.forward_checkpointed(&x_bth, context, prefix_1ph.as_ref())
             } else {
-                let cache = cache.as_deref_mut().map(|cache| (cache, index));
-                lock(&block.block).forward(&x_bth, context, cache)
+                lock(&shared.block).forward(&x_bth, context, past)
             };
             x_bth = output_bth;
             aux_losses.extend(aux_loss);
+            if !is_last {
+                let after = |p: Tensor| lock(&shared.block).forward(&p, &of_prefix, Past::None).0;
+                prefix_1ph = prefix_1ph.map(after);
+            }
         }
         let aux_loss = aux_losses.into_iter().reduce(|sum, loss| sum + loss);
         LmOutput { hidden: x_bth, aux_loss }
     }
 
+    /// Whether the tokens that all rows begin with can be given once, see [`LmOptions`]. Dropout
+    /// would be the same in all rows, and the auxiliary loss of experts is that of all tokens.
+    pub(crate) fn shares_prefix(&self, train: bool) -> bool {
+        let LmConfig { dropout, use_moe, .. } = self.config;
+        !train || (dropout == 0.0 && self.config.attention_dropout() == 0.0 && !use_moe)
+    }
+
     /// The logits `[…, vocab_size]` of hidden states `[…, H]` from [`Self::forward`].
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         let output = self.output.as_ref().unwrap_or(&self.embeddings);
-        self.norm.forward(hidden).linear(output, None::<Tensor>)
+        linear(&self.norm.forward(hidden), output, None)
     }
 }
 

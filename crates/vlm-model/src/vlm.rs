@@ -11,9 +11,11 @@ use vlm_shapes::{FreezePolicy, LmConfig, ProjectorConfig, VisionConfig};
 
 use crate::indices::index_tensor;
 use crate::kv_cache::KvCache;
-use crate::lm::{CausalLm, LmOutput};
+use crate::layers::select_positions;
+use crate::lm::{CausalLm, LmOptions, LmOutput};
 use crate::params::ParamStore;
 use crate::projector::Projector;
+use crate::shared_prefix::SharedPrefix;
 use crate::vision::VisionEncoder;
 use crate::{ImageInput, ModelBatch, ModelError};
 
@@ -258,10 +260,16 @@ impl Vlm {
         }
         let _span = vlm_torch::span("vision encoder");
         let is_trained = !self.vision_store.trainable().is_empty();
-        Ok(if is_trained {
-            vision.patch_features(pixel_values)
-        } else {
-            tch::no_grad(|| vision.patch_features(pixel_values))
+        let features = |pixel_values: &Tensor| match is_trained {
+            true => vision.patch_features(pixel_values),
+            false => tch::no_grad(|| vision.patch_features(pixel_values)),
+        };
+        Ok(match repeated_images(pixel_values) {
+            Some((firsts, first_of_each)) => {
+                let distinct = pixel_values.index_select(0, &firsts);
+                features(&distinct).index_select(0, &first_of_each)
+            }
+            None => features(pixel_values),
         })
     }
 
@@ -365,12 +373,30 @@ impl Vlm {
         cache: Option<&mut KvCache>,
         train: bool,
     ) -> Result<LmOutput, ModelError> {
+        if batch.packed_lengths.is_some() && cache.is_some() {
+            return Err(ModelError::Shape(
+                "a packed batch cannot be used with a key/value cache".into(),
+            ));
+        }
+        let embedded_bth = self.embed_with_positions(batch, cache.as_deref())?;
+        let _span = vlm_torch::span("language model");
+        let packed_lengths = batch.packed_lengths.as_deref();
+        let options = LmOptions { packed_lengths, train, ..LmOptions::default() };
+        Ok(self.lm.forward_with(&embedded_bth, cache, &options))
+    }
+
+    /// As [`Self::embed`], if the model has positions for all tokens.
+    fn embed_with_positions(
+        &self,
+        batch: &ModelBatch,
+        cache: Option<&KvCache>,
+    ) -> Result<Tensor, ModelError> {
         let embedded_bth = self.embed(batch)?;
         let longest = match &batch.packed_lengths {
             None => embedded_bth.size()[1],
             Some(lengths) => lengths.iter().copied().max().unwrap_or(0),
         };
-        let total = longest + cache.as_deref().map_or(0, KvCache::len);
+        let total = longest + cache.map_or(0, KvCache::len);
         if total > self.lm.max_positions() {
             return Err(ModelError::Shape(format!(
                 "the sequence has {total} tokens, but the model has {} positions; shorten the \
@@ -378,14 +404,43 @@ impl Vlm {
                 self.lm.max_positions()
             )));
         }
+        Ok(embedded_bth)
+    }
+
+    /// The hidden states of the positions `needed` `[S]` alone, `[1, S, H]`, and the auxiliary
+    /// loss. What the tokens at the beginning of all rows have in common is computed once.
+    fn forward_at(
+        &self,
+        batch: &ModelBatch,
+        needed: &Tensor,
+        train: bool,
+    ) -> Result<LmOutput, ModelError> {
+        let embedded_bth = self.embed_with_positions(batch, None)?;
         let _span = vlm_torch::span("language model");
-        match (&batch.packed_lengths, &cache) {
-            (None, _) => Ok(self.lm.forward(&embedded_bth, cache, train)),
-            (Some(lengths), None) => Ok(self.lm.forward_packed(&embedded_bth, lengths, train)),
-            (Some(_), Some(_)) => Err(ModelError::Shape(
-                "a packed batch cannot be used with a key/value cache".into(),
-            )),
-        }
+        let packed_lengths = batch.packed_lengths.as_deref();
+        let options = LmOptions { packed_lengths, train, ..LmOptions::default() };
+        let prefix = match self.lm.shares_prefix(train) {
+            true => SharedPrefix::find(batch, needed)?,
+            false => None,
+        };
+        let Some(prefix) = prefix else {
+            let options = LmOptions { needed: Some(needed), ..options };
+            return Ok(self.lm.forward_with(&embedded_bth, None, &options));
+        };
+        let prefix_ids = batch.input_ids.narrow(0, 0, 1).narrow(1, 0, prefix.len);
+        let rest_bth = match packed_lengths {
+            None => embedded_bth.narrow(1, prefix.len, embedded_bth.size()[1] - prefix.len),
+            Some(_) => select_positions(&embedded_bth, &prefix.rest),
+        };
+        let lengths: Option<Vec<i64>> =
+            packed_lengths.map(|lengths| lengths.iter().map(|len| len - prefix.len).collect());
+        let options = LmOptions {
+            packed_lengths: lengths.as_deref(),
+            prefix_1ph: Some(self.lm.embed(&prefix_ids)),
+            needed: Some(&prefix.needed),
+            ..options
+        };
+        Ok(self.lm.forward_with(&rest_bth, None, &options))
     }
 
     /// The cross-entropy of a batch, summed over its supervised positions.
@@ -450,11 +505,35 @@ impl Vlm {
                 targets.size()
             )));
         }
-        let LmOutput { hidden: hidden_bth, aux_loss } = self.forward(batch, None, train)?;
+        let LmOutput { hidden: hidden_1sh, aux_loss } =
+            self.forward_at(batch, supervised, train)?;
         let _span = vlm_torch::span("logits and loss");
-        let hidden_sh = hidden_bth.view([-1, self.lm.config().dim]).index_select(0, supervised);
+        let hidden_sh = hidden_1sh.squeeze_dim(0);
         Ok((self.lm.logits(&hidden_sh).to_kind(Kind::Float), aux_loss))
     }
+}
+
+/// If images of `pixel_values` `[N, C, S, S]` are equal: the indices of the distinct images, `[D]`,
+/// and for each image the index of its equal among these, `[N]` (both i64). Only on the CPU, where
+/// the encoder takes long and reading the pixels costs no synchronisation.
+fn repeated_images(pixel_values: &Tensor) -> Option<(Tensor, Tensor)> {
+    if pixel_values.device() != Device::Cpu {
+        return None;
+    }
+    let images = pixel_values.flatten(1, -1);
+    let sums = Vec::<f64>::try_from(images.sum_dim_intlist(1, false, Kind::Double)).ok()?;
+    let mut firsts: Vec<i64> = Vec::new();
+    let mut first_of_each: Vec<i64> = Vec::with_capacity(sums.len());
+    for (image, sum) in sums.iter().enumerate() {
+        let pixels = images.get(image as i64);
+        let equals = |&first: &i64| sums[first as usize] == *sum && images.get(first) == pixels;
+        first_of_each.push(firsts.iter().position(equals).unwrap_or(firsts.len()) as i64);
+        if first_of_each.last() == Some(&(firsts.len() as i64)) {
+            firsts.push(image as i64);
+        }
+    }
+    let on_device = |indices: &[i64]| index_tensor(indices, pixel_values.device());
+    (firsts.len() < sums.len()).then(|| (on_device(&firsts), on_device(&first_of_each)))
 }
 
 /// The cross-entropy in nats: `[S, vocab_size]` and `[S]` (i64) → a scalar or `[S]`.
@@ -575,5 +654,15 @@ mod tests {
             let message = embed(&[0, id, 3]).unwrap_err().to_string();
             assert!(message.contains(&format!("token id {id} is not in")), "{message}");
         }
+    }
+
+    #[test]
+    fn equal_images_are_found_once() {
+        let distinct = Tensor::randn([3, 3, 8, 8], (Kind::Float, Device::Cpu));
+        let images = distinct.index_select(0, &Tensor::from_slice(&[0i64, 1, 0, 2, 1]));
+        let (firsts, first_of_each) = repeated_images(&images).unwrap();
+        assert_eq!(Vec::<i64>::try_from(firsts).unwrap(), [0, 1, 3]);
+        assert_eq!(Vec::<i64>::try_from(first_of_each).unwrap(), [0, 1, 0, 2, 1]);
+        assert!(repeated_images(&distinct).is_none());
     }
 }

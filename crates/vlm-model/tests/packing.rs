@@ -1,6 +1,7 @@
-//! Packed rows have the same losses and gradients as each row alone.
+//! Packed rows have the same losses and gradients as each row alone, and what a loss leaves out of
+//! the computation changes neither.
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Reduction, Tensor};
 use vlm_model::config::{LmConfig, LmFamily, MoeConfig, ProjectorConfig, VisionConfig};
 use vlm_model::{FreezePolicy, ImageInput, ModelBatch, ProjectorKind, Vlm};
 
@@ -162,6 +163,72 @@ fn packed_rows_have_the_same_losses_and_gradients_as_alone() {
             assert!(difference <= TOLERANCE, "{name}: {param} differs by {difference:e}");
         }
         println!("{name}: largest difference {most:e} nats per token");
+    }
+}
+
+/// The loss of the hidden states of all positions, and the gradients of its sum.
+fn of_all_positions(
+    model: &Vlm,
+    batch: &ModelBatch,
+    supervised: &Tensor,
+    targets: &Tensor,
+) -> Vec<(String, Tensor)> {
+    let output = model.forward(batch, None, true).unwrap();
+    let hidden = output.hidden.flatten(0, 1).index_select(0, supervised);
+    let logits = model.lm().logits(&hidden);
+    let sum = logits.cross_entropy_loss(targets, None::<Tensor>, Reduction::Sum, -100, 0.0);
+    with_gradients(model, sum, output.aux_loss)
+}
+
+fn with_gradients(model: &Vlm, sum: Tensor, aux_loss: Option<Tensor>) -> Vec<(String, Tensor)> {
+    let all = aux_loss.map_or_else(|| sum.shallow_clone(), |aux| &sum + aux * 100.0);
+    let (names, trained): (Vec<_>, Vec<_>) = model.trainable().into_iter().unzip();
+    let gradients = Tensor::run_backward(&[&all], &trained, false, false);
+    let loss = ("loss".to_owned(), all.detach());
+    [loss].into_iter().chain(names.into_iter().zip(gradients)).collect()
+}
+
+#[test]
+fn what_the_loss_does_not_compute_changes_neither_loss_nor_gradients() {
+    let whole = FreezePolicy { train_lm: true, ..FreezePolicy::default() };
+    for (name, config) in families() {
+        let mut model = model(config);
+        // With 12 equal ids at the beginning, and without.
+        for (shared, policy, checkpointing) in [
+            (12, &whole, false),
+            (12, &FreezePolicy::default(), true),
+            (0, &FreezePolicy::default(), false),
+        ] {
+            model.freeze(policy);
+            model.set_activation_checkpointing(checkpointing);
+            let mut rows = rows(&[24, 24, 24], &[&[13, 17], &[], &[12]]);
+            let first = rows[0].ids[..shared].to_vec();
+            rows.iter_mut().for_each(|row| row.ids[..shared].copy_from_slice(&first));
+            let features = features_of(&rows);
+            let packed = packed(&rows, &features);
+            let padded = ModelBatch {
+                input_ids: packed.input_ids.view([3, 24]),
+                packed_lengths: None,
+                images: ImageInput::Features(features.shallow_clone()),
+                image_starts: packed.image_starts.clone(),
+            };
+            let supervised = Tensor::from_slice(&[21i64, 22, 37, 40, 69, 70]);
+            let targets = packed.input_ids.view([-1]).index_select(0, &(&supervised + 1));
+            for batch in [&packed, &padded] {
+                let all = of_all_positions(&model, batch, &supervised, &targets);
+                let loss = model.loss(batch, &supervised, &targets, true).unwrap();
+                let needed = with_gradients(&model, loss.sum, loss.aux_loss);
+                assert_eq!(all.len(), needed.len());
+                for ((param, all), (_, needed)) in all.iter().zip(&needed) {
+                    let scale = f64::try_from(all.abs().max()).unwrap().max(1.0);
+                    let difference = f64::try_from((all - needed).abs().max()).unwrap() / scale;
+                    assert!(
+                        difference <= TOLERANCE,
+                        "{name}, {shared} shared ids: {param} differs by {difference:e}"
+                    );
+                }
+            }
+        }
     }
 }
 

@@ -5,6 +5,7 @@
 #include "checkpoint.cpp"
 #include "cuda.cpp"
 #include "guard.cpp"
+#include "linear.cpp"
 #include "optim.cpp"
 #include "process_group.cpp"
 #include "profile.cpp"

@@ -119,6 +119,13 @@ unsafe extern "C" {
         num_outputs: usize,
     ) -> c_int;
 
+    pub(crate) fn vlm_linear(
+        x: Handle,
+        weight: Handle,
+        bias: Handle,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+
     pub(crate) fn vlm_profiler_start(with_cuda: c_int) -> c_int;
     pub(crate) fn vlm_profiler_stop(path: *const c_char) -> c_int;
     pub(crate) fn vlm_span_begin(name: *const c_char, out: *mut *mut SpanHandle) -> c_int;

@@ -15,6 +15,7 @@ mod error;
 mod ffi;
 mod files;
 mod gradients;
+mod linear;
 mod matrix_rate;
 mod memory;
 mod nccl;
@@ -39,6 +40,7 @@ pub use files::{
     Flushing, Heartbeat, write_atomically, write_atomically_with, write_folder_atomically,
 };
 pub use gradients::{clip_grad_norm, clip_gradients, grad_norm, set_grad_none, unscale_gradients};
+pub use linear::linear;
 pub use matrix_rate::matrix_rate;
 pub use memory::{cuda_memory, empty_cache, peak_memory_bytes, reset_peak};
 pub use nccl::NcclAbort;

@@ -34,7 +34,7 @@ use self::text_rows::{in_order_of_use, learns_from_text, zero_loss};
 use self::time_limit::TimeLimit;
 use self::update::UnreadNorm;
 use crate::TrainError;
-use crate::config::{LossAverage, TrainConfig};
+use crate::config::{DtypeChoice, LossAverage, TrainConfig};
 use crate::events::{Event, EventSink};
 use crate::meter::Meter;
 use crate::optimizer::AdamW;
@@ -157,7 +157,8 @@ struct MicroBatchLoss {
 
 impl<'a> Trainer<'a> {
     /// A trainer at step 0, without evaluator, event sinks and reject log. Rows are padded with
-    /// `pad_token_id`. Collective: all ranks call it.
+    /// `pad_token_id`. A `dtype` of auto is the device's default: [`crate::Run`] measures before.
+    /// Collective: all ranks call it.
     ///
     /// # Errors
     /// Parameters that differ between the ranks; a rank that ended or hangs.
@@ -169,7 +170,8 @@ impl<'a> Trainer<'a> {
         pad_token_id: i64,
         world: &'a World,
     ) -> Result<Self, TrainError> {
-        let dtype = config.run.dtype.unwrap_or_else(|| default_dtype(model.device()));
+        let dtype = config.run.dtype.and_then(DtypeChoice::fixed);
+        let dtype = dtype.unwrap_or_else(|| default_dtype(model.device()));
         let total_steps = config.optim.epochs * source.batches_per_epoch() as u64;
         let state = TrainState::start(dtype);
         let in_order = in_order_of_use(model);

@@ -6,7 +6,7 @@
 use tch::Tensor;
 
 use crate::fused_attention::{SdpaOptions, fused_attention};
-use crate::layers::{LayerNorm, Linear};
+use crate::layers::{LayerNorm, Linear, add_residual, linear};
 use crate::params::{Init, Scope};
 use vlm_shapes::VisionConfig;
 
@@ -70,11 +70,22 @@ impl Activation {
         }
     }
 
-    fn apply(self, x: &Tensor) -> Tensor {
+    /// The activation of `x`, whose memory is used again where no gradient needs its values.
+    fn apply(self, mut x: Tensor) -> Tensor {
+        let is_kept = x.requires_grad();
         match self {
-            Self::QuickGelu => x * (x * 1.702).sigmoid(),
-            Self::Gelu => x.gelu("none"),
-            Self::GeluTanh => x.gelu("tanh"),
+            Self::QuickGelu => {
+                let mut gate = (&x * 1.702).sigmoid_();
+                if is_kept {
+                    return x * gate;
+                }
+                gate *= x;
+                gate
+            }
+            Self::Gelu if is_kept => x.gelu("none"),
+            Self::GeluTanh if is_kept => x.gelu("tanh"),
+            Self::Gelu => x.gelu_("none"),
+            Self::GeluTanh => x.gelu_("tanh"),
         }
     }
 }
@@ -112,9 +123,10 @@ impl Block {
     }
 
     pub(super) fn forward(&self, x_npv: &Tensor) -> Tensor {
-        let x_npv = x_npv + self.self_attn.forward(&self.layer_norm1.forward(x_npv));
+        let attended = self.self_attn.forward(&self.layer_norm1.forward(x_npv));
+        let x_npv = add_residual(x_npv, attended);
         let inner = self.fc1.forward(&self.layer_norm2.forward(&x_npv));
-        x_npv + self.fc2.forward(&self.activation.apply(&inner))
+        add_residual(&x_npv, self.fc2.forward(&self.activation.apply(inner)))
     }
 }
 
@@ -153,6 +165,6 @@ impl PatchEmbedding {
             .reshape([-1, channels, self.side, patch, self.side, patch])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([-1, self.side * self.side, channels * patch * patch]);
-        cut.linear(&self.weight.view([width, -1]), self.bias.as_ref())
+        linear(&cut, &self.weight.view([width, -1]), self.bias.as_ref())
     }
 }

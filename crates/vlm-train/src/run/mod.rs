@@ -2,6 +2,7 @@
 //! model, trains it, and writes the results.
 
 mod auto_batch;
+mod auto_dtype;
 mod identity;
 mod memory;
 mod parts;
@@ -23,7 +24,7 @@ use self::parts::Parts;
 pub use self::summary::Summary;
 use crate::TrainError;
 use crate::checkpoint::{self, Checkpoint};
-use crate::config::TrainConfig;
+use crate::config::{DtypeChoice, TrainConfig};
 use crate::event_file::EventFile;
 use crate::events::EventSink;
 use crate::metrics::MetricsFile;
@@ -107,6 +108,14 @@ impl Run {
         let mut parts = world.all_ready(Parts::assemble(&config, world))?;
         let nccl = world.all_ready(world.use_device(parts.device))?;
         world.log_rank(parts.device, nccl.as_deref());
+        if config.run.dtype == Some(DtypeChoice::Auto) {
+            let chosen = match world.is_first_rank() {
+                true => auto_dtype::choose(&config, &parts.shapes, parts.device),
+                false => Ok(parts.dtype),
+            };
+            parts.dtype = world.broadcast(world.all_ready(chosen)?)?;
+            config.run.dtype = Some(parts.dtype.into());
+        }
         if auto_batch::fit(&mut config, &parts, world)? {
             parts = world.all_ready(Parts::assemble(&config, world))?;
         }

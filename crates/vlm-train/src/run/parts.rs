@@ -12,7 +12,7 @@ use vlm_data::{
 
 use crate::TrainError;
 use crate::cache_features::{feature_key, usage};
-use crate::config::{ModelConfig, TrainConfig};
+use crate::config::{DtypeChoice, ModelConfig, TrainConfig};
 use crate::parallel::{LaunchEnv, World};
 use crate::rank_device;
 use vlm_display::count;
@@ -71,7 +71,8 @@ impl Parts {
         let tokens_per_image = shapes.tokens_per_image();
         let evaluator = || evaluator(config, &tokenizer, &processor, tokens_per_image);
         let evaluator = if world.is_first_rank() { evaluator()? } else { None };
-        let dtype = config.run.dtype.unwrap_or_else(|| default_dtype(device));
+        let dtype = config.run.dtype.and_then(DtypeChoice::fixed);
+        let dtype = dtype.unwrap_or_else(|| default_dtype(device));
         Ok(Self {
             shapes,
             tokenizer,

@@ -107,7 +107,7 @@ fn config(out_dir: PathBuf) -> TrainConfig {
     config.optim.accumulation_steps = 2;
     config.run.out_dir = out_dir;
     config.run.device = "cpu".into();
-    config.run.dtype = Some(Dtype::Float32);
+    config.run.dtype = Some(Dtype::Float32.into());
     config.run.seed = 1;
     config.run.log_interval = 1;
     config.run.save_interval = 1_000;
