@@ -310,9 +310,11 @@ impl Run {
             None => trainer.gradients.statistics()?,
         };
         extra.extend(of_device);
-        if self.model.device().is_cuda() {
-            let kind = autocast_kind(self.dtype).unwrap_or(tch::Kind::Float);
-            extra.insert("attention".to_owned(), self.model.attention_kernel(kind)?.into());
+        let kind = autocast_kind(self.dtype).unwrap_or(tch::Kind::Float);
+        if self.model.device().is_cuda()
+            && let Ok(kernel) = self.model.attention_kernel(kind)
+        {
+            extra.insert("attention".to_owned(), kernel.into());
         }
         self.world.leave()?;
         let status = match ending {
