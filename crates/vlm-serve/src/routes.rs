@@ -149,7 +149,7 @@ async fn chat(State(service): Shared, request: Request) -> Result<Response, ApiE
         begun,
         deadline: begun + service.options.request_timeout,
         events,
-        _slot: slot,
+        slot,
     })?;
     let model_name = service.options.model_name.clone();
     let completion = Completion::new(model_name, num_prompt_tokens, request.warnings);

@@ -32,7 +32,7 @@ pub(crate) struct Job {
     /// an answer is as long as `max_new_tokens` at most.
     pub(crate) events: UnboundedSender<Event>,
     /// The place of this request among those that the server accepts.
-    pub(crate) _slot: OwnedSemaphorePermit,
+    pub(crate) slot: OwnedSemaphorePermit,
 }
 
 /// What happens to an answer.
@@ -244,12 +244,14 @@ impl Worker<'_> {
         let is_stop = is_stopped || end == Some(RowEnd::StopToken);
         let reason = if is_stop { "stop" } else { "length" };
         let finish = Finish { reason, num_tokens: answer.num_tokens };
-        let _ = answer.job.events.send(Event::Done(finish));
-        let millis = answer.job.begun.elapsed().as_millis() as u64;
+        let Some(Answer { job, .. }) = self.answers.remove(&key) else { return };
+        // Before the client knows of the end: its next request must find this place free.
+        drop(job.slot);
+        let _ = job.events.send(Event::Done(finish));
+        let millis = job.begun.elapsed().as_millis() as u64;
         let average = self.shared.average_millis.load(Ordering::Relaxed);
         let average = if average == 0 { millis } else { (average * 7 + millis) / 8 };
         self.shared.average_millis.store(average, Ordering::Relaxed);
-        self.answers.remove(&key);
     }
 }
 
