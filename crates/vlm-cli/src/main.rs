@@ -44,6 +44,7 @@ use args::{Cli, Command};
 
 fn main() -> ExitCode {
     exit::report_panics_as_errors();
+    vlm_torch::set_operation(c"reading the command");
     let cli =
         Cli::try_parse_from(std::env::args_os().map(with_dashes)).unwrap_or_else(
             |error| match error.kind() {

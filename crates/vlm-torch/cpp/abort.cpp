@@ -24,10 +24,44 @@ void end_with_message(int) noexcept {
   ::_exit(1);
 }
 
+// A library that does not notice that memory could not be allocated uses the address 0.
+void end_with_fault(int) noexcept {
+  say("error: a library used an invalid address while ");
+  say(current_operation.load());
+  say(". The usual cause is that the memory of this machine or the limit on it (ulimit -v) is used "
+      "up; if it is not, please report this. Earlier checkpoints are unaffected.\n");
+  ::_exit(1);
+}
+
+struct sigaction rust_handler;
+
+void end_after_fault(int signal, siginfo_t* info, void* context) noexcept {
+  // Rust's handler aborts the program after a stack overflow, and returns otherwise.
+  if ((rust_handler.sa_flags & SA_SIGINFO) != 0 && rust_handler.sa_sigaction != nullptr) {
+    rust_handler.sa_sigaction(signal, info, context);
+  }
+  end_with_fault(signal);
+}
+
 void handle_abort() noexcept {
   struct sigaction action = {};
   action.sa_handler = end_with_message;
   ::sigaction(SIGABRT, &action, nullptr);
+  // Until libtorch is initialised.
+  action.sa_handler = end_with_fault;
+  ::sigaction(SIGSEGV, &action, nullptr);
+}
+
+// Rust installs its handler only where there is none.
+__attribute__((constructor)) void leave_faults_to_rust() noexcept {
+  ::signal(SIGSEGV, SIG_DFL);
+}
+
+void handle_faults() noexcept {
+  struct sigaction action = {};
+  action.sa_sigaction = end_after_fault;
+  action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+  ::sigaction(SIGSEGV, &action, &rust_handler);
 }
 
 // Runs before the initialisation of libtorch, which allocates memory.
@@ -35,5 +69,7 @@ __attribute__((section(".preinit_array"), used)) void (*const before_everything)
 }  // namespace
 
 extern "C" void vlm_set_operation(const char* name) noexcept {
+  // Rust has installed its own handler by now.
+  [[maybe_unused]] static const bool once = (handle_faults(), true);
   current_operation.store(name);
 }

@@ -17,9 +17,11 @@
 
 namespace {
 
-// Multiplications of the smallest product for oneDNN, which compiles each new shape in 0.1 to
-// 0.5 ms: a smaller product takes MKL less than that.
-constexpr int64_t kMinProduct = int64_t{1} << 25;
+// The smallest product for oneDNN, which compiles each new shape in 0.1 to 0.5 ms: number of rows,
+// and of multiplications, in the last two dimensions. The dimension of the batch does not count, so
+// that the features of an image do not depend on how many images are encoded at a time.
+constexpr int64_t kMinRows = 16;
+constexpr int64_t kMinProduct = int64_t{1} << 20;
 
 bool is_mkl_slow() {
 #if defined(__x86_64__)
@@ -81,7 +83,8 @@ bool uses_onednn(const at::Tensor& x, const at::Tensor& weight) {
     return t.device().is_cpu() && t.scalar_type() == at::kFloat;
   };
   return is_mkl_slow() && is_float(x) && is_float(weight) && weight.dim() == 2 && x.dim() >= 2 &&
-      x.size(-1) == weight.size(1) && x.numel() * weight.size(0) >= kMinProduct &&
+      x.size(-1) == weight.size(1) && x.size(-2) >= kMinRows &&
+      x.size(-2) * weight.numel() >= kMinProduct &&
       !at::autocast::is_autocast_enabled(c10::DeviceType::CPU);
 }
 

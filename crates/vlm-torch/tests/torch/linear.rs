@@ -51,6 +51,19 @@ fn linear_equals_tchs_in_values_and_gradients() {
 }
 
 #[test]
+fn the_rows_of_a_product_do_not_depend_on_the_batch() {
+    for (rows, width, output) in [(197, 768, 3072), (197, 3072, 768), (197, 48, 96), (50, 192, 384)]
+    {
+        let (x, weight) = (random(&[8, rows, width]), random(&[output, width]));
+        let whole = linear(&x, &weight, None).unwrap();
+        for batch in [1, 3] {
+            let part = linear(&x.narrow(0, 0, batch), &weight, None).unwrap();
+            assert_eq!(part, whole.narrow(0, 0, batch), "{batch} × {rows} × {width} × {output}");
+        }
+    }
+}
+
+#[test]
 fn linear_computes_in_16_bits_under_autocast() {
     let (x, weight) = (random(&ROWS), random(&[512, 256]));
     let product = || linear(&x, &weight, None).unwrap();
