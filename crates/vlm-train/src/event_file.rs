@@ -73,7 +73,7 @@ impl EventFile {
 
 impl EventSink for EventFile {
     /// Appends every number of a log line or an evaluation, with its name in `metrics.jsonl` in a
-    /// group (see [`tag`]), and the samples of an evaluation as texts and images.
+    /// group (see `tag`), and the samples of an evaluation as texts and images.
     ///
     /// # Errors
     /// A failure of the file system such as a full disk, with the path.

@@ -76,8 +76,8 @@ impl Trainer<'_> {
         // The scale of the next loss and the moving averages depend on whether the update is skipped.
         let needs_norm = self.state.scaler.is_some() || optim.ema_decay.is_some();
         let norm = if unread.norm.device().is_cuda() && !needs_norm {
-            // The difference of a number and itself is 0, or NaN if it is not finite.
-            let found_inf = (&unread.norm - &unread.norm).ne(0.0).to_kind(Kind::Float);
+            // The product of a number and 0 is 0, or NaN if the number is not finite.
+            let found_inf = (&unread.norm * 0.0).ne(0.0).to_kind(Kind::Float);
             self.optimizer.step(rate, Some(&found_inf))?;
             None
         } else {
