@@ -82,10 +82,15 @@ pub fn report(run: &Run, summary: &vlm_train::Summary, rows: RowsAndImages) {
         return;
     }
     println!("next:");
+    // The launcher of a checkout names the command that starts this program.
+    let program = std::env::var(PROGRAM_VARIABLE).unwrap_or_else(|_| "vlm".to_owned());
     for command in next_commands(out.path(), &rows) {
-        println!("  {command}");
+        println!("  {program} {command}");
     }
 }
+
+/// The environment variable with the words that start this program in a shell.
+const PROGRAM_VARIABLE: &str = "VLM_PROGRAM_NAME";
 
 /// The commands that evaluate a trained model, answer questions with it and show its curves.
 fn next_commands(out_dir: &Path, (rows, images): &RowsAndImages) -> [String; 3] {
@@ -93,9 +98,9 @@ fn next_commands(out_dir: &Path, (rows, images): &RowsAndImages) -> [String; 3] 
     let images =
         images.as_ref().map_or(String::new(), |path| format!(" --images-path {}", quoted(path)));
     [
-        format!("vlm eval --model {out} --data-path {}{images}", quoted(rows)),
-        format!("vlm generate --model {out}   # a conversation; /image FILE shows it an image"),
-        format!("vlm board {out}"),
+        format!("eval --model {out} --data-path {}{images}", quoted(rows)),
+        format!("generate --model {out}   # a conversation; /image FILE shows it an image"),
+        format!("board {out}"),
     ]
 }
 
@@ -355,11 +360,12 @@ mod tests {
         let commands = next_commands(Path::new("out/first"), &rows);
         assert_eq!(
             commands[0],
-            "vlm eval --model out/first --data-path rows.jsonl --images-path 'it'\\''s here/images'"
+            "eval --model out/first --data-path rows.jsonl --images-path 'it'\\''s here/images'"
         );
         let plain = next_commands(Path::new("out"), &("rows.jsonl".into(), None));
         for command in plain {
             let words = command.split('#').next().unwrap_or_default().split_whitespace();
+            let words = ["vlm"].into_iter().chain(words);
             assert!(crate::args::Cli::try_parse_from(words).is_ok(), "{command}");
         }
     }

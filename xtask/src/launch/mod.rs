@@ -102,6 +102,7 @@ fn exec_vlm(
         .args(command)
         .args(args)
         .env(DATA_DIR_VARIABLE, workspace.data_dir())
+        .env("VLM_PROGRAM_NAME", "cargo xtask vlm")
         .exec();
     Err(error).with_context(|| format!("starting {}", binary.display()))
 }
