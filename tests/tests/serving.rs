@@ -174,7 +174,15 @@ fn content(response: &Response) -> String {
 fn shared() -> &'static Served {
     static SHARED: OnceLock<Served> = OnceLock::new();
     let flags = ["--max-body-mib", "1", "--max-seq-len", "250"];
-    SHARED.get_or_init(|| Served::start(&trained().path("out"), &flags))
+    SHARED.get_or_init(|| {
+        let served = Served::start(&trained().path("out"), &flags);
+        // A static is never dropped. This shell ends the server when its standard input is closed,
+        // which is when the tests end.
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "cat > /dev/null; kill -9 \"$0\"", &served.child.id().to_string()]);
+        std::mem::forget(shell.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap());
+        served
+    })
 }
 
 /// A server with random weights, whose answers are as long as they may be.
