@@ -1,5 +1,5 @@
 //! Fuzz targets: a function for every reader of files that come from outside. A target must return,
-//! whatever the bytes are; what it returns is not looked at. The driver (`main.rs`) calls the
+//! for any bytes; what it returns is not looked at. The driver (`main.rs`) calls the
 //! targets with mutated seeds on stable Rust, and the binaries in `fuzz_targets` give them to
 //! libFuzzer.
 //!

@@ -337,7 +337,7 @@ impl HeartbeatThread {
         let Some(nccl) = self.nccl.take() else { return };
         *lock(&self.shared.abort_reason) = Some(reason);
         self.aborted = Some(Instant::now());
-        // In a thread of its own, because this may take long, and the heartbeat must go on.
+        // In a thread of its own, because this may take long, and the heartbeat must continue.
         let aborted = std::thread::Builder::new().name("nccl-abort".into()).spawn(move || {
             if let Err(error) = nccl.abort() {
                 tracing::warn!("{error}");
