@@ -4,6 +4,8 @@
 
 use tch::{Device, Kind, Tensor};
 
+use crate::{LmConfig, ModelError};
+
 /// Options of scaled dot-product attention.
 #[derive(Debug, Default)]
 pub(crate) struct SdpaOptions<'a> {
@@ -34,4 +36,40 @@ pub(crate) fn fused_attention([q, k, v]: [&Tensor; 3], options: &SdpaOptions) ->
     vlm_torch::autocast(Device::Cpu, None, || attend(&q, &k, &v))
         .expect("autocast supports the CPU")
         .to_kind(kind)
+}
+
+/// The kernel that libtorch chooses for the causal attention of a language model in training, in the
+/// type `kind` on `device`, for messages.
+///
+/// # Errors
+/// libtorch fails.
+pub(crate) fn attention_kernel(
+    config: &LmConfig,
+    kind: Kind,
+    device: Device,
+) -> Result<&'static str, ModelError> {
+    let heads = |num_heads| -> Result<Tensor, tch::TchError> {
+        let size = [1, num_heads, 64, config.head_dim()];
+        Ok(Tensor::f_zeros(size, (kind, device))?.set_requires_grad(true))
+    };
+    let (q, k, v) = (heads(config.n_heads)?, heads(config.n_kv_heads)?, heads(config.n_kv_heads)?);
+    let is_grouped = config.n_heads != config.n_kv_heads;
+    let chosen = Tensor::f_internal_fused_sdp_choice(
+        &q,
+        &k,
+        &v,
+        None::<Tensor>,
+        config.attention_dropout(),
+        true,
+        None,
+        is_grouped,
+    )?;
+    // at::SDPBackend
+    Ok(match chosen {
+        0 => "separate products",
+        1 => "flash attention",
+        2 => "memory-efficient attention",
+        3 => "cuDNN",
+        _ => "unknown",
+    })
 }

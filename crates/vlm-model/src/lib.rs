@@ -34,7 +34,9 @@ extern crate self as vlm_model;
 
 mod attention;
 mod containers;
+mod converted_encoder;
 pub mod detect;
+mod equal_images;
 mod error;
 mod feed_forward;
 mod fused_attention;
@@ -43,6 +45,7 @@ mod indices;
 mod kv_cache;
 pub mod layers;
 pub mod lm;
+mod loss;
 mod model_batch;
 mod open_clip;
 mod packed_rows;
@@ -58,11 +61,13 @@ pub mod vision;
 mod vlm;
 pub mod weights;
 
+pub use converted_encoder::ConvertedEncoder;
 pub use error::ModelError;
 pub use kv_cache::KvCache;
+pub use loss::{LossSum, RowLosses};
 pub use model_batch::{ImageInput, ModelBatch};
 pub use projector::Projector;
-pub use vlm::{ConvertedEncoder, LossSum, RowLosses, Vlm};
+pub use vlm::Vlm;
 pub use vlm_shapes::{
     self as config, ForeignModel, FreezePolicy, LmConfig, LmFamily, MoeConfig, OpenClip,
     ProjectorConfig, ProjectorKind, ShapeError, VisionConfig, VisionFamily, is_projector, names,

@@ -2,7 +2,8 @@
 //!
 //! Dimensions: B batch · T tokens · N images · P patches · V vision width · S image size
 
-use tch::Tensor;
+use tch::{Device, Tensor};
+use vlm_display::count;
 
 use crate::ModelError;
 
@@ -55,5 +56,50 @@ impl ModelBatch {
                 lengths.iter().sum::<i64>()
             ))),
         }
+    }
+
+    /// Checks the shape of the ids, and that all are of a vocabulary of `vocab_size`. Ids on a GPU
+    /// are not read, because that would wait for it.
+    ///
+    /// # Errors
+    /// The shape of `input_ids` is wrong, or an id is not in the vocabulary.
+    pub(crate) fn check_ids(&self, vocab_size: i64) -> Result<(), ModelError> {
+        self.rows()?;
+        if self.input_ids.device() != Device::Cpu || self.input_ids.numel() == 0 {
+            return Ok(());
+        }
+        for id in [self.input_ids.f_min()?, self.input_ids.f_max()?] {
+            let id = i64::try_from(&id)?;
+            if !(0..vocab_size).contains(&id) {
+                return Err(ModelError::Shape(format!(
+                    "the token id {id} is not in the model's vocabulary of {vocab_size}; use the \
+                     tokenizer that the model was trained with"
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Index of each image's first placeholder in the flattened ids, where an image takes
+    /// `tokens_per_image` tokens.
+    ///
+    /// # Errors
+    /// The shape of `input_ids` is wrong, or an image's placeholders do not fit in its row.
+    pub(crate) fn flat_image_starts(&self, tokens_per_image: i64) -> Result<Vec<i64>, ModelError> {
+        let rows = self.rows()?;
+        let flat_start = |&(row, start): &(i64, i64)| {
+            let of_row = usize::try_from(row).ok().and_then(|row| rows.get(row));
+            match of_row.filter(|(_, len)| start >= 0 && start + tokens_per_image <= *len) {
+                Some((row_start, _)) => Ok(row_start + start),
+                None => Err(ModelError::Shape(format!(
+                    "an image of {} at row {row}, position {start} does not fit into \
+                     a batch of {}{}",
+                    count(tokens_per_image, "token"),
+                    count(rows.len(), "row"),
+                    of_row.map_or(String::new(), |(_, len)| format!(" ({len} tokens there)")),
+                ))),
+            }
+        };
+        self.image_starts.iter().map(flat_start).collect()
     }
 }

@@ -1,9 +1,12 @@
 //! The tokens with which all rows of a batch begin, such as the system prompt of a chat template:
 //! the model computes them once for all rows.
+//!
+//! Dimensions: B batch · T tokens · P tokens of the prefix · H hidden size
 
 use tch::{Device, Tensor};
 
 use crate::indices::index_tensor;
+use crate::layers::select_positions;
 use crate::{ModelBatch, ModelError};
 
 /// Number of tokens of the shortest prefix. With fewer, joining the keys and values of prefix and
@@ -14,9 +17,9 @@ const MIN_LEN: i64 = 8;
 #[derive(Debug)]
 pub(crate) struct SharedPrefix {
     /// Number of tokens of the prefix.
-    pub(crate) len: i64,
+    len: i64,
     /// The other positions, as indices into the flattened positions of the batch, i64.
-    pub(crate) rest: Tensor,
+    rest: Tensor,
     /// The needed positions, as indices into the others, `[S]`, i64.
     pub(crate) needed: Tensor,
 }
@@ -57,5 +60,24 @@ impl SharedPrefix {
             needed.iter().map(|&at| at - (row_of(at) as i64 + 1) * len).collect();
         let index = |values: &[i64]| index_tensor(values, Device::Cpu);
         Ok(Some(Self { len, rest: index(&rest), needed: index(&needed) }))
+    }
+
+    /// The ids of the prefix, `[1, P]`.
+    pub(crate) fn ids(&self, batch: &ModelBatch) -> Tensor {
+        batch.input_ids.narrow(0, 0, 1).narrow(1, 0, self.len)
+    }
+
+    /// The embeddings of the positions after the prefix: `[B, T, H]` → `[B, T - P, H]`, and of a
+    /// packed batch `[1, sum of lengths, H]` → `[1, sum of lengths - B·P, H]`.
+    pub(crate) fn rest_of(&self, embedded_bth: &Tensor, packed_lengths: Option<&[i64]>) -> Tensor {
+        match packed_lengths {
+            None => embedded_bth.narrow(1, self.len, embedded_bth.size()[1] - self.len),
+            Some(_) => select_positions(embedded_bth, &self.rest),
+        }
+    }
+
+    /// The lengths of the packed rows without the prefix.
+    pub(crate) fn rest_lengths(&self, packed_lengths: Option<&[i64]>) -> Option<Vec<i64>> {
+        packed_lengths.map(|lengths| lengths.iter().map(|len| len - self.len).collect())
     }
 }

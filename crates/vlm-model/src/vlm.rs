@@ -5,52 +5,22 @@
 //!
 //! Dimensions: B batch · T tokens · N images · P patches · V vision width · H hidden size
 
-use tch::{Device, Kind, Reduction, Tensor};
+use tch::{Device, Kind, Tensor};
 use vlm_display::count;
 use vlm_shapes::{FreezePolicy, LmConfig, ProjectorConfig, VisionConfig};
 
+use crate::converted_encoder::ConvertedEncoder;
+use crate::equal_images::EqualImages;
+use crate::fused_attention::attention_kernel;
 use crate::indices::index_tensor;
 use crate::kv_cache::KvCache;
-use crate::layers::select_positions;
 use crate::lm::{CausalLm, LmOptions, LmOutput};
+use crate::loss::{LossSum, RowLosses};
 use crate::params::ParamStore;
 use crate::projector::Projector;
 use crate::shared_prefix::SharedPrefix;
 use crate::vision::VisionEncoder;
 use crate::{ImageInput, ModelBatch, ModelError};
-
-/// The loss of a batch, summed over its supervised positions.
-#[derive(Debug)]
-pub struct LossSum {
-    /// Cross-entropy summed over the supervised positions, in nats; scalar float32.
-    pub sum: Tensor,
-    /// Number of supervised positions.
-    pub num_supervised: i64,
-    /// The experts' auxiliary loss (scalar); only in training with experts.
-    pub aux_loss: Option<Tensor>,
-}
-
-/// The losses of the rows of a batch.
-#[derive(Debug)]
-pub struct RowLosses {
-    /// Cross-entropy summed over the supervised positions of each row, in nats; `[B]`, f64.
-    pub sums: Tensor,
-    /// Number of supervised positions of each row; `[B]`, i64.
-    pub num_supervised: Tensor,
-}
-
-/// The original weights of a converted encoder ([`Vlm::convert_frozen_encoder`]), which are restored
-/// when this is dropped.
-#[derive(Debug)]
-pub struct ConvertedEncoder(Vec<(Tensor, Tensor)>);
-
-impl Drop for ConvertedEncoder {
-    fn drop(&mut self) {
-        for (tensor, original) in &mut self.0 {
-            tensor.set_data(original);
-        }
-    }
-}
 
 /// A vision-language model.
 #[derive(Debug)]
@@ -186,22 +156,7 @@ impl Vlm {
     /// # Errors
     /// There is no memory left.
     pub fn convert_frozen_encoder(&self, kind: Kind) -> Result<ConvertedEncoder, ModelError> {
-        let mut originals = ConvertedEncoder(Vec::new());
-        if !self.vision_store.trainable().is_empty() {
-            return Ok(originals);
-        }
-        // These are added to activations or scale them in float32.
-        let is_kept = |name: &str| {
-            ["norm", "position_embedding", "class_embedding"].iter().any(|part| name.contains(part))
-        };
-        for (name, mut tensor) in self.vision_store.named() {
-            if !is_kept(&name) {
-                let (converted, original) = (tensor.f_to_kind(kind)?, tensor.f_detach()?);
-                tensor.set_data(&converted);
-                originals.0.push((tensor, original));
-            }
-        }
-        Ok(originals)
+        ConvertedEncoder::convert(&self.vision_store, kind)
     }
 
     /// The kernel with which libtorch computes the causal attention of this model, in training and
@@ -210,32 +165,7 @@ impl Vlm {
     /// # Errors
     /// libtorch fails.
     pub fn attention_kernel(&self, kind: Kind) -> Result<&'static str, ModelError> {
-        let config = self.lm.config();
-        let heads = |num_heads| -> Result<Tensor, tch::TchError> {
-            let size = [1, num_heads, 64, config.head_dim()];
-            Ok(Tensor::f_zeros(size, (kind, self.device()))?.set_requires_grad(true))
-        };
-        let (q, k, v) =
-            (heads(config.n_heads)?, heads(config.n_kv_heads)?, heads(config.n_kv_heads)?);
-        let is_grouped = config.n_heads != config.n_kv_heads;
-        let chosen = Tensor::f_internal_fused_sdp_choice(
-            &q,
-            &k,
-            &v,
-            None::<Tensor>,
-            config.attention_dropout(),
-            true,
-            None,
-            is_grouped,
-        )?;
-        // at::SDPBackend
-        Ok(match chosen {
-            0 => "separate products",
-            1 => "flash attention",
-            2 => "memory-efficient attention",
-            3 => "cuDNN",
-            _ => "unknown",
-        })
+        attention_kernel(self.lm.config(), kind, self.device())
     }
 
     /// The vision encoder's patch features of `pixel_values`, `[N, 3, S, S]` → `[N, P, V]`. They
@@ -264,11 +194,8 @@ impl Vlm {
             true => vision.patch_features(pixel_values),
             false => tch::no_grad(|| vision.patch_features(pixel_values)),
         };
-        Ok(match repeated_images(pixel_values) {
-            Some((firsts, first_of_each)) => {
-                let distinct = pixel_values.index_select(0, &firsts);
-                features(&distinct).index_select(0, &first_of_each)
-            }
+        Ok(match EqualImages::find(pixel_values) {
+            Some(equal) => equal.encode_once(pixel_values, features),
             None => features(pixel_values),
         })
     }
@@ -281,8 +208,7 @@ impl Vlm {
     /// the vocabulary. Ids on a GPU are not checked, because that would wait for it in every step;
     /// the loader and the generator check theirs on the host.
     pub fn embed(&self, batch: &ModelBatch) -> Result<Tensor, ModelError> {
-        let rows = batch.rows()?;
-        self.check_ids(&batch.input_ids)?;
+        batch.check_ids(self.lm.config().vocab_size)?;
         let embedded_bth = self.lm.embed(&batch.input_ids);
         let features_npv = match &batch.images {
             ImageInput::None => None,
@@ -307,41 +233,8 @@ impl Vlm {
                 features_npv.size()
             )));
         }
-        let run = self.tokens_per_image();
-        let mut flat_starts = Vec::with_capacity(batch.image_starts.len());
-        for &(row, start) in &batch.image_starts {
-            let of_row = usize::try_from(row).ok().and_then(|row| rows.get(row));
-            match of_row.filter(|(_, len)| start >= 0 && start + run <= *len) {
-                Some((row_start, _)) => flat_starts.push(row_start + start),
-                None => {
-                    return Err(ModelError::Shape(format!(
-                        "an image of {} at row {row}, position {start} does not fit into \
-                         a batch of {}{}",
-                        count(run, "token"),
-                        count(rows.len(), "row"),
-                        of_row.map_or(String::new(), |(_, len)| format!(" ({len} tokens there)")),
-                    )));
-                }
-            }
-        }
+        let flat_starts = batch.flat_image_starts(self.tokens_per_image())?;
         Ok(self.put_features(&embedded_bth, &features_npv, &flat_starts))
-    }
-
-    fn check_ids(&self, input_ids: &Tensor) -> Result<(), ModelError> {
-        if input_ids.device() != Device::Cpu || input_ids.numel() == 0 {
-            return Ok(());
-        }
-        let vocab_size = self.lm.config().vocab_size;
-        for id in [input_ids.f_min()?, input_ids.f_max()?] {
-            let id = i64::try_from(&id)?;
-            if !(0..vocab_size).contains(&id) {
-                return Err(ModelError::Shape(format!(
-                    "the token id {id} is not in the model's vocabulary of {vocab_size}; use the \
-                     tokenizer that the model was trained with"
-                )));
-            }
-        }
-        Ok(())
     }
 
     fn put_features(
@@ -427,20 +320,14 @@ impl Vlm {
             let options = LmOptions { needed: Some(needed), ..options };
             return Ok(self.lm.forward_with(&embedded_bth, None, &options));
         };
-        let prefix_ids = batch.input_ids.narrow(0, 0, 1).narrow(1, 0, prefix.len);
-        let rest_bth = match packed_lengths {
-            None => embedded_bth.narrow(1, prefix.len, embedded_bth.size()[1] - prefix.len),
-            Some(_) => select_positions(&embedded_bth, &prefix.rest),
-        };
-        let lengths: Option<Vec<i64>> =
-            packed_lengths.map(|lengths| lengths.iter().map(|len| len - prefix.len).collect());
+        let lengths = prefix.rest_lengths(packed_lengths);
         let options = LmOptions {
             packed_lengths: lengths.as_deref(),
-            prefix_1ph: Some(self.lm.embed(&prefix_ids)),
+            prefix_1ph: Some(self.lm.embed(&prefix.ids(batch))),
             needed: Some(&prefix.needed),
             ..options
         };
-        Ok(self.lm.forward_with(&rest_bth, None, &options))
+        Ok(self.lm.forward_with(&prefix.rest_of(&embedded_bth, packed_lengths), None, &options))
     }
 
     /// The cross-entropy of a batch, summed over its supervised positions.
@@ -460,8 +347,7 @@ impl Vlm {
     ) -> Result<LossSum, ModelError> {
         let (logits_sv, aux_loss) = self.supervised_logits(batch, supervised, targets, train)?;
         let _span = vlm_torch::span("logits and loss");
-        let sum = cross_entropy(&logits_sv, targets, Reduction::Sum);
-        Ok(LossSum { sum, num_supervised: targets.size()[0], aux_loss })
+        Ok(LossSum::new(&logits_sv, targets, aux_loss))
     }
 
     /// As [`Self::loss`] outside of training, and besides the loss of each row.
@@ -474,20 +360,10 @@ impl Vlm {
         supervised: &Tensor,
         targets: &Tensor,
     ) -> Result<(LossSum, RowLosses), ModelError> {
-        let ends: Vec<i64> = batch.rows()?.iter().map(|(start, len)| start + len).collect();
+        let rows = batch.rows()?;
         let (logits_sv, aux_loss) = self.supervised_logits(batch, supervised, targets, false)?;
-        let sum = cross_entropy(&logits_sv, targets, Reduction::Sum);
-        let losses_s = cross_entropy(&logits_sv, targets, Reduction::None).to_kind(Kind::Double);
-        // The index of the first end that is after the position; a row without tokens has no
-        // position.
-        let rows_s = supervised.bucketize(&index_tensor(&ends, self.device()), false, true);
-        let num_rows = ends.len() as i64;
-        let zeros_b = Tensor::zeros([num_rows], (Kind::Double, self.device()));
-        let by_row = RowLosses {
-            sums: zeros_b.index_add(0, &rows_s, &losses_s),
-            num_supervised: rows_s.bincount(None::<Tensor>, num_rows),
-        };
-        Ok((LossSum { sum, num_supervised: targets.size()[0], aux_loss }, by_row))
+        let by_row = RowLosses::new(&logits_sv, supervised, targets, &rows);
+        Ok((LossSum::new(&logits_sv, targets, aux_loss), by_row))
     }
 
     /// The logits `[S, vocab_size]` (f32) of the supervised positions, and the auxiliary loss.
@@ -511,34 +387,6 @@ impl Vlm {
         let hidden_sh = hidden_1sh.squeeze_dim(0);
         Ok((self.lm.logits(&hidden_sh).to_kind(Kind::Float), aux_loss))
     }
-}
-
-/// If images of `pixel_values` `[N, C, S, S]` are equal: the indices of the distinct images, `[D]`,
-/// and for each image the index of its equal among these, `[N]` (both i64). Only on the CPU, where
-/// the encoder takes long and reading the pixels costs no synchronisation.
-fn repeated_images(pixel_values: &Tensor) -> Option<(Tensor, Tensor)> {
-    if pixel_values.device() != Device::Cpu {
-        return None;
-    }
-    let images = pixel_values.flatten(1, -1);
-    let sums = Vec::<f64>::try_from(images.sum_dim_intlist(1, false, Kind::Double)).ok()?;
-    let mut firsts: Vec<i64> = Vec::new();
-    let mut first_of_each: Vec<i64> = Vec::with_capacity(sums.len());
-    for (image, sum) in sums.iter().enumerate() {
-        let pixels = images.get(image as i64);
-        let equals = |&first: &i64| sums[first as usize] == *sum && images.get(first) == pixels;
-        first_of_each.push(firsts.iter().position(equals).unwrap_or(firsts.len()) as i64);
-        if first_of_each.last() == Some(&(firsts.len() as i64)) {
-            firsts.push(image as i64);
-        }
-    }
-    let on_device = |indices: &[i64]| index_tensor(indices, pixel_values.device());
-    (firsts.len() < sums.len()).then(|| (on_device(&firsts), on_device(&first_of_each)))
-}
-
-/// The cross-entropy in nats: `[S, vocab_size]` and `[S]` (i64) → a scalar or `[S]`.
-fn cross_entropy(logits_sv: &Tensor, targets: &Tensor, reduction: Reduction) -> Tensor {
-    logits_sv.cross_entropy_loss(targets, None::<Tensor>, reduction, -100, 0.0)
 }
 
 #[cfg(test)]
@@ -654,15 +502,5 @@ mod tests {
             let message = embed(&[0, id, 3]).unwrap_err().to_string();
             assert!(message.contains(&format!("token id {id} is not in")), "{message}");
         }
-    }
-
-    #[test]
-    fn equal_images_are_found_once() {
-        let distinct = Tensor::randn([3, 3, 8, 8], (Kind::Float, Device::Cpu));
-        let images = distinct.index_select(0, &Tensor::from_slice(&[0i64, 1, 0, 2, 1]));
-        let (firsts, first_of_each) = repeated_images(&images).unwrap();
-        assert_eq!(Vec::<i64>::try_from(firsts).unwrap(), [0, 1, 3]);
-        assert_eq!(Vec::<i64>::try_from(first_of_each).unwrap(), [0, 1, 0, 2, 1]);
-        assert!(repeated_images(&distinct).is_none());
     }
 }
