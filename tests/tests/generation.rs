@@ -161,6 +161,11 @@ fn sampling_is_determined_by_the_seed() {
 fn invalid_requests_are_usage_errors() {
     with_model("generate", &["--prompt", "x", "--image", "none.png"])
         .assert_error(2, &["none.png"]);
+    let text = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&text, "not an image").unwrap();
+    let path = text.path().to_str().unwrap();
+    with_model("generate", &["--prompt", "x", "--image", path])
+        .assert_error(2, &[&format!("--image {path}"), "unreadable-image"]);
     with_model("generate", &["--prompt", "<image> and <image>", "--image", &image(0)])
         .assert_error(2, &["1 image, but 2 <image>"]);
     with_model("generate", &["--prompt", "x", "--top-p", "1.5"])

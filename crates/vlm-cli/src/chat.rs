@@ -10,7 +10,7 @@ use vlm_data::{IMAGE_TAG, Role, Turn};
 use vlm_infer::{Generator, InferError, user_turn};
 use vlm_model::ImageInput;
 
-use crate::generate::{print_streaming, read_image};
+use crate::generate::{check_image, print_streaming, read_image};
 
 const HELP: &str = "/image FILE adds an image to the next question, /reset starts a new \
                     conversation, /help shows this, /exit or the end of input quits";
@@ -39,7 +39,7 @@ pub fn run(generator: &Generator, opening: Vec<Turn>, images: &[Vec<u8>]) -> Res
         waiting: Vec::new(),
     };
     for image in images {
-        conversation.add_image(image)?;
+        conversation.add_image(&generator.processor.preprocess(image)?)?;
     }
     let is_terminal = std::io::stdin().is_terminal();
     if is_terminal {
@@ -65,8 +65,7 @@ pub fn run(generator: &Generator, opening: Vec<Turn>, images: &[Vec<u8>]) -> Res
             }
             command if command.starts_with('/') => {
                 let shown = match command.split_once(char::is_whitespace) {
-                    Some(("/image", path)) => read_image(Path::new(path.trim()))
-                        .and_then(|bytes| conversation.add_image(&bytes)),
+                    Some(("/image", path)) => conversation.add_image_file(Path::new(path.trim())),
                     _ => Err(anyhow::anyhow!("{command} is not a command; {HELP}")),
                 };
                 if let Err(error) = shown {
@@ -79,10 +78,15 @@ pub fn run(generator: &Generator, opening: Vec<Turn>, images: &[Vec<u8>]) -> Res
 }
 
 impl Conversation<'_> {
-    /// Adds an image to the next question.
-    fn add_image(&mut self, image: &[u8]) -> Result<()> {
-        let pixels = self.generator.processor.preprocess(image)?;
-        self.waiting.extend(self.generator.encode_images(&pixels)?);
+    /// Adds the image of a file to the next question.
+    fn add_image_file(&mut self, path: &Path) -> Result<()> {
+        let bytes = read_image("/image", path)?;
+        self.add_image(&check_image(self.generator, "/image", path, &bytes)?)
+    }
+
+    /// Adds an image to the next question, by its preprocessed pixels `[3, S, S]`.
+    fn add_image(&mut self, pixels: &[f32]) -> Result<()> {
+        self.waiting.extend(self.generator.encode_images(pixels)?);
         Ok(())
     }
 

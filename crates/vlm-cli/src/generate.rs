@@ -89,13 +89,17 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     if args.data_path.is_none() {
         args.rows.refuse("without --data-path no rows are read")?;
     }
-    let images: Result<Vec<Vec<u8>>> = args.image.iter().map(|path| read_image(path)).collect();
+    let images: Result<Vec<Vec<u8>>> =
+        args.image.iter().map(|path| read_image("--image", path)).collect();
     let images = images?;
     let model = args.model.open()?;
     let mut generator = model.generator();
     generator.batch_size = args.batch_size;
     generator.max_new_tokens = args.max_new_tokens;
     generator.sampling = sampling;
+    for (path, bytes) in args.image.iter().zip(&images) {
+        check_image(&generator, "--image", path, bytes)?;
+    }
     let system = system_turn(args.system.as_deref());
     if let Some(rows) = &args.data_path {
         let images_path = args.images_path.as_deref();
@@ -159,10 +163,24 @@ fn system_turn(text: Option<&str>) -> Vec<Turn> {
     text.map(|text| Turn::new(Role::System, text)).into_iter().collect()
 }
 
-/// The encoded bytes of an image file.
-pub fn read_image(path: &Path) -> Result<Vec<u8>> {
+/// The encoded bytes of an image file that the user gave with `option`.
+pub fn read_image(option: &str, path: &Path) -> Result<Vec<u8>> {
     let bytes = std::fs::read(path);
-    Ok(bytes.map_err(|e| CliError::unusable(format!("--image {}: {e}", path.display()), &e))?)
+    Ok(bytes.map_err(|e| CliError::unusable(format!("{option} {}: {e}", path.display()), &e))?)
+}
+
+/// Checks that the model can be shown an image. Returns its pixels.
+///
+/// # Errors
+/// The image cannot be decoded; the message names its file.
+pub fn check_image(
+    generator: &Generator,
+    option: &str,
+    path: &Path,
+    bytes: &[u8],
+) -> Result<Vec<f32>> {
+    let pixels = generator.processor.preprocess(bytes);
+    Ok(pixels.map_err(|e| CliError::unusable(format!("{option} {}: {e}", path.display()), &e))?)
 }
 
 /// Parses a count of at least 1.

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 
 use super::error::Refusal;
+use super::safetensors::MAX_HEADER_BYTES;
 use super::{WeightsError, foreign};
 
 /// Format of a file, recognised by its first bytes.
@@ -195,16 +196,22 @@ pub(super) fn sniff(path: &Path) -> Result<Content, WeightsError> {
     if start.starts_with(b"PK\x03\x04") {
         return Ok(Content::Pth);
     }
-    if let Some((size, rest)) = start.split_first_chunk::<8>()
-        && rest.first() == Some(&b'{')
-        && u64::from_le_bytes(*size) <= file_bytes
-    {
+    if safetensors_header_bytes(&start).is_some_and(|header_bytes| header_bytes <= file_bytes) {
         return Ok(Content::Safetensors);
     }
     if start.trim_ascii_start().starts_with(b"{") {
         return Ok(Content::Index);
     }
     if let Some(message) = foreign::of_content(&start, path) {
+        return Err(Refusal(message).in_file(path));
+    }
+    if let Some(header_bytes) = safetensors_header_bytes(&start)
+        && header_bytes <= MAX_HEADER_BYTES
+    {
+        let message = format!(
+            "the file has {file_bytes} bytes, fewer than its own safetensors header of \
+             {header_bytes}: it was cut; copy or download it again"
+        );
         return Err(Refusal(message).in_file(path));
     }
     let message = if start.is_empty() {
@@ -218,6 +225,14 @@ pub(super) fn sniff(path: &Path) -> Result<Content, WeightsError> {
         "it is neither a .pth (zip) nor a .safetensors file, or its beginning is missing"
     };
     Err(Refusal(message.to_owned()).in_file(path))
+}
+
+/// Size of the header of a `.safetensors` file, as its first bytes give it; `None` if they are not
+/// the start of such a file.
+fn safetensors_header_bytes(start: &[u8]) -> Option<u64> {
+    let (size, rest) = start.split_first_chunk::<8>()?;
+    let size = u64::from_le_bytes(*size);
+    (rest.first() == Some(&b'{')).then_some(size)
 }
 
 /// The shards that an index lists, with the names of their tensors.

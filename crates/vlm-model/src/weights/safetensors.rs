@@ -16,7 +16,7 @@ use super::error::{Refusal, refuse};
 use super::{TensorInfo, WeightsError};
 
 /// Largest size of the header, as in the reference implementation.
-const MAX_HEADER_BYTES: u64 = 100_000_000;
+pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
 
 /// Key of the header's metadata that lists, as JSON, the tensors that are tied to an earlier one.
 /// The format itself cannot express this; other readers find equal tensors.

@@ -178,13 +178,14 @@ fn other_archives_are_recognised() {
 fn other_files_are_recognised() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.safetensors");
-    let cases: [(&[u8], &str); 7] = [
+    let cases: [(&[u8], &str); 8] = [
         (b"", "the file is empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
         (b"\x80\x02\x8a\x0al\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", "before PyTorch 1.6"),
         (b"\x89PNG\r\n\x1a\n", "neither a .pth"),
         (b"\x02\0\0\0\0\0\0\0{}\0\0", "describes 0 bytes of tensors, the file has 2"),
         (b"\x03\0\0\0\0\0\0\0{,}", "header is not valid"),
+        (b"\x40\0\0\0\0\0\0\0{\"a\":", "safetensors header of 64: it was cut"),
         (b"{\"weight_map\": {\"a\": \"../x\"}}", "expected a file name"),
     ];
     for (bytes, expected) in cases {
