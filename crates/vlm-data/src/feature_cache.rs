@@ -1,10 +1,11 @@
 //! Precomputed features of the vision encoder, on disk.
 //!
-//! A cache is a folder with three files: `features.bin` has the features of one image after
-//! another, `hashes.bin` the BLAKE3 hash of each image's encoded bytes in the same order, and
-//! `manifest.json` the encoder and preprocessing that they were made with. Features are read by
-//! position on request, through the page cache of the system. The file is not memory-mapped: a file
-//! that is truncated during a run gives an error that names it instead of a crash.
+//! A cache is a folder with four files: `features.bin` has the features of one image after
+//! another, `hashes.bin` the BLAKE3 hash of each image's encoded bytes in the same order,
+//! `checksums.bin` the checksum of each image's features, and `manifest.json` the encoder and
+//! preprocessing that they were made with. Features are read by position on request, through the
+//! page cache of the system, and compared with their checksum. The file is not memory-mapped: a
+//! file that is truncated during a run gives an error that names it instead of a crash.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -17,6 +18,7 @@ use vlm_display::count;
 use crate::batch::{Features, FeaturesDtype};
 use crate::error::DataError;
 use crate::feature_bytes::{FeatureBytes, Pool};
+use crate::feature_checksums::{CHECKSUM, checksum, read_checksums};
 
 pub(crate) const MANIFEST: &str = "manifest.json";
 pub(crate) const FEATURES: &str = "features.bin";
@@ -91,6 +93,9 @@ pub(crate) struct CacheManifest {
     pub(crate) key: FeatureKey,
     /// `None` while the cache is being made.
     pub(crate) num_images: Option<usize>,
+    /// Whether the cache has `checksums.bin`; those of earlier versions do not.
+    #[serde(default)]
+    pub(crate) has_checksums: bool,
 }
 
 impl CacheManifest {
@@ -113,18 +118,21 @@ pub struct FeatureCache {
     hashes: File,
     /// First eight bytes of each hash with the index of its image, sorted.
     index: Vec<(u64, u32)>,
+    /// The checksums of the features in the order of the images; `None` in a cache of an earlier
+    /// version.
+    checksums: Option<Vec<[u8; CHECKSUM]>>,
     buffers: Arc<Pool>,
 }
 
 impl FeatureCache {
     /// Opens the cache in `folder` if it was made as `wanted` says; the data type of its values may
-    /// be any. Twelve to sixteen bytes per image stay in memory.
+    /// be any. Twenty bytes per image stay in memory.
     ///
     /// # Errors
     /// A folder without a cache; a cache that is incomplete or was made otherwise; files of the
     /// wrong length.
     pub fn open(folder: &Path, wanted: &FeatureKey) -> Result<Self, DataError> {
-        let CacheManifest { key, num_images } = CacheManifest::read(folder)?;
+        let CacheManifest { key, num_images, has_checksums } = CacheManifest::read(folder)?;
         if let Some(difference) = key.difference(wanted) {
             return Err(DataError::content(folder, difference));
         }
@@ -144,8 +152,8 @@ impl FeatureCache {
                 return Err(DataError::content(
                     &path,
                     format!(
-                        "expected {} bytes for {}, found {found}; make the cache again with `vlm \
-                         cache-features`",
+                        "expected {} bytes for {}, found {found}; remove the folder and make the \
+                         cache again with `vlm cache-features`",
                         expected.unwrap_or(u64::MAX),
                         count(num_images, "image")
                     ),
@@ -161,8 +169,15 @@ impl FeatureCache {
         let mut index: Vec<(u64, u32)> =
             bytes.chunks_exact(HASH).zip(0..).map(|(hash, place)| (prefix(hash), place)).collect();
         index.sort_unstable();
+        let checksums = has_checksums.then(|| read_checksums(folder, num_images)).transpose()?;
         let buffers = Arc::default();
-        Ok(Self { folder: folder.to_owned(), key, features, hashes, index, buffers })
+        Ok(Self { folder: folder.to_owned(), key, features, hashes, index, checksums, buffers })
+    }
+
+    /// Whether damage to the values is noticed. Caches that were made by earlier versions have no
+    /// checksums.
+    pub fn has_checksums(&self) -> bool {
+        self.checksums.is_some()
     }
 
     /// What the features were made with, and their shape.
@@ -201,7 +216,7 @@ impl FeatureCache {
     /// The features of the images with these indices, one after another.
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file that cannot be read; features that differ from their checksum.
     pub(crate) fn gather(&self, places: &[usize]) -> Result<Features, DataError> {
         let size = self.key.bytes_per_image();
         let mut bytes = FeatureBytes::from_pool(&self.buffers, places.len() * size);
@@ -216,13 +231,36 @@ impl FeatureCache {
     /// whose length is [`FeatureKey::bytes_per_image`].
     ///
     /// # Errors
-    /// A file that cannot be read.
+    /// A file that cannot be read; features that differ from their checksum.
     pub fn read(&self, place: usize, into: &mut [u8]) -> Result<(), DataError> {
         debug_assert_eq!(into.len(), self.key.bytes_per_image());
         let at = place as u64 * into.len() as u64;
         self.features
             .read_exact_at(into, at)
-            .map_err(DataError::io(&self.folder.join(FEATURES), "read the features"))
+            .map_err(DataError::io(&self.folder.join(FEATURES), "read the features"))?;
+        let expected = self.checksums.as_ref().and_then(|checksums| checksums.get(place));
+        match expected {
+            Some(expected) if checksum(into) != *expected => Err(self.damaged(place, into.len())),
+            _ => Ok(()),
+        }
+    }
+
+    /// The error for image `place`, whose features of `size` bytes differ from their checksum.
+    fn damaged(&self, place: usize, size: usize) -> DataError {
+        let mut hash = [0; HASH];
+        let hash = match self.hashes.read_exact_at(&mut hash, place as u64 * HASH as u64) {
+            Ok(()) => format!(" (BLAKE3 of its file: {})", blake3::Hash::from_bytes(hash)),
+            Err(_) => String::new(),
+        };
+        DataError::content(
+            &self.folder.join(FEATURES),
+            format!(
+                "the features of image {place} of the cache{hash}, {size} bytes from byte {}, \
+                 differ from their checksum: the file is damaged; check the disk, remove the \
+                 folder, and make the cache again with `vlm cache-features`",
+                place as u64 * size as u64
+            ),
+        )
     }
 }
 

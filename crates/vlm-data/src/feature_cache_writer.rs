@@ -13,35 +13,41 @@ use crate::error::DataError;
 use crate::feature_cache::{
     CacheManifest, FEATURES, FeatureKey, HASH, HASHES, ImageHash, MANIFEST,
 };
+use crate::feature_checksums::{CHECKSUM, CHECKSUMS, check_length, checksum, write_checksums};
 
 /// Longest time whose work a power cut may cost.
 const TIME_BETWEEN_FLUSHES: Duration = Duration::from_secs(10);
 
 /// A feature cache that is being written.
 ///
-/// Features are flushed to the disk before their hashes, so that every hash in the file has its
-/// features, whenever the program ends.
+/// Features and checksums are flushed to the disk before their hashes, so that every hash in the
+/// file has its features and their checksum, whenever the program ends.
 #[derive(Debug)]
 pub struct FeatureCacheWriter {
     folder: PathBuf,
     manifest: CacheManifest,
     features: File,
     hashes: File,
+    checksums: File,
     known: HashSet<ImageHash>,
     /// Hashes whose features may not be on the disk yet.
     pending: Vec<u8>,
+    /// The checksums of these features.
+    pending_checksums: Vec<u8>,
     flushed: Instant,
+    num_unverified: usize,
 }
 
 impl FeatureCacheWriter {
     /// Begins a cache in `folder`, or continues the one there. Features at the end of the file
-    /// without a hash are removed.
+    /// without a hash are removed. If the cache was begun by an earlier version, without checksums,
+    /// it gets those of the features as they are now.
     ///
     /// # Errors
     /// A folder that holds a cache made otherwise, or other files; a folder that cannot be written.
     pub fn open(folder: &Path, key: FeatureKey) -> Result<Self, DataError> {
         std::fs::create_dir_all(folder).map_err(DataError::io(folder, "create the folder"))?;
-        let manifest = if folder.join(MANIFEST).exists() {
+        let mut manifest = if folder.join(MANIFEST).exists() {
             let manifest = CacheManifest::read(folder)?;
             if manifest.key != key {
                 return Err(DataError::content(
@@ -57,7 +63,7 @@ impl FeatureCacheWriter {
                 "is not empty and holds no feature cache; choose another `output`",
             ));
         } else {
-            let manifest = CacheManifest { key, num_images: None };
+            let manifest = CacheManifest { key, num_images: None, has_checksums: true };
             write_manifest(folder, &manifest)?;
             manifest
         };
@@ -65,14 +71,29 @@ impl FeatureCacheWriter {
         let (features, features_len) = open(&folder.join(FEATURES))?;
         let (mut hashes, hashes_len) = open(&folder.join(HASHES))?;
         let num_images = (hashes_len / HASH as u64).min(features_len / bytes_per_image);
+        let (mut checksums, checksums_len) = open(&folder.join(CHECKSUMS))?;
+        let mut num_unverified = 0;
+        if manifest.has_checksums {
+            check_length(&folder.join(CHECKSUMS), checksums_len, num_images)?;
+        } else {
+            cut(&mut checksums, 0, &folder.join(CHECKSUMS))?;
+            let size = manifest.key.bytes_per_image();
+            write_checksums(folder, &folder.join(FEATURES), size, num_images, &mut checksums)?;
+            manifest.has_checksums = true;
+            write_manifest(folder, &manifest)?;
+            num_unverified = num_images as usize;
+        }
         let mut writer = Self {
             folder: folder.to_owned(),
             manifest,
             known: HashSet::with_capacity(num_images as usize),
             pending: Vec::new(),
+            pending_checksums: Vec::new(),
             flushed: Instant::now(),
             features,
             hashes: hashes.try_clone().map_err(DataError::io(folder, "open the hashes"))?,
+            checksums,
+            num_unverified,
         };
         let mut bytes = vec![0; num_images as usize * HASH];
         hashes
@@ -85,7 +106,15 @@ impl FeatureCacheWriter {
         }
         cut(&mut writer.features, num_images * bytes_per_image, &folder.join(FEATURES))?;
         cut(&mut writer.hashes, num_images * HASH as u64, &folder.join(HASHES))?;
+        let checksums = num_images * CHECKSUM as u64;
+        cut(&mut writer.checksums, checksums, &folder.join(CHECKSUMS))?;
         Ok(writer)
+    }
+
+    /// Number of images whose features an earlier version wrote without checksums, so that damage
+    /// to them until now is not noticed.
+    pub fn num_unverified(&self) -> usize {
+        self.num_unverified
     }
 
     /// Number of images done, those of earlier runs included.
@@ -126,8 +155,10 @@ impl FeatureCacheWriter {
             write_manifest(&self.folder, &self.manifest)?;
         }
         self.features.write_all(bytes).map_err(DataError::io(&path, "write the features"))?;
-        for hash in hashes {
+        let images = bytes.chunks_exact(self.manifest.key.bytes_per_image());
+        for (hash, features) in hashes.iter().zip(images) {
             self.pending.extend_from_slice(hash);
+            self.pending_checksums.extend_from_slice(&checksum(features));
             self.known.insert(*hash);
         }
         if self.flushed.elapsed() >= TIME_BETWEEN_FLUSHES {
@@ -138,13 +169,19 @@ impl FeatureCacheWriter {
 
     /// Flushes everything that was added, and then its hashes.
     fn flush(&mut self) -> Result<(), DataError> {
-        let (features, hashes) = (self.folder.join(FEATURES), self.folder.join(HASHES));
+        let [features, hashes, checksums] =
+            [FEATURES, HASHES, CHECKSUMS].map(|name| self.folder.join(name));
         self.features.sync_data().map_err(DataError::io(&features, "write the features"))?;
+        self.checksums
+            .write_all(&self.pending_checksums)
+            .and_then(|()| self.checksums.sync_data())
+            .map_err(DataError::io(&checksums, "write the checksums"))?;
         self.hashes
             .write_all(&self.pending)
             .and_then(|()| self.hashes.sync_data())
             .map_err(DataError::io(&hashes, "write the hashes"))?;
         self.pending.clear();
+        self.pending_checksums.clear();
         self.flushed = Instant::now();
         Ok(())
     }
@@ -261,6 +298,80 @@ mod tests {
         let mut bytes = [0; 12];
         cache.read(cache.find(&hash(3)).unwrap().unwrap(), &mut bytes).unwrap();
         assert_eq!(bytes, [3; 12]);
+    }
+
+    #[test]
+    fn a_flipped_bit_is_an_error_that_names_the_file_and_the_image() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
+        fill(&mut writer, &[1, 2, 3]);
+        writer.finish().unwrap();
+        let path = folder.path().join(FEATURES);
+        let whole = std::fs::read(&path).unwrap();
+        for bit in 0..12 * 8 {
+            let mut bytes = whole.clone();
+            bytes[12 + bit / 8] ^= 1 << (bit % 8);
+            std::fs::write(&path, bytes).unwrap();
+            let cache = FeatureCache::open(folder.path(), &key("e")).unwrap();
+            let place = |n| cache.find(&hash(n)).unwrap().unwrap();
+            let message = cache.gather(&[place(1), place(2)]).unwrap_err().to_string();
+            let hash = blake3::Hash::from_bytes(hash(2)).to_string();
+            for part in ["features.bin: ", "image 1 of the cache", "from byte 12", &hash] {
+                assert!(message.contains(part), "{part:?} is not in {message}");
+            }
+            assert!(message.contains("`vlm cache-features`"), "{message}");
+            cache.gather(&[place(1), place(3)]).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_cache_of_an_earlier_version_opens_and_gets_checksums_when_it_is_continued() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
+        fill(&mut writer, &[1, 2]);
+        writer.finish().unwrap();
+        let manifest = folder.path().join(MANIFEST);
+        let text = std::fs::read_to_string(&manifest).unwrap();
+        // As version 0.1.0 wrote it.
+        let text = text.replace(",\n  \"has_checksums\": true", "");
+        assert!(!text.contains("checksums"), "{text}");
+        std::fs::write(&manifest, text).unwrap();
+        std::fs::remove_file(folder.path().join(CHECKSUMS)).unwrap();
+        let cache = FeatureCache::open(folder.path(), &key("e")).unwrap();
+        assert!(!cache.has_checksums());
+        cache.gather(&[0, 1]).unwrap();
+
+        let mut writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
+        assert_eq!(writer.num_unverified(), 2);
+        fill(&mut writer, &[3]);
+        writer.finish().unwrap();
+        let cache = FeatureCache::open(folder.path(), &key("e")).unwrap();
+        assert!(cache.has_checksums());
+        cache.gather(&[0, 1, 2]).unwrap();
+        let path = folder.path().join(FEATURES);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[0] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        assert!(cache.gather(&[0]).is_err());
+        let writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
+        assert_eq!(writer.num_unverified(), 0);
+    }
+
+    #[test]
+    fn missing_and_truncated_checksums_are_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
+        fill(&mut writer, &[1, 2]);
+        writer.finish().unwrap();
+        let path = folder.path().join(CHECKSUMS);
+        File::options().write(true).open(&path).unwrap().set_len(7).unwrap();
+        let reader = FeatureCache::open(folder.path(), &key("e")).unwrap_err().to_string();
+        assert!(reader.contains("checksums.bin: expected 8 bytes"), "{reader}");
+        let writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap_err().to_string();
+        assert!(writer.contains("checksums.bin: expected at least 8 bytes"), "{writer}");
+        std::fs::remove_file(&path).unwrap();
+        assert!(FeatureCache::open(folder.path(), &key("e")).is_err());
+        assert!(FeatureCacheWriter::open(folder.path(), key("e")).is_err());
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod error;
 mod feature_bytes;
 mod feature_cache;
 mod feature_cache_writer;
+mod feature_checksums;
 mod file_hash;
 mod file_source;
 mod fingerprint;

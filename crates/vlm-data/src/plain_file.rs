@@ -71,6 +71,18 @@ impl PlainFile {
             plain.file = plain.decoded(encoding, options)?;
             plain.encodings.push(encoding.name());
         }
+        if plain.encodings.len() == MAX_ENCODINGS
+            && let Some(further) = FileEncoding::detect(&plain.start()?)
+        {
+            return Err(DataError::content(
+                path,
+                format!(
+                    "is encoded more than {MAX_ENCODINGS} times ({}, then {}); decompress it first",
+                    plain.encodings.join(", "),
+                    further.name()
+                ),
+            ));
+        }
         Ok(plain)
     }
 
@@ -264,6 +276,13 @@ mod tests {
         assert!(plain(&bomb, &options).unwrap_err().contains("more than 1000 bytes"));
         let whole = gzip(&[b'x'; 900]);
         assert!(plain(&whole[..whole.len() - 9], &options).unwrap_err().contains("gzip"));
+        let mut nested = b"{}".to_vec();
+        for _ in 0..MAX_ENCODINGS {
+            nested = gzip(&nested);
+        }
+        assert_eq!(plain(&nested, &options).unwrap(), ("{}".to_owned(), vec!["gzip"; 3]));
+        let refusal = plain(&gzip(&nested), &options).unwrap_err();
+        assert!(refusal.contains("is encoded more than 3 times"), "{refusal}");
         assert!(plain(b"\xff\xfe{\0\0", &options).unwrap_err().contains("UTF-16"));
         assert!(plain(b"\xff\xfe{\0\x3d\xd8x\0", &options).unwrap_err().contains("surrogate pair"));
     }

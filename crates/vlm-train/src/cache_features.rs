@@ -11,6 +11,7 @@ use vlm_data::{
     DataPaths, FeatureCacheWriter, FeatureKey, FeaturesDtype, ImageCount, ImageHash,
     ImageProcessor, ImageScan, RejectLog, RowOptions, RowSource, ScannedChunk, count_images,
 };
+use vlm_display::count;
 use vlm_model::vision::VisionEncoder;
 use vlm_model::{ModelError, OpenClip, VisionConfig};
 
@@ -113,6 +114,14 @@ pub fn cache_features(
     let source = config.data_path.open_with(config.images_path.as_deref(), &config.rows)?;
     let key = feature_key(&config.vision, &vision, &processor, config.dtype)?;
     let writer = FeatureCacheWriter::open(&config.output, key).map_err(usage)?;
+    if writer.num_unverified() > 0 {
+        tracing::warn!(
+            "{}: the features of {} were written by an earlier version, without checksums; they got \
+             checksums as they are now, and damage before this moment is not noticed",
+            config.output.display(),
+            count(writer.num_unverified(), "image")
+        );
+    }
     let num_before = writer.num_images();
     let scan = ImageScan::start(
         Arc::clone(&source),

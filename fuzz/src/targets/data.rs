@@ -68,7 +68,7 @@ pub(super) fn targets() -> Vec<Target> {
         Target {
             name: "feature_cache",
             run: read_feature_cache,
-            seeds: || vec![CACHE.0.clone()],
+            seeds: || vec![CACHE[0].clone()],
             dictionary: MANIFEST,
         },
         binary("jpeg", read_image, || {
@@ -271,21 +271,22 @@ fn feature_key() -> FeatureKey {
     FeatureKey::new("encoder".into(), "preprocessing".into(), FeaturesDtype::Float32, 2, 3)
 }
 
-/// The manifest of a feature cache, its features and hashes.
-static CACHE: LazyLock<(Vec<u8>, Vec<u8>, Vec<u8>)> = LazyLock::new(|| {
+/// The manifest of a feature cache, its features, hashes and checksums.
+static CACHE: LazyLock<[Vec<u8>; 4]> = LazyLock::new(|| {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("cache");
     let mut writer = FeatureCacheWriter::open(&path, feature_key()).expect("a cache");
     writer.append(&[[1; 32], [2; 32]], &[0; 48]).expect("a cache");
     writer.finish().expect("a cache");
     let read = |name: &str| fs::read(path.join(name)).expect("a cache");
-    (read("manifest.json"), read("features.bin"), read("hashes.bin"))
+    ["manifest.json", "features.bin", "hashes.bin", "checksums.bin"].map(read)
 });
 
 fn read_feature_cache(data: &[u8]) {
     let folder = folder_with("cache", "manifest.json", data, |folder| {
-        fs::write(folder.join("features.bin"), &CACHE.1).expect("a file");
-        fs::write(folder.join("hashes.bin"), &CACHE.2).expect("a file");
+        fs::write(folder.join("features.bin"), &CACHE[1]).expect("a file");
+        fs::write(folder.join("hashes.bin"), &CACHE[2]).expect("a file");
+        fs::write(folder.join("checksums.bin"), &CACHE[3]).expect("a file");
     });
     let Ok(cache) = FeatureCache::open(&folder, &feature_key()) else { return };
     if let Ok(Some(place)) = cache.find(&[2; 32]) {

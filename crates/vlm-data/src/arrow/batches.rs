@@ -256,3 +256,24 @@ fn parse_schema(schema: arrow_ipc::Schema<'_>) -> Result<Schema, ReadError> {
         .and_then(|parsed| parsed.map_err(|e| e.to_string()))
         .map_err(|problem| format!("its schema: {problem}").into())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn headers_and_buffers_that_claim_too_much_are_refused_before_memory_is_allocated() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let length = (MAX_HEADER_BYTES as u32).to_le_bytes();
+        std::fs::write(file.path(), [&MARKER[..], &length].concat()).unwrap();
+        let error = Batches::open(File::open(file.path()).unwrap()).unwrap_err();
+        let message = format!("{error:?}");
+        assert!(message.contains("a header of 67108872 bytes, which is too long"), "{message}");
+
+        for claimed in [MAX_BUFFER_BYTES + 1, MAX_BUFFER_BYTES, u64::MAX / 2] {
+            let packed = [&claimed.to_le_bytes()[..], &[0; 16]].concat();
+            let message = format!("{:?}", unpack(&packed, CompressionType::ZSTD).unwrap_err());
+            assert!(message.contains("an implausible length"), "{claimed}: {message}");
+        }
+    }
+}

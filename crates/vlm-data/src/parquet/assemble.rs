@@ -223,3 +223,25 @@ impl Node {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parquet::schema::parser::parse_message_type;
+
+    use super::*;
+
+    #[test]
+    fn a_column_that_is_nested_too_deep_is_refused_by_name() {
+        let columns = |depth: usize| {
+            let open = "required group g { ".repeat(depth);
+            let text = format!("message m {{ {open} required int32 x; {} }}", "}".repeat(depth));
+            let schema = parse_message_type(&text).unwrap();
+            top_columns(&SchemaDescriptor::new(Arc::new(schema)))
+        };
+        assert_eq!(columns(MAX_COLUMN_DEPTH).unwrap().len(), 1);
+        let message = columns(MAX_COLUMN_DEPTH + 1).unwrap_err();
+        assert_eq!(message, "the column \"x\" is nested more than 32 deep");
+    }
+}

@@ -146,3 +146,42 @@ fn describe(schema: &SchemaDescriptor) -> String {
     };
     schema.columns().iter().map(describe).collect::<Vec<_>>().join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parquet::file::metadata::{
+        FileMetaData, ParquetMetaData, ParquetMetaDataWriter, RowGroupMetaData,
+    };
+    use parquet::schema::parser::parse_message_type;
+    use parquet::schema::types::SchemaDescriptor;
+
+    use super::pages::Pages;
+    use crate::limits::MAX_ROWS_A_BYTE;
+
+    #[test]
+    fn a_row_group_that_claims_more_rows_than_its_bytes_can_have_is_refused() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let write = |num_rows: i64| {
+            let schema = Arc::new(parse_message_type("message m { }").unwrap());
+            let schema = Arc::new(SchemaDescriptor::new(schema));
+            let group = RowGroupMetaData::builder(Arc::clone(&schema)).set_num_rows(num_rows);
+            let of_file = FileMetaData::new(1, num_rows, None, None, schema, None);
+            let metadata = ParquetMetaData::new(of_file, vec![group.build().unwrap()]);
+            let mut bytes = b"PAR1".to_vec();
+            ParquetMetaDataWriter::new(&mut bytes, &metadata).finish().unwrap();
+            std::fs::write(file.path(), &bytes).unwrap();
+            bytes.len() as u64
+        };
+        // The length of the numbers in the file depends on their size.
+        let mut most = 1;
+        while write(most) as i64 * MAX_ROWS_A_BYTE as i64 != most {
+            most = write(most) as i64 * MAX_ROWS_A_BYTE as i64;
+        }
+        Pages::open(file.path()).unwrap();
+        write(most + 1);
+        let message = Pages::open(file.path()).unwrap_err().to_string();
+        assert!(message.contains(&format!("claims to have {} rows", most + 1)), "{message}");
+    }
+}

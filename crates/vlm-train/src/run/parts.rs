@@ -129,6 +129,14 @@ fn images(
     // The stored type of the features may be any; the type of this key is not compared.
     let wanted = feature_key(&config.vision, &shapes.vision, processor, FeaturesDtype::Float32)?;
     let cache = FeatureCache::open(folder, &wanted).map_err(usage)?;
+    if !cache.has_checksums() {
+        tracing::warn!(
+            "{}: the feature cache was made by an earlier version, without checksums, so that \
+             damage to its values is not noticed; the same `vlm cache-features` again adds them \
+             without encoding the images again",
+            folder.display()
+        );
+    }
     let images = count(cache.num_images(), "image");
     tracing::info!("using the features of {images} in {}", folder.display());
     Ok(ImageReading::Features(Arc::new(cache)))
