@@ -302,6 +302,24 @@ mod tests {
     }
 
     #[test]
+    fn numbers_beyond_the_limits_are_refused_by_name() {
+        for (key, limit) in [
+            ("image_size", MAX_SIDE),
+            ("patch_size", MAX_SIDE),
+            ("hidden_size", MAX_WIDTH),
+            ("intermediate_size", MAX_WIDTH),
+            ("num_attention_heads", MAX_HEADS),
+            ("num_hidden_layers", MAX_BLOCKS),
+        ] {
+            let mut tower = json!({"model_type": "clip_vision_model"});
+            tower[key] = json!(limit + 1);
+            let error = VisionConfig::from_json(&tower).unwrap_err().to_string();
+            let expected = format!("{key} is {}; the limit is {limit}", limit + 1);
+            assert!(error.contains(&expected), "{error}");
+        }
+    }
+
+    #[test]
     fn keys_that_old_files_write_into_every_tower_are_ignored() {
         // The keys of PretrainedConfig that transformers 4.1x wrote into each part.
         let tower = r#"{"model_type": "clip_vision_model", "patch_size": 16, "_name_or_path": "",

@@ -46,7 +46,12 @@ impl SafetensorsFile {
         file.read_exact(&mut prefix).map_err(WeightsError::io(path))?;
         let header_bytes = u64::from_le_bytes(prefix);
         let refused = |refusal: Refusal| refusal.in_file(path);
-        if header_bytes > MAX_HEADER_BYTES.min(file_bytes - 8) {
+        if header_bytes > MAX_HEADER_BYTES {
+            return Err(refused(Refusal(format!(
+                "the header claims {header_bytes} bytes; the limit is {MAX_HEADER_BYTES}"
+            ))));
+        }
+        if header_bytes > file_bytes - 8 {
             return Err(refused(Refusal(format!(
                 "the header claims {header_bytes} bytes, but the file has {file_bytes}"
             ))));

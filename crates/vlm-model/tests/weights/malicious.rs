@@ -150,6 +150,37 @@ fn zip_bombs_are_refused_without_unpacking() {
 }
 
 #[test]
+fn lists_of_tensors_beyond_the_limits_are_refused_unread() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("w.pth");
+    let mut zip = ZipWriter::new(fs::File::create(&path).unwrap());
+    let stored = SimpleFileOptions::default().compression_method(CompressionMethod::Stored);
+    zip.start_file("w/data.pkl", stored).unwrap();
+    zip.write_all(&vec![b'N'; (64 << 20) + 1]).unwrap();
+    zip.finish().unwrap();
+    assert_says(&refusal(&path), "data.pkl has 67108865 bytes, too many for a list of tensors");
+
+    // Files without content beyond their first bytes take no space on the disk.
+    let path = folder.path().join("w.safetensors");
+    let write = |header_bytes: u64| {
+        fs::write(&path, [&header_bytes.to_le_bytes()[..], b"{}"].concat()).unwrap();
+        fs::File::options().write(true).open(&path).unwrap().set_len(200_000_000).unwrap();
+    };
+    write(100_000_001);
+    assert_says(&refusal(&path), "the header claims 100000001 bytes; the limit is 100000000");
+    write(200_000_000);
+    assert_says(&refusal(&path), "the header claims 200000000 bytes");
+    write(99_999_999);
+    assert_says(&refusal(&path), "header is not valid");
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors.index.json");
+    fs::write(&path, "{").unwrap();
+    fs::File::options().write(true).open(&path).unwrap().set_len((256 << 20) + 1).unwrap();
+    assert_says(&refusal(folder.path()), "the index has 268435457 bytes");
+}
+
+#[test]
 fn record_names_that_leave_the_archive_are_refused() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("w.pth");
