@@ -1,7 +1,7 @@
 //! Handles signals. The first Ctrl-C or SIGTERM asks for a clean end, the second ends the process.
 //! SIGUSR1 asks a training run to save and to continue.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use signal_hook::consts::SIGUSR1;
 use vlm_train::Requests;
+
+use crate::error::CliError;
 
 /// Signals within this time count as one. A batch system or a closed terminal may send a signal
 /// both to this process and to its launcher, which passes it on, or may send two types of signal.
@@ -43,6 +45,46 @@ pub fn flag_with(notice: &'static str) -> anyhow::Result<Arc<AtomicBool>> {
         // An error is ignored: if the launcher was killed, standard error is closed, and the run
         // must still be saved.
         let _ = std::io::stderr().write_all(notice.as_bytes());
-    })?;
+    })
+    .map_err(|error| CliError::Failed(cannot_listen(&error)))?;
     Ok(stop)
+}
+
+/// The message for a handler that cannot be installed. It runs in a thread of its own.
+fn cannot_listen(error: &ctrlc::Error) -> String {
+    // Its own message omits the reason.
+    let ctrlc::Error::System(source) = error else {
+        return format!("cannot listen for Ctrl-C and SIGTERM: {error}");
+    };
+    let advice = match source.kind() {
+        ErrorKind::WouldBlock | ErrorKind::OutOfMemory => {
+            ", because the memory of this machine, the limit on it (`ulimit -v`) or that on \
+             processes and threads (`ulimit -u`) is used up; raise the limit, or end other programs"
+        }
+        _ => "",
+    };
+    format!("cannot start the thread that listens for Ctrl-C and SIGTERM{advice}: {source}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_cannot_be_started_names_the_limits_to_raise() {
+        // EAGAIN and ENOMEM, with which a thread fails to start.
+        for code in [11, 12] {
+            let error = ctrlc::Error::System(std::io::Error::from_raw_os_error(code));
+            let message = cannot_listen(&error);
+            for part in ["thread", "Ctrl-C", "memory", "ulimit -v", "ulimit -u", "os error"] {
+                assert!(message.contains(part), "{part:?} is not in {message}");
+            }
+        }
+        let error = ctrlc::Error::System(std::io::Error::from_raw_os_error(24));
+        let message = cannot_listen(&error);
+        assert!(
+            message.contains("Too many open files") && !message.contains("ulimit"),
+            "{message}"
+        );
+    }
 }
