@@ -48,6 +48,58 @@ impl Drop for Disk {
     }
 }
 
+/// Folders in which nothing can be created, renamed or removed until this is dropped.
+pub struct Frozen {
+    folders: Vec<PathBuf>,
+    is_attribute: bool,
+}
+
+impl Frozen {
+    /// Makes the folders read-only: with the immutable attribute, which also holds for root, or
+    /// without write permission. `None` if neither binds this user. (A file system with files that
+    /// are open for writing cannot be mounted read-only.)
+    pub fn new(folders: &[&Path]) -> Option<Self> {
+        let folders: Vec<PathBuf> = folders.iter().map(|&folder| folder.to_owned()).collect();
+        for is_attribute in [true, false] {
+            let frozen = Self { folders: folders.clone(), is_attribute };
+            if frozen.folders.iter().all(|folder| frozen.set(folder, true) && is_refused(folder)) {
+                return Some(frozen);
+            }
+        }
+        None
+    }
+
+    /// Makes a folder read-only, or writable. Returns whether the system did it.
+    fn set(&self, folder: &Path, is_frozen: bool) -> bool {
+        let (program, flag) = match (self.is_attribute, is_frozen) {
+            (true, true) => ("chattr", "+i"),
+            (true, false) => ("chattr", "-i"),
+            (false, true) => ("chmod", "a-w"),
+            (false, false) => ("chmod", "u+w"),
+        };
+        let mut command = Command::new(program);
+        command.arg(flag).arg(folder).stderr(Stdio::null());
+        command.status().is_ok_and(|status| status.success())
+    }
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        for folder in &self.folders {
+            self.set(folder, false);
+        }
+    }
+}
+
+/// Whether no file can be created in the folder.
+fn is_refused(folder: &Path) -> bool {
+    let probe = folder.join(".probe");
+    let is_created = std::fs::write(&probe, []).is_ok();
+    // It exists only if the folder is writable.
+    let _ = std::fs::remove_file(probe);
+    !is_created
+}
+
 fn mount(folder: &Path, options: &str) -> bool {
     let mut command = Command::new("mount");
     command.args(["-t", "tmpfs", "-o", options, "none"]).arg(folder);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::disk::{Disk, limited};
+use super::disk::{Disk, Frozen, limited};
 use super::trial::{
     Ended, LIMIT, NUM_ROWS, POLL_INTERVAL, Results, Running, Trial, newest_checkpoint,
     wait_for_lines,
@@ -254,7 +254,28 @@ fn read_only(lab: &mut Lab) -> Result<Vec<Outcome>> {
         watch.see(is_right && is_same, format!("{first}, then {what}"));
         outcomes.extend(watch.outcome());
     }
+    outcomes.extend(read_only_during_a_run(lab)?);
     Ok(outcomes)
+}
+
+fn read_only_during_a_run(lab: &mut Lab) -> Result<Vec<Outcome>> {
+    let mut watch = Watch::new("out-dir read-only during a run", FAILS);
+    for _ in 0..3 {
+        let out = lab.new_out();
+        let running = lab.started(&out, &[])?;
+        let Some(frozen) = Frozen::new(&[&out, &out.join("checkpoints")]) else {
+            watch.see(true, "not tried: neither chattr +i nor chmod a-w binds this user");
+            break;
+        };
+        let ended = running.wait()?;
+        drop(frozen);
+        let reasons = ["Operation not permitted", "Permission denied"];
+        let is_right = ended.code() == Some(1) && ended.names(&reasons);
+        let (is_same, what) = lab.resume(&out, &[])?;
+        let first = if is_right { "exit 1".into() } else { ended.describe() };
+        watch.see(is_right && is_same, format!("{first}, then {what}"));
+    }
+    Ok(watch.outcome())
 }
 
 fn removed_out_dir(lab: &mut Lab) -> Result<Vec<Outcome>> {
@@ -364,7 +385,9 @@ fn few_open_files(lab: &mut Lab) -> Result<Vec<Outcome>> {
 fn little_memory(lab: &mut Lab) -> Result<Vec<Outcome>> {
     let mut watch =
         Watch::new("little memory (ulimit -v)", "identical, or an error that says what needed it");
-    for megabytes in [100, 200, 300, 350, 400, 450, 500, 550, 600, 650, 700, 800, 1_000, 1_400] {
+    let beginnings = (400..460).step_by(5);
+    let later = [500, 550, 600, 650, 700, 800, 1_000, 1_400];
+    for megabytes in [100, 200, 300, 350].into_iter().chain(beginnings).chain(later) {
         let out = lab.new_out();
         let run = lab.trial.pretrain(&out, 1, &[]);
         let ended = lab.trial.run(limited(&run, &format!("ulimit -v {}", megabytes << 10)))?;
