@@ -6,6 +6,10 @@ use std::path::PathBuf;
 /// The shim: `all.cpp` includes the other files, so that libtorch's headers are parsed once.
 const SOURCE: &str = "cpp/all.cpp";
 
+/// Environment variable with the sanitizer that the shim is compiled with: `address` or `thread`.
+/// `docs/contributing.md` has the command.
+const SANITIZER: &str = "VLM_SANITIZER";
+
 fn main() {
     let lib = PathBuf::from(std::env::var("DEP_TCH_LIBTORCH_LIB").unwrap_or_else(|_| {
         panic!("torch-sys did not find libtorch: run `cargo xtask setup`, or set LIBTORCH")
@@ -21,8 +25,12 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     println!("cargo:rerun-if-changed=cpp");
     println!("cargo:rerun-if-env-changed=LIBTORCH");
-    cc::Build::new()
-        .cpp(true)
+    println!("cargo:rerun-if-env-changed={SANITIZER}");
+    let mut shim = cc::Build::new();
+    if let Ok(sanitizer) = std::env::var(SANITIZER) {
+        instrument(&mut shim, &sanitizer);
+    }
+    shim.cpp(true)
         .std("c++17")
         .warnings(false)
         .include(&include)
@@ -37,4 +45,32 @@ fn main() {
     println!("cargo:libtorch_lib={}", lib.display());
     println!("cargo:rustc-env=VLM_LIBTORCH_LIB={}", lib.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+}
+
+/// Compiles the shim with a sanitizer of GCC and links its runtime, which must be preloaded when a
+/// program is started.
+fn instrument(shim: &mut cc::Build, sanitizer: &str) {
+    let runtime = match sanitizer {
+        "address" => "asan",
+        "thread" => "tsan",
+        other => panic!("{SANITIZER} is {other:?}; expected \"address\" or \"thread\""),
+    };
+    shim.flag(format!("-fsanitize={sanitizer}"));
+    shim.flags(["-fno-omit-frame-pointer", "-g1"]);
+    let library = format!("lib{runtime}.so");
+    let printed = shim
+        .clone()
+        .cpp(true)
+        .get_compiler()
+        .to_command()
+        .arg(format!("-print-file-name={library}"))
+        .output();
+    let printed = printed.unwrap_or_else(|e| panic!("cannot start the C++ compiler: {e}"));
+    let path = PathBuf::from(String::from_utf8_lossy(&printed.stdout).trim());
+    // GCC prints the bare name of a library that it does not have.
+    let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else {
+        panic!("the C++ compiler has no {library}; install it, or use GCC");
+    };
+    println!("cargo:rustc-link-search=native={}", folder.display());
+    println!("cargo:rustc-link-lib=dylib={runtime}");
 }

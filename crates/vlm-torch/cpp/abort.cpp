@@ -35,7 +35,7 @@ void end_with_fault(int) noexcept {
 
 struct sigaction rust_handler;
 
-void end_after_fault(int signal, siginfo_t* info, void* context) noexcept {
+[[maybe_unused]] void end_after_fault(int signal, siginfo_t* info, void* context) noexcept {
   // Rust's handler aborts the program after a stack overflow, and returns otherwise.
   if ((rust_handler.sa_flags & SA_SIGINFO) != 0 && rust_handler.sa_sigaction != nullptr) {
     rust_handler.sa_sigaction(signal, info, context);
@@ -52,6 +52,11 @@ void handle_abort() noexcept {
   ::sigaction(SIGSEGV, &action, nullptr);
 }
 
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+// A sanitizer is initialised after `.preinit_array`, and reports faults itself.
+void handle_faults() noexcept {}
+[[maybe_unused]] void (*const before_everything)() = handle_abort;
+#else
 // Rust installs its handler only where there is none.
 __attribute__((constructor)) void leave_faults_to_rust() noexcept {
   ::signal(SIGSEGV, SIG_DFL);
@@ -66,6 +71,7 @@ void handle_faults() noexcept {
 
 // Runs before the initialisation of libtorch, which allocates memory.
 __attribute__((section(".preinit_array"), used)) void (*const before_everything)() = handle_abort;
+#endif
 }  // namespace
 
 extern "C" void vlm_set_operation(const char* name) noexcept {
