@@ -97,7 +97,8 @@ impl Saver {
             }
             Err(error) => self.failed(TrainError::Failed(format!(
                 "the checkpoint was not written, because its thread cannot be started: {error}; \
-                 `no_background_saves` needs no thread"
+                 raise the limit on memory (`ulimit -v`) or on processes and threads \
+                 (`ulimit -u`), or use `no_background_saves`, which needs no thread"
             ))),
         }
     }
