@@ -5,6 +5,8 @@ use std::path::PathBuf;
 
 /// The shim: `all.cpp` includes the other files, so that libtorch's headers are parsed once.
 const SOURCE: &str = "cpp/all.cpp";
+/// Kernels for CPUs with AVX-512, without libtorch's headers.
+const AVX512_SOURCES: [&str; 1] = ["cpp/avx512/attention.cpp"];
 
 /// Environment variable with the sanitizer that the shim is compiled with: `address` or `thread`.
 /// `docs/contributing.md` has the command.
@@ -42,6 +44,18 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .file(SOURCE)
         .compile("vlm_torch_shim");
+    let mut kernels = cc::Build::new();
+    if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
+        kernels.flag("-mavx512f").flag("-mfma");
+    }
+    kernels
+        .cpp(true)
+        .std("c++17")
+        // GCC 12 warns of its own headers.
+        .warnings(false)
+        .opt_level(3)
+        .files(AVX512_SOURCES)
+        .compile("vlm_torch_avx512");
     println!("cargo:libtorch_lib={}", lib.display());
     println!("cargo:rustc-env=VLM_LIBTORCH_LIB={}", lib.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());

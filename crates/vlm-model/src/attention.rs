@@ -2,7 +2,8 @@
 //!
 //! Dimensions: B batch · T tokens · H hidden size · N heads · K key/value heads · D head width
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
+use vlm_torch::{RowAttention, RowPrefix, RowRotary};
 
 use crate::fused_attention::{SdpaOptions, fused_attention};
 use crate::kv_cache::KvCache;
@@ -114,14 +115,98 @@ impl Attention {
         needed: Option<&Tensor>,
         past: Past,
     ) -> Tensor {
-        let (batch, len, _) = x_bth.size3().expect("[B, T, H] by construction");
-        let queries = |x: &Tensor| {
-            let q = self.heads(self.query.forward(x), self.n_heads);
-            self.norms.as_ref().map_or_else(|| q.shallow_clone(), |(norm, _)| norm.forward(&q))
+        let mixed = match self.has_row_attention(x_bth, context, needed, &past) {
+            true => self.mix_in_rows(x_bth, context, needed, past),
+            false => self.mix_in_groups(x_bth, context, needed, past),
         };
+        let out = self.output.forward(&mixed);
+        out.dropout(self.dropout, context.train)
+    }
+
+    /// Whether [`Self::mix_in_rows`] can be used.
+    fn has_row_attention(
+        &self,
+        x_bth: &Tensor,
+        context: &ForwardContext,
+        needed: Option<&Tensor>,
+        past: &Past,
+    ) -> bool {
+        let ascends =
+            |needed: &Tensor| Vec::<i64>::try_from(needed).is_ok_and(|needed| needed.is_sorted());
+        x_bth.device() == Device::Cpu
+            && context.mask.is_none()
+            && !matches!(past, Past::Cache(..))
+            && !(context.train && self.attention_dropout > 0.0)
+            && vlm_torch::has_row_attention(self.head_dim)
+            && needed.is_none_or(ascends)
+    }
+
+    /// The mixed values `[B, T, N · D]`, or `[1, S, N · D]` of the needed positions, by
+    /// [`vlm_torch::row_attention`]: without padding, and with the rotation in the same pass.
+    fn mix_in_rows(
+        &self,
+        x_bth: &Tensor,
+        context: &ForwardContext,
+        needed: Option<&Tensor>,
+        past: Past,
+    ) -> Tensor {
+        let (batch, len, _) = x_bth.size3().expect("[B, T, H] by construction");
+        let queries = match needed {
+            Some(needed) => self.queries(&select_positions(x_bth, needed)),
+            None => self.queries(x_bth),
+        };
+        let (out_batch, kind) = (queries.size()[0], queries.kind());
+        // Always in float32, as in `fused_attention`.
+        let tokens = |x: Tensor| x.flatten(0, 1).to_kind(Kind::Float);
+        let angles = |rotations: &Tensor| rotations.flatten(0, 2);
+        let (q, k, v) = (tokens(queries), tokens(self.keys(x_bth)), tokens(self.values(x_bth)));
+        let prefix = match past {
+            Past::Prefix(x_1ph) => Some((
+                tokens(self.keys(x_1ph)),
+                tokens(self.values(x_1ph)),
+                angles(&context.prefix_rotations),
+            )),
+            _ => None,
+        };
+        let row_starts: Vec<i64> = match &context.packed {
+            Some(packed) => packed.starts().to_vec(),
+            None => (0..=batch).map(|row| row * len).collect(),
+        };
+        let mixed = vlm_torch::row_attention(&RowAttention {
+            q: &q,
+            k: &k,
+            v: &v,
+            starts: &row_starts,
+            tokens: needed,
+            prefix: prefix.as_ref().map(|(k, v, rotations)| RowPrefix {
+                k,
+                v,
+                rotations: Some(rotations),
+            }),
+            rotary: Some(RowRotary {
+                rotations: &angles(&context.rotations),
+                is_interleaved: self.rotary_layout == RotaryLayout::Interleaved,
+            }),
+            is_causal: true,
+        });
+        // It fails only when there is no memory left, as every tensor operation of this file.
+        let mixed = mixed.unwrap_or_else(|error| panic!("{error}"));
+        mixed.to_kind(kind).view([out_batch, -1, self.n_heads * self.head_dim])
+    }
+
+    /// As [`Self::mix_in_rows`], by libtorch's attention, on any device and with any mask. Packed
+    /// rows are put into groups of similar length.
+    fn mix_in_groups(
+        &self,
+        x_bth: &Tensor,
+        context: &ForwardContext,
+        needed: Option<&Tensor>,
+        past: Past,
+    ) -> Tensor {
+        let (batch, len, _) = x_bth.size3().expect("[B, T, H] by construction");
         let mut q = match needed {
-            Some(needed) => queries(&select_positions(x_bth, needed)),
-            None => queries(x_bth),
+            Some(needed) => self.queries(&select_positions(x_bth, needed)),
+            None => self.queries(x_bth),
         };
         if let Some(needed) = needed {
             // Attention itself takes little time, so the other queries are zeros and not left out.
@@ -142,12 +227,11 @@ impl Attention {
             }
         }
         let mixed_bntd = self.mix([&q_bntd, &k_bktd, &v_bktd], prefix.as_ref(), context);
-        let mut mixed = mixed_bntd.transpose(1, 2).reshape([batch, len, -1]);
-        if let Some(needed) = needed {
-            mixed = select_positions(&mixed, needed);
+        let mixed = mixed_bntd.transpose(1, 2).reshape([batch, len, -1]);
+        match needed {
+            Some(needed) => select_positions(&mixed, needed),
+            None => mixed,
         }
-        let out = self.output.forward(&mixed);
-        out.dropout(self.dropout, context.train)
     }
 
     /// `[B, T, heads · D]` → `[B, T, heads, D]`.
@@ -155,15 +239,27 @@ impl Attention {
         x.view([x.size()[0], x.size()[1], heads, self.head_dim])
     }
 
-    /// The keys and the values of `x` `[B, T, H]`, `[B, K, T, D]` each.
+    /// The queries of `x` `[B, T, H]` before the rotation, `[B, T, N, D]`.
+    fn queries(&self, x_bth: &Tensor) -> Tensor {
+        let q = self.heads(self.query.forward(x_bth), self.n_heads);
+        self.norms.as_ref().map_or_else(|| q.shallow_clone(), |(norm, _)| norm.forward(&q))
+    }
+
+    /// The keys of `x` `[B, T, H]` before the rotation, `[B, T, K, D]`.
+    fn keys(&self, x_bth: &Tensor) -> Tensor {
+        let k = self.heads(self.key.forward(x_bth), self.n_kv_heads);
+        self.norms.as_ref().map_or_else(|| k.shallow_clone(), |(_, norm)| norm.forward(&k))
+    }
+
+    /// The values of `x` `[B, T, H]`, `[B, T, K, D]`.
+    fn values(&self, x_bth: &Tensor) -> Tensor {
+        self.heads(self.value.forward(x_bth), self.n_kv_heads)
+    }
+
+    /// The rotated keys and the values of `x` `[B, T, H]`, `[B, K, T, D]` each.
     fn keys_values(&self, x_bth: &Tensor, rotations: &Tensor) -> [Tensor; 2] {
-        let mut k = self.heads(self.key.forward(x_bth), self.n_kv_heads);
-        let v = self.heads(self.value.forward(x_bth), self.n_kv_heads);
-        if let Some((_, norm)) = &self.norms {
-            k = norm.forward(&k);
-        }
-        let k = rotate(&k, rotations, self.rotary_layout);
-        [k.transpose(1, 2), v.transpose(1, 2)]
+        let k = rotate(&self.keys(x_bth), rotations, self.rotary_layout);
+        [k.transpose(1, 2), self.values(x_bth).transpose(1, 2)]
     }
 
     /// Scaled dot-product attention of queries, keys and values, `[B, N, T, D]`, where all rows

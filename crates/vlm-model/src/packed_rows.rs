@@ -15,6 +15,8 @@ const MIN_LENGTH_RATIO: (i64, i64) = (3, 4);
 #[derive(Debug)]
 pub(crate) struct PackedRows {
     num_rows: i64,
+    /// The first token of each row, and N.
+    starts: Vec<i64>,
     groups: Groups,
     /// Index of each token's row, `[N]`, i64.
     row_of_token: Tensor,
@@ -35,6 +37,7 @@ impl PackedRows {
         };
         Self {
             num_rows: lengths.len() as i64,
+            starts: starts(lengths),
             groups: Groups::new(lengths, device),
             row_of_token: of_each(&|row, _| row),
             positions: of_each(&|_, at| at),
@@ -45,10 +48,16 @@ impl PackedRows {
     pub(crate) fn shallow_clone(&self) -> Self {
         Self {
             num_rows: self.num_rows,
+            starts: self.starts.clone(),
             groups: self.groups.shallow_clone(),
             row_of_token: self.row_of_token.shallow_clone(),
             positions: self.positions.shallow_clone(),
         }
+    }
+
+    /// The first token of each row, and N.
+    pub(crate) fn starts(&self) -> &[i64] {
+        &self.starts
     }
 
     /// The rows in groups of similar length.
@@ -67,6 +76,16 @@ impl PackedRows {
         Tensor::zeros(size, (values_ne.kind(), values_ne.device()))
             .index_add(0, &self.row_of_token, values_ne)
     }
+}
+
+/// The first token of each row with these lengths, and the number of all tokens.
+fn starts(lengths: &[i64]) -> Vec<i64> {
+    let mut starts = vec![0];
+    starts.extend(lengths.iter().scan(0, |end, &length| {
+        *end += length;
+        Some(*end)
+    }));
+    starts
 }
 
 /// The rows in groups of similar length, each padded to its longest row, for attention. Attention
@@ -91,13 +110,7 @@ struct Group {
 impl Groups {
     fn new(lengths: &[i64], device: Device) -> Self {
         let (numerator, denominator) = MIN_LENGTH_RATIO;
-        let starts: Vec<i64> = lengths
-            .iter()
-            .scan(0, |end, &length| {
-                *end += length;
-                Some(*end - length)
-            })
-            .collect();
+        let starts = starts(lengths);
         let mut longest_first: Vec<usize> =
             (0..lengths.len()).filter(|&row| lengths[row] > 0).collect();
         longest_first.sort_by_key(|&row| std::cmp::Reverse(lengths[row]));

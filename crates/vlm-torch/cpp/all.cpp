@@ -11,5 +11,6 @@
 #include "profile.cpp"
 #include "pth.cpp"
 #include "reducer.cpp"
+#include "row_attention.cpp"
 #include "runtime.cpp"
 #include "store.cpp"

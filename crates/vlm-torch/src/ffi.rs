@@ -126,6 +126,23 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
     ) -> c_int;
 
+    pub(crate) fn vlm_has_row_attention(head_dim: i64) -> c_int;
+    pub(crate) fn vlm_row_attention(
+        q: Handle,
+        k: Handle,
+        v: Handle,
+        prefix_k: Handle,
+        prefix_v: Handle,
+        rotations: Handle,
+        prefix_rotations: Handle,
+        tokens: Handle,
+        starts: *const i64,
+        num_starts: usize,
+        is_interleaved: c_int,
+        is_causal: c_int,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+
     pub(crate) fn vlm_profiler_start(with_cuda: c_int) -> c_int;
     pub(crate) fn vlm_profiler_stop(path: *const c_char) -> c_int;
     pub(crate) fn vlm_span_begin(name: *const c_char, out: *mut *mut SpanHandle) -> c_int;

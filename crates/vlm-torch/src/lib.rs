@@ -25,6 +25,7 @@ mod process_group;
 mod profile;
 mod pth;
 mod reducer;
+mod row_attention;
 mod store;
 mod upload;
 
@@ -49,5 +50,6 @@ pub use process_group::{GroupOptions, ProcessGroup};
 pub use profile::{Profiler, Span, SpanTime, span};
 pub use pth::{save_pth, save_pth_with};
 pub use reducer::{Reducer, ReducerOptions, ReducerTimes};
+pub use row_attention::{RowAttention, RowPrefix, RowRotary, has_row_attention, row_attention};
 pub use store::Store;
 pub use upload::{bytes_to_device, slice_to_device};
