@@ -6,7 +6,7 @@ use std::path::PathBuf;
 /// The shim: `all.cpp` includes the other files, so that libtorch's headers are parsed once.
 const SOURCE: &str = "cpp/all.cpp";
 /// Kernels for CPUs with AVX-512, without libtorch's headers.
-const AVX512_SOURCES: [&str; 1] = ["cpp/avx512/attention.cpp"];
+const AVX512_SOURCES: [&str; 2] = ["cpp/avx512/attention.cpp", "cpp/avx512/pointwise.cpp"];
 
 /// Environment variable with the sanitizer that the shim is compiled with: `address` or `thread`.
 /// `docs/contributing.md` has the command.

@@ -38,7 +38,9 @@ impl SwiGlu {
 
     /// `[…, H]` → `[…, H]`.
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let gated = self.gate.forward(x).silu() * self.up.forward(x);
+        let gated = vlm_torch::swiglu(&self.gate.forward(x), &self.up.forward(x));
+        // As every tensor operation, it fails only when there is no memory left.
+        let gated = gated.unwrap_or_else(|error| panic!("{error}"));
         self.down.forward(&gated).dropout(self.dropout, train)
     }
 }

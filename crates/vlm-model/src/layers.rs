@@ -103,7 +103,8 @@ impl RmsNorm {
 
     /// `[…, dim]` → `[…, dim]`, computed in float32 and returned in the input's type.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let x_f32 = x.to_kind(tch::Kind::Float);
-        x_f32.rms_norm(self.weight.size(), Some(&self.weight), self.eps).to_kind(x.kind())
+        let normed = vlm_torch::rms_norm(&x.to_kind(tch::Kind::Float), &self.weight, self.eps);
+        // As `linear`, it fails only when there is no memory left.
+        normed.unwrap_or_else(|error| panic!("{error}")).to_kind(x.kind())
     }
 }

@@ -7,6 +7,7 @@
 #include "guard.cpp"
 #include "linear.cpp"
 #include "optim.cpp"
+#include "pointwise.cpp"
 #include "process_group.cpp"
 #include "profile.cpp"
 #include "pth.cpp"

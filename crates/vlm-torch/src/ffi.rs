@@ -126,6 +126,14 @@ unsafe extern "C" {
         out: *mut *mut C_tensor,
     ) -> c_int;
 
+    pub(crate) fn vlm_rms_norm(
+        x: Handle,
+        weight: Handle,
+        eps: f64,
+        out: *mut *mut C_tensor,
+    ) -> c_int;
+    pub(crate) fn vlm_swiglu(gate: Handle, up: Handle, out: *mut *mut C_tensor) -> c_int;
+
     pub(crate) fn vlm_has_row_attention(head_dim: i64) -> c_int;
     pub(crate) fn vlm_row_attention(
         q: Handle,
