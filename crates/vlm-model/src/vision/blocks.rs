@@ -3,7 +3,8 @@
 //!
 //! Dimensions: N images · P patches · V vision width · S side in pixels
 
-use tch::Tensor;
+use tch::{Device, Kind, Tensor};
+use vlm_torch::RowAttention;
 
 use crate::fused_attention::{SdpaOptions, fused_attention};
 use crate::layers::{LayerNorm, Linear, add_residual, linear};
@@ -40,14 +41,42 @@ impl Attention {
 
     fn forward(&self, x_npv: &Tensor) -> Tensor {
         let (images, tokens, width) = x_npv.size3().expect("[N, P, V] by construction");
-        let heads = |x: Tensor| {
-            x.view([images, tokens, self.num_heads, width / self.num_heads]).transpose(1, 2)
+        let head_dim = width / self.num_heads;
+        let projected =
+            [&self.q_proj, &self.k_proj, &self.v_proj].map(|linear| linear.forward(x_npv));
+        let kind = projected[0].kind();
+        let in_rows = x_npv.device() == Device::Cpu && vlm_torch::has_row_attention(head_dim);
+        let mixed_npv = if in_rows {
+            let starts: Vec<i64> = (0..=images).map(|image| image * tokens).collect();
+            let heads = projected
+                .map(|x| x.view([images * tokens, self.num_heads, head_dim]).to_kind(Kind::Float));
+            mix_in_rows(&heads, &starts).to_kind(kind).view([images, tokens, width])
+        } else {
+            let heads =
+                |x: Tensor| x.view([images, tokens, self.num_heads, head_dim]).transpose(1, 2);
+            let [q, k, v] = projected.map(heads);
+            let mixed = fused_attention([&q, &k, &v], &SdpaOptions::default());
+            mixed.transpose(1, 2).reshape([images, tokens, width])
         };
-        let [q, k, v] =
-            [&self.q_proj, &self.k_proj, &self.v_proj].map(|linear| heads(linear.forward(x_npv)));
-        let mixed = fused_attention([&q, &k, &v], &SdpaOptions::default());
-        self.out_proj.forward(&mixed.transpose(1, 2).reshape([images, tokens, width]))
+        self.out_proj.forward(&mixed_npv)
     }
+}
+
+/// Attention of all patches of an image to each other, `[N · P, heads, D]`; see
+/// [`vlm_torch::row_attention`].
+fn mix_in_rows([q, k, v]: &[Tensor; 3], starts: &[i64]) -> Tensor {
+    let input = RowAttention {
+        q,
+        k,
+        v,
+        starts,
+        tokens: None,
+        prefix: None,
+        rotary: None,
+        is_causal: false,
+    };
+    // It fails only when there is no memory left, as every tensor operation of this file.
+    vlm_torch::row_attention(&input).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// The activation of the MLP.

@@ -9,9 +9,10 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 
-// e^x to about one unit in the last place; 0 below the normal numbers, infinity above the largest.
+// e^x to about one unit in the last place; 0 and infinity where float32 has no other number.
 inline __m512 exponential(__m512 x) {
-  x = _mm512_max_ps(x, _mm512_set1_ps(-104.0f));
+  // In this order of the operands the result for a NaN is NaN.
+  x = _mm512_min_ps(_mm512_set1_ps(104.0f), _mm512_max_ps(_mm512_set1_ps(-104.0f), x));
   const __m512 n = _mm512_roundscale_ps(
       _mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   // ln 2 in two parts, the first of which is exact when multiplied by n.

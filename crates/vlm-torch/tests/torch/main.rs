@@ -9,9 +9,11 @@ mod gradients;
 mod linear;
 mod matrix_rate;
 mod optimizer;
+mod pointwise;
 mod process;
 mod profile;
 mod pth;
+mod row_attention;
 
 use tch::{Device, Kind, Tensor};
 
