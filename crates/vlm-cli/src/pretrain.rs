@@ -1,5 +1,6 @@
 //! `vlm pretrain` and `vlm sft`: resolves the configuration and runs the training.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::thread::available_parallelism;
 
@@ -82,8 +83,7 @@ pub fn report(run: &Run, summary: &vlm_train::Summary, rows: RowsAndImages) {
         return;
     }
     println!("next:");
-    // The launcher of a checkout names the command that starts this program.
-    let program = std::env::var(PROGRAM_VARIABLE).unwrap_or_else(|_| "vlm".to_owned());
+    let program = program(std::env::var(PROGRAM_VARIABLE).ok(), std::env::args_os().next());
     for command in next_commands(out.path(), &rows) {
         println!("  {program} {command}");
     }
@@ -92,7 +92,15 @@ pub fn report(run: &Run, summary: &vlm_train::Summary, rows: RowsAndImages) {
 /// The environment variable with the words that start this program in a shell.
 const PROGRAM_VARIABLE: &str = "VLM_PROGRAM_NAME";
 
-/// The commands that evaluate a trained model, answer questions with it and show its curves.
+/// The words that start this program again: those that its launcher names, as in a checkout, or the
+/// path by which it was started, or `vlm` if that was found in the `PATH`.
+fn program(named: Option<String>, started: Option<OsString>) -> String {
+    let path = started.map(PathBuf::from).filter(|path| path.components().count() > 1);
+    named.or(path.map(|path| quoted(&path))).unwrap_or_else(|| "vlm".to_owned())
+}
+
+/// The commands that evaluate a trained model, answer questions with it and show a page to talk
+/// about images.
 fn next_commands(out_dir: &Path, (rows, images): &RowsAndImages) -> [String; 3] {
     let out = quoted(out_dir);
     let images =
@@ -100,7 +108,7 @@ fn next_commands(out_dir: &Path, (rows, images): &RowsAndImages) -> [String; 3] 
     [
         format!("eval --model {out} --data-path {}{images}", quoted(rows)),
         format!("generate --model {out}   # a conversation; /image FILE shows it an image"),
-        format!("board {out}"),
+        format!("serve {out}   # a page to talk about images"),
     ]
 }
 
@@ -353,6 +361,15 @@ mod tests {
     use clap::Parser;
 
     use super::*;
+
+    #[test]
+    fn the_next_commands_start_the_program_as_it_was_started() {
+        let started = |path: &str| Some(OsString::from(path));
+        assert_eq!(program(None, started("vlm")), "vlm");
+        assert_eq!(program(None, started("my vlm/bin/vlm")), "'my vlm/bin/vlm'");
+        let named = Some("cargo xtask vlm".to_owned());
+        assert_eq!(program(named, started("target/release/vlm")), "cargo xtask vlm");
+    }
 
     #[test]
     fn the_next_commands_exist_and_are_words_of_a_shell() {

@@ -4,7 +4,8 @@
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use terminal_size::{Width, terminal_size_of};
 use vlm_display::count;
 use vlm_train::{EvalLine, Event, EventSink, LogLine, StepReport, TrainError};
 
@@ -14,25 +15,62 @@ use crate::exit::logs_json;
 /// most this often.
 const BETWEEN_LINES: Duration = Duration::from_secs(10);
 
+/// How often in a second the line on a terminal is renewed, at most: more often, its numbers could
+/// not be read.
+const RENEWALS_PER_SEC: u8 = 4;
+
+/// A terminal with fewer columns shows no bar beside the numbers.
+const COLUMNS_WITH_BAR: usize = 72;
+
 /// A progress bar of the given style on standard error; hidden if that is not a terminal.
 pub fn progress_bar(style: &str) -> ProgressBar {
     let is_visible = std::io::stderr().is_terminal() && !logs_json();
-    let bar = if is_visible { ProgressBar::new(0) } else { ProgressBar::hidden() };
-    bar.with_style(
-        ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar()),
-    )
+    let target = match is_visible {
+        true => ProgressDrawTarget::stderr_with_hz(RENEWALS_PER_SEC),
+        false => ProgressDrawTarget::hidden(),
+    };
+    ProgressBar::with_draw_target(Some(0), target).with_style(style_of(style))
+}
+
+fn style_of(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}
+
+/// Number of columns of the terminal on standard error; `usize::MAX` if it is none or unknown.
+fn terminal_columns() -> usize {
+    match terminal_size_of(std::io::stderr()) {
+        Some((Width(columns), _)) if columns > 0 => columns.into(),
+        _ => usize::MAX,
+    }
+}
+
+/// The parts in their order with two spaces between them, without those for which `columns` are too
+/// few. An earlier part has precedence.
+fn fitting<const N: usize>(parts: [String; N], columns: usize) -> String {
+    let mut line = String::new();
+    for part in parts.into_iter().filter(|part| !part.is_empty()) {
+        let gap = if line.is_empty() { "" } else { "  " };
+        if line.chars().count() + gap.len() + part.chars().count() <= columns {
+            line = line + gap + &part;
+        }
+    }
+    line
 }
 
 /// An event sink that shows the progress of a training run.
 #[derive(Debug)]
 pub struct TrainingProgress {
     bar: ProgressBar,
+    /// Whether the line begins with a bar.
+    has_bar: bool,
     smoothed_loss: Option<f64>,
     num_epochs: u64,
     last_step: u64,
     /// The first step of this process, and when it began.
     started: (u64, Instant),
     last_line: Instant,
+    /// The last learning rate.
+    lr: f64,
     mfu: Option<f64>,
 }
 
@@ -40,28 +78,53 @@ impl TrainingProgress {
     /// A line that appears when the training of `num_epochs` epochs starts.
     pub fn new(num_epochs: u64) -> Self {
         Self {
-            bar: progress_bar("{bar:24} {pos}/{len}  {msg}"),
+            bar: progress_bar("{msg}"),
+            has_bar: false,
             smoothed_loss: None,
             num_epochs,
             last_step: 0,
             started: (0, Instant::now()),
             last_line: Instant::now(),
+            lr: 0.0,
             mfu: None,
         }
     }
 
     fn show_step(&mut self, report: &StepReport, now: Instant) {
+        self.lr = report.lr;
         if let Some(loss) = report.loss {
             self.smoothed_loss =
                 Some(self.smoothed_loss.map_or(loss, |old| 0.9 * old + 0.1 * loss));
         }
-        let speed = self.speed(report.step, report.samples_per_sec, now);
-        let state = format!("loss {}  lr {:.2e}  {speed}", decimal(self.smoothed_loss), report.lr);
-        if self.bar.is_hidden() && self.is_line_due(now) {
-            self.print(&format!("step {}/{}  {state}", report.step, self.last_step), now);
+        if self.bar.is_hidden() {
+            if self.is_line_due(now) {
+                let line = self.step_parts(report.step, report.samples_per_sec, now);
+                self.print(&format!("step {}", fitting(line, usize::MAX)), now);
+            }
+            return;
         }
-        self.bar.set_message(state);
+        let columns = terminal_columns();
+        let has_bar = columns >= COLUMNS_WITH_BAR;
+        if has_bar != self.has_bar {
+            self.has_bar = has_bar;
+            self.bar.set_style(style_of(if has_bar { "{bar:8} {msg}" } else { "{msg}" }));
+        }
+        let columns = columns.saturating_sub(if has_bar { 9 } else { 0 });
+        let parts = self.step_parts(report.step, report.samples_per_sec, now);
+        self.bar.set_message(fitting(parts, columns));
         self.bar.set_position(report.step);
+    }
+
+    /// What the renewed line shows, the most important part first.
+    fn step_parts(&self, step: u64, samples_per_sec: f64, now: Instant) -> [String; 6] {
+        [
+            format!("{step}/{}", self.last_step),
+            format!("loss {}", decimal(self.smoothed_loss)),
+            self.time_left(step, now),
+            format!("{samples_per_sec:.1} rows/s"),
+            self.utilization(),
+            format!("lr {:.1e}", self.lr),
+        ]
     }
 
     fn show_log_line(&mut self, line: &LogLine, now: Instant) {
@@ -77,31 +140,34 @@ impl TrainingProgress {
     }
 
     fn step_line(&self, line: &LogLine, now: Instant) -> String {
-        format!(
-            "step {}/{}  epoch {}/{}  loss {}  lr {:.3e}  {}",
-            line.step,
-            self.last_step,
-            line.epoch + 1,
-            self.num_epochs,
-            decimal(line.loss),
-            line.lr,
-            self.speed(line.step, line.samples_per_sec, now)
-        )
+        let parts = [
+            format!("step {}/{}", line.step, self.last_step),
+            format!("epoch {}/{}", line.epoch + 1, self.num_epochs),
+            format!("loss {}", decimal(line.loss)),
+            format!("lr {:.2e}", line.lr),
+            format!("{:.1} rows/s", line.samples_per_sec),
+            self.utilization(),
+            self.time_left(line.step, now),
+        ];
+        // A log keeps all parts; a line above the bar must not be broken.
+        fitting(parts, if self.bar.is_hidden() { usize::MAX } else { terminal_columns() })
     }
 
-    /// Rate, MFU and the time left after `step`, as far as they are known.
-    fn speed(&self, step: u64, samples_per_sec: f64, now: Instant) -> String {
-        let mfu = self.mfu.map_or(String::new(), |mfu| format!("  MFU {:.1}%", 100.0 * mfu));
+    /// The MFU of the last log line; empty if it is not known.
+    fn utilization(&self) -> String {
+        self.mfu.map_or(String::new(), |mfu| format!("MFU {:.1}%", 100.0 * mfu))
+    }
+
+    /// The time left after `step`; empty where it is not known.
+    fn time_left(&self, step: u64, now: Instant) -> String {
         let (first, since) = self.started;
-        let left = match step.saturating_sub(first) {
-            0 => 0.0,
-            done => {
-                let steps_left = self.last_step.saturating_sub(step) as f64;
-                (now - since).as_secs_f64() / done as f64 * steps_left
-            }
-        };
-        let left = if left > 0.0 { format!("  left {}", duration(left)) } else { String::new() };
-        format!("{samples_per_sec:.1} rows/s{mfu}{left}")
+        let done = step.saturating_sub(first);
+        let steps_left = self.last_step.saturating_sub(step);
+        if done == 0 || steps_left == 0 {
+            return String::new();
+        }
+        let left = (now - since).as_secs_f64() / done as f64 * steps_left as f64;
+        format!("left {}", duration(left))
     }
 
     /// Prints a line above the bar, or logs it if the bar is hidden.
@@ -191,10 +257,29 @@ mod tests {
         let secs = |secs: u64| began + Duration::from_secs(secs);
         assert!(!progress.is_line_due(secs(9)) && progress.is_line_due(secs(10)));
         let after = secs(50);
-        assert_eq!(progress.speed(150, 8.0, after), "8.0 rows/s  left 4 min");
-        assert_eq!(progress.speed(400, 8.0, after), "8.0 rows/s");
+        assert_eq!(progress.time_left(150, after), "left 4 min");
+        assert_eq!(progress.time_left(400, after), "");
+        assert_eq!(progress.utilization(), "");
         progress.mfu = Some(0.345);
-        assert_eq!(progress.speed(100, 8.0, began), "8.0 rows/s  MFU 34.5%");
+        assert_eq!(progress.utilization(), "MFU 34.5%");
+    }
+
+    #[test]
+    fn a_line_fits_the_terminal_without_cut_words() {
+        let began = Instant::now();
+        let mut progress = TrainingProgress::new(3);
+        progress.show(&Event::Started { done_steps: 0, last_step: 12_345 }, began);
+        (progress.smoothed_loss, progress.lr, progress.mfu) = (Some(1.5), 4e-4, Some(0.345));
+        let line = |columns: usize| {
+            let parts = progress.step_parts(1234, 1234.5, began + Duration::from_secs(90));
+            fitting(parts, columns)
+        };
+        let all = "1234/12345  loss 1.5000  left 14 min  1234.5 rows/s  MFU 34.5%  lr 4.0e-4";
+        // With the bar and a space these are 81 columns: only such a long run loses a part.
+        assert_eq!(line(80), all);
+        assert_eq!(line(71), "1234/12345  loss 1.5000  left 14 min  1234.5 rows/s  MFU 34.5%");
+        assert_eq!(line(40), "1234/12345  loss 1.5000  left 14 min");
+        assert_eq!(line(5), "");
     }
 
     #[test]
