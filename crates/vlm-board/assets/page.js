@@ -8,7 +8,7 @@ const CHINESE = {
   "before clipping": "裁剪之前", "Throughput": "吞吐量", "rows per second": "行/秒", "Tokens": "词元",
   "tokens per second": "词元/秒", "MFU": "MFU", "share of the device's peak rate": "占设备峰值算力的比例",
   "Step": "步", "milliseconds": "毫秒", "Data wait": "等待数据", "milliseconds per step": "毫秒/步",
-  "Peak memory": "峰值内存", "Rejected rows": "被拒绝的行", "distinct rows so far": "至今不同的行数",
+  "Peak memory": "峰值内存", "peak memory": "峰值内存", "Rejected rows": "被拒绝的行", "distinct rows so far": "至今不同的行数",
   "Skipped updates": "跳过的更新", "so far": "至今", "Load-balancing loss": "负载均衡损失", "Token F1": "词元 F1",
   "mean over the generated captions": "生成描述的平均值", "evaluation": "评估", "step": "步数", "rows": "行数",
   "training time": "训练时间", "smoothing": "平滑", "log scale": "对数刻度", "x axis": "横轴",
@@ -148,6 +148,20 @@ function axisTitle(runs) {
 
 const charts = new Map();
 
+// Replaces the content of a part of the page. The focus stays on the element with the same key.
+function refill(part, ...children) {
+  const key = part.contains(document.activeElement) && document.activeElement.closest("[data-key]")?.dataset.key;
+  part.replaceChildren(...children);
+  const again = key && [...part.querySelectorAll("[data-key]")].find((element) => element.dataset.key === key);
+  if (again) (again.querySelector("summary") ?? again).focus({ preventScroll: true });
+}
+
+// An element by whose key the focus is kept.
+function keyed(key, element) {
+  element.dataset.key = key;
+  return element;
+}
+
 // Draws the charts; one that is there already gets new values and keeps its zoom.
 function drawCharts(grid, isNew) {
   const runs = shownRuns();
@@ -215,7 +229,7 @@ function facts(run) {
     [t("two objects"), share(summary?.heldout_exact_two_after)],
     [t("left"), total > step && statusOf(run)[0] === t("running") && duration((total - step) * speed)],
     [t("training time"), duration(last.secs)],
-    [t("Peak memory"), last.peak_memory_bytes && short(last.peak_memory_bytes / 2 ** 30) + " GiB"],
+    [t("peak memory"), last.peak_memory_bytes && short(last.peak_memory_bytes / 2 ** 30) + " GiB"],
     [t("rows"), last.rows && short(last.rows)],
   ];
   return found.filter(([, value]) => value).map(([label, value]) => el("span", {}, `${label} `, el("b", {}, value)));
@@ -238,10 +252,11 @@ function drawHead(head) {
   const isSingle = runs.length === 1;
   const title = isSingle ? runs[0].name : `${runs.length} ${t("runs")}`;
   document.title = embedded ? document.title : `${title}${isSingle && runs[0].what ? " · " + runs[0].what : ""}`;
-  const toggle = (run) => el("input", { type: "checkbox", checked: !state.hidden.has(run.name), onchange: (event) => {
-    event.target.checked ? state.hidden.delete(run.name) : state.hidden.add(run.name);
-    draw(true);
-  } });
+  const toggle = (run) => keyed(`run ${run.name}`, el("input", { type: "checkbox", checked: !state.hidden.has(run.name),
+    onchange: (event) => {
+      event.target.checked ? state.hidden.delete(run.name) : state.hidden.add(run.name);
+      draw(true);
+    } }));
   const lines = runs.map((run) => {
     const swatch = el("i", { className: "swatch" });
     swatch.style.background = run.colour;
@@ -252,7 +267,7 @@ function drawHead(head) {
   });
   const problems = runs.flatMap((run) => run.problems.map((problem) => (isSingle ? problem : `${run.name}: ${problem}`)));
   if (state.isLost) problems.unshift(t("The board does not answer; the page tries again."));
-  head.replaceChildren(
+  refill(head,
     el("h1", {}, title, isSingle && runs[0].what ? el("small", {}, " · " + runs[0].what) : null),
     ...lines, ...problems.map((problem) => el("p", { className: "warning" }, problem)));
 }
@@ -291,9 +306,7 @@ function leaves(tree, path = "", found = {}) {
 // Opened parts stay open when the page is drawn again.
 function folded(key, title, ...content) {
   const found = document.querySelector(`details[data-key="${key}"]`);
-  const part = el("details", { open: found?.open ?? false }, el("summary", {}, title), ...content);
-  part.dataset.key = key;
-  return part;
+  return keyed(key, el("details", { open: found?.open ?? false }, el("summary", {}, title), ...content));
 }
 
 function drawSections(sections) {
@@ -332,7 +345,7 @@ function drawSections(sections) {
   });
   // Lists that were scrolled stay where they are.
   const scrolled = [...sections.querySelectorAll(".answers")].map((list) => list.scrollTop);
-  sections.replaceChildren(...parts.filter(Boolean));
+  refill(sections, ...parts.filter(Boolean));
   sections.querySelectorAll(".answers").forEach((list, index) => (list.scrollTop = scrolled[index] ?? 0));
 }
 
@@ -342,15 +355,15 @@ const parts = { head: el("header"), controls: el("div", { className: "controls" 
 function drawControls() {
   const option = (value, label) => el("option", { value, selected: state.x === value }, t(label));
   const set = (name, get) => (event) => { state[name] = get(event.target); draw(true); };
-  parts.controls.replaceChildren(
+  refill(parts.controls,
     el("label", {}, t("x axis"), el("select", { onchange: set("x", (input) => input.value) },
       option("step", "step"), option("rows", "rows"), option("secs", "training time"))),
     el("label", {}, t("smoothing"), el("input", { type: "range", min: 0, max: 20, value: state.smoothing,
       oninput: set("smoothing", (input) => +input.value) })),
     el("label", {}, el("input", { type: "checkbox", checked: state.log, onchange: set("log", (input) => input.checked) }),
       t("log scale")),
-    el("button", { onclick: () => { state.isChinese = !state.isChinese; drawControls(); draw(true); } },
-      state.isChinese ? "English" : "中文"));
+    keyed("language", el("button", { onclick: () => { state.isChinese = !state.isChinese; drawControls(); draw(true); } },
+      state.isChinese ? "English" : "中文")));
 }
 
 function draw(isNew) {

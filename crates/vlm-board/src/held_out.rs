@@ -1,7 +1,10 @@
-//! The section of a report about rows that were not trained on.
+//! The section of the page about rows that were not trained on.
 
 use serde::{Serialize, Serializer};
 use vlm_display::Table;
+
+/// Name of the file in a run's folder with a [`HeldOutSection`] as JSON.
+pub const HELD_OUT_FILE: &str = "held_out.json";
 
 /// A section of the page about rows that were not trained on.
 #[derive(Debug, Clone, Serialize)]

@@ -13,6 +13,6 @@ mod run_folder;
 mod samples;
 
 pub use board::{Board, Response};
-pub use held_out::{Example, HeldOutSection};
+pub use held_out::{Example, HELD_OUT_FILE, HeldOutSection};
 pub use page::report_html;
 pub use samples::{SAMPLE_IMAGES, image_file_name};

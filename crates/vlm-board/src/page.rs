@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::held_out::HeldOutSection;
 use crate::run_folder::{Images, RunFolder};
 
 const TEMPLATE: &str = include_str!("../assets/page.html");
@@ -22,17 +21,14 @@ pub(crate) fn live_html() -> String {
 }
 
 /// The page about the run in `out_dir`, with its data inside. It shows what the folder holds:
-/// `metrics.jsonl`, `samples.jsonl` with the images in `samples`, `rejected.jsonl`, `config.json` and
-/// `summary.json`; `held_out` becomes a section of it. A file that cannot be read is named in the
-/// page.
-pub fn report_html(out_dir: &Path, held_out: Option<&HeldOutSection>) -> String {
+/// `metrics.jsonl`, `samples.jsonl` with the images in `samples`, `rejected.jsonl`, `config.json`,
+/// `summary.json` and [`HELD_OUT_FILE`](crate::HELD_OUT_FILE). A file that cannot be read is named
+/// in the page.
+pub fn report_html(out_dir: &Path) -> String {
     let path = std::path::absolute(out_dir).unwrap_or_else(|_| out_dir.to_owned());
     let name = path.file_name().map_or("run".into(), |name| name.to_string_lossy());
     let mut run = RunFolder::new(out_dir, name.into_owned());
     run.refresh();
-    if let Some(section) = held_out {
-        run.add_held_out(section);
-    }
     let title = run.what().map_or(String::new(), |what| format!(" · {what}"));
     let title = format!("{}{title}", run.name());
     html(&title, &json!({ "runs": [run.to_json(Images::Embedded)] }))
@@ -69,7 +65,7 @@ mod tests {
     use vlm_display::{Align, Table};
 
     use super::*;
-    use crate::Example;
+    use crate::{Example, HELD_OUT_FILE, HeldOutSection};
 
     #[test]
     fn the_report_holds_its_data_and_fetches_nothing() {
@@ -92,7 +88,9 @@ mod tests {
             expected: "Left.".into(),
             generated: "Right.".into(),
         };
-        let page = report_html(&out, Some(&HeldOutSection { scores, examples: vec![example] }));
+        let held_out = HeldOutSection { scores, examples: vec![example] };
+        write(HELD_OUT_FILE, &serde_json::to_string(&held_out).unwrap());
+        let page = report_html(&out);
         for part in [
             "<title>first · sft: ", "metrics.jsonl line 2", "data:image/png;base64,cG5n",
             "data:image/png;base64,b3RoZXI=", "95.0%", "Right.", "\\u003c/script>\\u003cb>",

@@ -3,12 +3,12 @@
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use crate::followed_file::FollowedFile;
-use crate::held_out::{HeldOutSection, data_url};
+use crate::held_out::{HELD_OUT_FILE, data_url};
 use crate::metrics::Metrics;
 use crate::samples::{RejectedRows, SAMPLE_IMAGES, Samples, image_file_name};
 
@@ -31,7 +31,9 @@ pub(crate) struct RunFolder {
     summary: Value,
     /// Files that cannot be read.
     problems: Vec<String>,
-    held_out: Option<Value>,
+    held_out: Value,
+    /// Time of the last change of its file, which is read only when it changes: it holds images.
+    held_out_written: Option<SystemTime>,
 }
 
 /// Where the page finds the images of the samples.
@@ -59,18 +61,14 @@ impl RunFolder {
             config: Value::Null,
             summary: Value::Null,
             problems: Vec::new(),
-            held_out: None,
+            held_out: Value::Null,
+            held_out_written: None,
         }
     }
 
     /// Whether a folder looks like that of a run.
     pub(crate) fn is_run(path: &Path) -> bool {
         MARKS.iter().any(|name| path.join(name).is_file())
-    }
-
-    /// Adds a section about rows that were not trained on.
-    pub(crate) fn add_held_out(&mut self, section: &HeldOutSection) {
-        self.held_out = serde_json::to_value(section).ok();
     }
 
     /// Reads what was written since the last call. Returns whether anything changed.
@@ -104,12 +102,28 @@ impl RunFolder {
                 Err(problem) => problems.push(problem),
             }
         }
+        is_changed |= self.refresh_held_out(&mut problems);
         let written = fs::metadata(self.files[0].path()).and_then(|found| found.modified());
         let written = written.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
         self.written_at = written.map_or(self.written_at, |time| time.as_secs());
         is_changed |= problems != self.problems;
         self.problems = problems;
         is_changed
+    }
+
+    /// Reads the section about rows that were not trained on if its file has changed. Returns
+    /// whether it has.
+    fn refresh_held_out(&mut self, problems: &mut Vec<String>) -> bool {
+        let path = self.path.join(HELD_OUT_FILE);
+        let written = fs::metadata(&path).and_then(|found| found.modified()).ok();
+        if written == self.held_out_written {
+            return false;
+        }
+        match read_json(&path) {
+            Ok(found) => (self.held_out, self.held_out_written) = (found, written),
+            Err(problem) => problems.push(problem),
+        }
+        true
     }
 
     /// What the page shows of the run.
@@ -138,7 +152,7 @@ impl RunFolder {
             "evaluations": evaluations,
             "samples": self.samples.to_json(image),
             "rejected": self.rejected.to_json(),
-            "held_out": self.held_out,
+            "held_out": if has_ended { &self.held_out } else { &Value::Null },
             "config": self.config,
             "summary": if has_ended { &self.summary } else { &Value::Null },
             "problems": problems,

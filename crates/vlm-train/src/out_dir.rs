@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::Serialize;
+use vlm_board::HELD_OUT_FILE;
 use vlm_data::is_disk_failure;
 
 use crate::TrainError;
@@ -20,7 +21,7 @@ use crate::profile;
 const TRACES: [&str; 3] = ["metrics.jsonl", "summary.json", "checkpoints"];
 
 /// Names of the files that every run writes, except weights.
-const RECORDS: [&str; 12] = [
+const RECORDS: [&str; 13] = [
     "config.json",
     "metrics.jsonl",
     "summary.json",
@@ -30,6 +31,7 @@ const RECORDS: [&str; 12] = [
     "checkpoints",
     "report.html",
     "heldout.png",
+    HELD_OUT_FILE,
     "loss_spikes.jsonl",
     profile::TRACE_FILE,
     profile::TABLE_FILE,

@@ -4,7 +4,7 @@
 use std::io::Write;
 
 use tch::Tensor;
-use vlm_board::{HeldOutSection, report_html};
+use vlm_board::{HELD_OUT_FILE, HeldOutSection, report_html};
 use vlm_display::count;
 use vlm_model::lm::with_tied_output;
 
@@ -34,13 +34,18 @@ impl Run {
         with_tied_output(named, &self.shapes.lm)
     }
 
-    /// Writes `report.html` on rank 0, from the files of the out-dir, including `summary.json`, and
-    /// with a section for `held_out`. An error is logged as a warning.
+    /// Writes `report.html` on rank 0, from the files of the out-dir, including `summary.json`.
+    /// Before that, `held_out` becomes one of these files. An error is logged as a warning.
     pub fn write_report(&self, held_out: Option<&HeldOutSection>) {
         if !self.is_first_rank() {
             return;
         }
-        let page = report_html(self.out_dir.path(), held_out);
+        if let Some(section) = held_out
+            && let Err(error) = self.out_dir.write_json(HELD_OUT_FILE, section)
+        {
+            tracing::warn!("{HELD_OUT_FILE} was not written: {error}");
+        }
+        let page = report_html(self.out_dir.path());
         let path = self.out_dir.join("report.html");
         let written = vlm_torch::write_atomically(&path, |file| {
             file.write_all(page.as_bytes()).map_err(|e| TrainError::at(&path, e))
