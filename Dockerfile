@@ -1,8 +1,10 @@
 # An image with the command `vlm`, and CUDA by the torch package of Python.
 #
 #   docker build -t vlm .
-#   docker run --gpus all -v "$PWD:/data" vlm pretrain --data-path rows.jsonl --out-dir out
+#   docker run --gpus all -v "$PWD:/data" vlm pretrain                # trains the demo
+#   docker run --gpus all -v "$PWD:/data" -p 8000:8000 vlm serve --host 0.0.0.0 out
 #
+# Paths are relative to the folder that is mounted at /data, and what a run writes belongs to root.
 # The host needs the NVIDIA driver and its container toolkit. One process and one GPU: the library
 # for NCCL is made by a checkout (docs/multi-gpu.md).
 

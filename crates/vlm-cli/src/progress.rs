@@ -71,6 +71,7 @@ pub struct TrainingProgress {
     last_line: Instant,
     /// The last learning rate.
     lr: f64,
+    /// The MFU of the last log line.
     mfu: Option<f64>,
 }
 
@@ -122,14 +123,16 @@ impl TrainingProgress {
             format!("loss {}", decimal(self.smoothed_loss)),
             self.time_left(step, now),
             format!("{samples_per_sec:.1} rows/s"),
-            self.utilization(),
+            utilization(self.mfu),
             format!("lr {:.1e}", self.lr),
         ]
     }
 
     fn show_log_line(&mut self, line: &LogLine, now: Instant) {
-        self.mfu = line.mfu;
-        let is_end = line.step == self.last_step || line.step == self.started.0 + 1;
+        // The first step is slower than all others.
+        let is_first = line.step == self.started.0 + 1;
+        self.mfu = line.mfu.filter(|_| !is_first);
+        let is_end = line.step == self.last_step || is_first;
         if self.bar.is_hidden() || is_end || self.is_line_due(now) {
             self.print(&self.step_line(line, now), now);
         }
@@ -146,16 +149,11 @@ impl TrainingProgress {
             format!("loss {}", decimal(line.loss)),
             format!("lr {:.2e}", line.lr),
             format!("{:.1} rows/s", line.samples_per_sec),
-            self.utilization(),
+            utilization(line.mfu),
             self.time_left(line.step, now),
         ];
         // A log keeps all parts; a line above the bar must not be broken.
         fitting(parts, if self.bar.is_hidden() { usize::MAX } else { terminal_columns() })
-    }
-
-    /// The MFU of the last log line; empty if it is not known.
-    fn utilization(&self) -> String {
-        self.mfu.map_or(String::new(), |mfu| format!("MFU {:.1}%", 100.0 * mfu))
     }
 
     /// The time left after `step`; empty where it is not known.
@@ -231,6 +229,11 @@ fn evaluation_line(line: &EvalLine) -> String {
     )
 }
 
+/// The MFU in percent; empty if it is not known.
+fn utilization(mfu: Option<f64>) -> String {
+    mfu.map_or(String::new(), |mfu| format!("MFU {:.1}%", 100.0 * mfu))
+}
+
 /// The number with four decimals, or a dash for `None`.
 fn decimal(value: Option<f64>) -> String {
     value.map_or("–".into(), |value| format!("{value:.4}"))
@@ -259,9 +262,7 @@ mod tests {
         let after = secs(50);
         assert_eq!(progress.time_left(150, after), "left 4 min");
         assert_eq!(progress.time_left(400, after), "");
-        assert_eq!(progress.utilization(), "");
-        progress.mfu = Some(0.345);
-        assert_eq!(progress.utilization(), "MFU 34.5%");
+        assert_eq!([None, Some(0.345)].map(utilization), ["", "MFU 34.5%"]);
     }
 
     #[test]

@@ -93,7 +93,7 @@ pub struct StepReport {
     pub loss: Option<f64>,
     /// Learning rate of this micro-batch.
     pub lr: f64,
-    /// Rows per second between the last two log lines; 0 before the first line.
+    /// Rows per second since the last log line; just after it those of that line.
     pub samples_per_sec: f64,
 }
 

@@ -46,9 +46,14 @@ impl Meter {
         }
     }
 
-    /// Rows per second of the last measurement; 0 before the first.
-    pub(crate) fn samples_per_sec(&self) -> f64 {
-        self.samples_per_sec
+    /// Rows per second since the last measurement, at which `counters` count from, or of that
+    /// measurement while less than a second has passed since.
+    pub(crate) fn samples_per_sec(&self, counters: Counters) -> f64 {
+        let secs = self.since.elapsed().as_secs_f64();
+        if secs < 1.0 && self.samples_per_sec > 0.0 {
+            return self.samples_per_sec;
+        }
+        (counters.samples - self.at.samples) as f64 / secs.max(1e-9)
     }
 
     /// Adds time spent waiting for a batch.
@@ -82,5 +87,24 @@ impl Meter {
         };
         *self = Self { samples_per_sec: speed.samples_per_sec, save_wait, ..Self::start(now) };
         speed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_between_log_lines_is_that_since_the_last_one() {
+        let count = |samples| Counters { samples, ..Counters::default() };
+        let mut meter = Meter::start(count(0));
+        meter.since -= Duration::from_secs(10);
+        let first = meter.lap(count(20), Duration::ZERO).samples_per_sec;
+        // Just after a line nothing else is known.
+        assert_eq!(meter.samples_per_sec(count(21)), first);
+        // A machine that is slow between these lines makes the rate lower, never higher.
+        meter.since -= Duration::from_secs(10);
+        let rate = meter.samples_per_sec(count(120));
+        assert!((5.0..=10.0).contains(&rate), "{rate}");
     }
 }

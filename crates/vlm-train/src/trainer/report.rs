@@ -68,7 +68,7 @@ impl Trainer<'_> {
         let GlobalLoss { loss, aux_loss } = loss;
         self.state.last_loss = loss.or(self.state.last_loss);
         if !self.is_logged(is_last) {
-            let samples_per_sec = self.meter.samples_per_sec();
+            let samples_per_sec = self.meter.samples_per_sec(counters);
             let report = StepReport { step: counters.step, loss, lr, samples_per_sec };
             return self.emit(&Event::Step(report));
         }
