@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use vlm_fuzz::mutate;
 
-use crate::parent::{find, save, seeds_of};
-use crate::{ALLOCATOR, ChildArgs};
+use crate::allocator::ALLOCATOR;
+use crate::args::ChildArgs;
+use crate::inputs::{find, save, seeds_of};
 
 /// An execution that computes longer is a finding.
 const MAX_CPU: Duration = Duration::from_secs(2);

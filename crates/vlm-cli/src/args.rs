@@ -1,10 +1,8 @@
-//! The command line: the commands of `vlm`, and helpers to read flags.
+//! The command line: the commands of `vlm`.
 
-use std::path::PathBuf;
+use clap::{Parser, Subcommand};
 
-use clap::{Args, Parser, Subcommand};
-use vlm_demo_train::Part;
-
+use crate::log::LogFormat;
 use crate::settings_args::{PretrainArgs, SftArgs};
 
 /// Pretrain small vision-language models.
@@ -22,15 +20,6 @@ pub struct Cli {
     pub command: Command,
 }
 
-/// Format of the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// For programs.
-    Json,
-}
-
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -44,7 +33,7 @@ pub enum Command {
     #[command(subcommand)]
     Config(crate::config::ConfigCommand),
     /// Train the starting weights of the embedded demo from random weights (takes an hour or more).
-    DemoWeights(DemoWeightsArgs),
+    DemoWeights(crate::demo::DemoWeightsArgs),
     /// Compute the vision encoder's features of every image once, for training with --features.
     CacheFeatures(crate::cache_features::CacheFeaturesArgs),
     /// Write random weights of a given shape, for tests.
@@ -85,38 +74,6 @@ impl Command {
                 | Self::Man(_)
         )
     }
-}
-
-/// Flags of `vlm demo-weights`.
-#[derive(Debug, Args)]
-pub struct DemoWeightsArgs {
-    /// Folder for the weights [default: data/demo-start of the project].
-    #[arg(long, value_name = "DIR")]
-    pub output: Option<PathBuf>,
-    /// Train only this part, vision or language [default: both].
-    #[arg(long, value_name = "PART", value_parser = parse_named::<Part>)]
-    pub part: Option<Part>,
-    /// Weights file of a language model of the same shape to continue from [default: random
-    /// weights].
-    #[arg(long, value_name = "FILE")]
-    pub language_from: Option<PathBuf>,
-    /// Number of chats that the language model is trained on [default: 100000].
-    #[arg(long, value_name = "N")]
-    pub num_chats: Option<usize>,
-}
-
-/// Parses the value of a flag that is true or false.
-pub fn parse_bool(text: &str) -> Result<bool, String> {
-    match text.to_ascii_lowercase().as_str() {
-        "true" | "1" | "yes" => Ok(true),
-        "false" | "0" | "no" => Ok(false),
-        _ => Err("expected true or false".into()),
-    }
-}
-
-/// Parses a value by its name in configuration files.
-pub fn parse_named<T: serde::de::DeserializeOwned>(text: &str) -> Result<T, String> {
-    serde_json::from_value(text.into()).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]

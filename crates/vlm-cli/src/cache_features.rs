@@ -11,8 +11,8 @@ use vlm_display::count;
 use vlm_infer::select_device;
 use vlm_train::cache_features::{CacheFeaturesConfig, Estimate, Progress, cache_features};
 
-use crate::args::parse_named;
 use crate::error::CliError;
+use crate::flag_values::parse_named;
 use crate::interrupt;
 use crate::progress::progress_bar;
 use crate::row_args::RowArgs;

@@ -10,7 +10,8 @@ use vlm_data::{IMAGE_TAG, Role, Turn};
 use vlm_infer::{Generator, InferError, user_turn};
 use vlm_model::ImageInput;
 
-use crate::generate::{check_image, print_streaming, read_image};
+use crate::inputs::{check_image, read_image};
+use crate::printed::print_streaming;
 
 const HELP: &str = "/image FILE adds an image to the next question, /reset starts a new \
                     conversation, /help shows this, /exit or the end of input quits";

@@ -6,8 +6,8 @@ use clap::Subcommand;
 use vlm_config::{Kind, RECIPES, json_schema, shown_value};
 use vlm_display::{Align, Table};
 
+use crate::configuration;
 use crate::error::CliError;
-use crate::pretrain;
 use crate::settings_args::{PretrainArgs, SettingsArgs, SftArgs};
 
 /// The subcommands of `vlm config`.
@@ -52,7 +52,7 @@ pub fn run(command: ConfigCommand) -> Result<()> {
 
 fn show(args: &SettingsArgs) -> Result<()> {
     let mut layers = args.layers()?;
-    pretrain::derive(&mut layers)?;
+    configuration::derive(&mut layers)?;
     layers.resolve()?;
     println!("stage = \"{}\"", layers.stage().name());
     let mut heading = "";

@@ -4,19 +4,39 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
+use clap::Args;
 use serde_json::Value;
 use vlm_board::HeldOutSection;
 use vlm_config::{Layers, Origin, find};
 use vlm_demo::{DemoFiles, defaults, demo_files, write_demo_dataset};
 use vlm_demo_train::{
-    DemoScores, GroupAccuracy, HeldOut, Images, StartingWeightsOptions, make_starting_weights,
+    DemoScores, GroupAccuracy, HeldOut, Images, Part, StartingWeightsOptions, make_starting_weights,
 };
 use vlm_train::{Requests, Run};
 
-use crate::args::DemoWeightsArgs;
+use crate::configuration::{INIT_FROM, configuration};
 use crate::error::CliError;
-use crate::pretrain::{INIT_FROM, configuration, report};
+use crate::flag_values::parse_named;
+use crate::outcome::print_outcome;
 use crate::progress::TrainingProgress;
+
+/// Flags of `vlm demo-weights`.
+#[derive(Debug, Args)]
+pub struct DemoWeightsArgs {
+    /// Folder for the weights [default: data/demo-start of the project].
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Train only this part, vision or language [default: both].
+    #[arg(long, value_name = "PART", value_parser = parse_named::<Part>)]
+    pub part: Option<Part>,
+    /// Weights file of a language model of the same shape to continue from [default: random
+    /// weights].
+    #[arg(long, value_name = "FILE")]
+    pub language_from: Option<PathBuf>,
+    /// Number of chats that the language model is trained on [default: 100000].
+    #[arg(long, value_name = "N")]
+    pub num_chats: Option<usize>,
+}
 
 /// Runs the demo: a training run, with an evaluation on the held-out rows before and after it.
 pub fn pretrain(mut layers: Layers, requests: &Requests) -> Result<()> {
@@ -52,7 +72,7 @@ pub fn pretrain(mut layers: Layers, requests: &Requests) -> Result<()> {
     run.write_summary(&summary)?;
     run.write_report(section.as_ref());
     run.out_dir().check_not_replaced()?;
-    report(&run, &summary, (files.held_out, Some(files.images)));
+    print_outcome(&run, &summary, (files.held_out, Some(files.images)));
     Ok(())
 }
 

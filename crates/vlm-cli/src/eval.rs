@@ -9,7 +9,7 @@ use vlm_data::{DEFAULT_MAX_REJECTED_FRACTION, open_source_with};
 use vlm_display::{Align, Table};
 use vlm_infer::evaluation::{EvalOptions, EvalReport, Evaluator};
 
-use crate::generate::at_least_one;
+use crate::flag_values::at_least_one;
 use crate::model_args::ModelArgs;
 use crate::per_row;
 use crate::row_args::RowArgs;

@@ -1,16 +1,9 @@
-//! The exit code of the command, its error message, and its log.
+//! The exit code of the command and its error message.
 
-use std::fmt::{self, Write as _};
-use std::io::{self, Write};
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 
-use tracing::field::{Field, Visit};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
 use vlm_config::ConfigError;
 use vlm_data::DataError;
 use vlm_infer::{ErrorKind, InferError};
@@ -18,9 +11,9 @@ use vlm_model::weights::WeightsError;
 use vlm_model::{ModelError, ShapeError};
 use vlm_train::{TrainError, is_out_of_memory, out_of_memory_message};
 
-use crate::args::LogFormat;
 use crate::console;
 use crate::error::CliError;
+use crate::log;
 use crate::short_errors::shortened;
 
 /// Prints the error, if there is one, and returns the exit code: 0 for success, 2 for a usage
@@ -44,7 +37,7 @@ pub fn code(result: anyhow::Result<()>) -> ExitCode {
             let message = vlm_config::with_flags(&message);
             let hint = flag_hint(&error);
             let message = format!("{}{hint}", with_short_words(&message));
-            if logs_json() {
+            if log::is_json() {
                 eprintln!("{}", serde_json::json!({ "level": "ERROR", "message": message }));
             } else {
                 eprintln!("error: {message}");
@@ -199,82 +192,6 @@ pub fn report_panics_as_errors() {
             std::process::exit(1);
         }
     }));
-}
-
-/// Whether the log is in JSON.
-static LOGS_JSON: AtomicBool = AtomicBool::new(false);
-
-/// Whether the log consists of JSON objects.
-pub fn logs_json() -> bool {
-    LOGS_JSON.load(Ordering::Relaxed)
-}
-
-/// Starts logging to standard error. `verbose` adds debug messages; `RUST_LOG` overrides it.
-pub fn start_log(verbose: bool, format: LogFormat) {
-    LOGS_JSON.store(format == LogFormat::Json, Ordering::Relaxed);
-    let default = if verbose { "debug" } else { "info" };
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| StandardError)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_target(false)
-        .without_time();
-    match format {
-        LogFormat::Text => log.init(),
-        LogFormat::Json => log.event_format(JsonLines).init(),
-    }
-}
-
-/// Writes an event of the log as a JSON object on a line.
-struct JsonLines;
-
-impl<S, N> FormatEvent<S, N> for JsonLines
-where
-    S: tracing::Subscriber + for<'a> LookupSpan<'a>,
-    N: for<'a> FormatFields<'a> + 'static,
-{
-    fn format_event(
-        &self,
-        _: &FmtContext<'_, S, N>,
-        mut writer: Writer<'_>,
-        event: &tracing::Event<'_>,
-    ) -> fmt::Result {
-        let mut message = Message(String::new());
-        event.record(&mut message);
-        let level = event.metadata().level().as_str();
-        writeln!(writer, "{}", serde_json::json!({ "level": level, "message": message.0 }))
-    }
-}
-
-/// The text of an event; further fields are appended with their names.
-struct Message(String);
-
-impl Visit for Message {
-    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
-        // Writing to a String cannot fail.
-        let _ = match field.name() {
-            "message" => write!(self.0, "{value:?}"),
-            name => write!(self.0, " {name}={value:?}"),
-        };
-    }
-}
-
-/// Standard error as the output of the log. Errors are ignored, because they could only be reported
-/// on standard error.
-struct StandardError;
-
-impl Write for StandardError {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        // Each call writes a whole line. The settings in it are replaced by their flags.
-        let line = vlm_config::with_flags(&String::from_utf8_lossy(bytes));
-        let _ = std::io::stderr().write_all(line.as_bytes());
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
 }
 
 #[cfg(test)]

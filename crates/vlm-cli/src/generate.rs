@@ -1,20 +1,19 @@
 //! `vlm generate`: generates text with a trained model, for one prompt, for many, or in a
 //! conversation.
 
-use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::Args;
 use vlm_data::{Role, Turn, open_source_with};
-use vlm_display::count;
-use vlm_infer::{Generator, InferError, user_turn};
-use vlm_model::ImageInput;
-use vlm_model::generate::Prompt;
+use vlm_infer::{InferError, user_turn};
 use vlm_model::sampling::Sampling;
 
 use crate::error::CliError;
+use crate::flag_values::at_least_one;
+use crate::inputs::{check_image, read_image};
 use crate::model_args::ModelArgs;
+use crate::printed::print_streaming;
 use crate::row_args::RowArgs;
 use crate::{chat, generate_rows};
 
@@ -122,72 +121,7 @@ pub fn run(args: &GenerateArgs) -> Result<()> {
     Ok(())
 }
 
-/// A generated text that was printed on standard output, with the time it took.
-pub struct Printed {
-    /// The text.
-    pub text: String,
-    num_tokens: usize,
-    secs: f64,
-}
-
-impl Printed {
-    /// The speed of the generation, for the log.
-    pub fn speed(&self) -> String {
-        let rate = self.num_tokens as f64 / self.secs.max(1e-9);
-        let tokens = count(self.num_tokens, "token");
-        format!("{tokens} in {:.2} s ({rate:.0} tokens/s)", self.secs)
-    }
-}
-
-/// Generates text for one prompt and prints each piece on standard output as soon as it is
-/// generated.
-pub fn print_streaming(
-    generator: &Generator,
-    prompt: &Prompt,
-    images: ImageInput,
-) -> Result<Printed> {
-    let started = Instant::now();
-    let mut num_tokens = 0;
-    let text = generator.stream_text(prompt, images, &mut |piece| {
-        num_tokens += 1;
-        print!("{piece}");
-    })?;
-    println!();
-    // `stream_text` calls the closure once for each token, and once at the end.
-    num_tokens -= 1;
-    Ok(Printed { text, num_tokens, secs: started.elapsed().as_secs_f64() })
-}
-
 /// The turns before the first question.
 fn system_turn(text: Option<&str>) -> Vec<Turn> {
     text.map(|text| Turn::new(Role::System, text)).into_iter().collect()
-}
-
-/// The encoded bytes of an image file that the user gave with `option`.
-pub fn read_image(option: &str, path: &Path) -> Result<Vec<u8>> {
-    let bytes = std::fs::read(path);
-    Ok(bytes.map_err(|e| CliError::unusable(format!("{option} {}: {e}", path.display()), &e))?)
-}
-
-/// Checks that the model can be shown an image. Returns its pixels.
-///
-/// # Errors
-/// The image cannot be decoded; the message names its file.
-pub fn check_image(
-    generator: &Generator,
-    option: &str,
-    path: &Path,
-    bytes: &[u8],
-) -> Result<Vec<f32>> {
-    let pixels = generator.processor.preprocess(bytes);
-    Ok(pixels.map_err(|e| CliError::unusable(format!("{option} {}: {e}", path.display()), &e))?)
-}
-
-/// Parses a count of at least 1.
-pub fn at_least_one(text: &str) -> Result<usize, String> {
-    match text.parse() {
-        Ok(0) => Err("it must be at least 1".into()),
-        Ok(number) => Ok(number),
-        Err(e) => Err(format!("expected a whole number: {e}")),
-    }
 }

@@ -15,6 +15,7 @@ use vlm_model::weights::{self, Format};
 use vlm_model::{LmConfig, LmFamily, Projector, ProjectorConfig, VisionConfig, VisionFamily};
 
 use crate::error::CliError;
+use crate::flag_values::parse_bool;
 
 /// Flags of `vlm init`. Shapes that are not given are those of the family: MiniMind 26 M,
 /// minimind-3 64 M or SmolLM2 135 M.
@@ -42,7 +43,7 @@ pub struct InitArgs {
     #[arg(long, value_name = "N")]
     pub vocab_size: Option<i64>,
     /// Use a mixture of experts.
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = crate::args::parse_bool)]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, default_missing_value = "true", value_parser = parse_bool)]
     pub use_moe: Option<bool>,
     /// Vision encoder: clip-vit-base-patch16, clip-vit-base-patch32, siglip-base-patch16-224,
     /// siglip2-base-patch16-256, siglip2-base-patch32-256 or none.

@@ -1,7 +1,10 @@
-//! Checks that the paths that a user gave exist, before anything else can fail.
+//! The paths that a user gave: checks that they exist, before anything else can fail, and reads
+//! images.
 
 use std::path::Path;
 
+use anyhow::Result;
+use vlm_infer::Generator;
 use vlm_model::weights::hub_name;
 
 use crate::error::CliError;
@@ -49,6 +52,26 @@ fn download_advice(flag: &str, name: &str, holds: Holds) -> String {
         ". It looks like a name on the Hugging Face Hub, from which this program does not \
          download: run `hf download {name}{kind} --local-dir {folder}`, then give --{flag} {folder}"
     )
+}
+
+/// The encoded bytes of an image file that the user gave with `option`.
+pub fn read_image(option: &str, path: &Path) -> Result<Vec<u8>> {
+    let bytes = std::fs::read(path);
+    Ok(bytes.map_err(|e| CliError::unusable(format!("{option} {}: {e}", path.display()), &e))?)
+}
+
+/// Checks that the model can be shown an image. Returns its pixels.
+///
+/// # Errors
+/// The image cannot be decoded; the message names its file.
+pub fn check_image(
+    generator: &Generator,
+    option: &str,
+    path: &Path,
+    bytes: &[u8],
+) -> Result<Vec<f32>> {
+    let pixels = generator.processor.preprocess(bytes);
+    Ok(pixels.map_err(|e| CliError::unusable(format!("{option} {}: {e}", path.display()), &e))?)
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! `vlm inspect`: shows the contents of weights files and of datasets.
 
-use std::borrow::Cow;
 use std::fs::read_dir;
 use std::path::{Path, PathBuf};
 
@@ -8,7 +7,7 @@ use anyhow::{Result, anyhow};
 use clap::Args;
 use serde_json::{Value, json};
 use vlm_data::{MANIFEST_FILE, Manifest, open_source_with, verify};
-use vlm_display::{Align, Table};
+use vlm_display::{Align, Table, plain};
 use vlm_model::weights::{Weights, WeightsError};
 use vlm_model::{ForeignModel, LmConfig, OpenClip, VisionConfig};
 
@@ -156,15 +155,6 @@ fn inspect_rows(args: &InspectArgs, not_weights: WeightsError) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// A name with control characters escaped, because they could change the terminal.
-pub fn plain(name: &str) -> Cow<'_, str> {
-    if name.chars().any(char::is_control) {
-        name.escape_debug().to_string().into()
-    } else {
-        name.into()
-    }
 }
 
 fn describe_encoder(vision: &VisionConfig) -> String {

@@ -15,7 +15,7 @@ use vlm_display::count;
 use vlm_infer::{LoadOptions, ModelFiles, ModelInputs, open_tokenizer};
 
 use crate::error::CliError;
-use crate::generate::at_least_one;
+use crate::flag_values::at_least_one;
 use crate::inputs::{Holds, require};
 use crate::row_args::RowArgs;
 use crate::row_view::{Markers, RowView};

@@ -8,11 +8,13 @@ mod board;
 mod cache_features;
 mod chat;
 mod config;
+mod configuration;
 mod convert;
 mod demo;
 mod error;
 mod eval;
 mod exit;
+mod flag_values;
 mod foreign_flags;
 mod generate;
 mod generate_rows;
@@ -21,10 +23,13 @@ mod inputs;
 mod inspect;
 mod inspect_row;
 mod interrupt;
+mod log;
 mod model_args;
 mod openmp_wait;
+mod outcome;
 mod per_row;
 mod pretrain;
+mod printed;
 mod progress;
 mod row_args;
 mod row_view;
@@ -36,8 +41,8 @@ mod version;
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use vlm_config::with_dashes;
 
 use args::{Cli, Command};
@@ -52,7 +57,7 @@ fn main() -> ExitCode {
                 _ => exit::of_usage(foreign_flags::explain(error)),
             },
         );
-    exit::start_log(cli.verbose, cli.log_format);
+    log::start(cli.verbose, cli.log_format);
     vlm_torch::set_operation(c"running the command");
     if cli.command.computes() {
         openmp_wait::limit();
@@ -75,7 +80,7 @@ fn main() -> ExitCode {
         Command::Inspect(args) => inspect::run(&args),
         Command::Board(args) => board::run(&args),
         Command::Convert(args) => convert::run(&args),
-        Command::Completions(args) => shell::completions(&args),
-        Command::Man(args) => shell::man(&args),
+        Command::Completions(args) => shell::completions(&args, Cli::command()),
+        Command::Man(args) => shell::man(&args, Cli::command()),
     }))
 }

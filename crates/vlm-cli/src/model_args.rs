@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use vlm_infer::{Dtype, LoadOptions, VisionLanguageModel};
 
-use crate::args::parse_named;
+use crate::flag_values::parse_named;
 
 /// Flags for a trained model, its device and its type.
 #[derive(Debug, Args)]

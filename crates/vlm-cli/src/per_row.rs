@@ -4,12 +4,11 @@ use std::io::Write;
 use std::path::Path;
 
 use anyhow::Result;
-use vlm_display::{Align, Table};
+use vlm_display::{Align, Table, plain};
 use vlm_infer::VisionLanguageModel;
 use vlm_infer::evaluation::{EvalReport, Evaluator, RowLoss};
 
 use crate::error::CliError;
-use crate::inspect::plain;
 
 /// Number of rows with the highest loss that are shown.
 const NUM_HIGHEST: usize = 5;

@@ -9,7 +9,7 @@ use terminal_size::{Width, terminal_size_of};
 use vlm_display::count;
 use vlm_train::{EvalLine, Event, EventSink, LogLine, StepReport, TrainError};
 
-use crate::exit::logs_json;
+use crate::log;
 
 /// Where no line is renewed, the log has a line at least this often. Where one is, it has a line at
 /// most this often.
@@ -24,7 +24,7 @@ const COLUMNS_WITH_BAR: usize = 72;
 
 /// A progress bar of the given style on standard error; hidden if that is not a terminal.
 pub fn progress_bar(style: &str) -> ProgressBar {
-    let is_visible = std::io::stderr().is_terminal() && !logs_json();
+    let is_visible = std::io::stderr().is_terminal() && !log::is_json();
     let target = match is_visible {
         true => ProgressDrawTarget::stderr_with_hz(RENEWALS_PER_SEC),
         false => ProgressDrawTarget::hidden(),
@@ -198,7 +198,7 @@ impl TrainingProgress {
 impl EventSink for TrainingProgress {
     fn event(&mut self, event: &Event) -> Result<(), TrainError> {
         match event.to_json_line() {
-            Ok(Some(line)) if logs_json() => {
+            Ok(Some(line)) if log::is_json() => {
                 let mut all = serde_json::json!({ "level": "INFO", "message": "metrics" });
                 if let (Some(all), Some(line)) = (all.as_object_mut(), line.as_object()) {
                     all.extend(line.clone());

@@ -5,9 +5,7 @@ use std::ops::Range;
 
 use serde_json::{Value, json};
 use vlm_data::{ChatTokenizer, LoadedRow};
-use vlm_display::count;
-
-use crate::inspect::plain;
+use vlm_display::{count, plain};
 
 /// A row to show.
 pub struct RowView<'a> {

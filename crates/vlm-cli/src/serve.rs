@@ -10,7 +10,7 @@ use clap::Args;
 use vlm_serve::{ServeError, ServeOptions, Server};
 
 use crate::error::CliError;
-use crate::generate::at_least_one;
+use crate::flag_values::at_least_one;
 use crate::interrupt;
 use crate::model_args::ModelArgs;
 

@@ -3,10 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
-
-use crate::args::Cli;
 
 /// Flags of `vlm completions`.
 #[derive(Debug, Args)]
@@ -24,18 +22,18 @@ pub struct ManArgs {
     output: PathBuf,
 }
 
-/// Prints the completions of a shell.
-pub fn completions(args: &CompletionsArgs) -> Result<()> {
+/// Prints the completions of a shell for the command line `vlm`.
+pub fn completions(args: &CompletionsArgs, mut vlm: Command) -> Result<()> {
     let mut script = Vec::new();
-    clap_complete::generate(args.shell, &mut Cli::command(), "vlm", &mut script);
+    clap_complete::generate(args.shell, &mut vlm, "vlm", &mut script);
     print!("{}", String::from_utf8(script).context("the completions are not UTF-8")?);
     Ok(())
 }
 
-/// Writes a manual page for each command.
-pub fn man(args: &ManArgs) -> Result<()> {
+/// Writes a manual page for each command of the command line `vlm`.
+pub fn man(args: &ManArgs, vlm: Command) -> Result<()> {
     let folder = &args.output;
     std::fs::create_dir_all(folder)
-        .and_then(|()| clap_mangen::generate_to(Cli::command(), folder))
+        .and_then(|()| clap_mangen::generate_to(vlm, folder))
         .with_context(|| format!("writing manual pages to {}", folder.display()))
 }

@@ -7,7 +7,7 @@ use vlm_data::{DataPaths, Padding};
 use vlm_display::shorten;
 use vlm_shapes::ProjectorKind;
 
-use crate::train::{DtypeChoice, LossAverage, LrSchedule, OnSaveError, Resume, Seconds};
+use crate::values::{DtypeChoice, LossAverage, LrSchedule, OnSaveError, Resume, Seconds};
 
 /// The type of a setting's values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

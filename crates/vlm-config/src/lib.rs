@@ -27,6 +27,7 @@ mod schema;
 mod setting;
 mod train;
 mod validate;
+mod values;
 
 pub use error::ConfigError;
 pub use file::{Entries, find, read_file};
@@ -38,7 +39,7 @@ pub use recipes::{RECIPES, Recipe};
 pub use schema::json_schema;
 pub use setting::{PathTraits, Scope, Setting, Traits, shown_value};
 pub use train::{
-    DataConfig, DtypeChoice, EvalConfig, LossAverage, LrSchedule, ModelConfig, OnSaveError,
-    OptimConfig, Resume, RunConfig, Seconds, Stage, TrainConfig, settings,
+    DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, Stage, TrainConfig, settings,
 };
+pub use values::{DtypeChoice, LossAverage, LrSchedule, OnSaveError, Resume, Seconds};
 pub use vlm_shapes::{Dtype, FreezePolicy, ProjectorKind, ShapeRequest};

@@ -52,7 +52,8 @@ pub(crate) fn read(name: &str, stage: Stage) -> Result<Entries, ConfigError> {
 mod tests {
     use super::*;
     use crate::layers::Layers;
-    use crate::train::{LrSchedule, TrainConfig};
+    use crate::train::TrainConfig;
+    use crate::values::LrSchedule;
 
     fn of(name: &str, stage: Stage) -> TrainConfig {
         let mut layers = Layers::new(stage);

@@ -4,7 +4,8 @@
 use vlm_data::{ChatDraws, RowOptions};
 
 use crate::error::ConfigError;
-use crate::train::{DataConfig, EvalConfig, LrSchedule, OptimConfig, TrainConfig, settings};
+use crate::train::{DataConfig, EvalConfig, OptimConfig, TrainConfig, settings};
+use crate::values::LrSchedule;
 
 impl TrainConfig {
     /// Checks the range of every setting, and the settings against each other.

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
-use thiserror::Error;
 
 use crate::dataset_images::{held_out_image, train_image, write_images};
+use crate::error::{DemoError, at};
 
 /// Name of the file with the training rows.
 pub const TRAIN_FILE: &str = "train.jsonl";
@@ -39,26 +39,6 @@ pub struct DemoFiles {
     pub held_out: PathBuf,
     /// Root folder of the image names in both files.
     pub images: PathBuf,
-}
-
-/// An error in writing the demo data set.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum DemoError {
-    /// The folder holds something else, which is not replaced.
-    #[error("{0} exists and is not a complete demo data set; remove it or choose another folder")]
-    Occupied(PathBuf),
-    /// The data set was abandoned because another image could not be written.
-    #[error("stopped before the demo data set was complete; no files were kept")]
-    Stopped,
-    /// A file could not be written.
-    #[error("cannot write {path}: {source}")]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// The system's error.
-        source: io::Error,
-    },
 }
 
 /// The number of images in a demo data set.
@@ -208,11 +188,6 @@ fn write_lines<'a>(
         file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()
     };
     write().map_err(at(path))
-}
-
-pub(crate) fn at(path: &Path) -> impl FnOnce(io::Error) -> DemoError {
-    let path = path.to_path_buf();
-    move |source| DemoError::Io { path, source }
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::caption::Language;
-use crate::dataset::{DemoError, at};
+use crate::error::{DemoError, at};
 use crate::layout::{IMAGE_SIZE, Layout};
 use crate::question::Question;
 use crate::scene::Scene;
@@ -86,7 +86,7 @@ pub(crate) fn write_images(
 pub(crate) fn train_image(index: u64) -> Drawn {
     let mut rng = seeded_rng(0x7261_696e_0000_0000 + index);
     let num_objects = if rng.random_bool(FRACTION_OF_TWO) { 2 } else { 1 };
-    let scene = Scene::sample(Split::Alignment, num_objects, &mut rng);
+    let scene = Split::Alignment.sample(num_objects, &mut rng);
     let name = format!("train/{index:05}.png");
     // Colours are not asked: the language model's answers about them are not reliable enough.
     let question = (!rng.random_bool(FRACTION_OF_CAPTIONS)).then_some(Question::Count);
@@ -98,7 +98,7 @@ pub(crate) fn train_image(index: u64) -> Drawn {
 pub(crate) fn held_out_image(index: u64, (num_objects, unseen_pair): (usize, bool)) -> Drawn {
     let mut rng = seeded_rng(0x6865_6c64_0000_0000 + index);
     let scene = loop {
-        let scene = Scene::sample(Split::HeldOut, num_objects, &mut rng);
+        let scene = Split::HeldOut.sample(num_objects, &mut rng);
         if has_unseen_pair(&scene) == unseen_pair {
             break scene;
         }

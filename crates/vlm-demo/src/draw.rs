@@ -141,14 +141,14 @@ fn blend(lattice: &[[f32; 3]], side: usize, pixels: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::super::scene::{Colour, Object, Size};
-    use super::super::{Scene, Split, seeded_rng};
+    use super::super::{Split, seeded_rng};
     use super::*;
 
     #[test]
     fn same_seed_gives_the_same_image() {
         let draw = |seed| {
             let mut rng = seeded_rng(seed);
-            Layout::of(&Scene::sample(Split::Starting, 2, &mut rng), &mut rng).draw()
+            Layout::of(&Split::Starting.sample(2, &mut rng), &mut rng).draw()
         };
         assert_eq!(draw(5), draw(5));
         assert_ne!(draw(5), draw(6));

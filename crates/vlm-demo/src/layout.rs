@@ -226,7 +226,7 @@ mod tests {
         let mut rng = seeded_rng(3);
         for num_objects in [1, 2] {
             for _ in 0..500 {
-                let scene = Scene::sample(Split::Starting, num_objects, &mut rng);
+                let scene = Split::Starting.sample(num_objects, &mut rng);
                 let layout = Layout::of(&scene, &mut rng);
                 assert_eq!(layout.objects.len(), num_objects);
                 for placed in &layout.objects {

@@ -7,10 +7,10 @@
 //! scenes.
 //!
 //! ```
-//! use vlm_demo::{Language, Layout, Scene, Split, seeded_rng};
+//! use vlm_demo::{Language, Layout, Split, seeded_rng};
 //!
 //! let mut rng = seeded_rng(7);
-//! let scene = Scene::sample(Split::Starting, 1, &mut rng);
+//! let scene = Split::Starting.sample(1, &mut rng);
 //! let image = Layout::of(&scene, &mut rng).draw();
 //! assert_eq!(image.len(), 224 * 224 * 3);
 //! assert!(scene.caption(Language::English).starts_with("A "));
@@ -20,6 +20,7 @@ mod caption;
 mod dataset;
 mod dataset_images;
 mod draw;
+mod error;
 mod layout;
 mod question;
 mod scene;
@@ -28,10 +29,11 @@ mod task;
 
 pub use caption::Language;
 pub use dataset::{
-    DemoError, DemoFiles, HELD_OUT_FILE, HELD_OUT_PER_GROUP, NUM_TRAIN_IMAGES, TRAIN_FILE,
-    demo_files, write_demo_dataset,
+    DemoFiles, HELD_OUT_FILE, HELD_OUT_PER_GROUP, NUM_TRAIN_IMAGES, TRAIN_FILE, demo_files,
+    write_demo_dataset,
 };
 pub use dataset_images::{Asked, HeldOutGroup};
+pub use error::DemoError;
 pub use layout::{Background, CELL, GRID, IMAGE_SIZE, Layout, NUM_CELLS, PlacedObject};
 pub use question::Question;
 pub use scene::{Arrangement, Colour, Object, Place, Relation, Scene, Shape, Size};

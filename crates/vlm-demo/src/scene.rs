@@ -5,8 +5,6 @@
 
 use rand::Rng;
 
-use super::split::Split;
-
 /// The size of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Size {
@@ -167,22 +165,16 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// A random scene that `split` may show, with one object, or with two unless `num_objects` is
-    /// 1. All are equally likely.
-    pub fn sample(split: Split, num_objects: usize, rng: &mut impl Rng) -> Scene {
-        loop {
-            let first = Object::sample(rng);
-            let arrangement = if num_objects == 1 {
-                Arrangement::One(first, Place::ALL[rng.random_range(0..Place::ALL.len())])
-            } else {
-                let relation = Relation::ALL[rng.random_range(0..Relation::ALL.len())];
-                Arrangement::Two(first, relation, Object::sample(rng))
-            };
-            let scene = Scene { arrangement };
-            if split.may_show(&scene) {
-                return scene;
-            }
-        }
+    /// A random scene with one object, or with two unless `num_objects` is 1. All are equally likely.
+    pub fn sample(num_objects: usize, rng: &mut impl Rng) -> Scene {
+        let first = Object::sample(rng);
+        let arrangement = if num_objects == 1 {
+            Arrangement::One(first, Place::ALL[rng.random_range(0..Place::ALL.len())])
+        } else {
+            let relation = Relation::ALL[rng.random_range(0..Relation::ALL.len())];
+            Arrangement::Two(first, relation, Object::sample(rng))
+        };
+        Scene { arrangement }
     }
 
     /// Every scene, in a fixed order.

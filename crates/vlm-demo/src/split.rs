@@ -4,6 +4,8 @@
 //! some colour–shape pairs are unseen: the starting weights are trained on them, but no training
 //! image of the demo shows them.
 
+use rand::Rng;
+
 use super::scene::{Arrangement, Colour, Scene, Shape};
 
 /// A use of scenes.
@@ -25,6 +27,17 @@ impl Split {
             Split::Starting => !is_held_out(scene),
             Split::Alignment => !is_held_out(scene) && !has_unseen_pair(scene),
             Split::HeldOut => is_held_out(scene),
+        }
+    }
+
+    /// A random scene of this split with one object, or with two unless `num_objects` is 1. All are
+    /// equally likely.
+    pub fn sample(self, num_objects: usize, rng: &mut impl Rng) -> Scene {
+        loop {
+            let scene = Scene::sample(num_objects, rng);
+            if self.may_show(&scene) {
+                return scene;
+            }
         }
     }
 }

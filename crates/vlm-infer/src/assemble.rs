@@ -1,16 +1,13 @@
 //! Builds a model from files: reads configurations and weights, and checks that they fit each
 //! other.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::{Value, json};
 use tch::Device;
 use vlm_data::{ChatTokenizer, ImagePlaceholder};
 use vlm_model::detect::{check_tied, projector_config, projector_of};
 use vlm_model::names::LmNames;
-use vlm_model::params::ParamStore;
-use vlm_model::part_files::{listed, open_vision_encoder_as};
-use vlm_model::vision::{VisionEncoder, is_beside_encoder};
 use vlm_model::weights::require_there;
 use vlm_model::{
     LmConfig, LmFamily, ProjectorConfig, ProjectorKind, VisionConfig, Vlm, is_projector,
@@ -20,25 +17,9 @@ use vlm_shapes::ShapeRequest;
 use crate::InferError;
 use crate::foreign::{foreign_placeholder, open_lm, warn_of_differences, warn_of_missing_tags};
 use crate::lm_shape::{adopt, starting_shape};
-
-/// The files that a model is made of.
-#[derive(Debug, Clone, Default)]
-pub struct ModelFiles {
-    /// Weights of the language model; `None` for random weights.
-    pub lm: Option<PathBuf>,
-    /// Folder of the vision encoder, in the format of Hugging Face or open_clip.
-    pub vision: PathBuf,
-    /// Side in pixels of the images for the vision encoder; `None` for the one that it was trained
-    /// with. For another one its position embeddings are interpolated.
-    pub image_size: Option<i64>,
-    /// Folder with `tokenizer.json` and `tokenizer_config.json`.
-    pub tokenizer: PathBuf,
-    /// Token that stands for an image in a prompt; `None` for that of the language model's family.
-    pub image_token: Option<String>,
-    /// Type of the projector; `None` for that of the weights, or else of the language model's
-    /// family.
-    pub projector: Option<ProjectorKind>,
-}
+use crate::model_files::ModelFiles;
+use crate::surplus::{refuse_surplus, warn_of_surplus};
+use crate::vision_encoder::{load_vision, vision_config};
 
 /// Shapes of the parts of a model, checked against each other and against the files.
 #[derive(Debug, Clone)]
@@ -279,81 +260,9 @@ fn load_lm(path: &Path, vision: &Path, model: &Vlm, kind: ProjectorKind) -> Resu
     Ok(())
 }
 
-/// The configuration of the vision encoder in `folder` for images of `image_size` pixels per side;
-/// `None` for the size that it was trained with.
-///
-/// # Errors
-/// A configuration that cannot be read; a size that is not a multiple of the patch size.
-pub fn vision_config(folder: &Path, image_size: Option<i64>) -> Result<VisionConfig, InferError> {
-    let trained = VisionConfig::from_folder(folder).map_err(InferError::file)?;
-    let resized = trained.with_image_size(image_size);
-    resized.map_err(|error| InferError::setting("image_size", error.to_string()))
-}
-
-/// Loads only the vision encoder in `folder`, for images of `image_size` pixels per side. Returns it
-/// with its configuration.
-///
-/// # Errors
-/// As [`build_model`].
-pub fn build_encoder(
-    folder: &Path,
-    image_size: Option<i64>,
-    device: Device,
-) -> Result<(VisionEncoder, VisionConfig), InferError> {
-    let config = vision_config(folder, image_size)?;
-    let params = ParamStore::new(device);
-    let encoder = VisionEncoder::new(&params.root(), &config);
-    load_vision(folder, &config, &params)?;
-    Ok((encoder, config))
-}
-
-fn load_vision(
-    folder: &Path,
-    config: &VisionConfig,
-    params: &ParamStore,
-) -> Result<(), InferError> {
-    let weights = open_vision_encoder_as(folder, config).map_err(InferError::file)?;
-    let report = weights.load_into(&params.named(), |_| false).map_err(InferError::file)?;
-    refuse_surplus(folder, &report.surplus, |name| !is_beside_encoder(config.family, name))
-}
-
-/// Returns an error if the file has tensors that its own model computes with, but that this model
-/// does not have.
-fn refuse_surplus(
-    path: &Path,
-    surplus: &[String],
-    is_computed_from: impl Fn(&str) -> bool,
-) -> Result<(), InferError> {
-    let names: Vec<&str> =
-        surplus.iter().map(String::as_str).filter(|name| is_computed_from(name)).collect();
-    if names.is_empty() {
-        return Ok(());
-    }
-    Err(InferError::at(
-        path,
-        format!(
-            "{} of its tensors are not part of the model that config.json describes: {}; use the \
-             config.json that belongs to these weights, or other weights",
-            names.len(),
-            listed(names.into_iter())
-        ),
-    ))
-}
-
 /// Warns of keys of a `config.json` that are not supported and were ignored.
 fn warn_of_unread_keys(path: &Path, keys: &[String]) {
     if !keys.is_empty() {
         tracing::warn!("{}: unknown keys were ignored: {}", path.display(), keys.join(", "));
-    }
-}
-
-fn warn_of_surplus(path: &Path, names: &[String]) {
-    if !names.is_empty() {
-        tracing::warn!(
-            "{}: {} tensors are not part of this model and were ignored: {}",
-            path.display(),
-            names.len(),
-            listed(names.iter().map(String::as_str))
-        );
     }
 }

@@ -11,9 +11,8 @@ use vlm_model::part_files::{open_language_model, open_language_model_alone};
 use vlm_model::weights::Weights;
 
 use crate::InferError;
-use crate::assemble::ModelFiles;
 use crate::json_file::read_json;
-use crate::preprocessor::PREPROCESSOR;
+use crate::model_files::{ModelFiles, PREPROCESSOR};
 
 /// Opens the weights of a language model. The projector of a [`ForeignModel`] is used only with
 /// that model's own vision encoder, `vision`.

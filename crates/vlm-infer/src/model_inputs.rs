@@ -7,10 +7,11 @@ use vlm_data::{ChatTokenizer, ImageProcessor};
 use vlm_shapes::ShapeRequest;
 
 use crate::InferError;
-use crate::assemble::{ModelFiles, Shapes, open_tokenizer, settle_shapes};
+use crate::assemble::{Shapes, open_tokenizer, settle_shapes};
+use crate::load_options::LoadOptions;
+use crate::model_files::ModelFiles;
 use crate::model_folder::ModelFolder;
 use crate::preprocessor::image_processor;
-use crate::vision_language_model::LoadOptions;
 
 /// The parts of a model that make its input.
 pub struct ModelInputs {

@@ -7,12 +7,10 @@ use vlm_data::{ImageProcessor, ImageProcessorClass};
 use vlm_model::{ForeignModel, OpenClip, VisionConfig, VisionFamily};
 
 use crate::InferError;
-use crate::assemble::vision_config;
 use crate::foreign::foreign_processor;
 use crate::json_file::write_json;
-
-/// Name of the file with the settings of the image processor.
-pub(crate) const PREPROCESSOR: &str = "preprocessor_config.json";
+use crate::model_files::PREPROCESSOR;
+use crate::vision_encoder::vision_config;
 
 /// The image preprocessing in the folder of a vision encoder, for images of the size in `config`: if
 /// the encoder was trained with another one, see [`ImageProcessor::scaled_to`]. Without a file, it

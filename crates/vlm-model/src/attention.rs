@@ -8,7 +8,7 @@ use vlm_torch::{RowAttention, RowPrefix, RowRotary};
 use crate::fused_attention::{SdpaOptions, fused_attention};
 use crate::kv_cache::KvCache;
 use crate::layers::{Linear, RmsNorm, select_positions};
-use crate::lm::inits;
+use crate::lm_init::inits;
 use crate::packed_rows::PackedRows;
 use crate::params::Scope;
 use crate::rope::rotate;

@@ -6,7 +6,7 @@
 use tch::{Device, Kind, Tensor};
 
 use crate::layers::{Linear, select_positions};
-use crate::lm::inits;
+use crate::lm_init::inits;
 use crate::packed_rows::PackedRows;
 use crate::params::{Init, Scope};
 use vlm_shapes::{LmConfig, LoadBalance};

@@ -45,6 +45,7 @@ mod indices;
 mod kv_cache;
 pub mod layers;
 pub mod lm;
+mod lm_init;
 mod loss;
 mod model_batch;
 mod open_clip;

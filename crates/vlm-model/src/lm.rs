@@ -17,8 +17,9 @@ use crate::attention::{Attention, ForwardContext, Past};
 use crate::feed_forward::FeedForward;
 use crate::kv_cache::KvCache;
 use crate::layers::{RmsNorm, add_residual, linear, select_positions};
+use crate::lm_init::inits;
 use crate::packed_rows::PackedRows;
-use crate::params::{Init, Scope};
+use crate::params::Scope;
 use crate::rope::RotaryAngles;
 use vlm_shapes::LmConfig;
 use vlm_shapes::LmNames;
@@ -338,13 +339,6 @@ pub fn with_tied_output(
         named.extend(entry);
     }
     named
-}
-
-/// The initial weights of a layer, and of a layer whose output is added to the residual stream:
-/// normal, with a smaller standard deviation for the second (Radford et al. 2019, section 2.3).
-pub(crate) fn inits(config: &LmConfig) -> (Init, Init) {
-    const STD: f64 = 0.02;
-    (Init::Normal(STD), Init::Normal(STD / (2.0 * config.n_layers as f64).sqrt()))
 }
 
 #[cfg(test)]

@@ -9,8 +9,10 @@ mod api_error;
 mod body;
 mod completion;
 mod data_url;
+mod options;
 mod random;
 mod request;
+mod request_fields;
 mod routes;
 mod scheduler;
 mod server;
@@ -19,4 +21,5 @@ mod write_timeout;
 // The build script learns from this dependency where libtorch is.
 use vlm_torch as _;
 
-pub use server::{ServeError, ServeOptions, Server};
+pub use options::ServeOptions;
+pub use server::{ServeError, Server};

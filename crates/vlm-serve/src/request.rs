@@ -10,15 +10,15 @@ use vlm_model::sampling::Sampling;
 use crate::api_error::ApiError;
 use crate::data_url;
 use crate::random::random_u64;
+use crate::request_fields::{
+    boolean, count, has_no_effect, max_tokens, number, object, refused, stop_texts,
+};
 
 /// Fields that do not concern the answer.
 const WITHOUT_EFFECT: [&str; 8] = [
     "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_retention",
     "safety_identifier", "service_tier", "store", "user",
 ];
-
-/// Largest number of stop texts, and of characters of one.
-const MAX_STOP: (usize, usize) = (4, 1000);
 
 /// A request for a chat completion.
 #[derive(Debug)]
@@ -242,95 +242,6 @@ pub(crate) fn no_such_model(found: &str, model_name: &str) -> ApiError {
     let found = vlm_display::shorten(found, 100);
     let message = format!("model: there is no model {found:?}; this server has {model_name:?}");
     ApiError::new(hyper::StatusCode::NOT_FOUND, "model_not_found", message)
-}
-
-/// Whether a field that is not implemented has a value with which it changes nothing.
-fn has_no_effect(name: &str, value: &Value) -> bool {
-    let is_number = |neutral: f64| value.as_f64() == Some(neutral);
-    match name {
-        "n" => is_number(1.0),
-        "frequency_penalty" | "presence_penalty" | "top_logprobs" | "min_p" => is_number(0.0),
-        "logprobs" => *value == json!(false),
-        "logit_bias" => *value == json!({}),
-        "tools" | "functions" => *value == json!([]),
-        "tool_choice" | "function_call" => *value == json!("none") || *value == json!("auto"),
-        "response_format" => *value == json!({"type": "text"}),
-        "modalities" => *value == json!(["text"]),
-        _ => false,
-    }
-}
-
-fn refused(name: &str, value: &Value) -> ApiError {
-    const KNOWN: [&str; 15] = [
-        "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
-        "min_p", "modalities", "presence_penalty", "response_format", "tool_choice", "tools",
-        "top_logprobs", "verbosity", "web_search_options",
-    ];
-    if name == "n" {
-        let value = vlm_display::shorten(&value.to_string(), 20);
-        return ApiError::unsupported(name, format!("this server gives one answer, found {value}"));
-    }
-    if KNOWN.contains(&name) {
-        return ApiError::unsupported(name, "is not supported by this server; leave it out");
-    }
-    let name = vlm_display::shorten(name, 100);
-    ApiError::unsupported(name, "this field is not known to this server; leave it out")
-}
-
-/// The largest number of new tokens: `max_tokens` or `max_completion_tokens`, else `limit`.
-fn max_tokens(fields: &Map<String, Value>, limit: usize) -> Result<usize, ApiError> {
-    let mut found: Option<(&str, usize)> = None;
-    for name in ["max_tokens", "max_completion_tokens"] {
-        let Some(value) = fields.get(name).filter(|value| !value.is_null()) else { continue };
-        let value = count(name, value)?;
-        if value == 0 {
-            return Err(ApiError::field(name, "it must be at least 1"));
-        }
-        if value > limit {
-            let problem = format!("this server generates at most {limit} tokens, found {value}");
-            return Err(ApiError::field(name, problem));
-        }
-        if let Some((other, number)) = found.filter(|(_, number)| *number != value) {
-            let problem = format!("it is {value}, but {other} is {number}; give one of them");
-            return Err(ApiError::field(name, problem));
-        }
-        found = Some((name, value));
-    }
-    Ok(found.map_or(limit, |(_, value)| value))
-}
-
-fn stop_texts(value: &Value) -> Result<Vec<String>, ApiError> {
-    let texts = match value {
-        Value::Array(texts) => texts.as_slice(),
-        text => std::slice::from_ref(text),
-    };
-    let (most, longest) = MAX_STOP;
-    let texts: Option<Vec<String>> = texts.iter().map(|t| t.as_str().map(str::to_owned)).collect();
-    texts
-        .filter(|texts| {
-            texts.len() <= most && texts.iter().all(|t| (1..=longest).contains(&t.chars().count()))
-        })
-        .ok_or_else(|| {
-            let expected = format!("expected a text or up to {most} texts");
-            ApiError::field("stop", format!("{expected}, each of 1 to {longest} characters"))
-        })
-}
-
-fn object<'a>(param: &str, value: &'a Value) -> Result<&'a Map<String, Value>, ApiError> {
-    value.as_object().ok_or_else(|| ApiError::field(param, "expected an object"))
-}
-
-fn boolean(param: &str, value: &Value) -> Result<bool, ApiError> {
-    value.as_bool().ok_or_else(|| ApiError::field(param, "expected true or false"))
-}
-
-fn number(param: &str, value: &Value) -> Result<f64, ApiError> {
-    value.as_f64().ok_or_else(|| ApiError::field(param, "expected a number"))
-}
-
-fn count(param: &str, value: &Value) -> Result<usize, ApiError> {
-    let number = value.as_u64().and_then(|number| usize::try_from(number).ok());
-    number.ok_or_else(|| ApiError::field(param, "expected a whole number that is not negative"))
 }
 
 #[cfg(test)]

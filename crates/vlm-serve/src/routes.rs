@@ -24,9 +24,9 @@ use vlm_model::generate::Prompt;
 use crate::api_error::ApiError;
 use crate::body;
 use crate::completion::{Completion, json_response};
+use crate::options::ServeOptions;
 use crate::request::{ChatRequest, no_such_model};
 use crate::scheduler::{Job, Scheduler};
-use crate::server::ServeOptions;
 
 const PAGE: &str = include_str!("page.html");
 

@@ -22,6 +22,7 @@
 
 mod config_file;
 mod error;
+mod family;
 mod flops;
 mod foreign;
 mod freeze;
@@ -40,12 +41,14 @@ mod rope;
 mod tensors;
 mod transformers_form;
 mod vision;
+mod vision_file;
 
 pub use error::ShapeError;
+pub use family::LmFamily;
 pub use flops::{BatchShape, GpuPeak, StepFlops};
 pub use foreign::{ForeignFormat, ForeignModel};
 pub use freeze::FreezePolicy;
-pub use lm::{LmConfig, LmFamily, LoadBalance, MoeConfig};
+pub use lm::{LmConfig, LoadBalance, MoeConfig};
 pub use memory::{Memory, MemoryLoad};
 pub use names::LmNames;
 pub use open_clip::OpenClip;

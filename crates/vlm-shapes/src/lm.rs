@@ -1,34 +1,13 @@
 //! The configuration of the language model. `lm_json.rs` and `hugging_face.rs` read and write the
 //! `config.json` of each family.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::config_file::{in_file, read_json};
+use crate::family::LmFamily;
 use crate::limits::{self, MAX_BLOCKS, MAX_EXPERTS, MAX_HEADS, MAX_WIDTH};
 use crate::names::LmNames;
 use crate::{RopeScaling, RotaryLayout, ShapeError};
-
-/// The published format of a language model: the names of its tensors and the keys of its
-/// `config.json`. The fields of [`LmConfig`] define what the model computes;
-/// [`LmFamily::default_config`] and the readers of files set them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum LmFamily {
-    /// MiniMind of April 2025: its own names, interleaved rotary embedding.
-    #[default]
-    MiniMind,
-    /// MiniMind from late April 2025 to early 2026 (`MiniMind2`): Hugging Face's names, half-split
-    /// rotary embedding, numbered shared experts.
-    MiniMind2,
-    /// The current MiniMind (`minimind-3`): Hugging Face's names, half-split rotary embedding,
-    /// normalised queries and keys.
-    MiniMind3,
-    /// LLaMA in Hugging Face's format, which SmolLM2 uses; Qwen2, which adds biases to queries,
-    /// keys and values; and Qwen3, which normalises queries and keys.
-    Llama,
-}
 
 /// The configuration of the language model. The fields have the names of MiniMind's `LMConfig` for
 /// every family; a file has the keys of its own family.
@@ -220,25 +199,6 @@ impl LmFamily {
 }
 
 impl LmConfig {
-    /// Reads a `config.json` of any of the families. An unsupported key that could change what the
-    /// model computes is an error; [`Self::unread_keys`] lists the other unknown keys.
-    ///
-    /// # Errors
-    /// The file cannot be read, describes an unsupported model, or fails [`Self::validate`].
-    pub fn from_file(path: &Path) -> Result<Self, ShapeError> {
-        let config = Self::from_json(&read_json(path)?).map_err(in_file(path))?;
-        config.validate().map_err(in_file(path))?;
-        Ok(config)
-    }
-
-    /// As [`Self::unread_keys`], for a file.
-    ///
-    /// # Errors
-    /// The file cannot be read, or has a key that may change what the model computes.
-    pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ShapeError> {
-        Self::unread_keys(&read_json(path)?).map_err(in_file(path))
-    }
-
     /// The names of this model's tensors.
     pub fn names(&self) -> &'static LmNames {
         LmNames::of(self.family)

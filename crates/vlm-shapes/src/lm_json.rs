@@ -1,9 +1,12 @@
 //! Reads and writes the language model's `config.json` with the keys of its family.
 
+use std::path::Path;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::ShapeError;
+use crate::config_file::{in_file, read_json};
 use crate::keys::{self, Neutral};
 use crate::{LmConfig, LmFamily, MoeConfig, hugging_face};
 
@@ -78,6 +81,25 @@ impl From<MiniMindForm> for LmConfig {
 const MINIMIND_KEYS: [&str; 4] = ["image_special_token", "image_ids", "seq_aux", "scoring_func"];
 
 impl LmConfig {
+    /// Reads a `config.json` of any of the families. An unsupported key that could change what the
+    /// model computes is an error; [`Self::unread_keys`] lists the other unknown keys.
+    ///
+    /// # Errors
+    /// The file cannot be read, describes an unsupported model, or fails [`Self::validate`].
+    pub fn from_file(path: &Path) -> Result<Self, ShapeError> {
+        let config = Self::from_json(&read_json(path)?).map_err(in_file(path))?;
+        config.validate().map_err(in_file(path))?;
+        Ok(config)
+    }
+
+    /// As [`Self::unread_keys`], for a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has a key that may change what the model computes.
+    pub fn unread_keys_of(path: &Path) -> Result<Vec<String>, ShapeError> {
+        Self::unread_keys(&read_json(path)?).map_err(in_file(path))
+    }
+
     /// Reads the content of a `config.json` of any family. Of a vision-language model's file it
     /// reads the language model's part.
     ///

@@ -1,7 +1,7 @@
 //! Tensor names of each family of language models, in one table per family. A model is built from
 //! its table, so that its parameters and the files that it writes have the family's own names.
 
-use crate::LmFamily;
+use crate::family::LmFamily;
 
 /// The names of one family, without `.weight` at the end. The names within a block are relative to
 /// `layers` and the block's number.

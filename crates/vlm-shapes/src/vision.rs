@@ -1,15 +1,12 @@
 //! The configuration of the vision encoder, read from and written to Hugging Face's `config.json`.
-
-use std::path::{Path, PathBuf};
+//! `vision_file.rs` reads it from the files of all programs.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-use crate::config_file::{in_file, read_json};
-use crate::foreign::ForeignModel;
+use crate::ShapeError;
 use crate::keys::{self, Neutral, shortened};
 use crate::limits::{self, MAX_BLOCKS, MAX_HEADS, MAX_SIDE, MAX_WIDTH};
-use crate::{OpenClip, ShapeError};
 
 /// The published format of a vision encoder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -89,23 +86,12 @@ impl VisionConfig {
         }
     }
 
-    /// Reads a Hugging Face `config.json` of a whole CLIP or SigLIP model (with `vision_config`), of
-    /// a vision tower, or of a [`ForeignModel`].
-    ///
-    /// # Errors
-    /// The file cannot be read, belongs to another model, or its numbers describe no model.
-    pub fn from_file(path: &Path) -> Result<Self, ShapeError> {
-        Self::from_json(&read_json(path)?).map_err(in_file(path))
-    }
-
-    /// As [`Self::from_file`], from the file's content.
+    /// Reads the content of a Hugging Face `config.json` of a whole CLIP or SigLIP model (with
+    /// `vision_config`), or of a vision tower.
     ///
     /// # Errors
     /// The configuration belongs to another model, or its numbers describe no model.
-    pub fn from_json(json: &Value) -> Result<Self, ShapeError> {
-        if let Some(model) = ForeignModel::of(json) {
-            return model.vision();
-        }
+    pub(crate) fn from_tower_json(json: &Value) -> Result<Self, ShapeError> {
         let within = &json["vision_config"];
         let tower = if within.is_object() { within } else { json };
         // Older CLIP files have `model_type` only at the top, not in each tower.
@@ -123,30 +109,6 @@ impl VisionConfig {
             serde_json::from_value(filled).map_err(|e| ShapeError::Config(e.to_string()))?;
         config.validate()?;
         Ok(config)
-    }
-
-    /// Unknown keys of the configuration of the encoder in `folder` that are ignored although they
-    /// have a value: worth a warning. Returns the path of the file, too.
-    ///
-    /// # Errors
-    /// The file cannot be read, or a key may change what the model computes.
-    pub fn unread_keys_in(folder: &Path) -> Result<(PathBuf, Vec<String>), ShapeError> {
-        if let Some(tower) = OpenClip::beside(folder)? {
-            return Ok((tower.path().to_owned(), tower.unread_keys()?));
-        }
-        let path = folder.join("config.json");
-        let unread = Self::unread_keys_of(&path)?;
-        Ok((path, unread))
-    }
-
-    fn unread_keys_of(path: &Path) -> Result<Vec<String>, ShapeError> {
-        let json = read_json(path)?;
-        if let Some(model) = ForeignModel::of(&json) {
-            // Keys that are not supported are an error only if the whole model is used.
-            return Ok(model.unread_keys().unwrap_or_default());
-        }
-        let within = &json["vision_config"];
-        check_keys(if within.is_object() { within } else { &json }).map_err(in_file(path))
     }
 
     /// The `config.json` of a vision tower.
@@ -284,7 +246,7 @@ mod tests {
         let refusal = |key: &str, value: Value| {
             let mut tower = json!({"model_type": "siglip_vision_model"});
             tower[key] = value;
-            VisionConfig::from_json(&tower).unwrap_err().to_string()
+            VisionConfig::from_tower_json(&tower).unwrap_err().to_string()
         };
         assert!(refusal("hidden_act", json!("relu")).contains("hidden_act \"relu\""));
         for (key, value) in [
@@ -298,7 +260,7 @@ mod tests {
             assert!(error.starts_with(&format!("{key} is ")), "{error}");
         }
         let with_head = json!({"model_type": "siglip_vision_model", "vision_use_head": true});
-        assert_eq!(VisionConfig::from_json(&with_head).unwrap(), VisionConfig::siglip());
+        assert_eq!(VisionConfig::from_tower_json(&with_head).unwrap(), VisionConfig::siglip());
     }
 
     #[test]
@@ -343,13 +305,13 @@ mod tests {
             "use_bfloat16": false}"#;
         let tower: Value = serde_json::from_str(tower).unwrap();
         let whole = json!({"model_type": "clip", "vision_config": tower});
-        assert_eq!(VisionConfig::from_json(&whole).unwrap(), VisionConfig::default());
+        assert_eq!(VisionConfig::from_tower_json(&whole).unwrap(), VisionConfig::default());
     }
 
     #[test]
     fn the_older_copy_of_a_towers_configuration_is_read_too() {
         let whole = |copy: Value| {
-            VisionConfig::from_json(&json!({
+            VisionConfig::from_tower_json(&json!({
                 "model_type": "clip",
                 "vision_config": {"model_type": "clip_vision_model", "hidden_size": 1024},
                 "vision_config_dict": copy,
@@ -366,16 +328,17 @@ mod tests {
         // The configuration of the vision tower of google/siglip-base-patch16-224.
         let whole =
             json!({"model_type": "siglip", "vision_config": {"model_type": "siglip_vision_model"}});
-        assert_eq!(VisionConfig::from_json(&whole).unwrap(), VisionConfig::siglip());
+        assert_eq!(VisionConfig::from_tower_json(&whole).unwrap(), VisionConfig::siglip());
         let tower = json!({"model_type": "clip_vision_model", "patch_size": 16});
-        assert_eq!(VisionConfig::from_json(&tower).unwrap(), VisionConfig::default());
+        assert_eq!(VisionConfig::from_tower_json(&tower).unwrap(), VisionConfig::default());
         for config in [VisionConfig::default(), VisionConfig::siglip()] {
-            assert_eq!(VisionConfig::from_json(&config.to_json()).unwrap(), config);
+            assert_eq!(VisionConfig::from_tower_json(&config.to_json()).unwrap(), config);
         }
         let naflex = json!({"model_type": "siglip2"});
-        let error = VisionConfig::from_json(&naflex).unwrap_err().to_string();
+        let error = VisionConfig::from_tower_json(&naflex).unwrap_err().to_string();
         assert!(error.contains("variable resolution"), "{error}");
-        let other = VisionConfig::from_json(&json!({"model_type": "vit"})).unwrap_err().to_string();
+        let other =
+            VisionConfig::from_tower_json(&json!({"model_type": "vit"})).unwrap_err().to_string();
         assert!(other.contains("\"vit\"; expected"), "{other}");
     }
 

@@ -2,100 +2,17 @@
 //! weights. With [`Shards`], a rank has only the state of its part of the weights.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use tch::{Kind, Tensor};
-use vlm_model::{Vlm, is_projector};
+use vlm_model::Vlm;
 use vlm_torch::{AdamWStep, LossScale, fused_adamw_step};
 
 use crate::TrainError;
 use crate::config::OptimConfig;
+pub use crate::model_part::ModelPart;
+use crate::model_part::named_parts;
+use crate::optimizer_slot::{Slot, SlotPiece, kinds_of_state};
 use crate::parallel::{Shards, World};
-
-/// A part of the model that can have its own learning rate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ModelPart {
-    /// The projector.
-    Projector,
-    /// The language model.
-    Lm,
-    /// The vision encoder.
-    Vision,
-}
-
-impl ModelPart {
-    /// The configured learning rate of this part, to which the schedule is applied.
-    pub fn learning_rate(self, optim: &OptimConfig) -> f64 {
-        let own = match self {
-            Self::Projector => optim.lr_projector,
-            Self::Lm => optim.lr_lm,
-            Self::Vision => optim.lr_vision,
-        };
-        own.unwrap_or(optim.learning_rate)
-    }
-}
-
-/// A trained tensor, or this rank's piece of one, with its optimizer state.
-#[derive(Debug)]
-struct Slot {
-    name: String,
-    part: ModelPart,
-    param: Tensor,
-    /// If the slot is a piece of a tensor.
-    piece: Option<SlotPiece>,
-    exp_avg: Tensor,
-    exp_avg_sq: Tensor,
-    step: Tensor,
-    /// The exponential moving average of the tensor, if `ema_decay` is set.
-    ema: Option<Tensor>,
-}
-
-/// What is known about a piece of a tensor.
-#[derive(Debug)]
-struct SlotPiece {
-    /// The index of the tensor among all trained tensors.
-    tensor: usize,
-    /// The elements of the flattened tensor.
-    elements: Range<i64>,
-    gradient: Tensor,
-    /// Whether any rank has a gradient of the tensor.
-    has_gradient: bool,
-}
-
-impl Slot {
-    fn new(
-        name: String,
-        param: Tensor,
-        part: ModelPart,
-        piece: Option<SlotPiece>,
-        has_ema: bool,
-    ) -> Self {
-        Self {
-            exp_avg: param.zeros_like().set_requires_grad(false),
-            exp_avg_sq: param.zeros_like().set_requires_grad(false),
-            step: Tensor::zeros([], (Kind::Float, param.device())),
-            ema: has_ema.then(|| param.detach().copy()),
-            name,
-            part,
-            param,
-            piece,
-        }
-    }
-
-    fn gradient(&self) -> Option<Tensor> {
-        match &self.piece {
-            Some(piece) => piece.has_gradient.then(|| piece.gradient.shallow_clone()),
-            None => Some(self.param.grad()).filter(Tensor::defined),
-        }
-    }
-
-    /// The kinds of state that have the shape of the tensor, with their names in a checkpoint.
-    fn tensors(&self) -> Vec<(&'static str, &Tensor)> {
-        let mut all = vec![("exp_avg", &self.exp_avg), ("exp_avg_sq", &self.exp_avg_sq)];
-        all.extend(self.ema.as_ref().map(|ema| ("ema", ema)));
-        all
-    }
-}
 
 /// AdamW (Loshchilov and Hutter 2019) with decoupled weight decay on every trained tensor. Its
 /// defaults are PyTorch's: betas 0.9 and 0.999, eps 1e-8.
@@ -334,44 +251,6 @@ impl AdamW {
         }
         Ok(())
     }
-}
-
-impl Slot {
-    /// Copies this slot's part of a tensor of a checkpoint.
-    fn restore(&mut self, kind: &str, whole: &Tensor) {
-        let piece = match &self.piece {
-            Some(piece) if kind != "step" => {
-                let Range { start, end } = piece.elements;
-                whole.reshape([-1]).narrow(0, start, end - start)
-            }
-            _ => whole.shallow_clone(),
-        };
-        let own = match (kind, &mut self.ema) {
-            ("exp_avg", _) => &mut self.exp_avg,
-            ("exp_avg_sq", _) => &mut self.exp_avg_sq,
-            ("ema", Some(ema)) => ema,
-            _ => &mut self.step,
-        };
-        tch::no_grad(|| own.copy_(&piece));
-    }
-}
-
-/// All trained parameters of `model`, with the part of the model to which each belongs.
-fn named_parts(model: &Vlm) -> Vec<(String, Tensor, ModelPart)> {
-    let of_lm = model.params().trainable().into_iter().map(|(name, tensor)| {
-        let part = if is_projector(&name) { ModelPart::Projector } else { ModelPart::Lm };
-        (name, tensor, part)
-    });
-    let of_vision = model.vision_params().trainable().into_iter();
-    let of_vision = of_vision.map(|(name, tensor)| (name, tensor, ModelPart::Vision));
-    of_lm.chain(of_vision).collect()
-}
-
-/// The kinds of state that have the shape of their tensor, as [`Slot::tensors`].
-fn kinds_of_state(optim: &OptimConfig) -> Vec<&'static str> {
-    let mut kinds = vec!["exp_avg", "exp_avg_sq"];
-    kinds.extend(optim.ema_decay.map(|_| "ema"));
-    kinds
 }
 
 /// The tensor `name` of a saved state.

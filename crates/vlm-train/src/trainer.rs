@@ -4,17 +4,22 @@
 //! micro-batches make one update of the weights. All ranks do the same steps at the same time.
 //!
 //! Other tasks have their own files: the source of the batches (`source.rs`), rejected rows
-//! (`rejected_rows.rs`), the update of the weights (`update.rs`), events and evaluation (`report.rs`),
-//! and checks that the run still learns (`health.rs`). The trainer writes no files except the log of rejected rows: the caller writes
-//! checkpoints (see [`Save`]), and event sinks write the metrics.
+//! (`rejected_rows.rs`), the forward pass (`forward.rs`), the update of the weights (`update.rs`),
+//! events and evaluation (`report.rs`), and checks that the run still learns (`health.rs`). The
+//! trainer writes no files except the log of rejected rows: the caller writes checkpoints (see
+//! [`Save`]), and event sinks write the metrics.
 
+mod accumulation;
+mod forward;
 mod health;
 mod loss_spikes;
+mod micro_batch_loss;
 mod rejected_rows;
 mod report;
 mod source;
 mod text_rows;
 mod time_limit;
+mod unread_norms;
 mod update;
 
 use std::cell::Cell;
@@ -24,15 +29,17 @@ use tch::Tensor;
 use vlm_data::{Batch, ImageProcessor, RejectBudget, RejectLog};
 use vlm_infer::device_batch::Transfer;
 use vlm_infer::evaluation::Evaluator;
-use vlm_infer::{Dtype, autocast_kind, default_dtype};
+use vlm_infer::{Dtype, default_dtype};
 use vlm_model::Vlm;
 use vlm_torch::{Span, span};
 
+use self::accumulation::{Accumulation, MicroBatchPosition};
 pub(crate) use self::loss_spikes::FILE_NAME as LOSS_SPIKES;
+use self::micro_batch_loss::MicroBatchLoss;
 pub use self::source::{BatchSource, Batches};
 use self::text_rows::{in_order_of_use, learns_from_text, zero_loss};
 use self::time_limit::TimeLimit;
-use self::update::UnreadNorm;
+use self::unread_norms::UnreadNorms;
 use crate::TrainError;
 use crate::config::{DtypeChoice, LossAverage, TrainConfig};
 use crate::events::{Event, EventSink};
@@ -79,7 +86,7 @@ pub struct Trainer<'a> {
     /// The division of the optimizer among the ranks, with `shard_optimizer`.
     pub(crate) shards: Option<Shards<'a>>,
     /// Norms of the last updates' gradients that were not read yet; on a GPU only.
-    unread_norms: Vec<UnreadNorm>,
+    unread_norms: UnreadNorms,
     /// The norm of the gradients of the last update that was read, before clipping.
     grad_norm: Option<f64>,
     /// The step from which on a wait for the GPU within a step is an error; for checks of this
@@ -110,49 +117,6 @@ pub struct Trainer<'a> {
     reject_budget: RejectBudget,
     meter: Meter,
     save_is_due: bool,
-}
-
-/// The micro-batches whose gradients were accumulated since the last update.
-#[derive(Debug, Default)]
-struct Accumulation {
-    /// Number of supervised tokens on all ranks.
-    supervised_tokens: u64,
-    /// Whether any micro-batch of any rank gives a trained parameter a gradient.
-    learns: bool,
-    /// What any rank was asked to do.
-    request: Request,
-    /// Whether the update is skipped because of the loss of a micro-batch.
-    is_skipped: bool,
-    /// Indices of this rank's rows, for messages.
-    rows: Vec<usize>,
-}
-
-/// Position of a micro-batch within its update.
-#[derive(Debug, Clone, Copy)]
-struct MicroBatchPosition {
-    /// Number of micro-batches of the update.
-    num_micro_batches: usize,
-    /// Whether it is the last one, after which the weights are updated.
-    is_last: bool,
-}
-
-impl MicroBatchPosition {
-    /// The position of micro-batch `index` of an epoch with `end` micro-batches. The last update of
-    /// an epoch may have fewer than `accumulation_steps` micro-batches.
-    fn of(index: usize, end: usize, accumulation_steps: usize) -> Self {
-        let first = index / accumulation_steps * accumulation_steps;
-        let update_end = (first + accumulation_steps).min(end);
-        Self { num_micro_batches: update_end - first, is_last: index + 1 == update_end }
-    }
-}
-
-/// This rank's part of the loss of one micro-batch, as scalars on the device. The sum of the parts
-/// of all ranks is the mean over all supervised tokens of the micro-batch.
-struct MicroBatchLoss {
-    /// Loss in nats per supervised token, including the auxiliary loss.
-    mean: Tensor,
-    /// Auxiliary loss of the experts, for models with experts.
-    aux_loss: Option<Tensor>,
 }
 
 impl<'a> Trainer<'a> {
@@ -195,7 +159,7 @@ impl<'a> Trainer<'a> {
             optimizer,
             gradients: GradientSync::new(world, &in_order, shards.is_some())?,
             shards,
-            unread_norms: Vec::new(),
+            unread_norms: UnreadNorms::default(),
             grad_norm: None,
             no_waits_from: None,
             state,
@@ -320,7 +284,7 @@ impl<'a> Trainer<'a> {
             self.state.next_batch = index + 1;
 
             self.set_phase(Phase::Log);
-            if self.is_logged(is_last) || self.has_many_unread_norms() {
+            if self.is_logged(is_last) || self.unread_norms.are_many() {
                 self.read_norms()?;
             }
             let loss = match loss {
@@ -383,10 +347,7 @@ impl<'a> Trainer<'a> {
         accumulation: &mut Accumulation,
     ) -> Result<Option<MicroBatchLoss>, TrainError> {
         self.state.counters.add(stats);
-        accumulation.supervised_tokens += stats.supervised_tokens;
-        accumulation.learns |= stats.learns;
-        accumulation.request = accumulation.request.max(stats.request);
-        accumulation.rows.extend(&batch.rows);
+        accumulation.add(batch, stats);
         if self.model.lm().config().use_moe {
             // Padding tokens count in the load of the experts, so all ranks pad to the same length.
             batch.pad_to(stats.seq_len as usize, self.pad_token_id);
@@ -414,38 +375,7 @@ impl<'a> Trainer<'a> {
         let backward = span("backward pass");
         self.gradients.backward(weighted, average, || zero_loss(self.model))?;
         drop(backward);
-        Ok(loss.map(|loss| MicroBatchLoss {
-            mean: loss.mean.detach(),
-            aux_loss: loss.aux_loss.map(|aux_loss| aux_loss.detach()),
-        }))
-    }
-
-    /// Forward pass of this rank's batch, with the graph for the backward pass.
-    fn forward(
-        &self,
-        batch: &Batch,
-        stats: &GlobalStepStats,
-    ) -> Result<MicroBatchLoss, TrainError> {
-        if self.model.lm().config().dropout > 0.0 {
-            // The seed depends on the step, so that a continued run draws the same numbers.
-            let seed = self.config.run.seed;
-            tch::manual_seed(self.state.seed_of_step(seed, self.world.rank()));
-        }
-        let copy = span("copy to the device");
-        let on_device = self.transfer.send(batch)?;
-        drop(copy);
-        let kind = autocast_kind(self.dtype);
-        let loss = vlm_torch::autocast(self.model.device(), kind, || {
-            self.model.loss(&on_device.model, &on_device.supervised, &on_device.targets, true)
-        })??;
-        let mut mean = &loss.sum / stats.supervised_tokens as f64;
-        // The auxiliary loss is a mean over rows.
-        let share_of_rows = batch.batch_size as f64 / stats.rows as f64;
-        let aux_loss = loss.aux_loss.map(|aux_loss| aux_loss * share_of_rows);
-        if let Some(aux_loss) = &aux_loss {
-            mean += aux_loss;
-        }
-        Ok(MicroBatchLoss { mean, aux_loss })
+        Ok(loss.map(|loss| loss.detach()))
     }
 
     /// Records whether a checkpoint or an evaluation is due after this step. Both are done at the

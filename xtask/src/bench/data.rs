@@ -12,9 +12,10 @@ use vlm_data::ImageProcessor;
 use vlm_display::Table;
 
 use super::clock::thread_time;
+use super::data_args::{DataArgs, Part};
 use super::images;
+use super::measurements::{table, target};
 use super::rows;
-use super::{DataArgs, Part, target};
 use crate::workspace::{Workspace, usage_error};
 
 const NUM_IMAGES: u32 = 16;
@@ -32,7 +33,7 @@ struct PythonSpeed {
 
 /// Runs the measurements that `args` asks for and returns their table.
 pub fn run(workspace: &Workspace, args: &DataArgs) -> Result<Table> {
-    let mut table = super::table();
+    let mut table = table();
     let scratch = TempDir::new()?;
     if args.wants(Part::Pictures) {
         measure_images(workspace, args, scratch.path(), &mut table)?;

@@ -17,8 +17,9 @@ use vlm_data::{
 use vlm_display::Table;
 use vlm_display::count;
 
+use super::data_args::{DataArgs, Part};
 use super::dataset::{self, DatasetArgs, Form};
-use super::{DataArgs, Part, target};
+use super::measurements::target;
 use crate::program::output_of;
 use crate::sys;
 use crate::workspace::Workspace;

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-use super::Finding;
+use super::finding::Finding;
 use crate::program::output_of;
 use crate::workspace::Workspace;
 

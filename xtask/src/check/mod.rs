@@ -1,16 +1,16 @@
 //! `cargo xtask check`: format, house rules, lints. All are run, so that one call shows everything
 //! that is wrong.
 
+mod circles;
 mod deny;
 mod dependencies;
 mod features;
+mod finding;
 mod licences;
 mod pages;
 mod sources;
 mod unused;
 
-use std::fmt;
-use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result};
@@ -18,23 +18,6 @@ use vlm_display::count;
 
 use crate::workspace::Workspace;
 use crate::{flags_page, setup};
-
-/// A broken house rule.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Finding {
-    /// Relative to the root of the checkout.
-    file: PathBuf,
-    /// From 1.
-    line: usize,
-    /// What was found, and the rule.
-    message: String,
-}
-
-impl fmt::Display for Finding {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}: {}", self.file.display(), self.line, self.message)
-    }
-}
 
 /// Exit code 1 when anything is wrong, after saying what.
 pub fn run(workspace: &Workspace) -> Result<ExitCode> {
@@ -47,6 +30,7 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
 
     eprintln!("check: house rules");
     let mut findings = dependencies::check(workspace)?;
+    findings.extend(circles::check(workspace)?);
     findings.extend(features::check(workspace)?);
     findings.extend(licences::check(workspace)?);
     findings.extend(sources::check(workspace)?);

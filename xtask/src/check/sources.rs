@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::Result;
 
-use super::Finding;
+use super::finding::Finding;
 use crate::program::output_of;
 use crate::workspace::Workspace;
 
@@ -52,7 +52,11 @@ pub fn check(workspace: &Workspace) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-fn tracked_files(workspace: &Workspace) -> Result<Vec<PathBuf>> {
+/// The files that git tracks, relative to the root of the checkout.
+///
+/// # Errors
+/// git fails.
+pub(super) fn tracked_files(workspace: &Workspace) -> Result<Vec<PathBuf>> {
     let mut git = Command::new("git");
     git.args(["ls-files", "-z"]).current_dir(workspace.root());
     let names = output_of(&mut git, "git ls-files, which lists the files to check,")?;

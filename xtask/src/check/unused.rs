@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use super::Finding;
+use super::finding::Finding;
 use crate::workspace::Workspace;
 
 /// Dependencies that are used without being named, each with its reason.

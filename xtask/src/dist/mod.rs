@@ -2,14 +2,16 @@
 //! Python wheel that uses the libtorch of an installed torch package, and as a tarball with a
 //! libtorch of its own.
 
+mod package;
 mod tarball;
 mod wheel;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
+use self::package::Package;
 use crate::launch;
 use crate::setup;
 use crate::workspace::Workspace;
@@ -25,21 +27,6 @@ pub struct DistArgs {
     #[arg(long, value_name = "DIR", default_value = "dist")]
     out_dir: PathBuf,
 }
-
-/// What is packed.
-struct Package<'a> {
-    workspace: &'a Workspace,
-    /// The program, linked with relative paths to libtorch.
-    program: PathBuf,
-    /// The oldest glibc that the program runs with: 36 for 2.36.
-    glibc_minor: u32,
-}
-
-/// The version of the packages.
-const VERSION: &str = env!("CARGO_PKG_VERSION");
-
-/// Folders in `data` that `vlm pretrain` without `--data-path` starts from.
-const DATA_FOLDERS: [&str; 2] = ["demo-start", "demo-lm"];
 
 /// Builds the program and writes both packages.
 ///
@@ -67,43 +54,6 @@ pub fn run(workspace: &Workspace, args: &DistArgs) -> Result<()> {
     Ok(())
 }
 
-impl Package<'_> {
-    /// The files of the demo's starting weights, with their paths relative to `data`.
-    fn data_files(&self) -> Result<Vec<(PathBuf, PathBuf)>> {
-        let data = self.workspace.root().join("data");
-        let mut files = Vec::new();
-        for folder in DATA_FOLDERS {
-            add_files(&data, Path::new(folder), &mut files)?;
-        }
-        Ok(files)
-    }
-
-    /// The licences of this program.
-    fn licenses(&self) -> [(PathBuf, &'static str); 2] {
-        ["LICENSE-MIT", "LICENSE-APACHE"].map(|name| (self.workspace.root().join(name), name))
-    }
-}
-
-/// Adds the files in `root/folder` and below, as absolute path and path relative to `root`, sorted
-/// by name.
-fn add_files(root: &Path, folder: &Path, files: &mut Vec<(PathBuf, PathBuf)>) -> Result<()> {
-    let path = root.join(folder);
-    let entries = fs::read_dir(&path).with_context(|| format!("listing {}", path.display()))?;
-    let mut names = entries
-        .map(|entry| Ok(entry?.file_name()))
-        .collect::<Result<Vec<_>>>()
-        .with_context(|| format!("listing {}", path.display()))?;
-    names.sort();
-    for name in names {
-        let relative = folder.join(name);
-        match root.join(&relative).is_dir() {
-            true => add_files(root, &relative, files)?,
-            false => files.push((root.join(&relative), relative)),
-        }
-    }
-    Ok(())
-}
-
 /// The newest version 2.N of glibc among the symbols that a program needs; N. The names of the
 /// versions, such as `GLIBC_2.34`, stand in its string table.
 fn newest_glibc(program: &[u8]) -> Option<u32> {
@@ -115,17 +65,6 @@ fn newest_glibc(program: &[u8]) -> Option<u32> {
         (window == PREFIX).then(|| number.parse().ok())?
     });
     versions.max()
-}
-
-/// Fails on machines for which no wheels of torch with this program's interface exist.
-fn require_linux_x86_64() -> Result<()> {
-    ensure!(
-        cfg!(all(target_os = "linux", target_arch = "x86_64")),
-        "packages are made on Linux on x86_64, but this is {} on {}",
-        std::env::consts::OS,
-        std::env::consts::ARCH
-    );
-    Ok(())
 }
 
 #[cfg(test)]

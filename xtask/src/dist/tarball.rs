@@ -8,7 +8,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use tar::{Builder, Header};
 
-use super::{Package, VERSION, add_files, require_linux_x86_64};
+use super::package::{Package, VERSION, add_files, require_linux_x86_64};
 
 /// Folders of a libtorch that the program needs at run time.
 const LIBRARY_FOLDERS: [&str; 2] = ["torch/lib", "nvidia"];

@@ -12,7 +12,7 @@ use sha2::Sha256;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use super::{Package, VERSION, require_linux_x86_64};
+use super::package::{Package, VERSION, require_linux_x86_64};
 use crate::libtorch;
 
 const LAUNCHER: &str = include_str!("launcher.py");

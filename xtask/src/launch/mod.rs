@@ -9,22 +9,22 @@ mod layout;
 mod output;
 mod ranks;
 mod restart;
+mod settings;
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
-
-use vlm_config::Layers;
 
 use crate::workspace::{DATA_DIR_VARIABLE, Workspace};
 use crate::{demo, setup};
 
 pub use binary::{build_vlm, build_vlm_with};
 use ranks::{Job, Signals};
+use settings::setting;
 
 /// Runs a training command of `vlm` (`cargo xtask pretrain`, `cargo xtask sft`) with the number of
 /// processes that the launch flags give. With `has_demo` the command trains on the demo if no data
@@ -110,19 +110,6 @@ fn exec_vlm(
 /// Whether neither the command line nor the file of `--config` names a data set.
 fn trains_on_the_demo(args: &[OsString]) -> bool {
     setting(args, "data-path").is_none()
-}
-
-/// The value of a setting that is a path, from the command line or else from the file of
-/// `--config`.
-fn setting(args: &[OsString], name: &str) -> Option<PathBuf> {
-    flags::value(args, name).map(PathBuf::from).or_else(|| {
-        // `vlm` reports a file that cannot be read.
-        let layers = Layers::of_file(Path::new(&flags::value(args, "config")?)).ok()?;
-        let (setting, _) = vlm_config::find(name)?;
-        let value = layers.get(&setting.path)?;
-        // Of several paths the first one is enough here.
-        value.as_str().or_else(|| value[0].as_str()).map(PathBuf::from)
-    })
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use anyhow::Result;
 
 use super::layout::Layout;
 use super::ranks::{self, Job, Signals};
-use super::{flags, output, setting};
+use super::settings::setting;
+use super::{flags, output};
 
 /// Exit code of a usage error, which a restart would only repeat.
 const USAGE_CODE: u8 = 2;

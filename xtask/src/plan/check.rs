@@ -9,11 +9,13 @@ use serde_json::{Value, json};
 use vlm_display::{Align, Table};
 use vlm_shapes::FreezePolicy;
 
+use super::args::PlanArgs;
 use super::cost::{Load, num_trained};
 use super::device::Device;
+use super::estimates::Plan;
+use super::report;
 use super::report::bytes;
 use super::shape::Shape;
-use super::{Plan, PlanArgs, report};
 use crate::workspace::usage_error;
 
 /// The model, settings and measurements of a finished run.

@@ -1,178 +1,31 @@
 //! `cargo xtask plan`: estimates the cost of a run without starting it. It counts parameters, bytes
 //! and operations, and estimates times from rates, which it prints.
 
+mod args;
 mod check;
 mod checkpoint_size;
 mod cost;
 mod device;
+mod estimates;
 mod report;
 mod shape;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::parser::ValueSource;
-use clap::{CommandFactory, FromArgMatches, Parser};
+use clap::{CommandFactory, FromArgMatches};
 use vlm_config::with_dashes;
-use vlm_shapes::{FreezePolicy, LmConfig, Memory, ProjectorKind, VisionConfig};
+use vlm_shapes::{FreezePolicy, LmConfig, ProjectorKind, VisionConfig};
 
 use crate::workspace::usage_error;
+use args::PlanArgs;
 pub use check::speed;
-use checkpoint_size::CheckpointSize;
-use cost::{Load, Time, Work};
+use cost::Load;
 pub use device::Device;
-use shape::{Shape, Tensor};
-
-/// Estimate time, memory and network traffic of a run without starting it.
-#[derive(Debug, Clone, Parser)]
-#[command(name = "cargo xtask plan", args_override_self = true)]
-struct PlanArgs {
-    /// Number of processes, one per GPU.
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    gpus: u64,
-    /// Device: b200, h200, h100, a100, l40s, 4090, 3090, or cpu.
-    #[arg(long, value_name = "NAME", default_value = "h100")]
-    gpu: String,
-    /// Number of GPUs per machine.
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    gpus_per_node: u64,
-    /// Network rate of a machine in one direction, in Gbit/s.
-    #[arg(long, value_name = "GBIT", default_value_t = 400.0)]
-    network_gbits: f64,
-    /// Measured rate of matrix products in GFLOP/s, instead of that of the data sheet.
-    #[arg(long, value_name = "GFLOPS")]
-    gflops: Option<f64>,
-    /// Measured memory rate in GB/s, instead of that of the data sheet.
-    #[arg(long, value_name = "GBYTES")]
-    memory_gbytes: Option<f64>,
-    /// Hidden size.
-    #[arg(long, default_value_t = 512)]
-    dim: u64,
-    /// Number of transformer blocks.
-    #[arg(long, default_value_t = 8)]
-    n_layers: u64,
-    /// Number of query heads.
-    #[arg(long, default_value_t = 8)]
-    n_heads: u64,
-    /// Number of key and value heads.
-    #[arg(long, default_value_t = 2)]
-    n_kv_heads: u64,
-    /// Size of the vocabulary.
-    #[arg(long, default_value_t = 6400)]
-    vocab_size: u64,
-    /// Use MiniMind's mixture of experts: 4 routed experts, 2 per token, and 1 shared.
-    #[arg(
-        long, value_name = "BOOL", num_args = 0..=1, default_value_t = false,
-        default_missing_value = "true"
-    )]
-    use_moe: bool,
-    /// Vision encoder: clip-vit-base-patch16, clip-vit-base-patch32, or cached for precomputed
-    /// features.
-    #[arg(long, default_value = "clip-vit-base-patch16")]
-    vision: String,
-    /// Side in pixels of the images for the vision encoder [default: that of the encoder].
-    #[arg(long, value_name = "N")]
-    image_size: Option<i64>,
-    /// Rows per micro-batch of a process.
-    #[arg(long, default_value_t = 16)]
-    batch_size: u64,
-    /// Micro-batches per update.
-    #[arg(long, default_value_t = 1)]
-    accumulation_steps: u64,
-    /// Length of a row in tokens, with image tokens and padding.
-    #[arg(long, default_value_t = 300)]
-    seq_len: u64,
-    /// Supervised tokens per row.
-    #[arg(long, default_value_t = 30)]
-    supervised: u64,
-    /// Images per row.
-    #[arg(long, default_value_t = 1)]
-    images: u64,
-    /// Number of rows in the data set.
-    #[arg(long, default_value_t = 595_375)]
-    rows: u64,
-    /// Number of passes over the data set.
-    #[arg(long, default_value_t = 4)]
-    epochs: u64,
-    /// Number of last blocks that are trained in addition to the projector.
-    #[arg(long, default_value_t = 1)]
-    unfreeze_last_layers: u64,
-    /// Number of first blocks that are trained in addition to the projector.
-    #[arg(long, default_value_t = 0)]
-    unfreeze_first_layers: u64,
-    /// Train the whole language model.
-    #[arg(long)]
-    train_lm: bool,
-    /// Train the vision encoder too.
-    #[arg(long)]
-    train_vision: bool,
-    /// Dtype of the matrix products: bfloat16 or float32 [default: bfloat16, on the CPU float32].
-    #[arg(long)]
-    dtype: Option<String>,
-    /// Take the model, the batch and the data from the out-dir of a finished run, and compare the
-    /// estimates with its measurements. With --gpu (or --gpus, --gflops, …) also print the plan of
-    /// that run for this hardware.
-    #[arg(long, value_name = "OUT_DIR")]
-    from_run: Option<PathBuf>,
-    /// Print the plan as JSON.
-    #[arg(long)]
-    json: bool,
-}
-
-/// The plan of a run: its inputs and the estimates.
-#[derive(Debug, Clone)]
-struct Plan {
-    shape: Shape,
-    freeze: FreezePolicy,
-    load: Load,
-    device: Device,
-    tensors: Vec<Tensor>,
-    work: Work,
-    time: Time,
-    memory: Memory,
-    checkpoint: CheckpointSize,
-    rows: u64,
-    epochs: u64,
-}
-
-impl Plan {
-    fn new(
-        shape: Shape,
-        freeze: FreezePolicy,
-        load: Load,
-        device: Device,
-        (rows, epochs): (u64, u64),
-    ) -> Self {
-        let tensors = shape.tensors(&freeze);
-        let work = Work::count(&shape, &freeze, &load, &tensors);
-        Self {
-            time: Time::of(&work, &load, &device),
-            memory: Memory::estimate(
-                &shape.lm,
-                &shape.vision,
-                &shape.projector,
-                &freeze,
-                &load.for_memory(),
-            ),
-            checkpoint: CheckpointSize::count(&shape, &tensors),
-            shape,
-            freeze,
-            load,
-            device,
-            tensors,
-            work,
-            rows,
-            epochs,
-        }
-    }
-
-    /// Samples per second of all ranks.
-    fn samples_per_sec(&self) -> f64 {
-        (self.load.gpus * self.load.batch_size) as f64 / self.time.step()
-    }
-}
+use estimates::Plan;
+use shape::Shape;
 
 /// Runs the command.
 pub fn run(args: Vec<OsString>) -> Result<ExitCode> {
@@ -301,6 +154,8 @@ fn clip_base(patch_size: i64) -> VisionConfig {
 
 #[cfg(test)]
 mod tests {
+    use clap::Parser;
+
     use super::*;
     use crate::workspace::UsageError;
 

@@ -3,8 +3,8 @@
 use serde_json::{Value, json};
 use vlm_display::{Align, Table, count};
 
-use super::Plan;
 use super::cost::{NETWORK_SHARE, bytes_per_update, num_trained};
+use super::estimates::Plan;
 use super::shape::Tensor;
 
 /// Time of one core for a row, in ms: decoding a 500×375 JPEG, preprocessing, chat template and

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::faults::{IDENTICAL, Lab, Watch, copy_folder, xtask};
+use super::lab::{IDENTICAL, Lab, Watch, copy_folder, xtask};
+use super::outcome::Outcome;
+use super::random::Random;
 use super::trial::{Ended, checkpoints as names_of_checkpoints, newest_checkpoint};
-use super::{Outcome, Random};
 use crate::program::output_of;
 
 /// A kind of damage to a file.

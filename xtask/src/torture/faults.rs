@@ -1,78 +1,27 @@
 //! The faults: what is done to a run, and what must happen.
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
+use super::damage;
 use super::disk::{Disk, Frozen, limited};
+use super::lab::{Lab, Watch, copy_folder};
+use super::outcome::Outcome;
+use super::random::Random;
 use super::trial::{
-    Ended, LIMIT, NUM_ROWS, POLL_INTERVAL, Results, Running, Trial, newest_checkpoint,
-    wait_for_lines,
+    Ended, LIMIT, NUM_ROWS, POLL_INTERVAL, Running, Trial, newest_checkpoint, wait_for_lines,
 };
-use super::{Outcome, Random, damage};
 use crate::sys::{self, Signal};
 
-/// What a continued run must do.
-pub const IDENTICAL: &str = "continued run identical to an undisturbed one";
 /// What a run must do that cannot continue.
 const FAILS: &str = "exit 1 with the reason; then identical";
-/// Steps of a run that is then damaged or continued: it has the checkpoints of steps 5 and 6.
-const HALF: [&str; 2] = ["--max-steps", "6"];
 /// A run that does not end by itself.
 const ENDLESS: [&str; 2] = ["--epochs", "100000"];
 /// Words of which each message about too little memory has one.
 const MEMORY: [&str; 4] = ["memory", "allocate", "failed to map segment", "resource"];
-
-/// What the faults need.
-pub struct Lab<'a> {
-    pub trial: &'a Trial,
-    pub random: &'a mut Random,
-    /// The results of an undisturbed run.
-    pub reference: Results,
-    /// The folder of a run that was stopped after [`HALF`].
-    pub half: PathBuf,
-    num_runs: usize,
-}
-
-/// What was seen of one fault.
-pub struct Watch {
-    fault: &'static str,
-    expected: &'static str,
-    seen: BTreeMap<String, usize>,
-    broken: Option<String>,
-}
-
-impl Watch {
-    pub fn new(fault: &'static str, expected: &'static str) -> Self {
-        Self { fault, expected, seen: BTreeMap::new(), broken: None }
-    }
-
-    /// Records what happened once, and whether it is what must happen.
-    pub fn see(&mut self, is_kept: bool, what: impl Into<String>) {
-        let what = what.into();
-        if !is_kept && self.broken.is_none() {
-            self.broken = Some(what.clone());
-        }
-        *self.seen.entry(if is_kept { what } else { "BROKEN".into() }).or_default() += 1;
-    }
-
-    /// The line of the table.
-    pub fn outcome(self) -> Vec<Outcome> {
-        let seen: Vec<String> =
-            self.seen.iter().map(|(what, times)| format!("{times} × {what}")).collect();
-        let seen = self
-            .broken
-            .as_ref()
-            .map_or(seen.join(", "), |broken| format!("{}: {broken}", seen.join(", ")));
-        let times = self.seen.values().sum();
-        let (fault, is_kept) = (self.fault.to_owned(), self.broken.is_none());
-        vec![Outcome { fault, times, expected: self.expected, seen, is_kept }]
-    }
-}
 
 /// A fault: its name for `--only`, and the function that tries it.
 type Fault = (&'static str, fn(&mut Lab) -> Result<Vec<Outcome>>);
@@ -98,11 +47,7 @@ const FAULTS: [Fault; 16] = [
 
 /// Tries the faults whose name contains one of `only`.
 pub fn run(trial: &Trial, only: &[String], random: &mut Random) -> Result<Vec<Outcome>> {
-    let half = trial.path("half");
-    let ended = trial.train(&half, &HALF)?;
-    anyhow::ensure!(ended.code() == Some(0), "the first run fails: {}", ended.log);
-    let reference = trial.reference("reference", 1, &[])?;
-    let mut lab = Lab { trial, random, reference, half, num_runs: 0 };
+    let mut lab = Lab::prepare(trial, random)?;
     let mut outcomes = Vec::new();
     for (name, fault) in FAULTS {
         if only.is_empty() || only.iter().any(|part| name.contains(part.as_str())) {
@@ -116,59 +61,6 @@ pub fn run(trial: &Trial, only: &[String], random: &mut Random) -> Result<Vec<Ou
         }
     }
     Ok(outcomes)
-}
-
-impl Lab<'_> {
-    /// The path of an out-dir that does not exist yet.
-    pub fn new_out(&mut self) -> PathBuf {
-        self.num_runs += 1;
-        self.trial.path(&format!("run-{}", self.num_runs))
-    }
-
-    /// A copy of the folder of the run that was stopped after [`HALF`].
-    pub fn half_run(&mut self) -> Result<PathBuf> {
-        let out = self.new_out();
-        copy_folder(&self.half, &out)?;
-        Ok(out)
-    }
-
-    /// Continues the run in `out`. Returns whether it then equals an undisturbed one, and what
-    /// happened.
-    pub fn resume(&self, out: &Path, more: &[&str]) -> Result<(bool, String)> {
-        let ended = self.trial.train(out, &[&["--resume", "auto"], more].concat())?;
-        self.compare(out, &ended)
-    }
-
-    /// Whether a run finished and equals an undisturbed one, and what happened.
-    pub fn compare(&self, out: &Path, ended: &Ended) -> Result<(bool, String)> {
-        if ended.code() != Some(0) {
-            return Ok((false, ended.describe()));
-        }
-        let difference = Results::of(out)?.difference(&self.reference);
-        Ok((difference.is_none(), difference.unwrap_or_else(|| "identical".into())))
-    }
-
-    /// Starts a run and waits for its first steps.
-    fn started(&self, out: &Path, more: &[&str]) -> Result<Running> {
-        let mut running = self.trial.start(self.trial.pretrain(out, 1, more))?;
-        wait_for_lines(&mut running, out, 3)?;
-        Ok(running)
-    }
-}
-
-/// Copies a folder with all its files.
-pub fn copy_folder(from: &Path, to: &Path) -> Result<()> {
-    fs::create_dir_all(to)?;
-    for entry in fs::read_dir(from)? {
-        let (from, to) = (entry?.path(), to);
-        let to = to.join(from.file_name().unwrap_or_default());
-        if from.is_dir() {
-            copy_folder(&from, &to)?;
-        } else {
-            fs::copy(&from, &to).with_context(|| from.display().to_string())?;
-        }
-    }
-    Ok(())
 }
 
 fn full_disk(lab: &mut Lab) -> Result<Vec<Outcome>> {
@@ -456,11 +348,4 @@ fn time_limit(lab: &mut Lab) -> Result<Vec<Outcome>> {
         watch.see(is_right, if is_right { "exit 0 within the limit".into() } else { what });
     }
     Ok(watch.outcome())
-}
-
-/// A command of this program.
-pub fn xtask() -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe()?);
-    command.stdin(Stdio::null());
-    Ok(command)
 }

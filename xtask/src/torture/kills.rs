@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use vlm_display::count;
 
+use super::outcome::Outcome;
+use super::random::Random;
 use super::trial::{LIMIT, POLL_INTERVAL, Results, Running, Trial, checkpoints, lines};
-use super::{Outcome, Random};
 use crate::sys::{self, Signal};
 
 /// One kill in this many hits a run at any time, its start included; the others hit it during the

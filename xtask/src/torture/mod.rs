@@ -5,6 +5,9 @@ mod damage;
 mod disk;
 mod faults;
 mod kills;
+mod lab;
+mod outcome;
+mod random;
 mod soak;
 mod trial;
 
@@ -19,6 +22,8 @@ use vlm_display::{Align, Table, count};
 use crate::launch::build_vlm;
 use crate::setup;
 use crate::workspace::{Workspace, usage_error};
+use outcome::Outcome;
+use random::Random;
 use trial::Trial;
 
 /// Flags of `cargo xtask torture`.
@@ -54,42 +59,6 @@ pub struct TortureArgs {
     /// The program to test [default: vlm of this checkout, which is built]
     #[arg(long, value_name = "PATH")]
     program: Option<PathBuf>,
-}
-
-/// What happened when something was done to a run.
-pub struct Outcome {
-    /// What was done.
-    fault: String,
-    /// How often.
-    times: usize,
-    /// What must happen.
-    expected: &'static str,
-    /// What happened.
-    seen: String,
-    /// Whether what must happen happened each time.
-    is_kept: bool,
-}
-
-/// Random numbers, the same for the same seed (SplitMix64).
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number from 0 to `end`, without `end`.
-    fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
-    }
-
-    /// A number from 0 to 1.
-    fn fraction(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
-    }
 }
 
 /// Runs the command. The exit code is 1 if a promise was broken.

@@ -93,13 +93,13 @@ fn misread(object: Object, rng: &mut impl Rng) -> Object {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vlm_demo::{Scene, Split, seeded_rng};
+    use vlm_demo::{Split, seeded_rng};
 
     #[test]
     fn map_without_noise_names_exactly_the_objects() {
         let mut rng = seeded_rng(11);
         for _ in 0..300 {
-            let scene = Scene::sample(Split::Starting, 2, &mut rng);
+            let scene = Split::Starting.sample(2, &mut rng);
             let layout = Layout::of(&scene, &mut rng);
             let map = text_map(&layout, &MapNoise::NONE, &mut rng);
             let named: Vec<Object> = map.iter().filter_map(|word| word.0).collect();

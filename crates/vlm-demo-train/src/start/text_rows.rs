@@ -6,7 +6,7 @@ use std::path::Path;
 use rand::Rng;
 use tokenizers::Tokenizer;
 
-use vlm_demo::{Layout, Scene, Split, Task};
+use vlm_demo::{Layout, Split, Task};
 
 use super::text_map::{MapNoise, MapWord, NUM_MAP_WORDS, text_map};
 use super::tokenizer::{answer_text, prompt_text};
@@ -67,7 +67,7 @@ impl TextRows {
     /// The tokenizer fails.
     pub fn sample(&self, second_turns: f64, rng: &mut impl Rng) -> tokenizers::Result<TextRow> {
         let num_objects = rng.random_range(1..=2);
-        let scene = Scene::sample(Split::Starting, num_objects, rng);
+        let scene = Split::Starting.sample(num_objects, rng);
         let map = text_map(&Layout::of(&scene, rng), &self.noise, rng);
         let map: String = map.iter().map(|word| word.text()).collect();
         let mut row = TextRow::default();

@@ -90,12 +90,12 @@ impl DrawnBatch {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use vlm_demo::{Scene, Split, seeded_rng};
+    use vlm_demo::{Split, seeded_rng};
 
     #[test]
     fn targets_are_the_objects_of_the_scene() {
         let mut rng = seeded_rng(9);
-        let scene = Scene::sample(Split::Starting, 1, &mut rng);
+        let scene = Split::Starting.sample(1, &mut rng);
         let mut drawn = DrawnBatch::default();
         drawn.push(&Layout::of(&scene, &mut rng));
         let batch = drawn.to_tensors([0.5; 3], [0.5; 3]).unwrap();

@@ -13,7 +13,7 @@ use std::thread;
 
 use anyhow::Result;
 use tch::{Device, Kind, Tensor};
-use vlm_demo::{Colour, Layout, Scene, Shape, Size, Split, seeded_rng};
+use vlm_demo::{Colour, Layout, Shape, Size, Split, seeded_rng};
 use vlm_model::VisionConfig;
 use vlm_model::layers::Linear;
 use vlm_model::params::{Init, ParamStore};
@@ -184,7 +184,7 @@ fn draw_halves(plan: &VisionPlan, step: u64) -> [DrawnBatch; 2] {
             Layout::crowded(&mut rng)
         } else {
             let num_objects = rng.random_range(1..=2);
-            Layout::of(&Scene::sample(Split::Starting, num_objects, &mut rng), &mut rng)
+            Layout::of(&Split::Starting.sample(num_objects, &mut rng), &mut rng)
         };
         halves[index % 2].push(&layout);
     }
@@ -228,7 +228,7 @@ fn score(reader: &Reader, seed: u64) -> Result<VisionScores> {
     let mut rng = seeded_rng(!seed);
     let mut drawn = DrawnBatch::default();
     for index in 0..NUM_SCORED {
-        let scene = Scene::sample(Split::Starting, 1 + index % 2, &mut rng);
+        let scene = Split::Starting.sample(1 + index % 2, &mut rng);
         drawn.push(&Layout::of(&scene, &mut rng));
     }
     tch::no_grad(|| {

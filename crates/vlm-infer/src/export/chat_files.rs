@@ -10,7 +10,6 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::parts::Parts;
-use super::tokenizer_json;
 use crate::InferError;
 use crate::json_file::{read_json, write_json};
 
@@ -61,7 +60,7 @@ impl ChatFiles {
     /// The tokenizer's files cannot be read.
     pub(super) fn new(parts: &Parts, empty_tokens: &[&str]) -> Result<Self, InferError> {
         let folder = &parts.tokenizer_folder;
-        let mut tokenizer = tokenizer_json(folder)?;
+        let mut tokenizer = parts.tokenizer_json()?;
         let image = image_token(parts, &tokenizer);
         add_special_token(&mut tokenizer, &image);
         drop_added_tokens_of_post_processor(&mut tokenizer);

@@ -8,8 +8,8 @@ use serde_json::json;
 use vlm_model::detect::projector_of;
 use vlm_model::{ProjectorKind, VisionConfig, VisionFamily};
 
-use super::ExportSource;
 use super::parts::Parts;
+use super::source::ExportSource;
 use crate::InferError;
 
 /// A format of other programs for a whole model.

@@ -9,10 +9,9 @@ use vlm_model::LmConfig;
 use vlm_model::weights::{GgufValue, save_gguf};
 use vlm_shapes::RopeScaling;
 
+use super::joined::{Joined, identity_layer};
 use super::language_model::{Tensors, failed, transformers_tensors};
 use super::parts::Parts;
-use super::tokenizer_json;
-use super::whole_model::{Joined, identity_layer};
 use crate::InferError;
 
 /// Metadata in the order in which it is written.
@@ -143,7 +142,7 @@ const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
 
 fn describe_tokenizer(parts: &Parts) -> Result<Metadata, InferError> {
-    let tokenizer = tokenizer_json(&parts.tokenizer_folder)?;
+    let tokenizer = parts.tokenizer_json()?;
     let pre = pre_tokenizer(parts, &tokenizer)?;
     let size = usize::try_from(parts.lm.vocab_size).unwrap_or(0);
     let mut tokens: Vec<String> = (0..size).map(|id| format!("[PAD{id}]")).collect();

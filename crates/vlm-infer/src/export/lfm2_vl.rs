@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use tch::Tensor;
 use vlm_model::ProjectorKind;
 
+use super::joined::{Folder, Joined, identity_layer};
 use super::language_model::failed;
-use super::whole_model::{Folder, Joined, identity_layer};
 use crate::InferError;
 
 /// The files of `Lfm2VlForConditionalGeneration`. A linear projector is its first layer, without

@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 use tch::{Device, Kind, Tensor};
 use vlm_model::ProjectorKind;
 
+use super::joined::{Folder, Joined, identity_layer};
 use super::language_model::Tensors;
-use super::whole_model::{Folder, Joined, identity_layer};
 use crate::InferError;
 
 /// The files of `LlavaForConditionalGeneration`. Its projector has two layers with an activation

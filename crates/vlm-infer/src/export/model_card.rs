@@ -8,9 +8,9 @@ use std::path::Path;
 use serde_json::Value;
 use vlm_model::VisionFamily;
 
-use super::ExportSource;
 use super::container::Container;
-use super::whole_model::Joined;
+use super::joined::Joined;
+use super::source::ExportSource;
 use crate::InferError;
 use crate::json_file::read_json;
 

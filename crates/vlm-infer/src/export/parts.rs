@@ -11,14 +11,15 @@ use vlm_model::part_files::open_language_model;
 use vlm_model::weights::Weights;
 use vlm_model::{LmConfig, LmFamily, VisionConfig, is_projector};
 
-use super::ExportSource;
+use super::source::ExportSource;
 use crate::InferError;
-use crate::assemble::{
-    ModelFiles, Shapes, check_vocabulary, open_tokenizer, stop_token_ids, vision_config,
-};
+use crate::assemble::{Shapes, check_vocabulary, open_tokenizer, stop_token_ids};
+use crate::json_file::read_json;
 use crate::lm_shape::{adopt, starting_shape};
+use crate::model_files::ModelFiles;
 use crate::model_folder::ModelFolder;
 use crate::preprocessor::image_processor;
+use crate::vision_encoder::vision_config;
 
 /// The parts to export, which are found and checked before anything is written.
 pub(super) struct Parts {
@@ -88,6 +89,14 @@ impl Parts {
             tensors.retain(|(name, _)| *name != output);
         }
         Ok(tensors)
+    }
+
+    /// The contents of the tokenizer's `tokenizer.json`.
+    ///
+    /// # Errors
+    /// The file cannot be read or is not JSON.
+    pub(super) fn tokenizer_json(&self) -> Result<Value, InferError> {
+        read_json(&self.tokenizer_folder.join("tokenizer.json"))
     }
 }
 

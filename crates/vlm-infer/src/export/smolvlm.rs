@@ -4,7 +4,7 @@
 use serde_json::{Value, json};
 use tch::Tensor;
 
-use super::whole_model::{Folder, Joined};
+use super::joined::{Folder, Joined};
 use crate::InferError;
 
 /// The files of `SmolVLMForConditionalGeneration`. Version 4 of transformers computes the encoder's

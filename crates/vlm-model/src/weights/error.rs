@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::LoadReport;
+use super::load_report::LoadReport;
 
 /// An error of reading, writing or loading weights.
 #[derive(Debug, thiserror::Error)]

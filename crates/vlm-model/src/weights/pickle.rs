@@ -6,12 +6,11 @@
 //! each other by index, so that nesting of any depth does not need a deep call stack.
 
 use std::collections::HashMap;
-use std::rc::Rc;
 
 use vlm_display::count;
 
 use super::error::{Refusal, refuse};
-use super::rebuild::{Global, StorageRef, TensorRef};
+use super::heap::{Global, Heap, StorageRef, Value};
 
 /// Largest number of arguments of a call; the functions that weights need take at most seven.
 const MAX_ARGUMENTS: usize = 16;
@@ -19,63 +18,6 @@ const MAX_ARGUMENTS: usize = 16;
 /// Largest number of operations. A tensor takes about forty. An operation of one byte can create a
 /// list, which takes a hundred bytes here.
 const MAX_OPERATIONS: usize = 5_000_000;
-
-/// A value on the stack. Containers, storages and tensors are indices into the [`Heap`].
-#[derive(Debug, Clone)]
-pub(super) enum Value {
-    None,
-    Bool,
-    Int(i64),
-    /// A value that weights do not need, such as a float; it is not kept, and neither is a bool.
-    Opaque,
-    Str(Rc<str>),
-    Global(Global),
-    Tuple(usize),
-    List(usize),
-    Dict(usize),
-    Storage(usize),
-    Tensor(usize),
-}
-
-impl Value {
-    /// The type of the value, for messages.
-    pub fn describe(&self) -> &'static str {
-        match self {
-            Self::None => "None",
-            Self::Bool => "a bool",
-            Self::Int(_) => "an integer",
-            Self::Opaque => "a number",
-            Self::Str(_) => "a string",
-            Self::Global(_) => "a class or function",
-            Self::Tuple(_) => "a tuple",
-            Self::List(_) => "a list",
-            Self::Dict(_) => "a dict",
-            Self::Storage(_) => "a storage",
-            Self::Tensor(_) => "a tensor",
-        }
-    }
-}
-
-/// The containers, storages and tensors that a pickle builds.
-#[derive(Debug, Default)]
-pub(super) struct Heap {
-    pub sequences: Vec<Vec<Value>>,
-    pub dicts: Vec<Vec<(Value, Value)>>,
-    pub storages: Vec<StorageRef>,
-    pub tensors: Vec<TensorRef>,
-}
-
-impl Heap {
-    pub fn tuple(&mut self, items: Vec<Value>) -> Value {
-        self.sequences.push(items);
-        Value::Tuple(self.sequences.len() - 1)
-    }
-
-    pub fn dict(&mut self) -> Value {
-        self.dicts.push(Vec::new());
-        Value::Dict(self.dicts.len() - 1)
-    }
-}
 
 /// Reads a pickle up to its STOP opcode. Returns its value and the heap that the value refers to.
 ///

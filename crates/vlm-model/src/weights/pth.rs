@@ -7,10 +7,10 @@ use std::path::Path;
 use tch::Tensor;
 
 use super::archive::Archive;
-use super::error::{Refusal, refuse};
-use super::pickle::{Heap, Value, unpickle};
-use super::rebuild::{StorageRef, TensorRef};
-use super::{TensorInfo, WeightsError};
+use super::error::{Refusal, WeightsError, refuse};
+use super::heap::{Heap, StorageRef, TensorRef, Value};
+use super::pickle::unpickle;
+use super::tensor_info::TensorInfo;
 
 /// Keys under which training scripts save the weights.
 const DEFAULT_KEYS: [&str; 4] = ["model", "state_dict", "model_state_dict", "module"];

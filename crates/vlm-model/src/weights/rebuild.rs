@@ -6,7 +6,7 @@ use std::rc::Rc;
 use tch::Kind;
 
 use super::error::{Refusal, refuse};
-use super::pickle::{Heap, Value};
+use super::heap::{Global, Heap, StorageRef, TensorRef, Value};
 
 /// Dtypes that a training script may save beside its weights.
 const DTYPES: [&str; 12] = [
@@ -16,38 +16,6 @@ const DTYPES: [&str; 12] = [
 
 /// Largest number of dimensions, the same as libtorch's.
 const MAX_DIMENSIONS: usize = 64;
-
-/// A class or function that a pickle may use.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Global {
-    OrderedDict,
-    RebuildTensor,
-    RebuildParameter,
-    Size,
-    /// A set, which is read as its list of items.
-    Set,
-    /// A dtype or device. It is not needed for the tensors, so its value is not kept.
-    Opaque,
-    Storage(Kind),
-}
-
-/// A storage in the file: `numel` elements of `kind` in the record `data/{key}`.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct StorageRef {
-    pub key: Rc<str>,
-    pub kind: Kind,
-    pub numel: i64,
-}
-
-/// A view of a storage, which does not exceed it. Offset and strides are in elements.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct TensorRef {
-    /// Index of its storage in the heap.
-    pub storage: usize,
-    pub offset: i64,
-    pub shape: Vec<i64>,
-    pub stride: Vec<i64>,
-}
 
 impl Global {
     /// The class or function with this name.

@@ -2,7 +2,8 @@
 
 use std::collections::HashMap;
 
-use super::{Weights, WeightsError};
+use super::error::WeightsError;
+use super::opened::Weights;
 
 impl Weights {
     /// Renames every tensor by `rename`, without reading its values.

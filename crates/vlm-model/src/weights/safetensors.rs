@@ -12,8 +12,9 @@ use safetensors::tensor::{Dtype, Metadata, TensorInfo as Entry};
 use serde_json::json;
 use tch::{Kind, Tensor};
 
-use super::error::{Refusal, refuse};
-use super::{TensorInfo, WeightsError};
+use super::error::{Refusal, WeightsError, refuse};
+use super::tensor_info::TensorInfo;
+use super::tied::view_of;
 
 /// Largest size of the header, as in the reference implementation.
 pub(super) const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -161,7 +162,7 @@ fn tied(tensors: &[(String, Tensor)]) -> BTreeMap<&str, &str> {
     let mut firsts = HashMap::new();
     let mut tied = BTreeMap::new();
     for (name, tensor) in tensors.iter().filter(|(_, tensor)| tensor.numel() > 0) {
-        let first = *firsts.entry(super::view_of(tensor)).or_insert(name.as_str());
+        let first = *firsts.entry(view_of(tensor)).or_insert(name.as_str());
         if first != name {
             tied.insert(name.as_str(), first);
         }

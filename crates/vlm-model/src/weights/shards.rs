@@ -7,7 +7,9 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 
-use super::{Format, View, WeightsError, save, view_of};
+use super::error::WeightsError;
+use super::save::{Format, save};
+use super::tied::{View, view_of};
 
 /// The name of a weights file that is not sharded.
 const WHOLE: &str = "model.safetensors";

@@ -4,7 +4,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Parts, TopKeys, integer, tower};
+use super::format::{Parts, TopKeys, integer};
+use super::tower;
 use crate::keys::{Neutral, unsupported};
 use crate::{ProjectorConfig, ProjectorKind, ShapeError};
 
@@ -32,7 +33,7 @@ const NUM_PATCHES: i64 = 256;
 const PATCH_SIZE: i64 = 16;
 
 pub(super) fn parts(json: &Value) -> Result<Parts, ShapeError> {
-    let text = super::text::language(json, super::ForeignFormat::Lfm2Vl)?;
+    let text = super::text::language(json, super::format::ForeignFormat::Lfm2Vl)?;
     let factor = integer(json, "downsample_factor", DOWNSAMPLE_FACTOR)?;
     if factor != 1 {
         let supported = [Neutral::Number(1.0)];

@@ -3,7 +3,8 @@
 
 use serde_json::{Value, json};
 
-use super::{Parts, TopKeys, integer, tower};
+use super::format::{Parts, TopKeys, integer};
+use super::tower;
 use crate::keys::{Neutral, shortened, unsupported};
 use crate::{ProjectorConfig, ProjectorKind, ShapeError, VisionConfig, VisionFamily};
 

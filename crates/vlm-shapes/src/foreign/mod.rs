@@ -4,6 +4,7 @@
 //! Each [`ForeignFormat`] has a file of its own. What cannot be computed with the parts of this
 //! program is refused by name. The names of the tensors are not here, but in `vlm-model`.
 
+mod format;
 mod idefics3;
 mod lfm2_vl;
 mod llava;
@@ -15,46 +16,17 @@ use std::path::Path;
 
 use serde_json::Value;
 
-use crate::keys::{self, Neutral};
+pub use self::format::ForeignFormat;
+use self::format::{Parts, TopKeys};
+use crate::keys;
 use crate::vision::check_keys;
 use crate::{ProjectorConfig, ShapeError, VisionConfig};
-
-/// A published format of a whole vision-language model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ForeignFormat {
-    /// LLaVA and LLaVA-1.5 (Liu et al. 2023) in Hugging Face's form, `LlavaForConditionalGeneration`.
-    Llava,
-    /// Idefics3 (Laurençon et al. 2024) and SmolVLM (Marafioti et al. 2025), which have the same
-    /// form.
-    Idefics3,
-    /// LFM2-VL with one of the language models of this program.
-    Lfm2Vl,
-    /// The folder that nanoVLM writes, with settings named `vit_…`, `lm_…` and `mp_…`.
-    NanoVlm,
-}
 
 /// The `config.json` of a whole vision-language model of another program.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ForeignModel {
     format: ForeignFormat,
     json: Value,
-}
-
-/// The parts of a whole model besides the language model.
-struct Parts {
-    vision: VisionConfig,
-    projector: ProjectorConfig,
-}
-
-/// The keys at the top of a format's `config.json`.
-struct TopKeys {
-    /// Keys that are read.
-    read: &'static [&'static str],
-    /// Keys with the only supported values. A key that is left out has the format's default, which
-    /// its own file checks.
-    must_be: &'static [(&'static str, &'static [Neutral])],
-    /// Keys of `vision_config` that are ignored.
-    of_tower: &'static [&'static str],
 }
 
 /// Keys at the top of every format of transformers.
@@ -67,7 +39,7 @@ impl ForeignModel {
     /// The model that the content of a `config.json` describes; `None` if it has none of the
     /// formats.
     pub fn of(json: &Value) -> Option<Self> {
-        let format = ForeignFormat::of(json)?;
+        let format = format_of(json)?;
         Some(Self { format, json: json.clone() })
     }
 
@@ -196,26 +168,15 @@ impl ForeignModel {
     }
 }
 
-impl ForeignFormat {
-    fn of(json: &Value) -> Option<Self> {
-        match json["model_type"].as_str() {
-            None if nanovlm::is_one(json) => Some(Self::NanoVlm),
-            Some(_) if !json["text_config"].is_object() => None,
-            Some("llava") => Some(Self::Llava),
-            Some("idefics3" | "smolvlm") => Some(Self::Idefics3),
-            Some("lfm2_vl") => Some(Self::Lfm2Vl),
-            _ => None,
-        }
-    }
-}
-
-/// The whole number `key` of an object, or `default` if it is left out.
-fn integer(json: &Value, key: &str, default: i64) -> Result<i64, ShapeError> {
-    match &json[key] {
-        Value::Null => Ok(default),
-        value => value.as_i64().ok_or_else(|| {
-            ShapeError::Config(format!("{key} is {value}; expected a whole number"))
-        }),
+/// The format of a `config.json`; `None` if it has none of the formats.
+fn format_of(json: &Value) -> Option<ForeignFormat> {
+    match json["model_type"].as_str() {
+        None if nanovlm::is_one(json) => Some(ForeignFormat::NanoVlm),
+        Some(_) if !json["text_config"].is_object() => None,
+        Some("llava") => Some(ForeignFormat::Llava),
+        Some("idefics3" | "smolvlm") => Some(ForeignFormat::Idefics3),
+        Some("lfm2_vl") => Some(ForeignFormat::Lfm2Vl),
+        _ => None,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use serde_json::{Value, json};
 
-use super::{Parts, TopKeys, integer};
+use super::format::{Parts, TopKeys, integer};
 use crate::keys::Neutral;
 use crate::{ProjectorConfig, ShapeError, VisionConfig};
 
@@ -52,7 +52,7 @@ pub(super) fn language(json: &Value) -> Result<Value, ShapeError> {
 }
 
 pub(super) fn parts(json: &Value) -> Result<Parts, ShapeError> {
-    let vision = VisionConfig::from_json(&json!({
+    let vision = VisionConfig::from_tower_json(&json!({
         "model_type": "siglip_vision_model",
         "hidden_size": json["vit_hidden_dim"],
         "intermediate_size": json["vit_inter_dim"],

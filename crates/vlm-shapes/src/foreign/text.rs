@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::ForeignFormat;
+use super::format::ForeignFormat;
 use crate::ShapeError;
 use crate::keys::{Neutral, unsupported};
 

@@ -8,7 +8,7 @@ use crate::{ShapeError, VisionConfig};
 /// keys of `ignored`, and read as an encoder of the type `read_as`.
 ///
 /// # Errors
-/// `model_type` is not among `model_types`; otherwise as [`VisionConfig::from_json`].
+/// `model_type` is not among `model_types`; otherwise as [`VisionConfig::from_tower_json`].
 pub(super) fn read(
     json: &Value,
     model_types: &[&str],
@@ -33,5 +33,5 @@ pub(super) fn read(
             *entry = value.clone();
         }
     }
-    VisionConfig::from_json(&Value::Object(tower))
+    VisionConfig::from_tower_json(&Value::Object(tower))
 }

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::{Checkpoint, LoadError, STATE, load, state_file};
+use super::load::{Checkpoint, STATE, load};
+use super::load_error::LoadError;
+use super::state_file;
 use crate::TrainError;
 
 /// Start of the names of checkpoints.

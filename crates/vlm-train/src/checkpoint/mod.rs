@@ -1,229 +1,32 @@
 //! Checkpoints: the folders `checkpoints/step-00000100/`.
 //!
 //! A checkpoint is written under a temporary name, flushed to the disk and then renamed, so that a
-//! folder with the name of a checkpoint is always complete. It holds a [`StateDict`], the identity
+//! folder with the name of a checkpoint is always complete. It holds a [`StateDict`](crate::state_dict::StateDict), the identity
 //! of the run, and a checksum of each file.
 
 mod folder;
+mod load;
+mod load_error;
+mod save;
 mod state_file;
 
-use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Serialize};
-use tch::Tensor;
-use vlm_data::is_disk_failure;
-use vlm_model::weights::{self, Format};
-use vlm_torch::Heartbeat;
-
 pub use self::folder::{clean_up, newest, rename_later, traces};
-use self::folder::{put_in_place, remove_if_exists, remove_oldest, sync, temporary_name};
-use crate::TrainError;
-use crate::state_dict::StateDict;
-use crate::train_state::TrainState;
-
-const MODEL: &str = "model.safetensors";
-const OPTIMIZER: &str = "optimizer.safetensors";
-const STATE: &str = "state.json";
-
-/// The contents of `state.json`.
-#[derive(Debug, Serialize, Deserialize)]
-struct StateFile {
-    /// Version of the checkpoint format.
-    version: u32,
-    /// Version of the program that wrote the checkpoint.
-    program: String,
-    #[serde(rename = "position")]
-    train_state: TrainState,
-    identity: serde_json::Value,
-    /// BLAKE3 of each file, in hexadecimal.
-    checksums: BTreeMap<String, String>,
-}
-
-/// A checkpoint that was read from its folder.
-#[derive(Debug)]
-pub struct Checkpoint {
-    /// Path of the folder.
-    pub path: PathBuf,
-    /// Weights, optimizer state and progress of the training.
-    pub state_dict: StateDict,
-    /// Settings and hashes of files that must be the same in a run that continues from the
-    /// checkpoint.
-    pub identity: serde_json::Value,
-}
-
-/// The reason why a checkpoint cannot be loaded. Each message names the file.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// The folder does not exist.
-    #[error("{0}; expected a checkpoint folder")]
-    Missing(String),
-    /// A file is missing, was changed or is damaged.
-    #[error("{0}")]
-    Damaged(String),
-    /// The checkpoint has a format that this version of the program does not read.
-    #[error("{0}")]
-    OtherVersion(String),
-    /// The disk, or the connection to it, failed.
-    #[error("{0}")]
-    Disk(String),
-}
-
-impl LoadError {
-    fn from_io(path: &Path, error: io::Error) -> Self {
-        let text = format!("{}: {error}", path.display());
-        if is_disk_failure(&error) { Self::Disk(text) } else { Self::Damaged(text) }
-    }
-}
-
-impl From<LoadError> for TrainError {
-    fn from(error: LoadError) -> Self {
-        match error {
-            LoadError::Missing(_) | LoadError::OtherVersion(_) => Self::Usage(error.to_string()),
-            LoadError::Damaged(_) | LoadError::Disk(_) => Self::Failed(error.to_string()),
-        }
-    }
-}
-
-/// Writes the checkpoint `folder/step-…`, then removes the oldest checkpoints until `keep` are
-/// left; with `None` it removes none. Returns the path of the checkpoint. A checkpoint of the same
-/// step is replaced, or left unchanged if its contents are the same. `heartbeat` is called
-/// regularly during the write, even on a slow disk.
-///
-/// # Errors
-/// A failure of the file system, with the path. No incomplete folder is left under the name of the
-/// checkpoint.
-pub fn save(
-    folder: &Path,
-    state_dict: &StateDict,
-    identity: &serde_json::Value,
-    keep: Option<usize>,
-    heartbeat: Heartbeat,
-) -> Result<PathBuf, TrainError> {
-    let step = state_dict.train_state.counters.step;
-    let target = folder.join(format!("step-{step:08}"));
-    let temporary = temporary_name(&target);
-    let written = fs::create_dir_all(folder)
-        .map_err(|e| TrainError::at(folder, e))
-        .and_then(|()| remove_if_exists(&temporary))
-        .and_then(|()| fs::create_dir(&temporary).map_err(|e| TrainError::at(&temporary, e)))
-        .and_then(|()| fill(&temporary, state_dict, identity, heartbeat))
-        .and_then(|state| {
-            if is_same(&target, &state) {
-                return remove_if_exists(&temporary);
-            }
-            put_in_place(&temporary, &target)?;
-            sync(folder)
-        });
-    if let Err(error) = written {
-        // Only the first error is reported. If this fails, the leftover has a temporary name.
-        let _ = fs::remove_dir_all(&temporary);
-        return Err(TrainError::Failed(format!(
-            "the checkpoint of step {step} was not written ({error}). Earlier checkpoints are \
-             unaffected"
-        )));
-    }
-    if let Some(keep) = keep {
-        remove_oldest(folder, keep, &target)?;
-    }
-    Ok(target)
-}
-
-/// Writes the files of a checkpoint to `folder`, and returns the contents of its `state.json`.
-fn fill(
-    folder: &Path,
-    state_dict: &StateDict,
-    identity: &serde_json::Value,
-    heartbeat: Heartbeat,
-) -> Result<StateFile, TrainError> {
-    let mut checksums = BTreeMap::new();
-    for (name, tensors) in [(MODEL, &state_dict.model), (OPTIMIZER, &state_dict.optimizer)] {
-        let path = folder.join(name);
-        weights::save_with(&path, tensors, Format::Safetensors, Some(heartbeat))
-            .map_err(|e| TrainError::at(&path, e))?;
-        let checksum = checksum(&path, heartbeat).map_err(|e| TrainError::at(&path, e))?;
-        checksums.insert(name.to_owned(), checksum);
-    }
-    let state = StateFile {
-        version: state_file::FORMAT_VERSION,
-        program: env!("CARGO_PKG_VERSION").to_owned(),
-        train_state: state_dict.train_state,
-        identity: identity.clone(),
-        checksums,
-    };
-    state_file::write(&folder.join(STATE), &state)?;
-    sync(folder)?;
-    Ok(state)
-}
-
-/// Whether `path` is an undamaged checkpoint with the same contents.
-fn is_same(path: &Path, state: &StateFile) -> bool {
-    read_state(path).is_ok_and(|there| {
-        there.version == state.version
-            && there.train_state == state.train_state
-            && there.identity == state.identity
-            && there.checksums == state.checksums
-    })
-}
-
-/// Reads the checkpoint at `path` and verifies the checksums of its files.
-///
-/// # Errors
-/// A missing file, an unknown format version, a wrong checksum; the message names the file.
-pub fn load(path: &Path) -> Result<Checkpoint, LoadError> {
-    let state = read_state(path)?;
-    let read = |name: &str| {
-        let file = path.join(name);
-        Tensor::read_safetensors(&file)
-            .map_err(|e| LoadError::Damaged(format!("{}: {e}", file.display())))
-    };
-    let (model, optimizer) = (read(MODEL)?, read(OPTIMIZER)?);
-    let StateFile { train_state, identity, .. } = state;
-    let state_dict = StateDict { model, optimizer, train_state };
-    Ok(Checkpoint { path: path.to_owned(), state_dict, identity })
-}
-
-/// Reads `state.json` of the checkpoint at `path`, and verifies the checksums of all files.
-fn read_state(path: &Path) -> Result<StateFile, LoadError> {
-    if !path.is_dir() {
-        return Err(LoadError::Missing(format!("{} does not exist", path.display())));
-    }
-    let state = state_file::read(&path.join(STATE))?;
-    for (name, expected) in &state.checksums {
-        let file = path.join(name);
-        let found = checksum(&file, Heartbeat(&|| ())).map_err(|e| LoadError::from_io(&file, e))?;
-        if found != *expected {
-            return Err(LoadError::Damaged(format!(
-                "{}: the checksum differs from the one in state.json: the file was changed or is \
-                 damaged; continue from another checkpoint",
-                file.display()
-            )));
-        }
-    }
-    Ok(state)
-}
-
-/// BLAKE3 of a file's bytes, in hexadecimal.
-fn checksum(path: &Path, Heartbeat(beat): Heartbeat) -> io::Result<String> {
-    let mut file = File::open(path)?;
-    let mut hasher = blake3::Hasher::new();
-    let mut buffer = vec![0; 1 << 20];
-    loop {
-        let read = file.read(&mut buffer)?;
-        if read == 0 {
-            return Ok(hasher.finalize().to_hex().to_string());
-        }
-        hasher.write_all(&buffer[..read])?;
-        beat();
-    }
-}
+pub use self::load::{Checkpoint, load};
+pub use self::load_error::LoadError;
+pub use self::save::save;
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::path::{Path, PathBuf};
+
+    use tch::{Device, Kind, Tensor};
+    use vlm_torch::Heartbeat;
+
+    use super::load::{MODEL, STATE};
     use super::*;
-    use tch::{Device, Kind};
+    use crate::state_dict::StateDict;
+    use crate::train_state::TrainState;
 
     fn tensors(value: f64) -> Vec<(String, Tensor)> {
         vec![("a".into(), Tensor::full([3], value, (Kind::Float, Device::Cpu)))]

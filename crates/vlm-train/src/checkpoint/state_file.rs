@@ -1,11 +1,29 @@
 //! Reads and writes `state.json` of a checkpoint. The file holds a checksum of itself, so that a
 //! changed or damaged file is detected.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
-use super::{LoadError, StateFile};
+use serde::{Deserialize, Serialize};
+
+use super::load_error::LoadError;
 use crate::TrainError;
+use crate::train_state::TrainState;
+
+/// The contents of `state.json`.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct StateFile {
+    /// Version of the checkpoint format.
+    pub(super) version: u32,
+    /// Version of the program that wrote the checkpoint.
+    pub(super) program: String,
+    #[serde(rename = "position")]
+    pub(super) train_state: TrainState,
+    pub(super) identity: serde_json::Value,
+    /// BLAKE3 of each file, in hexadecimal.
+    pub(super) checksums: BTreeMap<String, String>,
+}
 
 /// Version of the format that is written. In version 1 `state.json` has no checksum of itself.
 pub(super) const FORMAT_VERSION: u32 = 2;

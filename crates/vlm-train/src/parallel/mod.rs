@@ -8,6 +8,7 @@
 mod agreement;
 mod gradient_sync;
 mod heartbeat;
+mod heartbeat_thread;
 mod launch_env;
 mod peers;
 mod phase;

@@ -3,6 +3,7 @@
 
 mod auto_batch;
 mod auto_dtype;
+mod find_checkpoint;
 mod identity;
 mod memory;
 mod parts;
@@ -20,6 +21,7 @@ use serde_json::Value;
 use vlm_data::{ChatTokenizer, ImageProcessor, Loader, RejectLog};
 use vlm_model::Vlm;
 
+use self::find_checkpoint::find_checkpoint;
 use self::parts::Parts;
 pub use self::summary::Summary;
 use crate::TrainError;
@@ -75,7 +77,7 @@ fn open_out_dir(
 ) -> Result<(OutDir, Option<Checkpoint>), TrainError> {
     let continues = config.run.resume.is_some();
     let mut out_dir = OutDir::open(&config.run.out_dir, config.stage, continues)?;
-    let resumed = resume::find_checkpoint(config, &out_dir, identity)?;
+    let resumed = find_checkpoint(config, &out_dir, identity)?;
     out_dir.create()?;
     Ok((out_dir, resumed))
 }

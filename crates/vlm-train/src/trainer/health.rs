@@ -4,8 +4,9 @@ use vlm_display::count;
 use vlm_infer::evaluation::EvalReport;
 use vlm_model::ModelError;
 
+use super::Trainer;
+use super::micro_batch_loss::MicroBatchLoss;
 use super::report::GlobalLoss;
-use super::{MicroBatchLoss, Trainer};
 use crate::TrainError;
 
 /// Largest number of rows that a message names.

@@ -7,7 +7,8 @@ use vlm_infer::evaluation::EvalReport;
 use vlm_model::ModelError;
 use vlm_torch::peak_memory_bytes;
 
-use super::{MicroBatchLoss, Trainer};
+use super::Trainer;
+use super::micro_batch_loss::MicroBatchLoss;
 use crate::TrainError;
 use crate::events::{EvalLine, Event, LogLine, StepReport};
 use crate::parallel::{GlobalStepStats, Phase};

@@ -4,26 +4,16 @@
 //! update whose norm is not finite, and the norms are read when a log line or a checkpoint needs
 //! them. All ranks read them at the same steps.
 
-use tch::{Kind, Tensor};
+use tch::Kind;
 use vlm_model::ModelError;
 use vlm_torch::set_grad_none;
 
-use super::{Accumulation, Trainer};
+use super::Trainer;
+use super::accumulation::Accumulation;
+use super::unread_norms::UnreadNorm;
 use crate::TrainError;
 use crate::config::LossAverage;
 use crate::parallel::scale_gradients;
-
-/// Largest number of norms that are not read yet.
-const MAX_UNREAD: usize = 64;
-
-/// The norm of the gradients of an update, which the CPU has not read yet.
-#[derive(Debug)]
-pub(super) struct UnreadNorm {
-    norm: Tensor,
-    step: u64,
-    /// Indices of this rank's rows, for messages.
-    rows: Vec<usize>,
-}
 
 impl Trainer<'_> {
     /// Updates the weights. Returns `false` without gradients, or for an update that is skipped because
@@ -104,21 +94,10 @@ impl Trainer<'_> {
     /// # Errors
     /// As [`Self::update`].
     pub(super) fn read_norms(&mut self) -> Result<(), TrainError> {
-        let unread = std::mem::take(&mut self.unread_norms);
-        let norms: Vec<&Tensor> = unread.iter().map(|unread| &unread.norm).collect();
-        if norms.is_empty() {
-            return Ok(());
-        }
-        let read = || Vec::<f64>::try_from(Tensor::f_stack(&norms, 0)?.f_to_kind(Kind::Double)?);
-        for (norm, unread) in read().map_err(ModelError::from)?.into_iter().zip(&unread) {
-            self.count_update(norm, unread)?;
+        for (norm, unread) in self.unread_norms.read()? {
+            self.count_update(norm, &unread)?;
         }
         Ok(())
-    }
-
-    /// Whether the norms must be read now, because too many are not read yet.
-    pub(super) fn has_many_unread_norms(&self) -> bool {
-        self.unread_norms.len() >= MAX_UNREAD
     }
 
     fn count_update(&mut self, norm: f64, unread: &UnreadNorm) -> Result<(), TrainError> {

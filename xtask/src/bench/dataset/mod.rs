@@ -3,6 +3,7 @@
 
 mod damage;
 mod form;
+mod row_writer;
 mod rows;
 
 use std::collections::BTreeMap;
@@ -12,15 +13,17 @@ use std::mem;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use vlm_display::Table;
 
 use super::images;
+use super::measurements::table;
 use crate::workspace::{Workspace, usage_error};
 use damage::{Damage, Damager};
-use form::RowWriter;
+pub use form::Form;
+use row_writer::RowWriter;
 use rows::Draw;
 
 /// Number of distinct images. The file of a row is one of these with the row's number in a comment.
@@ -59,30 +62,6 @@ pub struct DatasetArgs {
     pub seed: u64,
 }
 
-/// Format in which the rows are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Form {
-    /// LLaVA's JSON list, in `rows.json`
-    Llava,
-    /// JSON lines, in `rows.jsonl`
-    Jsonl,
-    /// JSON lines compressed with gzip, in `rows.jsonl.gz`
-    JsonlGz,
-    /// JSON lines compressed with Zstandard, in `rows.jsonl.zst`
-    JsonlZst,
-    /// JSON lines of OpenAI's `messages` with content parts, in `rows.jsonl`
-    Messages,
-    /// Images with captions, in `rows.csv`
-    Csv,
-    /// Hugging Face's imagefolder, with captions in `metadata.jsonl`
-    #[value(name = "imagefolder")]
-    ImageFolder,
-    /// Parquet in MiniMind-V's form with the images inside, in `rows.parquet`
-    Parquet,
-    /// WebDataset: a tar with the images inside, in `rows.tar`
-    Tar,
-}
-
 impl DatasetArgs {
     fn check(&self) -> Result<()> {
         let is_fraction = |share: f64| (0.0..=1.0).contains(&share);
@@ -117,7 +96,7 @@ pub fn run(workspace: &Workspace, args: &DatasetArgs) -> Result<Table> {
     let made = make(workspace, args, &mut |done| bar.set_position(done as u64));
     bar.finish_and_clear();
     let made = made?;
-    let mut table = super::table();
+    let mut table = table();
     table.push(&[&"rows", &format!("{} in {}", args.rows, made.rows.display())]);
     table
         .push(&[&"images", &format!("{}, {:.1} MB", made.num_images, made.num_bytes as f64 / 1e6)]);
@@ -239,6 +218,8 @@ fn write_image(path: &Path, number: usize, bytes: &[u8]) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+
     use super::*;
 
     fn args(output: &Path, form: Form) -> DatasetArgs {

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use super::Form;
+use super::form::Form;
 use crate::bench::images;
 use crate::program::output_of;
 use crate::workspace::usage_error;

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use serde::Serialize;
 
-use super::TrainArgs;
+use super::args::TrainArgs;
 use super::ours::Ours;
 use super::theirs::Reference;
 

@@ -7,10 +7,11 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use super::args::TrainArgs;
+use super::form::Form;
 use super::inputs::Inputs;
-use super::report::Run;
+use super::measured_run::Run;
 use super::theirs::LEARNING_RATE;
-use super::{Form, TrainArgs};
 use crate::program::output_of;
 use crate::sys;
 

@@ -9,24 +9,15 @@ use serde::Serialize;
 use vlm_display::Table;
 use vlm_display::count;
 
+use super::args::TrainArgs;
+use super::chart;
+use super::form::Form;
 use super::inputs::Inputs;
 use super::losses::{LossCheck, TOLERANCE};
-use super::{Form, TrainArgs, chart};
-use crate::bench::target;
+use super::measured_run::Run;
+use crate::bench::measurements::{table, target};
 
 const GIB: f64 = (1_u64 << 30) as f64;
-
-/// One run of a program.
-pub struct Run {
-    /// Duration of each measured step, in seconds.
-    pub step_secs: Vec<f64>,
-    /// Peak resident memory of the process.
-    pub peak_bytes: u64,
-    /// Operations that each measured step needs, if the program counts them.
-    pub flops: Option<Vec<f64>>,
-    /// Rate of matrix products, if the program measures it.
-    pub matrix_rate: Option<f64>,
-}
 
 /// What a run measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +121,7 @@ impl Report {
 
     /// The results as a table, with the targets that they are compared with.
     pub fn table(&self) -> Table {
-        let mut table = crate::bench::table();
+        let mut table = table();
         let Self { machine, dtype, rows, images, batch_size, .. } = self;
         table.push(&[&"machine", machine]);
         table.push(&[

@@ -8,9 +8,10 @@ use std::thread::available_parallelism;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::args::TrainArgs;
+use super::form::Form;
 use super::inputs::Inputs;
-use super::report::Run;
-use super::{Form, TrainArgs};
+use super::measured_run::Run;
 use crate::sys;
 use crate::workspace::usage_error;
 
