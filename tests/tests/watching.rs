@@ -51,7 +51,7 @@ fn board_and_report_show_a_run_with_its_samples_and_their_images() {
     let evaluation = ["--eval-data", rows.to_str().unwrap(), "--eval-samples", "2"];
     let ended = trial.pretrain(&evaluation);
     ended.assert_success();
-    for part in ["next:", "vlm eval --model", "vlm generate --model", "vlm board"] {
+    for part in ["next:", "vlm eval --model", "vlm generate --model", "vlm serve"] {
         assert!(ended.stdout.contains(part), "{}", ended.stdout);
     }
     assert!(ended.stderr.contains("step 1/2  epoch 1/1  loss"), "{}", ended.stderr);
