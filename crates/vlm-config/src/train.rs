@@ -326,6 +326,9 @@ settings! {
         grad_clip: f64 = 1.0, shown("NORM").at_least(0.0).decides_numbers();
         /// Decoupled weight decay of AdamW.
         weight_decay: f64 = 0.01, shown("DECAY").at_least(0.0).decides_numbers();
+        /// Apply `weight_decay` to the weights of norms and to biases too, as PyTorch's AdamW does.
+        /// Without it they have none, as in the trainer of Hugging Face.
+        decay_norms_and_biases: bool = true, switch().negatable().decides_numbers().newly_added();
         /// Decay rates of AdamW's moving averages of the gradients and of their squares.
         betas: [f64; 2] = [0.9, 0.999], shown("B1,B2")
             .at_least(0.0)

@@ -14,8 +14,8 @@ use crate::model_part::named_parts;
 use crate::optimizer_slot::{Slot, SlotPiece, kinds_of_state};
 use crate::parallel::{Shards, World};
 
-/// AdamW (Loshchilov and Hutter 2019) with decoupled weight decay on every trained tensor. Its
-/// defaults are PyTorch's: betas 0.9 and 0.999, eps 1e-8.
+/// AdamW (Loshchilov and Hutter 2019) with decoupled weight decay on every trained tensor, or on
+/// all but norms and biases. Its defaults are PyTorch's: betas 0.9 and 0.999, eps 1e-8.
 #[derive(Debug)]
 pub struct AdamW {
     params: Vec<Tensor>,
@@ -35,16 +35,17 @@ impl AdamW {
         let params: Vec<_> = named_parts(model);
         let parts: BTreeMap<&str, ModelPart> =
             params.iter().map(|(name, _, part)| (name.as_str(), *part)).collect();
-        let names: Vec<&str> = shards.shapes().map(|(name, _)| name).collect();
+        let tensors: Vec<(&str, &[i64])> = shards.shapes().collect();
         let slot = |(piece, param, gradient): (crate::parallel::Piece, Tensor, Tensor)| {
-            let name = names[piece.tensor];
+            let (name, shape) = tensors[piece.tensor];
             let own = SlotPiece {
                 tensor: piece.tensor,
                 elements: piece.elements,
                 gradient,
                 has_gradient: false,
             };
-            Slot::new(name.to_owned(), param, parts[name], Some(own), optim.ema_decay.is_some())
+            let has_ema = optim.ema_decay.is_some();
+            Slot::new(name.to_owned(), param, shape.len(), parts[name], Some(own), has_ema)
         };
         let slots = shards.pieces().into_iter().map(slot).collect();
         let params = params.into_iter().map(|(_, tensor, _)| tensor).collect();
@@ -52,11 +53,13 @@ impl AdamW {
     }
 
     /// An optimizer for named tensors, with zero moments. It uses these settings of `optim`: the
-    /// learning rates, `weight_decay`, `betas`, `eps` and `ema_decay`.
+    /// learning rates, `weight_decay`, `decay_norms_and_biases`, `betas`, `eps` and `ema_decay`.
     pub fn new(params: Vec<(String, Tensor, ModelPart)>, optim: &OptimConfig) -> Self {
         let tensors = params.iter().map(|(_, tensor, _)| tensor.shallow_clone()).collect();
-        let slot =
-            |(name, param, part)| Slot::new(name, param, part, None, optim.ema_decay.is_some());
+        let slot = |(name, param, part): (String, Tensor, ModelPart)| {
+            let num_dims = param.dim();
+            Slot::new(name, param, num_dims, part, None, optim.ema_decay.is_some())
+        };
         let slots = params.into_iter().map(slot).collect();
         Self { params: tensors, slots, optim: optim.clone() }
     }
@@ -85,27 +88,29 @@ impl AdamW {
         rate: impl Fn(f64) -> f64,
         found_inf: Option<&Tensor>,
     ) -> Result<(), TrainError> {
-        let mut rates: Vec<f64> =
-            self.slots.iter().map(|slot| slot.part.learning_rate(&self.optim)).collect();
-        rates.sort_by(f64::total_cmp);
-        rates.dedup();
-        for base in rates {
-            self.step_with_rate(base, rate(base), found_inf)?;
+        let mut groups: Vec<(f64, f64)> =
+            self.slots.iter().map(|slot| slot.rate_and_decay(&self.optim)).collect();
+        groups.sort_by(|(rate, decay), other| {
+            rate.total_cmp(&other.0).then(decay.total_cmp(&other.1))
+        });
+        groups.dedup();
+        for group in groups {
+            self.step_of_group(group, rate(group.0), found_inf)?;
         }
         self.update_averages();
         Ok(())
     }
 
-    /// Updates all tensors whose configured learning rate is `base`.
-    fn step_with_rate(
+    /// Updates all tensors with this configured learning rate and weight decay.
+    fn step_of_group(
         &self,
-        base: f64,
+        group: (f64, f64),
         learning_rate: f64,
         found_inf: Option<&Tensor>,
     ) -> Result<(), TrainError> {
         let zeroes = self.optim.zero_unused_gradients;
         let is_changed = |slot: &&Slot| {
-            slot.part.learning_rate(&self.optim) == base && (zeroes || slot.gradient().is_some())
+            slot.rate_and_decay(&self.optim) == group && (zeroes || slot.gradient().is_some())
         };
         let list = |of: fn(&Slot) -> Tensor| {
             self.slots.iter().filter(is_changed).map(of).collect::<Vec<_>>()
@@ -115,7 +120,7 @@ impl AdamW {
         let numbers = AdamWStep {
             lr: learning_rate,
             betas: (beta1, beta2),
-            weight_decay: self.optim.weight_decay,
+            weight_decay: group.1,
             eps: self.optim.eps,
         };
         fused_adamw_step(
@@ -336,6 +341,32 @@ mod tests {
             "{:?}",
             values(&optimizer)
         );
+    }
+
+    #[test]
+    fn norms_and_biases_can_be_without_weight_decay() {
+        let mut optim = OptimConfig::default();
+        optim.learning_rate = 0.1;
+        optim.weight_decay = 0.5;
+        let weights_after_a_step = |optim: &OptimConfig| {
+            let params = [vec![2], vec![2, 1]].map(|shape: Vec<i64>| {
+                let param = Tensor::ones(&shape, (Kind::Float, tch::Device::Cpu));
+                let param = param.set_requires_grad(true);
+                param.sum(Kind::Float).backward();
+                (format!("{shape:?}"), param, ModelPart::Lm)
+            });
+            let mut optimizer = AdamW::new(params.into(), optim);
+            optimizer.step(|rate| rate, None).unwrap();
+            optimizer.params().iter().map(|p| p.sum(Kind::Double).double_value(&[]) / 2.0).collect()
+        };
+        // torch 2.11: one step of AdamW([{"params": [bias], "weight_decay": d}, {"params":
+        // [matrix]}], lr=0.1, weight_decay=0.5) on ones with gradient 1: 0.95 - 0.1, or 1 - 0.1.
+        let both: Vec<f64> = weights_after_a_step(&optim);
+        assert!((both[0] - 0.85).abs() < 1e-6 && (both[1] - 0.85).abs() < 1e-6, "{both:?}");
+        optim.decay_norms_and_biases = false;
+        let matrix_alone: Vec<f64> = weights_after_a_step(&optim);
+        let [bias, matrix] = matrix_alone[..] else { panic!("{matrix_alone:?}") };
+        assert!((bias - 0.9).abs() < 1e-6 && (matrix - 0.85).abs() < 1e-6, "{matrix_alone:?}");
     }
 
     #[test]

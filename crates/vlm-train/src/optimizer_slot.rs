@@ -13,6 +13,8 @@ pub(crate) struct Slot {
     pub(crate) name: String,
     pub(crate) part: ModelPart,
     pub(crate) param: Tensor,
+    /// Whether the whole tensor has at most one dimension: the weight of a norm, or a bias.
+    pub(crate) is_norm_or_bias: bool,
     /// If the slot is a piece of a tensor.
     pub(crate) piece: Option<SlotPiece>,
     pub(crate) exp_avg: Tensor,
@@ -35,15 +37,18 @@ pub(crate) struct SlotPiece {
 }
 
 impl Slot {
-    /// A slot with the state before the first update.
+    /// A slot with the state before the first update, for a tensor with `num_dims` dimensions of
+    /// which `param` is a flattened piece if there is a `piece`.
     pub(crate) fn new(
         name: String,
         param: Tensor,
+        num_dims: usize,
         part: ModelPart,
         piece: Option<SlotPiece>,
         has_ema: bool,
     ) -> Self {
         Self {
+            is_norm_or_bias: num_dims <= 1,
             exp_avg: param.zeros_like().set_requires_grad(false),
             exp_avg_sq: param.zeros_like().set_requires_grad(false),
             step: Tensor::zeros([], (Kind::Float, param.device())),
@@ -53,6 +58,12 @@ impl Slot {
             param,
             piece,
         }
+    }
+
+    /// The configured learning rate and weight decay of the tensor.
+    pub(crate) fn rate_and_decay(&self, optim: &OptimConfig) -> (f64, f64) {
+        let has_decay = optim.decay_norms_and_biases || !self.is_norm_or_bias;
+        (self.part.learning_rate(optim), if has_decay { optim.weight_decay } else { 0.0 })
     }
 
     /// The gradient; `None` if there is none.

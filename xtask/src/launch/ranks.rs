@@ -63,7 +63,10 @@ impl Signals {
     pub fn listen() -> Result<Self> {
         let signals = Self::default();
         let count = signals.clone();
-        ctrlc::set_handler(move || count.raise()).context("listening for signals")?;
+        ctrlc::set_handler(move || count.raise()).context(
+            "cannot start the thread that listens for signals; if memory or threads are used up, \
+             raise their limits (`ulimit -v`, `ulimit -u`) or end other programs",
+        )?;
         signal_hook::flag::register(signal_hook::consts::SIGUSR1, Arc::clone(&signals.1))
             .context("listening for SIGUSR1")?;
         Ok(signals)
