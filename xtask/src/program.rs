@@ -1,4 +1,4 @@
-//! Runs programs for what they print.
+//! Runs programs for what they print, or for whether they succeed.
 
 use std::process::Command;
 
@@ -24,4 +24,14 @@ pub fn output_of(command: &mut Command, doing: &str) -> Result<String> {
 /// The first line that a program prints; `None` if it cannot be started or fails.
 pub fn first_line(command: &mut Command) -> Option<String> {
     output_of(command, "").ok()?.lines().next().map(str::to_owned)
+}
+
+/// Runs a program without showing what it prints. Returns whether it succeeds.
+///
+/// # Errors
+/// It cannot be started.
+pub fn succeeds(command: &mut Command) -> Result<bool> {
+    let program = command.get_program().to_owned();
+    let output = command.output();
+    Ok(output.with_context(|| format!("starting {}", program.display()))?.status.success())
 }

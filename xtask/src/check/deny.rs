@@ -3,7 +3,7 @@
 
 use anyhow::{Context, Result};
 
-use super::quiet;
+use crate::program::succeeds;
 use crate::workspace::Workspace;
 
 /// Runs the checks of `deny.toml`. Returns `false` if one of them fails; says what was skipped.
@@ -11,7 +11,7 @@ use crate::workspace::Workspace;
 /// # Errors
 /// Cargo cannot be started.
 pub fn passes(workspace: &Workspace) -> Result<bool> {
-    if !quiet(workspace.cargo().args(["deny", "--version"]))? {
+    if !succeeds(workspace.cargo().args(["deny", "--version"]))? {
         eprintln!(
             "skipped: cargo-deny is not installed (`cargo install cargo-deny`); the licences are \
              checked above, security advisories are not"
@@ -22,7 +22,7 @@ pub fn passes(workspace: &Workspace) -> Result<bool> {
     rules.args(["deny", "check", "--hide-inclusion-graph", "licenses", "bans", "sources"]);
     let has_passed = rules.status().context("starting cargo deny")?.success();
     // Without a network the advisories cannot be checked, which is no fault of this checkout.
-    if !quiet(workspace.cargo().args(["deny", "fetch", "db"]))? {
+    if !succeeds(workspace.cargo().args(["deny", "fetch", "db"]))? {
         eprintln!("skipped: the database of security advisories cannot be reached");
         return Ok(has_passed);
     }

@@ -11,11 +11,12 @@ mod pages;
 mod sources;
 mod unused;
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::{Context, Result};
 use vlm_display::count;
 
+use crate::program::succeeds;
 use crate::workspace::Workspace;
 use crate::{flags_page, setup};
 
@@ -85,15 +86,11 @@ pub fn run(workspace: &Workspace) -> Result<ExitCode> {
 
 /// Runs a cargo command that comes as a component of the toolchain.
 fn passes(workspace: &Workspace, command: &str, component: &str, args: &[&str]) -> Result<bool> {
-    let installed = quiet(workspace.cargo().args([command, "--version"]))?;
+    let installed = succeeds(workspace.cargo().args([command, "--version"]))?;
     if !installed {
         eprintln!("`cargo {command}` is not installed: run `rustup component add {component}`");
         return Ok(false);
     }
     let status = workspace.cargo().arg(command).args(args).status();
     Ok(status.with_context(|| format!("starting cargo {command}"))?.success())
-}
-
-fn quiet(command: &mut Command) -> Result<bool> {
-    Ok(command.output().context("starting cargo")?.status.success())
 }
