@@ -272,8 +272,11 @@ function drawHead(head) {
     ...lines, ...problems.map((problem) => el("p", { className: "warning" }, problem)));
 }
 
+// Numbers are not broken into lines; names and paths are, where the window is narrow.
 function table(head, rows) {
-  const line = (tag) => (cells) => el("tr", {}, cells.map((cell) => el(tag, {}, cell ?? "")));
+  const isNumber = (cell) => /^[-+]?[\d.,]+%?$/.test(String(cell));
+  const line = (tag) => (cells) => el("tr", {},
+    cells.map((cell) => el(tag, isNumber(cell) ? { className: "number" } : {}, cell ?? "")));
   return el("div", { className: "scroll" },
     el("table", {}, head.length ? line("th")(head) : null, rows.map(line("td"))));
 }
