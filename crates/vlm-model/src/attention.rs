@@ -151,10 +151,7 @@ impl Attention {
         past: Past,
     ) -> Tensor {
         let (batch, len, _) = x_bth.size3().expect("[B, T, H] by construction");
-        let queries = match needed {
-            Some(needed) => self.queries(&select_positions(x_bth, needed)),
-            None => self.queries(x_bth),
-        };
+        let queries = self.needed_queries(x_bth, needed);
         let (out_batch, kind) = (queries.size()[0], queries.kind());
         // Always in float32, as in `fused_attention`.
         let tokens = |x: Tensor| x.flatten(0, 1).to_kind(Kind::Float);
@@ -194,6 +191,14 @@ impl Attention {
         mixed.to_kind(kind).view([out_batch, -1, self.n_heads * self.head_dim])
     }
 
+    /// The queries of all positions `[B, T, N, D]`, or of the needed ones `[1, S, N, D]`.
+    fn needed_queries(&self, x_bth: &Tensor, needed: Option<&Tensor>) -> Tensor {
+        match needed {
+            Some(needed) => self.queries(&select_positions(x_bth, needed)),
+            None => self.queries(x_bth),
+        }
+    }
+
     /// As [`Self::mix_in_rows`], by libtorch's attention, on any device and with any mask. Packed
     /// rows are put into groups of similar length.
     fn mix_in_groups(
@@ -204,10 +209,7 @@ impl Attention {
         past: Past,
     ) -> Tensor {
         let (batch, len, _) = x_bth.size3().expect("[B, T, H] by construction");
-        let mut q = match needed {
-            Some(needed) => self.queries(&select_positions(x_bth, needed)),
-            None => self.queries(x_bth),
-        };
+        let mut q = self.needed_queries(x_bth, needed);
         if let Some(needed) = needed {
             // Attention itself takes little time, so the other queries are zeros and not left out.
             q = q
