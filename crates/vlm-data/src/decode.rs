@@ -11,6 +11,7 @@ use crate::limits::{MAX_IMAGE_PIXELS, MAX_IMAGE_SIDE};
 use crate::reject::{Reject, RejectReason};
 use crate::row_text::without_mark;
 use crate::sniff::starts_with_word;
+use crate::tiff_tags;
 
 /// The largest image that is decoded. A larger one is refused as soon as its header is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +54,9 @@ pub(crate) struct RgbImage {
 
 /// Width and height of an encoded image, from its header.
 pub(crate) fn image_size(bytes: &[u8]) -> Option<(u32, u32)> {
+    if tiff_tags::damage(bytes).is_some() {
+        return None;
+    }
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format().ok()?;
     caught(|| reader.into_dimensions().ok()).ok().flatten()
 }
@@ -78,6 +82,10 @@ impl RgbImage {
         let Some(format) = reader.format().filter(|format| READ.contains(format)) else {
             return Err(Reject::unreadable_image(not_read(bytes)));
         };
+        let false_tag = (format == ImageFormat::Tiff).then(|| tiff_tags::damage(bytes)).flatten();
+        if let Some(damage) = false_tag {
+            return Err(Reject::unreadable_image(damage));
+        }
         let mut decoder_limits = Limits::default();
         decoder_limits.max_alloc = Some(limits.max_pixels.saturating_mul(BYTES_PER_PIXEL));
         reader.limits(decoder_limits);

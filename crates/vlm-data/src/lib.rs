@@ -85,6 +85,7 @@ mod template_files;
 mod template_limits;
 mod template_profile;
 mod text_stream;
+mod tiff_tags;
 mod tokenizer_files;
 mod try_row;
 mod webdataset;
