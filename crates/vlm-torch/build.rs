@@ -5,8 +5,11 @@ use std::path::PathBuf;
 
 /// The shim: `all.cpp` includes the other files, so that libtorch's headers are parsed once.
 const SOURCE: &str = "cpp/all.cpp";
-/// Kernels for CPUs with AVX-512, without libtorch's headers.
-const AVX512_SOURCES: [&str; 2] = ["cpp/avx512/attention.cpp", "cpp/avx512/pointwise.cpp"];
+/// Kernels for kinds of CPUs, without libtorch's headers, and the instructions of each.
+const KERNELS: [(&str, &[&str]); 2] = [
+    ("cpp/kernels/avx512.cpp", &["-mavx512f", "-mavx512bw", "-mavx512vl", "-mfma"]),
+    ("cpp/kernels/avx2.cpp", &["-mavx2", "-mfma"]),
+];
 
 /// Environment variable with the sanitizer that the shim is compiled with: `address` or `thread`.
 /// `docs/contributing.md` has the command.
@@ -44,18 +47,21 @@ fn main() {
         .define("_GLIBCXX_USE_CXX11_ABI", "1")
         .file(SOURCE)
         .compile("vlm_torch_shim");
-    let mut kernels = cc::Build::new();
-    if std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64") {
-        kernels.flag("-mavx512f").flag("-mfma");
+    let is_x86 = std::env::var("CARGO_CFG_TARGET_ARCH").is_ok_and(|arch| arch == "x86_64");
+    for (index, (source, flags)) in KERNELS.iter().enumerate() {
+        let mut kernels = cc::Build::new();
+        if is_x86 {
+            kernels.flags(*flags);
+        }
+        kernels
+            .cpp(true)
+            .std("c++17")
+            // GCC 12 warns of its own headers.
+            .warnings(false)
+            .opt_level(3)
+            .file(source)
+            .compile(&format!("vlm_torch_kernels_{index}"));
     }
-    kernels
-        .cpp(true)
-        .std("c++17")
-        // GCC 12 warns of its own headers.
-        .warnings(false)
-        .opt_level(3)
-        .files(AVX512_SOURCES)
-        .compile("vlm_torch_avx512");
     println!("cargo:libtorch_lib={}", lib.display());
     println!("cargo:rustc-env=VLM_LIBTORCH_LIB={}", lib.display());
     println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());

@@ -2,10 +2,10 @@
 //!
 //! Dimensions: B batch · T tokens · H hidden size · N heads · K key/value heads · D head width
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use vlm_torch::{RowAttention, RowPrefix, RowRotary};
 
-use crate::fused_attention::{SdpaOptions, fused_attention};
+use crate::fused_attention::{SdpaOptions, fused_attention, kernel_kind};
 use crate::kv_cache::KvCache;
 use crate::layers::{Linear, RmsNorm, select_positions};
 use crate::lm_init::inits;
@@ -152,9 +152,8 @@ impl Attention {
     ) -> Tensor {
         let (batch, len, _) = x_bth.size3().expect("[B, T, H] by construction");
         let queries = self.needed_queries(x_bth, needed);
-        let (out_batch, kind) = (queries.size()[0], queries.kind());
-        // Always in float32, as in `fused_attention`.
-        let tokens = |x: Tensor| x.flatten(0, 1).to_kind(Kind::Float);
+        let (out_batch, kind) = (queries.size()[0], kernel_kind(queries.kind()));
+        let tokens = |x: Tensor| x.flatten(0, 1).to_kind(kind);
         let angles = |rotations: &Tensor| rotations.flatten(0, 2);
         let (q, k, v) = (tokens(queries), tokens(self.keys(x_bth)), tokens(self.values(x_bth)));
         let prefix = match past {
@@ -188,7 +187,7 @@ impl Attention {
         });
         // It fails only when there is no memory left, as every tensor operation of this file.
         let mixed = mixed.unwrap_or_else(|error| panic!("{error}"));
-        mixed.to_kind(kind).view([out_batch, -1, self.n_heads * self.head_dim])
+        mixed.view([out_batch, -1, self.n_heads * self.head_dim])
     }
 
     /// The queries of all positions `[B, T, N, D]`, or of the needed ones `[1, S, N, D]`.

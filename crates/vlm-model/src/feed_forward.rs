@@ -5,7 +5,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use crate::layers::{Linear, select_positions};
+use crate::layers::{Linear, RmsNorm, select_positions};
 use crate::lm_init::inits;
 use crate::packed_rows::PackedRows;
 use crate::params::{Init, Scope};
@@ -237,7 +237,7 @@ fn shared_experts(scope: &Scope, config: &LmConfig) -> Vec<SwiGlu> {
 fn pad_to_bucket(rows: &Tensor, f: impl Fn(&Tensor) -> Tensor) -> Tensor {
     const STEP: u64 = 64;
     let is_compiled = rows.device() == Device::Cpu
-        && vlm_torch::is_autocast(rows.device()).expect("autocast supports the CPU");
+        && vlm_torch::autocast_kind(rows.device()).expect("autocast supports the CPU").is_some();
     let count = rows.size()[0];
     let filled = match count as u64 {
         few @ 1..STEP => few.next_power_of_two(),
@@ -270,6 +270,15 @@ impl FeedForward {
         match self {
             Self::Dense(_) => false,
             Self::Experts(layer) => layer.has_aux_loss(train),
+        }
+    }
+
+    /// The layer's input of hidden states `x` `[B, T, H]`: `norm` of them. A router needs float32,
+    /// since rounding could change the experts that are chosen for a token.
+    pub(crate) fn normed_input(&self, norm: &RmsNorm, x_bth: &Tensor) -> Tensor {
+        match self {
+            Self::Dense(_) => norm.forward_for_products(x_bth),
+            Self::Experts(_) => norm.forward(x_bth),
         }
     }
 

@@ -17,6 +17,12 @@ pub(crate) struct SdpaOptions<'a> {
     pub(crate) is_causal: bool,
 }
 
+/// The type of the inputs of [`vlm_torch::row_attention`] for queries of the type `kind`. It computes
+/// in float32, whatever they are.
+pub(crate) fn kernel_kind(kind: Kind) -> Kind {
+    if kind == Kind::BFloat16 { kind } else { Kind::Float }
+}
+
 /// Scaled dot-product attention: `q` `[B, N, T, D]`, `k` and `v` `[B, K, T, D]` → `[B, N, T, D]`,
 /// where each key/value head serves N / K query heads.
 ///

@@ -1,6 +1,6 @@
 //! Linear and normalisation layers that the language model, the encoders and the projector share.
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
 use crate::params::{Init, Scope};
 
@@ -12,10 +12,16 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Tens
     vlm_torch::linear(x, weight, bias).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// `x + y`, in the memory of `y` where it has the type of the sum.
+/// The type in which linear layers compute with `x`: that of autocast, or its own. What several
+/// layers read is converted once.
+pub(crate) fn product_kind(x: &Tensor) -> Kind {
+    vlm_torch::autocast_kind(x.device()).ok().flatten().unwrap_or(x.kind())
+}
+
+/// `x + y` in the type of `x`; in the memory of `y` where it has that type.
 pub(crate) fn add_residual(x: &Tensor, mut y: Tensor) -> Tensor {
     if y.kind() != x.kind() {
-        return x + y;
+        return vlm_torch::mixed_sum(x, &y).unwrap_or_else(|error| panic!("{error}"));
     }
     y += x;
     y
@@ -86,6 +92,11 @@ impl LayerNorm {
     pub fn forward(&self, x: &Tensor) -> Tensor {
         x.layer_norm(self.weight.size(), Some(&self.weight), Some(&self.bias), self.eps, true)
     }
+
+    /// As [`Self::forward`], in the type in which linear layers compute.
+    pub(crate) fn forward_for_products(&self, x: &Tensor) -> Tensor {
+        self.forward(x).to_kind(product_kind(x))
+    }
 }
 
 /// Root-mean-square normalisation over the last dimension (Zhang and Sennrich 2019).
@@ -103,8 +114,17 @@ impl RmsNorm {
 
     /// `[…, dim]` → `[…, dim]`, computed in float32 and returned in the input's type.
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let normed = vlm_torch::rms_norm(&x.to_kind(tch::Kind::Float), &self.weight, self.eps);
+        self.forward_as(x, x.kind())
+    }
+
+    /// As [`Self::forward`], in the type in which linear layers compute.
+    pub(crate) fn forward_for_products(&self, x: &Tensor) -> Tensor {
+        self.forward_as(x, product_kind(x))
+    }
+
+    fn forward_as(&self, x: &Tensor, kind: Kind) -> Tensor {
+        let normed = vlm_torch::rms_norm(&x.to_kind(Kind::Float), &self.weight, self.eps, kind);
         // As `linear`, it fails only when there is no memory left.
-        normed.unwrap_or_else(|error| panic!("{error}")).to_kind(x.kind())
+        normed.unwrap_or_else(|error| panic!("{error}"))
     }
 }

@@ -34,7 +34,7 @@ extern crate self as vlm_model;
 
 mod attention;
 mod containers;
-mod converted_encoder;
+mod converted_weights;
 pub mod detect;
 mod equal_images;
 mod error;
@@ -62,7 +62,7 @@ pub mod vision;
 mod vlm;
 pub mod weights;
 
-pub use converted_encoder::ConvertedEncoder;
+pub use converted_weights::ConvertedWeights;
 pub use error::ModelError;
 pub use kv_cache::KvCache;
 pub use loss::{LossSum, RowLosses};

@@ -63,11 +63,11 @@ impl Block {
             true => (None, needed),
             false => (needed, None),
         };
-        let normed = self.attention_norm.forward(x_bth);
+        let normed = self.attention_norm.forward_for_products(x_bth);
         let normed_prefix;
         let past = match past {
             Past::Prefix(prefix_1ph) => {
-                normed_prefix = self.attention_norm.forward(prefix_1ph);
+                normed_prefix = self.attention_norm.forward_for_products(prefix_1ph);
                 Past::Prefix(&normed_prefix)
             }
             other => other,
@@ -75,7 +75,7 @@ impl Block {
         let attended = self.attention.forward(&normed, context, before, past);
         let x_bth = add_residual(&select(x_bth, before), attended);
         let (fed, aux_loss) = self.feed_forward.forward(
-            &self.ffn_norm.forward(&x_bth),
+            &self.feed_forward.normed_input(&self.ffn_norm, &x_bth),
             context.packed.as_ref(),
             after,
             context.train,
@@ -311,6 +311,16 @@ impl CausalLm {
         LmOutput { hidden: x_bth, aux_loss }
     }
 
+    /// Whether the parameter `name` of a block is a factor of a product or added to one. Norms are
+    /// not, and a router computes in float32.
+    pub(crate) fn is_product_weight(&self, name: &str) -> bool {
+        let names = self.config.names();
+        let in_block = name.strip_prefix(names.layers).and_then(|name| name.strip_prefix('.'));
+        let Some((_, part)) = in_block.and_then(|name| name.split_once('.')) else { return false };
+        let router = format!("{}.{}.weight", names.feed_forward, names.router);
+        !part.contains("norm") && !(self.config.use_moe && part == router)
+    }
+
     /// Whether the tokens that all rows begin with can be given once, see [`LmOptions`]. Dropout
     /// would be the same in all rows, and the auxiliary loss of experts is that of all tokens.
     pub(crate) fn shares_prefix(&self, train: bool) -> bool {
@@ -321,7 +331,7 @@ impl CausalLm {
     /// The logits `[…, vocab_size]` of hidden states `[…, H]` from [`Self::forward`].
     pub fn logits(&self, hidden: &Tensor) -> Tensor {
         let output = self.output.as_ref().unwrap_or(&self.embeddings);
-        linear(&self.norm.forward(hidden), output, None)
+        linear(&self.norm.forward_for_products(hidden), output, None)
     }
 }
 

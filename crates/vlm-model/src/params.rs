@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, TchError, Tensor};
 
 /// The initial values of a parameter.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -24,8 +24,10 @@ pub enum Init {
 pub struct Param {
     /// Full dotted name, as in the weights files: `layers.0.attention.wq.weight`.
     pub name: String,
-    /// The values; `requires_grad` is set if they are trained.
+    /// The values with which the model computes; `requires_grad` is set if they are trained.
     pub tensor: Tensor,
+    /// The values of a parameter that is converted, see [`ParamStore::convert_frozen`].
+    original: Option<Tensor>,
 }
 
 /// All parameters of one part of a model, in the order of construction.
@@ -51,9 +53,55 @@ impl ParamStore {
         Scope { device: self.device, params: Rc::clone(&self.params), prefix: String::new() }
     }
 
-    /// The name and tensor of every parameter; the tensors share their storage with the model's.
+    /// The name and tensor of every parameter. The tensors share their storage with the model's,
+    /// except while they are converted.
     pub fn named(&self) -> Vec<(String, Tensor)> {
+        let named = |param: &Param| {
+            let values = param.original.as_ref().unwrap_or(&param.tensor);
+            (param.name.clone(), values.shallow_clone())
+        };
+        self.params.borrow().iter().map(named).collect()
+    }
+
+    /// As [`Self::named`], with the tensors with which the model computes.
+    #[cfg(test)]
+    pub(crate) fn computing(&self) -> Vec<(String, Tensor)> {
         self.params.borrow().iter().map(|p| (p.name.clone(), p.tensor.shallow_clone())).collect()
+    }
+
+    /// Another handle of the same parameters.
+    pub(crate) fn shallow_clone(&self) -> Self {
+        Self { device: self.device, params: Rc::clone(&self.params) }
+    }
+
+    /// Lets the model compute with the frozen parameters for which `is_factor(name)` holds
+    /// converted to `kind`, until [`Self::restore`]. [`Self::named`] still gives the originals.
+    ///
+    /// # Errors
+    /// There is no memory left; some parameters may be converted.
+    pub(crate) fn convert_frozen(
+        &self,
+        kind: Kind,
+        is_factor: &dyn Fn(&str) -> bool,
+    ) -> Result<(), TchError> {
+        for param in self.params.borrow_mut().iter_mut() {
+            if param.tensor.requires_grad() || param.original.is_some() || !is_factor(&param.name) {
+                continue;
+            }
+            let (converted, original) = (param.tensor.f_to_kind(kind)?, param.tensor.f_detach()?);
+            param.tensor.set_data(&converted);
+            param.original = Some(original);
+        }
+        Ok(())
+    }
+
+    /// Lets the model compute with the original values of all parameters.
+    pub(crate) fn restore(&self) {
+        for param in self.params.borrow_mut().iter_mut() {
+            if let Some(original) = param.original.take() {
+                param.tensor.set_data(&original);
+            }
+        }
     }
 
     /// The parameters that are trained, in the order of construction.
@@ -103,7 +151,8 @@ impl Scope {
             Init::Normal(std) => Tensor::randn(shape, options) * std,
             Init::Uniform(bound) => Tensor::rand(shape, options) * (2.0 * bound) - bound,
         };
-        let param = Param { name: self.full_name(name), tensor: tensor.shallow_clone() };
+        let (name, tensor) = (self.full_name(name), tensor);
+        let param = Param { name, tensor: tensor.shallow_clone(), original: None };
         self.params.borrow_mut().push(param);
         tensor
     }

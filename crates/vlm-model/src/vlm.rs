@@ -9,7 +9,7 @@ use tch::{Device, Kind, Tensor};
 use vlm_display::count;
 use vlm_shapes::{FreezePolicy, LmConfig, ProjectorConfig, VisionConfig};
 
-use crate::converted_encoder::ConvertedEncoder;
+use crate::converted_weights::ConvertedWeights;
 use crate::equal_images::EqualImages;
 use crate::fused_attention::attention_kernel;
 use crate::indices::index_tensor;
@@ -19,7 +19,7 @@ use crate::loss::{LossSum, RowLosses};
 use crate::params::ParamStore;
 use crate::projector::Projector;
 use crate::shared_prefix::SharedPrefix;
-use crate::vision::VisionEncoder;
+use crate::vision::{VisionEncoder, is_product_weight};
 use crate::{ImageInput, ModelBatch, ModelError};
 
 /// A vision-language model.
@@ -148,15 +148,24 @@ impl Vlm {
         self.vision_store.set_trainable(|_| policy.train_vision);
     }
 
-    /// Converts the weights of a frozen vision encoder's products to `kind`, the type in which
-    /// autocast computes them: otherwise autocast converts them in every step. Under autocast the
-    /// features are bitwise the same, without it the encoder cannot be used until the result is
-    /// dropped, which restores the weights. Does nothing if the encoder is trained.
+    /// Converts the frozen weights of products in the blocks of the language model, and in the
+    /// encoder if `with_encoder` is set, to `kind`, the type in which autocast computes them:
+    /// otherwise autocast converts them in every step. Under autocast the results are bitwise the same, without it the model cannot
+    /// be used until the result is dropped, which restores the weights. [`Self::params`] and
+    /// [`Self::vision_params`] give the original weights throughout.
     ///
     /// # Errors
     /// There is no memory left.
-    pub fn convert_frozen_encoder(&self, kind: Kind) -> Result<ConvertedEncoder, ModelError> {
-        ConvertedEncoder::convert(&self.vision_store, kind)
+    pub fn convert_frozen_weights(
+        &self,
+        kind: Kind,
+        with_encoder: bool,
+    ) -> Result<ConvertedWeights, ModelError> {
+        let of_lm = |name: &str| self.lm.is_product_weight(name);
+        let of_encoder = |name: &str| with_encoder && is_product_weight(name);
+        let stores: [(_, &dyn Fn(&str) -> bool); 2] =
+            [(&self.lm_store, &of_lm), (&self.vision_store, &of_encoder)];
+        ConvertedWeights::convert(stores, kind)
     }
 
     /// The kernel with which libtorch computes the causal attention of this model, in training and
@@ -400,9 +409,33 @@ mod tests {
         store.named().into_iter().map(shape).collect()
     }
 
+    /// The loss of a batch with an image, and the gradients of all trained parameters.
+    fn loss_and_gradients(model: &Vlm, kind: Option<Kind>) -> Vec<Tensor> {
+        let run = model.tokens_per_image();
+        let ids = Tensor::arange(run + 20, (Kind::Int64, Device::Cpu)).remainder(50);
+        let pixels = Tensor::linspace(-1, 1, 3 * 32 * 32, (Kind::Float, Device::Cpu));
+        let batch = ModelBatch {
+            input_ids: ids.view([1, -1]),
+            packed_lengths: None,
+            images: ImageInput::Pixels(pixels.view([1, 3, 32, 32])),
+            image_starts: vec![(0, 2)],
+        };
+        let supervised = Tensor::arange_start(run + 5, run + 19, (Kind::Int64, Device::Cpu));
+        let targets = ids.index_select(0, &(&supervised + 1));
+        let loss = || model.loss(&batch, &supervised, &targets, true).unwrap();
+        let loss = vlm_torch::autocast(Device::Cpu, kind, loss).unwrap();
+        let mean = loss.sum + loss.aux_loss.unwrap_or_else(|| Tensor::from(0.0f32));
+        let trained: Vec<Tensor> = model.trainable().into_iter().map(|(_, t)| t).collect();
+        let mut all = Tensor::run_backward(&[&mean], &trained, false, false);
+        all.push(mean.detach());
+        all
+    }
+
     #[test]
-    fn converted_weights_of_a_frozen_encoder_give_the_same_features_under_autocast() {
-        for tower in [VisionConfig::default(), VisionConfig::siglip()] {
+    fn converted_weights_give_the_same_results_under_autocast_and_are_restored() {
+        let families = [LmFamily::MiniMind, LmFamily::MiniMind3, LmFamily::Llama];
+        for (index, family) in families.into_iter().enumerate() {
+            let tower = if index == 0 { VisionConfig::default() } else { VisionConfig::siglip() };
             let vision = VisionConfig {
                 hidden_size: 24,
                 intermediate_size: 20,
@@ -410,22 +443,45 @@ mod tests {
                 image_size: 32,
                 ..tower
             };
-            let lm = LmConfig { dim: 32, n_layers: 1, n_heads: 4, ..LmConfig::default() };
+            let lm = LmConfig {
+                dim: 32,
+                n_layers: 3,
+                n_heads: 4,
+                n_kv_heads: 2,
+                vocab_size: 50,
+                head_dim: None,
+                hidden_dim: Some(40),
+                use_moe: family == LmFamily::MiniMind3,
+                qkv_bias: family == LmFamily::Llama,
+                ..family.default_config()
+            };
             tch::manual_seed(1);
             let model = Vlm::new(&lm, &vision, Device::Cpu).unwrap();
-            let pixels = Tensor::randn([2, 3, 32, 32], (Kind::Float, Device::Cpu));
-            let features = || {
-                let encode = || model.encode_images(&pixels).unwrap();
-                vlm_torch::autocast(Device::Cpu, Some(Kind::BFloat16), encode).unwrap()
-            };
-            let (before, exact) = (features(), model.encode_images(&pixels).unwrap());
-            let converted = model.convert_frozen_encoder(Kind::BFloat16).unwrap();
-            let kinds: Vec<Kind> =
-                model.vision_params().named().iter().map(|(_, tensor)| tensor.kind()).collect();
-            assert!(kinds.contains(&Kind::BFloat16) && kinds.contains(&Kind::Float), "{kinds:?}");
-            assert!(before.equal(&features()));
+            let kind = Some(Kind::BFloat16);
+            let (before, exact) =
+                (loss_and_gradients(&model, kind), loss_and_gradients(&model, None));
+            let converted = model.convert_frozen_weights(Kind::BFloat16, true).unwrap();
+            assert_eq!(loss_and_gradients(&model, kind), before, "{family:?}");
+            let is_float = |(_, tensor): &(String, Tensor)| tensor.kind() == Kind::Float;
+            assert!(model.params().named().iter().all(is_float));
+            assert!(model.vision_params().named().iter().all(is_float));
+            let is_encoder_converted =
+                model.vision_params().computing().iter().any(|param| !is_float(param));
+            assert!(is_encoder_converted);
+            let computes_in_16_bits =
+                model.params().computing().iter().filter(|p| !is_float(p)).count();
+            // Of two frozen blocks: four layers of attention, the three of the feed-forward layer or
+            // of each expert, and the biases.
+            let experts = if lm.use_moe { lm.moe.n_routed_experts as usize } else { 1 };
+            let shared = if lm.use_moe { lm.num_shared_experts() as usize } else { 0 };
+            let biases = if lm.qkv_bias { 3 } else { 0 };
+            assert_eq!(
+                computes_in_16_bits,
+                2 * (4 + biases + 3 * (experts + shared)),
+                "{family:?}"
+            );
             drop(converted);
-            assert!(exact.equal(&model.encode_images(&pixels).unwrap()));
+            assert_eq!(loss_and_gradients(&model, None), exact, "{family:?}");
         }
     }
 

@@ -1,14 +1,14 @@
-// Root-mean-square normalisation and SwiGLU as one node of autograd each, on CPUs with AVX-512: one
-// pass over the memory, and fewer tensors kept for the backward pass.
-#include "avx512/pointwise.h"
-
-#include "avx512/available.h"
+// Normalisation, activations and sums as one node of autograd each, on CPUs for which there are
+// kernels: one pass over the memory, and fewer tensors kept for the backward pass.
+#include "element_types.h"
 #include "guard.h"
 #include "parallel.h"
 
+#include <ATen/ops/add.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/rms_norm.h>
+#include <ATen/ops/sigmoid.h>
 #include <ATen/ops/silu.h>
 #include <ATen/ops/zeros.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -20,8 +20,11 @@ namespace {
 // Number of elements that a thread takes at a time, about.
 constexpr int64_t kChunk = 16384;
 
-bool is_float_on_cpu(const at::Tensor& tensor) {
-  return tensor.device().is_cpu() && tensor.scalar_type() == at::kFloat;
+template <typename Body>
+void each_chunk(int64_t count, const Body& body) {
+  vlm::parallel_ranges((count + kChunk - 1) / kChunk, [&](int64_t begin, int64_t end) {
+    body(begin * kChunk, std::min(end * kChunk, count) - begin * kChunk);
+  });
 }
 
 // The chunks of a tensor's rows do not depend on the number of threads, nor does the order of sums.
@@ -42,18 +45,22 @@ struct RowChunks {
 class RmsNorm : public torch::autograd::Function<RmsNorm> {
  public:
   static at::Tensor forward(
-      torch::autograd::AutogradContext* context, const at::Tensor& given, const at::Tensor& weight, double eps) {
+      torch::autograd::AutogradContext* context, const at::Tensor& given, const at::Tensor& weight, double eps,
+      at::ScalarType out_type) {
     const at::Tensor x = given.contiguous();
     const RowChunks chunks(x);
-    at::Tensor out = at::empty_like(x), scales = at::empty({chunks.rows}, x.options());
+    at::Tensor out = at::empty_like(x, x.options().dtype(out_type)), scales = at::empty({chunks.rows}, x.options());
     const float *from = x.const_data_ptr<float>(), *factors = weight.const_data_ptr<float>();
-    float *to = out.mutable_data_ptr<float>(), *found = scales.mutable_data_ptr<float>();
-    vlm::parallel_ranges(chunks.count(), [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) {
-        const int64_t row = chunk * chunks.per_chunk, at = row * chunks.width;
-        vlm::avx512::rms_norm_forward(
-            from + at, factors, chunks.size(chunk), chunks.width, static_cast<float>(eps), to + at, found + row);
-      }
+    float* found = scales.mutable_data_ptr<float>();
+    vlm::with_element_type(out_type, [&](auto of, const auto& kernels) {
+      auto* to = vlm::mutable_data<decltype(of)>(out);
+      vlm::parallel_ranges(chunks.count(), [&](int64_t begin, int64_t end) {
+        for (int64_t chunk = begin; chunk < end; ++chunk) {
+          const int64_t row = chunk * chunks.per_chunk, at = row * chunks.width;
+          kernels.rms_norm_forward(
+              from + at, factors, chunks.size(chunk), chunks.width, static_cast<float>(eps), to + at, found + row);
+        }
+      });
     });
     context->save_for_backward({x, weight, scales});
     return out;
@@ -68,19 +75,22 @@ class RmsNorm : public torch::autograd::Function<RmsNorm> {
     if (weight.requires_grad()) {
       partial = at::zeros({chunks.count(), chunks.width}, x.options());
     }
-    const float *from = grad_out.const_data_ptr<float>(), *values = x.const_data_ptr<float>();
-    const float *factors = weight.const_data_ptr<float>(), *found = scales.const_data_ptr<float>();
+    const float *values = x.const_data_ptr<float>(), *factors = weight.const_data_ptr<float>();
+    const float* found = scales.const_data_ptr<float>();
     float* to = grad_x.mutable_data_ptr<float>();
     float* sums = partial.defined() ? partial.mutable_data_ptr<float>() : nullptr;
-    vlm::parallel_ranges(chunks.count(), [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk) {
-        const int64_t row = chunk * chunks.per_chunk, at = row * chunks.width;
-        vlm::avx512::rms_norm_backward(
-            from + at, values + at, factors, found + row, chunks.size(chunk), chunks.width, to + at,
-            sums == nullptr ? nullptr : sums + chunk * chunks.width);
-      }
+    vlm::with_element_type(grad_out.scalar_type(), [&](auto of, const auto& kernels) {
+      const auto* from = vlm::data<decltype(of)>(grad_out);
+      vlm::parallel_ranges(chunks.count(), [&](int64_t begin, int64_t end) {
+        for (int64_t chunk = begin; chunk < end; ++chunk) {
+          const int64_t row = chunk * chunks.per_chunk, at = row * chunks.width;
+          kernels.rms_norm_backward(
+              from + at, values + at, factors, found + row, chunks.size(chunk), chunks.width, to + at,
+              sums == nullptr ? nullptr : sums + chunk * chunks.width);
+        }
+      });
     });
-    return {grad_x, partial.defined() ? partial.sum(0) : at::Tensor(), at::Tensor()};
+    return {grad_x, partial.defined() ? partial.sum(0) : at::Tensor(), at::Tensor(), at::Tensor()};
   }
 };
 
@@ -90,10 +100,13 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
       torch::autograd::AutogradContext* context, const at::Tensor& given_gate, const at::Tensor& given_up) {
     const at::Tensor gate = given_gate.contiguous(), up = given_up.contiguous();
     at::Tensor out = at::empty_like(gate);
-    const float *g = gate.const_data_ptr<float>(), *u = up.const_data_ptr<float>();
-    float* to = out.mutable_data_ptr<float>();
-    each_chunk(gate.numel(), [&](int64_t at, int64_t count) {
-      vlm::avx512::swiglu_forward(g + at, u + at, count, to + at);
+    vlm::with_element_type(gate.scalar_type(), [&](auto of, const auto& kernels) {
+      using T = decltype(of);
+      const T *g = vlm::data<T>(gate), *u = vlm::data<T>(up);
+      T* to = vlm::mutable_data<T>(out);
+      each_chunk(gate.numel(), [&](int64_t at, int64_t count) {
+        kernels.swiglu_forward(g + at, u + at, count, to + at);
+      });
     });
     context->save_for_backward({gate, up});
     return out;
@@ -104,45 +117,94 @@ class SwiGlu : public torch::autograd::Function<SwiGlu> {
     auto saved = context->get_saved_variables();
     const at::Tensor &gate = saved[0], &up = saved[1], grad_out = grads[0].contiguous();
     at::Tensor grad_gate = at::empty_like(gate), grad_up = at::empty_like(up);
-    const float *from = grad_out.const_data_ptr<float>(), *g = gate.const_data_ptr<float>();
-    const float* u = up.const_data_ptr<float>();
-    float *to_gate = grad_gate.mutable_data_ptr<float>(), *to_up = grad_up.mutable_data_ptr<float>();
-    each_chunk(gate.numel(), [&](int64_t at, int64_t count) {
-      vlm::avx512::swiglu_backward(from + at, g + at, u + at, count, to_gate + at, to_up + at);
+    vlm::with_element_type(gate.scalar_type(), [&](auto of, const auto& kernels) {
+      using T = decltype(of);
+      const T *from = vlm::data<T>(grad_out), *g = vlm::data<T>(gate), *u = vlm::data<T>(up);
+      T *to_gate = vlm::mutable_data<T>(grad_gate), *to_up = vlm::mutable_data<T>(grad_up);
+      each_chunk(gate.numel(), [&](int64_t at, int64_t count) {
+        kernels.swiglu_backward(from + at, g + at, u + at, count, to_gate + at, to_up + at);
+      });
     });
     return {grad_gate, grad_up};
   }
+};
 
- private:
-  template <typename Body>
-  static void each_chunk(int64_t count, const Body& body) {
-    vlm::parallel_ranges((count + kChunk - 1) / kChunk, [&](int64_t begin, int64_t end) {
-      body(begin * kChunk, std::min(end * kChunk, count) - begin * kChunk);
+// The sum of float32 and a narrower type, which libtorch would first convert to a tensor of its own.
+class MixedSum : public torch::autograd::Function<MixedSum> {
+ public:
+  static at::Tensor forward(
+      torch::autograd::AutogradContext* context, const at::Tensor& given_x, const at::Tensor& given_y) {
+    const at::Tensor x = given_x.contiguous(), y = given_y.contiguous();
+    at::Tensor out = at::empty_like(x);
+    const float* from = x.const_data_ptr<float>();
+    float* to = out.mutable_data_ptr<float>();
+    vlm::with_element_type(y.scalar_type(), [&](auto of, const auto& kernels) {
+      const auto* added = vlm::data<decltype(of)>(y);
+      each_chunk(x.numel(), [&](int64_t at, int64_t count) { kernels.add(from + at, added + at, count, to + at); });
     });
+    context->saved_data["type"] = y.scalar_type();
+    return out;
+  }
+
+  static torch::autograd::variable_list backward(
+      torch::autograd::AutogradContext* context, torch::autograd::variable_list grads) {
+    const auto type = context->saved_data["type"].toScalarType();
+    return {grads[0], context->needs_input_grad(1) ? grads[0].to(type) : at::Tensor()};
   }
 };
+
+// Without gradients; in the memory of `x`, if it is contiguous.
+at::Tensor fused_quick_gelu(const at::Tensor& given) {
+  const at::Tensor x = given.contiguous();
+  vlm::with_element_type(x.scalar_type(), [&](auto of, const auto& kernels) {
+    auto* data = vlm::mutable_data<decltype(of)>(x);
+    each_chunk(x.numel(), [&](int64_t at, int64_t count) { kernels.quick_gelu(data + at, count, data + at); });
+  });
+  return x;
+}
 
 }  // namespace
 
 extern "C" {
 
-// `x` [..., width], `weight` [width]. Writes an owned tensor to `out`.
-int vlm_rms_norm(const at::Tensor* x, const at::Tensor* weight, double eps, at::Tensor** out) noexcept {
+// `x` [..., width], `weight` [width]. Writes an owned tensor of the type `out_type` to `out`.
+int vlm_rms_norm(
+    const at::Tensor* x, const at::Tensor* weight, double eps, int out_type, at::Tensor** out) noexcept {
   return vlm::guard([&] {
-    const bool is_fused = vlm::avx512::is_available() && is_float_on_cpu(*x) && is_float_on_cpu(*weight) &&
-        weight->dim() == 1 && weight->is_contiguous() && x->dim() >= 1 && x->size(-1) == weight->size(0) &&
-        weight->size(0) > 0;
+    const auto type = static_cast<at::ScalarType>(out_type);
+    const bool is_fused = vlm::has_kernels(*x, at::kFloat) && vlm::has_kernels(*weight, at::kFloat) &&
+        vlm::has_kernels(*x, x->scalar_type(), type) && weight->dim() == 1 && weight->is_contiguous() &&
+        x->dim() >= 1 && x->size(-1) == weight->size(0) && weight->size(0) > 0;
     *out = new at::Tensor(
-        is_fused ? RmsNorm::apply(*x, *weight, eps) : at::rms_norm(*x, weight->sizes(), *weight, eps));
+        is_fused ? RmsNorm::apply(*x, *weight, eps, type)
+                 : at::rms_norm(*x, weight->sizes(), *weight, eps).to(type));
   });
 }
 
 // silu(gate) · up. Writes an owned tensor to `out`.
 int vlm_swiglu(const at::Tensor* gate, const at::Tensor* up, at::Tensor** out) noexcept {
   return vlm::guard([&] {
-    const bool is_fused = vlm::avx512::is_available() && is_float_on_cpu(*gate) && is_float_on_cpu(*up) &&
-        gate->sizes() == up->sizes();
+    const auto type = gate->scalar_type();
+    const bool is_fused = vlm::has_kernels(*gate, type) && vlm::has_kernels(*up, type) && gate->sizes() == up->sizes();
     *out = new at::Tensor(is_fused ? SwiGlu::apply(*gate, *up) : at::silu(*gate) * *up);
+  });
+}
+
+// x + y, where `y` may be of a narrower type than `x`. Writes an owned tensor to `out`.
+int vlm_mixed_sum(const at::Tensor* x, const at::Tensor* y, at::Tensor** out) noexcept {
+  return vlm::guard([&] {
+    const bool is_fused = vlm::has_kernels(*x, at::kFloat) && vlm::has_kernels(*y, at::kBFloat16) &&
+        x->sizes() == y->sizes();
+    *out = new at::Tensor(is_fused ? MixedSum::apply(*x, *y) : at::add(*x, *y));
+  });
+}
+
+// x · sigmoid(1.702 x); uses the memory of `x` again if no gradient needs its values. Writes an owned
+// tensor to `out`.
+int vlm_quick_gelu(const at::Tensor* x, at::Tensor** out) noexcept {
+  return vlm::guard([&] {
+    const bool is_fused = vlm::has_kernels(*x, x->scalar_type()) && !x->requires_grad();
+    *out = new at::Tensor(is_fused ? fused_quick_gelu(*x) : *x * at::sigmoid(*x * 1.702));
   });
 }
 }

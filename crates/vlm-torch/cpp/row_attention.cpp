@@ -1,10 +1,9 @@
-// Attention within each row of a batch, with rotary position embedding, on CPUs with AVX-512.
+// Attention within each row of a batch, with rotary position embedding, on CPUs for which there are
+// kernels.
 //
 // libtorch's own attention on the CPU needs rows of equal length, computes its small products with
 // MKL (see linear.cpp), and does not know a beginning that all rows share.
-#include "avx512/attention.h"
-
-#include "avx512/available.h"
+#include "element_types.h"
 #include "guard.h"
 #include "parallel.h"
 
@@ -18,8 +17,8 @@
 
 namespace {
 
-using vlm::avx512::AttentionGrads;
-using vlm::avx512::AttentionTask;
+using vlm::AttentionGrads;
+using vlm::AttentionTask;
 
 // N tokens · Q queries · P tokens of the prefix · R rows · D head width · M rotary positions
 struct RowInputs {
@@ -33,6 +32,7 @@ struct RowInputs {
 };
 
 // The rows of a batch as tasks: one for each row and key/value head.
+template <typename T>
 class RowTasks {
  public:
   explicit RowTasks(const RowInputs& inputs)
@@ -68,7 +68,7 @@ class RowTasks {
   }
 
   at::Tensor scratch() const {
-    return at::empty({vlm::avx512::attention_scratch_size(max_keys_, head_dim_)}, at::kFloat);
+    return at::empty({vlm::kernels()->attention_scratch_size(max_keys_, head_dim_)}, at::kFloat);
   }
 
   // Where a task begins in the tensors of its row and key/value head.
@@ -84,34 +84,34 @@ class RowTasks {
         (inputs_.starts[row] * num_kv_heads_ + head) * head_dim_, group};
   }
 
-  AttentionTask task(int64_t index, const at::Tensor& log_sums, const at::Tensor& scratch) const {
+  AttentionTask<T> task(int64_t index, const at::Tensor& log_sums, const at::Tensor& scratch) const {
     const Offsets at = offsets(index);
     const int64_t first = first_queries_[at.row];
-    auto data = [](const at::Tensor& tensor) {
+    auto angles = [](const at::Tensor& tensor) {
       return tensor.defined() ? tensor.const_data_ptr<float>() : nullptr;
     };
     auto of_head = [&](const at::Tensor& prefix) {
-      return prefix.defined() ? data(prefix) + at.head * head_dim_ : nullptr;
+      return prefix.defined() ? vlm::data<T>(prefix) + at.head * head_dim_ : nullptr;
     };
-    AttentionTask task{};
+    AttentionTask<T> task{};
     task.head_dim = head_dim_;
     task.group = at.group;
     task.num_queries = first_queries_[at.row + 1] - first;
     task.num_keys = inputs_.starts[at.row + 1] - inputs_.starts[at.row];
     task.num_prefix_keys = num_prefix_;
     task.scale = 1 / std::sqrt(static_cast<float>(head_dim_));
-    task.q = data(inputs_.q) + at.queries;
+    task.q = vlm::data<T>(inputs_.q) + at.queries;
     task.q_stride = inputs_.q.size(1) * head_dim_;
-    task.k = data(inputs_.k) + at.keys;
-    task.v = data(inputs_.v) + at.keys;
+    task.k = vlm::data<T>(inputs_.k) + at.keys;
+    task.v = vlm::data<T>(inputs_.v) + at.keys;
     task.kv_stride = task.prefix_stride = num_kv_heads_ * head_dim_;
     task.prefix_k = of_head(inputs_.prefix_k);
     task.prefix_v = of_head(inputs_.prefix_v);
     task.num_visible = num_visible_.data() + first;
     task.q_positions = q_positions_.data() + first;
     task.k_positions = k_positions_.data() + inputs_.starts[at.row];
-    task.rotary = {data(inputs_.rotations), inputs_.is_interleaved};
-    task.prefix_rotary = {data(inputs_.prefix_rotations), inputs_.is_interleaved};
+    task.rotary = {angles(inputs_.rotations), inputs_.is_interleaved};
+    task.prefix_rotary = {angles(inputs_.prefix_rotations), inputs_.is_interleaved};
     task.log_sums = log_sums.mutable_data_ptr<float>() + first * inputs_.q.size(1) + at.head * at.group;
     task.log_sum_stride = inputs_.q.size(1);
     task.scratch = scratch.mutable_data_ptr<float>();
@@ -126,16 +126,18 @@ class RowTasks {
 
 // The output [Q, heads, D], and the logarithms of the sums [Q, heads] for the backward pass.
 std::pair<at::Tensor, at::Tensor> attend(const RowInputs& inputs) {
-  const RowTasks tasks(inputs);
   at::Tensor out = at::empty_like(inputs.q);
-  at::Tensor log_sums = at::empty({inputs.q.size(0), inputs.q.size(1)}, inputs.q.options());
-  float* data = out.mutable_data_ptr<float>();
-  vlm::parallel_ranges(tasks.count(), [&](int64_t begin, int64_t end) {
-    const at::Tensor scratch = tasks.scratch();
-    for (int64_t index = begin; index < end; ++index) {
-      vlm::avx512::attention_forward(
-          tasks.task(index, log_sums, scratch), data + tasks.offsets(index).queries);
-    }
+  at::Tensor log_sums = at::empty({inputs.q.size(0), inputs.q.size(1)}, at::kFloat);
+  vlm::with_element_type(inputs.q.scalar_type(), [&](auto of, const auto& kernels) {
+    using T = decltype(of);
+    const RowTasks<T> tasks(inputs);
+    T* to = vlm::mutable_data<T>(out);
+    vlm::parallel_ranges(tasks.count(), [&](int64_t begin, int64_t end) {
+      const at::Tensor scratch = tasks.scratch();
+      for (int64_t index = begin; index < end; ++index) {
+        kernels.attention_forward(tasks.task(index, log_sums, scratch), to + tasks.offsets(index).queries);
+      }
+    });
   });
   return {out, log_sums};
 }
@@ -146,39 +148,42 @@ struct RowGrads {
 
 RowGrads attend_backward(
     const RowInputs& inputs, const at::Tensor& log_sums, const at::Tensor& grad_out, bool trains_prefix) {
-  const RowTasks tasks(inputs);
   RowGrads grads{at::empty_like(inputs.q), at::empty_like(inputs.k), at::empty_like(inputs.v), {}, {}};
   // Of each row, [R, key/value heads, P, D].
   at::Tensor prefix_k, prefix_v;
   if (trains_prefix) {
     const int64_t num_rows = inputs.starts.size() - 1;
     const auto size = inputs.prefix_k.sizes();
-    prefix_k = at::empty({num_rows, size[1], size[0], size[2]}, inputs.q.options());
+    prefix_k = at::empty({num_rows, size[1], size[0], size[2]}, at::kFloat);
     prefix_v = at::empty_like(prefix_k);
   }
-  auto data = [](const at::Tensor& tensor) {
-    return tensor.defined() ? tensor.mutable_data_ptr<float>() : nullptr;
-  };
   const int64_t prefix_size = trains_prefix ? inputs.prefix_k.size(0) * inputs.prefix_k.size(2) : 0;
-  vlm::parallel_ranges(tasks.count(), [&](int64_t begin, int64_t end) {
-    const at::Tensor scratch = tasks.scratch();
-    for (int64_t index = begin; index < end; ++index) {
-      const auto at = tasks.offsets(index);
-      AttentionGrads of_task{};
-      of_task.out = grad_out.const_data_ptr<float>() + at.queries;
-      of_task.q = data(grads.q) + at.queries;
-      of_task.k = data(grads.k) + at.keys;
-      of_task.v = data(grads.v) + at.keys;
-      if (trains_prefix) {
-        of_task.prefix_k = data(prefix_k) + index * prefix_size;
-        of_task.prefix_v = data(prefix_v) + index * prefix_size;
+  vlm::with_element_type(inputs.q.scalar_type(), [&](auto of, const auto& kernels) {
+    using T = decltype(of);
+    const RowTasks<T> tasks(inputs);
+    vlm::parallel_ranges(tasks.count(), [&](int64_t begin, int64_t end) {
+      const at::Tensor scratch = tasks.scratch();
+      for (int64_t index = begin; index < end; ++index) {
+        const auto at = tasks.offsets(index);
+        AttentionGrads<T> of_task{};
+        of_task.out = vlm::data<T>(grad_out) + at.queries;
+        of_task.q = vlm::mutable_data<T>(grads.q) + at.queries;
+        of_task.k = vlm::mutable_data<T>(grads.k) + at.keys;
+        of_task.v = vlm::mutable_data<T>(grads.v) + at.keys;
+        if (trains_prefix) {
+          of_task.prefix_k = prefix_k.mutable_data_ptr<float>() + index * prefix_size;
+          of_task.prefix_v = prefix_v.mutable_data_ptr<float>() + index * prefix_size;
+        }
+        kernels.attention_backward(tasks.task(index, log_sums, scratch), of_task);
       }
-      vlm::avx512::attention_backward(tasks.task(index, log_sums, scratch), of_task);
-    }
+    });
   });
   if (trains_prefix) {
-    grads.prefix_k = prefix_k.sum(0).transpose(0, 1);
-    grads.prefix_v = prefix_v.sum(0).transpose(0, 1);
+    auto of_all_rows = [&](const at::Tensor& of_each) {
+      return of_each.sum(0).transpose(0, 1).to(inputs.prefix_k.scalar_type());
+    };
+    grads.prefix_k = of_all_rows(prefix_k);
+    grads.prefix_v = of_all_rows(prefix_v);
   }
   return grads;
 }
@@ -224,11 +229,15 @@ class RowAttention : public torch::autograd::Function<RowAttention> {
 
 // The kernel accesses raw memory, so everything that it relies on is checked here.
 void check_rows(const RowInputs& inputs) {
-  auto check = [](const at::Tensor& tensor, const char* name, at::IntArrayRef size) {
+  auto check = [](const at::Tensor& tensor, const char* name, at::ScalarType type, at::IntArrayRef size) {
     TORCH_CHECK(
-        tensor.device().is_cpu() && tensor.scalar_type() == at::kFloat && tensor.sizes() == size, name, " is ",
-        tensor.scalar_type(), tensor.sizes(), " on ", tensor.device(), "; expected float32 ", size, " on the CPU");
+        vlm::has_kernels(tensor, type) && tensor.sizes() == size, name, " is ", tensor.scalar_type(), tensor.sizes(),
+        " on ", tensor.device(), "; expected ", type, " ", size, " on the CPU");
   };
+  const auto type = inputs.q.scalar_type();
+  TORCH_CHECK(
+      vlm::has_kernels(inputs.q, type), "q is ", type, " on ", inputs.q.device(),
+      "; expected float32 or bfloat16 on the CPU");
   TORCH_CHECK(inputs.q.dim() == 3 && inputs.k.dim() == 3, "q and k must have three dimensions");
   const int64_t num_tokens = inputs.starts.back(), num_kv_heads = inputs.k.size(1), head_dim = inputs.k.size(2);
   TORCH_CHECK(
@@ -238,9 +247,9 @@ void check_rows(const RowInputs& inputs) {
       inputs.starts.front() == 0 && std::is_sorted(inputs.starts.begin(), inputs.starts.end()),
       "the starts of the rows must ascend from 0");
   const int64_t num_queries = inputs.tokens.defined() ? inputs.tokens.size(0) : num_tokens;
-  check(inputs.q, "q", {num_queries, inputs.q.size(1), head_dim});
-  check(inputs.k, "k", {num_tokens, num_kv_heads, head_dim});
-  check(inputs.v, "v", inputs.k.sizes());
+  check(inputs.q, "q", type, {num_queries, inputs.q.size(1), head_dim});
+  check(inputs.k, "k", type, {num_tokens, num_kv_heads, head_dim});
+  check(inputs.v, "v", type, inputs.k.sizes());
   if (inputs.tokens.defined()) {
     TORCH_CHECK(
         inputs.tokens.scalar_type() == at::kLong && inputs.tokens.dim() == 1 && inputs.tokens.is_contiguous() &&
@@ -253,17 +262,18 @@ void check_rows(const RowInputs& inputs) {
         "the tokens of the queries must ascend and be below ", num_tokens);
   }
   if (inputs.rotations.defined()) {
-    check(inputs.rotations, "rotations", {std::max<int64_t>(inputs.rotations.size(0), 1), head_dim / 2, 2});
+    check(
+        inputs.rotations, "rotations", at::kFloat, {std::max<int64_t>(inputs.rotations.size(0), 1), head_dim / 2, 2});
   }
 }
 
 void check_prefix(const RowInputs& inputs, const at::Tensor& k, const at::Tensor& v) {
   const std::vector<int64_t> expected{k.size(0), inputs.k.size(1), inputs.k.size(2)};
   TORCH_CHECK(
-      k.dim() == 3 && k.scalar_type() == at::kFloat && v.scalar_type() == at::kFloat && k.sizes() == expected &&
-          v.sizes() == expected && k.device().is_cpu() && v.device().is_cpu(),
-      "the prefix has keys ", k.sizes(), " and values ", v.sizes(), "; expected float32 ",
-      at::IntArrayRef(expected), " on the CPU");
+      vlm::has_kernels(k, inputs.k.scalar_type()) && vlm::has_kernels(v, inputs.k.scalar_type()) &&
+          k.sizes() == expected && v.sizes() == expected,
+      "the prefix has keys ", k.scalar_type(), k.sizes(), " and values ", v.scalar_type(), v.sizes(), "; expected ",
+      inputs.k.scalar_type(), at::IntArrayRef(expected), " on the CPU");
   const bool is_rotated = inputs.rotations.defined();
   TORCH_CHECK(
       inputs.prefix_rotations.defined() == is_rotated &&
@@ -280,7 +290,7 @@ at::Tensor angles(const at::Tensor* rotations) {
 extern "C" {
 
 int vlm_has_row_attention(int64_t head_dim) noexcept {
-  return vlm::avx512::is_available() && head_dim > 0 && head_dim % 16 == 0 ? 1 : 0;
+  return vlm::kernels() != nullptr && head_dim > 0 && head_dim % 16 == 0 ? 1 : 0;
 }
 
 // `prefix_k`, `prefix_v`, `rotations`, `prefix_rotations` and `tokens` may be null; see RowInputs. The

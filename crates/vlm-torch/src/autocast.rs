@@ -66,17 +66,19 @@ pub fn autocast<T>(device: Device, kind: Option<Kind>, body: impl FnOnce() -> T)
     Ok(body())
 }
 
-/// Whether autocast is on in this thread for the device's type.
+/// The type of autocast in this thread for the device's type; `None` if it is off, or on with a type
+/// that [`autocast`] does not take.
 ///
 /// # Errors
 /// The device is neither the CPU nor CUDA.
-pub fn is_autocast(device: Device) -> Result<bool> {
-    const OPERATION: &str = "is_autocast";
+pub fn autocast_kind(device: Device) -> Result<Option<Kind>> {
+    const OPERATION: &str = "autocast_kind";
     let device_type = ffi::device_type(OPERATION, device)?;
     let (mut enabled, mut dtype) = (0, 0);
     // SAFETY: the call takes a number that was checked above and writes two integers that outlive
     // it.
     let status = unsafe { ffi::vlm_autocast_state(device_type, &mut enabled, &mut dtype) };
     ffi::check(OPERATION, status)?;
-    Ok(enabled != 0)
+    let is_type = |kind: &Kind| ffi::low_precision(OPERATION, *kind).is_ok_and(|id| id == dtype);
+    Ok([Kind::BFloat16, Kind::Half].into_iter().find(is_type).filter(|_| enabled != 0))
 }

@@ -130,9 +130,12 @@ unsafe extern "C" {
         x: Handle,
         weight: Handle,
         eps: f64,
+        out_type: c_int,
         out: *mut *mut C_tensor,
     ) -> c_int;
     pub(crate) fn vlm_swiglu(gate: Handle, up: Handle, out: *mut *mut C_tensor) -> c_int;
+    pub(crate) fn vlm_mixed_sum(x: Handle, y: Handle, out: *mut *mut C_tensor) -> c_int;
+    pub(crate) fn vlm_quick_gelu(x: Handle, out: *mut *mut C_tensor) -> c_int;
 
     pub(crate) fn vlm_has_row_attention(head_dim: i64) -> c_int;
     pub(crate) fn vlm_row_attention(
@@ -307,6 +310,15 @@ pub(crate) fn device_type(operation: &'static str, device: Device) -> Result<c_i
 ///
 /// # Errors
 /// The kind is neither bfloat16 nor float16.
+/// The number of a type in libtorch.
+pub(crate) fn scalar_type(operation: &'static str, kind: Kind) -> Result<c_int> {
+    match kind {
+        Kind::Float => Ok(6),
+        Kind::Double => Ok(7),
+        other => low_precision(operation, other),
+    }
+}
+
 pub(crate) fn low_precision(operation: &'static str, kind: Kind) -> Result<c_int> {
     match kind {
         Kind::Half => Ok(5),

@@ -31,7 +31,7 @@ mod store;
 mod upload;
 
 pub use abort::set_operation;
-pub use autocast::{AutocastGuard, autocast, is_autocast};
+pub use autocast::{AutocastGuard, autocast, autocast_kind};
 pub use bytes::{tensor_from_bytes, tensor_to_bytes};
 pub use checkpoint::{checkpoint, checkpoint_many};
 pub use cuda::{
@@ -47,7 +47,7 @@ pub use matrix_rate::matrix_rate;
 pub use memory::{cuda_memory, empty_cache, peak_memory_bytes, reset_peak};
 pub use nccl::NcclAbort;
 pub use optimizer::{AdamWStep, LossScale, deterministic_algorithms, fused_adamw_step};
-pub use pointwise::{rms_norm, swiglu};
+pub use pointwise::{mixed_sum, quick_gelu, rms_norm, swiglu};
 pub use process_group::{GroupOptions, ProcessGroup};
 pub use profile::{Profiler, Span, SpanTime, span};
 pub use pth::{save_pth, save_pth_with};

@@ -1,31 +1,34 @@
-//! Normalisation and activation as one operation each.
+//! Normalisation, activations and sums as one operation each.
+//!
+//! On a CPU with AVX-512 or AVX2, in float32 and bfloat16, each of them takes one pass over the
+//! memory and computes in float32; second derivatives are then not supported. Elsewhere they are
+//! libtorch's operations.
 
 use std::ptr;
 
-use tch::Tensor;
+use tch::{Kind, Tensor};
 use torch_sys::C_tensor;
 
 use crate::{Error, Result, ffi};
 
 /// Root-mean-square normalisation over the last dimension, as `torch.nn.functional.rms_norm`: `x`
-/// `[…, width]`, `weight` `[width]` → `[…, width]`.
-///
-/// Float32 on a CPU with AVX-512 takes one pass over the memory, and one tensor of the size of `x`
-/// is kept for the backward pass: `x` itself. Second derivatives are then not supported.
+/// `[…, width]`, `weight` `[width]` → `[…, width]` of the type `out` (a
+/// floating-point one). Only `x` is kept for the backward pass.
 ///
 /// # Errors
 /// Shapes, types or devices that do not agree; no memory left.
-pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
-    owned("rms_norm", |out| {
+pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64, out: Kind) -> Result<Tensor> {
+    const OPERATION: &str = "rms_norm";
+    let out_type = ffi::scalar_type(OPERATION, out)?;
+    owned(OPERATION, |out| {
         // SAFETY: the handles are live tensors that are borrowed for the call, and `out` has room
         // for one pointer.
-        unsafe { ffi::vlm_rms_norm(x.as_ptr(), weight.as_ptr(), eps, out) }
+        unsafe { ffi::vlm_rms_norm(x.as_ptr(), weight.as_ptr(), eps, out_type, out) }
     })
 }
 
-/// The gated activation of SwiGLU (Shazeer 2020): `silu(gate) · up`, element by element.
-///
-/// As [`rms_norm`]; only `gate` and `up` are kept for the backward pass.
+/// The gated activation of SwiGLU (Shazeer 2020): `silu(gate) · up`, element by element. Only
+/// `gate` and `up` are kept for the backward pass.
 ///
 /// # Errors
 /// Shapes, types or devices that do not agree; no memory left.
@@ -33,6 +36,29 @@ pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
     owned("swiglu", |out| {
         // SAFETY: as above.
         unsafe { ffi::vlm_swiglu(gate.as_ptr(), up.as_ptr(), out) }
+    })
+}
+
+/// `x + y`, where `y` may be of a narrower type than `x`, which libtorch would first convert.
+///
+/// # Errors
+/// Shapes, types or devices that do not agree; no memory left.
+pub fn mixed_sum(x: &Tensor, y: &Tensor) -> Result<Tensor> {
+    owned("mixed_sum", |out| {
+        // SAFETY: as above.
+        unsafe { ffi::vlm_mixed_sum(x.as_ptr(), y.as_ptr(), out) }
+    })
+}
+
+/// The approximation of GELU that OpenAI's CLIP uses, `x · sigmoid(1.702 x)`, which takes the memory
+/// of `x` if no gradient needs its values.
+///
+/// # Errors
+/// A device without the operation; no memory left.
+pub fn quick_gelu(x: Tensor) -> Result<Tensor> {
+    owned("quick_gelu", |out| {
+        // SAFETY: as above; no one else has the tensor, whose values the call may change.
+        unsafe { ffi::vlm_quick_gelu(x.as_ptr(), out) }
     })
 }
 

@@ -9,8 +9,8 @@ use tch::Tensor;
 
 use crate::{Error, Result, ffi};
 
-/// Whether [`row_attention`] can be used for heads of width `head_dim` on this CPU: it has AVX-512,
-/// and the width is a multiple of 16.
+/// Whether [`row_attention`] can be used for heads of width `head_dim` on this CPU: it has AVX-512
+/// or AVX2, and the width is a multiple of 16.
 pub fn has_row_attention(head_dim: i64) -> bool {
     // SAFETY: the function reads its argument only.
     unsafe { ffi::vlm_has_row_attention(head_dim) != 0 }
@@ -59,7 +59,8 @@ pub struct RowAttention<'a> {
 
 /// Scaled dot-product attention in which the tokens of a row attend to the prefix and to each other,
 /// `[Q, heads, D]`. Each key/value head serves the same number of heads, in order. All tensors are
-/// float32 on the CPU. Second derivatives are not supported.
+/// on the CPU, of the same type, float32 or bfloat16; the computation is in float32. Second
+/// derivatives are not supported.
 ///
 /// The result for a row depends neither on the other rows nor on the number of threads.
 ///

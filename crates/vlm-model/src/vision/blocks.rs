@@ -3,10 +3,10 @@
 //!
 //! Dimensions: N images · P patches · V vision width · S side in pixels
 
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 use vlm_torch::RowAttention;
 
-use crate::fused_attention::{SdpaOptions, fused_attention};
+use crate::fused_attention::{SdpaOptions, fused_attention, kernel_kind};
 use crate::layers::{LayerNorm, Linear, add_residual, linear};
 use crate::params::{Init, Scope};
 use vlm_shapes::VisionConfig;
@@ -48,9 +48,10 @@ impl Attention {
         let in_rows = x_npv.device() == Device::Cpu && vlm_torch::has_row_attention(head_dim);
         let mixed_npv = if in_rows {
             let starts: Vec<i64> = (0..=images).map(|image| image * tokens).collect();
+            let kind = kernel_kind(kind);
             let heads = projected
-                .map(|x| x.view([images * tokens, self.num_heads, head_dim]).to_kind(Kind::Float));
-            mix_in_rows(&heads, &starts).to_kind(kind).view([images, tokens, width])
+                .map(|x| x.view([images * tokens, self.num_heads, head_dim]).to_kind(kind));
+            mix_in_rows(&heads, &starts).view([images, tokens, width])
         } else {
             let heads =
                 |x: Tensor| x.view([images, tokens, self.num_heads, head_dim]).transpose(1, 2);
@@ -103,14 +104,8 @@ impl Activation {
     fn apply(self, mut x: Tensor) -> Tensor {
         let is_kept = x.requires_grad();
         match self {
-            Self::QuickGelu => {
-                let mut gate = (&x * 1.702).sigmoid_();
-                if is_kept {
-                    return x * gate;
-                }
-                gate *= x;
-                gate
-            }
+            // As every tensor operation, it fails only when there is no memory left.
+            Self::QuickGelu => vlm_torch::quick_gelu(x).unwrap_or_else(|error| panic!("{error}")),
             Self::Gelu if is_kept => x.gelu("none"),
             Self::GeluTanh if is_kept => x.gelu("tanh"),
             Self::Gelu => x.gelu_("none"),
@@ -152,9 +147,9 @@ impl Block {
     }
 
     pub(super) fn forward(&self, x_npv: &Tensor) -> Tensor {
-        let attended = self.self_attn.forward(&self.layer_norm1.forward(x_npv));
+        let attended = self.self_attn.forward(&self.layer_norm1.forward_for_products(x_npv));
         let x_npv = add_residual(x_npv, attended);
-        let inner = self.fc1.forward(&self.layer_norm2.forward(&x_npv));
+        let inner = self.fc1.forward(&self.layer_norm2.forward_for_products(&x_npv));
         add_residual(&x_npv, self.fc2.forward(&self.activation.apply(inner)))
     }
 }

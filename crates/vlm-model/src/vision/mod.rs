@@ -67,6 +67,12 @@ pub(crate) fn is_within_tower(name: &str) -> bool {
     name.split('.').next().is_some_and(|first| parts.contains(&first))
 }
 
+/// Whether the tensor `name` of an encoder is a factor of a product or added to one. Others are
+/// added to activations or scale them, in float32.
+pub(crate) fn is_product_weight(name: &str) -> bool {
+    !["norm", "position_embedding", "class_embedding"].iter().any(|part| name.contains(part))
+}
+
 /// Whether the tensor `name` of a whole CLIP or SigLIP model is not used here: the text tower, the
 /// heads for pooled outputs, and the table of position ids.
 pub fn is_beside_encoder(family: VisionFamily, name: &str) -> bool {

@@ -1,7 +1,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use tch::{Device, Kind};
-use vlm_torch::{autocast, is_autocast};
+use vlm_torch::{autocast, autocast_kind};
 
 use crate::random;
 
@@ -18,9 +18,9 @@ fn products_are_bfloat16_inside_and_float32_outside() {
 
 #[test]
 fn nested_scopes_restore_the_outer_state() {
-    assert!(!is_autocast(Device::Cpu).unwrap());
+    assert_eq!(autocast_kind(Device::Cpu).unwrap(), None);
     autocast(Device::Cpu, Some(Kind::BFloat16), || {
-        assert!(is_autocast(Device::Cpu).unwrap());
+        assert_eq!(autocast_kind(Device::Cpu).unwrap(), Some(Kind::BFloat16));
         assert_eq!(autocast(Device::Cpu, None, matmul_kind).unwrap(), Kind::Float);
         assert_eq!(autocast(Device::Cpu, Some(Kind::Half), matmul_kind).unwrap(), Kind::Half);
         assert_eq!(matmul_kind(), Kind::BFloat16);

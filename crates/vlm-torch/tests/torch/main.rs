@@ -6,6 +6,7 @@ mod bytes;
 mod checkpoint;
 mod distributed;
 mod gradients;
+mod kernels;
 mod linear;
 mod matrix_rate;
 mod optimizer;

@@ -1,7 +1,7 @@
-//! RMSNorm and SwiGLU equal tch's operations, in values and gradients.
+//! RMSNorm, SwiGLU, sums and QuickGELU equal tch's operations, in values and gradients.
 
 use tch::{Device, Kind, Tensor};
-use vlm_torch::{Result, autocast, rms_norm, swiglu};
+use vlm_torch::{Result, autocast, has_row_attention, mixed_sum, quick_gelu, rms_norm, swiglu};
 
 use crate::random;
 
@@ -49,7 +49,7 @@ fn rms_norm_equals_tchs_in_values_and_gradients() {
         let width = shape[shape.len() - 1];
         let x = random(&shape).set_requires_grad(trained[0]);
         let weight = random(&[width]).set_requires_grad(trained[1]);
-        let ours = rms_norm(&x, &weight, 1e-5).unwrap();
+        let ours = rms_norm(&x, &weight, 1e-5, Kind::Float).unwrap();
         if shape[0] == 0 {
             assert_eq!(ours.size(), shape);
             continue;
@@ -62,8 +62,8 @@ fn rms_norm_equals_tchs_in_values_and_gradients() {
 fn rms_norm_of_a_view_equals_that_of_a_copy() {
     let x = random(&[64, 30]).transpose(0, 1);
     let weight = random(&[64]);
-    let norm = |x: &Tensor| rms_norm(x, &weight, 1e-5).unwrap();
-    assert_eq!(norm(&x), norm(&x.contiguous()));
+    let norm = |x: &Tensor| rms_norm(x, &weight, 1e-5, Kind::Float).unwrap();
+    assert_close(&norm(&x), &norm(&x.contiguous()));
 }
 
 #[test]
@@ -89,24 +89,127 @@ fn infinite_and_undefined_values_stay_so() {
     assert_eq!(Vec::<bool>::try_from(ours.isnan()).unwrap(), [true, false, false, false]);
     assert_eq!(f32::try_from(ours.get(2)).unwrap(), f32::INFINITY);
     assert_eq!(f32::try_from(ours.get(3)).unwrap(), 0.0);
-    let norm = rms_norm(&x, &x.ones_like(), 1e-5).unwrap();
+    let norm = rms_norm(&x, &x.ones_like(), 1e-5, Kind::Float).unwrap();
     assert!(bool::try_from(norm.isnan().all()).unwrap());
 }
 
+/// The output of a function of `leaves`, and their gradients.
+fn with_gradients(leaves: &[Tensor], output: Tensor, direction: &Tensor) -> Vec<Tensor> {
+    let direction = direction.to_kind(output.kind());
+    let loss = (&output * direction).sum(Kind::Float);
+    let mut all = Tensor::run_backward(&[loss], leaves, false, false);
+    all.push(output.detach());
+    all
+}
+
+/// Copies of `tensors` in the type `kind` that require gradients.
+fn leaves(tensors: &[Tensor], kind: Kind) -> Vec<Tensor> {
+    tensors.iter().map(|x| x.detach().to_kind(kind).set_requires_grad(true)).collect()
+}
+
+/// A computation in bfloat16 is one in float32 whose results are rounded once.
 #[test]
-fn sixteen_bits_are_tchs_own_operations() {
-    let [gate, up] = [random(&[6, 40]), random(&[6, 40])].map(|x| x.to_kind(Kind::BFloat16));
+fn sixteen_bits_are_float32_with_rounded_results() {
+    if !has_row_attention(16) {
+        return;
+    }
+    tch::manual_seed(7);
+    let sixteen = |x: Tensor| x.to_kind(Kind::BFloat16).to_kind(Kind::Float);
+    for shape in [vec![300, 176], vec![5, 13]] {
+        let inputs = [(); 2].map(|()| sixteen(random(&shape) * 4));
+        let direction = sixteen(random(&shape));
+        let [wide, narrow] = [Kind::Float, Kind::BFloat16].map(|kind| {
+            let leaves = leaves(&inputs, kind);
+            let output = swiglu(&leaves[0], &leaves[1]).unwrap();
+            assert_eq!(output.kind(), kind);
+            with_gradients(&leaves, output, &direction)
+        });
+        for (wide, narrow) in wide.iter().zip(&narrow) {
+            assert_eq!(&wide.to_kind(Kind::BFloat16), narrow);
+        }
+        let weight = random(&shape[1..]);
+        let [wide, narrow] = [Kind::Float, Kind::BFloat16].map(|kind| {
+            let leaves = leaves(&[inputs[0].shallow_clone(), weight.shallow_clone()], Kind::Float);
+            let output = rms_norm(&leaves[0], &leaves[1], 1e-5, kind).unwrap();
+            assert_eq!(output.kind(), kind);
+            with_gradients(&leaves, output, &direction)
+        });
+        assert_eq!(wide[..2], narrow[..2]);
+        assert_eq!(wide[2].to_kind(Kind::BFloat16), narrow[2]);
+        let wide = quick_gelu(inputs[0].copy()).unwrap();
+        let narrow = quick_gelu(inputs[0].to_kind(Kind::BFloat16)).unwrap();
+        assert_eq!(wide.to_kind(Kind::BFloat16), narrow);
+    }
+}
+
+#[test]
+fn numbers_are_rounded_to_sixteen_bits_as_tch_rounds_them() {
+    if !has_row_attention(16) {
+        return;
+    }
+    // Ties, the largest numbers, those below the smallest normal one, and infinities.
+    let bits = [0x3f80_8000u32, 0x3f81_8000, 0x3f80_8001, 0x7f7f_ffff, 0x0000_8000, 0x0001_8001];
+    let values: Vec<f32> = bits.iter().map(|&bits| f32::from_bits(bits)).collect();
+    let special = [f32::INFINITY, f32::NEG_INFINITY, -0.0, 1e-40];
+    let weight = Tensor::from_slice(&[values, special.to_vec()].concat());
+    // sqrt(mean(x²)) = 1, so the result is the weight.
+    let ours = rms_norm(&weight.ones_like(), &weight, 0.0, Kind::BFloat16).unwrap();
+    let words = |x: &Tensor| x.view_dtype(Kind::Int16);
+    let expected = weight.to_kind(Kind::BFloat16);
+    assert_eq!(words(&ours), words(&expected));
+    let undefined = Tensor::from_slice(&[f32::NAN, -f32::NAN]);
+    let ours = rms_norm(&undefined.ones_like(), &undefined, 0.0, Kind::BFloat16).unwrap();
+    assert!(bool::try_from(ours.isnan().all()).unwrap());
+}
+
+#[test]
+fn sums_of_two_types_are_tchs() {
+    let (x, y) = (random(&[70, 33]), random(&[70, 33]).to_kind(Kind::BFloat16));
+    let leaf = |x: &Tensor| x.detach().copy().set_requires_grad(true);
+    let direction = random(&[70, 33]);
+    let [ours, theirs] = [true, false].map(|ours| {
+        let leaves = [leaf(&x), leaf(&y)];
+        let sum =
+            if ours { mixed_sum(&leaves[0], &leaves[1]).unwrap() } else { &leaves[0] + &leaves[1] };
+        with_gradients(&leaves, sum, &direction)
+    });
+    assert_eq!(ours, theirs);
+    assert_eq!(mixed_sum(&x, &random(&[33])).unwrap().size(), [70, 33]);
+}
+
+#[test]
+fn quick_gelu_equals_its_definition_and_keeps_what_a_gradient_needs() {
+    let x = random(&[40, 77]) * 20;
+    let expected = &x * (&x * 1.702).sigmoid();
+    let given = x.copy();
+    let memory = given.data_ptr();
+    let ours = quick_gelu(given).unwrap();
+    assert_close(&ours, &expected);
+    assert!(!has_row_attention(16) || ours.data_ptr() == memory);
+    let leaf = x.copy().set_requires_grad(true);
+    let trained = quick_gelu(&leaf * 1.0).unwrap();
+    assert_close(&trained.detach(), &expected);
+    let gradient = Tensor::run_backward(&[trained.sum(Kind::Float)], &[&leaf], false, false);
+    let other = x.copy().set_requires_grad(true);
+    let definition = &other * (&other * 1.702).sigmoid();
+    let theirs = Tensor::run_backward(&[definition.sum(Kind::Float)], &[&other], false, false);
+    assert_close(&gradient[0], &theirs[0]);
+}
+
+#[test]
+fn half_precision_is_tchs_own_operations() {
+    let [gate, up] = [random(&[6, 40]), random(&[6, 40])].map(|x| x.to_kind(Kind::Half));
     let compute = || -> Result<Tensor> { swiglu(&gate, &up) };
-    let ours = autocast(Device::Cpu, Some(Kind::BFloat16), compute).unwrap().unwrap();
+    let ours = autocast(Device::Cpu, Some(Kind::Half), compute).unwrap().unwrap();
     assert_eq!(ours, silu_times_up(&gate, &up));
-    assert_eq!(ours.kind(), Kind::BFloat16);
+    assert_eq!(ours.kind(), Kind::Half);
 }
 
 #[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let (x, weight) = (random(&[900, 64]), random(&[64]).set_requires_grad(true));
     let gradient = || {
-        let loss = (rms_norm(&x, &weight, 1e-5).unwrap() * &x).sum(Kind::Float);
+        let loss = (rms_norm(&x, &weight, 1e-5, Kind::Float).unwrap() * &x).sum(Kind::Float);
         Tensor::run_backward(&[loss], &[&weight], false, false).remove(0)
     };
     let threads = tch::get_num_threads();
@@ -119,6 +222,6 @@ fn results_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn shapes_that_do_not_agree_are_an_error() {
-    assert!(rms_norm(&random(&[4, 8]), &random(&[9]), 1e-5).is_err());
+    assert!(rms_norm(&random(&[4, 8]), &random(&[9]), 1e-5, Kind::Float).is_err());
     assert!(swiglu(&random(&[4, 8]), &random(&[4, 9])).is_err());
 }

@@ -177,7 +177,7 @@ impl Case {
     }
 }
 
-/// Tests end early on a CPU without AVX-512, where the model uses libtorch's attention.
+/// Tests end early on a CPU without AVX-512 and AVX2, where the model uses libtorch's attention.
 fn is_available() -> bool {
     has_row_attention(32)
 }
@@ -239,6 +239,41 @@ fn a_row_depends_neither_on_other_rows_nor_on_threads() {
         }
     }
     tch::set_num_threads(threads);
+}
+
+/// A computation in bfloat16 is one in float32 whose results are rounded once.
+#[test]
+fn sixteen_bits_are_float32_with_rounded_results() {
+    if !is_available() {
+        return;
+    }
+    tch::manual_seed(13);
+    for is_interleaved in [true, false] {
+        let case = Case { is_interleaved, ..Case::new(&[60, 33, 7], 2, 32, 9) };
+        let direction = random(&case.q.size()).to_kind(Kind::BFloat16);
+        let [wide, narrow] = [Kind::Float, Kind::BFloat16].map(|kind| {
+            let leaf = |x: &Tensor| {
+                x.detach().to_kind(Kind::BFloat16).to_kind(kind).set_requires_grad(true)
+            };
+            let case = Case {
+                q: leaf(&case.q),
+                k: leaf(&case.k),
+                v: leaf(&case.v),
+                prefix: case.prefix.as_ref().map(|[k, v]| [leaf(k), leaf(v)]),
+                starts: case.starts.clone(),
+                tokens: None,
+                ..case
+            };
+            let output = case.ours();
+            assert_eq!(output.kind(), kind);
+            let mut all = case.gradients(&output, &direction.to_kind(kind));
+            all.push(output.detach());
+            all
+        });
+        for (wide, narrow) in wide.iter().zip(&narrow) {
+            assert_eq!(&wide.to_kind(Kind::BFloat16), narrow);
+        }
+    }
 }
 
 #[test]

@@ -254,9 +254,6 @@ impl Run {
             self.announce(num_trainable);
         }
 
-        // Restored at the end of the training: a caller may use the model without autocast.
-        let kind = autocast_kind(self.dtype).filter(|_| self.model.device().is_cuda());
-        let _encoder = kind.map(|kind| self.model.convert_frozen_encoder(kind)).transpose()?;
         let mut sinks = std::mem::take(&mut self.sinks);
         let resumed = self.resumed.take();
         self.world.set_phase(0, Phase::Connect);
@@ -270,6 +267,11 @@ impl Run {
         )?;
         self.world.set_phase(0, Phase::StartUp);
         self.restore(resumed.as_ref(), &mut trainer)?;
+        // Restored at the end of the training: a caller may use the model without autocast. On the
+        // CPU the encoder's conversion takes little of a step, and its copy 2 bytes per parameter.
+        let with_encoder = self.model.device().is_cuda();
+        let convert = |kind| self.model.convert_frozen_weights(kind, with_encoder);
+        let _converted = autocast_kind(self.dtype).map(convert).transpose()?;
         let before = trainer.state.counters;
         if is_first {
             sinks.extend(self.file_sinks(before.step)?);
