@@ -7,12 +7,19 @@ use vlm_data::count_by_reason;
 use vlm_display::count;
 use vlm_train::{Run, Summary};
 
-/// Rows, and the folder of their images where one was given.
-pub type RowsAndImages = (PathBuf, Option<PathBuf>);
+/// What the commands that are named at the end use.
+pub struct NextInputs {
+    /// The rows to evaluate.
+    pub rows: PathBuf,
+    /// The folder of their images, where one was given.
+    pub images_path: Option<PathBuf>,
+    /// An image to talk about, where one is known.
+    pub image: Option<PathBuf>,
+}
 
-/// Prints how a run ended, where its results are, and which commands show and use them; `rows` are
-/// those to evaluate. Only rank 0 prints.
-pub fn print_outcome(run: &Run, summary: &Summary, rows: RowsAndImages) {
+/// Prints how a run ended, where its results are, and which commands show and use them. Only rank 0
+/// prints.
+pub fn print_outcome(run: &Run, summary: &Summary, inputs: &NextInputs) {
     if !run.is_first_rank() {
         return;
     }
@@ -43,7 +50,7 @@ pub fn print_outcome(run: &Run, summary: &Summary, rows: RowsAndImages) {
     }
     println!("next:");
     let program = program(std::env::var(PROGRAM_VARIABLE).ok(), std::env::args_os().next());
-    for command in next_commands(out.path(), &rows) {
+    for command in next_commands(out.path(), inputs) {
         println!("  {program} {command}");
     }
 }
@@ -60,15 +67,26 @@ fn program(named: Option<String>, started: Option<OsString>) -> String {
 
 /// The commands that evaluate a trained model, answer questions with it and show a page to talk
 /// about images.
-fn next_commands(out_dir: &Path, (rows, images): &RowsAndImages) -> [String; 3] {
+fn next_commands(out_dir: &Path, inputs: &NextInputs) -> [String; 3] {
     let out = quoted(out_dir);
-    let images =
-        images.as_ref().map_or(String::new(), |path| format!(" --images-path {}", quoted(path)));
+    let rows = quoted(relative(&inputs.rows));
+    let with_path = |flag: &str, path: &Option<PathBuf>| {
+        path.as_ref().map_or(String::new(), |path| format!(" {flag} {}", quoted(relative(path))))
+    };
+    let images = with_path("--images-path", &inputs.images_path);
+    let image = with_path("--image", &inputs.image);
+    let about = if image.is_empty() { "; /image FILE adds an image" } else { " about this image" };
     [
-        format!("eval --model {out} --data-path {}{images}", quoted(rows)),
-        format!("generate --model {out}   # a conversation; /image FILE shows it an image"),
+        format!("eval --model {out} --data-path {rows}{images}"),
+        format!("generate --model {out}{image}   # a conversation{about}"),
         format!("serve {out}   # a page to talk about images"),
     ]
+}
+
+/// The path of a file in the working directory relative to it, any other path as it is.
+fn relative(path: &Path) -> &Path {
+    let working_dir = std::env::current_dir().unwrap_or_default();
+    path.strip_prefix(working_dir).ok().filter(|path| *path != Path::new("")).unwrap_or(path)
 }
 
 /// A path as a word of a shell.
@@ -98,13 +116,26 @@ mod tests {
 
     #[test]
     fn the_next_commands_exist_and_are_words_of_a_shell() {
-        let rows = (PathBuf::from("rows.jsonl"), Some(PathBuf::from("it's here/images")));
-        let commands = next_commands(Path::new("out/first"), &rows);
+        let mut inputs = NextInputs {
+            rows: "rows.jsonl".into(),
+            images_path: Some("it's here/images".into()),
+            image: Some("dog.png".into()),
+        };
+        let commands = next_commands(Path::new("out/first"), &inputs);
         assert_eq!(
             commands[0],
             "eval --model out/first --data-path rows.jsonl --images-path 'it'\\''s here/images'"
         );
-        let plain = next_commands(Path::new("out"), &("rows.jsonl".into(), None));
+        assert_eq!(
+            commands[1],
+            "generate --model out/first --image dog.png   # a conversation about this image"
+        );
+        (inputs.images_path, inputs.image) = (None, None);
+        assert_eq!(
+            relative(&std::env::current_dir().unwrap().join("data/demo")),
+            Path::new("data/demo")
+        );
+        let plain = next_commands(Path::new("out"), &inputs);
         for command in plain {
             let words = command.split('#').next().unwrap_or_default().split_whitespace();
             let words = ["vlm"].into_iter().chain(words);

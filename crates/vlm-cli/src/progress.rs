@@ -66,13 +66,37 @@ pub struct TrainingProgress {
     smoothed_loss: Option<f64>,
     num_epochs: u64,
     last_step: u64,
-    /// The first step of this process, and when it began.
-    started: (u64, Instant),
+    /// Number of the first step of this process.
+    first_step: u64,
+    /// Number of steps done when the measurement of the time began, and when that was: at the start,
+    /// and again after the first step, which is slower than all others.
+    measured_from: (u64, Instant),
     last_line: Instant,
-    /// The last learning rate.
+}
+
+/// The numbers of a step that a line shows.
+#[derive(Debug, Clone, Copy)]
+struct StepNumbers {
+    step: u64,
+    epoch: u64,
+    loss: Option<f64>,
     lr: f64,
-    /// The MFU of the last log line.
+    samples_per_sec: f64,
     mfu: Option<f64>,
+}
+
+impl From<&StepReport> for StepNumbers {
+    fn from(report: &StepReport) -> Self {
+        let StepReport { step, epoch, loss, lr, samples_per_sec, mfu, .. } = *report;
+        Self { step, epoch, loss, lr, samples_per_sec, mfu }
+    }
+}
+
+impl From<&LogLine> for StepNumbers {
+    fn from(line: &LogLine) -> Self {
+        let LogLine { step, epoch, loss, lr, samples_per_sec, mfu, .. } = *line;
+        Self { step, epoch, loss, lr, samples_per_sec, mfu }
+    }
 }
 
 impl TrainingProgress {
@@ -84,23 +108,25 @@ impl TrainingProgress {
             smoothed_loss: None,
             num_epochs,
             last_step: 0,
-            started: (0, Instant::now()),
+            first_step: 1,
+            measured_from: (0, Instant::now()),
             last_line: Instant::now(),
-            lr: 0.0,
-            mfu: None,
         }
     }
 
     fn show_step(&mut self, report: &StepReport, now: Instant) {
-        self.lr = report.lr;
+        if report.step == self.first_step {
+            self.measured_from = (report.step, now);
+        }
         if let Some(loss) = report.loss {
             self.smoothed_loss =
                 Some(self.smoothed_loss.map_or(loss, |old| 0.9 * old + 0.1 * loss));
         }
+        let loss = report.loss.or(self.smoothed_loss);
+        let numbers = StepNumbers { loss, ..report.into() };
         if self.bar.is_hidden() {
-            if self.is_line_due(now) {
-                let line = self.step_parts(report.step, report.samples_per_sec, now);
-                self.print(&format!("step {}", fitting(line, usize::MAX)), now);
+            if self.is_line_due(now) && !report.is_logged {
+                self.print(&self.step_line(numbers, now), now);
             }
             return;
         }
@@ -111,30 +137,28 @@ impl TrainingProgress {
             self.bar.set_style(style_of(if has_bar { "{bar:8} {msg}" } else { "{msg}" }));
         }
         let columns = columns.saturating_sub(if has_bar { 9 } else { 0 });
-        let parts = self.step_parts(report.step, report.samples_per_sec, now);
+        let numbers = StepNumbers { loss: self.smoothed_loss, ..numbers };
+        let parts = self.bar_parts(numbers, now);
         self.bar.set_message(fitting(parts, columns));
         self.bar.set_position(report.step);
     }
 
     /// What the renewed line shows, the most important part first.
-    fn step_parts(&self, step: u64, samples_per_sec: f64, now: Instant) -> [String; 6] {
+    fn bar_parts(&self, numbers: StepNumbers, now: Instant) -> [String; 6] {
         [
-            format!("{step}/{}", self.last_step),
-            format!("loss {}", decimal(self.smoothed_loss)),
-            self.time_left(step, now),
-            format!("{samples_per_sec:.1} rows/s"),
-            utilization(self.mfu),
-            format!("lr {:.1e}", self.lr),
+            format!("{}/{}", numbers.step, self.last_step),
+            format!("loss {}", decimal(numbers.loss)),
+            self.time_left(numbers.step, now),
+            format!("{:.1} rows/s", numbers.samples_per_sec),
+            utilization(numbers.mfu),
+            format!("lr {:.1e}", numbers.lr),
         ]
     }
 
     fn show_log_line(&mut self, line: &LogLine, now: Instant) {
-        // The first step is slower than all others.
-        let is_first = line.step == self.started.0 + 1;
-        self.mfu = line.mfu.filter(|_| !is_first);
-        let is_end = line.step == self.last_step || is_first;
+        let is_end = line.step == self.last_step || line.step == self.first_step;
         if self.bar.is_hidden() || is_end || self.is_line_due(now) {
-            self.print(&self.step_line(line, now), now);
+            self.print(&self.step_line(line.into(), now), now);
         }
     }
 
@@ -142,15 +166,15 @@ impl TrainingProgress {
         now - self.last_line >= BETWEEN_LINES
     }
 
-    fn step_line(&self, line: &LogLine, now: Instant) -> String {
+    fn step_line(&self, numbers: StepNumbers, now: Instant) -> String {
         let parts = [
-            format!("step {}/{}", line.step, self.last_step),
-            format!("epoch {}/{}", line.epoch + 1, self.num_epochs),
-            format!("loss {}", decimal(line.loss)),
-            format!("lr {:.2e}", line.lr),
-            format!("{:.1} rows/s", line.samples_per_sec),
-            utilization(line.mfu),
-            self.time_left(line.step, now),
+            format!("step {}/{}", numbers.step, self.last_step),
+            format!("epoch {}/{}", numbers.epoch + 1, self.num_epochs),
+            format!("loss {}", decimal(numbers.loss)),
+            format!("lr {:.2e}", numbers.lr),
+            format!("{:.1} rows/s", numbers.samples_per_sec),
+            utilization(numbers.mfu),
+            self.time_left(numbers.step, now),
         ];
         // A log keeps all parts; a line above the bar must not be broken.
         fitting(parts, if self.bar.is_hidden() { usize::MAX } else { terminal_columns() })
@@ -158,8 +182,8 @@ impl TrainingProgress {
 
     /// The time left after `step`; empty where it is not known.
     fn time_left(&self, step: u64, now: Instant) -> String {
-        let (first, since) = self.started;
-        let done = step.saturating_sub(first);
+        let (from, since) = self.measured_from;
+        let done = step.saturating_sub(from);
         let steps_left = self.last_step.saturating_sub(step);
         if done == 0 || steps_left == 0 {
             return String::new();
@@ -181,7 +205,8 @@ impl TrainingProgress {
     fn show(&mut self, event: &Event, now: Instant) {
         match event {
             Event::Started { done_steps, last_step } => {
-                (self.started, self.last_step) = ((*done_steps, now), *last_step);
+                (self.measured_from, self.last_step) = ((*done_steps, now), *last_step);
+                self.first_step = done_steps + 1;
                 self.last_line = now;
                 self.bar.set_length(*last_step);
                 self.bar.set_position(*done_steps);
@@ -270,9 +295,16 @@ mod tests {
         let began = Instant::now();
         let mut progress = TrainingProgress::new(3);
         progress.show(&Event::Started { done_steps: 0, last_step: 12_345 }, began);
-        (progress.smoothed_loss, progress.lr, progress.mfu) = (Some(1.5), 4e-4, Some(0.345));
+        let numbers = StepNumbers {
+            step: 1234,
+            epoch: 0,
+            loss: Some(1.5),
+            lr: 4e-4,
+            samples_per_sec: 1234.5,
+            mfu: Some(0.345),
+        };
         let line = |columns: usize| {
-            let parts = progress.step_parts(1234, 1234.5, began + Duration::from_secs(90));
+            let parts = progress.bar_parts(numbers, began + Duration::from_secs(90));
             fitting(parts, columns)
         };
         let all = "1234/12345  loss 1.5000  left 14 min  1234.5 rows/s  MFU 34.5%  lr 4.0e-4";

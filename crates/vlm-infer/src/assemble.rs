@@ -239,7 +239,10 @@ fn load_lm(path: &Path, vision: &Path, model: &Vlm, kind: ProjectorKind) -> Resu
         .load_into(&model.params().named(), |name| !has_projector && is_projector(name))
         .map_err(InferError::file)?;
     if !report.missing.is_empty() {
-        tracing::info!("{} has no projector: it starts with random weights", path.display());
+        tracing::info!(
+            "{} has no projector, so the projector starts with random weights",
+            path.display()
+        );
     }
     // A file that does not record tied tensors must at least have equal values for them.
     let lm = model.lm().config();

@@ -87,6 +87,8 @@ impl Event<'_> {
 pub struct StepReport {
     /// Number of steps (micro-batches) done, this one included.
     pub step: u64,
+    /// Number of the epoch, from 0.
+    pub epoch: u64,
     /// Loss of this micro-batch over all ranks, in nats per supervised token. `None` when it had no
     /// supervised token, and on a GPU for steps without a log line, because reading the loss makes
     /// the host wait for the GPU.
@@ -95,6 +97,10 @@ pub struct StepReport {
     pub lr: f64,
     /// Rows per second since the last log line; just after it those of that line.
     pub samples_per_sec: f64,
+    /// Whether an [`Event::Log`] with the numbers of this step follows.
+    pub is_logged: bool,
+    /// Model FLOPs utilisation over the same time, as in [`LogLine::mfu`]; `None` if it is unknown.
+    pub mfu: Option<f64>,
 }
 
 /// A line of `metrics.jsonl` for a step.

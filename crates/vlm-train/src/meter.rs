@@ -13,18 +13,26 @@ pub(crate) struct Meter {
     flops: u64,
     data_wait: Duration,
     save_wait: Duration,
-    samples_per_sec: f64,
+    /// The rates of the last measurement; zero before there is one.
+    last: Rates,
+}
+
+/// Rates that are known after every step.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Rates {
+    /// Rows per second.
+    pub(crate) samples_per_sec: f64,
+    /// Needed operations per second; `None` if they are not counted.
+    pub(crate) flops_per_sec: Option<f64>,
 }
 
 /// The speed that a [`Meter`] measured.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Speed {
-    /// Rows per second.
-    pub(crate) samples_per_sec: f64,
+    /// Rows and needed operations per second.
+    pub(crate) rates: Rates,
     /// Tokens per second.
     pub(crate) tokens_per_sec: f64,
-    /// Needed operations per second; `None` if they are not counted.
-    pub(crate) flops_per_sec: Option<f64>,
     /// Mean wait for data, in milliseconds per step.
     pub(crate) data_wait_ms: f64,
     /// Mean duration of a step, in milliseconds, including the wait for data.
@@ -42,18 +50,26 @@ impl Meter {
             flops: 0,
             data_wait: Duration::ZERO,
             save_wait: Duration::ZERO,
-            samples_per_sec: 0.0,
+            last: Rates::default(),
         }
     }
 
-    /// Rows per second since the last measurement, at which `counters` count from, or of that
-    /// measurement while less than a second has passed since.
-    pub(crate) fn samples_per_sec(&self, counters: Counters) -> f64 {
+    /// The rates since the last measurement, or those of that measurement while less than a second
+    /// has passed since; `now` are the current counts.
+    pub(crate) fn rates(&self, now: Counters) -> Rates {
         let secs = self.since.elapsed().as_secs_f64();
-        if secs < 1.0 && self.samples_per_sec > 0.0 {
-            return self.samples_per_sec;
+        match secs < 1.0 && self.last.samples_per_sec > 0.0 {
+            true => self.last,
+            false => self.rates_within(secs, now),
         }
-        (counters.samples - self.at.samples) as f64 / secs.max(1e-9)
+    }
+
+    fn rates_within(&self, secs: f64, now: Counters) -> Rates {
+        let secs = secs.max(1e-9);
+        Rates {
+            samples_per_sec: (now.samples - self.at.samples) as f64 / secs,
+            flops_per_sec: (self.flops > 0).then(|| self.flops as f64 / secs),
+        }
     }
 
     /// Adds time spent waiting for a batch.
@@ -78,14 +94,13 @@ impl Meter {
         let secs = self.since.elapsed().as_secs_f64().max(1e-9);
         let steps = (now.step - self.at.step).max(1) as f64;
         let speed = Speed {
-            samples_per_sec: (now.samples - self.at.samples) as f64 / secs,
+            rates: self.rates_within(secs, now),
             tokens_per_sec: (now.tokens - self.at.tokens) as f64 / secs,
-            flops_per_sec: (self.flops > 0).then(|| self.flops as f64 / secs),
             data_wait_ms: self.data_wait.as_secs_f64() * 1e3 / steps,
             step_ms: secs * 1e3 / steps,
             save_wait_ms: save_wait.saturating_sub(self.save_wait).as_secs_f64() * 1e3,
         };
-        *self = Self { samples_per_sec: speed.samples_per_sec, save_wait, ..Self::start(now) };
+        *self = Self { last: speed.rates, save_wait, ..Self::start(now) };
         speed
     }
 }
@@ -95,16 +110,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_between_log_lines_is_that_since_the_last_one() {
+    fn the_rates_between_log_lines_are_those_since_the_last_one() {
         let count = |samples| Counters { samples, ..Counters::default() };
         let mut meter = Meter::start(count(0));
         meter.since -= Duration::from_secs(10);
-        let first = meter.lap(count(20), Duration::ZERO).samples_per_sec;
+        meter.needed(1000);
+        let first = meter.lap(count(20), Duration::ZERO).rates;
         // Just after a line nothing else is known.
-        assert_eq!(meter.samples_per_sec(count(21)), first);
+        let next = meter.rates(count(21));
+        assert_eq!(next.samples_per_sec, first.samples_per_sec);
+        assert_eq!(next.flops_per_sec, first.flops_per_sec);
         // A machine that is slow between these lines makes the rate lower, never higher.
         meter.since -= Duration::from_secs(10);
-        let rate = meter.samples_per_sec(count(120));
-        assert!((5.0..=10.0).contains(&rate), "{rate}");
+        meter.needed(5000);
+        let Rates { samples_per_sec, flops_per_sec } = meter.rates(count(120));
+        assert!((5.0..=10.0).contains(&samples_per_sec), "{samples_per_sec}");
+        // Both are over the same time: 5000 operations for 100 rows.
+        assert_eq!(flops_per_sec, Some(50.0 * samples_per_sec));
     }
 }

@@ -11,6 +11,7 @@ use super::Trainer;
 use super::micro_batch_loss::MicroBatchLoss;
 use crate::TrainError;
 use crate::events::{EvalLine, Event, LogLine, StepReport};
+use crate::meter::Rates;
 use crate::parallel::{GlobalStepStats, Phase};
 use crate::requests::Requests;
 use crate::utilization::Utilization;
@@ -68,19 +69,28 @@ impl Trainer<'_> {
         let counters = self.state.counters;
         let GlobalLoss { loss, aux_loss } = loss;
         self.state.last_loss = loss.or(self.state.last_loss);
-        if !self.is_logged(is_last) {
-            let samples_per_sec = self.meter.samples_per_sec(counters);
-            let report = StepReport { step: counters.step, loss, lr, samples_per_sec };
-            return self.emit(&Event::Step(report));
+        let is_logged = self.is_logged(is_last);
+        let (step, epoch) = (counters.step, self.state.epoch);
+        let matrix_rate = self.utilization.as_ref().and_then(Utilization::matrix_rate);
+        let mfu = |rates: Rates| Some(rates.flops_per_sec? / matrix_rate?);
+        let report = |rates: Rates| StepReport {
+            step,
+            epoch,
+            loss,
+            lr,
+            samples_per_sec: rates.samples_per_sec,
+            mfu: mfu(rates),
+            is_logged,
+        };
+        if !is_logged {
+            return self.emit(&Event::Step(report(self.meter.rates(counters))));
         }
         let speed = self.meter.lap(counters, self.saver.waited());
-        let samples_per_sec = speed.samples_per_sec;
-        let matrix_rate = self.utilization.as_ref().and_then(Utilization::matrix_rate);
-        self.emit(&Event::Step(StepReport { step: counters.step, loss, lr, samples_per_sec }))?;
+        self.emit(&Event::Step(report(speed.rates)))?;
         self.emit(&Event::Log(&LogLine {
-            step: counters.step,
+            step,
             update: counters.update,
-            epoch: self.state.epoch,
+            epoch,
             loss,
             aux_loss,
             lr,
@@ -88,13 +98,13 @@ impl Trainer<'_> {
             samples: counters.samples,
             tokens: counters.tokens,
             supervised_tokens: counters.supervised_tokens,
-            samples_per_sec,
+            samples_per_sec: speed.rates.samples_per_sec,
             tokens_per_sec: speed.tokens_per_sec,
             data_wait_ms: speed.data_wait_ms,
             step_ms: speed.step_ms,
             save_wait_ms: speed.save_wait_ms,
-            flops_per_sec: speed.flops_per_sec,
-            mfu: speed.flops_per_sec.zip(matrix_rate).map(|(needed, possible)| needed / possible),
+            flops_per_sec: speed.rates.flops_per_sec,
+            mfu: mfu(speed.rates),
             peak_memory_bytes: peak_memory_bytes(self.model.device()).unwrap_or(0),
             skipped_updates: counters.skipped_updates,
             rejected_rows: counters.rejected_rows,
