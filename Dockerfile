@@ -21,5 +21,7 @@ RUN cargo xtask setup --cpu && cargo xtask dist
 FROM python:3.11-slim-bookworm
 COPY --from=build /src/dist/*.whl /tmp/
 RUN pip install --no-cache-dir /tmp/*.whl && rm /tmp/*.whl
+# The images of the demo are kept in /data, too, for the next container.
+ENV XDG_CACHE_HOME=/data/.cache
 WORKDIR /data
 ENTRYPOINT ["vlm"]

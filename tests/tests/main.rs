@@ -32,3 +32,4 @@ mod two_machines;
 mod waiting;
 mod watching;
 mod whole_models;
+mod wrong_rows;

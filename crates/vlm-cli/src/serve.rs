@@ -117,7 +117,9 @@ fn serve(mut args: ServeArgs) -> Result<()> {
     if options.api_key.is_none() && !address.ip().is_loopback() {
         tracing::warn!("everyone who reaches {address} can use the model; --api-key sets a key");
     }
-    println!("{} is at {}", options.model_name, url(address));
+    println!("{} is served at {}", options.model_name, url(address));
+    println!("There is a page to talk about images, and OpenAI's interface under /v1.");
+    println!("Ctrl-C ends the server when the running answers are complete.");
     Ok(server.run(&model, options, &stop)?)
 }
 

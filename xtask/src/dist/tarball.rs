@@ -13,6 +13,9 @@ use super::package::{Package, VERSION, add_files, require_linux_x86_64};
 /// Folders of a libtorch that the program needs at run time.
 const LIBRARY_FOLDERS: [&str; 2] = ["torch/lib", "nvidia"];
 
+/// The first thing to read after unpacking.
+const README: &str = include_str!("README.txt");
+
 /// Folder with the licences of libtorch.
 const LICENSES: &str = "licenses";
 
@@ -45,6 +48,10 @@ pub(super) fn write(package: &Package, out_dir: &Path) -> Result<PathBuf> {
         append(&mut tar, from, &Path::new(&name).join(to), mode)
             .with_context(|| format!("packing {}", from.display()))
     };
+    let scratch = tempfile::tempdir().context("making a folder for the README")?;
+    let readme = scratch.path().join("README.txt");
+    fs::write(&readme, README).with_context(|| format!("writing {}", readme.display()))?;
+    add(&readme, "README.txt".into(), 0o644)?;
     add(&package.program, "bin/vlm".into(), 0o755)?;
     for (from, relative) in package.data_files()? {
         add(&from, Path::new("data").join(relative), 0o644)?;
