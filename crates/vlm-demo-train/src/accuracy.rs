@@ -133,7 +133,7 @@ impl DemoScores {
 
     /// The table of exactly right rows, for the report.
     pub fn table(&self) -> Table {
-        let head = ["held-out rows, exact", "rows", "before", "after", "blank images"];
+        let head = ["held-out rows, answered exactly", "rows", "before", "after", "blank images"];
         let columns = [&self.before, &self.after, &self.blank];
         let mut table = Table::new(&[Align::Left, Align::Right]).with_head(&head);
         for (name, selects) in LINES {
