@@ -34,6 +34,18 @@ fn losses(out: &Path) -> Vec<String> {
     json_lines(&out.join("metrics.jsonl")).iter().map(|line| line["loss"].to_string()).collect()
 }
 
+/// A measurement may choose another type than before.
+#[test]
+fn an_automatic_dtype_is_that_of_the_run_to_continue() {
+    for dtype in ["float32", "bfloat16"] {
+        let trial = Trial::new();
+        trial.pretrain(&[&HALF[..], &["--dtype", dtype]].concat()).assert_success();
+        let ended = resume(&trial, &["--dtype", "auto"]);
+        ended.assert_success();
+        assert!(!ended.stderr.contains("GFLOP/s"), "{}", ended.stderr);
+    }
+}
+
 #[test]
 fn moved_files_do_not_change_a_resumed_run() {
     let whole = Trial::new();

@@ -11,6 +11,7 @@ use super::load::{Checkpoint, STATE, load};
 use super::load_error::LoadError;
 use super::state_file;
 use crate::TrainError;
+use crate::config::Resume;
 
 /// Start of the names of checkpoints.
 const PREFIX: &str = "step-";
@@ -44,6 +45,17 @@ pub fn newest(folder: &Path) -> Result<Option<Checkpoint>, TrainError> {
         }
     }
     Ok(unhealthy)
+}
+
+/// The identity of the run that `resume` names, from its newest checkpoint whose `state.json` can be
+/// read; `None` if there is none. The other files are not looked at.
+pub fn identity_to_resume(resume: &Resume, folder: &Path) -> Option<serde_json::Value> {
+    let paths = match resume {
+        Resume::Path(path) => vec![path.clone()],
+        Resume::Auto => list(folder).ok()?,
+    };
+    let read = |path: PathBuf| state_file::read(&path.join(STATE)).ok();
+    paths.into_iter().rev().find_map(read).map(|state| state.identity)
 }
 
 /// The names of all checkpoints in `folder`, renamed ones included.

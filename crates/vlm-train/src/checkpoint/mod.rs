@@ -10,7 +10,7 @@ mod load_error;
 mod save;
 mod state_file;
 
-pub use self::folder::{clean_up, newest, rename_later, traces};
+pub use self::folder::{clean_up, identity_to_resume, newest, rename_later, traces};
 pub use self::load::{Checkpoint, load};
 pub use self::load_error::LoadError;
 pub use self::save::save;

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 use tch::{Device, Kind, Tensor};
 use vlm_infer::{Dtype, Shapes, autocast_kind, default_dtype};
 
-use crate::TrainError;
 use crate::config::TrainConfig;
+use crate::{TrainError, checkpoint};
 
 /// Time for the measurement.
 const BUDGET: Duration = Duration::from_millis(200);
@@ -22,8 +22,9 @@ const ROWS: i64 = 256;
 /// bfloat16, and the rest of a step is hardly faster.
 const MIN_SPEEDUP: f64 = 1.3;
 
-/// The type for `dtype = auto`. On the CPU it logs the rates of both types; elsewhere it is the
-/// default type.
+/// The type for `dtype = auto`: that of the run to continue, which a measurement could miss. On the
+/// CPU it is otherwise measured, and the rates of both types are logged; elsewhere it is the default
+/// type.
 ///
 /// # Errors
 /// No memory left.
@@ -32,6 +33,9 @@ pub(super) fn choose(
     shapes: &Shapes,
     device: Device,
 ) -> Result<Dtype, TrainError> {
+    if let Some(before) = dtype_to_resume(config) {
+        return Ok(before);
+    }
     if device != Device::Cpu {
         return Ok(default_dtype(device));
     }
@@ -44,6 +48,12 @@ pub(super) fn choose(
          GFLOP/s in bfloat16)"
     );
     Ok(chosen)
+}
+
+fn dtype_to_resume(config: &TrainConfig) -> Option<Dtype> {
+    let folder = config.run.out_dir.join("checkpoints");
+    let identity = checkpoint::identity_to_resume(config.run.resume.as_ref()?, &folder)?;
+    serde_json::from_value(identity["dtype"].clone()).ok()
 }
 
 /// Inputs and weights of the largest products of the run's models.
