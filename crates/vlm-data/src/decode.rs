@@ -171,6 +171,9 @@ fn not_read(bytes: &[u8]) -> String {
         None if begins("<svg") || begins("<?xml") => {
             Some("an SVG or another XML file; save it as PNG")
         }
+        None if matches!(bytes.get(..4), Some(b"II+\0" | b"MM\0+")) => {
+            Some("a BigTIFF image; save it as TIFF or PNG")
+        }
         None if begins("%PDF") => Some("a PDF document"),
         None if bytes.starts_with(b"\x00\x00\x00\x0cjP") => {
             Some("a JPEG 2000 image; save it as JPEG or PNG")

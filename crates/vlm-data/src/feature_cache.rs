@@ -152,8 +152,8 @@ impl FeatureCache {
                 return Err(DataError::content(
                     &path,
                     format!(
-                        "expected {} bytes for {}, found {found}; remove the folder and make the \
-                         cache again with `vlm cache-features`",
+                        "expected {} bytes for {}, found {found}; run the same \
+                         `vlm cache-features` again to complete the cache",
                         expected.unwrap_or(u64::MAX),
                         count(num_images, "image")
                     ),
@@ -256,8 +256,8 @@ impl FeatureCache {
             &self.folder.join(FEATURES),
             format!(
                 "the features of image {place} of the cache{hash}, {size} bytes from byte {}, \
-                 differ from their checksum: the file is damaged; check the disk, remove the \
-                 folder, and make the cache again with `vlm cache-features`",
+                 differ from their checksum: the file is damaged; check the disk, and run the same \
+                 `vlm cache-features` again, which computes the features of damaged images anew",
                 place as u64 * size as u64
             ),
         )

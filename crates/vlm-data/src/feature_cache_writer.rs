@@ -1,8 +1,9 @@
 //! Writes a feature cache. If the program is killed, at most the work of the last seconds is lost.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -13,7 +14,7 @@ use crate::error::DataError;
 use crate::feature_cache::{
     CacheManifest, FEATURES, FeatureKey, HASH, HASHES, ImageHash, MANIFEST,
 };
-use crate::feature_checksums::{CHECKSUM, CHECKSUMS, check_length, checksum, write_checksums};
+use crate::feature_checksums::{CHECKSUM, CHECKSUMS, checksum, damaged_images, write_checksums};
 
 /// Longest time whose work a power cut may cost.
 const TIME_BETWEEN_FLUSHES: Duration = Duration::from_secs(10);
@@ -29,7 +30,14 @@ pub struct FeatureCacheWriter {
     features: File,
     hashes: File,
     checksums: File,
+    /// Number of images in the files, damaged ones included.
+    num_stored: u64,
+    /// The images whose features are undamaged.
     known: HashSet<ImageHash>,
+    /// The images whose features differ from their checksum, with their index in the files.
+    damaged: HashMap<ImageHash, u64>,
+    /// Number of images that had no undamaged features when the cache was opened.
+    num_damaged: usize,
     /// Hashes whose features may not be on the disk yet.
     pending: Vec<u8>,
     /// The checksums of these features.
@@ -39,9 +47,11 @@ pub struct FeatureCacheWriter {
 }
 
 impl FeatureCacheWriter {
-    /// Begins a cache in `folder`, or continues the one there. Features at the end of the file
-    /// without a hash are removed. If the cache was begun by an earlier version, without checksums,
-    /// it gets those of the features as they are now.
+    /// Begins a cache in `folder`, or continues the one there. Its features are compared with their
+    /// checksums; damaged ones are not [known](Self::known), and are replaced when they are
+    /// [appended](Self::append) again. What lacks features, hash or checksum at the end of the files
+    /// is removed. If the cache was begun by an earlier version, without checksums, it gets those of
+    /// the features as they are now.
     ///
     /// # Errors
     /// A folder that holds a cache made otherwise, or other files; a folder that cannot be written.
@@ -67,26 +77,31 @@ impl FeatureCacheWriter {
             write_manifest(folder, &manifest)?;
             manifest
         };
-        let bytes_per_image = manifest.key.bytes_per_image() as u64;
+        let size = manifest.key.bytes_per_image();
+        let bytes_per_image = size as u64;
         let (features, features_len) = open(&folder.join(FEATURES))?;
         let (mut hashes, hashes_len) = open(&folder.join(HASHES))?;
-        let num_images = (hashes_len / HASH as u64).min(features_len / bytes_per_image);
+        let mut num_images = (hashes_len / HASH as u64).min(features_len / bytes_per_image);
         let (mut checksums, checksums_len) = open(&folder.join(CHECKSUMS))?;
         let mut num_unverified = 0;
         if manifest.has_checksums {
-            check_length(&folder.join(CHECKSUMS), checksums_len, num_images)?;
+            num_images = num_images.min(checksums_len / CHECKSUM as u64);
         } else {
             cut(&mut checksums, 0, &folder.join(CHECKSUMS))?;
-            let size = manifest.key.bytes_per_image();
             write_checksums(folder, &folder.join(FEATURES), size, num_images, &mut checksums)?;
             manifest.has_checksums = true;
             write_manifest(folder, &manifest)?;
             num_unverified = num_images as usize;
         }
+        let damaged = damaged_images(folder, &folder.join(FEATURES), size, num_images)?;
+        let num_lost = manifest.num_images.unwrap_or(0).saturating_sub(num_images as usize);
         let mut writer = Self {
             folder: folder.to_owned(),
             manifest,
+            num_stored: num_images,
             known: HashSet::with_capacity(num_images as usize),
+            num_damaged: num_lost + damaged.len(),
+            damaged: HashMap::new(),
             pending: Vec::new(),
             pending_checksums: Vec::new(),
             flushed: Instant::now(),
@@ -99,10 +114,13 @@ impl FeatureCacheWriter {
         hashes
             .read_exact(&mut bytes)
             .map_err(DataError::io(&folder.join(HASHES), "read the hashes"))?;
-        for hash in bytes.chunks_exact(HASH) {
-            let mut known = [0; HASH];
-            known.copy_from_slice(hash);
-            writer.known.insert(known);
+        let (hashes, _) = bytes.as_chunks::<HASH>();
+        for (hash, index) in hashes.iter().zip(0..) {
+            if damaged.binary_search(&index).is_ok() {
+                writer.damaged.insert(*hash, index);
+            } else {
+                writer.known.insert(*hash);
+            }
         }
         cut(&mut writer.features, num_images * bytes_per_image, &folder.join(FEATURES))?;
         cut(&mut writer.hashes, num_images * HASH as u64, &folder.join(HASHES))?;
@@ -117,7 +135,18 @@ impl FeatureCacheWriter {
         self.num_unverified
     }
 
-    /// Number of images done, those of earlier runs included.
+    /// Number of images that were damaged when the cache was opened: their features differed from
+    /// their checksum, or a file of the cache, which had been complete, ended before them.
+    pub fn num_damaged(&self) -> usize {
+        self.num_damaged
+    }
+
+    /// Number of images whose features are still damaged, because they were not appended again.
+    pub fn num_still_damaged(&self) -> usize {
+        self.damaged.len()
+    }
+
+    /// Number of images done, those of earlier runs included and damaged ones excluded.
     pub fn num_images(&self) -> usize {
         self.known.len()
     }
@@ -154,17 +183,36 @@ impl FeatureCacheWriter {
             // The cache was complete and is so no longer.
             write_manifest(&self.folder, &self.manifest)?;
         }
-        self.features.write_all(bytes).map_err(DataError::io(&path, "write the features"))?;
-        let images = bytes.chunks_exact(self.manifest.key.bytes_per_image());
-        for (hash, features) in hashes.iter().zip(images) {
-            self.pending.extend_from_slice(hash);
-            self.pending_checksums.extend_from_slice(&checksum(features));
+        let size = self.manifest.key.bytes_per_image();
+        for (hash, features) in hashes.iter().zip(bytes.chunks_exact(size)) {
+            if let Some(index) = self.damaged.remove(hash) {
+                self.replace(index, features)?;
+            } else {
+                let written = self.features.write_all(features);
+                written.map_err(DataError::io(&path, "write the features"))?;
+                self.pending.extend_from_slice(hash);
+                self.pending_checksums.extend_from_slice(&checksum(features));
+                self.num_stored += 1;
+            }
             self.known.insert(*hash);
         }
         if self.flushed.elapsed() >= TIME_BETWEEN_FLUSHES {
             self.flush()?;
         }
         Ok(())
+    }
+
+    /// Replaces the features of the image with this index. If the program is killed meanwhile, they
+    /// differ from their checksum, as before.
+    fn replace(&self, index: u64, features: &[u8]) -> Result<(), DataError> {
+        let path = self.folder.join(FEATURES);
+        self.features
+            .write_all_at(features, index * features.len() as u64)
+            .map_err(DataError::io(&path, "write the features"))?;
+        let path = self.folder.join(CHECKSUMS);
+        self.checksums
+            .write_all_at(&checksum(features), index * CHECKSUM as u64)
+            .map_err(DataError::io(&path, "write the checksums"))
     }
 
     /// Flushes everything that was added, and then its hashes.
@@ -200,9 +248,9 @@ impl FeatureCacheWriter {
     /// A file that cannot be written.
     pub fn finish(mut self) -> Result<usize, DataError> {
         self.flush()?;
-        self.manifest.num_images = Some(self.known.len());
+        self.manifest.num_images = Some(self.num_stored as usize);
         write_manifest(&self.folder, &self.manifest)?;
-        Ok(self.known.len())
+        Ok(self.num_stored as usize)
     }
 }
 
@@ -357,21 +405,75 @@ mod tests {
         assert_eq!(writer.num_unverified(), 0);
     }
 
+    /// The features of the image `n` in the cache in `folder`.
+    fn read(folder: &Path, n: u8) -> Result<[u8; 12], DataError> {
+        let cache = FeatureCache::open(folder, &key("e"))?;
+        let mut bytes = [0; 12];
+        cache.read(cache.find(&hash(n))?.unwrap(), &mut bytes)?;
+        Ok(bytes)
+    }
+
     #[test]
-    fn missing_and_truncated_checksums_are_refused_by_name() {
+    fn only_damaged_images_are_replaced_when_a_cache_is_made_again() {
+        // A bit of the features, of a checksum, and of a hash.
+        for (file, at) in [(FEATURES, 12), (CHECKSUMS, 7), (HASHES, HASH + 3)] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
+            fill(&mut writer, &[1, 2, 3]);
+            writer.finish().unwrap();
+            let path = folder.path().join(file);
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes[at] ^= 4;
+            std::fs::write(&path, bytes).unwrap();
+
+            let mut writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
+            let is_of_a_hash = file == HASHES;
+            assert_eq!(writer.num_damaged(), usize::from(!is_of_a_hash), "{file}");
+            assert!(!writer.known().contains(&hash(2)));
+            assert!([1, 3].iter().all(|&n| writer.known().contains(&hash(n))));
+            fill(&mut writer, &[2, 4]);
+            assert_eq!(writer.num_still_damaged(), 0);
+            assert_eq!(writer.finish().unwrap(), if is_of_a_hash { 5 } else { 4 });
+            for n in 1..=4 {
+                assert_eq!(read(folder.path(), n).unwrap(), [n; 12], "{file}");
+            }
+        }
+    }
+
+    #[test]
+    fn damaged_images_that_are_not_made_again_stay_damaged() {
         let folder = tempfile::tempdir().unwrap();
         let mut writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
         fill(&mut writer, &[1, 2]);
         writer.finish().unwrap();
-        let path = folder.path().join(CHECKSUMS);
-        File::options().write(true).open(&path).unwrap().set_len(7).unwrap();
-        let reader = FeatureCache::open(folder.path(), &key("e")).unwrap_err().to_string();
-        assert!(reader.contains("checksums.bin: expected 8 bytes"), "{reader}");
-        let writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap_err().to_string();
-        assert!(writer.contains("checksums.bin: expected at least 8 bytes"), "{writer}");
-        std::fs::remove_file(&path).unwrap();
-        assert!(FeatureCache::open(folder.path(), &key("e")).is_err());
-        assert!(FeatureCacheWriter::open(folder.path(), key("e")).is_err());
+        let path = folder.path().join(FEATURES);
+        std::fs::write(&path, [[1; 12], [9; 12]].concat()).unwrap();
+        let writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
+        assert_eq!((writer.num_damaged(), writer.num_still_damaged()), (1, 1));
+        assert_eq!(writer.finish().unwrap(), 2);
+        assert_eq!(read(folder.path(), 1).unwrap(), [1; 12]);
+        assert!(read(folder.path(), 2).is_err());
+    }
+
+    #[test]
+    fn a_file_that_is_cut_short_is_refused_and_completed_when_the_cache_is_made_again() {
+        for (file, len) in [(FEATURES, 23), (HASHES, HASH + 9), (CHECKSUMS, 7), (CHECKSUMS, 4)] {
+            let folder = tempfile::tempdir().unwrap();
+            let mut writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
+            fill(&mut writer, &[1, 2]);
+            writer.finish().unwrap();
+            let path = folder.path().join(file);
+            File::options().write(true).open(&path).unwrap().set_len(len as u64).unwrap();
+            let message = FeatureCache::open(folder.path(), &key("e")).unwrap_err().to_string();
+            assert!(message.contains(&format!("{file}: expected")), "{message}");
+            assert!(message.contains("run the same `vlm cache-features` again"), "{message}");
+            let mut writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
+            assert_eq!(writer.num_damaged(), 1, "{file}");
+            assert_eq!(writer.known().iter().collect::<Vec<_>>(), [&hash(1)]);
+            fill(&mut writer, &[2]);
+            assert_eq!(writer.finish().unwrap(), 2);
+            assert_eq!(read(folder.path(), 2).unwrap(), [2; 12]);
+        }
     }
 
     #[test]

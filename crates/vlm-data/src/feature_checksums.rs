@@ -36,8 +36,8 @@ pub(crate) fn read_checksums(
         return Err(DataError::content(
             &path,
             format!(
-                "expected {} bytes for {}, found {found}; remove the folder and make the cache \
-                 again with `vlm cache-features`",
+                "expected {} bytes for {}, found {found}; run the same `vlm cache-features` again \
+                 to complete the cache",
                 expected.unwrap_or(u64::MAX),
                 count(num_images, "image")
             ),
@@ -49,24 +49,34 @@ pub(crate) fn read_checksums(
     Ok(checksums.to_vec())
 }
 
-/// Checks that the file at `path`, to which more is to be written, has the checksums of `num_images`
-/// images. They are written before the hashes, so that a kill never leaves fewer of them.
+/// The indices of those of the first `num_images` images whose features in the file `features`
+/// differ from their checksum in `folder`, in ascending order.
 ///
 /// # Errors
-/// A file that is too short.
-pub(crate) fn check_length(path: &Path, length: u64, num_images: u64) -> Result<(), DataError> {
-    let expected = num_images * CHECKSUM as u64;
-    if length >= expected {
-        return Ok(());
+/// A file that cannot be read.
+pub(crate) fn damaged_images(
+    folder: &Path,
+    features: &Path,
+    bytes_per_image: usize,
+    num_images: u64,
+) -> Result<Vec<u64>, DataError> {
+    let checksums = folder.join(CHECKSUMS);
+    let open = |path: &Path| {
+        File::open(path).map(BufReader::new).map_err(DataError::io(path, "open the feature cache"))
+    };
+    let (mut of_features, mut of_checksums) = (open(features)?, open(&checksums)?);
+    let (mut image, mut expected) = (vec![0; bytes_per_image], [0; CHECKSUM]);
+    let mut damaged = Vec::new();
+    for index in 0..num_images {
+        let read = of_features.read_exact(&mut image);
+        read.map_err(DataError::io(features, "read the features"))?;
+        let read = of_checksums.read_exact(&mut expected);
+        read.map_err(DataError::io(&checksums, "read the checksums"))?;
+        if checksum(&image) != expected {
+            damaged.push(index);
+        }
     }
-    Err(DataError::content(
-        path,
-        format!(
-            "expected at least {expected} bytes for {}, found {length}: the cache is damaged; remove \
-             the folder and make the cache again with `vlm cache-features`",
-            count(num_images as usize, "image")
-        ),
-    ))
+    Ok(damaged)
 }
 
 /// Writes the checksums of the first `num_images` images in the file `features` to `file`, the empty

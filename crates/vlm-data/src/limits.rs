@@ -14,6 +14,10 @@ pub(crate) const MAX_IMAGE_SIDE: u32 = 16_384;
 /// Largest number of pixels of an image.
 pub(crate) const MAX_IMAGE_PIXELS: u64 = 64 << 20;
 
+/// Largest number of bytes of a row of samples in a TIFF: 16,384 pixels with 255 samples of 16 bits
+/// have an eighth of it.
+pub(crate) const MAX_TIFF_ROW_BYTES: u64 = 64 << 20;
+
 /// Largest size in bytes of a compressed file of rows after decompression.
 pub(crate) const MAX_UNPACKED_BYTES: u64 = 256 << 30;
 
@@ -60,6 +64,10 @@ pub(crate) const MAX_TEMPLATE_STEPS: u64 = 500_000;
 /// Largest number of bytes that one rendering of a chat template may build, including its output.
 /// The text of a row counts several times.
 pub(crate) const MAX_RENDERED_BYTES: usize = 128 << 20;
+
+/// Longest text of a conversation in bytes, as its chat template writes it. The crate `tokenizers`
+/// takes up to 400 bytes of memory for each of them, so that a longer text could fill the memory.
+pub(crate) const MAX_CONVERSATION_BYTES: usize = 2 << 20;
 
 /// Deepest nesting of lists in a chat template; macros may call each other four times as deep.
 pub(crate) const MAX_TEMPLATE_DEPTH: usize = 64;

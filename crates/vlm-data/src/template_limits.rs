@@ -302,6 +302,15 @@ mod tests {
     }
 
     #[test]
+    fn a_text_too_long_to_be_tokenized_is_refused() {
+        let text = "x".repeat(2048);
+        let source = format!("{{% for i in range(1024) %}}{text}{{% endfor %}}");
+        assert_eq!(error(&source), "it rendered 2097152 bytes");
+        let message = error(&(source + "y"));
+        assert!(message.contains("has 2097153 bytes; the limit is 2097152"), "{message}");
+    }
+
+    #[test]
     fn operators_are_what_they_are_elsewhere() {
         for (source, expected) in [
             ("{{ 'a' + 'b' ~ 1 ~ none }}", "ab1None"),

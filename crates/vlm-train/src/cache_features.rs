@@ -96,7 +96,8 @@ pub struct Progress {
     pub num_images: usize,
 }
 
-/// Creates the cache, or continues an unfinished one. `announce` is called once before the first
+/// Creates the cache, or continues an unfinished one; features that differ from their checksum are
+/// computed again. `announce` is called once before the first
 /// image is encoded, and `report_progress` after each chunk of rows. Setting `stop` ends the run
 /// early and keeps all features that were computed.
 ///
@@ -122,6 +123,13 @@ pub fn cache_features(
             count(writer.num_unverified(), "image")
         );
     }
+    if writer.num_damaged() > 0 {
+        tracing::warn!(
+            "{}: the features of {} are damaged; they are computed again",
+            config.output.display(),
+            count(writer.num_damaged(), "image")
+        );
+    }
     let num_before = writer.num_images();
     let scan = ImageScan::start(
         Arc::clone(&source),
@@ -145,6 +153,13 @@ pub fn cache_features(
     let num_images = work.writer.num_images();
     let rejected_rows = work.rejected_rows;
     if is_finished {
+        if work.writer.num_still_damaged() > 0 {
+            tracing::warn!(
+                "{}: the features of {} are still damaged, because these rows do not have the images",
+                work.config.output.display(),
+                count(work.writer.num_still_damaged(), "image")
+            );
+        }
         work.writer.finish()?;
     } else {
         work.writer.pause()?;

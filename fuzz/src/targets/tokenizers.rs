@@ -245,6 +245,11 @@ fn open_with(folder: &'static str, name: &str, data: &[u8]) {
     let Ok(mut tokenizer) = ChatTokenizer::from_dir(&folder) else { return };
     let _ = tokenizer.read_generation_config(&folder);
     for row in ROWS.iter() {
+        // To tokenize a text of megabytes many times would take longer than an execution may.
+        if tokenizer.render(&row.turns, false).is_ok_and(|text| text.len() > 128 << 10) {
+            let _ = tokenizer.encode_row(row, TOKENS_PER_IMAGE, 256);
+            break;
+        }
         encode_with(&tokenizer, row);
     }
 }
