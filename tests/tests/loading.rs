@@ -5,14 +5,15 @@ use std::fs;
 use std::path::Path;
 
 use crate::parallel::{end, start};
-use crate::support::{Trial, golden, json_lines, row, vlm};
+use crate::support::{Ended, Trial, golden, json_lines, row, vlm};
 
 fn losses(trial: &Trial) -> Vec<f64> {
     trial.metrics().iter().map(|line| line["loss"].as_f64().unwrap()).collect()
 }
 
-/// Runs `vlm cache-features` on the rows of a trial, with the folder `name` as output.
-fn cache(trial: &Trial, name: &str, dtype: &str) {
+/// Runs `vlm cache-features` on the rows of a trial, with the folder `name` as output, and returns
+/// what it printed.
+fn cache(trial: &Trial, name: &str, dtype: &str) -> Ended {
     let path = |name: &str| trial.path(name).display().to_string();
     let ended = vlm(&[
         "cache-features",
@@ -31,6 +32,7 @@ fn cache(trial: &Trial, name: &str, dtype: &str) {
     ]);
     ended.assert_success();
     assert!(ended.stdout.contains("at most 8 distinct"), "{}", ended.stdout);
+    ended
 }
 
 #[test]
@@ -99,6 +101,34 @@ fn row_with_an_image_that_is_not_cached_is_rejected_by_name() {
     assert_eq!(rejected.len(), 1);
     assert_eq!(rejected[0]["reason"], "not-in-feature-cache");
     assert!(rejected[0]["detail"].as_str().unwrap().contains("new.png"));
+}
+
+#[test]
+fn damaged_features_end_the_run_by_name_and_only_they_are_computed_again() {
+    let trial = Trial::new();
+    cache(&trial, "features", "float32");
+    let file = trial.path("features/features.bin");
+    let whole = fs::read(&file).unwrap();
+    let mut damaged = whole.clone();
+    damaged[whole.len() / 8 * 3 + 5] ^= 16;
+    fs::write(&file, damaged).unwrap();
+    let features = trial.path("features").display().to_string();
+    let flags = ["--features", &features];
+    trial.pretrain(&flags).assert_error(
+        2,
+        &["features.bin", "image 3 of the cache", "run the same `vlm cache-features` again"],
+    );
+    let ended = cache(&trial, "features", "float32");
+    assert!(ended.stderr.contains("the features of 1 image are damaged"), "{}", ended.stderr);
+    assert!(ended.stdout.contains("8 images in"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("1 of them new"), "{}", ended.stdout);
+    assert!(fs::read(&file).unwrap() == whole, "the same features at the same place");
+    // The run that was refused may have written its out-dir.
+    let out = trial.path("repaired");
+    trial.pretrain(&[&flags[..], &["--out-dir", out.to_str().unwrap()]].concat()).assert_success();
+    let ended = cache(&trial, "features", "float32");
+    assert!(ended.stdout.contains("0 of them new"), "{}", ended.stdout);
+    assert!(!ended.stderr.contains("damaged"), "{}", ended.stderr);
 }
 
 #[test]

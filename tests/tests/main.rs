@@ -2,6 +2,7 @@
 
 mod acceptance;
 mod bad_input;
+mod checkpoint_safety;
 mod command_line;
 mod configuration;
 mod convert;
@@ -9,6 +10,7 @@ mod documented_commands;
 mod encoders;
 mod end_of_turn;
 mod families;
+mod files_from_outside;
 mod generation;
 mod inspecting;
 mod launching;

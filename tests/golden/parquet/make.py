@@ -40,3 +40,4 @@ pq.write_table(flat, "flat.parquet", row_group_size=17, data_page_size=500, writ
 pq.write_table(lists, "lists.parquet", row_group_size=23, data_page_size=300, write_batch_size=3, compression="zstd", use_dictionary=False)
 pq.write_table(lists, "lists_v2.parquet", data_page_version="2.0", data_page_size=300, write_batch_size=3, compression="gzip")
 pq.write_table(names, "names.parquet", compression="none")
+pq.write_table(flat.slice(0, 2), "brotli.parquet", compression="brotli")
