@@ -21,8 +21,11 @@ use crate::inputs::{find, save, seeds_of};
 
 /// An execution that computes longer is a finding.
 const MAX_CPU: Duration = Duration::from_secs(2);
-/// An execution that takes longer is a finding although it computes little: it waits for something.
-const MAX_WALL: Duration = Duration::from_secs(120);
+/// An execution during which this process runs longer is a finding although it computes little: it
+/// waits for something.
+const MAX_WAIT: Duration = Duration::from_secs(120);
+/// Time between two looks at the current execution.
+const TICK: Duration = Duration::from_millis(100);
 /// An execution that has more bytes in use is a finding: sixteen times the memory that the largest
 /// image of the target `image` needs.
 const MAX_BYTES: usize = 256 << 20;
@@ -104,16 +107,20 @@ fn watch_panics() {
 }
 
 /// Ends the process when an execution takes too long. The time that the main thread computes is
-/// counted, so that a busy machine makes no findings.
+/// counted, so that a busy machine makes no findings, and the waiting in ticks of this thread, so
+/// that a process that was stopped meanwhile makes none.
 fn watch_time(current: Arc<AtomicU64>) {
     std::thread::spawn(move || {
-        let mut last = (u64::MAX, Duration::ZERO, Instant::now());
+        let mut last = (u64::MAX, Duration::ZERO, Duration::ZERO);
         loop {
-            std::thread::sleep(Duration::from_millis(100));
+            std::thread::sleep(TICK);
             let (execution, computed) = (current.load(Ordering::Relaxed), cpu_time());
             if execution != last.0 {
-                last = (execution, computed, Instant::now());
-            } else if computed.saturating_sub(last.1) > MAX_CPU || last.2.elapsed() > MAX_WALL {
+                last = (execution, computed, Duration::ZERO);
+                continue;
+            }
+            last.2 += TICK;
+            if computed.saturating_sub(last.1) > MAX_CPU || last.2 > MAX_WAIT {
                 std::process::exit(TOO_SLOW);
             }
         }
