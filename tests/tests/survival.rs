@@ -74,10 +74,17 @@ fn a_second_run_in_the_same_folder_is_refused_and_a_killed_run_can_be_resumed() 
     }
     signal(&child, "KILL");
     child.wait().unwrap();
-    fs::write(trial.path("out/.pretrain_vlm_32.pth.tmp-77"), "half").unwrap();
-    fs::create_dir_all(trial.path("out/checkpoints/.step-00000099.tmp")).unwrap();
     let more = ["--resume", "auto", "--max-steps", "12"];
     trial.pretrain(&[&LONG[..], &more].concat()).assert_success();
+}
+
+#[test]
+fn partial_files_of_a_killed_run_are_removed_by_the_next_one() {
+    let trial = Trial::new();
+    trial.pretrain(&["--epochs", "2", "--max-steps", "2"]).assert_success();
+    fs::write(trial.path("out/.pretrain_vlm_32.pth.tmp-77"), "half").unwrap();
+    fs::create_dir_all(trial.path("out/checkpoints/.step-00000099.tmp")).unwrap();
+    trial.pretrain(&["--epochs", "2", "--resume", "auto"]).assert_success();
     assert!(!trial.path("out/.pretrain_vlm_32.pth.tmp-77").exists());
     assert!(!checkpoints(&trial).iter().any(|name| name.starts_with('.')));
 }
