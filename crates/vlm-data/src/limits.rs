@@ -41,7 +41,7 @@ pub(crate) const MAX_ROWS_A_BYTE: u64 = 1 << 6;
 /// 20,000 rows.
 pub(crate) const MAX_PAGE_VALUES: usize = 1 << 22;
 
-/// Longest header of a message of Arrow in bytes.
+/// Longest header of a message of Arrow or of a page of Parquet in bytes.
 pub(crate) const MAX_HEADER_BYTES: u64 = 64 << 20;
 
 /// Largest buffer of Arrow in bytes after decompression.

@@ -1,5 +1,7 @@
-//! Finds out how deep the columns of a Parquet file are nested, before the crate `parquet` reads its
-//! footer: that calls itself for each level, and a file of some kilobytes would overflow the stack.
+//! Checks the footer and the headers of the pages of a Parquet file before the crate `parquet` reads
+//! them. It calls itself for each level of a nested schema, so that a file of some kilobytes would
+//! overflow the stack, and it skips as many elements of an unknown list as the list claims to have,
+//! also beyond the end of the file.
 //!
 //! The footer is a structure in Thrift's compact form. Its field 2 is the list of the schema's
 //! elements, depth first, of which each has its number of children as field 5.
@@ -11,7 +13,7 @@ use std::os::unix::fs::FileExt;
 const TRAILER: u64 = 8;
 
 /// The nesting of the schema in levels, of which a list takes up to three; `None` if the footer
-/// cannot be read.
+/// cannot be read or has a list that is longer than its bytes.
 ///
 /// # Errors
 /// A failure of the system.
@@ -24,7 +26,13 @@ pub(super) fn schema_depth(file: &File, length: u64) -> std::io::Result<Option<u
     let Some(start) = trailer_start.checked_sub(footer_bytes.into()) else { return Ok(None) };
     let mut footer = vec![0; footer_bytes as usize];
     file.read_exact_at(&mut footer, start)?;
-    Ok(Compact(&footer).schema_depth())
+    Ok(is_whole_structure(&footer).then(|| Compact(&footer).schema_depth()).flatten())
+}
+
+/// Whether `bytes` begin with a whole structure, which is the header of a page or a footer. Lists of
+/// booleans are refused: neither has any, and the crate `parquet` takes their elements for empty.
+pub(super) fn is_whole_structure(bytes: &[u8]) -> bool {
+    Compact(bytes).skip(STRUCT, 0).is_some()
 }
 
 /// Types of fields.
@@ -40,6 +48,7 @@ const LIST: u8 = 9;
 const SET: u8 = 10;
 const MAP: u8 = 11;
 const STRUCT: u8 = 12;
+const UUID: u8 = 13;
 
 /// The rest of a structure. Its methods return `None` where it ends too early.
 struct Compact<'a>(&'a [u8]);
@@ -120,22 +129,20 @@ impl Compact<'_> {
             BYTE => drop(self.byte()?),
             I16 | I32 | I64 => drop(self.varint()?),
             DOUBLE => self.0 = self.0.get(8..)?,
+            UUID => self.0 = self.0.get(16..)?,
             BINARY => {
                 let length = usize::try_from(self.varint()?).ok()?;
                 self.0 = self.0.get(length..)?;
             }
             LIST | SET => {
                 let (count, kind) = self.list()?;
-                (0..count).try_for_each(|_| self.skip_element(kind, depth))?;
+                self.skip_elements(count, &[kind], depth)?;
             }
             MAP => {
                 let count = self.varint()?;
                 if count > 0 {
                     let kinds = self.byte()?;
-                    for _ in 0..count {
-                        self.skip_element(kinds >> 4, depth)?;
-                        self.skip_element(kinds & 0x0f, depth)?;
-                    }
+                    self.skip_elements(count, &[kinds >> 4, kinds & 0x0f], depth)?;
                 }
             }
             STRUCT => {
@@ -152,12 +159,16 @@ impl Compact<'_> {
         Some(())
     }
 
-    /// An element of a list: unlike a field, a boolean has a byte.
-    fn skip_element(&mut self, kind: u8, depth: usize) -> Option<()> {
-        match kind {
-            TRUE | FALSE => self.byte().map(drop),
-            kind => self.skip(kind, depth + 1),
+    /// Skips `count` elements, each of which has a value of each of `kinds`.
+    fn skip_elements(&mut self, count: u64, kinds: &[u8], depth: usize) -> Option<()> {
+        let is_possible = count <= self.0.len() as u64 && !kinds.iter().any(|kind| *kind <= FALSE);
+        if count > 0 && !is_possible {
+            return None;
         }
+        for _ in 0..count {
+            kinds.iter().try_for_each(|&kind| self.skip(kind, depth + 1))?;
+        }
+        Some(())
     }
 
     fn number(&mut self) -> Option<i64> {
@@ -238,6 +249,32 @@ mod tests {
         }
         assert_eq!(depth(b"PAR1\xff\0\0\0PAR1"), None);
         assert_eq!(depth(b"PAR1"), None);
+    }
+
+    #[test]
+    fn a_list_that_is_longer_than_its_bytes_is_refused_at_once() {
+        // Field 1 is a list of 2³¹ − 1 elements of a type, and then the structure ends.
+        let list = |kind: u8| vec![0x19, 0xf0 | kind, 0xff, 0xff, 0xff, 0xff, 0x07, 0];
+        for kind in 0..16 {
+            assert!(!is_whole_structure(&list(kind)), "{kind}");
+        }
+        assert!(!is_whole_structure(&[0x19, 0x21, 1, 1, 0]), "booleans");
+        // A map of as many elements: their number, and the types of keys and values.
+        assert!(!is_whole_structure(&[0x1b, 0xff, 0xff, 0xff, 0xff, 0x07, 0x77, 0]));
+        assert!(is_whole_structure(&[0x19, 0x25, 2, 4, 0x1b, 1, 0x55, 2, 4, 0]));
+        assert!(is_whole_structure(&[0x19, 0x01, 0]), "no booleans");
+        let mut file = nested_file(1);
+        assert_eq!(depth(&file), Some(1));
+        // The same list as an unknown field at the end of the footer.
+        let end = file.len() - 9;
+        file.splice(
+            end..=end,
+            [[0x19, 0xf1, 0xff, 0xff, 0xff, 0xff, 0x07].as_slice(), &[0]].concat(),
+        );
+        let footer_bytes = (file.len() - 12) as u32;
+        let at = file.len() - 8;
+        file[at..at + 4].copy_from_slice(&footer_bytes.to_le_bytes());
+        assert_eq!(depth(&file), None);
     }
 
     #[test]

@@ -19,11 +19,13 @@ use parquet::file::serialized_reader::SerializedPageReader;
 use parquet::schema::types::{ColumnDescriptor, SchemaDescriptor};
 use vlm_display::count;
 
-use super::footer::{page_sizes, schema_depth};
+use super::footer::{is_whole_structure, page_sizes, schema_depth};
 use super::levels::{Levels, PageRows};
 use crate::caught::caught;
 use crate::error::DataError;
-use crate::limits::{MAX_PAGE_VALUES, MAX_ROWS_A_BYTE, MAX_SCHEMA_DEPTH, is_bomb};
+use crate::limits::{
+    MAX_HEADER_BYTES, MAX_PAGE_VALUES, MAX_ROWS_A_BYTE, MAX_SCHEMA_DEPTH, is_bomb,
+};
 use crate::row_error::ReadError;
 
 /// A leaf column, which has any number of values per row.
@@ -299,6 +301,23 @@ impl FileAt {
         last.unwrap_or(0)
     }
 
+    /// Checks the header of the page at byte `start`, before the crate `parquet` reads it.
+    fn check_header(&self, start: u64) -> ParquetResult<()> {
+        // A header of more than 512 bytes holds long values: the smallest and the largest one.
+        for most in [512, 1 << 16, MAX_HEADER_BYTES] {
+            let length = self.length.saturating_sub(start).min(most);
+            let mut header = vec![0; length as usize];
+            self.file.read_exact_at(&mut header, start)?;
+            if is_whole_structure(&header) {
+                return Ok(());
+            }
+            if length < most {
+                break;
+            }
+        }
+        Err(ParquetError::General(format!("the page at byte {start} has a damaged header")))
+    }
+
     /// Checks the page whose header was read last, before memory is allocated for its content.
     fn check_page(&self, page: &PageMetadata) -> ParquetResult<()> {
         let mut header = [0; 24];
@@ -339,6 +358,7 @@ impl ChunkReader for FileAt {
     type T = BufReader<ReadFrom>;
 
     fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
+        self.check_header(start)?;
         if let Some(starts) = &self.header_starts {
             starts.lock().unwrap_or_else(PoisonError::into_inner).push(start);
         }
@@ -388,6 +408,24 @@ impl From<ParquetError> for ReadError {
 mod tests {
     use super::*;
     use crate::row_error::failing_file;
+
+    #[test]
+    fn a_header_with_a_list_beyond_the_end_of_the_file_is_refused_at_once() {
+        let open = |bytes: &[u8]| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), bytes).unwrap();
+            let length = bytes.len() as u64;
+            FileAt { file: file.reopen().unwrap(), length, header_starts: None }
+        };
+        // Kind and sizes of a page, then an unknown list of 2³¹ − 1 numbers of 8 bytes.
+        let header = [0x15, 0, 0x15, 200, 1, 0x15, 140, 1, 0x59, 0xf7, 0xff, 0xff, 0xff, 0xff, 7];
+        let message = open(&header).get_read(0).unwrap_err().to_string();
+        assert!(message.contains("the page at byte 0 has a damaged header"), "{message}");
+        // A long text in place of the list.
+        let text = [&header[..8], &[0x58, 0x80, 0x80, 0x08], &vec![b'x'; 1 << 17], &[0]].concat();
+        assert!(open(&text).get_read(0).is_ok());
+        assert!(open(&text[..text.len() - 1]).get_read(0).is_err());
+    }
 
     #[test]
     fn pages_that_the_system_fails_to_read_do_not_reject_their_rows() {
