@@ -19,11 +19,15 @@ const NUM_LINES: u64 = 10;
 /// Pause between two looks at the process.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// What a process uses, or the most that it used within some steps.
-#[derive(Clone, Copy, Default)]
+/// What a process uses, or what it used within some steps.
+#[derive(Clone, Copy)]
 struct Usage {
+    /// The most within the steps.
     resident_bytes: u64,
+    /// The fewest within the steps: a save opens a file for a moment, and one that stays open is
+    /// always there.
     open_files: u64,
+    /// The most within the steps.
     threads: u64,
 }
 
@@ -44,34 +48,35 @@ pub fn run(trial: &Trial, steps: u64) -> Result<bool> {
     let mut running = trial.start(trial.pretrain(&out, 1, &flags))?;
     let mut table = Table::new(&[Align::Right]);
     table = table.with_head(&["step", "resident KiB", "open files", "threads", "seconds"]);
-    let (mut next, mut most) = (SETTLED, Usage::default());
+    let (mut next, mut window) = (SETTLED, None::<Usage>);
     let mut windows: Vec<Usage> = Vec::new();
     while running.is_alive()? {
         let step = last_step(&out);
         // What was in use while the first steps settled is not counted.
         if let Some(usage) = usage(&running).filter(|_| step >= SETTLED) {
-            most = most.or_more(usage);
+            window = Some(window.map_or(usage, |window| window.with(usage)));
         }
-        if step >= next + (steps - SETTLED) / NUM_LINES {
+        if step >= next + (steps - SETTLED) / NUM_LINES
+            && let Some(used) = window.take()
+        {
             next += (steps - SETTLED) / NUM_LINES;
             let seconds = format!("{:.0}", started.elapsed().as_secs_f64());
-            let resident = most.resident_bytes >> 10;
-            table.push(&[&step, &resident, &most.open_files, &most.threads, &seconds]);
-            windows.push(std::mem::take(&mut most));
+            let resident = used.resident_bytes >> 10;
+            table.push(&[&step, &resident, &used.open_files, &used.threads, &seconds]);
+            windows.push(used);
         }
         std::thread::sleep(LOOK_INTERVAL);
     }
     let ended = running.wait()?;
     print!("{table}");
-    let (Some(first), Some(most)) =
-        (windows.first(), windows.iter().copied().reduce(Usage::or_more))
-    else {
+    let Some(first) = windows.first() else {
         bail!("the run ended before step {SETTLED}: {}", ended.describe());
     };
-    let growth = most.resident_bytes as f64 / first.resident_bytes as f64 - 1.0;
+    let most = |of: fn(&Usage) -> u64| windows.iter().map(of).max().unwrap_or(0);
+    let growth = most(|used| used.resident_bytes) as f64 / first.resident_bytes as f64 - 1.0;
     let is_steady = growth <= MAX_GROWTH
-        && most.open_files <= first.open_files
-        && most.threads <= first.threads
+        && most(|used| used.open_files) <= first.open_files
+        && most(|used| used.threads) <= first.threads
         && ended.code() == Some(0);
     println!(
         "{steps} steps, {EPOCHS} epochs: {}; resident memory grew by {:.2} % after the first \
@@ -84,10 +89,10 @@ pub fn run(trial: &Trial, steps: u64) -> Result<bool> {
 }
 
 impl Usage {
-    fn or_more(self, other: Self) -> Self {
+    fn with(self, other: Self) -> Self {
         Self {
             resident_bytes: self.resident_bytes.max(other.resident_bytes),
-            open_files: self.open_files.max(other.open_files),
+            open_files: self.open_files.min(other.open_files),
             threads: self.threads.max(other.threads),
         }
     }

@@ -289,7 +289,8 @@ impl Pages {
 struct FileAt {
     file: File,
     length: u64,
-    /// Positions at which reading began, which are those of page headers.
+    /// Positions at which reading began, which are those of page headers, when the pages are looked
+    /// for; the headers are checked then.
     header_starts: Option<Mutex<Vec<u64>>>,
 }
 
@@ -358,8 +359,8 @@ impl ChunkReader for FileAt {
     type T = BufReader<ReadFrom>;
 
     fn get_read(&self, start: u64) -> ParquetResult<Self::T> {
-        self.check_header(start)?;
         if let Some(starts) = &self.header_starts {
+            self.check_header(start)?;
             starts.lock().unwrap_or_else(PoisonError::into_inner).push(start);
         }
         let from = ReadFrom { file: self.file.try_clone()?, offset: start };
@@ -415,7 +416,7 @@ mod tests {
             let file = tempfile::NamedTempFile::new().unwrap();
             std::fs::write(file.path(), bytes).unwrap();
             let length = bytes.len() as u64;
-            FileAt { file: file.reopen().unwrap(), length, header_starts: None }
+            FileAt { file: file.reopen().unwrap(), length, header_starts: Some(Mutex::default()) }
         };
         // Kind and sizes of a page, then an unknown list of 2³¹ − 1 numbers of 8 bytes.
         let header = [0x15, 0, 0x15, 200, 1, 0x15, 140, 1, 0x59, 0xf7, 0xff, 0xff, 0xff, 0xff, 7];
