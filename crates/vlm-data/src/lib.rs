@@ -68,6 +68,7 @@ mod record;
 mod reject;
 mod reject_budget;
 mod reject_log;
+mod resample;
 mod row_error;
 mod row_options;
 mod row_reader;

@@ -67,7 +67,7 @@ pub(crate) const MAX_RENDERED_BYTES: usize = 128 << 20;
 
 /// Longest text of a conversation in bytes, as its chat template writes it. The crate `tokenizers`
 /// takes up to 400 bytes of memory for each of them, so that a longer text could fill the memory.
-pub(crate) const MAX_CONVERSATION_BYTES: usize = 2 << 20;
+pub(crate) const MAX_CONVERSATION_BYTES: usize = 1 << 19;
 
 /// Deepest nesting of lists in a chat template; macros may call each other four times as deep.
 pub(crate) const MAX_TEMPLATE_DEPTH: usize = 64;

@@ -3,16 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
-use fast_image_resize::images::{TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-
 use crate::decode::{ImageLimits, RgbImage};
 use crate::error::DataError;
 use crate::preprocess_config::{
     ImageProcessorClass, PreprocessConfig, Resize, has_image_processor,
 };
 use crate::reject::Reject;
+use crate::resample::{Filter, Part, resample};
 
 const CHANNELS: usize = 3;
 
@@ -183,54 +180,26 @@ impl ImageProcessor {
             Resize::ShortestEdge(edge) => shortest_edge(width, height, u64::from(edge)),
         };
         let span = |resized| Span::centre(resized, self.config.side);
-        self.resample(image, span(resized_width), span(resized_height))
+        Ok(self.resample(image, span(resized_width), span(resized_height)))
     }
 
     /// Computes only the pixels that the crop keeps: resizing a whole image of 1 × 16384 would take
-    /// gigabytes. The width is resized before the height, as in Pillow: values that overshoot are
-    /// clipped to 8 bits in between, so that the other order gives other pixels at sharp edges.
-    fn resample(&self, image: RgbImage, x: Span, y: Span) -> Result<Vec<u8>, Reject> {
-        let RgbImage { width, height, pixels } = image;
-        let (left, box_width) = x.source_box(width);
-        let (top, box_height) = y.source_box(height);
-        let across = self.options().crop(left, 0.0, box_width, f64::from(height));
-        let down = self.options().crop(0.0, top, f64::from(x.length), box_height);
-        let narrow = resize((width, height, pixels), (x.length, height), &across)?;
-        let crop = resize((x.length, height, narrow), (x.length, y.length), &down)?;
+    /// gigabytes.
+    fn resample(&self, image: RgbImage, x: Span, y: Span) -> Vec<u8> {
+        let filter = Filter::from_number(self.config.resample).unwrap_or(Filter::Bicubic);
+        let (across, down) = (x.of(image.width), y.of(image.height));
+        let crop = resample(image.pixels, across, down, filter);
         let side = self.image_size();
         if (x.length, y.length) == (self.config.side, self.config.side) {
-            return Ok(crop);
+            return crop;
         }
         let mut padded = vec![0; side * side * CHANNELS];
         for (row, line) in crop.chunks_exact(x.length as usize * CHANNELS).enumerate() {
             let at = ((y.pad as usize + row) * side + x.pad as usize) * CHANNELS;
             padded[at..at + line.len()].copy_from_slice(line);
         }
-        Ok(padded)
+        padded
     }
-
-    fn options(&self) -> ResizeOptions {
-        ResizeOptions::new().resize_alg(self.config.algorithm()).use_alpha(false)
-    }
-}
-
-/// Resizes RGB pixels of (width, height, pixels) to the size `to`.
-fn resize(
-    (width, height, pixels): (u32, u32, Vec<u8>),
-    to: (u32, u32),
-    options: &ResizeOptions,
-) -> Result<Vec<u8>, Reject> {
-    let failed = |e: String| Reject::unreadable_image(format!("cannot resize: {e}"));
-    // The typed interface: the other one compiles the kernels of every kind of pixel.
-    let source = TypedImageRef::<U8x3>::from_buffer(width, height, &pixels)
-        .map_err(|e| failed(e.to_string()))?;
-    let mut resized = vec![0; to.0 as usize * to.1 as usize * CHANNELS];
-    let mut target = TypedImage::<U8x3>::from_buffer(to.0, to.1, &mut resized)
-        .map_err(|e| failed(e.to_string()))?;
-    Resizer::new()
-        .resize_typed(&source, &mut target, options)
-        .map_err(|e| failed(e.to_string()))?;
-    Ok(resized)
 }
 
 /// Width and height with the shorter side at `edge` and the longer one rounded down, as in the
@@ -253,26 +222,10 @@ impl Span {
         }
     }
 
-    /// Start and length of this span in pixels of the source.
-    fn source_box(self, source: u32) -> (f64, f64) {
-        let source = f64::from(source);
-        let scale = source / self.resized as f64;
-        let start = self.offset as f64 * scale;
-        (start, (f64::from(self.length) * scale).min(source - start))
-    }
-}
-
-impl PreprocessConfig {
-    fn algorithm(&self) -> ResizeAlg {
-        // Pillow's numbers. Its bicubic filter has a = -0.5 and is called Catmull-Rom elsewhere.
-        match self.resample {
-            0 => ResizeAlg::Nearest,
-            1 => ResizeAlg::Convolution(FilterType::Lanczos3),
-            2 => ResizeAlg::Convolution(FilterType::Bilinear),
-            4 => ResizeAlg::Convolution(FilterType::Box),
-            5 => ResizeAlg::Convolution(FilterType::Hamming),
-            _ => ResizeAlg::Convolution(FilterType::CatmullRom),
-        }
+    /// This span of an image with `source` pixels.
+    fn of(self, source: u32) -> Part {
+        let Self { resized, offset, length, .. } = self;
+        Part { source: source as usize, resized, start: offset, length: length as usize }
     }
 }
 
