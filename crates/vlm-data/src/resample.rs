@@ -221,10 +221,13 @@ fn add_row(row: &[u8], windows: &[Window], out: &mut Vec<u8>) {
 mod tests {
     use super::*;
 
-    const SOURCE: (usize, usize) = (13, 9);
+    const SOURCE: Size = (13, 9);
+
+    type Size = (usize, usize);
+    type Sums = (u64, u64);
 
     /// Size, number of the filter, and `sums`.
-    const PILLOW: [((usize, usize), u8, (u64, u64)); 24] = [
+    const PILLOW: [(Size, u8, Sums); 24] = [
         ((5, 4), 0, (3302, 105156)),
         ((5, 4), 1, (3232, 97905)),
         ((5, 4), 2, (3205, 96722)),
@@ -252,7 +255,7 @@ mod tests {
     ];
 
     /// Values that jump, so that filters overshoot.
-    fn source((width, height): (usize, usize)) -> Vec<u8> {
+    fn source((width, height): Size) -> Vec<u8> {
         (0..width * height * CHANNELS).map(|i| (i * i * 31 % 251 / 125 * 127) as u8).collect()
     }
 
@@ -261,7 +264,7 @@ mod tests {
     }
 
     /// Sum, and sum of the products with the positions from 1, of all bytes.
-    fn sums(bytes: &[u8]) -> (u64, u64) {
+    fn sums(bytes: &[u8]) -> Sums {
         let weighted = bytes.iter().zip(1..).map(|(&byte, place)| u64::from(byte) * place);
         (bytes.iter().map(|&byte| u64::from(byte)).sum(), weighted.sum())
     }

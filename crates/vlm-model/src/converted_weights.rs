@@ -8,25 +8,23 @@ use crate::params::ParamStore;
 /// The converted weights of a model
 /// ([`Vlm::convert_frozen_weights`](crate::Vlm::convert_frozen_weights)), whose original ones are
 /// restored when this is dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct ConvertedWeights(Vec<ParamStore>);
 
 impl ConvertedWeights {
-    /// Converts to `kind` the frozen parameters of each store for which its function says that
+    /// Converts to `kind` the frozen parameters of `store` for which `is_factor(name)` says that
     /// they are factors of products.
     ///
     /// # Errors
     /// There is no memory left.
     pub(crate) fn convert(
-        stores: [(&ParamStore, &dyn Fn(&str) -> bool); 2],
+        &mut self,
+        store: &ParamStore,
         kind: Kind,
-    ) -> Result<Self, ModelError> {
-        let mut converted = Self(Vec::new());
-        for (store, is_factor) in stores {
-            converted.0.push(store.shallow_clone());
-            store.convert_frozen(kind, is_factor)?;
-        }
-        Ok(converted)
+        is_factor: impl Fn(&str) -> bool,
+    ) -> Result<(), ModelError> {
+        self.0.push(store.shallow_clone());
+        Ok(store.convert_frozen(kind, is_factor)?)
     }
 }
 

@@ -318,7 +318,8 @@ impl CausalLm {
         let in_block = name.strip_prefix(names.layers).and_then(|name| name.strip_prefix('.'));
         let Some((_, part)) = in_block.and_then(|name| name.split_once('.')) else { return false };
         let router = format!("{}.{}.weight", names.feed_forward, names.router);
-        !part.contains("norm") && !(self.config.use_moe && part == router)
+        let is_router = self.config.use_moe && part == router;
+        !is_router && !part.contains("norm")
     }
 
     /// Whether the tokens that all rows begin with can be given once, see [`LmOptions`]. Dropout

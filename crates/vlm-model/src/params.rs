@@ -82,7 +82,7 @@ impl ParamStore {
     pub(crate) fn convert_frozen(
         &self,
         kind: Kind,
-        is_factor: &dyn Fn(&str) -> bool,
+        is_factor: impl Fn(&str) -> bool,
     ) -> Result<(), TchError> {
         for param in self.params.borrow_mut().iter_mut() {
             if param.tensor.requires_grad() || param.original.is_some() || !is_factor(&param.name) {

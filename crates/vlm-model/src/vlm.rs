@@ -161,11 +161,12 @@ impl Vlm {
         kind: Kind,
         with_encoder: bool,
     ) -> Result<ConvertedWeights, ModelError> {
-        let of_lm = |name: &str| self.lm.is_product_weight(name);
-        let of_encoder = |name: &str| with_encoder && is_product_weight(name);
-        let stores: [(_, &dyn Fn(&str) -> bool); 2] =
-            [(&self.lm_store, &of_lm), (&self.vision_store, &of_encoder)];
-        ConvertedWeights::convert(stores, kind)
+        let mut converted = ConvertedWeights::default();
+        converted.convert(&self.lm_store, kind, |name| self.lm.is_product_weight(name))?;
+        if with_encoder {
+            converted.convert(&self.vision_store, kind, is_product_weight)?;
+        }
+        Ok(converted)
     }
 
     /// The kernel with which libtorch computes the causal attention of this model, in training and

@@ -44,7 +44,7 @@ pub(super) fn choose(
     let chosen = if bfloat16 >= MIN_SPEEDUP * float32 { Dtype::Bfloat16 } else { Dtype::Float32 };
     let name = if chosen == Dtype::Bfloat16 { "bfloat16" } else { "float32" };
     tracing::info!(
-        "--dtype auto: {name} (matrix products: {float32:.0} GFLOP/s in float32, {bfloat16:.0} \
+        "`dtype` auto: {name} (matrix products: {float32:.0} GFLOP/s in float32, {bfloat16:.0} \
          GFLOP/s in bfloat16)"
     );
     Ok(chosen)
