@@ -240,6 +240,7 @@ fn of_numbers(
 mod tests {
     use std::collections::BTreeMap;
 
+    use crate::limits::MAX_CONVERSATION_BYTES;
     use crate::template::{ChatTemplate, TemplateInput};
 
     fn error(source: &str) -> String {
