@@ -188,7 +188,7 @@ impl ImageProcessor {
     fn resample(&self, image: RgbImage, x: Span, y: Span) -> Vec<u8> {
         let filter = Filter::from_number(self.config.resample).unwrap_or(Filter::Bicubic);
         let (across, down) = (x.of(image.width), y.of(image.height));
-        let crop = resample(image.pixels, across, down, filter);
+        let crop = resample(&image.pixels, across, down, filter);
         let side = self.image_size();
         if (x.length, y.length) == (self.config.side, self.config.side) {
             return crop;

@@ -90,7 +90,6 @@ struct Window {
 impl Part {
     fn windows(&self, filter: Filter) -> Vec<Window> {
         let scale = self.source as f64 / self.resized as f64;
-        let at = |index: usize| self.start + index as u64;
         if filter == Filter::Nearest {
             // Pillow adds the scale for every pixel.
             let mut place = scale * 0.5;
@@ -102,7 +101,7 @@ impl Part {
             };
             return (0..self.length).map(window).collect();
         }
-        (0..self.length).map(|index| self.window(filter, scale, at(index))).collect()
+        (self.start..).take(self.length).map(|index| self.window(filter, scale, index)).collect()
     }
 
     fn window(&self, filter: Filter, scale: f64, index: u64) -> Window {
@@ -133,19 +132,16 @@ impl Part {
 
 /// The part of a resampled image, `[y.length, x.length, 3]`, of `pixels` `[y.source, x.source, 3]`.
 /// Every dimension is at least 1.
-pub(crate) fn resample(pixels: Vec<u8>, x: Part, y: Part, filter: Filter) -> Vec<u8> {
+pub(crate) fn resample(pixels: &[u8], x: Part, y: Part, filter: Filter) -> Vec<u8> {
+    let windows = y.windows(filter);
     if is_height_first(x, y) {
-        let low = resample_height(pixels, x.source, y, filter);
-        return resample_width(low, x, filter);
+        return resample_width(&sum_rows(pixels, x.source, &windows, 0), x, filter);
     }
     // Only the rows that the second pass reads.
-    let windows = y.windows(filter);
     let first = windows.iter().map(|window| window.first).min().unwrap_or(0);
     let end = windows.iter().map(|window| window.first + window.weights.len()).max().unwrap_or(0);
     let row_bytes = x.source * CHANNELS;
-    let rows = pixels[first * row_bytes..end * row_bytes].to_vec();
-    drop(pixels);
-    let narrow = resample_width(rows, x, filter);
+    let narrow = resample_width(&pixels[first * row_bytes..end * row_bytes], x, filter);
     if y.is_whole_source() {
         return narrow;
     }
@@ -160,22 +156,15 @@ fn is_height_first(x: Part, y: Part) -> bool {
     shrinks_by(y) > 0 && shrinks_by(y) > 2 * shrinks_by(x)
 }
 
-fn resample_width(pixels: Vec<u8>, x: Part, filter: Filter) -> Vec<u8> {
+fn resample_width(pixels: &[u8], x: Part, filter: Filter) -> Vec<u8> {
     if x.is_whole_source() {
-        return pixels;
+        return pixels.to_vec();
     }
     let windows = x.windows(filter);
     let rows = pixels.chunks_exact(x.source * CHANNELS);
     let mut out = Vec::with_capacity(rows.len() * windows.len() * CHANNELS);
     rows.for_each(|row| add_row(row, &windows, &mut out));
     out
-}
-
-fn resample_height(pixels: Vec<u8>, width: usize, y: Part, filter: Filter) -> Vec<u8> {
-    match y.is_whole_source() {
-        true => pixels,
-        false => sum_rows(&pixels, width, &y.windows(filter), 0),
-    }
 }
 
 /// A row of each window of the rows of `pixels`, which begin with the row `first` of the source.
@@ -274,7 +263,7 @@ mod tests {
         // Image.fromarray(source).resize((width, height), filter) in Pillow 13.0: `sums` of its bytes.
         for ((width, height), number, expected) in PILLOW {
             let (x, y) = (whole(SOURCE.0, width), whole(SOURCE.1, height));
-            let ours = resample(source(SOURCE), x, y, Filter::from_number(number).unwrap());
+            let ours = resample(&source(SOURCE), x, y, Filter::from_number(number).unwrap());
             assert_eq!(sums(&ours), expected, "{width} × {height}, filter {number}");
         }
     }
@@ -286,10 +275,10 @@ mod tests {
             assert_eq!(is_height_first(x, y), height == 90);
             for number in 0..6 {
                 let filter = Filter::from_number(number).unwrap();
-                let all = resample(source((width, height)), x, y, filter);
+                let all = resample(&source((width, height)), x, y, filter);
                 let (of_x, of_y) =
                     (Part { start: 4, length: 7, ..x }, Part { start: 2, length: 5, ..y });
-                let part = resample(source((width, height)), of_x, of_y, filter);
+                let part = resample(&source((width, height)), of_x, of_y, filter);
                 let rows = all.chunks_exact(size.0 * CHANNELS).skip(2).take(5);
                 let expected: Vec<u8> = rows.flat_map(|row| &row[4 * 3..11 * 3]).copied().collect();
                 assert_eq!(part, expected, "filter {number}");

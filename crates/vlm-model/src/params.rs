@@ -151,8 +151,8 @@ impl Scope {
             Init::Normal(std) => Tensor::randn(shape, options) * std,
             Init::Uniform(bound) => Tensor::rand(shape, options) * (2.0 * bound) - bound,
         };
-        let (name, tensor) = (self.full_name(name), tensor);
-        let param = Param { name, tensor: tensor.shallow_clone(), original: None };
+        let (name, shared) = (self.full_name(name), tensor.shallow_clone());
+        let param = Param { name, tensor: shared, original: None };
         self.params.borrow_mut().push(param);
         tensor
     }

@@ -150,9 +150,9 @@ impl Vlm {
 
     /// Converts the frozen weights of products in the blocks of the language model, and in the
     /// encoder if `with_encoder` is set, to `kind`, the type in which autocast computes them:
-    /// otherwise autocast converts them in every step. Under autocast the results are bitwise the same, without it the model cannot
-    /// be used until the result is dropped, which restores the weights. [`Self::params`] and
-    /// [`Self::vision_params`] give the original weights throughout.
+    /// otherwise autocast converts them in every step. Under autocast the results are bitwise the
+    /// same, without it the model cannot be used until the result is dropped, which restores the
+    /// weights. [`Self::params`] and [`Self::vision_params`] give the original weights throughout.
     ///
     /// # Errors
     /// There is no memory left.
