@@ -90,6 +90,7 @@ mod tiff_tags;
 mod tokenizer_files;
 mod try_row;
 mod webdataset;
+mod weighted_sums;
 mod windows;
 mod worker;
 

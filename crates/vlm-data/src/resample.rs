@@ -5,12 +5,13 @@
 //! a filter whose width grows with the reduction, with weights in float64 that are normalized and
 //! then rounded to 22 bits. One dimension is resampled and rounded to 8 bits, then the other.
 
+use std::borrow::Cow;
 use std::f64::consts::PI;
+use std::ops::Range;
+
+use crate::weighted_sums::{Block, WEIGHT_BITS, Weights};
 
 const CHANNELS: usize = 3;
-
-/// Bits of a weight after the point: the sum of a pixel of 8 bits and of two for overshoot is left.
-const WEIGHT_BITS: u32 = 32 - 8 - 2;
 
 /// The filters, by Pillow's names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,7 +54,9 @@ impl Filter {
             Self::Hamming if distance >= 1.0 => 0.0,
             Self::Hamming => {
                 let angle = distance * PI;
-                angle.sin() / angle * (0.54 + 0.46 * angle.cos())
+                // Pillow's two factors have the precision of float32.
+                let window = f64::from(0.54f32) + f64::from(0.46f32) * angle.cos();
+                angle.sin() / angle * window
             }
             Self::Bicubic => {
                 const A: f64 = -0.5;
@@ -81,16 +84,24 @@ pub(crate) struct Part {
     pub(crate) length: usize,
 }
 
-/// The input pixels of one output pixel and their weights.
+/// The input pixels of one output pixel, from `first` on, and their weights.
 struct Window {
     first: usize,
     weights: Vec<i32>,
 }
 
+/// The windows of the output pixels of one dimension.
+struct Windows {
+    /// The input pixels that the windows read.
+    input: Range<usize>,
+    /// The weights of each window, for the pixels of `input`.
+    weights: Vec<Weights>,
+}
+
 impl Part {
-    fn windows(&self, filter: Filter) -> Vec<Window> {
+    fn windows(&self, filter: Filter) -> Windows {
         let scale = self.source as f64 / self.resized as f64;
-        if filter == Filter::Nearest {
+        let windows: Vec<Window> = if filter == Filter::Nearest {
             // Pillow adds the scale for every pixel.
             let mut place = scale * 0.5;
             (0..self.start).for_each(|_| place += scale);
@@ -99,9 +110,16 @@ impl Part {
                 place += scale;
                 Window { first, weights: vec![1 << WEIGHT_BITS] }
             };
-            return (0..self.length).map(window).collect();
-        }
-        (self.start..).take(self.length).map(|index| self.window(filter, scale, index)).collect()
+            (0..self.length).map(window).collect()
+        } else {
+            let indices = (self.start..).take(self.length);
+            indices.map(|index| self.window(filter, scale, index)).collect()
+        };
+        let start = windows.iter().map(|window| window.first).min().unwrap_or(0);
+        let end = windows.iter().map(|window| window.first + window.weights.len()).max();
+        let weights =
+            windows.iter().map(|window| Weights::new(window.first - start, &window.weights));
+        Windows { input: start..end.unwrap_or(start), weights: weights.collect() }
     }
 
     fn window(&self, filter: Filter, scale: f64, index: u64) -> Window {
@@ -133,19 +151,18 @@ impl Part {
 /// The part of a resampled image, `[y.length, x.length, 3]`, of `pixels` `[y.source, x.source, 3]`.
 /// Every dimension is at least 1.
 pub(crate) fn resample(pixels: &[u8], x: Part, y: Part, filter: Filter) -> Vec<u8> {
-    let windows = y.windows(filter);
-    if is_height_first(x, y) {
-        return resample_width(&sum_rows(pixels, x.source, &windows, 0), x, filter);
-    }
-    // Only the rows that the second pass reads.
-    let first = windows.iter().map(|window| window.first).min().unwrap_or(0);
-    let end = windows.iter().map(|window| window.first + window.weights.len()).max().unwrap_or(0);
+    let rows = y.windows(filter);
     let row_bytes = x.source * CHANNELS;
-    let narrow = resample_width(&pixels[first * row_bytes..end * row_bytes], x, filter);
-    if y.is_whole_source() {
-        return narrow;
+    let input = &pixels[rows.input.start * row_bytes..rows.input.end * row_bytes];
+    if is_height_first(x, y) {
+        let low = resample_height(input, row_bytes, &rows);
+        return resample_width(&low, x, filter).into_owned();
     }
-    sum_rows(&narrow, x.length, &windows, first)
+    let narrow = resample_width(input, x, filter);
+    if y.is_whole_source() {
+        return narrow.into_owned();
+    }
+    resample_height(&narrow, x.length * CHANNELS, &rows)
 }
 
 /// Pillow's order of the passes, which determines what is rounded in between: up to version 12 always
@@ -156,54 +173,46 @@ fn is_height_first(x: Part, y: Part) -> bool {
     shrinks_by(y) > 0 && shrinks_by(y) > 2 * shrinks_by(x)
 }
 
-fn resample_width(pixels: &[u8], x: Part, filter: Filter) -> Vec<u8> {
+/// Rows of `x.length` pixels of the rows of `pixels`.
+fn resample_width(pixels: &[u8], x: Part, filter: Filter) -> Cow<'_, [u8]> {
+    /// Rows that are resampled together: a column of them is a row of a block.
+    const ROWS: usize = Block::WIDTH / CHANNELS;
     if x.is_whole_source() {
-        return pixels.to_vec();
+        return Cow::Borrowed(pixels);
     }
-    let windows = x.windows(filter);
-    let rows = pixels.chunks_exact(x.source * CHANNELS);
-    let mut out = Vec::with_capacity(rows.len() * windows.len() * CHANNELS);
-    rows.for_each(|row| add_row(row, &windows, &mut out));
-    out
-}
-
-/// A row of each window of the rows of `pixels`, which begin with the row `first` of the source.
-fn sum_rows(pixels: &[u8], width: usize, windows: &[Window], first: usize) -> Vec<u8> {
-    let row_bytes = width * CHANNELS;
-    let mut sums = vec![0; row_bytes];
-    let mut out = Vec::with_capacity(windows.len() * row_bytes);
-    for window in windows {
-        sums.fill(HALF);
-        let rows = pixels[(window.first - first) * row_bytes..].chunks_exact(row_bytes);
-        for (row, &weight) in rows.zip(&window.weights) {
-            for (sum, &value) in sums.iter_mut().zip(row) {
-                *sum += i32::from(value) * weight;
+    let Windows { input, weights } = x.windows(filter);
+    let (row_bytes, out_row_bytes) = (x.source * CHANNELS, weights.len() * CHANNELS);
+    let mut out = vec![0; pixels.len() / row_bytes * out_row_bytes];
+    let mut block = Block::new(input.len());
+    let rows = pixels.chunks(ROWS * row_bytes);
+    for (rows, out) in rows.zip(out.chunks_mut(ROWS * out_row_bytes)) {
+        for (y, row) in rows.chunks_exact(row_bytes).enumerate() {
+            let (row, _) = row.as_chunks::<CHANNELS>();
+            block.set_column(y * CHANNELS, &row[input.clone()]);
+        }
+        for (x, weights) in weights.iter().enumerate() {
+            let sums = block.sum(weights);
+            let (column, _) = sums.as_chunks::<CHANNELS>();
+            for (row, pixel) in out.chunks_exact_mut(out_row_bytes).zip(column) {
+                row[x * CHANNELS..][..CHANNELS].copy_from_slice(pixel);
             }
         }
-        out.extend(sums.iter().map(|&sum| clipped(sum)));
+    }
+    Cow::Owned(out)
+}
+
+/// A row of each of the windows of the rows of `pixels`, which are the windows' input.
+fn resample_height(pixels: &[u8], row_bytes: usize, windows: &Windows) -> Vec<u8> {
+    let mut out = vec![0; windows.weights.len() * row_bytes];
+    let mut block = Block::new(windows.input.len());
+    for start in (0..row_bytes).step_by(Block::WIDTH) {
+        let columns = start..row_bytes.min(start + Block::WIDTH);
+        block.set_rows(pixels.chunks_exact(row_bytes).map(|row| &row[columns.clone()]));
+        for (weights, row) in windows.weights.iter().zip(out.chunks_exact_mut(row_bytes)) {
+            row[columns.clone()].copy_from_slice(&block.sum(weights)[..columns.len()]);
+        }
     }
     out
-}
-
-/// Half a unit of the result, which is rounded down.
-const HALF: i32 = 1 << (WEIGHT_BITS - 1);
-
-fn clipped(sum: i32) -> u8 {
-    (sum >> WEIGHT_BITS).clamp(0, 255) as u8
-}
-
-/// Adds a resampled row of pixels to `out`.
-fn add_row(row: &[u8], windows: &[Window], out: &mut Vec<u8>) {
-    for window in windows {
-        let (pixels, _) = row[window.first * CHANNELS..].as_chunks::<CHANNELS>();
-        let mut sums = [HALF; CHANNELS];
-        for (pixel, &weight) in pixels.iter().zip(&window.weights) {
-            for (sum, &value) in sums.iter_mut().zip(pixel) {
-                *sum += i32::from(value) * weight;
-            }
-        }
-        out.extend(sums.map(clipped));
-    }
 }
 
 #[cfg(test)]
@@ -266,6 +275,13 @@ mod tests {
             let ours = resample(&source(SOURCE), x, y, Filter::from_number(number).unwrap());
             assert_eq!(sums(&ours), expected, "{width} × {height}, filter {number}");
         }
+    }
+
+    #[test]
+    fn the_constants_of_hammings_window_have_the_precision_of_pillow() {
+        // With those of float64 a byte of this image is another one.
+        let ours = resample(&source((43, 30)), whole(43, 23), whole(30, 10), Filter::Hamming);
+        assert_eq!(sums(&ours), (36883, 12745509));
     }
 
     #[test]
