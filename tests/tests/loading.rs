@@ -14,8 +14,15 @@ fn losses(trial: &Trial) -> Vec<f64> {
 /// Runs `vlm cache-features` on the rows of a trial, with the folder `name` as output, and returns
 /// what it printed.
 fn cache(trial: &Trial, name: &str, dtype: &str) -> Ended {
+    let ended = try_to_cache(trial, name, dtype);
+    ended.assert_success();
+    assert!(ended.stdout.contains("at most 8 distinct"), "{}", ended.stdout);
+    ended
+}
+
+fn try_to_cache(trial: &Trial, name: &str, dtype: &str) -> Ended {
     let path = |name: &str| trial.path(name).display().to_string();
-    let ended = vlm(&[
+    vlm(&[
         "cache-features",
         "--data-path",
         &path("rows.jsonl"),
@@ -29,10 +36,7 @@ fn cache(trial: &Trial, name: &str, dtype: &str) -> Ended {
         dtype,
         "--device",
         "cpu",
-    ]);
-    ended.assert_success();
-    assert!(ended.stdout.contains("at most 8 distinct"), "{}", ended.stdout);
-    ended
+    ])
 }
 
 #[test]
@@ -129,6 +133,18 @@ fn damaged_features_end_the_run_by_name_and_only_they_are_computed_again() {
     let ended = cache(&trial, "features", "float32");
     assert!(ended.stdout.contains("0 of them new"), "{}", ended.stdout);
     assert!(!ended.stderr.contains("damaged"), "{}", ended.stderr);
+}
+
+#[test]
+fn a_second_program_that_writes_to_a_feature_cache_is_refused() {
+    let trial = Trial::new();
+    cache(&trial, "features", "float32");
+    let lock = fs::File::create(trial.path("features/.lock")).unwrap();
+    lock.try_lock().unwrap();
+    let ended = try_to_cache(&trial, "features", "float32");
+    ended.assert_error(2, &["features", "another program is writing to it"]);
+    drop(lock);
+    cache(&trial, "features", "float32");
 }
 
 #[test]

@@ -68,7 +68,7 @@ fn row(setting: &Setting, sft: &Layers) -> String {
         Some(range) => format!(" It is {range}."),
         None => String::new(),
     };
-    let shown = |text: &str| with_flags(text).replace('|', "\\|").replace('<', "\\<");
+    let shown = |text: &str| with_flags(text).replace('|', "\\|");
     format!("| {names} | {} | {}{range} |", shown(&default), shown(&setting.doc))
 }
 

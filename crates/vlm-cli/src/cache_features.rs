@@ -49,7 +49,7 @@ pub struct CacheFeaturesArgs {
     #[arg(long, value_name = "N")]
     num_workers: Option<usize>,
     /// Number of CPU threads for arithmetic [default: the number of cores].
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=1024))]
     num_threads: Option<i32>,
     #[command(flatten)]
     rows: RowArgs,

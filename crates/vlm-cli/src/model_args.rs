@@ -31,7 +31,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "TYPE", value_parser = parse_named::<Dtype>)]
     pub dtype: Option<Dtype>,
     /// Number of CPU threads for arithmetic [default: the number of cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=1024))]
     pub num_threads: Option<i32>,
 }
 

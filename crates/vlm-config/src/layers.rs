@@ -151,14 +151,25 @@ impl Layers {
         })
     }
 
-    /// Applies settings that affect others: `pack` sets `padding`, and without `shuffle` the
-    /// default of `bucket_window` is 0.
+    /// Applies settings that affect others: `pack` sets `padding`, without `shuffle` the default of
+    /// `bucket_window` is 0, and where blocks to be trained are given, the default of `train_lm` is
+    /// no.
     ///
     /// # Errors
     /// `pack` and `padding` of the same origin that contradict each other.
     pub fn settle(&mut self) -> Result<(), ConfigError> {
         if self.get("data.shuffle") == Some(&Value::Bool(false)) {
             self.derive("data.bucket_window", 0, "0 because the rows are not shuffled");
+        }
+        // Some stages and recipes train the whole language model, which includes these blocks.
+        for name in ["unfreeze_first_layers", "unfreeze_last_layers"] {
+            if self.is_given(&format!("model.freeze.{name}")) {
+                self.derive(
+                    "model.freeze.train_lm",
+                    false,
+                    &format!("no because `{name}` is given"),
+                );
+            }
         }
         let Some((pack, origin)) = self.values.remove("data.pack") else { return Ok(()) };
         let (padding, of_padding) = self.values["data.padding"].clone();
@@ -268,6 +279,21 @@ mod tests {
         assert_eq!(padding(&in_file).unwrap(), Padding::None);
         let in_file = [(file("a"), "pack = true"), (Origin::Flag, "padding = 'max'")];
         assert_eq!(padding(&in_file).unwrap(), Padding::Max);
+    }
+
+    #[test]
+    fn blocks_that_are_given_to_be_trained_replace_the_whole_language_model() {
+        let trains_lm = |stage: Stage, text: &str| {
+            let mut layers = Layers::new(stage);
+            layers.add(&Origin::Flag, file::parse(text, "test", stage).unwrap());
+            layers.settle().unwrap();
+            layers.resolve().unwrap().model.freeze.train_lm
+        };
+        assert!(trains_lm(Stage::Sft, "epochs = 2"));
+        assert!(!trains_lm(Stage::Sft, "unfreeze-last-layers = 2"));
+        assert!(!trains_lm(Stage::Sft, "unfreeze-first-layers = 0"));
+        assert!(trains_lm(Stage::Sft, "unfreeze-last-layers = 2\ntrain-lm = true"));
+        assert!(trains_lm(Stage::Pretrain, "unfreeze-last-layers = 2\ntrain-lm = true"));
     }
 
     #[test]

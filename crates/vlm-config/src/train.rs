@@ -78,8 +78,8 @@ settings! {
         parts {}
         /// Rows to train on, in one of the formats of docs/data.md: .jsonl, .json, .csv, .parquet,
         /// .arrow, .tar (WebDataset), a folder of these, or prepared rows. Several paths, or a
-        /// quoted pattern such as 'data/*.parquet', are read one after another; if each has a
-        /// weight (PATH:0.7), they are mixed.
+        /// quoted pattern such as 'data/*.parquet', are joined (and shuffled together, unless
+        /// shuffling is off); if each has a weight (PATH:0.7), they are mixed.
         data_path: DataPaths = DataPaths::default(), shown("PATH[:WEIGHT]")
             .default_is("the embedded demo")
             .of_data("rows to train on (docs/data.md lists the formats)");
@@ -137,7 +137,7 @@ settings! {
         /// Shuffle the rows in each epoch. The order depends on the seed and the epoch.
         shuffle: bool = true, switch().negatable().decides_numbers();
         /// Number of shuffled rows within which rows of similar length are batched together, to
-        /// save padding; 0 turns this off.
+        /// save padding; less than two batches of all processes, such as 0, turns this off.
         bucket_window: usize = DEFAULT_BUCKET_WINDOW, shown("ROWS")
             .default_is("2048, and 0 with `no_shuffle`")
             .decides_numbers();
@@ -184,8 +184,9 @@ settings! {
                 "the folder of a vision encoder in Hugging Face format; `vlm init` makes a random \
                  one",
             );
-        /// Side in pixels of the images for the vision encoder; other than the encoder was trained
-        /// with, its position embeddings are interpolated. It must be a multiple of the patch size.
+        /// Side in pixels of the images for the vision encoder, a multiple of the patch size. If it
+        /// is not the one that the encoder was trained with, the position embeddings are
+        /// interpolated.
         image_size: Option<i64> = None, shown("N")
             .at_least(1.0)
             .at_most(4096.0)
@@ -197,7 +198,7 @@ settings! {
         /// Folder with features that `vlm cache-features` made. The vision encoder is then not
         /// loaded.
         features: Option<PathBuf> = None, shown("DIR").of_data("a folder of `vlm cache-features`");
-        /// Token that stands for an image in the prompt, such as <|image_pad|>. It must be a single
+        /// Token that stands for an image in the prompt, such as `<|image_pad|>`. It must be a single
         /// token of the tokenizer.
         image_token: Option<String> = None, shown("TOKEN")
             .default_is("that of the language model's family");
@@ -244,9 +245,11 @@ settings_of! {
 
 settings_of! {
     declared_freeze: FreezePolicy, at "model.freeze" under "Model" {
-        /// Number of last blocks of the language model that are trained besides the projector.
+        /// Number of last blocks of the language model that are trained besides the projector. If it
+        /// is given, the whole language model is trained only if `train_lm` is given, too.
         unfreeze_last_layers: i64, shown("N").decides_numbers();
-        /// Number of first blocks of the language model that are trained besides the projector.
+        /// Number of first blocks of the language model that are trained besides the projector. If
+        /// it is given, the whole language model is trained only if `train_lm` is given, too.
         unfreeze_first_layers: i64, shown("N").decides_numbers();
         /// Train the whole language model.
         train_lm: bool, switch().decides_numbers();
@@ -260,7 +263,7 @@ settings! {
     OptimConfig at "optim" under "Optimization" {
         parts {}
         /// Number of passes over the dataset.
-        epochs: u64 = 4, shown("N").at_least(1.0).decides_numbers();
+        epochs: u64 = 4, shown("N").at_least(1.0).at_most(1e6).decides_numbers();
         /// Number of rows in a micro-batch of each process.
         batch_size: usize = 16, shown("ROWS").at_least(1.0).decides_numbers();
         /// Halve the micro-batches until the largest rows that the settings allow fit into the memory
@@ -342,7 +345,7 @@ settings! {
         /// weight decay of AdamW change them. Otherwise such an update does not change them.
         zero_unused_gradients: bool = false, switch().negatable().decides_numbers().newly_added();
         /// Keep an exponential moving average of the trained weights with this decay per update,
-        /// and save it as {stage}_vlm_{dim}_ema, next to the weights.
+        /// and save it as `{stage}_vlm_{dim}[_moe]_ema`, next to the weights.
         ema_decay: Option<f64> = None, shown("DECAY")
             .above(0.0)
             .at_most(0.999_999_999)
@@ -363,6 +366,7 @@ settings! {
         /// Abort the run after this many consecutive updates were skipped because their loss or
         /// gradient was not finite.
         max_skipped_in_a_row: u64 = 10, shown("N")
+            .at_least(1.0)
             .named("max-skipped-updates")
             .same_on_all_ranks();
     }
@@ -441,7 +445,10 @@ settings! {
         /// their operators, and profile.txt shows where their time goes. 0 turns this off.
         profile_steps: u64 = 0, shown("STEPS").named("profile");
         /// Number of CPU threads for arithmetic.
-        num_threads: Option<i32> = None, shown("N").at_least(1.0).default_is("the number of cores");
+        num_threads: Option<i32> = None, shown("N")
+            .at_least(1.0)
+            .at_most(1024.0)
+            .default_is("the number of cores");
         /// Number of seconds that a process waits for the others of its run, at the start and in
         /// each collective operation.
         timeout_secs: u64 = 600, shown("SECS").at_least(1.0).same_on_all_ranks();

@@ -56,6 +56,15 @@ impl TrainConfig {
                  `train_vision`, or leave `lr_vision` out",
             );
         }
+        let freeze = &self.model.freeze;
+        let trains_lm =
+            freeze.train_lm || freeze.unfreeze_first_layers > 0 || freeze.unfreeze_last_layers > 0;
+        if self.optim.lr_lm.is_some() && !trains_lm {
+            return refuse(
+                "`lr_lm` is the learning rate of the language model, which is not trained; set \
+                 `train_lm` or `unfreeze_last_layers`, or leave `lr_lm` out",
+            );
+        }
         Ok(())
     }
 
@@ -171,6 +180,16 @@ mod tests {
         let mut config = TrainConfig::default();
         change(&mut config.data);
         config.validate().err().map(|error| error.to_string()).unwrap_or_default()
+    }
+
+    #[test]
+    fn a_rate_for_a_language_model_that_is_not_trained_is_refused() {
+        let mut config = TrainConfig::default();
+        config.optim.lr_lm = Some(1e-5);
+        config.validate().unwrap();
+        config.model.freeze.unfreeze_last_layers = 0;
+        let error = config.validate().unwrap_err().to_string();
+        assert!(error.contains("`lr_lm`"), "{error}");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use minijinja::machinery::{
 };
 use minijinja::{AutoEscape, Environment, Error, Value};
 
-use crate::limits::{MAX_CONVERSATION_BYTES, MAX_RENDERED_BYTES, MAX_TEMPLATE_STEPS};
+use crate::limits::{MAX_RENDERED_BYTES, MAX_TEMPLATE_STEPS};
 use crate::template_limits::{self, ADD, CONCAT, LIST, MAP, TIMES, exceeded};
 
 /// A template compiled with counting functions instead of operators.
@@ -53,12 +53,6 @@ impl BoundedTemplate {
         let mut output = make_string_output(&mut text);
         let escape = AutoEscape::None;
         Vm::new(environment).eval(&self.instructions, root, &self.blocks, &mut output, escape)?;
-        if text.len() > MAX_CONVERSATION_BYTES {
-            return Err(exceeded(&format!(
-                "the text of the conversation has {} bytes; the limit is {MAX_CONVERSATION_BYTES}",
-                text.len()
-            )));
-        }
         Ok(text)
     }
 

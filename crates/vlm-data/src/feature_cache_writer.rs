@@ -1,7 +1,7 @@
 //! Writes a feature cache. If the program is killed, at most the work of the last seconds is lost.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
+use std::fs::{DirEntry, File};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -38,6 +38,9 @@ pub struct FeatureCacheWriter {
     damaged: HashMap<ImageHash, u64>,
     /// Number of images that had no undamaged features when the cache was opened.
     num_damaged: usize,
+    /// Number of those at the end of the files that were removed, so that their hashes are unknown,
+    /// and that no appended image can have replaced yet.
+    num_lost: usize,
     /// Hashes whose features may not be on the disk yet.
     pending: Vec<u8>,
     /// The checksums of these features.
@@ -101,6 +104,7 @@ impl FeatureCacheWriter {
             num_stored: num_images,
             known: HashSet::with_capacity(num_images as usize),
             num_damaged: num_lost + damaged.len(),
+            num_lost,
             damaged: HashMap::new(),
             pending: Vec::new(),
             pending_checksums: Vec::new(),
@@ -141,9 +145,10 @@ impl FeatureCacheWriter {
         self.num_damaged
     }
 
-    /// Number of images whose features are still damaged, because they were not appended again.
+    /// Number of images whose features are still damaged or missing, because they were not appended
+    /// again.
     pub fn num_still_damaged(&self) -> usize {
-        self.damaged.len()
+        self.damaged.len() + self.num_lost
     }
 
     /// Number of images done, those of earlier runs included and damaged ones excluded.
@@ -193,6 +198,7 @@ impl FeatureCacheWriter {
                 self.pending.extend_from_slice(hash);
                 self.pending_checksums.extend_from_slice(&checksum(features));
                 self.num_stored += 1;
+                self.num_lost = self.num_lost.saturating_sub(1);
             }
             self.known.insert(*hash);
         }
@@ -270,8 +276,10 @@ fn cut(file: &mut File, length: u64, path: &Path) -> Result<(), DataError> {
 }
 
 fn holds_anything(folder: &Path) -> Result<bool, DataError> {
-    let mut entries = folder.read_dir().map_err(DataError::io(folder, "read the folder"))?;
-    Ok(entries.next().is_some())
+    let entries = folder.read_dir().map_err(DataError::io(folder, "read the folder"))?;
+    // Hidden files are those of programs, such as the lock of the one that writes here.
+    let is_hidden = |entry: &DirEntry| entry.file_name().as_encoded_bytes().starts_with(b".");
+    Ok(!entries.flatten().all(|entry| is_hidden(&entry)))
 }
 
 fn write_manifest(folder: &Path, manifest: &CacheManifest) -> Result<(), DataError> {
@@ -469,8 +477,10 @@ mod tests {
             assert!(message.contains("run the same `vlm cache-features` again"), "{message}");
             let mut writer = FeatureCacheWriter::open(folder.path(), key("e")).unwrap();
             assert_eq!(writer.num_damaged(), 1, "{file}");
+            assert_eq!(writer.num_still_damaged(), 1, "{file}");
             assert_eq!(writer.known().iter().collect::<Vec<_>>(), [&hash(1)]);
             fill(&mut writer, &[2]);
+            assert_eq!(writer.num_still_damaged(), 0, "{file}");
             assert_eq!(writer.finish().unwrap(), 2);
             assert_eq!(read(folder.path(), 2).unwrap(), [2; 12]);
         }

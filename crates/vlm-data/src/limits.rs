@@ -65,7 +65,11 @@ pub(crate) const MAX_TEMPLATE_STEPS: u64 = 500_000;
 /// The text of a row counts several times.
 pub(crate) const MAX_RENDERED_BYTES: usize = 128 << 20;
 
-/// Longest text of a conversation in bytes, as its chat template writes it. The crate `tokenizers`
+/// Longest text that a chat template may build or give to a filter, in bytes: several times
+/// [`MAX_CONVERSATION_BYTES`].
+pub(crate) const MAX_TEMPLATE_TEXT_BYTES: usize = 1 << 21;
+
+/// Longest text of a conversation in bytes, before its chat template is applied and after it. The crate `tokenizers`
 /// takes up to 400 bytes of memory for each of them, so that a longer text could fill the memory.
 pub(crate) const MAX_CONVERSATION_BYTES: usize = 1 << 19;
 

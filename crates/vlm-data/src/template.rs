@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use crate::bounded_template::BoundedTemplate;
 use crate::generation_tag::replace_generation_tags;
+use crate::limits::MAX_CONVERSATION_BYTES;
 use crate::reject::{Reject, RejectReason};
 use crate::rows::Role;
 use crate::template_limits;
@@ -31,6 +32,20 @@ pub(crate) struct Message {
 pub(crate) enum Content {
     Text(String),
     Parts(Vec<Part>),
+}
+
+impl Content {
+    /// Length of the text in bytes.
+    fn num_bytes(&self) -> usize {
+        let of_part = |part: &Part| match part {
+            Part::Text { text } => text.len(),
+            Part::Image => 0,
+        };
+        match self {
+            Self::Text(text) => text.len(),
+            Self::Parts(parts) => parts.iter().map(of_part).sum(),
+        }
+    }
 }
 
 /// A part of a message: `{"type": "text", "text": …}` or `{"type": "image"}`.
@@ -92,12 +107,15 @@ impl ChatTemplate {
     /// # Errors
     /// [`RejectReason::TemplateRefused`]: the template raises an error, as many do for roles out of
     /// order, or it reaches one of the limits of [`template_limits`].
+    /// [`RejectReason::InvalidRow`]: the conversation is too long.
     pub(crate) fn render(
         &self,
         input: &TemplateInput,
         add_generation_prompt: bool,
     ) -> Result<String, Reject> {
         let TemplateInput { messages, tools } = input;
+        let bytes = messages.iter().map(|message| message.content.num_bytes()).sum();
+        check_length("the conversation has", bytes)?;
         let special_tokens = Value::from_serialize(&self.special_tokens);
         let root = context! {
             messages,
@@ -107,13 +125,24 @@ impl ChatTemplate {
             documents => (),
             ..special_tokens
         };
-        self.compiled.render(&self.environment, root).map_err(|e| {
+        let text = self.compiled.render(&self.environment, root).map_err(|e| {
             Reject::new(
                 RejectReason::TemplateRefused,
                 format!("the chat template raised an error: {}", explain(&e)),
             )
-        })
+        })?;
+        check_length("with what the chat template adds, the conversation has", text.len())?;
+        Ok(text)
     }
+}
+
+fn check_length(what_has: &str, bytes: usize) -> Result<(), Reject> {
+    if bytes > MAX_CONVERSATION_BYTES {
+        return Err(Reject::invalid_row(format!(
+            "{what_has} {bytes} bytes of text; the limit is {MAX_CONVERSATION_BYTES}"
+        )));
+    }
+    Ok(())
 }
 
 /// Python's `strftime` in UTC; an unknown code is left as it is.
@@ -190,6 +219,22 @@ mod tests {
         let reject = render(source, &[(Role::Assistant, "a")]).unwrap_err();
         assert_eq!(reject.reason, RejectReason::TemplateRefused);
         assert!(reject.detail.contains("user first"), "{}", reject.detail);
+    }
+
+    #[test]
+    fn a_conversation_too_long_to_be_tokenized_is_refused_before_and_after_the_template() {
+        let source = "{{ messages[0].content }}<s>";
+        let longest = "x".repeat(MAX_CONVERSATION_BYTES - 3);
+        let text = render(source, &[(Role::User, &longest)]).unwrap();
+        assert_eq!(text.len(), MAX_CONVERSATION_BYTES);
+        for (added, start) in [(1, "with what the chat template adds, "), (4, "the conversation")] {
+            let content = longest.clone() + &"y".repeat(added);
+            let reject = render(source, &[(Role::User, &content)]).unwrap_err();
+            assert_eq!(reject.reason, RejectReason::InvalidRow);
+            assert!(reject.detail.starts_with(start), "{}", reject.detail);
+            let end = format!("the limit is {MAX_CONVERSATION_BYTES}");
+            assert!(reject.detail.ends_with(&end), "{}", reject.detail);
+        }
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! Limits the cost of rendering a chat template, so that a template that loops without end or
 //! doubles a text again and again is refused instead of filling the memory or occupying a thread.
 //!
-//! The template engine counts instructions, but not the bytes that an instruction makes. Therefore
-//! the operators that build texts and lists, and the filters and methods whose results can be much
-//! longer than their arguments, are replaced by functions that count these bytes first.
+//! The template engine counts instructions, but not the bytes that an instruction reads and makes.
+//! Therefore the operators that build texts and lists, and the filters and methods that read a text
+//! or make more of it, are replaced by functions that count these bytes first.
 
 use std::cell::Cell;
 
@@ -11,8 +11,13 @@ use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 use serde_json::ser::PrettyFormatter;
 
-use crate::limits::{MAX_RENDERED_BYTES, MAX_TEMPLATE_DEPTH, MAX_TEMPLATE_STEPS};
+use crate::limits::{
+    MAX_RENDERED_BYTES, MAX_TEMPLATE_DEPTH, MAX_TEMPLATE_STEPS, MAX_TEMPLATE_TEXT_BYTES,
+};
 use crate::python_json;
+
+/// Bytes that are counted for an item of a list, however short.
+const ITEM: usize = 64;
 
 /// Largest indentation of JSON; a larger one is ignored.
 const MAX_INDENT: usize = 16;
@@ -47,15 +52,30 @@ fn spend(bytes: usize) -> Result<(), Error> {
         .ok_or_else(|| exceeded(&format!("it builds more than {MAX_RENDERED_BYTES} bytes")))
 }
 
+fn spend_text(bytes: usize) -> Result<(), Error> {
+    if bytes > MAX_TEMPLATE_TEXT_BYTES {
+        return Err(exceeded(&format!(
+            "it builds a text of more than {MAX_TEMPLATE_TEXT_BYTES} bytes"
+        )));
+    }
+    spend(bytes)
+}
+
+/// Counts the bytes of a value that becomes a text, with escapes for what a text cannot have: the
+/// text is a few times longer at most.
+fn spend_as_text(value: &Value) -> Result<(), Error> {
+    let before = BYTES_LEFT.get();
+    spend_value(value, 0)?;
+    spend_text(before - BYTES_LEFT.get())
+}
+
 /// Counts the bytes of a value's text, or a fixed number for each item of a list.
 fn spend_value(value: &Value, depth: usize) -> Result<(), Error> {
-    /// Bytes that are counted for an item, however short.
-    const ITEM: usize = 64;
     if depth > MAX_TEMPLATE_DEPTH {
         return Err(exceeded(&format!("its lists are nested more than {MAX_TEMPLATE_DEPTH} deep")));
     }
     match value.kind() {
-        ValueKind::String => spend(value.as_str().map_or(0, str::len)),
+        ValueKind::String => spend_text(value.as_str().map_or(0, str::len)),
         ValueKind::Seq | ValueKind::Iterable => {
             for item in value.try_iter()? {
                 spend(ITEM)?;
@@ -91,8 +111,8 @@ pub(crate) fn set_up(environment: &mut Environment<'static>) {
     environment.set_recursion_limit(4 * MAX_TEMPLATE_DEPTH);
     environment.add_function(ADD, add);
     environment.add_function(CONCAT, |a: &Value, b: &Value| -> Result<Value, Error> {
-        spend_value(a, 0)?;
-        spend_value(b, 0)?;
+        spend_as_text(a)?;
+        spend_as_text(b)?;
         Ok(Value::from(format!("{a}{b}")))
     });
     environment.add_function(TIMES, times);
@@ -124,8 +144,31 @@ pub(crate) fn set_up(environment: &mut Environment<'static>) {
             filter.call(state, &args)
         });
     }
+    let reading = [
+        ("count", Value::from_function(filters::length)),
+        ("e", Value::from_function(filters::escape)),
+        ("escape", Value::from_function(filters::escape)),
+        ("length", Value::from_function(filters::length)),
+        ("lines", Value::from_function(filters::lines)),
+        ("lower", Value::from_function(filters::lower)),
+        ("reverse", Value::from_function(filters::reverse)),
+        ("split", Value::from_function(filters::split)),
+        ("title", Value::from_function(filters::title)),
+        ("trim", Value::from_function(filters::trim)),
+        ("upper", Value::from_function(filters::upper)),
+    ];
+    for (name, filter) in reading {
+        environment.add_filter(name, move |state: &State, args: Rest<Value>| {
+            // Lists are not counted: `messages | length` stands in many loops.
+            if let Some(text) = args.first().and_then(Value::as_str) {
+                spend_text(text.len())?;
+                spend(pieces(name, &args).saturating_mul(ITEM))?;
+            }
+            filter.call(state, &args)
+        });
+    }
     environment.add_filter("tojson", |value: Value, options: Kwargs| -> Result<String, Error> {
-        spend_value(&value, 0)?;
+        spend_as_text(&value)?;
         let indent: Option<usize> = options.get("indent")?;
         options.assert_all_used()?;
         let text = match indent.filter(|&indent| indent <= MAX_INDENT) {
@@ -147,7 +190,7 @@ pub(crate) fn set_up(environment: &mut Environment<'static>) {
         minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
     });
     environment.set_formatter(|out, state, value| {
-        spend_value(value, 0)?;
+        spend_as_text(value)?;
         minijinja::escape_formatter(out, state, value)
     });
 }
@@ -155,18 +198,20 @@ pub(crate) fn set_up(environment: &mut Environment<'static>) {
 /// Counts the result of a filter or method from its arguments, of which the first is the value
 /// itself.
 fn spend_result(name: &str, args: &[Value]) -> Result<(), Error> {
-    spend_all(args)?;
+    match name {
+        "format" | "join" | "pprint" | "string" => args.iter().try_for_each(spend_as_text)?,
+        _ => spend_all(args)?,
+    }
     let text = |k: usize| args.get(k).and_then(Value::as_str).unwrap_or_default();
     let number = |k: usize| args.get(k).and_then(Value::as_usize).unwrap_or(0);
     let named = |name: &str| args.last().and_then(|last| last.get_attr(name).ok()?.as_usize());
-    let more = match name {
+    let longer = match name {
         "replace" => text(0).matches(text(1)).count().saturating_mul(text(2).len()),
         "join" => args[0].len().unwrap_or(0).saturating_mul(text(1).len()),
         "indent" => {
             let width = number(1).max(named("width").unwrap_or(0));
             (text(0).lines().count() + 1).saturating_mul(width)
         }
-        "batch" | "slice" => number(1).saturating_mul(16),
         // Widths are digits in the text ('%99s', '{:99}') or separate numbers ('%*d').
         "format" if text(0).contains('*') => {
             return Err(exceeded("it formats a text with a width given as an argument"));
@@ -177,7 +222,27 @@ fn spend_result(name: &str, args: &[Value]) -> Result<(), Error> {
         }
         _ => 0,
     };
-    spend(more)
+    spend_text(longer)?;
+    spend(pieces(name, args).saturating_mul(ITEM))
+}
+
+/// Number of items that a filter or method makes of a text or out of nothing.
+fn pieces(name: &str, args: &[Value]) -> usize {
+    let text = args.first().and_then(Value::as_str).unwrap_or_default();
+    let of_text = match name {
+        "list" | "sort" | "unique" | "batch" | "slice" => text.len(),
+        "split" | "rsplit" => match args.get(1).and_then(Value::as_str) {
+            Some(separator) => text.matches(separator).count(),
+            None => text.split_whitespace().count(),
+        },
+        "lines" | "splitlines" => text.lines().count(),
+        _ => 0,
+    };
+    let filled = match name {
+        "batch" | "slice" => args.get(1).and_then(Value::as_usize).unwrap_or(0),
+        _ => 0,
+    };
+    of_text.saturating_add(filled)
 }
 
 /// `a + b`, as in the engine.
@@ -201,12 +266,12 @@ fn times(a: &Value, b: &Value) -> Result<Value, Error> {
     match (value.kind(), count) {
         (ValueKind::String, Some(count)) => {
             let text = value.as_str().unwrap_or_default();
-            spend(text.len().saturating_mul(count))?;
+            spend_text(text.len().saturating_mul(count))?;
             Ok(Value::from(text.repeat(count)))
         }
         (ValueKind::Seq | ValueKind::Iterable, Some(count)) => {
             let items: Vec<Value> = value.try_iter()?.collect();
-            spend(items.len().saturating_mul(count).saturating_mul(16))?;
+            spend(items.len().saturating_mul(count).saturating_mul(ITEM))?;
             let all = std::iter::repeat_n(&items, count).flatten().cloned();
             Ok(all.collect::<Vec<Value>>().into())
         }
@@ -240,7 +305,6 @@ fn of_numbers(
 mod tests {
     use std::collections::BTreeMap;
 
-    use crate::limits::MAX_CONVERSATION_BYTES;
     use crate::template::{ChatTemplate, TemplateInput};
 
     fn error(source: &str) -> String {
@@ -274,6 +338,14 @@ mod tests {
             doubling("{% set x = x.join([x, x]) %}"),
             doubling("{% set x %}{{ x }}{{ x }}{% endset %}"),
             doubling("{% set x = x * 9 %}"),
+            doubling("{% set x = x | pprint %}{% set x = x | pprint %}"),
+            doubling("{% set x = [x] | string %}{% set x = [x] | string %}"),
+            doubling("{% set x = x | tojson %}{% set x = [x] | tojson %}"),
+            looped("{% set ns.x = ns.x * 2 %}{% set ns.l = [ns.l, ns.x | list] %}"),
+            looped("{% set ns.x = ns.x * 2 %}{% set ns.l = [ns.l, ns.x.split('x')] %}"),
+            looped("{% set ns.x = ns.x * 2 %}{% set ns.l = [ns.l, ns.x | split('y')] %}"),
+            "{% set x = 'x' * 999999 %}{% for i in range(99999) %}{% set y = x | upper %}{% endfor %}"
+                .to_owned(),
             looped("{% set ns.x = ns.x + ns.x %}"),
             looped("{% set ns.l = ns.l + ns.l %}") + "{{ ns.l | length }}",
             looped("{% set ns.l = [ns.l, ns.l] %}") + "{{ ns.l | tojson }}",
@@ -300,16 +372,6 @@ mod tests {
             let is_named = error.contains("too much work") || error.contains("recursion limit");
             assert!(is_named, "{source:.200}: {error}");
         }
-    }
-
-    #[test]
-    fn a_text_too_long_to_be_tokenized_is_refused() {
-        let text = "x".repeat(MAX_CONVERSATION_BYTES / 1024);
-        let source = format!("{{% for i in range(1024) %}}{text}{{% endfor %}}");
-        assert_eq!(error(&source), format!("it rendered {MAX_CONVERSATION_BYTES} bytes"));
-        let message = error(&(source + "y"));
-        let expected = format!("the limit is {MAX_CONVERSATION_BYTES}");
-        assert!(message.contains(&expected), "{message}");
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use wide::{i16x8, i32x4};
 
-/// Bits of a weight after the point: the sum of a pixel of 8 bits and of two for overshoot is left.
+/// Fractional bits of a weight: of the 32 bits of a sum, 8 are for a pixel and 2 for overshoot.
 pub(crate) const WEIGHT_BITS: u32 = 32 - 8 - 2;
 
 /// Bits of the lower part of a weight.
@@ -29,7 +29,7 @@ impl Block {
     /// Bytes of a row.
     pub(crate) const WIDTH: usize = 3 * LANES;
 
-    /// A block of so many rows of zeros.
+    /// A block of `rows` rows of zeros.
     pub(crate) fn new(rows: usize) -> Self {
         Self { pairs: vec![[0; Self::WIDTH]; rows.div_ceil(2)] }
     }
@@ -83,8 +83,8 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// The weights of the rows from `first` on, in units of 2<sup>-[`WEIGHT_BITS`]</sup>. They are
-    /// below 2⁴ of 1.
+    /// The weights of the rows from `first` on, in units of 2<sup>-[`WEIGHT_BITS`]</sup>. As
+    /// numbers they are between -16 and 16.
     pub(crate) fn new(first: usize, weights: &[i32]) -> Self {
         let mut of_pairs = vec![0; first % 2];
         of_pairs.extend(weights);

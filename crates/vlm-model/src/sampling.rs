@@ -51,9 +51,9 @@ impl Sampling {
         if !(self.top_p > 0.0 && self.top_p <= 1.0) {
             return wrong(format!("`top_p` is {}; it must be above 0 and at most 1", self.top_p));
         }
-        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+        if !(1e-6..=1e6).contains(&self.repetition_penalty) {
             return wrong(format!(
-                "`repetition_penalty` is {}; it must be positive, or 1 for no penalty",
+                "`repetition_penalty` is {}; it must be from 1e-6 to 1e6, and 1 is no penalty",
                 self.repetition_penalty
             ));
         }
@@ -62,7 +62,13 @@ impl Sampling {
 
     /// Whether the next token is always the one with the largest unchanged logit.
     pub fn is_plain_greedy(&self) -> bool {
-        self.temperature == 0.0 && self.repetition_penalty == 1.0
+        self.is_greedy() && self.repetition_penalty == 1.0
+    }
+
+    /// Whether the next token is always the one with the largest logit. A division by a temperature
+    /// that is not zero, but very small, would make logits infinite.
+    fn is_greedy(&self) -> bool {
+        self.temperature < 1e-20
     }
 
     /// Applies repetition penalty, temperature, top-k and top-p to `logits` `[vocab_size]`; `seen`
@@ -70,7 +76,7 @@ impl Sampling {
     /// infinity. At temperature 0 only the penalty is applied.
     pub fn process(&self, logits: &mut [f32], seen: &[i64]) {
         penalise(logits, seen, self.repetition_penalty as f32);
-        if self.temperature == 0.0 {
+        if self.is_greedy() {
             return;
         }
         let temperature = self.temperature as f32;
@@ -104,7 +110,7 @@ impl Sampler {
     /// Chooses the next token from `logits` `[vocab_size]`, which are changed in place.
     pub fn next(&mut self, logits: &mut [f32]) -> i64 {
         self.sampling.process(logits, &self.seen);
-        let id = if self.sampling.temperature == 0.0 {
+        let id = if self.sampling.is_greedy() {
             argmax(logits)
         } else {
             draw(&softmax(logits), self.rng.random::<f32>())
@@ -232,6 +238,15 @@ mod tests {
     }
 
     #[test]
+    fn a_very_small_temperature_chooses_the_largest_logit() {
+        for temperature in [1e-300, 1e-40, 1e-21, 1e-19] {
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            let mut sampler = Sampler::new(&sampling, 0, &[]);
+            assert_eq!(sampler.next(&mut [1.0, -90.0, 95.5, 95.25]), 2, "{temperature}");
+        }
+    }
+
+    #[test]
     fn settings_out_of_range_are_named() {
         for (sampling, name) in [
             (Sampling { temperature: -1.0, ..Sampling::default() }, "temperature"),
@@ -239,6 +254,7 @@ mod tests {
             (Sampling { top_p: 0.0, ..Sampling::default() }, "top_p"),
             (Sampling { top_p: 1.5, ..Sampling::default() }, "top_p"),
             (Sampling { repetition_penalty: 0.0, ..Sampling::default() }, "repetition_penalty"),
+            (Sampling { repetition_penalty: 1e-50, ..Sampling::default() }, "repetition_penalty"),
         ] {
             assert!(sampling.validate().unwrap_err().to_string().contains(name));
         }

@@ -220,7 +220,8 @@ impl ChatRequest {
         let param = format!("{param}.image_url");
         let image = fields.get("image_url").unwrap_or(&Value::Null);
         let image = object(&param, image)?;
-        match image.get("detail").and_then(Value::as_str) {
+        let detail = image.get("detail").filter(|value| !value.is_null());
+        match detail.map(|value| value.as_str().unwrap_or_default()) {
             None | Some("auto") => {}
             Some(detail @ ("low" | "high" | "original")) => self.warnings.push(format!(
                 "{param}.detail: {detail:?} has no effect; the model reads every image in one size"

@@ -132,13 +132,16 @@ async fn chat(State(service): Shared, request: Request) -> Result<Response, ApiE
         }
     };
     let bytes = body::read(body, service.options.max_body_bytes, time).await?;
-    // Decoding images takes too long for the thread of the connections.
+    // Decoding images takes too long for the thread of the connections. The other thread keeps the
+    // place of the request: it goes on when the client has left.
     let preparing = {
         let service = Arc::clone(&service);
-        tokio::task::spawn_blocking(move || service.prepare(&bytes))
+        tokio::task::spawn_blocking(move || {
+            service.prepare(&bytes).map(|(prompt, request)| (prompt, request, slot))
+        })
     };
     let prepared = preparing.await.map_err(|_| ApiError::internal("preparing the prompt failed"));
-    let (prompt, request) = prepared??;
+    let (prompt, request, slot) = prepared??;
     let num_prompt_tokens = prompt.prompt.input_ids.len();
     let (events, receiver) = unbounded_channel();
     service.scheduler.add(Job {
@@ -181,11 +184,14 @@ impl Service {
     /// Checks the key of a request.
     fn authorize(&self, headers: &HeaderMap) -> Result<(), ApiError> {
         let Some(key) = &self.options.api_key else { return Ok(()) };
-        let given = headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok());
-        let given = given.and_then(|value| value.split_once(' '));
+        // Any bytes are allowed in a key.
+        let given = headers.get(AUTHORIZATION).map(HeaderValue::as_bytes);
+        let given = given.and_then(|value| {
+            value.iter().position(|&byte| byte == b' ').map(|space| value.split_at(space))
+        });
         let message = match given {
-            Some((scheme, given)) if scheme.eq_ignore_ascii_case("bearer") => {
-                if is_same(given.trim().as_bytes(), key.as_bytes()) {
+            Some((scheme, given)) if scheme.eq_ignore_ascii_case(b"bearer") => {
+                if is_same(given.trim_ascii(), key.as_bytes()) {
                     return Ok(());
                 }
                 "the API key is wrong"

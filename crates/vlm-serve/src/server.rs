@@ -24,7 +24,7 @@ use crate::routes::{Service, router};
 use crate::scheduler::Scheduler;
 use crate::write_timeout::WriteTimeout;
 
-/// Largest number of open connections; further ones wait until the system accepts them.
+/// Largest number of open connections; further ones wait in the system's queue until one ends.
 const MAX_CONNECTIONS: usize = 512;
 
 /// Number of threads that prepare prompts.

@@ -306,19 +306,26 @@ pub(crate) fn device_type(operation: &'static str, device: Device) -> Result<c_i
     }
 }
 
-/// The `c10::ScalarType` of a kind that autocast supports.
+/// The number of a floating-point type in libtorch, its `c10::ScalarType`.
 ///
 /// # Errors
-/// The kind is neither bfloat16 nor float16.
-/// The number of a type in libtorch.
+/// Another type.
 pub(crate) fn scalar_type(operation: &'static str, kind: Kind) -> Result<c_int> {
     match kind {
         Kind::Float => Ok(6),
         Kind::Double => Ok(7),
-        other => low_precision(operation, other),
+        Kind::Half | Kind::BFloat16 => low_precision(operation, kind),
+        other => {
+            let problem = format!("kind {other:?}; expected Float, Double, BFloat16 or Half");
+            Err(Error::argument(operation, problem))
+        }
     }
 }
 
+/// The number of a type that autocast supports in libtorch, its `c10::ScalarType`.
+///
+/// # Errors
+/// The kind is neither bfloat16 nor float16.
 pub(crate) fn low_precision(operation: &'static str, kind: Kind) -> Result<c_int> {
     match kind {
         Kind::Half => Ok(5),

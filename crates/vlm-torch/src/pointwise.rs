@@ -13,7 +13,7 @@ use crate::{Error, Result, ffi};
 
 /// Root-mean-square normalisation over the last dimension, as `torch.nn.functional.rms_norm`: `x`
 /// `[…, width]`, `weight` `[width]` → `[…, width]` of the type `out` (a
-/// floating-point one). Only `x` is kept for the backward pass.
+/// floating-point one). Only `x`, the weight and a number per row are kept for the backward pass.
 ///
 /// # Errors
 /// Shapes, types or devices that do not agree; no memory left.

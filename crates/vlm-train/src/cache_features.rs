@@ -16,6 +16,7 @@ use vlm_model::vision::VisionEncoder;
 use vlm_model::{ModelError, OpenClip, VisionConfig};
 
 use crate::TrainError;
+use crate::dir_lock::{DirLock, LockError};
 use vlm_infer::build_encoder;
 use vlm_infer::device_batch::{Normalizer, features_kind};
 use vlm_infer::image_processor;
@@ -114,6 +115,8 @@ pub fn cache_features(
     let processor = Arc::new(image_processor(&config.vision, &vision)?);
     let source = config.data_path.open_with(config.images_path.as_deref(), &config.rows)?;
     let key = feature_key(&config.vision, &vision, &processor, config.dtype)?;
+    // Two processes that write to one cache would mix up their images.
+    let _lock = lock(&config.output)?;
     let writer = FeatureCacheWriter::open(&config.output, key).map_err(usage)?;
     if writer.num_unverified() > 0 {
         tracing::warn!(
@@ -170,6 +173,24 @@ pub fn cache_features(
         rejected_rows,
         bytes: num_images as u64 * bytes_per_image,
         is_finished,
+    })
+}
+
+fn lock(output: &Path) -> Result<DirLock, TrainError> {
+    let unwritable = |error| {
+        TrainError::Usage(format!(
+            "`output` {} cannot be written: {error}; choose a folder that you may write to",
+            output.display()
+        ))
+    };
+    std::fs::create_dir_all(output).map_err(unwritable)?;
+    DirLock::take(output).map_err(|error| match error {
+        LockError::Held(owner) => TrainError::Usage(format!(
+            "`output` {}: another program is writing to it ({owner}); wait until it has ended, or \
+             choose another `output`",
+            output.display()
+        )),
+        LockError::Io(error) => unwritable(error),
     })
 }
 

@@ -30,11 +30,27 @@ pub(crate) struct Saver {
     waited: Duration,
 }
 
+/// What came of a save.
+#[derive(Debug)]
+pub(crate) struct Saved {
+    /// The checkpoint, if it was written. It may be the only one left, even if the weights files
+    /// that belong to it could not be written.
+    pub(crate) checkpoint: Option<PathBuf>,
+    /// The first error.
+    pub(crate) result: Result<(), TrainError>,
+}
+
+impl Saved {
+    fn nothing(error: TrainError) -> Self {
+        Self { checkpoint: None, result: Err(error) }
+    }
+}
+
 /// A checkpoint that a thread is writing.
 #[derive(Debug)]
 struct InFlight {
-    started: Instant,
-    thread: JoinHandle<Result<PathBuf, TrainError>>,
+    /// Returns how long it took.
+    thread: JoinHandle<(Saved, Duration)>,
     /// Closed when the thread ends.
     ended: Receiver<()>,
     /// Number of heartbeats of the thread.
@@ -73,26 +89,26 @@ impl Saver {
         self.waited += time;
     }
 
-    /// Runs `write`, which writes a checkpoint and returns its path, in a thread.
+    /// Runs `write` in a thread.
     ///
     /// # Errors
     /// The thread cannot be started, and `on_save_error` is to stop.
     pub(crate) fn start(
         &mut self,
-        write: impl FnOnce(Heartbeat) -> Result<PathBuf, TrainError> + Send + 'static,
+        write: impl FnOnce(Heartbeat) -> Saved + Send + 'static,
     ) -> Result<(), TrainError> {
         let progress = Arc::new(AtomicU64::new(0));
         let (ending, ended) = sync_channel(1);
         let beats = Arc::clone(&progress);
         let spawned = std::thread::Builder::new().name("save".into()).spawn(move || {
+            let started = Instant::now();
             let written = write(Heartbeat(&|| _ = beats.fetch_add(1, Ordering::Relaxed)));
             drop(ending);
-            written
+            (written, started.elapsed())
         });
         match spawned {
             Ok(thread) => {
-                let started = Instant::now();
-                self.in_flight = Some(InFlight { started, thread, ended, progress });
+                self.in_flight = Some(InFlight { thread, ended, progress });
                 Ok(())
             }
             Err(error) => self.failed(TrainError::Failed(format!(
@@ -103,20 +119,20 @@ impl Saver {
         }
     }
 
-    /// Runs `write`, which writes a checkpoint and returns its path, in this thread.
+    /// Runs `write` in this thread.
     ///
     /// # Errors
     /// The error of `write`, if `on_save_error` is to stop or this is the last save of the run.
     pub(crate) fn save(
         &mut self,
         is_last: bool,
-        write: impl FnOnce() -> Result<PathBuf, TrainError>,
+        write: impl FnOnce() -> Saved,
     ) -> Result<(), TrainError> {
         let started = Instant::now();
-        let written = write();
-        match written {
+        let saved = write();
+        match saved.result {
             Err(error) if is_last => Err(error),
-            written => self.record(written, started),
+            _ => self.record(saved, started.elapsed()),
         }
     }
 
@@ -150,28 +166,21 @@ impl Saver {
     }
 
     fn join(&mut self, save: InFlight) -> Result<(), TrainError> {
-        let written = save.thread.join().unwrap_or_else(|panic| {
+        let (saved, took) = save.thread.join().unwrap_or_else(|panic| {
             let why = panic_message(&*panic).unwrap_or("internal error");
-            Err(TrainError::Failed(format!("the checkpoint was not written: {why}")))
+            let error = TrainError::Failed(format!("the checkpoint was not written: {why}"));
+            (Saved::nothing(error), Duration::ZERO)
         });
-        self.record(written, save.started)
+        self.record(saved, took)
     }
 
-    fn record(
-        &mut self,
-        written: Result<PathBuf, TrainError>,
-        started: Instant,
-    ) -> Result<(), TrainError> {
-        let took = started.elapsed();
+    fn record(&mut self, saved: Saved, took: Duration) -> Result<(), TrainError> {
         self.longest = self.longest.max(took);
-        match written {
-            Ok(path) => {
-                tracing::debug!("{} was written in {:.2} s", path.display(), took.as_secs_f64());
-                self.last = Some(path);
-                Ok(())
-            }
-            Err(error) => self.failed(error),
+        if let Some(path) = saved.checkpoint {
+            tracing::debug!("{} was written in {:.2} s", path.display(), took.as_secs_f64());
+            self.last = Some(path);
         }
+        saved.result.or_else(|error| self.failed(error))
     }
 
     /// Handles a save that failed.
@@ -205,8 +214,8 @@ mod tests {
 
     use super::*;
 
-    fn failing(_: Heartbeat) -> Result<PathBuf, TrainError> {
-        Err(TrainError::Failed("disk full".into()))
+    fn failing(_: Heartbeat) -> Saved {
+        Saved::nothing(TrainError::Failed("disk full".into()))
     }
 
     #[test]
@@ -217,7 +226,7 @@ mod tests {
             .start(move |Heartbeat(beat)| {
                 beat();
                 let () = finished.recv().unwrap();
-                Ok("step-1".into())
+                Saved { checkpoint: Some("step-1".into()), result: Ok(()) }
             })
             .unwrap();
         saver.poll().unwrap();
@@ -243,6 +252,17 @@ mod tests {
             let last = saver.save(true, || failing(Heartbeat(&|| ())));
             assert_eq!(last.unwrap_err().to_string(), "disk full");
         }
+    }
+
+    #[test]
+    fn a_checkpoint_whose_weights_files_failed_is_the_last_one() {
+        let mut saver = Saver::new(OnSaveError::Continue);
+        saver.continue_from(Some("step-1".into()));
+        saver
+            .start(|heartbeat| Saved { checkpoint: Some("step-2".into()), ..failing(heartbeat) })
+            .unwrap();
+        saver.wait(&|| ()).unwrap();
+        assert_eq!(saver.last(), Some(Path::new("step-2")));
     }
 
     #[test]

@@ -117,6 +117,8 @@ pub struct Trainer<'a> {
     reject_budget: RejectBudget,
     meter: Meter,
     save_is_due: bool,
+    /// Whether a warning said that the save that is due waits for an update that is not skipped.
+    late_save_is_reported: bool,
 }
 
 impl<'a> Trainer<'a> {
@@ -176,6 +178,7 @@ impl<'a> Trainer<'a> {
             reject_budget: RejectBudget::new(config.data.max_rejected_fraction),
             meter: Meter::start(state.counters),
             save_is_due: false,
+            late_save_is_reported: false,
         })
     }
 
@@ -256,7 +259,7 @@ impl<'a> Trainer<'a> {
 
             let step = self.state.counters.step;
             let accumulation_steps = self.config.optim.accumulation_steps as usize;
-            let position = MicroBatchPosition::of(index, end, accumulation_steps);
+            let position = MicroBatchPosition::of(index, &(first..end), accumulation_steps);
             self.set_phase(Phase::ForwardBackward);
             let forbids_waits = self.no_waits_from.is_some_and(|first| step >= first);
             if forbids_waits {
@@ -415,8 +418,10 @@ impl<'a> Trainer<'a> {
             if self.state.skipped_in_a_row == 0 {
                 save(self)?;
                 self.save_is_due = false;
-            } else if self.state.skipped_in_a_row == 1 {
+                self.late_save_is_reported = false;
+            } else if !self.late_save_is_reported {
                 self.warn_of_late_save();
+                self.late_save_is_reported = true;
             }
         }
         self.time_limit.begin_update();

@@ -249,10 +249,17 @@ impl Pages {
                     (count, levels.repetition.first().is_some_and(|&level| level != 0))
                 }
             };
-            chunk.starts.push(chunk.starts[number] + count);
+            let start = chunk.starts[number].saturating_add(count);
+            chunk.starts.push(start);
             chunk.continues.push(continues);
         }
-        Ok(chunk)
+        match chunk.starts.last() {
+            Some(&found) if found == num_rows => Ok(chunk),
+            found => Err(ParquetError::General(format!(
+                "the pages of row group {group} have {} rows, but the file's footer says {num_rows}",
+                found.copied().unwrap_or(0)
+            ))),
+        }
     }
 
     /// Decodes consecutive pages.
@@ -271,8 +278,11 @@ impl Pages {
         let mut reader =
             SerializedPageReader::new(Arc::clone(&self.reader), metadata, 0, Some(wanted))?;
         let mut pages = VecDeque::new();
-        if reader.peek_next_page()?.is_some_and(|page| page.is_dict) {
-            pages.extend(reader.get_next_page()?);
+        if reader.peek_next_page()?.is_some_and(|page| page.is_dict)
+            && let Some(page) = reader.get_next_page()?
+        {
+            check_dictionary(page.num_values() as usize, page.buffer().len())?;
+            pages.push_back(page);
         }
         if skips_first {
             reader.skip_next_page()?;
@@ -282,6 +292,15 @@ impl Pages {
         }
         Levels::decode(metadata.column_descr_ptr(), pages)
     }
+}
+
+/// Checks the number of values of a dictionary, which sizes a buffer, with the length of its page.
+fn check_dictionary(values: usize, bytes: usize) -> ParquetResult<()> {
+    if values > MAX_PAGE_VALUES.min(bytes) {
+        let problem = format!("a dictionary claims {values} values in {bytes} bytes");
+        return Err(ParquetError::General(problem));
+    }
+    Ok(())
 }
 
 /// Reads by position without moving the file's cursor, so that threads do not disturb each other.
@@ -474,5 +493,10 @@ mod tests {
         let many = check(&plain, MAX_PAGE_VALUES + 1).unwrap_err();
         assert!(many.contains("claims 4194305 values"), "{many}");
         assert!(check(&plain[..3], 9).unwrap_err().contains("no sizes"));
+        assert!(check_dictionary(10, 10).is_ok());
+        for (values, bytes) in [(11, 10), (MAX_PAGE_VALUES + 1, 1 << 30)] {
+            let error = check_dictionary(values, bytes).unwrap_err().to_string();
+            assert!(error.contains(&format!("claims {values} values")), "{error}");
+        }
     }
 }

@@ -167,6 +167,33 @@ fn damaged_files_do_not_panic() {
 }
 
 #[test]
+fn another_number_of_values_in_a_page_header_does_not_move_rows() {
+    let name = "captions.parquet";
+    let whole = open(name);
+    let bytes = std::fs::read(golden("rows").join(name)).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join(name);
+    let mut num_errors = 0;
+    for at in 2..bytes.len() {
+        // The header of a page, and its first field: the number of values, doubled.
+        if bytes[at - 2..at] != [0x2c, 0x15] || !(4..0x7e).contains(&bytes[at]) {
+            continue;
+        }
+        let mut changed = bytes.clone();
+        changed[at] -= 2;
+        std::fs::write(&path, &changed).unwrap();
+        let source = open_source(&path, None).unwrap();
+        for index in 0..source.len() {
+            match source.turns(index) {
+                Ok(turns) => assert_eq!(turns, whole.turns(index).unwrap(), "byte {at}"),
+                Err(_) => num_errors += 1,
+            }
+        }
+    }
+    assert!(num_errors > 0);
+}
+
+#[test]
 fn a_row_says_where_it_lies_and_a_file_which_reader_reads_it() {
     let source = open("texts.arrow");
     assert_eq!(source.locate(3), "texts.arrow[3]");

@@ -32,7 +32,7 @@ pub struct Checkpoint {
 /// # Errors
 /// A missing file, an unknown format version, a wrong checksum; the message names the file.
 pub fn load(path: &Path) -> Result<Checkpoint, LoadError> {
-    let state = read_state(path)?;
+    let state = read_state(path, Heartbeat(&|| ()))?;
     let read = |name: &str| {
         let file = path.join(name);
         Tensor::read_safetensors(&file)
@@ -44,15 +44,16 @@ pub fn load(path: &Path) -> Result<Checkpoint, LoadError> {
     Ok(Checkpoint { path: path.to_owned(), state_dict, identity })
 }
 
-/// Reads `state.json` of the checkpoint at `path`, and verifies the checksums of all files.
-pub(super) fn read_state(path: &Path) -> Result<StateFile, LoadError> {
+/// Reads `state.json` of the checkpoint at `path`, and verifies the checksums of all files. Calls
+/// `heartbeat` regularly.
+pub(super) fn read_state(path: &Path, heartbeat: Heartbeat) -> Result<StateFile, LoadError> {
     if !path.is_dir() {
         return Err(LoadError::Missing(format!("{} does not exist", path.display())));
     }
     let state = state_file::read(&path.join(STATE))?;
     for (name, expected) in &state.checksums {
         let file = path.join(name);
-        let found = checksum(&file, Heartbeat(&|| ())).map_err(|e| LoadError::from_io(&file, e))?;
+        let found = checksum(&file, heartbeat).map_err(|e| LoadError::from_io(&file, e))?;
         if found != *expected {
             return Err(LoadError::Damaged(format!(
                 "{}: the checksum differs from the one in state.json: the file was changed or is \

@@ -37,7 +37,7 @@ pub fn save(
         .and_then(|()| fs::create_dir(&temporary).map_err(|e| TrainError::at(&temporary, e)))
         .and_then(|()| fill(&temporary, state_dict, identity, heartbeat))
         .and_then(|state| {
-            if is_same(&target, &state) {
+            if is_same(&target, &state, heartbeat) {
                 return remove_if_exists(&temporary);
             }
             put_in_place(&temporary, &target)?;
@@ -85,8 +85,8 @@ fn fill(
 }
 
 /// Whether `path` is an undamaged checkpoint with the same contents.
-fn is_same(path: &Path, state: &StateFile) -> bool {
-    read_state(path).is_ok_and(|there| {
+fn is_same(path: &Path, state: &StateFile, heartbeat: Heartbeat) -> bool {
+    read_state(path, heartbeat).is_ok_and(|there| {
         there.version == state.version
             && there.train_state == state.train_state
             && there.identity == state.identity

@@ -18,6 +18,7 @@ use crate::encoder_files::EncoderFiles;
 use crate::optimizer::averages_in;
 use crate::out_dir::OutDir;
 use crate::parallel::Phase;
+use crate::saver::Saved;
 use crate::state_dict::StateDict;
 use crate::trainer::Trainer;
 
@@ -106,9 +107,15 @@ impl SavedRun {
         Ok(self)
     }
 
-    /// Writes the checkpoint and the weights files, and returns the path of the checkpoint. Calls
-    /// `heartbeat` regularly.
-    fn write(self, heartbeat: Heartbeat) -> Result<PathBuf, TrainError> {
+    /// Writes the checkpoint and the weights files. Calls `heartbeat` regularly.
+    fn write(self, heartbeat: Heartbeat) -> Saved {
+        match self.write_checkpoint(heartbeat) {
+            Ok(path) => Saved { checkpoint: Some(path), result: self.write_weights(heartbeat) },
+            Err(error) => Saved { checkpoint: None, result: Err(error) },
+        }
+    }
+
+    fn write_checkpoint(&self, heartbeat: Heartbeat) -> Result<PathBuf, TrainError> {
         self.out_dir.check_not_replaced()?;
         let folder = self.out_dir.join("checkpoints");
         let path =
@@ -122,6 +129,10 @@ impl SavedRun {
                 self.last_healthy_checkpoint
             );
         }
+        Ok(path)
+    }
+
+    fn write_weights(&self, heartbeat: Heartbeat) -> Result<(), TrainError> {
         for (name, tensors) in &self.weights {
             for (extension, format) in [("pth", Format::Pth), ("safetensors", Format::Safetensors)]
             {
@@ -133,7 +144,7 @@ impl SavedRun {
         if let Some(encoder) = &self.encoder {
             encoder.save(self.out_dir.path(), heartbeat)?;
         }
-        Ok(path)
+        Ok(())
     }
 }
 

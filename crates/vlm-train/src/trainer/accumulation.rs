@@ -1,5 +1,7 @@
 //! The micro-batches that make one update of the weights.
 
+use std::ops::Range;
+
 use vlm_data::Batch;
 
 use crate::parallel::GlobalStepStats;
@@ -40,11 +42,31 @@ pub(super) struct MicroBatchPosition {
 }
 
 impl MicroBatchPosition {
-    /// The position of micro-batch `index` of an epoch with `end` micro-batches. The last update of
-    /// an epoch may have fewer than `accumulation_steps` micro-batches.
-    pub(super) fn of(index: usize, end: usize, accumulation_steps: usize) -> Self {
+    /// The position of micro-batch `index` among the micro-batches `trained` of an epoch. The first
+    /// update of a continued epoch and the last one may have fewer than `accumulation_steps`
+    /// micro-batches.
+    pub(super) fn of(index: usize, trained: &Range<usize>, accumulation_steps: usize) -> Self {
         let first = index / accumulation_steps * accumulation_steps;
-        let update_end = (first + accumulation_steps).min(end);
-        Self { num_micro_batches: update_end - first, is_last: index + 1 == update_end }
+        let end = (first + accumulation_steps).min(trained.end);
+        Self { num_micro_batches: end - first.max(trained.start), is_last: index + 1 == end }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_micro_batches_of_an_update_have_a_weight_of_one_together() {
+        for trained in [0..10, 6..10, 5..6, 3..8] {
+            let mut weight = 0.0;
+            for index in trained.clone() {
+                let position = MicroBatchPosition::of(index, &trained, 4);
+                weight += 1.0 / position.num_micro_batches as f64;
+                assert_eq!(position.is_last, weight > 0.999, "{index} of {trained:?}");
+                weight = if position.is_last { 0.0 } else { weight };
+            }
+            assert_eq!(weight, 0.0, "{trained:?}");
+        }
     }
 }
