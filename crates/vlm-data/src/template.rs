@@ -114,7 +114,7 @@ impl ChatTemplate {
         add_generation_prompt: bool,
     ) -> Result<String, Reject> {
         let TemplateInput { messages, tools } = input;
-        let bytes = messages.iter().map(|message| message.content.num_bytes()).sum();
+        let bytes: usize = messages.iter().map(|message| message.content.num_bytes()).sum();
         check_length("the conversation has", bytes)?;
         let special_tokens = Value::from_serialize(&self.special_tokens);
         let root = context! {
@@ -125,12 +125,18 @@ impl ChatTemplate {
             documents => (),
             ..special_tokens
         };
-        let text = self.compiled.render(&self.environment, root).map_err(|e| {
+        let refused = |e: &Error| {
             Reject::new(
                 RejectReason::TemplateRefused,
-                format!("the chat template raised an error: {}", explain(&e)),
+                format!("the chat template raised an error: {}", explain(e)),
             )
-        })?;
+        };
+        let text = self.compiled.render(&self.environment, root).map_err(|e| refused(&e))?;
+        let added = text.len().saturating_sub(bytes);
+        if added > MAX_CONVERSATION_BYTES {
+            let problem = format!("it adds {added} bytes to the conversation");
+            return Err(refused(&template_limits::exceeded(&problem)));
+        }
         check_length("with what the chat template adds, the conversation has", text.len())?;
         Ok(text)
     }
