@@ -251,6 +251,7 @@ unsafe extern "C" {
     ) -> c_int;
 
     pub(crate) fn vlm_set_deterministic(on: c_int) -> c_int;
+    pub(crate) fn vlm_keep_freed_memory();
     pub(crate) fn vlm_cuda_prepare() -> c_int;
     pub(crate) fn vlm_cuda_set_device(device: c_int) -> c_int;
     pub(crate) fn vlm_pinned_bytes(data: *const u8, count: usize, out: *mut *mut C_tensor)

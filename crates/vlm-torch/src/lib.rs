@@ -44,7 +44,7 @@ pub use files::{
 pub use gradients::{clip_grad_norm, clip_gradients, grad_norm, set_grad_none, unscale_gradients};
 pub use linear::linear;
 pub use matrix_rate::matrix_rate;
-pub use memory::{cuda_memory, empty_cache, peak_memory_bytes, reset_peak};
+pub use memory::{cuda_memory, empty_cache, keep_freed_memory, peak_memory_bytes, reset_peak};
 pub use nccl::NcclAbort;
 pub use optimizer::{AdamWStep, LossScale, deterministic_algorithms, fused_adamw_step};
 pub use pointwise::{mixed_sum, quick_gelu, rms_norm, swiglu};

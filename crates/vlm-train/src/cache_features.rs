@@ -111,6 +111,7 @@ pub fn cache_features(
     announce: &mut dyn FnMut(&Estimate),
     report_progress: &mut dyn FnMut(Progress),
 ) -> Result<Cached, TrainError> {
+    vlm_torch::keep_freed_memory();
     let (encoder, vision) = build_encoder(&config.vision, config.image_size, config.device)?;
     let processor = Arc::new(image_processor(&config.vision, &vision)?);
     let source = config.data_path.open_with(config.images_path.as_deref(), &config.rows)?;

@@ -46,6 +46,7 @@ impl Parts {
         if let Some(threads) = config.run.num_threads.or_else(default_threads) {
             tch::set_num_threads(threads);
         }
+        vlm_torch::keep_freed_memory();
         let files = model_files(&config.model);
         if config.model.init_from.is_some() {
             require_projector(&files)?;
