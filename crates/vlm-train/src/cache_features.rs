@@ -1,6 +1,7 @@
 //! Computes the vision encoder's features of every image of a dataset once and stores them in a
 //! cache on disk. Training reads them with the setting `features`.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,6 +11,7 @@ use tch::{Device, Kind};
 use vlm_data::{
     DataPaths, FeatureCacheWriter, FeatureKey, FeaturesDtype, ImageCount, ImageHash,
     ImageProcessor, ImageScan, RejectLog, RowOptions, RowSource, ScannedChunk, count_images,
+    is_disk_failure,
 };
 use vlm_display::count;
 use vlm_model::vision::VisionEncoder;
@@ -178,11 +180,12 @@ pub fn cache_features(
 }
 
 fn lock(output: &Path) -> Result<DirLock, TrainError> {
-    let unwritable = |error| {
-        TrainError::Usage(format!(
-            "`output` {} cannot be written: {error}; choose a folder that you may write to",
-            output.display()
-        ))
+    let unwritable = |error: std::io::Error| {
+        let problem = format!("`output` {} cannot be written: {error}", output.display());
+        if is_disk_failure(&error) && error.kind() != ErrorKind::ReadOnlyFilesystem {
+            return TrainError::Failed(problem);
+        }
+        TrainError::Usage(format!("{problem}; choose a folder that you may write to"))
     };
     std::fs::create_dir_all(output).map_err(unwritable)?;
     DirLock::take(output).map_err(|error| match error {
