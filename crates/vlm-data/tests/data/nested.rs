@@ -167,26 +167,31 @@ fn damaged_files_do_not_panic() {
 }
 
 #[test]
-fn another_number_of_values_in_a_page_header_does_not_move_rows() {
-    let name = "captions.parquet";
+fn another_number_of_rows_in_a_page_header_is_named_and_moves_no_rows() {
+    let name = "messages_v2.parquet";
     let whole = open(name);
     let bytes = std::fs::read(golden("rows").join(name)).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join(name);
     let mut num_errors = 0;
-    for at in 2..bytes.len() {
-        // The header of a page, and its first field: the number of values, doubled.
-        if bytes[at - 2..at] != [0x2c, 0x15] || !(4..0x7e).contains(&bytes[at]) {
-            continue;
-        }
-        let mut changed = bytes.clone();
-        changed[at] -= 2;
-        std::fs::write(&path, &changed).unwrap();
-        let source = open_source(&path, None).unwrap();
-        for index in 0..source.len() {
-            match source.turns(index) {
-                Ok(turns) => assert_eq!(turns, whole.turns(index).unwrap(), "byte {at}"),
-                Err(_) => num_errors += 1,
+    for at in 0..bytes.len() - 7 {
+        // The header of a page of version 2, with the numbers of its values, nulls and rows, each of
+        // one byte and doubled.
+        let [0x5c, 0x15, _, 0x15, _, 0x15, rows, 0x15] = bytes[at..at + 8] else { continue };
+        for changed_rows in [rows - 2, rows + 2] {
+            let mut changed = bytes.clone();
+            changed[at + 6] = changed_rows;
+            std::fs::write(&path, &changed).unwrap();
+            let source = open_source(&path, None).unwrap();
+            for index in 0..source.len() {
+                match source.turns(index) {
+                    Ok(turns) => assert_eq!(turns, whole.turns(index).unwrap(), "byte {at}"),
+                    Err(error) => {
+                        let message = error.to_string();
+                        assert!(message.contains("the file's footer says"), "{message}");
+                        num_errors += 1;
+                    }
+                }
             }
         }
     }
