@@ -142,7 +142,7 @@ fn a_second_program_that_writes_to_a_feature_cache_is_refused() {
     let lock = fs::File::create(trial.path("features/.lock")).unwrap();
     lock.try_lock().unwrap();
     let ended = try_to_cache(&trial, "features", "float32");
-    ended.assert_error(2, &["features", "another program is writing to it"]);
+    ended.assert_error(2, &["features", "another run is writing to it"]);
     drop(lock);
     cache(&trial, "features", "float32");
 }

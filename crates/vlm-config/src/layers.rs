@@ -152,8 +152,8 @@ impl Layers {
     }
 
     /// Applies settings that affect others: `pack` sets `padding`, without `shuffle` the default of
-    /// `bucket_window` is 0, and where blocks to be trained are given, the default of `train_lm` is
-    /// no.
+    /// `bucket_window` is 0, and where blocks to be trained are given, `train_lm` of
+    /// the stage or an earlier origin is replaced by no.
     ///
     /// # Errors
     /// `pack` and `padding` of the same origin that contradict each other.
@@ -161,14 +161,13 @@ impl Layers {
         if self.get("data.shuffle") == Some(&Value::Bool(false)) {
             self.derive("data.bucket_window", 0, "0 because the rows are not shuffled");
         }
-        // Some stages and recipes train the whole language model, which includes these blocks.
+        // A stage or recipe may train the whole language model, which includes these blocks.
+        const TRAIN_LM: &str = "model.freeze.train_lm";
         for name in ["unfreeze_first_layers", "unfreeze_last_layers"] {
-            if self.is_given(&format!("model.freeze.{name}")) {
-                self.derive(
-                    "model.freeze.train_lm",
-                    false,
-                    &format!("no because `{name}` is given"),
-                );
+            let path = format!("model.freeze.{name}");
+            if self.is_given(&path) && self.origin(TRAIN_LM) < self.origin(&path) {
+                let origin = Origin::Derived(format!("no because `{name}` is given"));
+                self.values.insert(TRAIN_LM, (json!(false), origin));
             }
         }
         let Some((pack, origin)) = self.values.remove("data.pack") else { return Ok(()) };
@@ -293,7 +292,12 @@ mod tests {
         assert!(!trains_lm(Stage::Sft, "unfreeze-last-layers = 2"));
         assert!(!trains_lm(Stage::Sft, "unfreeze-first-layers = 0"));
         assert!(trains_lm(Stage::Sft, "unfreeze-last-layers = 2\ntrain-lm = true"));
-        assert!(trains_lm(Stage::Pretrain, "unfreeze-last-layers = 2\ntrain-lm = true"));
+        let mut layers = layers(&[
+            (Origin::Recipe("mine".into()), "train-lm = true"),
+            (Origin::Flag, "unfreeze-last-layers = 2"),
+        ]);
+        layers.settle().unwrap();
+        assert!(!layers.resolve().unwrap().model.freeze.train_lm);
     }
 
     #[test]

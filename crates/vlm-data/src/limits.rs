@@ -69,7 +69,8 @@ pub(crate) const MAX_RENDERED_BYTES: usize = 128 << 20;
 /// [`MAX_CONVERSATION_BYTES`].
 pub(crate) const MAX_TEMPLATE_TEXT_BYTES: usize = 1 << 21;
 
-/// Longest text of a conversation in bytes, before its chat template is applied and after it. The crate `tokenizers`
+/// Longest text of a conversation in bytes, before its chat template is applied and after it. The
+/// crate `tokenizers`
 /// takes up to 400 bytes of memory for each of them, so that a longer text could fill the memory.
 pub(crate) const MAX_CONVERSATION_BYTES: usize = 1 << 19;
 

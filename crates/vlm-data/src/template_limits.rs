@@ -125,7 +125,18 @@ pub(crate) fn set_up(environment: &mut Environment<'static>) {
         let pairs = pairs.chunks_exact(2).map(|pair| (pair[0].clone(), pair[1].clone()));
         Ok(pairs.collect::<Value>())
     });
-    let growing = [
+    let counted = [
+        ("count", Value::from_function(filters::length)),
+        ("e", Value::from_function(filters::escape)),
+        ("escape", Value::from_function(filters::escape)),
+        ("length", Value::from_function(filters::length)),
+        ("lines", Value::from_function(filters::lines)),
+        ("lower", Value::from_function(filters::lower)),
+        ("reverse", Value::from_function(filters::reverse)),
+        ("split", Value::from_function(filters::split)),
+        ("title", Value::from_function(filters::title)),
+        ("trim", Value::from_function(filters::trim)),
+        ("upper", Value::from_function(filters::upper)),
         ("replace", Value::from_function(filters::replace)),
         ("join", Value::from_function(filters::join)),
         ("indent", Value::from_function(filters::indent)),
@@ -138,32 +149,9 @@ pub(crate) fn set_up(environment: &mut Environment<'static>) {
         ("sort", Value::from_function(filters::sort)),
         ("unique", Value::from_function(filters::unique)),
     ];
-    for (name, filter) in growing {
+    for (name, filter) in counted {
         environment.add_filter(name, move |state: &State, args: Rest<Value>| {
             spend_result(name, &args)?;
-            filter.call(state, &args)
-        });
-    }
-    let reading = [
-        ("count", Value::from_function(filters::length)),
-        ("e", Value::from_function(filters::escape)),
-        ("escape", Value::from_function(filters::escape)),
-        ("length", Value::from_function(filters::length)),
-        ("lines", Value::from_function(filters::lines)),
-        ("lower", Value::from_function(filters::lower)),
-        ("reverse", Value::from_function(filters::reverse)),
-        ("split", Value::from_function(filters::split)),
-        ("title", Value::from_function(filters::title)),
-        ("trim", Value::from_function(filters::trim)),
-        ("upper", Value::from_function(filters::upper)),
-    ];
-    for (name, filter) in reading {
-        environment.add_filter(name, move |state: &State, args: Rest<Value>| {
-            // Lists are not counted: `messages | length` stands in many loops.
-            if let Some(text) = args.first().and_then(Value::as_str) {
-                spend_text(text.len())?;
-                spend(pieces(name, &args).saturating_mul(ITEM))?;
-            }
             filter.call(state, &args)
         });
     }
@@ -200,6 +188,10 @@ pub(crate) fn set_up(environment: &mut Environment<'static>) {
 fn spend_result(name: &str, args: &[Value]) -> Result<(), Error> {
     match name {
         "format" | "join" | "pprint" | "string" => args.iter().try_for_each(spend_as_text)?,
+        // Lists are not counted: `messages | length` stands in many loops.
+        "count" | "length" | "reverse" => {
+            spend_text(args.first().and_then(Value::as_str).map_or(0, str::len))?;
+        }
         _ => spend_all(args)?,
     }
     let text = |k: usize| args.get(k).and_then(Value::as_str).unwrap_or_default();

@@ -133,7 +133,7 @@ async fn chat(State(service): Shared, request: Request) -> Result<Response, ApiE
     };
     let bytes = body::read(body, service.options.max_body_bytes, time).await?;
     // Decoding images takes too long for the thread of the connections. The other thread keeps the
-    // place of the request: it goes on when the client has left.
+    // place of the request, because it continues when the client has left.
     let preparing = {
         let service = Arc::clone(&service);
         tokio::task::spawn_blocking(move || {

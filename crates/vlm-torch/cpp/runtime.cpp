@@ -4,7 +4,6 @@
 #include <ATen/Context.h>
 
 #include <climits>
-#include <cstdlib>
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif

@@ -1,7 +1,6 @@
 //! Computes the vision encoder's features of every image of a dataset once and stores them in a
 //! cache on disk. Training reads them with the setting `features`.
 
-use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -11,14 +10,13 @@ use tch::{Device, Kind};
 use vlm_data::{
     DataPaths, FeatureCacheWriter, FeatureKey, FeaturesDtype, ImageCount, ImageHash,
     ImageProcessor, ImageScan, RejectLog, RowOptions, RowSource, ScannedChunk, count_images,
-    is_disk_failure,
 };
 use vlm_display::count;
 use vlm_model::vision::VisionEncoder;
 use vlm_model::{ModelError, OpenClip, VisionConfig};
 
 use crate::TrainError;
-use crate::dir_lock::{DirLock, LockError};
+use crate::dir_lock::DirLock;
 use vlm_infer::build_encoder;
 use vlm_infer::device_batch::{Normalizer, features_kind};
 use vlm_infer::image_processor;
@@ -119,7 +117,7 @@ pub fn cache_features(
     let source = config.data_path.open_with(config.images_path.as_deref(), &config.rows)?;
     let key = feature_key(&config.vision, &vision, &processor, config.dtype)?;
     // Two processes that write to one cache would mix up their images.
-    let _lock = lock(&config.output)?;
+    let _lock = DirLock::take("output", &config.output, false)?;
     let writer = FeatureCacheWriter::open(&config.output, key).map_err(usage)?;
     if writer.num_unverified() > 0 {
         tracing::warn!(
@@ -176,25 +174,6 @@ pub fn cache_features(
         rejected_rows,
         bytes: num_images as u64 * bytes_per_image,
         is_finished,
-    })
-}
-
-fn lock(output: &Path) -> Result<DirLock, TrainError> {
-    let unwritable = |error: std::io::Error| {
-        let problem = format!("`output` {} cannot be written: {error}", output.display());
-        if is_disk_failure(&error) && error.kind() != ErrorKind::ReadOnlyFilesystem {
-            return TrainError::Failed(problem);
-        }
-        TrainError::Usage(format!("{problem}; choose a folder that you may write to"))
-    };
-    std::fs::create_dir_all(output).map_err(unwritable)?;
-    DirLock::take(output).map_err(|error| match error {
-        LockError::Held(owner) => TrainError::Usage(format!(
-            "`output` {}: another program is writing to it ({owner}); wait until it has ended, or \
-             choose another `output`",
-            output.display()
-        )),
-        LockError::Io(error) => unwritable(error),
     })
 }
 

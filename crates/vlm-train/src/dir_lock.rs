@@ -4,12 +4,14 @@
 //! Network file systems differ: NFS passes `flock` on to its server since Linux 2.6.12, and the lock of
 //! a machine that lost its power lasts until the server notices; some others have no locks.
 
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::Path;
 
 use rustix::io::Errno;
+use vlm_data::is_disk_failure;
 
+use crate::TrainError;
 use crate::machine::host_name;
 
 /// The file that is locked. It stays when the lock is released: removing it would let two processes
@@ -24,7 +26,7 @@ pub(crate) struct DirLock {
 
 /// Why a folder could not be locked.
 #[derive(Debug)]
-pub(crate) enum LockError {
+enum LockError {
     /// Another process holds the lock: its host and process id, as far as they are known.
     Held(String),
     /// The lock file could not be created.
@@ -32,9 +34,25 @@ pub(crate) enum LockError {
 }
 
 impl DirLock {
-    /// Takes the lock, or returns who holds it. On a file system without locks it logs a warning and
-    /// continues.
-    pub(crate) fn take(folder: &Path) -> Result<Self, LockError> {
+    /// Creates `folder`, the value of `setting`, and takes its lock. On a file system without locks
+    /// it logs a warning and continues. `continues` is as for [`unwritable`].
+    ///
+    /// # Errors
+    /// Another process holds the lock; a folder that cannot be written.
+    pub(crate) fn take(setting: &str, folder: &Path, continues: bool) -> Result<Self, TrainError> {
+        let unwritable = |error| unwritable(setting, folder, error, continues);
+        fs::create_dir_all(folder).map_err(unwritable)?;
+        Self::try_take(folder).map_err(|error| match error {
+            LockError::Held(owner) => TrainError::Usage(format!(
+                "`{setting}` {}: another run is writing to it ({owner}); wait until it has ended, \
+                 or choose another `{setting}`",
+                folder.display()
+            )),
+            LockError::Io(error) => unwritable(error),
+        })
+    }
+
+    fn try_take(folder: &Path) -> Result<Self, LockError> {
         let path = folder.join(FILE_NAME);
         let file = File::options().create(true).truncate(false).read(true).write(true).open(&path);
         let mut file = file.map_err(LockError::Io)?;
@@ -73,6 +91,23 @@ impl DirLock {
     }
 }
 
+/// The error for a folder that cannot be written, the value of `setting`: a failure if the disk is
+/// full or fails, otherwise a usage error. A file system that is read-only is a failure if the
+/// program `continues` what it wrote there before.
+pub(crate) fn unwritable(
+    setting: &str,
+    folder: &Path,
+    error: io::Error,
+    continues: bool,
+) -> TrainError {
+    let problem = format!("`{setting}` {} cannot be written: {error}", folder.display());
+    let is_read_only = error.kind() == ErrorKind::ReadOnlyFilesystem;
+    if is_disk_failure(&error) && (continues || !is_read_only) {
+        return TrainError::Failed(problem);
+    }
+    TrainError::Usage(format!("{problem}; choose a folder that you may write to"))
+}
+
 /// Whether the file system, or its server, has no locks.
 fn has_no_locks(error: &io::Error) -> bool {
     error.raw_os_error() == Some(Errno::NOLCK.raw_os_error())
@@ -86,10 +121,12 @@ mod tests {
     #[test]
     fn a_second_lock_names_the_owner_of_the_first_and_succeeds_after_it() {
         let folder = tempfile::tempdir().unwrap();
-        let first = DirLock::take(folder.path()).unwrap();
-        let Err(LockError::Held(owner)) = DirLock::take(folder.path()) else { panic!("two locks") };
-        assert!(owner.starts_with(&format!("process {} on ", std::process::id())), "{owner}");
+        let take = || DirLock::take("out_dir", folder.path(), false);
+        let first = take().unwrap();
+        let message = take().unwrap_err().to_string();
+        let owner = format!("(process {} on ", std::process::id());
+        assert!(message.starts_with("`out_dir`") && message.contains(&owner), "{message}");
         drop(first);
-        DirLock::take(folder.path()).unwrap();
+        take().unwrap();
     }
 }

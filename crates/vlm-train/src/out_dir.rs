@@ -14,7 +14,7 @@ use vlm_data::is_disk_failure;
 use crate::TrainError;
 use crate::checkpoint;
 use crate::config::Stage;
-use crate::dir_lock::{DirLock, LockError};
+use crate::dir_lock::{DirLock, unwritable};
 use crate::profile;
 
 /// Names of files that show that a folder already holds a run.
@@ -125,7 +125,6 @@ impl OutDir {
     /// # Errors
     /// The folder cannot be created or written; another process writes to it.
     pub fn create(&mut self) -> Result<(), TrainError> {
-        fs::create_dir_all(&self.path).map_err(|e| self.unwritable(e))?;
         self.lock()?;
         // Another run may have started and ended since the first check.
         self.check_free()?;
@@ -177,29 +176,13 @@ impl OutDir {
         if self.lock.is_some() {
             return Ok(());
         }
-        let lock = DirLock::take(&self.path).map_err(|error| match error {
-            LockError::Held(owner) => TrainError::Usage(format!(
-                "`out_dir` {}: another run is writing to it ({owner}); wait until it has ended, or \
-                 choose another `out_dir`",
-                self.path.display()
-            )),
-            LockError::Io(error) => self.unwritable(error),
-        })?;
+        let lock = DirLock::take("out_dir", &self.path, self.continues)?;
         self.lock = Some(Arc::new(lock));
         Ok(())
     }
 
-    /// The error for a folder that cannot be written: a failure if the disk is full or fails,
-    /// otherwise a usage error.
     fn unwritable(&self, error: std::io::Error) -> TrainError {
-        let path = self.path.display();
-        let is_read_only = error.kind() == std::io::ErrorKind::ReadOnlyFilesystem;
-        if is_disk_failure(&error) && (self.continues || !is_read_only) {
-            return TrainError::Failed(format!("`out_dir` {path} cannot be written: {error}"));
-        }
-        TrainError::Usage(format!(
-            "`out_dir` {path} cannot be written: {error}; choose a folder that you may write to"
-        ))
+        unwritable("out_dir", &self.path, error, self.continues)
     }
 
     /// Removes temporary files of killed processes. This process holds the lock, so no other
