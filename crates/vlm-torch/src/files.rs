@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
@@ -74,7 +74,8 @@ pub fn write_atomically_with<E: From<Error>>(
     let temporary = temporary_name(path)?;
     let written = write_and_sync(&temporary, heartbeat, fill)
         .and_then(|()| {
-            fs::rename(&temporary, path).map_err(|e| Error::io("rename to", path, e).into())
+            let renamed = fs::rename(&temporary, path);
+            renamed.map_err(|e| Error::io("rename to", path, removed_meanwhile(e)).into())
         })
         .and_then(|()| sync_folder(path).map_err(E::from));
     if written.is_err() {
@@ -106,10 +107,20 @@ pub fn write_folder_atomically<E: From<Error>>(
     written
 }
 
+/// Explains an error of a rename whose source this process has just written.
+fn removed_meanwhile(error: std::io::Error) -> std::io::Error {
+    if error.kind() != ErrorKind::NotFound {
+        return error;
+    }
+    let message = "the file or its folder was removed by another process while it was written";
+    std::io::Error::new(ErrorKind::NotFound, message)
+}
+
 fn put_in_place(temporary: &Path, path: &Path) -> Result<()> {
     sync_folder(&temporary.join("."))?;
-    let rename =
-        |from: &Path, to: &Path| fs::rename(from, to).map_err(|e| Error::io("rename to", to, e));
+    let rename = |from: &Path, to: &Path| {
+        fs::rename(from, to).map_err(|e| Error::io("rename to", to, removed_meanwhile(e)))
+    };
     if path.exists() {
         let replaced = temporary_name(temporary)?;
         rename(path, &replaced)?;
@@ -158,4 +169,24 @@ fn sync_folder(path: &Path) -> Result<()> {
     File::open(folder)
         .and_then(|f| f.sync_all())
         .map_err(|e| Error::io("flush the folder", folder, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_removed_during_the_write_is_named_as_the_reason() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("out");
+        fs::create_dir(&folder).unwrap();
+        let path = folder.join("weights");
+        let written: Result<()> = write_atomically(&path, |_| {
+            fs::remove_dir_all(&folder).unwrap();
+            Ok(())
+        });
+        let error = written.unwrap_err().to_string();
+        assert!(error.contains("removed by another process"), "{error}");
+        assert!(error.contains(&path.display().to_string()), "{error}");
+    }
 }

@@ -1,7 +1,6 @@
 //! Files of a trained vision encoder: its tensors in checkpoints, and its folder in the out-dir. A
 //! frozen encoder is not written.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use tch::Tensor;
@@ -11,6 +10,7 @@ use vlm_model::{VisionConfig, Vlm};
 use vlm_torch::Heartbeat;
 
 use crate::TrainError;
+use crate::out_dir::create_subfolder;
 
 /// Prefix of the encoder's tensors in checkpoints, as in MiniMind-V.
 const PREFIX: &str = "vision_encoder.";
@@ -56,7 +56,7 @@ impl EncoderFiles {
     /// A failure of the file system, with the path.
     pub(crate) fn save(&self, out_dir: &Path, heartbeat: Heartbeat) -> Result<(), TrainError> {
         let folder = out_dir.join(FOLDER);
-        fs::create_dir_all(&folder).map_err(|e| TrainError::at(&folder, e))?;
+        create_subfolder(&folder)?;
         let file = folder.join("model.safetensors");
         weights::save_with(&file, &self.weights, Format::Safetensors, Some(heartbeat))
             .map_err(|e| TrainError::at(&file, e))?;

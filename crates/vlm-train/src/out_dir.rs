@@ -2,7 +2,7 @@
 //! before anything is computed, so that two runs never share it.
 
 use std::fs;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -95,6 +95,15 @@ fn is_leftover(name: &str) -> bool {
                 .any(|stage| name.starts_with(&format!("{}_vlm_", stage.name())));
         is_number(process) && is_ours
     })
+}
+
+/// Creates a folder in the out-dir, if it does not exist. The out-dir itself is not created: it may
+/// have been removed during the run.
+pub(crate) fn create_subfolder(path: &Path) -> Result<(), TrainError> {
+    match fs::create_dir(path) {
+        Err(error) if error.kind() == ErrorKind::AlreadyExists => Ok(()),
+        created => created.map_err(|e| TrainError::at(path, e)),
+    }
 }
 
 impl OutDir {
@@ -219,6 +228,18 @@ impl OutDir {
                 self.path.display()
             ))),
         }
+    }
+
+    /// The result of an operation on files of the folder. Its error is that the folder was removed
+    /// or replaced, if it was: the operation failed because of that.
+    ///
+    /// # Errors
+    /// That of `result`; the folder was removed or replaced.
+    pub fn unless_replaced<T>(&self, result: Result<T, TrainError>) -> Result<T, TrainError> {
+        result.map_err(|error| match self.check_not_replaced() {
+            Ok(()) => error,
+            Err(replaced) => replaced,
+        })
     }
 
     /// Whether the folder holds weights of a run of this stage.
@@ -348,8 +369,15 @@ mod tests {
         let path = folder.path().join("out");
         let out_dir = OutDir::prepare(&path, Stage::Pretrain, false).unwrap();
         out_dir.check_not_replaced().unwrap();
+        let full: Result<(), _> = Err(TrainError::Failed("disk full".into()));
+        assert_eq!(out_dir.unless_replaced(full).unwrap_err().to_string(), "disk full");
         fs::rename(&path, folder.path().join("moved")).unwrap();
         assert!(out_dir.check_not_replaced().is_err());
+        // A write that fails because of that names the cause, and does not create the folder.
+        let failed = create_subfolder(&out_dir.join("checkpoints"));
+        let error = out_dir.unless_replaced(failed).unwrap_err().to_string();
+        assert!(error.contains("removed or replaced"), "{error}");
+        assert!(!path.exists());
         fs::create_dir(&path).unwrap();
         let error = out_dir.check_not_replaced().unwrap_err().to_string();
         assert!(error.contains("removed or replaced"), "{error}");

@@ -9,6 +9,7 @@ use vlm_infer::evaluation::EvalSample;
 
 use crate::TrainError;
 use crate::events::{Event, EventSink};
+use crate::out_dir::create_subfolder;
 use crate::step_lines::StepLines;
 
 /// Name of the file in a run's folder.
@@ -33,7 +34,7 @@ impl SamplesFile {
         let folder = self.0.path().with_file_name(SAMPLE_IMAGES);
         let path = folder.join(image_file_name(sample.row as u64));
         let Some(png) = sample.png.as_ref().filter(|_| !path.exists()) else { return Ok(()) };
-        std::fs::create_dir_all(&folder).map_err(|e| TrainError::at(&folder, e))?;
+        create_subfolder(&folder)?;
         vlm_torch::write_atomically(&path, |file| {
             file.write_all(png).map_err(|e| TrainError::at(&path, e))
         })

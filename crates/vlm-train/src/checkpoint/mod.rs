@@ -136,6 +136,24 @@ mod tests {
     }
 
     #[test]
+    fn a_save_that_fails_names_the_newest_checkpoint() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join(".step-00000005.tmp"), "in the way").unwrap();
+        let state_dict = state_dict(5, 1.0);
+        let fail = || {
+            let identity = serde_json::Value::Null;
+            let saved = save(folder.path(), &state_dict, &identity, None, Heartbeat(&|| ()));
+            saved.unwrap_err().to_string()
+        };
+        let error = fail();
+        assert!(error.contains("step 5 was not written"), "{error}");
+        assert!(error.ends_with("There is no other checkpoint"), "{error}");
+        let kept = save_step(folder.path(), 3, 1);
+        let error = fail();
+        assert!(error.ends_with(&format!("newest checkpoint is {}", kept.display())), "{error}");
+    }
+
+    #[test]
     fn any_changed_byte_of_the_state_file_is_detected() {
         let folder = tempfile::tempdir().unwrap();
         let path = save_step(folder.path(), 3, 1);

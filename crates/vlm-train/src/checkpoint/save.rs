@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use vlm_model::weights::{self, Format};
 use vlm_torch::Heartbeat;
 
-use super::folder::{put_in_place, remove_if_exists, remove_oldest, sync, temporary_name};
+use super::folder::{list, put_in_place, remove_if_exists, remove_oldest, sync, temporary_name};
 use super::load::{MODEL, OPTIMIZER, STATE, checksum, read_state};
 use super::state_file::{self, StateFile};
 use crate::TrainError;
+use crate::out_dir::create_subfolder;
 use crate::state_dict::StateDict;
 
 /// Writes the checkpoint `folder/step-…`, then removes the oldest checkpoints until `keep` are
@@ -31,8 +32,7 @@ pub fn save(
     let step = state_dict.train_state.counters.step;
     let target = folder.join(format!("step-{step:08}"));
     let temporary = temporary_name(&target);
-    let written = fs::create_dir_all(folder)
-        .map_err(|e| TrainError::at(folder, e))
+    let written = create_subfolder(folder)
         .and_then(|()| remove_if_exists(&temporary))
         .and_then(|()| fs::create_dir(&temporary).map_err(|e| TrainError::at(&temporary, e)))
         .and_then(|()| fill(&temporary, state_dict, identity, heartbeat))
@@ -46,9 +46,13 @@ pub fn save(
     if let Err(error) = written {
         // Only the first error is reported. If this fails, the leftover has a temporary name.
         let _ = fs::remove_dir_all(&temporary);
+        let others = list(folder).unwrap_or_default();
+        let newest = match others.iter().rfind(|path| path.join(STATE).exists()) {
+            Some(path) => format!("The newest checkpoint is {}", path.display()),
+            None => "There is no other checkpoint".to_owned(),
+        };
         return Err(TrainError::Failed(format!(
-            "the checkpoint of step {step} was not written ({error}). Earlier checkpoints are \
-             unaffected"
+            "the checkpoint of step {step} was not written ({error}). {newest}"
         )));
     }
     if let Some(keep) = keep {

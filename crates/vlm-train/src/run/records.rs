@@ -64,7 +64,7 @@ impl Run {
             return Ok(());
         }
         self.out_dir.check_not_replaced()?;
-        self.out_dir.write_json("summary.json", summary)
+        self.out_dir.unless_replaced(self.out_dir.write_json("summary.json", summary))
     }
 
     /// The contents of `config.json`: the resolved configuration and the shape of the model.

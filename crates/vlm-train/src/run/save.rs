@@ -109,10 +109,11 @@ impl SavedRun {
 
     /// Writes the checkpoint and the weights files. Calls `heartbeat` regularly.
     fn write(self, heartbeat: Heartbeat) -> Saved {
-        match self.write_checkpoint(heartbeat) {
-            Ok(path) => Saved { checkpoint: Some(path), result: self.write_weights(heartbeat) },
-            Err(error) => Saved { checkpoint: None, result: Err(error) },
-        }
+        let (checkpoint, result) = match self.write_checkpoint(heartbeat) {
+            Ok(path) => (Some(path), self.write_weights(heartbeat)),
+            Err(error) => (None, Err(error)),
+        };
+        Saved { checkpoint, result: self.out_dir.unless_replaced(result) }
     }
 
     fn write_checkpoint(&self, heartbeat: Heartbeat) -> Result<PathBuf, TrainError> {
