@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::{ArgGroup, Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
-use vlm_config::{ConfigError, Layers, Origin, Stage, find};
+use vlm_config::{ConfigError, Layers, MAX_THREADS, Origin, Stage, find};
 use vlm_data::{
     ChatTokenizer, DEFAULT_MAX_REJECTED_FRACTION, DataError, DataPaths, ImageLimits,
     ImagePlaceholder, ImageProcessor, ImageStore, PrepareSettings, RowOptions, prepare,
@@ -80,7 +80,8 @@ pub struct PrepareDataArgs {
     max_rejected_fraction: Option<f64>,
     /// Number of threads [default: the number of cores]
     #[arg(long, alias = "num_workers", value_name = "N")]
-    num_workers: Option<usize>,
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_THREADS)))]
+    num_workers: Option<u32>,
     /// Batch size for which the fraction of padding is reported at the end [default: 16]
     #[arg(long, alias = "batch_size", value_name = "N")]
     batch_size: Option<usize>,
@@ -184,7 +185,7 @@ pub fn run(workspace: &Workspace, args: PrepareDataArgs) -> Result<ExitCode> {
         limits: ImageLimits::default(),
         rows_per_shard: args.rows_per_shard,
         max_rejected_fraction: args.max_rejected_fraction.unwrap_or(DEFAULT_MAX_REJECTED_FRACTION),
-        num_workers: args.num_workers.unwrap_or(cores),
+        num_workers: args.num_workers.map_or(cores, |threads| threads as usize),
         output: args.output,
     };
     let bar = ProgressBar::new(source.len() as u64).with_style(ProgressStyle::with_template(

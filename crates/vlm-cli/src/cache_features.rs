@@ -11,8 +11,7 @@ use vlm_display::count;
 use vlm_infer::select_device;
 use vlm_train::cache_features::{CacheFeaturesConfig, Estimate, Progress, cache_features};
 
-use crate::error::CliError;
-use crate::flag_values::parse_named;
+use crate::flag_values::{THREADS, at_least_one, parse_named};
 use crate::interrupt;
 use crate::progress::progress_bar;
 use crate::row_args::RowArgs;
@@ -40,16 +39,16 @@ pub struct CacheFeaturesArgs {
     #[arg(long, value_name = "TYPE", default_value = "float32", value_parser = parse_named::<FeaturesDtype>)]
     features_dtype: FeaturesDtype,
     /// Number of images in one forward pass.
-    #[arg(long, value_name = "N", default_value_t = 16)]
+    #[arg(long, value_name = "N", default_value_t = 16, value_parser = at_least_one)]
     batch_size: usize,
     /// Device of the encoder: auto, cpu, cuda or cuda:N.
     #[arg(long, value_name = "DEVICE", default_value = "auto")]
     device: String,
     /// Number of threads that read and decode images [default: the number of cores].
-    #[arg(long, value_name = "N")]
-    num_workers: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(THREADS))]
+    num_workers: Option<u32>,
     /// Number of CPU threads for arithmetic [default: the number of cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(THREADS))]
     num_threads: Option<i32>,
     #[command(flatten)]
     rows: RowArgs,
@@ -58,12 +57,7 @@ pub struct CacheFeaturesArgs {
 /// Runs the command.
 pub fn run(args: CacheFeaturesArgs) -> Result<()> {
     let cores = available_parallelism().map_or(1, usize::from);
-    let num_workers = args.num_workers.unwrap_or(cores);
-    for (name, value) in [("batch-size", args.batch_size), ("num-workers", num_workers)] {
-        if value == 0 {
-            return Err(CliError::Usage(format!("--{name} is 0; it must be at least 1")).into());
-        }
-    }
+    let num_workers = args.num_workers.map_or(cores, |threads| threads as usize);
     if let Some(threads) = args.num_threads {
         tch::set_num_threads(threads);
     }

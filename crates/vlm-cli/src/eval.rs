@@ -9,7 +9,7 @@ use vlm_data::{DEFAULT_MAX_REJECTED_FRACTION, open_source_with};
 use vlm_display::{Align, Table};
 use vlm_infer::evaluation::{EvalOptions, EvalReport, Evaluator};
 
-use crate::flag_values::at_least_one;
+use crate::flag_values::{THREADS, at_least_one};
 use crate::model_args::ModelArgs;
 use crate::per_row;
 use crate::row_args::RowArgs;
@@ -42,8 +42,8 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FRACTION", default_value_t = DEFAULT_MAX_REJECTED_FRACTION)]
     pub max_rejected_fraction: f64,
     /// Number of threads that read rows and decode images [default: the number of cores].
-    #[arg(long, value_name = "N")]
-    pub num_workers: Option<usize>,
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(THREADS))]
+    pub num_workers: Option<u32>,
     /// File for the loss of each row, as JSON lines in the order of the rows: loss in nats per
     /// supervised token, number of supervised tokens, location, images.
     #[arg(long, value_name = "OUT.jsonl")]
@@ -70,7 +70,7 @@ pub fn run(args: &EvalArgs) -> Result<()> {
         EvalOptions {
             batch_size: args.batch_size,
             max_seq_len: args.max_seq_len,
-            num_workers: args.num_workers.unwrap_or(cores),
+            num_workers: args.num_workers.map_or(cores, |threads| threads as usize),
             max_captions: args.max_rows,
             num_samples: 0,
             max_new_tokens: args.max_new_tokens,

@@ -1,5 +1,12 @@
 //! Parsers of the values of flags.
 
+use std::ops::RangeInclusive;
+
+use vlm_config::MAX_THREADS;
+
+/// The number of threads that a flag may ask for.
+pub const THREADS: RangeInclusive<i64> = 1..=MAX_THREADS as i64;
+
 /// Parses the value of a flag that is true or false.
 pub fn parse_bool(text: &str) -> Result<bool, String> {
     match text.to_ascii_lowercase().as_str() {

@@ -6,7 +6,7 @@ use anyhow::Result;
 use clap::Args;
 use vlm_infer::{Dtype, LoadOptions, VisionLanguageModel};
 
-use crate::flag_values::parse_named;
+use crate::flag_values::{THREADS, parse_named};
 
 /// Flags for a trained model, its device and its type.
 #[derive(Debug, Args)]
@@ -31,7 +31,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "TYPE", value_parser = parse_named::<Dtype>)]
     pub dtype: Option<Dtype>,
     /// Number of CPU threads for arithmetic [default: the number of cores].
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(THREADS))]
     pub num_threads: Option<i32>,
 }
 

@@ -127,7 +127,7 @@ fn flag(setting: &'static Setting, default: Option<String>) -> Arg {
         .aliases(setting.traits.aliases)
         .value_name(setting.traits.value_name)
         .value_parser(ValueParser::new(parser))
-        .allow_negative_numbers(setting.kind == Kind::Number)
+        .allow_negative_numbers(matches!(setting.kind, Kind::Number | Kind::Count(_)))
         .help(with_flags(&format!("{}{default}", setting.doc.trim_end_matches('.'))));
     match setting.kind {
         Kind::Paths | Kind::Words => arg.num_args(1..).action(ArgAction::Append),
@@ -264,6 +264,10 @@ mod tests {
         for (flag, value, part) in [
             ("--epochs", "0", "at least 1"),
             ("--batch-size", "x", "a whole number"),
+            ("--batch-size", "-1", "not negative"),
+            ("--seed", "18446744073709551616", "at most 18446744073709551615"),
+            ("--unfreeze-last-layers", "9223372036854775808", "at most 9223372036854775807"),
+            ("--num-workers", "1025", "at most 1024"),
             ("--padding", "square", "longest, max, none"),
             ("--betas", "0.9", "two numbers"),
             ("--learning-rate", "-1", "more than 0"),

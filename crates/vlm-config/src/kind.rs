@@ -1,5 +1,6 @@
 //! The types of settings: how values are read from text, checked and described.
 
+use std::num::IntErrorKind;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};
@@ -14,8 +15,8 @@ use crate::values::{DtypeChoice, LossAverage, LrSchedule, OnSaveError, Resume, S
 pub enum Kind {
     /// True or false.
     Bool,
-    /// A whole number that is not negative.
-    Count,
+    /// A whole number that is not negative, and the largest that its Rust type holds.
+    Count(u64),
     /// A number.
     Number,
     /// A duration in seconds, which text may give with units.
@@ -48,10 +49,10 @@ macro_rules! kinds {
 
 kinds! {
     bool => Kind::Bool,
-    u64 => Kind::Count,
-    i64 => Kind::Count,
-    i32 => Kind::Count,
-    usize => Kind::Count,
+    u64 => Kind::Count(u64::MAX),
+    i64 => Kind::Count(i64::MAX as u64),
+    i32 => Kind::Count(i32::MAX as u64),
+    usize => Kind::Count(usize::MAX as u64),
     f64 => Kind::Number,
     Seconds => Kind::Duration,
     [f64; 2] => Kind::Pair,
@@ -74,6 +75,10 @@ impl<T: SettingType> SettingType for Option<T> {
     const KIND: Kind = T::KIND;
 }
 
+fn too_large(number: &str, largest: u64) -> String {
+    format!("{}; it must be at most {largest}", shorten(number, MAX_SHOWN))
+}
+
 impl Kind {
     /// Whether a setting of this kind may have several values.
     pub fn is_list(self) -> bool {
@@ -84,7 +89,7 @@ impl Kind {
     pub fn expected(self) -> String {
         match self {
             Self::Bool => "true or false".into(),
-            Self::Count => "a whole number, not negative".into(),
+            Self::Count(_) => "a whole number, not negative".into(),
             Self::Number => "a number".into(),
             Self::Duration => "a number of seconds, or a time such as 90m, 1h30m or 2d".into(),
             Self::Pair => "two numbers, such as 0.9,0.95".into(),
@@ -106,7 +111,13 @@ impl Kind {
                 "false" | "0" | "no" => Ok(false.into()),
                 _ => Err(wrong()),
             },
-            Self::Count => text.parse::<u64>().map(Value::from).map_err(|_| wrong()),
+            Self::Count(largest) => match text.parse::<u64>() {
+                Ok(number) => self.check(number.into()),
+                Err(error) if *error.kind() == IntErrorKind::PosOverflow => {
+                    Err(too_large(text, largest))
+                }
+                Err(_) => Err(wrong()),
+            },
             Self::Number => number(text).map(Value::from).ok_or_else(wrong),
             Self::Pair => {
                 let numbers = text.split(',').map(number).collect::<Option<Vec<f64>>>();
@@ -120,9 +131,14 @@ impl Kind {
     /// Returns the value if it is of this kind. A single text of a list becomes a list.
     pub(crate) fn check(self, value: Value) -> Result<Value, String> {
         let is_text = |value: &Value| value.is_string();
+        if let (Self::Count(largest), Some(number)) = (self, value.as_u64())
+            && number > largest
+        {
+            return Err(too_large(&number.to_string(), largest));
+        }
         let is_right = match self {
             Self::Bool => value.is_boolean(),
-            Self::Count => value.is_u64(),
+            Self::Count(_) => value.is_u64(),
             Self::Number => value.is_number(),
             Self::Duration => seconds(&value).is_some(),
             Self::Pair => value
@@ -152,7 +168,7 @@ impl Kind {
     pub(crate) fn schema(self) -> Value {
         match self {
             Self::Bool => json!({"type": "boolean"}),
-            Self::Count => json!({"type": "integer", "minimum": 0}),
+            Self::Count(_) => json!({"type": "integer", "minimum": 0}),
             Self::Number => json!({"type": "number"}),
             Self::Duration => json!({"type": ["integer", "string"], "minimum": 0}),
             Self::Pair => {

@@ -39,7 +39,8 @@ pub use recipes::{RECIPES, Recipe};
 pub use schema::json_schema;
 pub use setting::{PathTraits, Scope, Setting, Traits, shown_value};
 pub use train::{
-    DataConfig, EvalConfig, ModelConfig, OptimConfig, RunConfig, Stage, TrainConfig, settings,
+    DataConfig, EvalConfig, MAX_THREADS, ModelConfig, OptimConfig, RunConfig, Stage, TrainConfig,
+    settings,
 };
 pub use values::{DtypeChoice, LossAverage, LrSchedule, OnSaveError, Resume, Seconds};
 pub use vlm_shapes::{Dtype, FreezePolicy, ProjectorKind, ShapeRequest};

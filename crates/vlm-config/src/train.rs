@@ -15,6 +15,9 @@ use crate::declare::{settings, settings_of};
 use crate::setting::{Setting, shown, switch};
 use crate::values::{DtypeChoice, LossAverage, LrSchedule, OnSaveError, Resume, Seconds};
 
+/// Largest number of threads of one kind: for arithmetic, or for reading rows.
+pub const MAX_THREADS: u32 = 1024;
+
 /// The configuration of a training run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -144,7 +147,10 @@ settings! {
         /// Leave out the last batch of an epoch if it is not full.
         drop_last: bool = false, switch().negatable().decides_numbers();
         /// Number of threads that read rows, decode images and make batches.
-        num_workers: usize = 1, shown("N").at_least(1.0).default_is("the number of cores");
+        num_workers: usize = 1, shown("N")
+            .at_least(1.0)
+            .at_most(MAX_THREADS as f64)
+            .default_is("the number of cores");
         /// Largest number of batches that the loader makes in advance.
         prefetch_batches: usize = 4, shown("N").at_least(1.0);
         /// Largest fraction of rejected rows in an epoch. The run ends with an error if there are
@@ -447,7 +453,7 @@ settings! {
         /// Number of CPU threads for arithmetic.
         num_threads: Option<i32> = None, shown("N")
             .at_least(1.0)
-            .at_most(1024.0)
+            .at_most(MAX_THREADS as f64)
             .default_is("the number of cores");
         /// Number of seconds that a process waits for the others of its run, at the start and in
         /// each collective operation.
