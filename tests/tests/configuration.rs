@@ -143,3 +143,13 @@ fn training_and_preparation_read_rows_with_the_same_settings() {
     assert_eq!(losses(&trial, "read"), losses(&trial, "prepared"));
     prepare(&["--min-rating", "relevance"]).assert_error(2, &["relevance", "relevance=3"]);
 }
+
+#[test]
+fn a_bucket_window_that_is_too_small_to_batch_by_length_is_a_warning() {
+    for (window, is_named) in [("7", true), ("8", false), ("0", false)] {
+        let ended = Trial::new().pretrain(&["--bucket-window", window]);
+        ended.assert_success();
+        let found = ended.stderr.contains("--bucket-window of 7 rows is less than two batches");
+        assert_eq!(found, is_named, "{window}: {}", ended.stderr);
+    }
+}

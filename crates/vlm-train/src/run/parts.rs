@@ -162,6 +162,14 @@ fn loader_config(
     loader.num_workers = config.data.num_workers;
     loader.prefetch_batches = config.data.prefetch_batches;
     loader.bucket_window = config.data.bucket_window;
+    let window = loader.bucket_window;
+    let two_batches = loader.batch_size.saturating_mul(2 * world.world_size());
+    if config.data.shuffle && world.is_first_rank() && (1..two_batches).contains(&window) {
+        tracing::warn!(
+            "`bucket_window` of {window} rows is less than two batches of all processes \
+             ({two_batches} rows), so rows are not batched by length; raise it, or set it to 0"
+        );
+    }
     // The trainer applies the limit: to the rows of all ranks, and to continued epochs as a whole.
     loader.max_rejected_fraction = 1.0;
     Ok(loader)
