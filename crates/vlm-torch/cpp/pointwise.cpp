@@ -153,12 +153,18 @@ class MixedSum : public torch::autograd::Function<MixedSum> {
   }
 };
 
-// Without gradients; in the memory of `x`, if it is contiguous.
-at::Tensor fused_quick_gelu(const at::Tensor& given) {
+// Whether an activation of `x` is computed here: no gradient needs the values of `x`.
+bool is_activated_in_place(const at::Tensor& x) { return vlm::has_kernels(x, x.scalar_type()) && !x.requires_grad(); }
+
+// The values of `given` through the kernel that `choose` returns from a set of kernels; in the memory of
+// `given`, if it is contiguous.
+template <typename Choose>
+at::Tensor activated(const at::Tensor& given, Choose choose) {
   const at::Tensor x = given.contiguous();
   vlm::with_element_type(x.scalar_type(), [&](auto of, const auto& kernels) {
     auto* data = vlm::mutable_data<decltype(of)>(x);
-    each_chunk(x.numel(), [&](int64_t at, int64_t count) { kernels.quick_gelu(data + at, count, data + at); });
+    const auto kernel = choose(kernels);
+    each_chunk(x.numel(), [&](int64_t at, int64_t count) { kernel(data + at, count, data + at); });
   });
   return x;
 }
@@ -203,8 +209,20 @@ int vlm_mixed_sum(const at::Tensor* x, const at::Tensor* y, at::Tensor** out) no
 // tensor to `out`.
 int vlm_quick_gelu(const at::Tensor* x, at::Tensor** out) noexcept {
   return vlm::guard([&] {
-    const bool is_fused = vlm::has_kernels(*x, x->scalar_type()) && !x->requires_grad();
-    *out = new at::Tensor(is_fused ? fused_quick_gelu(*x) : *x * at::sigmoid(*x * 1.702));
+    auto kernel = [](const auto& kernels) { return kernels.quick_gelu; };
+    *out = new at::Tensor(is_activated_in_place(*x) ? activated(*x, kernel) : *x * at::sigmoid(*x * 1.702));
+  });
+}
+
+// The approximation of GELU with the hyperbolic tangent; memory as above.
+int vlm_gelu_tanh(const at::Tensor* x, at::Tensor** out) noexcept {
+  return vlm::guard([&] {
+    auto kernel = [](const auto& kernels) { return kernels.gelu_tanh; };
+    at::Tensor given = *x;
+    *out = new at::Tensor(
+        is_activated_in_place(given) ? activated(given, kernel)
+            : given.requires_grad()  ? at::gelu(given, "tanh")
+                                     : at::gelu_(given, "tanh"));
   });
 }
 }

@@ -136,6 +136,7 @@ unsafe extern "C" {
     pub(crate) fn vlm_swiglu(gate: Handle, up: Handle, out: *mut *mut C_tensor) -> c_int;
     pub(crate) fn vlm_mixed_sum(x: Handle, y: Handle, out: *mut *mut C_tensor) -> c_int;
     pub(crate) fn vlm_quick_gelu(x: Handle, out: *mut *mut C_tensor) -> c_int;
+    pub(crate) fn vlm_gelu_tanh(x: Handle, out: *mut *mut C_tensor) -> c_int;
 
     pub(crate) fn vlm_has_row_attention(head_dim: i64) -> c_int;
     pub(crate) fn vlm_row_attention(

@@ -47,7 +47,7 @@ pub use matrix_rate::matrix_rate;
 pub use memory::{cuda_memory, empty_cache, keep_freed_memory, peak_memory_bytes, reset_peak};
 pub use nccl::NcclAbort;
 pub use optimizer::{AdamWStep, LossScale, deterministic_algorithms, fused_adamw_step};
-pub use pointwise::{mixed_sum, quick_gelu, rms_norm, swiglu};
+pub use pointwise::{gelu_tanh, mixed_sum, quick_gelu, rms_norm, swiglu};
 pub use process_group::{GroupOptions, ProcessGroup};
 pub use profile::{Profiler, Span, SpanTime, span};
 pub use pth::{save_pth, save_pth_with};

@@ -62,6 +62,18 @@ pub fn quick_gelu(x: Tensor) -> Result<Tensor> {
     })
 }
 
+/// The approximation of GELU that SigLIP uses, `x · (1 + tanh(√(2/π) (x + 0.044715 x³))) / 2`
+/// (Hendrycks and Gimpel 2016), which takes the memory of `x` if no gradient needs its values.
+///
+/// # Errors
+/// A device without the operation; no memory left.
+pub fn gelu_tanh(x: Tensor) -> Result<Tensor> {
+    owned("gelu_tanh", |out| {
+        // SAFETY: as above; no one else has the tensor, whose values the call may change.
+        unsafe { ffi::vlm_gelu_tanh(x.as_ptr(), out) }
+    })
+}
+
 /// The tensor that `call` writes to its argument.
 fn owned(
     operation: &'static str,

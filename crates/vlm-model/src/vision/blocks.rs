@@ -103,14 +103,14 @@ impl Activation {
     /// The activation of `x`, whose memory is used again where no gradient needs its values.
     fn apply(self, mut x: Tensor) -> Tensor {
         let is_kept = x.requires_grad();
-        match self {
-            // As every tensor operation, it fails only when there is no memory left.
-            Self::QuickGelu => vlm_torch::quick_gelu(x).unwrap_or_else(|error| panic!("{error}")),
-            Self::Gelu if is_kept => x.gelu("none"),
-            Self::GeluTanh if is_kept => x.gelu("tanh"),
-            Self::Gelu => x.gelu_("none"),
-            Self::GeluTanh => x.gelu_("tanh"),
-        }
+        let fused = match self {
+            Self::QuickGelu => vlm_torch::quick_gelu(x),
+            Self::GeluTanh => vlm_torch::gelu_tanh(x),
+            Self::Gelu if is_kept => return x.gelu("none"),
+            Self::Gelu => return x.gelu_("none"),
+        };
+        // As every tensor operation, it fails only when there is no memory left.
+        fused.unwrap_or_else(|error| panic!("{error}"))
     }
 }
 

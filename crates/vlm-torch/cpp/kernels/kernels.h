@@ -85,6 +85,9 @@ struct ElementKernels {
   // out = x / (1 + e^(-1.702 x)). `out` may be `x`.
   void (*quick_gelu)(const T* x, int64_t count, T* out);
 
+  // out = x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x³))) / 2. `out` may be `x`.
+  void (*gelu_tanh)(const T* x, int64_t count, T* out);
+
   // out = x + y.
   void (*add)(const float* x, const T* y, int64_t count, float* out);
 };

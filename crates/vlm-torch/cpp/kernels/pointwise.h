@@ -81,6 +81,18 @@ void quick_gelu(const T* x, int64_t count, T* out) {
 }
 
 template <typename T>
+void gelu_tanh(const T* x, int64_t count, T* out) {
+  // (1 + tanh(u)) / 2 = sigmoid(2 u), here with u = sqrt(2 / pi) (x + 0.044715 x³).
+  constexpr float kLinear = 1.5957691216057308f, kCubic = 0.044715f * kLinear;
+  for (int64_t at = 0; at < count; at += kLanes) {
+    const Mask lanes = first_lanes(count - at);
+    const Vector value = load(x + at, lanes);
+    const Vector slope = fma(value * value, fill(kCubic), fill(kLinear));
+    store(out + at, value * sigmoid(value * slope), lanes);
+  }
+}
+
+template <typename T>
 void add(const float* x, const T* y, int64_t count, float* out) {
   for (int64_t at = 0; at < count; at += kLanes) {
     const Mask lanes = first_lanes(count - at);

@@ -10,7 +10,7 @@ template <typename T>
 constexpr vlm::ElementKernels<T> element_kernels() {
   return {
       attention_forward<T>, attention_backward<T>, rms_norm_forward<T>, rms_norm_backward<T>, swiglu_forward<T>,
-      swiglu_backward<T>,   quick_gelu<T>,         add<T>,
+      swiglu_backward<T>,   quick_gelu<T>,         gelu_tanh<T>,         add<T>,
   };
 }
 

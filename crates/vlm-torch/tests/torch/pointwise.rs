@@ -1,7 +1,9 @@
 //! RMSNorm, SwiGLU, sums and QuickGELU equal tch's operations, in values and gradients.
 
 use tch::{Device, Kind, Tensor};
-use vlm_torch::{Result, autocast, has_row_attention, mixed_sum, quick_gelu, rms_norm, swiglu};
+use vlm_torch::{
+    Result, autocast, gelu_tanh, has_row_attention, mixed_sum, quick_gelu, rms_norm, swiglu,
+};
 
 use crate::random;
 
@@ -136,9 +138,11 @@ fn sixteen_bits_are_float32_with_rounded_results() {
         });
         assert_eq!(wide[..2], narrow[..2]);
         assert_eq!(wide[2].to_kind(Kind::BFloat16), narrow[2]);
-        let wide = quick_gelu(inputs[0].copy()).unwrap();
-        let narrow = quick_gelu(inputs[0].to_kind(Kind::BFloat16)).unwrap();
-        assert_eq!(wide.to_kind(Kind::BFloat16), narrow);
+        for activation in [quick_gelu, gelu_tanh] {
+            let wide = activation(inputs[0].copy()).unwrap();
+            let narrow = activation(inputs[0].to_kind(Kind::BFloat16)).unwrap();
+            assert_eq!(wide.to_kind(Kind::BFloat16), narrow);
+        }
     }
 }
 
@@ -178,22 +182,31 @@ fn sums_of_two_types_are_tchs() {
 }
 
 #[test]
-fn quick_gelu_equals_its_definition_and_keeps_what_a_gradient_needs() {
-    let x = random(&[40, 77]) * 20;
-    let expected = &x * (&x * 1.702).sigmoid();
-    let given = x.copy();
-    let memory = given.data_ptr();
-    let ours = quick_gelu(given).unwrap();
-    assert_close(&ours, &expected);
-    assert!(!has_row_attention(16) || ours.data_ptr() == memory);
-    let leaf = x.copy().set_requires_grad(true);
-    let trained = quick_gelu(&leaf * 1.0).unwrap();
-    assert_close(&trained.detach(), &expected);
-    let gradient = Tensor::run_backward(&[trained.sum(Kind::Float)], &[&leaf], false, false);
-    let other = x.copy().set_requires_grad(true);
-    let definition = &other * (&other * 1.702).sigmoid();
-    let theirs = Tensor::run_backward(&[definition.sum(Kind::Float)], &[&other], false, false);
-    assert_close(&gradient[0], &theirs[0]);
+fn activations_equal_their_definitions_and_keep_what_a_gradient_needs() {
+    let quick = |x: &Tensor| x * (x * 1.702).sigmoid();
+    let tanh = |x: &Tensor| {
+        let inner = (x + x.pow_tensor_scalar(3) * 0.044715) * (2.0 / std::f64::consts::PI).sqrt();
+        x * (inner.tanh() + 1.0) * 0.5
+    };
+    type Pair<'a> = (fn(Tensor) -> Result<Tensor>, &'a dyn Fn(&Tensor) -> Tensor);
+    let pairs: [Pair; 2] = [(quick_gelu, &quick), (gelu_tanh, &tanh)];
+    for (activation, definition) in pairs {
+        let x = random(&[40, 77]) * 20;
+        let expected = definition(&x.to_kind(Kind::Double)).to_kind(Kind::Float);
+        let given = x.copy();
+        let memory = given.data_ptr();
+        let ours = activation(given).unwrap();
+        assert_close(&ours, &expected);
+        assert!(!has_row_attention(16) || ours.data_ptr() == memory);
+        let leaf = x.copy().set_requires_grad(true);
+        let trained = activation(&leaf * 1.0).unwrap();
+        assert_close(&trained.detach(), &expected);
+        let gradient = Tensor::run_backward(&[trained.sum(Kind::Float)], &[&leaf], false, false);
+        let other = x.copy().set_requires_grad(true);
+        let theirs = definition(&other).sum(Kind::Float);
+        let theirs = Tensor::run_backward(&[theirs], &[&other], false, false);
+        assert_close(&gradient[0], &theirs[0]);
+    }
 }
 
 #[test]

@@ -267,10 +267,8 @@ impl Run {
         )?;
         self.world.set_phase(0, Phase::StartUp);
         self.restore(resumed.as_ref(), &mut trainer)?;
-        // Restored at the end of the training: a caller may use the model without autocast. On the
-        // CPU the encoder's conversion takes little of a step, and its copy 2 bytes per parameter.
-        let with_encoder = self.model.device().is_cuda();
-        let convert = |kind| self.model.convert_frozen_weights(kind, with_encoder);
+        // Restored at the end of the training: a caller may use the model without autocast.
+        let convert = |kind| self.model.convert_frozen_weights(kind);
         let _converted = autocast_kind(self.dtype).map(convert).transpose()?;
         let before = trainer.state.counters;
         if is_first {
