@@ -9,7 +9,7 @@ use minijinja::machinery::{
 };
 use minijinja::{AutoEscape, Environment, Error, Value};
 
-use crate::limits::{MAX_RENDERED_BYTES, MAX_TEMPLATE_STEPS};
+use crate::limits::{MAX_ELIFS, MAX_RENDERED_BYTES, MAX_TAG_TOKENS, MAX_TEMPLATE_STEPS};
 use crate::template_limits::{self, ADD, CONCAT, LIST, MAP, TIMES, exceeded};
 
 /// A template compiled with counting functions instead of operators.
@@ -23,13 +23,16 @@ impl BoundedTemplate {
     /// Compiles `source`, which must live as long as the program; a program opens few tokenizers.
     ///
     /// # Errors
-    /// A syntax error; products of large constants.
+    /// A syntax error; a tag or a chain of `elif` that is too long; products of large constants.
     pub(crate) fn compile(
         name: &'static str,
         source: &'static str,
         whitespace: WhitespaceConfig,
     ) -> Result<Self, Error> {
-        check_constant_products(source, whitespace)?;
+        let tokens = tokenize(source, false, Default::default(), whitespace);
+        let tokens: Vec<Token> = tokens.map(|token| Ok(token?.0)).collect::<Result<_, Error>>()?;
+        check_depth(&tokens)?;
+        check_constant_products(&tokens)?;
         let syntax_tree = parse(source, name, Default::default(), whitespace)?;
         let mut generator = CodeGenerator::new(name, source);
         generator.compile_stmt(&syntax_tree);
@@ -71,12 +74,35 @@ impl BoundedTemplate {
     }
 }
 
+/// Checks the lengths of tags and the number of `elif`. The compiler calls itself for each operator,
+/// filter or call of a chain and for each `elif`, until the stack overflows, and its time grows with
+/// the square of their number.
+///
+/// # Errors
+/// A tag with too many tokens; too many `elif`.
+fn check_depth(tokens: &[Token]) -> Result<(), Error> {
+    let is_start = |token: &Token| matches!(token, Token::VariableStart | Token::BlockStart);
+    let longest = tokens.split(is_start).map(|tag| {
+        // After its end, only text follows.
+        let is_end = |token: &Token| matches!(token, Token::VariableEnd | Token::BlockEnd);
+        tag.iter().position(is_end).unwrap_or(tag.len())
+    });
+    if longest.max().unwrap_or(0) > MAX_TAG_TOKENS {
+        return Err(exceeded(&format!("a tag of it has more than {MAX_TAG_TOKENS} tokens")));
+    }
+    let is_elif = |pair: &&[Token]| matches!(pair, [Token::BlockStart, Token::Ident("elif")]);
+    if tokens.windows(2).filter(is_elif).count() > MAX_ELIFS {
+        return Err(exceeded(&format!("it has more than {MAX_ELIFS} elif")));
+    }
+    Ok(())
+}
+
 /// Checks products of constants, because the compiler computes them, also a text times a number,
 /// before any limit applies.
 ///
 /// # Errors
 /// A product of a large constant, or very many products.
-fn check_constant_products(source: &str, whitespace: WhitespaceConfig) -> Result<(), Error> {
+fn check_constant_products(tokens: &[Token]) -> Result<(), Error> {
     const MAX_PRODUCTS: usize = 16;
     const MAX_FACTOR: u64 = 1000;
     let is_large = |token: Option<&Token>| match token {
@@ -86,8 +112,6 @@ fn check_constant_products(source: &str, whitespace: WhitespaceConfig) -> Result
         Some(Token::String(text)) => text.len() as u64 > MAX_FACTOR,
         _ => false,
     };
-    let tokens = tokenize(source, false, Default::default(), whitespace);
-    let tokens: Vec<Token> = tokens.map(|token| Ok(token?.0)).collect::<Result<_, Error>>()?;
     let products = tokens.iter().enumerate().filter(|(_, token)| matches!(token, Token::Mul));
     for (number, (at, _)) in products.enumerate() {
         let before = at.checked_sub(1).and_then(|at| tokens.get(at));

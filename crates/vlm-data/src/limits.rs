@@ -57,6 +57,13 @@ pub(crate) const MAX_ADDED_TOKEN_BYTES: usize = 1024;
 /// Largest chat template in bytes. Known templates have at most some ten thousand.
 pub(crate) const MAX_TEMPLATE_BYTES: usize = 1 << 18;
 
+/// Largest number of tokens in one `{{ … }}` or `{% … %}` of a chat template. Known templates have
+/// at most some hundred.
+pub(crate) const MAX_TAG_TOKENS: usize = 2000;
+
+/// Largest number of `elif` in a chat template. Known templates have at most some dozen.
+pub(crate) const MAX_ELIFS: usize = 500;
+
 /// Largest number of instructions in one rendering of a chat template. Known templates need a few
 /// hundred per turn.
 pub(crate) const MAX_TEMPLATE_STEPS: u64 = 500_000;
@@ -70,8 +77,8 @@ pub(crate) const MAX_RENDERED_BYTES: usize = 128 << 20;
 pub(crate) const MAX_TEMPLATE_TEXT_BYTES: usize = 1 << 21;
 
 /// Longest text of a conversation in bytes, before its chat template is applied and after it. The
-/// crate `tokenizers`
-/// takes up to 400 bytes of memory for each of them, so that a longer text could fill the memory.
+/// crate `tokenizers` takes up to 400 bytes of memory for each of them, so that a longer text could
+/// fill the memory.
 pub(crate) const MAX_CONVERSATION_BYTES: usize = 1 << 19;
 
 /// Deepest nesting of lists in a chat template; macros may call each other four times as deep.

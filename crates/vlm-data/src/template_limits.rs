@@ -297,6 +297,7 @@ fn of_numbers(
 mod tests {
     use std::collections::BTreeMap;
 
+    use crate::limits::{MAX_ELIFS, MAX_TAG_TOKENS};
     use crate::template::{ChatTemplate, TemplateInput};
 
     fn error(source: &str) -> String {
@@ -364,6 +365,30 @@ mod tests {
             let is_named = error.contains("too much work") || error.contains("recursion limit");
             assert!(is_named, "{source:.200}: {error}");
         }
+    }
+
+    #[test]
+    fn chains_that_would_overflow_the_stack_of_the_compiler_are_refused() {
+        let chain = |link: &str, links: usize| format!("{{{{ a{} }}}}", link.repeat(links));
+        let elifs =
+            |number: usize| format!("{{% if a %}}{}{{% endif %}}", "{% elif a %}".repeat(number));
+        let compile = |source: &str| ChatTemplate::new(source, BTreeMap::new()).map(drop);
+        let links = ["**1", "+1", "~x", "|e", ".a", "[0]", "()", "[1:2]", " and 1", " is x"];
+        for source in links
+            .map(|link| chain(link, 65_000 / link.len()))
+            .into_iter()
+            .chain([format!("{{{{ {}a }}}}", "not ".repeat(60_000)), elifs(20_000)])
+        {
+            let error = compile(&source).unwrap_err();
+            assert!(error.contains("too much work"), "{source:.50}: {error}");
+        }
+        for link in links {
+            // A link has at most five tokens.
+            compile(&chain(link, MAX_TAG_TOKENS / 5 - 1)).unwrap();
+        }
+        compile(&elifs(MAX_ELIFS)).unwrap();
+        // Text and many short tags are not limited.
+        compile(&"{{ a }} text ".repeat(MAX_TAG_TOKENS)).unwrap();
     }
 
     #[test]
