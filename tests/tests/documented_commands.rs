@@ -58,7 +58,9 @@ fn stage() -> Trial {
         let status = Command::new("cp").arg("-r").arg(from).arg(trial.path(to)).status().unwrap();
         assert!(status.success());
     };
-    copy(trial.path("rows.jsonl"), "held_out.jsonl");
+    for name in ["held_out.jsonl", "instructions.jsonl"] {
+        copy(trial.path("rows.jsonl"), name);
+    }
     let rows = fs::read_to_string(trial.path("rows.jsonl")).unwrap();
     let list = rows.lines().collect::<Vec<_>>().join(",");
     fs::write(trial.path("rows.json"), format!("[{list}]")).unwrap();

@@ -25,8 +25,8 @@ const IMAGE_TOKENS: [&str; 5] = ["<|image_pad|>", "<|image|>", "<image>", "<empt
 #[derive(Args)]
 #[command(group = ArgGroup::new("rows").args(["input", "config"]).multiple(true))]
 pub struct PrepareDataArgs {
-    /// Data set to prepare: .jsonl, .json (a list), .parquet, .tar (WebDataset) or a folder of
-    /// these; without --input and --config the demo's data set is made
+    /// Rows to prepare, in any format of docs/data.md except prepared rows; without --input and
+    /// --config the demo's dataset is made
     #[arg(long, value_name = "PATH", num_args = 1..)]
     input: Vec<String>,
     /// Configuration file of the training run that the data is for. Its data-path, images-path,

@@ -38,9 +38,8 @@ pub enum DataError {
     /// A bug in this program.
     #[error("internal error: {0}; please report it")]
     Internal(String),
-    /// Loading a row ended in a panic: a defect of the program, not of the data.
-    #[error("internal error while loading {location}: {message}; please report it with this row")]
     /// Loading a row panicked: a bug in this program, not a fault of the data.
+    #[error("internal error while loading {location}: {message}; please report it with this row")]
     WorkerPanic {
         /// The row, as [`RowSource::locate`](crate::RowSource::locate) names it.
         location: String,
@@ -53,7 +52,6 @@ pub enum DataError {
          Once the file can be read, run the same command again to continue (training with `resume` \
          auto)"
     )]
-    /// A disk or the connection to it failed while a row was read.
     Row {
         /// The row, as [`RowSource::locate`](crate::RowSource::locate) names it.
         location: String,

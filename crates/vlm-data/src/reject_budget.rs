@@ -16,7 +16,7 @@ pub const DEFAULT_MAX_REJECTED_FRACTION: f64 = 0.05;
 const MIN_REJECTED: usize = 10;
 const NUM_EXAMPLES: usize = 5;
 
-/// RejectCounts the usable and rejected rows of an epoch against the limit.
+/// Counts the usable and rejected rows of an epoch against the limit.
 #[derive(Debug)]
 pub struct RejectBudget {
     max_fraction: f64,
@@ -45,7 +45,7 @@ impl RejectBudget {
         }
     }
 
-    /// RejectCounts `num_usable` usable rows and the rejected ones.
+    /// Counts `num_usable` usable rows and the rejected ones.
     ///
     /// # Errors
     /// [`DataError::TooManyRejected`] as soon as there are too many.

@@ -10,6 +10,7 @@ use minijinja::{Environment, Error, ErrorKind, Value, context};
 use serde::Serialize;
 
 use crate::bounded_template::BoundedTemplate;
+use crate::caught::caught;
 use crate::generation_tag::replace_generation_tags;
 use crate::limits::MAX_CONVERSATION_BYTES;
 use crate::reject::{Reject, RejectReason};
@@ -95,8 +96,9 @@ impl ChatTemplate {
         };
         // The compiled template refers to the source for as long as the program runs.
         let source: &'static str = replace_generation_tags(source).leak();
-        let compiled =
-            BoundedTemplate::compile(NAME, source, whitespace).map_err(|e| explain(&e))?;
+        let compiled = caught(|| BoundedTemplate::compile(NAME, source, whitespace))
+            .map_err(|panic| unsupported(&panic))?
+            .map_err(|e| explain(&e))?;
         environment.set_fuel(Some(compiled.max_steps()));
         Ok(Self { environment, compiled, special_tokens })
     }
@@ -125,13 +127,12 @@ impl ChatTemplate {
             documents => (),
             ..special_tokens
         };
-        let refused = |e: &Error| {
-            Reject::new(
-                RejectReason::TemplateRefused,
-                format!("the chat template raised an error: {}", explain(e)),
-            )
-        };
-        let text = self.compiled.render(&self.environment, root).map_err(|e| refused(&e))?;
+        let reject = |problem| Reject::new(RejectReason::TemplateRefused, problem);
+        let refused =
+            |e: &Error| reject(format!("the chat template raised an error: {}", explain(e)));
+        let text = caught(|| self.compiled.render(&self.environment, root))
+            .map_err(|panic| reject(format!("the chat template: {}", unsupported(&panic))))?
+            .map_err(|e| refused(&e))?;
         let added = text.len().saturating_sub(bytes);
         if added > MAX_CONVERSATION_BYTES {
             let problem = format!("it adds {added} bytes to the conversation");
@@ -154,6 +155,11 @@ fn check_length(what_has: &str, bytes: usize) -> Result<(), Reject> {
 /// Python's `strftime` in UTC; an unknown code is left as it is.
 fn now(time: DateTime<Utc>, format: &str) -> String {
     time.format_with_items(StrftimeItems::new_lenient(format)).to_string()
+}
+
+/// The message for a panic of the template engine.
+fn unsupported(panic: &str) -> String {
+    format!("it has a construct that the template engine does not support ({panic})")
 }
 
 fn explain(error: &Error) -> String {
@@ -247,5 +253,12 @@ mod tests {
     fn bad_syntax_is_reported_with_its_line() {
         let error = compile("a\n{% if %}").unwrap_err();
         assert!(error.contains("line 2"), "{error}");
+    }
+
+    #[test]
+    fn a_panic_of_the_template_engine_is_an_error() {
+        // Found by fuzzing: minijinja 2.24 expects a name after `as`.
+        let error = compile("{% import 'x' as y() %}").unwrap_err();
+        assert!(error.contains("does not support"), "{error}");
     }
 }

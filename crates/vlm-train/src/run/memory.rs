@@ -89,7 +89,7 @@ fn compare(
     Ok(if memory.total() <= free {
         Message::Fits(text)
     } else {
-        Message::MayNotFit(format!("{text}. The run may end without memory. {REMEDIES}"))
+        Message::MayNotFit(format!("{text}. The run may run out of memory. {REMEDIES}"))
     })
 }
 
